@@ -1,0 +1,118 @@
+# Every command of the project stands here once; .ci/run and the pre-commit hooks call these targets.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Each step wants the whole machine, and `make test` promises the order.
+.NOTPARALLEL:
+
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+	done; echo $$python)
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_DOCS := $(VENV)/.installed-docs
+RESULTS := build/results
+WHEEL_VENV := build/wheel-venv
+
+# For example: make unit PYTEST_ARGS="-m 'not slow' -k adam"
+PYTEST_ARGS ?=
+CONFORM_ARGS ?=
+COMPARE_ARGS ?=
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: venv
+venv: $(INSTALLED) ## create .venv with everything that is tested
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "portopt needs Python 3.11 or newer, but '$(PYTHON)' is" \
+	        "$$($(PYTHON) -c 'import sys; print(sys.version.split()[0])' 2>/dev/null || echo 'not a Python that runs')." \
+	        "Name another: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[torch,jax,demo,test]'
+	@touch $@
+
+.PHONY: demo
+demo: $(INSTALLED) ## train with every installed backend and compare the bits; writes report/
+	$(BIN)/portopt compare --out report $(COMPARE_ARGS)
+
+.PHONY: test
+test: lint types unit doctest conform wheel ## everything that must hold
+
+.PHONY: lint
+lint: $(INSTALLED) ## check formatting and lint rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+.PHONY: format
+format: $(INSTALLED) ## rewrite the files as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: types
+types: $(INSTALLED) ## check types, strictly
+	$(BIN)/mypy
+
+.PHONY: unit
+unit: $(INSTALLED) ## run the unit tests
+	$(BIN)/python -m pytest -n 2 --ignore=tests/test_docs.py --junitxml=$(RESULTS)/unit.xml $(PYTEST_ARGS)
+
+.PHONY: doctest
+doctest: $(INSTALLED) ## run the examples in docstrings, README and docs/
+	$(BIN)/python -m pytest --doctest-modules src backends tests/test_docs.py \
+	    --junitxml=$(RESULTS)/doctest.xml $(PYTEST_ARGS)
+
+REQUIRED_BACKENDS := conform-numpy conform-torch conform-jax conform-array_api_strict
+GPU_BACKENDS := conform-cupy conform-torch-cuda
+
+.PHONY: conform
+conform: $(REQUIRED_BACKENDS) $(GPU_BACKENDS) ## run the conformance suite, one process per backend
+
+CONFORM = $(BIN)/python -m portopt_conformance --json $(RESULTS)/$@.json $(CONFORM_ARGS)
+
+# A file of an earlier run must not count as this one's result.
+.PHONY: $(REQUIRED_BACKENDS)
+$(REQUIRED_BACKENDS): conform-%: $(INSTALLED)
+	@mkdir -p $(RESULTS) && rm -f $(RESULTS)/$@.json
+	$(CONFORM) --backend $*
+
+.PHONY: conform-cupy
+conform-cupy: $(INSTALLED)
+	@mkdir -p $(RESULTS) && rm -f $(RESULTS)/$@.json
+	$(CONFORM) --backend cupy --if-available
+
+.PHONY: conform-torch-cuda
+conform-torch-cuda: $(INSTALLED)
+	@mkdir -p $(RESULTS) && rm -f $(RESULTS)/$@.json
+	$(CONFORM) --backend torch --device cuda --if-available
+
+.PHONY: wheel
+wheel: $(INSTALLED) ## build the wheel and use it from an empty environment
+	@mkdir -p $(RESULTS) && rm -rf dist $(WHEEL_VENV) $(RESULTS)/conform-wheel.json
+	$(BIN)/python -m build --wheel --no-isolation
+	$(BIN)/python -m venv $(WHEEL_VENV)
+	$(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	cd / && '$(CURDIR)/$(WHEEL_VENV)/bin/python' '$(CURDIR)/scripts/check_wheel.py' \
+	    --json '$(CURDIR)/$(RESULTS)/conform-wheel.json'
+
+.PHONY: vectors
+vectors: $(INSTALLED) ## regenerate the conformance suite's committed vectors
+	$(BIN)/python -m portopt_conformance.vectors
+
+.PHONY: docs
+docs: $(INSTALLED_DOCS) ## build the documentation as a web site in build/site
+	$(BIN)/mkdocs build --strict
+
+$(INSTALLED_DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+.PHONY: clean
+clean: ## remove everything that these targets write
+	rm -rf $(VENV) build dist report .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src backends conformance tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

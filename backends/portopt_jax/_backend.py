@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from portopt.backend import PURE, ArrayInfo, Arrays, Mode, Step
+from portopt.interpreter import interpret
+from portopt.primitives import COMPUTE_DTYPE, SMALLEST_NORMAL, Primitives
+from portopt.program import Program
+from portopt.reductions import partial_sums, rounding_constants
+from portopt.scalars import HOST, Arithmetic
+from portopt.trees import item
+
+if TYPE_CHECKING:
+    from portopt.optimizer import Optimizer, OptimizerState
+
+
+class JaxTrees:
+    """Any pytree that JAX knows, registered classes included; `None` is a leaf."""
+
+    def flatten(self, tree: Any) -> tuple[list[Any], Any]:
+        jax = importlib.import_module("jax")
+        leaves, definition = jax.tree_util.tree_flatten(tree, is_leaf=_is_none)
+        return leaves, definition
+
+    def unflatten(self, definition: Any, leaves: Sequence[Any]) -> Any:
+        jax = importlib.import_module("jax")
+        return jax.tree_util.tree_unflatten(definition, leaves)
+
+    def paths(self, tree: Any) -> list[str]:
+        jax = importlib.import_module("jax")
+        found = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_none)[0]
+        return ["".join(map(_entry, path)) for path, _ in found]
+
+
+def _is_none(x: object) -> bool:
+    return x is None
+
+
+def _entry(entry: Any) -> str:
+    key = getattr(entry, "key", getattr(entry, "idx", None))
+    return item(key) if key is not None else str(entry)
+
+
+class JaxBackend:
+    """JAX arrays, concrete or traced. Scalars are computed on the host where they are known, else in the graph."""
+
+    name = "jax"
+    install_command = 'pip install "portopt[jax]"'
+    trees = JaxTrees()
+
+    def __repr__(self) -> str:
+        return "<portopt backend jax>"
+
+    @functools.cached_property
+    def modes(self) -> Mapping[str, Mode]:
+        return {
+            "eager": Mode("eager", PURE.step),
+            "jit": Mode("jit", _jitted, compiled=True),
+            "scan": Mode("scan", _jitted, run=_scan, compiled=True),
+        }
+
+    @property
+    def _jax(self) -> Any:
+        return importlib.import_module("jax")
+
+    @property
+    def _jnp(self) -> Any:
+        return importlib.import_module("jax.numpy")
+
+    def owns(self, leaf: object) -> bool:
+        jax = sys.modules.get("jax")
+        if jax is None or not hasattr(jax, "Array"):
+            return False
+        return isinstance(leaf, jax.Array) or (leaf is not None and not jax.tree_util.all_leaves([leaf]))
+
+    def version(self) -> str:
+        return str(self._jax.__version__)
+
+    def devices(self) -> Mapping[str, str | None]:
+        found: dict[str, str | None] = {str(device): None for device in self._jax.devices("cpu")}
+        names = {"cpu": None} if len(found) == 1 else found
+        if self._jax.default_backend() != "cpu":
+            names = {**names, **{str(device): None for device in self._jax.devices()}}
+        return names
+
+    def dtypes(self) -> tuple[str, ...]:
+        enabled = self._jax.config.jax_enable_x64
+        return tuple(name for name in COMPUTE_DTYPE if enabled or name != "float64")
+
+    def describe(self, array: Any) -> ArrayInfo:
+        if not isinstance(array, self._jax.Array):
+            raise TypeError(f"{type(array).__name__} is no JAX array")
+        if self._is_traced(array):
+            return ArrayInfo(array.shape, str(array.dtype), "traced")
+        return ArrayInfo(array.shape, str(array.dtype), ", ".join(sorted(map(str, array.devices()))))
+
+    def _is_traced(self, value: object) -> bool:
+        return isinstance(value, self._jax.core.Tracer)
+
+    def full(self, like: Any, value: float, dtype: str) -> Any:
+        with self._jax.enable_x64(dtype == "float64" or self._jax.config.jax_enable_x64):
+            return self._jnp.full_like(like, value, dtype=dtype)
+
+    def to_numpy(self, array: Any) -> Any:
+        import numpy as np
+
+        return np.array(array, copy=True)
+
+    def from_numpy(self, array: Any, device: str) -> Any:
+        chosen = [d for d in self._jax.devices() if str(d) == device] or [
+            d for d in self._all_devices() if d.platform == device
+        ]
+        if not chosen:
+            raise ValueError(f"jax has no device {device!r}; it has {', '.join(self.devices())}")
+        return self._jax.device_put(self._jnp.array(array, copy=True), chosen[0])
+
+    def _all_devices(self) -> list[Any]:
+        return [*self._jax.devices(), *self._jax.devices("cpu")]
+
+    def arithmetic(self, values: Iterable[Any]) -> Arithmetic:
+        if any(map(self._is_traced, values)):
+            return self._arithmetic
+        return HOST
+
+    @functools.cached_property
+    def _arithmetic(self) -> Any:
+        return importlib.import_module("portopt_jax._scalars").JaxArithmetic()
+
+    def scalar(self, value: Any) -> Any:
+        if not isinstance(value, self._jax.Array):
+            return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
+        if value.dtype == "uint32" and value.shape == (2,):
+            value = importlib.import_module("portopt_jax._scalars").from_words(value)
+        if self._is_traced(value):
+            return value
+        return value.item()
+
+    def stored_scalar(self, value: Any) -> Any:
+        return importlib.import_module("portopt_jax._scalars").to_words(value)
+
+    def primitives(self, compute_dtype: str) -> Primitives:
+        scalars = importlib.import_module("portopt_jax._scalars")
+        smallest = SMALLEST_NORMAL[compute_dtype]
+        scale = 2.0**64 if compute_dtype == "float32" else 2.0**512
+        overrides: dict[str, Callable[..., Any]] = {
+            "multiply": lambda a, b: scalars.flush_product(a, b, smallest, scale),
+            # Without the comparison XLA would turn a quotient by a root into a product with a reciprocal root.
+            "sqrt": lambda a: scalars.flush(self._jnp.sqrt(a), smallest),
+        }
+        if self._jax.default_backend() == "cpu":
+            # XLA's CPU code flushes sums in hardware; a comparison for each would double the time.
+            overrides |= {"add": lambda a, b: a + b, "subtract": lambda a, b: a - b}
+        return Primitives(self._jnp, self._jnp.dtype(compute_dtype), compute_dtype, overrides)
+
+    def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        jax, jnp = self._jax, self._jnp
+        arithmetic = self._arithmetic
+        with jax.enable_x64(True):
+            wide = []
+            for g in gradients:
+                loaded = self.primitives(COMPUTE_DTYPE[str(g.dtype)]).load(g)
+                wide.append(loaded.astype(jnp.float64))
+            filled = [g for g in wide if g.size]
+            if not filled:
+                return 0.0
+            # XLA's maximum over many elements can lose a NaN to an infinity.
+            has_nan = functools.reduce(jnp.logical_or, [jnp.any(jnp.isnan(g)) for g in filled])
+            largest = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(g)) for g in filled])
+            regular = (largest > 0.0) & (largest < jnp.inf)
+            exponent = (jax.lax.bitcast_convert_type(jnp.where(regular, largest, 1.0), jnp.int64) >> 52) - 1023
+            factors = tuple(map(_power_of_two, (-(exponent // 2), exponent // 2 - exponent)))
+            constants = rounding_constants(sum(g.size for g in filled))
+            sums = [partial_sums(self.primitives("float64"), g, factors, constants) for g in filled]
+            leading, trailing = (functools.reduce(jnp.add, parts) for parts in zip(*sums, strict=True))
+            root = arithmetic.sqrt(arithmetic.add(leading, trailing))
+            norm = arithmetic.multiply(arithmetic.multiply(root, 1.0 / factors[0]), 1.0 / factors[1])
+            return jnp.where(has_nan, jnp.nan, jnp.where(regular, norm, largest))
+
+    def update(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
+    ) -> list[dict[str, Any]]:
+        if in_place:
+            self._refuse_in_place()
+        rounded: dict[str, dict[int, Any]] = {}
+        results = []
+        for arrays in parameters:
+            compute = COMPUTE_DTYPE[str(arrays["p"].dtype)]
+            if compute not in rounded:
+                rounded[compute] = {i: self._rounded(scalars[j], compute) for i, j in program.rounded_scalars}
+            with self._jax.enable_x64(compute == "float64" or self._jax.config.jax_enable_x64):
+                outputs = interpret(program, self.primitives(compute), arrays, rounded[compute])
+                results.append({name: self._stored(value, arrays[name]) for name, value in outputs.items()})
+        return results
+
+    def _rounded(self, value: Any, compute: str) -> Any:
+        scalars = importlib.import_module("portopt_jax._scalars")
+        if isinstance(value, float | int):
+            from portopt.primitives import round_scalar
+
+            with self._jax.enable_x64(True):
+                return self._jnp.asarray(round_scalar(float(value), compute), dtype=compute)
+        with self._jax.enable_x64(True):
+            return scalars.flush(value.astype(compute), SMALLEST_NORMAL[compute])
+
+    def _stored(self, value: Any, like: Any) -> Any:
+        return self._jnp.broadcast_to(value, like.shape).astype(like.dtype)
+
+    def _refuse_in_place(self) -> NoReturn:
+        raise TypeError(
+            "JAX arrays cannot be changed in place: use params, state = opt.apply(params, grads, state), and donate the arguments "
+            "of your jitted step to save the memory"
+        )
+
+    def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
+        self._refuse_in_place()
+
+
+def _power_of_two(exponent: Any) -> Any:
+    """Return 2**exponent as float64, exactly, for a normal result; must be called with x64 enabled."""
+    jax = importlib.import_module("jax")
+    return jax.lax.bitcast_convert_type((exponent + 1023) << 52, importlib.import_module("jax.numpy").float64)
+
+
+def _jitted(optimizer: Optimizer) -> Step:
+    jax = importlib.import_module("jax")
+    step: Step = jax.jit(optimizer.apply)
+    return step
+
+
+def _scan(
+    optimizer: Optimizer, params: Any, gradients: Sequence[Any], state: OptimizerState
+) -> tuple[Any, OptimizerState]:
+    jax = importlib.import_module("jax")
+    jnp = importlib.import_module("jax.numpy")
+    stacked = jax.tree_util.tree_map(lambda *steps: jnp.stack(steps), *gradients)
+
+    def step(carry: tuple[Any, OptimizerState], grads: Any) -> tuple[tuple[Any, OptimizerState], None]:
+        return optimizer.apply(carry[0], grads, carry[1]), None
+
+    (params, state), _ = jax.jit(lambda carry, grads: jax.lax.scan(step, carry, grads))((params, state), stacked)
+    return params, state
+
+
+backend = JaxBackend()

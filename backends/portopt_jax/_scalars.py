@@ -1,0 +1,170 @@
+"""Float64 scalars inside a JAX computation, with x64 on or off."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from portopt import elementary
+from portopt.scalars import SMALLEST_NORMAL
+
+_POWER_BITS = 31
+"""Exponents are steps, which JAX counts in int32 when x64 is off."""
+
+
+def flush(x: Any, smallest_normal: float) -> Any:
+    """Make subnormals zero. It also keeps XLA from contracting `a * b + c`: the product is not an operand of the sum."""
+    return jnp.where(jnp.abs(x) < smallest_normal, x * 0.0, x)
+
+
+class JaxArithmetic:
+    """The contract on traced values: int32 (or int64) integers, float64 scalars, truth values.
+
+    Each method runs with x64 enabled, so that float64 exists whatever the user's setting is.
+    """
+
+    def is_integer(self, value: Any) -> bool:
+        if isinstance(value, int | float):
+            return isinstance(value, int)
+        return bool(jnp.issubdtype(value.dtype, jnp.integer))
+
+    def _float(self, value: Any) -> Any:
+        """Return a float64 array; must be called with x64 enabled."""
+        if isinstance(value, int | float):
+            return jnp.asarray(float(value), jnp.float64)
+        return value.astype(jnp.float64)
+
+    def _both_integers(self, a: Any, b: Any) -> bool:
+        return self.is_integer(a) and self.is_integer(b)
+
+    def add(self, a: Any, b: Any) -> Any:
+        if self._both_integers(a, b):
+            return a + b
+        with jax.enable_x64(True):
+            return flush(self._float(a) + self._float(b), SMALLEST_NORMAL)
+
+    def subtract(self, a: Any, b: Any) -> Any:
+        if self._both_integers(a, b):
+            return a - b
+        with jax.enable_x64(True):
+            return flush(self._float(a) - self._float(b), SMALLEST_NORMAL)
+
+    def multiply(self, a: Any, b: Any) -> Any:
+        if self._both_integers(a, b):
+            return a * b
+        with jax.enable_x64(True):
+            return flush_product(self._float(a), self._float(b), SMALLEST_NORMAL, 2.0**512)
+
+    def divide(self, a: Any, b: Any) -> Any:
+        with jax.enable_x64(True):
+            return flush(self._float(a) / self._float(b), SMALLEST_NORMAL)
+
+    def negative(self, a: Any) -> Any:
+        if self.is_integer(a):
+            return -a
+        with jax.enable_x64(True):
+            return -self._float(a)
+
+    def sqrt(self, a: Any) -> Any:
+        with jax.enable_x64(True):
+            return flush(jnp.sqrt(self._float(a)), SMALLEST_NORMAL)
+
+    def floor(self, a: Any) -> Any:
+        with jax.enable_x64(True):
+            return jnp.floor(self._float(a))
+
+    def _compare(self, comparison: Any, a: Any, b: Any) -> Any:
+        if self._both_integers(a, b):
+            return comparison(a, b)
+        with jax.enable_x64(True):
+            return comparison(self._float(a), self._float(b))
+
+    def less(self, a: Any, b: Any) -> Any:
+        return self._compare(jnp.less, a, b)
+
+    def less_equal(self, a: Any, b: Any) -> Any:
+        return self._compare(jnp.less_equal, a, b)
+
+    def equal(self, a: Any, b: Any) -> Any:
+        return self._compare(jnp.equal, a, b)
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        if self._both_integers(a, b):
+            return jnp.where(condition, a, b)
+        with jax.enable_x64(True):
+            return jnp.where(condition, self._float(a), self._float(b))
+
+    def integer_power(self, base: Any, exponent: Any) -> Any:
+        with jax.enable_x64(True):
+            base, result = self._float(base), self._float(1.0)
+            if isinstance(exponent, int):
+                remaining = abs(exponent)
+                while remaining:
+                    if remaining & 1:
+                        result = self.multiply(result, base)
+                    base = self.multiply(base, base)
+                    remaining >>= 1
+                return self.divide(1.0, result) if exponent < 0 else result
+            magnitude = jnp.abs(exponent).astype(jnp.int32)
+
+            def square_and_multiply(bit: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+                result, base = carry
+                taken = (magnitude >> bit) & 1 == 1
+                return jnp.where(taken, self.multiply(result, base), result), self.multiply(base, base)
+
+            start = (jnp.broadcast_to(result, jnp.shape(magnitude)), jnp.broadcast_to(base, jnp.shape(magnitude)))
+            result, _ = lax.fori_loop(0, _POWER_BITS, square_and_multiply, start)
+            return jnp.where(exponent < 0, self.divide(1.0, result), result)
+
+    def power(self, base: Any, exponent: Any) -> Any:
+        return elementary.power(self, base, exponent)
+
+    def exp(self, a: Any) -> Any:
+        return elementary.exp(self, a)
+
+    def log(self, a: Any) -> Any:
+        return elementary.log(self, a)
+
+    def cos(self, a: Any) -> Any:
+        return elementary.cos(self, a)
+
+    def to_float(self, a: Any) -> Any:
+        with jax.enable_x64(True):
+            return flush(self._float(a), SMALLEST_NORMAL)
+
+    def concrete(self, value: Any) -> NoReturn:
+        raise TypeError(
+            "a schedule asked for the value of the step inside a JAX transformation, where it is not known yet: use the functions "
+            "of portopt.scalars (where, minimum, maximum, floor, exp, cos) in place of `if`, int(), float() and math"
+        )
+
+
+def flush_product(a: Any, b: Any, smallest_normal: float, scale: float) -> Any:
+    """Return `a * b` with tininess decided after rounding, on processors that flush and on those that do not.
+
+    XLA's CPU code flushes in hardware, which decides after rounding by itself; the comparison then only has to be there to
+    separate the product from a following sum.
+    """
+    product = a * b
+    if not _has_accelerator():
+        return jnp.where(jnp.abs(product) < smallest_normal, product * 0.0, product)
+    return jnp.where(jnp.abs((a * scale) * b) < smallest_normal * scale, product * 0.0, product)
+
+
+def _has_accelerator() -> bool:
+    return jax.default_backend() != "cpu"
+
+
+def to_words(x: Any) -> Any:
+    """Return a float64 scalar as two uint32 words, which a state can hold with x64 on or off."""
+    with jax.enable_x64(True):
+        return lax.bitcast_convert_type(jnp.asarray(x, jnp.float64), jnp.uint32)
+
+
+def from_words(words: Any) -> Any:
+    """Return the float64 scalar of two uint32 words."""
+    with jax.enable_x64(True):
+        return lax.bitcast_convert_type(words, jnp.float64)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from portopt.backend import ArrayAPIBackend, ArrayInfo, Arrays
+from portopt.primitives import Primitives
+from portopt.program import Program
+
+
+class TorchBackend(ArrayAPIBackend):
+    """Dense tensors. Steps are not recorded by autograd; changes in place are seen by its version counter."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "torch",
+            lambda: importlib.import_module("array_api_compat.torch"),
+            install_command='pip install "portopt[torch]"',
+        )
+
+    @property
+    def _torch(self) -> Any:
+        return importlib.import_module("torch")
+
+    def owns(self, leaf: object) -> bool:
+        import sys
+
+        torch = sys.modules.get("torch")
+        return torch is not None and isinstance(leaf, torch.Tensor)
+
+    def version(self) -> str:
+        return str(self._torch.__version__)
+
+    def devices(self) -> Mapping[str, str | None]:
+        torch = self._torch
+        if torch.cuda.is_available():
+            return {"cpu": None, **{f"cuda:{i}": None for i in range(torch.cuda.device_count())}}
+        built = torch.version.cuda is not None
+        reason = "no CUDA device was found" if built else f"torch {torch.__version__} was built without CUDA"
+        return {"cpu": None, "cuda": reason}
+
+    def describe(self, array: Any) -> ArrayInfo:
+        if array.layout is not self._torch.strided:
+            raise TypeError(
+                f"tensors of layout {array.layout} are not supported: a rule updates every element; convert with to_dense()"
+            )
+        return ArrayInfo(tuple(array.shape), self.dtype_name(array), str(array.device))
+
+    def full(self, like: Any, value: float, dtype: str) -> Any:
+        return self._torch.full(like.shape, value, dtype=self.dtype(dtype), device=like.device)
+
+    def to_numpy(self, array: Any) -> Any:
+        torch = self._torch
+        on_host = array.detach().to("cpu", copy=True).contiguous()
+        if on_host.dtype is torch.bfloat16:
+            return on_host.view(torch.int16).numpy().view(importlib.import_module("ml_dtypes").bfloat16)
+        return on_host.numpy()
+
+    def from_numpy(self, array: Any, device: str) -> Any:
+        import numpy as np
+
+        torch = self._torch
+        unavailable = self.devices().get(device, None)
+        if unavailable is not None:
+            raise ValueError(f"torch cannot use the device {device!r}: {unavailable}")
+        copy = np.array(array, copy=True, order="C")
+        if copy.dtype.name == "bfloat16":
+            return torch.from_numpy(copy.view(np.int16)).view(torch.bfloat16).to(device)
+        return torch.from_numpy(copy).to(device)
+
+    def primitives(self, compute_dtype: str) -> Primitives:
+        return Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides={"sqrt": self._sqrt})
+
+    def _sqrt(self, x: Any) -> Any:
+        """Take the root with NumPy on the shared memory: torch's own on the CPU is not correctly rounded."""
+        if x.device.type != "cpu":
+            return self._torch.sqrt(x)
+        import numpy as np
+
+        result = self._torch.empty_like(x)
+        np.sqrt(x.numpy(), out=result.numpy())
+        return result
+
+    def quiet(self) -> Any:
+        stack = contextlib.ExitStack()
+        stack.enter_context(super().quiet())
+        stack.enter_context(self._torch.no_grad())
+        return stack
+
+    def _stored(self, value: Any, like: Any) -> Any:
+        return value.broadcast_to(like.shape).to(like.dtype, copy=True).contiguous()
+
+    def update(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
+    ) -> list[dict[str, Any]]:
+        detached = [{name: tensor.detach() for name, tensor in arrays.items()} for arrays in parameters]
+        results = super().update(program, scalars, detached, in_place=in_place)
+        if in_place:
+            return [{n: arrays[n] for n in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
+        for arrays, outputs in zip(parameters, results, strict=True):
+            outputs["p"].requires_grad_(arrays["p"].requires_grad)
+        return results
+
+    def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        return super().gradient_norm([g.detach() for g in gradients])
+
+    def assign(self, target: Any, value: Any) -> None:
+        target.copy_(value)
+
+    def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
+        super().check_in_place(parameters, paths)
+        check_overlap(parameters, paths)
+
+
+def check_overlap(parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
+    """Raise `ValueError` if two tensors that a step writes share memory, or one has elements that do."""
+    written: list[tuple[tuple[str, int], int, str]] = []
+    for i, arrays in enumerate(parameters):
+        for name, tensor in arrays.items():
+            if name == "g" or tensor.numel() == 0:
+                continue
+            here = f"params{paths(i)}" if name == "p" else f"state.slots[{name!r}]{paths(i)}"
+            extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+            if any(s == 0 and n > 1 for n, s in zip(tensor.shape, tensor.stride(), strict=True)):
+                raise ValueError(f"{here} is an expanded tensor whose elements share memory; clone it, or use apply")
+            start = tensor.data_ptr()
+            written.append(((str(tensor.device), start), start + extent * tensor.element_size(), here))
+    written.sort()
+    for ((device, _), end, here), ((other_device, start), _, there) in zip(written, written[1:], strict=False):
+        if device == other_device and start < end:
+            raise ValueError(
+                f"{here} and {there} share memory, so an update in place would change it twice; "
+                "give each its own tensor, or use apply"
+            )
+
+
+backend = TorchBackend()

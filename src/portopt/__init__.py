@@ -1,0 +1,32 @@
+"""portopt: gradient optimizers written once, with the same bits on NumPy, CuPy, PyTorch and JAX."""
+
+from portopt import scalars as scalars
+from portopt import schedules as schedules
+from portopt._version import __version__ as __version__
+from portopt.backend import ArrayAPIBackend as ArrayAPIBackend
+from portopt.backend import Backend as Backend
+from portopt.backend import backends as backends
+from portopt.backend import get_backend as get_backend
+from portopt.configuration import deserialize as deserialize
+from portopt.configuration import get as get
+from portopt.configuration import register as register
+from portopt.configuration import serialize as serialize
+from portopt.hyperparameters import epsilon as epsilon
+from portopt.hyperparameters import epsilon_hyperparameter as epsilon_hyperparameter
+from portopt.hyperparameters import hyperparameter as hyperparameter
+from portopt.hyperparameters import option as option
+from portopt.hyperparameters import set_epsilon as set_epsilon
+from portopt.optimizer import Optimizer as Optimizer
+from portopt.optimizer import OptimizerState as OptimizerState
+from portopt.program import Program as Program
+from portopt.rules import RULES as RULES
+from portopt.rules import SGD as SGD
+from portopt.rules import Adadelta as Adadelta
+from portopt.rules import Adagrad as Adagrad
+from portopt.rules import Adam as Adam
+from portopt.rules import Adamax as Adamax
+from portopt.rules import Nadam as Nadam
+from portopt.rules import RMSprop as RMSprop
+from portopt.schedules import Schedule as Schedule
+from portopt.schedules import register_schedule as register_schedule
+from portopt.tracing import UnsupportedOperationError as UnsupportedOperationError

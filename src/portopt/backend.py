@@ -1,0 +1,358 @@
+"""What a backend is, and how the backend of an array is found.
+
+A backend makes portopt run on one array library. It is any object with the attributes of `Backend`; packages announce
+theirs through the entry-point group `portopt.backends`, ours and others' alike. `ArrayAPIBackend` implements all of it for
+a library that follows the array API standard, so a backend usually overrides only what its library does differently.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from portopt.interpreter import interpret
+from portopt.primitives import COMPUTE_DTYPE, Primitives, round_scalar
+from portopt.program import Program
+from portopt.reductions import host_norm
+from portopt.scalars import HOST, Arithmetic
+from portopt.trees import STANDARD_TREES, Trees
+
+if TYPE_CHECKING:
+    from portopt.optimizer import Optimizer, OptimizerState
+
+ENTRY_POINT_GROUP = "portopt.backends"
+
+Arrays = Mapping[str, Any]
+"""Parameter `"p"`, gradient `"g"` and slots by name: one parameter's arrays."""
+
+
+@dataclass(frozen=True)
+class ArrayInfo:
+    """What must agree between a parameter, its gradient and its slots."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    device: str
+
+
+Step = Callable[..., tuple[Any, "OptimizerState"]]
+"""Takes parameters, gradients, state and hyperparameters of the step; returns new parameters and state."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way in which a backend executes steps.
+
+    Attributes:
+        name: what the mode is called in tables, such as `"eager"` or `"jit"`.
+        step: returns a function that does one step of an optimizer. The function may consume its arguments.
+        run: does several steps, one for each element of a list of gradients, and returns the final parameters and state.
+            The default calls the mode's step for each.
+        compiled: whether one step runs as a compiled whole, so that mistakes of a compiler can show.
+    """
+
+    name: str
+    step: Callable[[Optimizer], Step]
+    run: Callable[[Optimizer, Any, Sequence[Any], OptimizerState], tuple[Any, OptimizerState]] | None = None
+    compiled: bool = False
+
+    def many(
+        self, optimizer: Optimizer, params: Any, gradients: Sequence[Any], state: OptimizerState
+    ) -> tuple[Any, Any]:
+        """Do one step for each element of `gradients`."""
+        if self.run is not None:
+            return self.run(optimizer, params, gradients, state)
+        step = self.step(optimizer)
+        for gradient in gradients:
+            params, state = step(params, gradient, state)
+        return params, state
+
+
+def apply_in_place(optimizer: Optimizer) -> Step:
+    """Return a step that changes the given parameters and state in place."""
+
+    def step(params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any) -> tuple[Any, OptimizerState]:
+        return params, optimizer.apply_(params, grads, state, **hyperparameters)
+
+    return step
+
+
+PURE = Mode("apply", lambda optimizer: optimizer.apply)
+IN_PLACE = Mode("apply_", apply_in_place)
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What portopt asks of an array library."""
+
+    name: str
+    """The name in `portopt.backends`, tables and messages."""
+    install_command: str
+    """The command that installs the library."""
+    trees: Trees
+    """How the library sees nested containers."""
+    modes: Mapping[str, Mode]
+    """Ways to execute steps, the first one being what `apply` does by default."""
+
+    def owns(self, leaf: object) -> bool:
+        """Tell whether `leaf` is an array of this library, or a container that only this library can flatten."""
+
+    def version(self) -> str:
+        """Return the library's version; raise `ImportError` if it cannot be imported."""
+
+    def devices(self) -> Mapping[str, str | None]:
+        """Map each device's name to None if it can be used, else to the reason why not."""
+
+    def dtypes(self) -> tuple[str, ...]:
+        """Return the names of the supported parameter dtypes that the library has."""
+
+    def describe(self, array: Any) -> ArrayInfo:
+        """Return shape, dtype name and device of an array; raise `TypeError` for a kind of array that is not supported."""
+
+    def full(self, like: Any, value: float, dtype: str) -> Any:
+        """Return a new array of the shape and device of `like`, filled with `value`."""
+
+    def to_numpy(self, array: Any) -> Any:
+        """Return a copy of an array as a NumPy array of the same dtype (bfloat16 as that of ml_dtypes)."""
+
+    def from_numpy(self, array: Any, device: str) -> Any:
+        """Return a copy of a NumPy array as an array of this library on `device`."""
+
+    def arithmetic(self, values: Iterable[Any]) -> Arithmetic:
+        """Return the arithmetic for scalars: the host's, unless one of `values` is only known at run time."""
+
+    def scalar(self, value: Any) -> Any:
+        """Return a number, 0-d array or stored scalar as a value of the arithmetic that `arithmetic([value])` returns."""
+
+    def stored_scalar(self, value: Any) -> Any:
+        """Return an arithmetic's float64 value in the form in which a state keeps it."""
+
+    def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        """Return the Euclidean norm of all gradients together, in any order of summation the same bits."""
+
+    def update(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
+    ) -> list[dict[str, Any]]:
+        """Run `program` on each of `parameters`.
+
+        Args:
+            program: what to run.
+            scalars: the value of each scalar operation, by its index in the program.
+            parameters: the arrays of each parameter.
+            in_place: write the results into the given parameter and slots. Nothing may have been written when an error is raised.
+
+        Returns:
+            New parameter and slots of each, the given ones if `in_place`.
+        """
+
+    def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
+        """Raise an error if one of the arrays cannot be changed in place; `paths(i)` names parameter `i`."""
+
+
+class ArrayAPIBackend:
+    """A backend for any library with the array API, through the interpreter.
+
+    Args:
+        name: the library's name.
+        namespace: returns the array API namespace; called when first needed.
+        root: the top-level module of the library's array types; `name` if not given.
+        install_command: the command that installs the library.
+    """
+
+    trees: Trees = STANDARD_TREES
+    modes: Mapping[str, Mode] = {"apply": PURE, "apply_": IN_PLACE}
+
+    def __init__(
+        self, name: str, namespace: Callable[[], Any], *, root: str | None = None, install_command: str | None = None
+    ) -> None:
+        self.name = name
+        self.root = root or name
+        self.install_command = install_command or f"pip install {name}"
+        self._import_namespace = namespace
+
+    def __repr__(self) -> str:
+        return f"<portopt backend {self.name}>"
+
+    @functools.cached_property
+    def xp(self) -> Any:
+        """The array API namespace."""
+        return self._import_namespace()
+
+    def owns(self, leaf: object) -> bool:
+        return type(leaf).__module__.partition(".")[0] == self.root and hasattr(leaf, "dtype")
+
+    def version(self) -> str:
+        namespace = self.xp
+        return str(getattr(sys.modules.get(self.root, namespace), "__version__", "unknown"))
+
+    def devices(self) -> Mapping[str, str | None]:
+        info = getattr(self.xp, "__array_namespace_info__", None)
+        return {str(device): None for device in info().devices()} if info else {"cpu": None}
+
+    def dtypes(self) -> tuple[str, ...]:
+        return tuple(name for name in COMPUTE_DTYPE if self._has_dtype(name))
+
+    def _has_dtype(self, name: str) -> bool:
+        return hasattr(self.xp, name)
+
+    def dtype(self, name: str) -> Any:
+        """Return the library's dtype object."""
+        return getattr(self.xp, name)
+
+    def describe(self, array: Any) -> ArrayInfo:
+        return ArrayInfo(tuple(array.shape), self.dtype_name(array), str(getattr(array, "device", "cpu")))
+
+    def dtype_name(self, array: Any) -> str:
+        """Return the standard name of an array's dtype."""
+        return str(array.dtype).rpartition(".")[2]
+
+    def full(self, like: Any, value: float, dtype: str) -> Any:
+        return self.xp.full(like.shape, value, dtype=self.dtype(dtype), device=self._device(like))
+
+    def _device(self, array: Any) -> Any:
+        return getattr(array, "device", None)
+
+    def to_numpy(self, array: Any) -> Any:
+        import numpy as np
+
+        return np.array(np.from_dlpack(array), copy=True)
+
+    def from_numpy(self, array: Any, device: str) -> Any:
+        chosen = next((d for d in self.xp.__array_namespace_info__().devices() if str(d) == device), None)
+        if chosen is None:
+            raise ValueError(f"{self.name} has no device {device!r}; it has {', '.join(self.devices())}")
+        return self.xp.asarray(array, device=chosen, copy=True)
+
+    def arithmetic(self, values: Iterable[Any]) -> Arithmetic:
+        return HOST
+
+    def scalar(self, value: Any) -> Any:
+        return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
+
+    def stored_scalar(self, value: Any) -> Any:
+        return float(value)
+
+    def primitives(self, compute_dtype: str) -> Primitives:
+        """Return the array operations in a compute dtype."""
+        return Primitives(self.xp, self.dtype(compute_dtype), compute_dtype)
+
+    def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        with self.quiet():
+            loaded = [self.primitives(COMPUTE_DTYPE[self.dtype_name(g)]).load(g) for g in gradients]
+            return host_norm(self.primitives("float64"), loaded)
+
+    def quiet(self) -> Any:
+        """Return a context in which arithmetic gives no warnings: infinities and NaN are results like others."""
+        import numpy as np
+
+        return np.errstate(all="ignore")
+
+    def update(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
+    ) -> list[dict[str, Any]]:
+        rounded: dict[tuple[str, str], dict[int, Any]] = {}
+        results = []
+        with self.quiet():
+            for arrays in parameters:
+                parameter = arrays["p"]
+                compute = COMPUTE_DTYPE[self.dtype_name(parameter)]
+                key = (compute, str(getattr(parameter, "device", "")))
+                if key not in rounded:
+                    rounded[key] = self._rounded(program, scalars, compute, parameter)
+                outputs = interpret(program, self.primitives(compute), arrays, rounded[key])
+                results.append({name: self._stored(value, arrays[name]) for name, value in outputs.items()})
+            if not in_place:
+                return results
+            for arrays, outputs in zip(parameters, results, strict=True):
+                for name, value in outputs.items():
+                    self.assign(arrays[name], value)
+        return [{name: arrays[name] for name in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
+
+    def _rounded(self, program: Program, scalars: Sequence[Any], compute_dtype: str, like: Any) -> dict[int, Any]:
+        return {i: self.rounded_scalar(scalars[j], compute_dtype, like) for i, j in program.rounded_scalars}
+
+    def rounded_scalar(self, value: Any, compute_dtype: str, like: Any) -> Any:
+        """Return a float64 scalar, rounded to the compute dtype, as a 0-d array on the device of `like`."""
+        rounded = round_scalar(float(value), compute_dtype)
+        return self.xp.asarray(rounded, dtype=self.dtype(compute_dtype), device=self._device(like))
+
+    def _stored(self, value: Any, like: Any) -> Any:
+        if value.shape != like.shape:
+            value = self.xp.broadcast_to(value, like.shape)
+        # A result may be an input itself, or shared by two outputs: each output is an array of its own.
+        return self.xp.astype(value, like.dtype, copy=True)
+
+    def assign(self, target: Any, value: Any) -> None:
+        """Write `value` into `target`."""
+        target[...] = value
+
+    def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
+        seen: dict[int, str] = {}
+        for i, arrays in enumerate(parameters):
+            for name, array in arrays.items():
+                here = f"params{paths(i)}" if name == "p" else f"state.slots[{name!r}]{paths(i)}"
+                if name == "g":
+                    continue
+                if id(array) in seen:
+                    raise ValueError(
+                        f"{here} and {seen[id(array)]} are the same array, so an update in place would change it twice; "
+                        "give each its own array, or use apply"
+                    )
+                seen[id(array)] = here
+
+
+class UnknownBackendError(ValueError):
+    """No installed backend has the name that was asked for."""
+
+
+@functools.cache
+def backends() -> Mapping[str, Backend]:
+    """Return the installed backends by name, found through the entry-point group `portopt.backends`."""
+    found: dict[str, tuple[Backend, str]] = {}
+    for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
+        if entry.name in found:
+            if found[entry.name][1] == entry.value:
+                continue
+            raise ValueError(
+                f"two packages provide the portopt backend {entry.name!r}: {found[entry.name][1]} and {entry.value}; "
+                "uninstall one of them"
+            )
+        found[entry.name] = (entry.load(), entry.value)
+    return {name: backend for name, (backend, _) in sorted(found.items())}
+
+
+def get_backend(name: str) -> Backend:
+    """Return the backend of that name, an installed one or that of an importable array API library."""
+    if name in backends():
+        return backends()[name]
+    module = sys.modules.get(name)
+    if module is not None and hasattr(module, "__array_namespace_info__"):
+        return _generic_backend(name)
+    raise UnknownBackendError(f"no backend is named {name!r}; installed are {', '.join(backends())}")
+
+
+@functools.cache
+def _generic_backend(name: str) -> Backend:
+    return ArrayAPIBackend(name, lambda: sys.modules[name])
+
+
+_by_type: dict[type, Backend] = {}
+
+
+def find_backend(leaf: object) -> Backend | None:
+    """Return the backend of an array, or None if `leaf` is no array."""
+    kind = type(leaf)
+    backend = _by_type.get(kind)
+    if backend is None:
+        backend = next((b for b in backends().values() if b.owns(leaf)), None)
+        if backend is None:
+            get_namespace = getattr(leaf, "__array_namespace__", None)
+            if get_namespace is None:
+                return None
+            backend = _generic_backend(get_namespace().__name__)
+        _by_type[kind] = backend
+    return backend

@@ -1,0 +1,199 @@
+"""Hyperparameters: declared once in a rule's class with default and range, checked once in its constructor."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+_epsilon = 1e-7
+
+
+def epsilon() -> float:
+    """Return the value that `epsilon=None` stands for; 1e-7 unless `set_epsilon` changed it.
+
+    Example:
+        >>> import portopt
+        >>> portopt.epsilon()
+        1e-07
+    """
+    return _epsilon
+
+
+def set_epsilon(value: float) -> None:
+    """Set the value that `epsilon=None` stands for in optimizers constructed from now on.
+
+    Args:
+        value: a float in [0, inf).
+
+    Raises:
+        ValueError: if `value` is negative, infinite or NaN.
+        TypeError: if `value` is no number.
+
+    Example:
+        >>> import portopt
+        >>> portopt.set_epsilon(1e-8)
+        >>> portopt.Adam().epsilon
+        1e-08
+        >>> portopt.set_epsilon(1e-7)
+    """
+    global _epsilon
+    _epsilon = Range(at_least=0).check("set_epsilon", "value", value)
+
+
+@dataclass(frozen=True)
+class Range:
+    """A range of finite floats."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def __contains__(self, x: float) -> bool:
+        return (
+            math.isfinite(x)
+            and (self.at_least is None or x >= self.at_least)
+            and (self.above is None or x > self.above)
+            and (self.at_most is None or x <= self.at_most)
+            and (self.below is None or x < self.below)
+        )
+
+    def __str__(self) -> str:
+        low = (
+            f"[{self.at_least:g}"
+            if self.at_least is not None
+            else f"({-math.inf if self.above is None else self.above:g}"
+        )
+        high = (
+            f"{self.at_most:g}]" if self.at_most is not None else f"{math.inf if self.below is None else self.below:g})"
+        )
+        return f"{low}, {high}"
+
+    def check(self, owner: str, name: str, value: object) -> float:
+        """Return `value` as a Python float, or raise an error that names it and the range."""
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(
+                f"{owner} {name} must be a Python number in {self}, but {value!r} of type {type(value).__name__} was given"
+                + (
+                    "; a value known only at run time is given to apply: apply(..., " + name + "=x)"
+                    if _is_array(value)
+                    else ""
+                )
+            )
+        number = float(value)
+        if number not in self:
+            raise ValueError(f"{owner} {name} must be in {self}, but {value!r} was given")
+        return number
+
+
+def _is_array(value: object) -> bool:
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """A rule's numeric hyperparameter or option, as declared in its class."""
+
+    default: Any
+    range: Range | None
+    kw_only: bool
+    off: Any = ...
+    none_means: Callable[[], float] | None = None
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether it is a number, and so may be given for one step, rather than an option fixed at construction."""
+        return self.range is not None
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether it has a value that switches its feature off."""
+        return self.off is not ...
+
+    def check(self, owner: str, name: str, value: object) -> Any:
+        """Return the value to keep, or raise an error."""
+        if value is None and self.none_means is not None:
+            return self.none_means()
+        if value is None and self.off is None:
+            return None
+        if self.range is None:
+            if isinstance(value, bool):
+                return value
+            raise TypeError(f"{owner} {name} must be True or False, but {value!r} was given")
+        return self.range.check(owner, name, value)
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Another name for a hyperparameter, for reading and in the constructor."""
+
+    target: str
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        return self if instance is None else getattr(instance, self.target)
+
+    def __set__(self, instance: object, value: object) -> None:
+        setattr(instance, self.target, value)
+
+
+def hyperparameter(
+    default: float | None,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    off: float | None = ...,  # type: ignore[assignment]  # the ellipsis is "no such value"; None is one
+    kw_only: bool = True,
+) -> Any:
+    """Declare a numeric hyperparameter in the body of an `Optimizer` subclass.
+
+    Args:
+        default: the value when the constructor is given none.
+        at_least, above, at_most, below: the ends of the range of allowed values, which are finite floats.
+        off: the value that switches the hyperparameter's feature off. A rule may then ask `if self.momentum:`, and the
+            program of an optimizer whose feature is off has no operation for it.
+        kw_only: whether the constructor takes it by name only.
+
+    Example:
+        >>> import portopt
+        >>> class SignDescent(portopt.Optimizer):
+        ...     learning_rate: float = portopt.hyperparameter(0.01, at_least=0, kw_only=False)
+        ...
+        ...     def coefficients(self, t):
+        ...         return {"lr": self.learning_rate_at(t)}
+        ...
+        ...     def update(self, xp, p, g, slots, c):
+        ...         return p - c.lr * xp.sign(g), {}
+        >>> SignDescent(learning_rate=-1.0)
+        Traceback (most recent call last):
+        ValueError: SignDescent learning_rate must be in [0, inf), but -1.0 was given
+    """
+    return Hyperparameter(default, Range(at_least, above, at_most, below), kw_only, off)
+
+
+def option(default: bool, *, kw_only: bool = True) -> Any:
+    """Declare a flag, fixed at construction, in the body of an `Optimizer` subclass."""
+    return Hyperparameter(default, None, kw_only)
+
+
+def epsilon_hyperparameter() -> Any:
+    """Declare `epsilon`, for which None means `portopt.epsilon()` at construction."""
+    return Hyperparameter(None, Range(at_least=0), kw_only=True, none_means=epsilon)
+
+
+def alias(target: str, *, kw_only: bool = True) -> Any:
+    """Declare another name for a hyperparameter."""
+    return Alias(target)
+
+
+def unknown_argument(owner: str, name: str, known: Iterable[str]) -> TypeError:
+    """Return the error for an argument that does not exist, with the nearest one that does."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    suggestion = f"did you mean {near[0]!r}? " if near else ""
+    return TypeError(f"{owner} got an unknown argument {name!r}; {suggestion}allowed are {', '.join(known)}")

@@ -1,0 +1,87 @@
+"""The state as the flat list of arrays of Keras 2.3.1's `get_weights`, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from portopt.backend import Backend, find_backend
+from portopt.trees import STANDARD_TREES
+
+if TYPE_CHECKING:
+    from portopt.optimizer import Optimizer, OptimizerState
+
+
+def _leaves(tree: Any) -> tuple[Backend, list[Any], Any]:
+    leaves, definition = STANDARD_TREES.flatten(tree)
+    backend = next((b for b in map(find_backend, leaves) if b is not None), None)
+    if backend is None:
+        raise ValueError("the state holds no array; start from init(params)")
+    if backend.trees is not STANDARD_TREES:
+        leaves, definition = backend.trees.flatten(tree)
+    return backend, leaves, definition
+
+
+def get_weights(optimizer: Optimizer, state: OptimizerState) -> list[Any]:
+    weights = [np.asarray(int(state.step), np.int64)]
+    for name in optimizer.scalar_slots:
+        weights.append(np.asarray(_concrete_scalar(state, state.slots[name]), np.float64))
+    count = 0
+    for name in optimizer.slots:
+        backend, leaves, _ = _leaves(state.slots[name])
+        arrays = [backend.to_numpy(leaf) for leaf in leaves if leaf is not None]
+        weights += arrays
+        count = len(arrays)
+    return weights + [np.zeros(1, np.float32) for _ in optimizer.keras_placeholder_slots for _ in range(count)]
+
+
+def _concrete_scalar(state: OptimizerState, value: Any) -> float:
+    backend = find_backend(value)
+    return float(value if backend is None else backend.scalar(value))
+
+
+def set_weights(optimizer: Optimizer, state: OptimizerState, weights: Sequence[Any]) -> OptimizerState:
+    expected = get_weights(optimizer, state)
+    values = [np.asarray(w) for w in weights]
+    if optimizer.keras_short_list is not None and len(values) == len(expected) - 1:
+        index, missing = optimizer.keras_short_list
+        values.insert(index, np.asarray(missing))
+    if len(values) != len(expected):
+        raise ValueError(
+            f"{type(optimizer).__name__} has {len(expected)} weights for these parameters, but a list of {len(weights)} was given; "
+            "it must come from get_weights of the same optimizer with parameters of the same shapes"
+        )
+    for i, (new, old) in enumerate(zip(values, expected, strict=True)):
+        if new.shape != old.shape:
+            raise ValueError(f"weight {i} must have shape {old.shape}, but an array of shape {new.shape} was given")
+    remaining = iter(values)
+    step = _step_number(next(remaining))
+    slots: dict[str, Any] = {}
+    for name in optimizer.scalar_slots:
+        slots[name] = _like_stored(state.slots[name], float(next(remaining)))
+    for name in optimizer.slots:
+        backend, leaves, definition = _leaves(state.slots[name])
+        new_leaves = []
+        for leaf in leaves:
+            if leaf is not None:
+                info = backend.describe(leaf)
+                dtype = backend.to_numpy(leaf).dtype
+                leaf = backend.from_numpy(next(remaining).astype(dtype), info.device)
+            new_leaves.append(leaf)
+        slots[name] = backend.trees.unflatten(definition, new_leaves)
+    return type(state)(step, slots)
+
+
+def _step_number(weight: Any) -> int:
+    value = float(weight)
+    if not math.isfinite(value) or value < 0 or value != int(value):
+        raise ValueError(f"weight 0 is the number of finished steps, an integer of at least 0, but {value} was given")
+    return int(weight)
+
+
+def _like_stored(stored: Any, value: float) -> Any:
+    backend = find_backend(stored)
+    return value if backend is None else backend.stored_scalar(value)

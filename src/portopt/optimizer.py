@@ -1,0 +1,601 @@
+"""`Optimizer`: what every rule shares. Trees, checks and state are here; the rule itself is two small methods."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self, cast, dataclass_transform
+
+from portopt import keras_weights
+from portopt.backend import Backend, find_backend
+from portopt.hyperparameters import Alias, Hyperparameter, Range, alias, hyperparameter, option, unknown_argument
+from portopt.interpreter import evaluate_scalars
+from portopt.primitives import COMPUTE_DTYPE
+from portopt.program import Program
+from portopt.scalars import HOST, Scalar
+from portopt.schedules import configuration_of, is_schedule, schedule_from_configuration
+from portopt.tracing import trace
+from portopt.trees import STANDARD_TREES, TreeDefinition, explain_difference
+
+
+class OptimizerState(NamedTuple):
+    """What an optimizer carries from step to step.
+
+    Attributes:
+        step: number of finished steps, a Python int (a traced or concrete 0-d integer array under JAX's transformations).
+        slots: slot name to a tree shaped like the parameters, its arrays in the compute dtype. Scalars of the state, such
+            as Nadam's `m_schedule`, are Python floats (two uint32 words that hold the float64 under JAX).
+    """
+
+    step: Any
+    slots: dict[str, Any]
+
+
+class _Leaves(NamedTuple):
+    backend: Backend
+    definition: TreeDefinition
+    leaves: list[Any]
+
+
+@dataclass_transform(field_specifiers=(hyperparameter, option, alias))
+class Optimizer:
+    """Base of all rules: `init`, `apply` and `apply_` over trees of arrays of any supported library.
+
+    A rule is a subclass that names its slots, declares its hyperparameters, and gives `coefficients` and `update`.
+    Optimizers are immutable values; all that changes is in the state.
+
+    Args:
+        learning_rate: a float in [0, inf), or a schedule: a callable of the number of finished steps (0 at the first step).
+        lr: another name for `learning_rate`.
+        clipnorm: in (0, inf); gradients are scaled so that their norm, over all tensors together, is at most this. None: off.
+        clipvalue: in (0, inf); each element of a gradient is clipped to [-clipvalue, clipvalue], after clipnorm. None: off.
+
+    Raises:
+        ValueError: a hyperparameter is outside its range.
+        TypeError: an argument is unknown, of a wrong type, or given under two names.
+
+    Example:
+        >>> import numpy as np, portopt
+        >>> opt = portopt.SGD(learning_rate=0.5)
+        >>> params = {"w": np.asarray([1.0, 2.0], np.float32)}
+        >>> state = opt.init(params)
+        >>> params, state = opt.apply(params, {"w": np.asarray([1.0, 1.0], np.float32)}, state)
+        >>> params["w"], state.step
+        (array([0.5, 1.5], dtype=float32), 1)
+    """
+
+    slots: ClassVar[tuple[str, ...]] = ()
+    """Names of the arrays that the rule keeps for each parameter; zero at first."""
+    scalar_slots: ClassVar[Mapping[str, float]] = {}
+    """Names and first values of the float64 scalars that the rule keeps for all parameters together."""
+    keras_placeholder_slots: ClassVar[tuple[str, ...]] = ()
+    """Slots that Keras lists after `slots` in its weights, as zeros of shape (1,), though the rule does not use them."""
+    keras_short_list: ClassVar[tuple[int, float] | None] = None
+    """Index and value of the weight that lists written by Keras 2.2.4 lack."""
+
+    learning_rate: Any = hyperparameter(0.01, at_least=0, kw_only=False)
+    lr: Any = alias("learning_rate", kw_only=True)
+    clipnorm: float | None = hyperparameter(None, above=0, off=None, kw_only=True)
+    clipvalue: float | None = hyperparameter(None, above=0, off=None, kw_only=True)
+
+    _fields: ClassVar[dict[str, Hyperparameter]] = {}
+    _aliases: ClassVar[dict[str, str]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._collect_fields()
+
+    @classmethod
+    def _collect_fields(cls) -> None:
+        fields: dict[str, Hyperparameter] = {}
+        aliases: dict[str, str] = {}
+        for base in reversed(cls.__mro__):
+            for name, value in vars(base).items():
+                if isinstance(value, Hyperparameter):
+                    fields[name] = value
+                elif isinstance(value, Alias):
+                    aliases[name] = value.target
+        cls._fields, cls._aliases = fields, aliases
+        if "__init__" not in vars(cls):
+            cls.__signature__ = _signature(fields, aliases)  # type: ignore[attr-defined]  # what inspect looks for
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        owner = type(self).__name__
+        positional = [name for name, field in self._fields.items() if not field.kw_only]
+        if len(args) > len(positional):
+            raise TypeError(
+                f"{owner} takes at most {len(positional)} positional arguments ({', '.join(positional)}), but {len(args)} were given"
+            )
+        given = dict(zip(positional, args, strict=False))
+        for name, value in kwargs.items():
+            target = self._aliases.get(name, name)
+            if target not in self._fields:
+                raise unknown_argument(owner, name, [*self._fields, *self._aliases])
+            if target in given:
+                names = " and ".join(sorted({target, *(k for k in kwargs if self._aliases.get(k, k) == target)}))
+                raise TypeError(
+                    f"{owner} was given {names} at once, which are one hyperparameter; give only one of them"
+                )
+            given[target] = value
+        for name, field in self._fields.items():
+            value = given.get(name, field.default)
+            if name == "learning_rate" and is_schedule(value):
+                checked = value
+            else:
+                checked = field.check(owner, name, value)
+            object.__setattr__(self, name, checked)
+
+    # The rule ----------------------------------------------------------------------------------------------------
+
+    def coefficients(self, t: Scalar, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
+        """Return the scalars of step number `t`, from 1, that `update` uses, by name.
+
+        `t` and the hyperparameters `self.…` are scalars: combine them with `+ - * / **` and the functions of
+        `portopt.scalars`. The learning rate of the step is `self.learning_rate_at(t)`. A rule with `scalar_slots` takes
+        each as a keyword argument and returns its new value under the same name.
+        """
+        return {"lr": self.learning_rate_at(t)}
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+        """Return the new parameter, and the new value of each slot by name.
+
+        Args:
+            xp: the array API namespace.
+            p: one parameter before the step, of any shape.
+            g: its gradient, after clipping.
+            slots: its slots, as attributes.
+            c: the coefficients, as attributes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define update(self, xp, p, g, slots, c)")
+
+    def learning_rate_at(self, t: Any) -> Any:
+        """Return the learning rate of step number `t`, from 1: the schedule's at `t - 1`, lowered by `decay`."""
+        rate = self.learning_rate
+        if is_schedule(rate):
+            rate = rate(t - 1)
+        decay = getattr(self, "decay", 0.0)
+        return rate * (1 / (1 + decay * (t - 1))) if decay else rate
+
+    # Steps -------------------------------------------------------------------------------------------------------
+
+    def init(self, params: Any, *, slot_dtype: str | None = None) -> OptimizerState:
+        """Return the state before the first step.
+
+        Args:
+            params: an array, or nested dicts, lists, tuples and NamedTuples of arrays (under JAX any pytree), of dtype
+                float16, bfloat16, float32 or float64.
+            slot_dtype: dtype of the slots: `"float16"`, `"bfloat16"`, `"float32"` or `"float64"`. By default float32, and
+                float64 for float64 parameters. A narrower one saves memory and rounds the slots after each step.
+
+        Raises:
+            TypeError: a leaf is no array, or of an unsupported dtype.
+            ValueError: there is no array in `params`, or `slot_dtype` is unknown.
+
+        Example:
+            >>> import numpy as np, portopt
+            >>> state = portopt.Adam().init({"w": np.zeros(2)})
+            >>> state.step, state.slots["m"]
+            (0, {'w': array([0., 0.])})
+        """
+        backend, definition, leaves = _flatten_params(params)
+        if slot_dtype is not None and slot_dtype not in COMPUTE_DTYPE:
+            raise ValueError(f"slot_dtype must be one of {', '.join(COMPUTE_DTYPE)}, but {slot_dtype!r} was given")
+        dtypes = [None if p is None else slot_dtype or COMPUTE_DTYPE[backend.describe(p).dtype] for p in leaves]
+
+        def zeros() -> Any:
+            filled = (None if d is None else backend.full(p, 0.0, d) for p, d in zip(leaves, dtypes, strict=True))
+            return backend.trees.unflatten(definition, list(filled))
+
+        scalars = {name: backend.stored_scalar(value) for name, value in self.scalar_slots.items()}
+        return OptimizerState(0, {**scalars, **{name: zeros() for name in self.slots}})
+
+    def apply(
+        self, params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any
+    ) -> tuple[Any, OptimizerState]:
+        """Return parameters and state after one step; the given ones stay untouched.
+
+        Works eagerly and, on JAX arrays, inside `jit`, `scan`, `vmap` and `grad`.
+
+        Args:
+            params: the tree given to `init`, or one of the same structure, shapes and dtypes.
+            grads: gradients in the same structure, shapes and dtypes. None leaves a parameter and its slots as they are.
+            state: what `init` or the previous step returned.
+            **hyperparameters: values for this step only, of any numeric hyperparameter: Python numbers or 0-d arrays.
+
+        Raises:
+            ValueError: structure, shape, dtype, library or device differ (the message has the path of the leaf), or a
+                hyperparameter is outside its range.
+            TypeError: a leaf is no array of a supported dtype, or a hyperparameter is unknown.
+
+        Example:
+            >>> import numpy as np, portopt
+            >>> opt, w = portopt.SGD(learning_rate=0.1), np.asarray([1.0])
+            >>> w, state = opt.apply(w, np.asarray([2.0]), opt.init(w), learning_rate=0.25)
+            >>> w
+            array([0.5])
+        """
+        return self._step(params, grads, state, hyperparameters, in_place=False)
+
+    def apply_(self, params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any) -> OptimizerState:
+        """Do one step in place: parameters and slots are overwritten; returns the state to use from now on.
+
+        Arguments and errors are those of `apply`; nothing is changed if an error is raised. JAX arrays cannot be changed.
+
+        Raises:
+            TypeError: the arrays cannot be changed in place (JAX, read-only NumPy arrays).
+
+        Example:
+            >>> import numpy as np, portopt
+            >>> opt, w = portopt.SGD(learning_rate=0.25), np.asarray([1.0])
+            >>> state = opt.apply_(w, np.asarray([2.0]), opt.init(w))
+            >>> w
+            array([0.5])
+        """
+        return self._step(params, grads, state, hyperparameters, in_place=True)[1]
+
+    def _step(
+        self, params: Any, grads: Any, state: OptimizerState, overrides: dict[str, Any], *, in_place: bool
+    ) -> tuple[Any, OptimizerState]:
+        backend, definition, leaves = _flatten_params(params)
+        gradients = _flatten_like(backend, definition, grads, params, "grads")
+        slots = self._flatten_slots(backend, definition, state, params)
+        _check_gradients(backend, leaves, gradients, params)
+        _check_slots(backend, leaves, slots, params)
+        overrides = self._check_overrides(overrides)
+        program = self.program(overrides)
+
+        moving = [i for i, g in enumerate(gradients) if g is not None and leaves[i] is not None]
+        parameters = [{"p": leaves[i], "g": gradients[i], **{n: slots[n][i] for n in self.slots}} for i in moving]
+        if in_place:
+            backend.check_in_place(parameters, lambda i: backend.trees.paths(params)[moving[i]])
+        scalars, step = self._scalars(backend, program, state, overrides, [gradients[i] for i in moving])
+        results = backend.update(program, scalars, parameters, in_place=in_place)
+
+        new_slots: dict[str, Any] = {
+            name: backend.stored_scalar(scalars[i]) for name, i in program.scalar_outputs.items()
+        }
+        for i, result in zip(moving, results, strict=True):
+            leaves[i] = result["p"]
+            for name in self.slots:
+                slots[name][i] = result[name]
+        for name in self.slots:
+            new_slots[name] = state.slots[name] if in_place else backend.trees.unflatten(definition, slots[name])
+        new_params = params if in_place else backend.trees.unflatten(definition, leaves)
+        return new_params, OptimizerState(step, new_slots)
+
+    def _scalars(
+        self,
+        backend: Backend,
+        program: Program,
+        state: OptimizerState,
+        overrides: Mapping[str, Any],
+        gradients: list[Any],
+    ) -> tuple[list[Any], Any]:
+        """Return the value of each scalar operation of `program`, and the number of finished steps afterwards."""
+        given: dict[str, Any] = {name: state.slots[name] for name in self.scalar_slots}
+        if program.uses_gradient_norm:
+            given["gradient_norm"] = backend.gradient_norm(gradients)
+        for name in program.scalar_inputs:
+            if name not in given and name != "t":
+                given[name] = overrides[name] if name in overrides else getattr(self, name)
+        schedule = given.get("learning_rate")
+        scheduled = is_schedule(schedule)
+        values = [state.step, *(v for n, v in given.items() if n != "learning_rate" or not scheduled)]
+        arithmetic = backend.arithmetic(values)
+        step = backend.scalar(state.step) if arithmetic is not HOST else _concrete_step(state.step)
+        if scheduled:
+            given["learning_rate"] = _scheduled_rate(schedule, Scalar(step, arithmetic))
+        inputs = {name: backend.scalar(value) for name, value in given.items()}
+        if arithmetic is HOST:
+            self._check_ranges(
+                {n: v for n, v in inputs.items() if n in overrides or (scheduled and n == "learning_rate")}
+            )
+        finished = arithmetic.add(step, 1)
+        return evaluate_scalars(program, arithmetic, {**inputs, "t": finished}), finished
+
+    def program(self, overrides: Mapping[str, Any] | None = None) -> Program:
+        """Return the traced program of one step.
+
+        Args:
+            overrides: hyperparameters given for the step; only whether they switch a feature on or off matters.
+
+        Example:
+            >>> import portopt
+            >>> print(portopt.SGD(learning_rate=0.1).program())
+            program SGD
+              scalars, float64, given learning_rate
+              arrays, compute dtype, loaded p, g
+                a0 = round(learning_rate)
+                a1 = multiply(a0, g)
+        """
+        overrides = overrides or {}
+        active = frozenset(
+            name
+            for name in self.numeric_hyperparameters()
+            if name in overrides and overrides[name] is not None or name not in overrides and self._is_on(name)
+        )
+        cache: dict[frozenset[str], Program] = self.__dict__.setdefault("_programs", {})
+        if active not in cache:
+            cache[active] = trace(self, active)
+        return cache[active]
+
+    def _is_on(self, name: str) -> bool:
+        field = self._fields[name]
+        return not (field.is_optional and getattr(self, name) == field.off)
+
+    # Hyperparameters ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def numeric_hyperparameters(cls) -> tuple[str, ...]:
+        """Return the names of the hyperparameters that are numbers, and so may be given for one step."""
+        return tuple(name for name, field in cls._fields.items() if field.is_numeric)
+
+    @classmethod
+    def is_optional(cls, name: str) -> bool:
+        """Tell whether a hyperparameter has a value that switches its feature off."""
+        return cls._fields[name].is_optional
+
+    def _check_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        checked: dict[str, Any] = {}
+        owner = f"{type(self).__name__}.apply"
+        for name, value in overrides.items():
+            target = self._aliases.get(name, name)
+            field = self._fields.get(target)
+            if field is None or not field.is_numeric:
+                if field is not None:
+                    raise TypeError(
+                        f"{owner}: {name!r} is fixed at construction; construct another optimizer to change it"
+                    )
+                raise unknown_argument(owner, name, [*self.numeric_hyperparameters(), *self._aliases])
+            if target in checked:
+                raise TypeError(f"{owner} was given {name!r} and another name of it at once; give only one of them")
+            if isinstance(value, int | float) or not hasattr(value, "dtype"):
+                value = field.check(owner, name, value)
+            elif getattr(value, "shape", None) != ():
+                raise ValueError(
+                    f"{owner}: {name!r} must be a Python number or a 0-d array, but an array of shape {tuple(value.shape)} was given"
+                )
+            checked[target] = value
+        return checked
+
+    def _check_ranges(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            cast(Range, self._fields[name].range).check(f"{type(self).__name__}.apply", name, value)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return an optimizer like this one with some hyperparameters changed.
+
+        Example:
+            >>> import portopt
+            >>> portopt.Adam(learning_rate=0.1).replace(beta_1=0.5).beta_1
+            0.5
+        """
+        changes = {self._aliases.get(name, name): value for name, value in changes.items()}
+        return type(self)(**{**{name: getattr(self, name) for name in self._fields}, **changes})
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as Python values that JSON can hold; clipping only where it is on.
+
+        Raises:
+            ValueError: the learning rate is a schedule that cannot be serialised, such as a lambda.
+
+        Example:
+            >>> import portopt
+            >>> portopt.RMSprop(learning_rate=0.01).get_config()
+            {'learning_rate': 0.01, 'rho': 0.9, 'epsilon': 1e-07, 'decay': 0.0}
+        """
+        config = {name: getattr(self, name) for name in self._fields}
+        config = {name: value for name, value in config.items() if value is not None}
+        if is_schedule(self.learning_rate):
+            config["learning_rate"] = configuration_of(self.learning_rate)
+        return config
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Return the optimizer that `get_config` described; `config` is left alone."""
+        arguments = dict(config)
+        for name in ("learning_rate", *(n for n, target in cls._aliases.items() if target == "learning_rate")):
+            if isinstance(arguments.get(name), Mapping):
+                arguments[name] = schedule_from_configuration(arguments[name])
+        return cls(**arguments)
+
+    def get_weights(self, state: OptimizerState) -> list[Any]:
+        """Return the state as the list of NumPy arrays that Keras 2.3.1's `get_weights` gives.
+
+        Iterations (int64, shape ()), scalars of the state, then each slot for all parameters in the order of the tree.
+
+        Example:
+            >>> import numpy as np, portopt
+            >>> opt = portopt.Adagrad()
+            >>> opt.get_weights(opt.init([np.zeros(2)]))
+            [array(0), array([0., 0.])]
+        """
+        return keras_weights.get_weights(self, state)
+
+    def set_weights(self, state: OptimizerState, weights: Any) -> OptimizerState:
+        """Return a state like `state` with the values of a list that Keras 2.3.1's, or 2.2.4's, `get_weights` gave.
+
+        Raises:
+            ValueError: the number of weights, or the shape of one, does not fit.
+
+        Example:
+            >>> import numpy as np, portopt
+            >>> opt = portopt.Adagrad()
+            >>> opt.set_weights(opt.init([np.zeros(2)]), [np.asarray(7), np.ones(2)])
+            OptimizerState(step=7, slots={'accumulator': [array([1., 1.])]})
+        """
+        return keras_weights.set_weights(self, state, weights)
+
+    # Immutable value ---------------------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._fields or name in self._aliases or "_programs" in self.__dict__:
+            raise AttributeError(
+                f"an optimizer is immutable, so {name!r} cannot be set: give a value for one step as apply(..., {name}=x), "
+                f"or make another optimizer with replace({name}=x)"
+            )
+        object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        given = ((name, getattr(self, name)) for name in self._fields)
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given if value is not None)})"
+
+    def _key(self) -> tuple[Any, ...]:
+        return (type(self), *((n, v) for n, v in sorted(self.__dict__.items()) if n != "_programs"))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Optimizer) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_programs"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def _flatten_slots(
+        self, backend: Backend, definition: TreeDefinition, state: OptimizerState, params: Any
+    ) -> dict[str, list[Any]]:
+        slots = getattr(state, "slots", None)
+        if not isinstance(slots, Mapping) or not hasattr(state, "step"):
+            raise TypeError(
+                f"state must be the OptimizerState that init or the previous step returned, but {type(state).__name__} was given"
+            )
+        expected = {*self.scalar_slots, *self.slots}
+        if set(slots) != expected:
+            raise ValueError(
+                f"state has the slots {sorted(slots)}, but {type(self).__name__} with these options has {sorted(expected)}: "
+                "start from init(params) of this optimizer"
+            )
+        return {
+            name: _flatten_like(backend, definition, slots[name], params, f"state.slots[{name!r}]")
+            for name in self.slots
+        }
+
+
+Optimizer._collect_fields()
+
+
+def _signature(fields: Mapping[str, Hyperparameter], aliases: Mapping[str, str]) -> inspect.Signature:
+    kinds = inspect.Parameter
+    positional = [kinds(n, kinds.POSITIONAL_OR_KEYWORD, default=f.default) for n, f in fields.items() if not f.kw_only]
+    by_name = [kinds(n, kinds.KEYWORD_ONLY, default=f.default) for n, f in fields.items() if f.kw_only]
+    by_name += [kinds(n, kinds.KEYWORD_ONLY, default=None) for n in aliases]
+    return inspect.Signature([*positional, *by_name])
+
+
+def _flatten_params(params: Any) -> _Leaves:
+    leaves, definition = STANDARD_TREES.flatten(params)
+    first = next((leaf for leaf in leaves if leaf is not None), None)
+    if first is None:
+        raise ValueError("params holds no array; give an array, or nested dicts, lists and tuples of arrays")
+    backend = find_backend(first)
+    if backend is None:
+        i = next(i for i, leaf in enumerate(leaves) if leaf is first)
+        raise _no_array(f"params{STANDARD_TREES.paths(params)[i]}", first)
+    if backend.trees is not STANDARD_TREES:
+        leaves, definition = backend.trees.flatten(params)
+    for i, leaf in enumerate(leaves):
+        if leaf is None:
+            continue
+        if not backend.owns(leaf):
+            raise _foreign(backend, f"params{backend.trees.paths(params)[i]}", leaf, "params")
+        info = backend.describe(leaf)
+        if info.dtype not in COMPUTE_DTYPE:
+            raise TypeError(
+                f"params{backend.trees.paths(params)[i]} has dtype {info.dtype}; parameters must be of dtype "
+                f"{', '.join(COMPUTE_DTYPE)}: leave other arrays out of params, or convert them"
+            )
+    return _Leaves(backend, definition, leaves)
+
+
+def _no_array(path: str, leaf: object) -> TypeError:
+    return TypeError(
+        f"{path} is {leaf!r:.80} of type {type(leaf).__name__}, which is no array of an installed library; give arrays of NumPy, "
+        "CuPy, PyTorch, JAX or another array API library (`portopt backends` lists what is installed)"
+    )
+
+
+def _foreign(backend: Backend, path: str, leaf: object, first_path: str) -> TypeError:
+    other = find_backend(leaf)
+    if other is None:
+        return _no_array(path, leaf)
+    return TypeError(
+        f"{path} is an array of {other.name}, but {first_path} has arrays of {backend.name}: nothing is moved between libraries "
+        f"silently; convert it to {backend.name} first"
+    )
+
+
+def _flatten_like(backend: Backend, definition: TreeDefinition, tree: Any, params: Any, name: str) -> list[Any]:
+    leaves, found = backend.trees.flatten(tree)
+    if found != definition:
+        difference = explain_difference(backend.trees, params, tree, "params", name)
+        raise ValueError(f"{name} must have the structure of params: {difference}")
+    return leaves
+
+
+def _check_gradients(backend: Backend, leaves: list[Any], gradients: list[Any], params: Any) -> None:
+    for i, (p, g) in enumerate(zip(leaves, gradients, strict=True)):
+        if g is None:
+            continue
+
+        def at(name: str, i: int = i) -> str:
+            return f"{name}{backend.trees.paths(params)[i]}"
+
+        if p is None:
+            raise ValueError(f"{at('params')} is None, so {at('grads')} must be None too, but it is {type(g).__name__}")
+        if not backend.owns(g):
+            raise _foreign(backend, at("grads"), g, at("params"))
+        _check_same(backend, p, g, at, "grads", same_dtype=True)
+
+
+def _check_slots(backend: Backend, leaves: list[Any], slots: Mapping[str, list[Any]], params: Any) -> None:
+    for slot, arrays in slots.items():
+        for i, (p, s) in enumerate(zip(leaves, arrays, strict=True)):
+            if p is None and s is None:
+                continue
+
+            def at(name: str, i: int = i) -> str:
+                return f"{name}{backend.trees.paths(params)[i]}"
+
+            here = f"state.slots[{slot!r}]"
+            if p is None or s is None or not backend.owns(s):
+                raise TypeError(
+                    f"{at(here)} is {type(s).__name__}, but {at('params')} is {type(p).__name__} of {backend.name}: "
+                    "start from init(params), or convert the state to the parameters' library"
+                )
+            _check_same(backend, p, s, at, here, same_dtype=False)
+
+
+def _check_same(backend: Backend, p: Any, other: Any, at: Callable[[str], str], name: str, *, same_dtype: bool) -> None:
+    expected, found = backend.describe(p), backend.describe(other)
+    for what in ("shape", "dtype", "device"):
+        left, right = getattr(expected, what), getattr(found, what)
+        if what == "dtype" and not same_dtype:
+            if right in COMPUTE_DTYPE:
+                continue
+            left = " or ".join(COMPUTE_DTYPE)
+        elif left == right:
+            continue
+        error = TypeError if what == "dtype" else ValueError
+        raise error(f"{at(name)} has {what} {right}, but {at('params')} has {what} {left}; they must agree")
+
+
+def _concrete_step(step: Any) -> int:
+    try:
+        finished = operator.index(step)
+    except TypeError:
+        raise TypeError(
+            f"state.step must be an integer, the number of finished steps, but {step!r} was given"
+        ) from None
+    if finished < 0:
+        raise ValueError(f"state.step must be at least 0, but {finished} was given")
+    return finished
+
+
+def _scheduled_rate(schedule: Callable[[Scalar], Any], step: Scalar) -> Any:
+    rate = schedule(step)
+    return rate.value if isinstance(rate, Scalar) else rate

@@ -1,0 +1,118 @@
+"""The array operations of the contract, written once over the array API.
+
+Every array in a program is in the compute dtype and holds no subnormal, so flushing results is enough. A backend whose
+library gets one of these wrong replaces that one (`Primitives(..., overrides={"sqrt": ...})`) and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from portopt.program import ARRAY_OPERATIONS
+
+COMPUTE_DTYPE: Mapping[str, str] = {
+    "float16": "float32",
+    "bfloat16": "float32",
+    "float32": "float32",
+    "float64": "float64",
+}
+"""The dtype in which a parameter of each supported dtype is updated, and its slots are kept."""
+
+SMALLEST_NORMAL: Mapping[str, float] = {"float32": 2.0**-126, "float64": 2.0**-1022}
+_SCALE: Mapping[str, float] = {"float32": 2.0**64, "float64": 2.0**512}
+
+
+def round_scalar(x: float, compute_dtype: str) -> float:
+    """Round a float64 scalar to the compute dtype as the contract says; the result is exact in that dtype.
+
+    Tininess is decided after rounding, as flushing processors do: what would round below the smallest normal number,
+    had subnormals the full precision, is zero.
+    """
+    if compute_dtype == "float64":
+        return x
+    if abs(x) < 2.0**-126 * (1 - 2.0**-25):
+        return x * 0.0
+    import numpy as np
+
+    with np.errstate(over="ignore"):
+        return float(np.float32(x))
+
+
+class Primitives:
+    """The operations of `ARRAY_OPERATIONS` for one array API namespace and compute dtype.
+
+    Args:
+        xp: an array API namespace.
+        dtype: the namespace's dtype object of `compute_dtype`.
+        compute_dtype: `"float32"` or `"float64"`.
+        overrides: operations to replace, by name.
+    """
+
+    def __init__(
+        self, xp: Any, dtype: Any, compute_dtype: str, overrides: Mapping[str, Callable[..., Any]] | None = None
+    ) -> None:
+        self.xp = xp
+        self.dtype = dtype
+        self.compute_dtype = compute_dtype
+        self.smallest_normal = SMALLEST_NORMAL[compute_dtype]
+        self.scale = _SCALE[compute_dtype]
+        for name, function in (overrides or {}).items():
+            if name not in ARRAY_OPERATIONS:
+                raise ValueError(f"no primitive is named {name!r}; there are {', '.join(ARRAY_OPERATIONS)}")
+            setattr(self, name, function)
+
+    def flush(self, x: Any) -> Any:
+        """Make subnormals zero, keeping the sign."""
+        return self.xp.where(self.xp.abs(x) < self.smallest_normal, x * 0.0, x)
+
+    def load(self, x: Any) -> Any:
+        return self.flush(self.xp.astype(x, self.dtype))
+
+    def add(self, a: Any, b: Any) -> Any:
+        return self.flush(a + b)
+
+    def subtract(self, a: Any, b: Any) -> Any:
+        return self.flush(a - b)
+
+    def multiply(self, a: Any, b: Any) -> Any:
+        # The scaled product is rounded with full precision however small it is: it tells what is tiny after rounding.
+        # Where the product is not tiny it may overflow, and compares false.
+        larger, smaller = (a, b) if a.ndim >= b.ndim else (b, a)
+        tiny = self.xp.abs((larger * self.scale) * smaller) < self.smallest_normal * self.scale
+        x = a * b
+        return self.xp.where(tiny, x * 0.0, x)
+
+    def divide(self, a: Any, b: Any) -> Any:
+        # A quotient of two numbers of equal precision never lies in the gap that `multiply` has to look at.
+        return self.flush(a / b)
+
+    def sqrt(self, a: Any) -> Any:
+        return self.xp.sqrt(a)
+
+    def negative(self, a: Any) -> Any:
+        return -a
+
+    def absolute(self, a: Any) -> Any:
+        return self.xp.abs(a)
+
+    def less(self, a: Any, b: Any) -> Any:
+        return a < b
+
+    def less_equal(self, a: Any, b: Any) -> Any:
+        return a <= b
+
+    def equal(self, a: Any, b: Any) -> Any:
+        return a == b
+
+    def logical_and(self, a: Any, b: Any) -> Any:
+        return self.xp.logical_and(a, b)
+
+    def logical_or(self, a: Any, b: Any) -> Any:
+        return self.xp.logical_or(a, b)
+
+    def logical_not(self, a: Any) -> Any:
+        return self.xp.logical_not(a)
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        return self.xp.where(condition, a, b)

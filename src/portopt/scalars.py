@@ -1,0 +1,311 @@
+"""Scalars of the arithmetic contract: float64 everywhere, one rounding per operation, subnormals are zero.
+
+A rule's coefficients (bias corrections, learning rates) are scalars. The same Python code computes them on the
+host, inside a JAX jit, and symbolically while a rule is traced, because a `Scalar` forwards each operator to the
+`Arithmetic` it belongs to. Only `+ - * /`, `sqrt`, comparisons, `where` and `floor` are asked of an arithmetic; powers,
+`exp`, `log` and `cos` are built from those in `elementary.py`, so they give the same bits everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol, cast, overload
+
+from portopt import elementary
+
+Number = float | int
+"""A concrete scalar. An `int` counts (steps, exponents) and is exact; it becomes a float64 where it meets one."""
+
+SMALLEST_NORMAL = 2.0**-1022
+
+
+class Arithmetic(Protocol):
+    """Float64 operations on one kind of value: Python floats, traced JAX scalars, or nodes of a program.
+
+    Values are of three kinds: integers (exact, for steps and exponents), float64, and truth values. Operators accept a
+    Python number in place of a value. Each float64 result is rounded once, to nearest even, and a subnormal result
+    becomes zero of the same sign.
+    """
+
+    def is_integer(self, value: Any) -> bool:
+        """Tell whether `value` is an exact integer rather than a float64."""
+
+    def add(self, a: Any, b: Any) -> Any: ...
+    def subtract(self, a: Any, b: Any) -> Any: ...
+    def multiply(self, a: Any, b: Any) -> Any: ...
+    def divide(self, a: Any, b: Any) -> Any: ...
+    def negative(self, a: Any) -> Any: ...
+    def sqrt(self, a: Any) -> Any: ...
+    def floor(self, a: Any) -> Any: ...
+    def less(self, a: Any, b: Any) -> Any: ...
+    def less_equal(self, a: Any, b: Any) -> Any: ...
+    def equal(self, a: Any, b: Any) -> Any: ...
+    def where(self, condition: Any, a: Any, b: Any) -> Any: ...
+    def integer_power(self, base: Any, exponent: Any) -> Any: ...
+    def power(self, base: Any, exponent: Any) -> Any: ...
+    def exp(self, a: Any) -> Any: ...
+    def log(self, a: Any) -> Any: ...
+    def cos(self, a: Any) -> Any: ...
+    def to_float(self, a: Any) -> Any: ...
+    def concrete(self, value: Any) -> Number | bool:
+        """Return the Python number behind `value`, or raise `TypeError` where there is none yet."""
+
+
+def flush(x: float) -> float:
+    """Return `x`, or zero of the same sign where `x` is subnormal."""
+    return x * 0.0 if -SMALLEST_NORMAL < x < SMALLEST_NORMAL else x
+
+
+class HostArithmetic:
+    """The contract on Python numbers."""
+
+    def is_integer(self, value: Number) -> bool:
+        return isinstance(value, int)
+
+    def add(self, a: Number, b: Number) -> Number:
+        return a + b if isinstance(a, int) and isinstance(b, int) else flush(float(a) + float(b))
+
+    def subtract(self, a: Number, b: Number) -> Number:
+        return a - b if isinstance(a, int) and isinstance(b, int) else flush(float(a) - float(b))
+
+    def multiply(self, a: Number, b: Number) -> Number:
+        if isinstance(a, int) and isinstance(b, int):
+            return a * b
+        a, b = float(a), float(b)
+        x = a * b
+        # Tininess is decided after rounding, as processors do that flush in hardware: a product just below the smallest
+        # normal number that only the coarser subnormal spacing rounds up to it is still flushed.
+        if -SMALLEST_NORMAL <= x <= SMALLEST_NORMAL and abs((a * 2.0**512) * b) < 2.0**-510:
+            return x * 0.0
+        return x
+
+    def divide(self, a: Number, b: Number) -> float:
+        a, b = float(a), float(b)
+        if b == 0.0:
+            if a == 0.0 or a != a:
+                return math.nan
+            return math.copysign(math.inf, a) * math.copysign(1.0, b)
+        return flush(a / b)
+
+    def negative(self, a: Number) -> Number:
+        return -a
+
+    def sqrt(self, a: Number) -> float:
+        a = float(a)
+        return math.sqrt(a) if a >= 0.0 else math.nan
+
+    def floor(self, a: Number) -> float:
+        a = float(a)
+        return float(math.floor(a)) if math.isfinite(a) else a
+
+    def less(self, a: Number, b: Number) -> bool:
+        return a < b
+
+    def less_equal(self, a: Number, b: Number) -> bool:
+        return a <= b
+
+    def equal(self, a: Number, b: Number) -> bool:
+        return a == b
+
+    def where(self, condition: bool, a: Number, b: Number) -> Number:
+        return a if condition else b
+
+    def integer_power(self, base: Number, exponent: int) -> float:
+        base, result = float(base), 1.0
+        n = abs(exponent)
+        while n:
+            if n & 1:
+                result = cast(float, self.multiply(result, base))
+            n >>= 1
+            if n:
+                base = cast(float, self.multiply(base, base))
+        return self.divide(1.0, result) if exponent < 0 else result
+
+    def power(self, base: Number, exponent: Number) -> float:
+        return cast(float, elementary.power(self, base, exponent))
+
+    def exp(self, a: Number) -> float:
+        return cast(float, elementary.exp(self, a))
+
+    def log(self, a: Number) -> float:
+        return cast(float, elementary.log(self, a))
+
+    def cos(self, a: Number) -> float:
+        return cast(float, elementary.cos(self, a))
+
+    def to_float(self, a: Number) -> float:
+        return flush(float(a))
+
+    def concrete(self, value: Number) -> Number:
+        return value
+
+
+HOST = HostArithmetic()
+
+
+class Scalar:
+    """A scalar value together with the arithmetic that computes with it.
+
+    Rules and schedules receive scalars and combine them, and Python numbers, with `+ - * / **`, comparisons, and the
+    functions `sqrt`, `exp`, `log`, `cos`, `floor`, `minimum`, `maximum` and `where` of `portopt.scalars`. A scalar whose
+    value is known (outside a jit) also converts to `int`, `float` and `bool`, so that `if step < 100` or `table[step]` work.
+    """
+
+    __slots__ = ("arithmetic", "structural", "value")
+    __array_ufunc__ = None
+
+    def __init__(self, value: Any, arithmetic: Arithmetic, *, structural: bool = False) -> None:
+        self.value = value
+        self.arithmetic = arithmetic
+        self.structural = structural
+
+    def _operate(self, operation: str, other: object, *, swapped: bool = False) -> Any:
+        if isinstance(other, Scalar):
+            other = other.value
+        elif not isinstance(other, int | float):
+            return NotImplemented
+        elif isinstance(other, bool):
+            other = int(other)
+        function = getattr(self.arithmetic, operation)
+        result = function(other, self.value) if swapped else function(self.value, other)
+        return Scalar(result, self.arithmetic)
+
+    def __add__(self, other: ScalarLike) -> Scalar:
+        return cast(Scalar, self._operate("add", other))
+
+    def __radd__(self, other: ScalarLike) -> Scalar:
+        return cast(Scalar, self._operate("add", other, swapped=True))
+
+    def __sub__(self, other: ScalarLike) -> Scalar:
+        return cast(Scalar, self._operate("subtract", other))
+
+    def __rsub__(self, other: ScalarLike) -> Scalar:
+        return cast(Scalar, self._operate("subtract", other, swapped=True))
+
+    def __mul__(self, other: ScalarLike) -> Scalar:
+        return cast(Scalar, self._operate("multiply", other))
+
+    def __rmul__(self, other: ScalarLike) -> Scalar:
+        return cast(Scalar, self._operate("multiply", other, swapped=True))
+
+    def __truediv__(self, other: ScalarLike) -> Scalar:
+        return cast(Scalar, self._operate("divide", other))
+
+    def __rtruediv__(self, other: ScalarLike) -> Scalar:
+        return cast(Scalar, self._operate("divide", other, swapped=True))
+
+    def __floordiv__(self, other: ScalarLike) -> Scalar:
+        return floor(self / other)
+
+    def __pow__(self, other: ScalarLike) -> Scalar:
+        return self._power(self.value, other.value if isinstance(other, Scalar) else other)
+
+    def __rpow__(self, other: Number) -> Scalar:
+        return self._power(other, self.value)
+
+    def _power(self, base: Any, exponent: Any) -> Scalar:
+        arithmetic = self.arithmetic
+        if isinstance(exponent, float) and exponent.is_integer() and abs(exponent) < 2**31:
+            exponent = int(exponent)
+        if isinstance(exponent, int) or arithmetic.is_integer(exponent):
+            return Scalar(arithmetic.integer_power(base, exponent), arithmetic)
+        return Scalar(arithmetic.power(base, exponent), arithmetic)
+
+    def __neg__(self) -> Scalar:
+        return Scalar(self.arithmetic.negative(self.value), self.arithmetic)
+
+    def __pos__(self) -> Scalar:
+        return self
+
+    def __abs__(self) -> Scalar:
+        return where(self < 0, -self, self)
+
+    def __lt__(self, other: ScalarLike) -> Scalar:
+        return cast(Scalar, self._operate("less", other))
+
+    def __le__(self, other: ScalarLike) -> Scalar:
+        return cast(Scalar, self._operate("less_equal", other))
+
+    def __gt__(self, other: ScalarLike) -> Scalar:
+        return cast(Scalar, self._operate("less", other, swapped=True))
+
+    def __ge__(self, other: ScalarLike) -> Scalar:
+        return cast(Scalar, self._operate("less_equal", other, swapped=True))
+
+    def __eq__(self, other: object) -> Any:
+        return self._operate("equal", other)
+
+    def __ne__(self, other: object) -> Any:
+        equal = self._operate("equal", other)
+        return equal if equal is NotImplemented else where(equal, False, True)
+
+    __hash__ = None  # type: ignore[assignment]  # equality may be symbolic, so a scalar cannot be a key
+
+    def __bool__(self) -> bool:
+        return True if self.structural else bool(self.arithmetic.concrete(self.value))
+
+    def __float__(self) -> float:
+        return float(self.arithmetic.concrete(self.value))
+
+    def __int__(self) -> int:
+        return int(self.arithmetic.concrete(self.value))
+
+    def __index__(self) -> int:
+        value = self.arithmetic.concrete(self.value)
+        if not isinstance(value, int):
+            raise TypeError(f"a scalar with the value {value!r} cannot be an index: only an integer one can")
+        return value
+
+    def __repr__(self) -> str:
+        return f"Scalar({self.value!r})"
+
+
+ScalarLike = Scalar | float | int
+
+
+def _arithmetic_of(*values: object) -> Arithmetic | None:
+    return next((v.arithmetic for v in values if isinstance(v, Scalar)), None)
+
+
+def _call(operation: str, *values: Any) -> Any:
+    arithmetic = _arithmetic_of(*values)
+    if arithmetic is None:
+        return getattr(HOST, operation)(*values)
+    plain = [v.value if isinstance(v, Scalar) else v for v in values]
+    return Scalar(getattr(arithmetic, operation)(*plain), arithmetic)
+
+
+def _elementwise(operation: str, doc: str) -> Callable[[Any], Any]:
+    @overload
+    def function(x: Scalar) -> Scalar: ...
+    @overload
+    def function(x: float) -> float: ...
+    def function(x: Any) -> Any:
+        return _call(operation, x)
+
+    function.__name__ = function.__qualname__ = operation
+    function.__doc__ = doc
+    return function
+
+
+sqrt = _elementwise("sqrt", "Square root of a scalar, correctly rounded; NaN for a negative one.")
+exp = _elementwise("exp", "Exponential of a scalar, to 1 ulp, from contract operations only.")
+log = _elementwise("log", "Natural logarithm of a scalar, to 1 ulp, from contract operations only.")
+cos = _elementwise("cos", "Cosine of a scalar in radians, |x| at most 1e5, from contract operations only.")
+floor = _elementwise("floor", "Largest integral float64 not above a scalar.")
+
+
+def where(condition: Any, a: ScalarLike, b: ScalarLike) -> Any:
+    """Return `a` where `condition` holds, else `b`; works when the condition is only known at run time."""
+    return _call("where", condition, a, b)
+
+
+def minimum(a: ScalarLike, b: ScalarLike) -> Any:
+    """Return the smaller of two scalars; the first one of equals, and NaN only if the first one is."""
+    return where(b < a, b, a)
+
+
+def maximum(a: ScalarLike, b: ScalarLike) -> Any:
+    """Return the larger of two scalars; the first one of equals, and NaN only if the first one is."""
+    return where(a < b, b, a)
