@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from portopt.backend import ArrayAPIBackend, ArrayInfo, Arrays
+from portopt.backend import ArrayAPIBackend, ArrayInfo, MemoryRange
 
 
 class CupyBackend(ArrayAPIBackend):
@@ -61,22 +61,12 @@ class CupyBackend(ArrayAPIBackend):
         with self._cupy.cuda.Device(int(name.partition(":")[2])):
             return self._cupy.array(array)
 
-    def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
-        super().check_in_place(parameters, paths)
-        written = []
-        for i, arrays in enumerate(parameters):
-            for name, array in arrays.items():
-                if name != "g" and array.size:
-                    here = f"params{paths(i)}" if name == "p" else f"state.slots[{name!r}]{paths(i)}"
-                    low, high = self._cupy.byte_bounds(array)
-                    written.append((low, high, here))
-        written.sort()
-        for (_, high, here), (low, _, there) in zip(written, written[1:], strict=False):
-            if low < high:
-                raise ValueError(
-                    f"{here} and {there} share memory, so an update in place would change it twice; "
-                    "give each its own array, or use apply"
-                )
+    def memory_range(self, array: Any) -> MemoryRange:
+        device = f"cuda:{array.device.id}"
+        return MemoryRange(device, *(self._cupy.byte_bounds(array) if array.size else (0, 0)))
+
+    def share_memory(self, a: Any, b: Any) -> bool:
+        return bool(self._cupy.shares_memory(a, b))
 
 
 backend = CupyBackend()

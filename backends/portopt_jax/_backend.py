@@ -122,9 +122,8 @@ class JaxBackend:
         return [*self._jax.devices(), *self._jax.devices("cpu")]
 
     def arithmetic(self, values: Iterable[Any]) -> Arithmetic:
-        if any(map(self._is_traced, values)):
-            return self._arithmetic
-        return HOST
+        arithmetic: Arithmetic = self._arithmetic if any(map(self._is_traced, values)) else HOST
+        return arithmetic
 
     @functools.cached_property
     def _arithmetic(self) -> Any:
@@ -211,8 +210,8 @@ class JaxBackend:
 
     def _refuse_in_place(self) -> NoReturn:
         raise TypeError(
-            "JAX arrays cannot be changed in place: use params, state = opt.apply(params, grads, state), and donate the arguments "
-            "of your jitted step to save the memory"
+            "JAX arrays cannot be changed in place: use params, state = opt.apply(params, grads, state), and donate the "
+            "arguments of your jitted step to save the memory"
         )
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:

@@ -137,8 +137,8 @@ class JaxArithmetic:
 
     def concrete(self, value: Any) -> NoReturn:
         raise TypeError(
-            "a schedule asked for the value of the step inside a JAX transformation, where it is not known yet: use the functions "
-            "of portopt.scalars (where, minimum, maximum, floor, exp, cos) in place of `if`, int(), float() and math"
+            "a schedule asked for the value of the step inside a JAX transformation, where it is not known yet: use the "
+            "functions of portopt.scalars (where, minimum, maximum, floor, exp, cos) in place of `if`, int(), float() and math"
         )
 
 

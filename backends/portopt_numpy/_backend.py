@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from portopt.backend import ArrayAPIBackend, ArrayInfo, Arrays
+from portopt.backend import ArrayAPIBackend, ArrayInfo, MemoryRange
 
 
 class NumpyBackend(ArrayAPIBackend):
@@ -24,9 +24,6 @@ class NumpyBackend(ArrayAPIBackend):
 
     def devices(self) -> Mapping[str, str | None]:
         return {"cpu": None}
-
-    def dtypes(self) -> tuple[str, ...]:
-        return tuple(name for name in super().dtypes())
 
     def _has_dtype(self, name: str) -> bool:
         return name != "bfloat16" or importlib.util.find_spec("ml_dtypes") is not None
@@ -53,33 +50,23 @@ class NumpyBackend(ArrayAPIBackend):
             raise ValueError(f"numpy has no device {device!r}; it has cpu")
         return np.array(array, copy=True)
 
-    def rounded_scalar(self, value: Any, compute_dtype: str, like: Any) -> Any:
-        return super().rounded_scalar(value, compute_dtype, like)
-
     def _stored(self, value: Any, like: Any) -> Any:
         return np.array(np.broadcast_to(value, like.shape), dtype=like.dtype, copy=True)
 
-    def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
-        super().check_in_place(parameters, paths)
-        written: list[tuple[int, int, str, Any]] = []
-        for i, arrays in enumerate(parameters):
-            for name, array in arrays.items():
-                if name == "g":
-                    continue
-                here = f"params{paths(i)}" if name == "p" else f"state.slots[{name!r}]{paths(i)}"
-                if not array.flags.writeable:
-                    raise TypeError(
-                        f"{here} is a read-only NumPy array, so it cannot be changed in place; copy it, or use apply"
-                    )
-                low, high = np.lib.array_utils.byte_bounds(array)
-                written.append((low, high, here, array))
-        written.sort(key=lambda entry: entry[:2])
-        for (_, high, here, array), (low, _, there, other) in zip(written, written[1:], strict=False):
-            if low < high and array.size and other.size and np.shares_memory(array, other):
-                raise ValueError(
-                    f"{here} and {there} share memory, so an update in place would change it twice; "
-                    "give each its own array, or use apply"
-                )
+    def why_read_only(self, array: Any) -> str | None:
+        if not array.flags.writeable:
+            return "is a read-only NumPy array"
+        if any(stride == 0 and n > 1 for stride, n in zip(array.strides, array.shape, strict=True)):
+            return "is a broadcast view whose elements share memory"
+        return None
+
+    def memory_range(self, array: Any) -> MemoryRange:
+        if array.size == 0:
+            return MemoryRange("cpu", 0, 0)
+        return MemoryRange("cpu", *np.lib.array_utils.byte_bounds(array))
+
+    def share_memory(self, a: Any, b: Any) -> bool:
+        return bool(np.shares_memory(a, b))
 
 
 backend = NumpyBackend()

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from portopt.backend import ArrayAPIBackend, ArrayInfo, Arrays
+import numpy as np
+
+from portopt.backend import ArrayAPIBackend, ArrayInfo, Arrays, MemoryRange
 from portopt.primitives import Primitives
 from portopt.program import Program
 
@@ -25,8 +28,6 @@ class TorchBackend(ArrayAPIBackend):
         return importlib.import_module("torch")
 
     def owns(self, leaf: object) -> bool:
-        import sys
-
         torch = sys.modules.get("torch")
         return torch is not None and isinstance(leaf, torch.Tensor)
 
@@ -59,8 +60,6 @@ class TorchBackend(ArrayAPIBackend):
         return on_host.numpy()
 
     def from_numpy(self, array: Any, device: str) -> Any:
-        import numpy as np
-
         torch = self._torch
         unavailable = self.devices().get(device, None)
         if unavailable is not None:
@@ -77,8 +76,6 @@ class TorchBackend(ArrayAPIBackend):
         """Take the root with NumPy on the shared memory: torch's own on the CPU is not correctly rounded."""
         if x.device.type != "cpu":
             return self._torch.sqrt(x)
-        import numpy as np
-
         result = self._torch.empty_like(x)
         np.sqrt(x.numpy(), out=result.numpy())
         return result
@@ -109,31 +106,27 @@ class TorchBackend(ArrayAPIBackend):
     def assign(self, target: Any, value: Any) -> None:
         target.copy_(value)
 
-    def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
-        super().check_in_place(parameters, paths)
-        check_overlap(parameters, paths)
+    def why_read_only(self, array: Any) -> str | None:
+        if any(stride == 0 and n > 1 for stride, n in zip(array.stride(), array.shape, strict=True)):
+            return "is an expanded tensor whose elements share memory"
+        return None
+
+    def memory_range(self, array: Any) -> MemoryRange:
+        if array.numel() == 0:
+            return MemoryRange(str(array.device), 0, 0)
+        last = sum((n - 1) * stride for n, stride in zip(array.shape, array.stride(), strict=True))
+        start = array.data_ptr()
+        return MemoryRange(str(array.device), start, start + (last + 1) * array.element_size())
+
+    def share_memory(self, a: Any, b: Any) -> bool:
+        if a.device.type != "cpu":
+            return True
+        return bool(np.shares_memory(_bytes_like(a), _bytes_like(b)))
 
 
-def check_overlap(parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
-    """Raise `ValueError` if two tensors that a step writes share memory, or one has elements that do."""
-    written: list[tuple[tuple[str, int], int, str]] = []
-    for i, arrays in enumerate(parameters):
-        for name, tensor in arrays.items():
-            if name == "g" or tensor.numel() == 0:
-                continue
-            here = f"params{paths(i)}" if name == "p" else f"state.slots[{name!r}]{paths(i)}"
-            extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-            if any(s == 0 and n > 1 for n, s in zip(tensor.shape, tensor.stride(), strict=True)):
-                raise ValueError(f"{here} is an expanded tensor whose elements share memory; clone it, or use apply")
-            start = tensor.data_ptr()
-            written.append(((str(tensor.device), start), start + extent * tensor.element_size(), here))
-    written.sort()
-    for ((device, _), end, here), ((other_device, start), _, there) in zip(written, written[1:], strict=False):
-        if device == other_device and start < end:
-            raise ValueError(
-                f"{here} and {there} share memory, so an update in place would change it twice; "
-                "give each its own tensor, or use apply"
-            )
+def _bytes_like(tensor: Any) -> Any:
+    """Return a NumPy view with the extent of a tensor on the CPU; dtypes that NumPy lacks as integers of their size."""
+    return tensor.detach().view(getattr(importlib.import_module("torch"), f"int{8 * tensor.element_size()}")).numpy()
 
 
 backend = TorchBackend()

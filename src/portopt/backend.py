@@ -8,11 +8,12 @@ a library that follows the array API standard, so a backend usually overrides on
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from portopt.interpreter import interpret
 from portopt.primitives import COMPUTE_DTYPE, Primitives, round_scalar
@@ -37,6 +38,14 @@ class ArrayInfo:
     shape: tuple[int, ...]
     dtype: str
     device: str
+
+
+class MemoryRange(NamedTuple):
+    """First and one-past-last byte of an array's memory on one device; equal if the array is empty."""
+
+    device: str
+    start: int
+    end: int
 
 
 Step = Callable[..., tuple[Any, "OptimizerState"]]
@@ -291,18 +300,35 @@ class ArrayAPIBackend:
         target[...] = value
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
-        seen: dict[int, str] = {}
+        written: list[tuple[MemoryRange, str, Any]] = []
         for i, arrays in enumerate(parameters):
             for name, array in arrays.items():
-                here = f"params{paths(i)}" if name == "p" else f"state.slots[{name!r}]{paths(i)}"
                 if name == "g":
                     continue
-                if id(array) in seen:
-                    raise ValueError(
-                        f"{here} and {seen[id(array)]} are the same array, so an update in place would change it twice; "
-                        "give each its own array, or use apply"
-                    )
-                seen[id(array)] = here
+                here = f"params{paths(i)}" if name == "p" else f"state.slots[{name!r}]{paths(i)}"
+                reason = self.why_read_only(array)
+                if reason is not None:
+                    raise TypeError(f"{here} {reason}, so it cannot be changed in place; copy it, or use apply")
+                written.append((self.memory_range(array), here, array))
+        written.sort(key=lambda entry: entry[0])
+        for (before, here, array), (after, there, other) in itertools.pairwise(written):
+            if before.device == after.device and after.start < before.end and self.share_memory(array, other):
+                raise ValueError(
+                    f"{here} and {there} share memory, so an update in place would change it twice; "
+                    "give each its own array, or use apply"
+                )
+
+    def why_read_only(self, array: Any) -> str | None:
+        """Return what keeps an array from being written, such as "is a read-only array"; None if nothing does."""
+        return None
+
+    def memory_range(self, array: Any) -> MemoryRange:
+        """Return the memory that an array's elements lie in; by default, each array object has its own."""
+        return MemoryRange(self.name, id(array), id(array) + 1)
+
+    def share_memory(self, a: Any, b: Any) -> bool:
+        """Tell whether two arrays whose memory ranges overlap share an element."""
+        return True
 
 
 class UnknownBackendError(ValueError):

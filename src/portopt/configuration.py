@@ -29,7 +29,7 @@ def register(cls: AnyRule) -> AnyRule:
         >>> portopt.get("plaindescent").learning_rate
         0.01
     """
-    if not (isinstance(cls, type) and issubclass(cls, Optimizer)):
+    if not (isinstance(cls, type) and issubclass(cls, Optimizer)):  # type: ignore[redundant-expr]  # callers may be untyped
         raise TypeError(f"only a subclass of portopt.Optimizer can be registered, but {cls!r} was given")
     known = _known().get(cls.__name__.lower())
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -96,7 +96,7 @@ def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, type[Opt
         >>> portopt.deserialize({"class_name": "adam", "config": {"beta_1": 0.5}}).beta_1
         0.5
     """
-    if not isinstance(config, Mapping) or "class_name" not in config or "config" not in config:
+    if not isinstance(config, Mapping) or not {"class_name", "config"} <= set(config):  # type: ignore[redundant-expr]  # callers may be untyped
         raise ValueError(
             f"improper config format: {config!r}; it must be a dict with the keys 'class_name' and 'config'"
         )

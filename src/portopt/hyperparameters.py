@@ -154,7 +154,10 @@ def hyperparameter(
 
     Args:
         default: the value when the constructor is given none.
-        at_least, above, at_most, below: the ends of the range of allowed values, which are finite floats.
+        at_least: lowest allowed value; allowed values are finite floats.
+        above: largest value that is too low.
+        at_most: highest allowed value.
+        below: smallest value that is too high.
         off: the value that switches the hyperparameter's feature off. A rule may then ask `if self.momentum:`, and the
             program of an optimizer whose feature is off has no operation for it.
         kw_only: whether the constructor takes it by name only.

@@ -26,9 +26,9 @@ def _leaves(tree: Any) -> tuple[Backend, list[Any], Any]:
 
 
 def get_weights(optimizer: Optimizer, state: OptimizerState) -> list[Any]:
+    """Return the state as Keras 2.3.1's list; see `Optimizer.get_weights`."""
     weights = [np.asarray(int(state.step), np.int64)]
-    for name in optimizer.scalar_slots:
-        weights.append(np.asarray(_concrete_scalar(state, state.slots[name]), np.float64))
+    weights += [np.asarray(_concrete_scalar(state.slots[name]), np.float64) for name in optimizer.scalar_slots]
     count = 0
     for name in optimizer.slots:
         backend, leaves, _ = _leaves(state.slots[name])
@@ -38,12 +38,13 @@ def get_weights(optimizer: Optimizer, state: OptimizerState) -> list[Any]:
     return weights + [np.zeros(1, np.float32) for _ in optimizer.keras_placeholder_slots for _ in range(count)]
 
 
-def _concrete_scalar(state: OptimizerState, value: Any) -> float:
+def _concrete_scalar(value: Any) -> float:
     backend = find_backend(value)
     return float(value if backend is None else backend.scalar(value))
 
 
 def set_weights(optimizer: Optimizer, state: OptimizerState, weights: Sequence[Any]) -> OptimizerState:
+    """Return `state` with the values of such a list; see `Optimizer.set_weights`."""
     expected = get_weights(optimizer, state)
     values = [np.asarray(w) for w in weights]
     if optimizer.keras_short_list is not None and len(values) == len(expected) - 1:
@@ -51,8 +52,8 @@ def set_weights(optimizer: Optimizer, state: OptimizerState, weights: Sequence[A
         values.insert(index, np.asarray(missing))
     if len(values) != len(expected):
         raise ValueError(
-            f"{type(optimizer).__name__} has {len(expected)} weights for these parameters, but a list of {len(weights)} was given; "
-            "it must come from get_weights of the same optimizer with parameters of the same shapes"
+            f"{type(optimizer).__name__} has {len(expected)} weights for these parameters, but a list of {len(weights)} was "
+            "given; it must come from get_weights of the same optimizer with parameters of the same shapes"
         )
     for i, (new, old) in enumerate(zip(values, expected, strict=True)):
         if new.shape != old.shape:

@@ -105,7 +105,8 @@ class Optimizer:
         positional = [name for name, field in self._fields.items() if not field.kw_only]
         if len(args) > len(positional):
             raise TypeError(
-                f"{owner} takes at most {len(positional)} positional arguments ({', '.join(positional)}), but {len(args)} were given"
+                f"{owner} takes at most {len(positional)} positional arguments ({', '.join(positional)}), but "
+                f"{len(args)} were given"
             )
         given = dict(zip(positional, args, strict=False))
         for name, value in kwargs.items():
@@ -120,11 +121,8 @@ class Optimizer:
             given[target] = value
         for name, field in self._fields.items():
             value = given.get(name, field.default)
-            if name == "learning_rate" and is_schedule(value):
-                checked = value
-            else:
-                checked = field.check(owner, name, value)
-            object.__setattr__(self, name, checked)
+            scheduled = name == "learning_rate" and is_schedule(value)
+            object.__setattr__(self, name, value if scheduled else field.check(owner, name, value))
 
     # The rule ----------------------------------------------------------------------------------------------------
 
@@ -284,7 +282,7 @@ class Optimizer:
         values = [state.step, *(v for n, v in given.items() if n != "learning_rate" or not scheduled)]
         arithmetic = backend.arithmetic(values)
         step = backend.scalar(state.step) if arithmetic is not HOST else _concrete_step(state.step)
-        if scheduled:
+        if schedule is not None and scheduled:
             given["learning_rate"] = _scheduled_rate(schedule, Scalar(step, arithmetic))
         inputs = {name: backend.scalar(value) for name, value in given.items()}
         if arithmetic is HOST:
@@ -313,7 +311,7 @@ class Optimizer:
         active = frozenset(
             name
             for name in self.numeric_hyperparameters()
-            if name in overrides and overrides[name] is not None or name not in overrides and self._is_on(name)
+            if (name in overrides and overrides[name] is not None) or (name not in overrides and self._is_on(name))
         )
         cache: dict[frozenset[str], Program] = self.__dict__.setdefault("_programs", {})
         if active not in cache:
@@ -354,7 +352,8 @@ class Optimizer:
                 value = field.check(owner, name, value)
             elif getattr(value, "shape", None) != ():
                 raise ValueError(
-                    f"{owner}: {name!r} must be a Python number or a 0-d array, but an array of shape {tuple(value.shape)} was given"
+                    f"{owner}: {name!r} must be a Python number or a 0-d array, but an array of shape "
+                    f"{tuple(value.shape)} was given"
                 )
             checked[target] = value
         return checked

@@ -126,7 +126,8 @@ class Program:
 
     def __str__(self) -> str:
         names = self.names()
-        scalar_lines, array_lines = [], []
+        scalar_lines: list[str] = []
+        array_lines: list[str] = []
         for name, op in zip(names, self.ops, strict=True):
             if op.name in ("input", "constant", "load"):
                 continue

@@ -196,7 +196,7 @@ class Scalar:
         return cast(Scalar, self._operate("divide", other, swapped=True))
 
     def __floordiv__(self, other: ScalarLike) -> Scalar:
-        return floor(self / other)
+        return cast(Scalar, floor(self / other))
 
     def __pow__(self, other: ScalarLike) -> Scalar:
         return self._power(self.value, other.value if isinstance(other, Scalar) else other)
@@ -219,7 +219,7 @@ class Scalar:
         return self
 
     def __abs__(self) -> Scalar:
-        return where(self < 0, -self, self)
+        return cast(Scalar, where(self < 0, -self, self))
 
     def __lt__(self, other: ScalarLike) -> Scalar:
         return cast(Scalar, self._operate("less", other))

@@ -7,6 +7,7 @@ callable will do. Those here compute with the operations of the arithmetic contr
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -189,15 +190,16 @@ class PiecewiseConstant(Schedule):
         owner = type(self).__name__
         values = tuple(_RATE.check(owner, "values", v) for v in self.values)
         boundaries = tuple(self.boundaries)
-        if any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in boundaries) or any(
-            b >= c for b, c in zip(boundaries, boundaries[1:], strict=False)
+        if any(type(b) is not int or b < 1 for b in boundaries) or any(
+            b >= c for b, c in itertools.pairwise(boundaries)
         ):
             raise ValueError(
                 f"{owner} boundaries must be increasing integers of at least 1, but {list(boundaries)} was given"
             )
         if len(values) != len(boundaries) + 1:
             raise ValueError(
-                f"{owner} needs one more value than boundaries, but {len(values)} values and {len(boundaries)} boundaries were given"
+                f"{owner} needs one more value than boundaries, but {len(values)} values and {len(boundaries)} boundaries "
+                "were given"
             )
         object.__setattr__(self, "boundaries", boundaries)
         object.__setattr__(self, "values", values)

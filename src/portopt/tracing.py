@@ -104,7 +104,8 @@ class Builder:
     def concrete(self, value: Any) -> NoReturn:
         raise UnsupportedOperationError(
             "a rule asked for the value of a scalar while it was traced, but hyperparameters and the step are inputs of the "
-            "compiled program: use portopt.scalars (where, sqrt, exp, log, cos, minimum, maximum) in place of `if`, float() and math"
+            "compiled program: use portopt.scalars (where, sqrt, exp, log, cos, minimum, maximum) in place of `if`, "
+            "float() and math"
         )
 
 
@@ -291,7 +292,7 @@ class SymbolicNamespace:
         self._builder = builder
 
     @staticmethod
-    def clip(x: Any, /, min: Any = None, max: Any = None) -> Any:  # noqa: A002  # the array API's names
+    def clip(x: Any, /, min: Any = None, max: Any = None) -> Any:
         if min is not None:
             x = _record("maximum", x, min)
         return x if max is None else _record("minimum", x, max)
