@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from portopt.backend import PURE, ArrayInfo, Arrays, Mode, Step
@@ -88,8 +90,10 @@ class JaxBackend:
         return names
 
     def dtypes(self) -> tuple[str, ...]:
-        enabled = self._jax.config.jax_enable_x64
-        return tuple(name for name in COMPUTE_DTYPE if enabled or name != "float64")
+        return tuple(COMPUTE_DTYPE)
+
+    def dtype_context(self, dtype: str) -> AbstractContextManager[Any]:
+        return self._jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
 
     def describe(self, array: Any) -> ArrayInfo:
         if not isinstance(array, self._jax.Array):
@@ -174,8 +178,8 @@ class JaxBackend:
             factors = tuple(map(_power_of_two, (-(exponent // 2), exponent // 2 - exponent)))
             constants = rounding_constants(sum(g.size for g in filled))
             sums = [partial_sums(self.primitives("float64"), g, factors, constants) for g in filled]
-            leading, trailing = (functools.reduce(jnp.add, parts) for parts in zip(*sums, strict=True))
-            root = arithmetic.sqrt(arithmetic.add(leading, trailing))
+            first, second, third = (functools.reduce(jnp.add, parts) for parts in zip(*sums, strict=True))
+            root = arithmetic.sqrt(arithmetic.add(first, arithmetic.add(second, third)))
             norm = arithmetic.multiply(arithmetic.multiply(root, 1.0 / factors[0]), 1.0 / factors[1])
             return jnp.where(has_nan, jnp.nan, jnp.where(regular, norm, largest))
 

@@ -7,10 +7,13 @@ a library that follows the array API standard, so a backend usually overrides on
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -117,7 +120,10 @@ class Backend(Protocol):
         """Map each device's name to None if it can be used, else to the reason why not."""
 
     def dtypes(self) -> tuple[str, ...]:
-        """Return the names of the supported parameter dtypes that the library has."""
+        """Return the names of the supported parameter dtypes that the library has, inside `dtype_context`."""
+
+    def dtype_context(self, dtype: str) -> AbstractContextManager[Any]:
+        """Return a context in which arrays of a dtype can be made; most libraries need nothing."""
 
     def describe(self, array: Any) -> ArrayInfo:
         """Return shape, dtype name and device of an array; raise `TypeError` for a kind of array that is not supported."""
@@ -207,6 +213,9 @@ class ArrayAPIBackend:
 
     def _has_dtype(self, name: str) -> bool:
         return hasattr(self.xp, name)
+
+    def dtype_context(self, dtype: str) -> AbstractContextManager[Any]:
+        return contextlib.nullcontext()
 
     def dtype(self, name: str) -> Any:
         """Return the library's dtype object."""
@@ -337,7 +346,10 @@ class UnknownBackendError(ValueError):
 
 @functools.cache
 def backends() -> Mapping[str, Backend]:
-    """Return the installed backends by name, found through the entry-point group `portopt.backends`."""
+    """Return the installed backends by name, found through the entry-point group `portopt.backends`.
+
+    One that cannot be loaded is left out, with a warning: the others must go on working.
+    """
     found: dict[str, tuple[Backend, str]] = {}
     for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
         if entry.name in found:
@@ -347,7 +359,14 @@ def backends() -> Mapping[str, Backend]:
                 f"two packages provide the portopt backend {entry.name!r}: {found[entry.name][1]} and {entry.value}; "
                 "uninstall one of them"
             )
-        found[entry.name] = (entry.load(), entry.value)
+        try:
+            found[entry.name] = (entry.load(), entry.value)
+        except Exception as error:
+            warnings.warn(
+                f"the portopt backend {entry.name!r} ({entry.value}) cannot be loaded and is left out: {error!r}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
     return {name: backend for name, (backend, _) in sorted(found.items())}
 
 

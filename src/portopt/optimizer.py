@@ -305,7 +305,11 @@ class Optimizer:
               scalars, float64, given learning_rate
               arrays, compute dtype, loaded p, g
                 a0 = round(learning_rate)
-                a1 = multiply(a0, g)
+                a1 = a0 * g
+                a2 = negative(a1)
+                a3 = p + a2
+                store p <- a3
+                store moment <- a2
         """
         overrides = overrides or {}
         active = frozenset(

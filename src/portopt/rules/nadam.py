@@ -34,7 +34,7 @@ class Nadam(Optimizer):
         >>> opt, w = portopt.Nadam(learning_rate=0.1), np.asarray([1.0])
         >>> w, state = opt.apply(w, np.asarray([5.0]), opt.init(w))
         >>> w.round(4)
-        array([0.894])
+        array([0.8944])
 
     Reference:
         Dozat, "Incorporating Nesterov momentum into Adam", 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
