@@ -53,7 +53,7 @@ class CupyBackend(ArrayAPIBackend):
     def to_numpy(self, array: Any) -> Any:
         return self._cupy.asnumpy(array)
 
-    def from_numpy(self, array: Any, device: str) -> Any:
+    def from_numpy(self, array: Any, device: str | None) -> Any:
         usable = [name for name, reason in self.devices().items() if reason is None]
         name = f"{device}:0" if device == "cuda" else device
         if name not in usable:

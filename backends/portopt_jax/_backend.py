@@ -6,18 +6,15 @@ import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
-from portopt.backend import PURE, ArrayInfo, Arrays, Mode, Step
+from portopt.backend import ArrayInfo, Arrays, Mode
 from portopt.interpreter import interpret
 from portopt.primitives import COMPUTE_DTYPE, SMALLEST_NORMAL, Primitives
 from portopt.program import Program
 from portopt.reductions import partial_sums, rounding_constants
 from portopt.scalars import HOST, Arithmetic
 from portopt.trees import item
-
-if TYPE_CHECKING:
-    from portopt.optimizer import Optimizer, OptimizerState
 
 
 class JaxTrees:
@@ -59,11 +56,17 @@ class JaxBackend:
 
     @functools.cached_property
     def modes(self) -> Mapping[str, Mode]:
-        return {
-            "eager": Mode("eager", PURE.step),
-            "jit": Mode("jit", _jitted, compiled=True),
-            "scan": Mode("scan", _jitted, run=_scan, compiled=True),
-        }
+        modes: Mapping[str, Mode] = importlib.import_module("portopt_jax._modes").MODES
+        return modes
+
+    @functools.cached_property
+    def extra_modes(self) -> Mapping[str, Mode]:
+        modes: Mapping[str, Mode] = importlib.import_module("portopt_jax._modes").EXTRA_MODES
+        return modes
+
+    @functools.cached_property
+    def settings(self) -> Mapping[str, Callable[[], AbstractContextManager[Any]]]:
+        return {"x64 off": lambda: self._jax.enable_x64(False), "x64 on": lambda: self._jax.enable_x64(True)}
 
     @property
     def _jax(self) -> Any:
@@ -99,7 +102,7 @@ class JaxBackend:
         if not isinstance(array, self._jax.Array):
             raise TypeError(f"{type(array).__name__} is no JAX array")
         if self._is_traced(array):
-            return ArrayInfo(array.shape, str(array.dtype), "traced")
+            return ArrayInfo(array.shape, str(array.dtype), None)
         return ArrayInfo(array.shape, str(array.dtype), ", ".join(sorted(map(str, array.devices()))))
 
     def _is_traced(self, value: object) -> bool:
@@ -114,7 +117,7 @@ class JaxBackend:
 
         return np.array(array, copy=True)
 
-    def from_numpy(self, array: Any, device: str) -> Any:
+    def from_numpy(self, array: Any, device: str | None) -> Any:
         chosen = [d for d in self._jax.devices() if str(d) == device] or [
             d for d in self._all_devices() if d.platform == device
         ]
@@ -226,26 +229,6 @@ def _power_of_two(exponent: Any) -> Any:
     """Return 2**exponent as float64, exactly, for a normal result; must be called with x64 enabled."""
     jax = importlib.import_module("jax")
     return jax.lax.bitcast_convert_type((exponent + 1023) << 52, importlib.import_module("jax.numpy").float64)
-
-
-def _jitted(optimizer: Optimizer) -> Step:
-    jax = importlib.import_module("jax")
-    step: Step = jax.jit(optimizer.apply)
-    return step
-
-
-def _scan(
-    optimizer: Optimizer, params: Any, gradients: Sequence[Any], state: OptimizerState
-) -> tuple[Any, OptimizerState]:
-    jax = importlib.import_module("jax")
-    jnp = importlib.import_module("jax.numpy")
-    stacked = jax.tree_util.tree_map(lambda *steps: jnp.stack(steps), *gradients)
-
-    def step(carry: tuple[Any, OptimizerState], grads: Any) -> tuple[tuple[Any, OptimizerState], None]:
-        return optimizer.apply(carry[0], grads, carry[1]), None
-
-    (params, state), _ = jax.jit(lambda carry, grads: jax.lax.scan(step, carry, grads))((params, state), stacked)
-    return params, state
 
 
 backend = JaxBackend()

@@ -62,6 +62,9 @@ class JaxArithmetic:
         with jax.enable_x64(True):
             return flush(self._float(a) / self._float(b), SMALLEST_NORMAL)
 
+    def floor_divide(self, a: Any, b: Any) -> Any:
+        return jnp.floor_divide(a, b) if self._both_integers(a, b) else self.floor(self.divide(a, b))
+
     def negative(self, a: Any) -> Any:
         if self.is_integer(a):
             return -a

@@ -45,7 +45,7 @@ class NumpyBackend(ArrayAPIBackend):
     def to_numpy(self, array: Any) -> Any:
         return np.array(array, copy=True)
 
-    def from_numpy(self, array: Any, device: str) -> Any:
+    def from_numpy(self, array: Any, device: str | None) -> Any:
         if device != "cpu":
             raise ValueError(f"numpy has no device {device!r}; it has cpu")
         return np.array(array, copy=True)
@@ -56,8 +56,8 @@ class NumpyBackend(ArrayAPIBackend):
     def why_read_only(self, array: Any) -> str | None:
         if not array.flags.writeable:
             return "is a read-only NumPy array"
-        if any(stride == 0 and n > 1 for stride, n in zip(array.strides, array.shape, strict=True)):
-            return "is a broadcast view whose elements share memory"
+        if array.size and _overlaps_itself(array):
+            return "is a view whose elements share memory"
         return None
 
     def memory_range(self, array: Any) -> MemoryRange:
@@ -67,6 +67,17 @@ class NumpyBackend(ArrayAPIBackend):
 
     def share_memory(self, a: Any, b: Any) -> bool:
         return bool(np.shares_memory(a, b))
+
+
+def _overlaps_itself(array: Any) -> bool:
+    """Tell whether two elements may share memory: each stride must pass over all that the smaller ones span."""
+    span = array.itemsize
+    for stride, n in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
+        if n > 1:
+            if stride < span:
+                return True
+            span += stride * (n - 1)
+    return False
 
 
 backend = NumpyBackend()

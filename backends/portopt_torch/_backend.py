@@ -59,11 +59,12 @@ class TorchBackend(ArrayAPIBackend):
             return on_host.view(torch.int16).numpy().view(importlib.import_module("ml_dtypes").bfloat16)
         return on_host.numpy()
 
-    def from_numpy(self, array: Any, device: str) -> Any:
+    def from_numpy(self, array: Any, device: str | None) -> Any:
         torch = self._torch
-        unavailable = self.devices().get(device, None)
-        if unavailable is not None:
-            raise ValueError(f"torch cannot use the device {device!r}: {unavailable}")
+        known = self.devices()
+        reason = known.get(str(device), known.get(f"{device}:0", f"it has {', '.join(known)}"))
+        if reason is not None:
+            raise ValueError(f"torch cannot use the device {device!r}: {reason}")
         copy = np.array(array, copy=True, order="C")
         if copy.dtype.name == "bfloat16":
             return torch.from_numpy(copy.view(np.int16)).view(torch.bfloat16).to(device)
@@ -102,6 +103,9 @@ class TorchBackend(ArrayAPIBackend):
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         return super().gradient_norm([g.detach() for g in gradients])
+
+    def scalar(self, value: Any) -> Any:
+        return super().scalar(value.detach() if self.owns(value) else value)
 
     def assign(self, target: Any, value: Any) -> None:
         target.copy_(value)

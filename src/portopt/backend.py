@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
+import importlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
@@ -36,11 +36,11 @@ Arrays = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ArrayInfo:
-    """What must agree between a parameter, its gradient and its slots."""
+    """What must agree between a parameter, its gradient and its slots; the device is None where it is not known yet."""
 
     shape: tuple[int, ...]
     dtype: str
-    device: str
+    device: str | None
 
 
 class MemoryRange(NamedTuple):
@@ -109,6 +109,10 @@ class Backend(Protocol):
     """How the library sees nested containers."""
     modes: Mapping[str, Mode]
     """Ways to execute steps, the first one being what `apply` does by default."""
+    extra_modes: Mapping[str, Mode]
+    """Further ways, which the conformance suite tests but `portopt compare` does not list."""
+    settings: Mapping[str, Callable[[], AbstractContextManager[Any]]]
+    """Settings of the library, as contexts, under each of which the bits must be the same."""
 
     def owns(self, leaf: object) -> bool:
         """Tell whether `leaf` is an array of this library, or a container that only this library can flatten."""
@@ -134,7 +138,7 @@ class Backend(Protocol):
     def to_numpy(self, array: Any) -> Any:
         """Return a copy of an array as a NumPy array of the same dtype (bfloat16 as that of ml_dtypes)."""
 
-    def from_numpy(self, array: Any, device: str) -> Any:
+    def from_numpy(self, array: Any, device: str | None) -> Any:
         """Return a copy of a NumPy array as an array of this library on `device`."""
 
     def arithmetic(self, values: Iterable[Any]) -> Arithmetic:
@@ -180,6 +184,8 @@ class ArrayAPIBackend:
 
     trees: Trees = STANDARD_TREES
     modes: Mapping[str, Mode] = {"apply": PURE, "apply_": IN_PLACE}
+    extra_modes: Mapping[str, Mode] = {}
+    settings: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {}
 
     def __init__(
         self, name: str, namespace: Callable[[], Any], *, root: str | None = None, install_command: str | None = None
@@ -239,7 +245,7 @@ class ArrayAPIBackend:
 
         return np.array(np.from_dlpack(array), copy=True)
 
-    def from_numpy(self, array: Any, device: str) -> Any:
+    def from_numpy(self, array: Any, device: str | None) -> Any:
         chosen = next((d for d in self.xp.__array_namespace_info__().devices() if str(d) == device), None)
         if chosen is None:
             raise ValueError(f"{self.name} has no device {device!r}; it has {', '.join(self.devices())}")
@@ -320,12 +326,17 @@ class ArrayAPIBackend:
                     raise TypeError(f"{here} {reason}, so it cannot be changed in place; copy it, or use apply")
                 written.append((self.memory_range(array), here, array))
         written.sort(key=lambda entry: entry[0])
-        for (before, here, array), (after, there, other) in itertools.pairwise(written):
-            if before.device == after.device and after.start < before.end and self.share_memory(array, other):
-                raise ValueError(
-                    f"{here} and {there} share memory, so an update in place would change it twice; "
-                    "give each its own array, or use apply"
-                )
+        reaching: list[tuple[MemoryRange, str, Any]] = []
+        for entry in written:
+            memory, there, other = entry
+            reaching = [e for e in reaching if e[0].device == memory.device and e[0].end > memory.start]
+            for _, here, array in reaching:
+                if self.share_memory(array, other):
+                    raise ValueError(
+                        f"{here} and {there} share memory, so an update in place would change it twice; "
+                        "give each its own array, or use apply"
+                    )
+            reaching.append(entry)
 
     def why_read_only(self, array: Any) -> str | None:
         """Return what keeps an array from being written, such as "is a read-only array"; None if nothing does."""
@@ -374,9 +385,9 @@ def get_backend(name: str) -> Backend:
     """Return the backend of that name, an installed one or that of an importable array API library."""
     if name in backends():
         return backends()[name]
-    module = sys.modules.get(name)
-    if module is not None and hasattr(module, "__array_namespace_info__"):
-        return _generic_backend(name)
+    with contextlib.suppress(ImportError, ValueError):
+        if hasattr(importlib.import_module(name), "__array_namespace_info__"):
+            return _generic_backend(name)
     raise UnknownBackendError(f"no backend is named {name!r}; installed are {', '.join(backends())}")
 
 
@@ -386,6 +397,21 @@ def _generic_backend(name: str) -> Backend:
 
 
 _by_type: dict[type, Backend] = {}
+_preferred: Backend | None = None
+
+
+@contextlib.contextmanager
+def prefer(backend: Backend) -> Iterator[None]:
+    """Use `backend` for the arrays it owns, whatever is installed; for testing a backend, in one thread."""
+    global _preferred
+    before = _preferred
+    _by_type.clear()
+    _preferred = backend
+    try:
+        yield
+    finally:
+        _preferred = before
+        _by_type.clear()
 
 
 def find_backend(leaf: object) -> Backend | None:
@@ -393,7 +419,8 @@ def find_backend(leaf: object) -> Backend | None:
     kind = type(leaf)
     backend = _by_type.get(kind)
     if backend is None:
-        backend = next((b for b in backends().values() if b.owns(leaf)), None)
+        candidates = ([] if _preferred is None else [_preferred]) + list(backends().values())
+        backend = next((b for b in candidates if b.owns(leaf)), None)
         if backend is None:
             get_namespace = getattr(leaf, "__array_namespace__", None)
             if get_namespace is None:

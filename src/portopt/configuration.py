@@ -48,8 +48,7 @@ def get(identifier: str | Mapping[str, Any] | Optimizer) -> Optimizer:
     """Return an optimizer from a name in any case, a config dict, or an optimizer (itself).
 
     Raises:
-        ValueError: the name is unknown, or the config is incomplete.
-        TypeError: `identifier` is of another type.
+        ValueError: the name is unknown, the config is incomplete, or `identifier` is of another type.
 
     Example:
         >>> import portopt
@@ -96,9 +95,9 @@ def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, type[Opt
         >>> portopt.deserialize({"class_name": "adam", "config": {"beta_1": 0.5}}).beta_1
         0.5
     """
-    if not isinstance(config, Mapping) or not {"class_name", "config"} <= set(config):  # type: ignore[redundant-expr]  # callers may be untyped
+    if not (isinstance(config, Mapping) and "class_name" in config and isinstance(config.get("config"), Mapping)):  # type: ignore[redundant-expr]  # callers may be untyped
         raise ValueError(
-            f"improper config format: {config!r}; it must be a dict with the keys 'class_name' and 'config'"
+            f"improper config format: {config!r}; it must be a dict with the keys 'class_name' and 'config', the latter a dict"
         )
     name = str(config["class_name"])
     custom = {key.lower(): cls for key, cls in (custom_objects or {}).items()}

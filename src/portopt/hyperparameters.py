@@ -80,18 +80,22 @@ class Range:
                 f"{owner} {name} must be a Python number in {self}, but {value!r} of type {type(value).__name__} was given"
                 + (
                     "; a value known only at run time is given to apply: apply(..., " + name + "=x)"
-                    if _is_array(value)
+                    if is_array(value)
                     else ""
                 )
             )
-        number = float(value)
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
         if number not in self:
             raise ValueError(f"{owner} {name} must be in {self}, but {value!r} was given")
         return number
 
 
-def _is_array(value: object) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
+def is_array(value: object) -> bool:
+    """Tell whether a hyperparameter's value is an array, of any library, rather than a Python number."""
+    return not isinstance(value, numbers.Real) and hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,21 @@ class Hyperparameter:
                 return value
             raise TypeError(f"{owner} {name} must be True or False, but {value!r} was given")
         return self.range.check(owner, name, value)
+
+    def check_value(self, owner: str, name: str, value: Any) -> Any:
+        """Return a value that may be an array and known only at run time, or raise an error if it is no real scalar."""
+        if not is_array(value):
+            return self.check(owner, name, value)
+        if tuple(value.shape) != ():
+            raise ValueError(
+                f"{owner} {name} must be a Python number or a 0-d array, but an array of shape {tuple(value.shape)} was given"
+            )
+        dtype = str(value.dtype).rpartition(".")[2]
+        if not dtype.startswith(("float", "bfloat", "int", "uint")):
+            raise TypeError(
+                f"{owner} {name} must be a number in {self.range}, but {value!r} of dtype {dtype} was given"
+            )
+        return value
 
 
 @dataclass(frozen=True)

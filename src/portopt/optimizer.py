@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Self, cast, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 
 from portopt import keras_weights
-from portopt.backend import Backend, find_backend
-from portopt.hyperparameters import Alias, Hyperparameter, Range, alias, hyperparameter, option, unknown_argument
+from portopt.backend import ArrayInfo, Backend, find_backend
+from portopt.hyperparameters import Alias, Hyperparameter, alias, hyperparameter, option, unknown_argument
 from portopt.interpreter import evaluate_scalars
 from portopt.primitives import COMPUTE_DTYPE
 from portopt.program import Program
@@ -202,9 +202,9 @@ class Optimizer:
             **hyperparameters: values for this step only, of any numeric hyperparameter: Python numbers or 0-d arrays.
 
         Raises:
-            ValueError: structure, shape, dtype, library or device differ (the message has the path of the leaf), or a
-                hyperparameter is outside its range.
-            TypeError: a leaf is no array of a supported dtype, or a hyperparameter is unknown.
+            ValueError: structure, shape or device differ (the message has the path of the leaf), or a hyperparameter is
+                outside its range.
+            TypeError: library or dtype differ, a leaf is no array of a supported dtype, or a hyperparameter is unknown.
 
         Example:
             >>> import numpy as np, portopt
@@ -282,13 +282,15 @@ class Optimizer:
         values = [state.step, *(v for n, v in given.items() if n != "learning_rate" or not scheduled)]
         arithmetic = backend.arithmetic(values)
         step = backend.scalar(state.step) if arithmetic is not HOST else _concrete_step(state.step)
+        owners = dict.fromkeys(overrides, f"{type(self).__name__}.apply")
         if schedule is not None and scheduled:
-            given["learning_rate"] = _scheduled_rate(schedule, Scalar(step, arithmetic))
+            owner = owners["learning_rate"] = f"the schedule {schedule!r} of {type(self).__name__}:"
+            rate = _scheduled_rate(schedule, Scalar(step, arithmetic))
+            given["learning_rate"] = self._fields["learning_rate"].check_value(owner, "learning_rate", rate)
         inputs = {name: backend.scalar(value) for name, value in given.items()}
-        if arithmetic is HOST:
-            self._check_ranges(
-                {n: v for n, v in inputs.items() if n in overrides or (scheduled and n == "learning_rate")}
-            )
+        for name, owner in owners.items():
+            if isinstance(inputs.get(name), int | float):
+                self._fields[name].check(owner, name, inputs[name])
         finished = arithmetic.add(step, 1)
         return evaluate_scalars(program, arithmetic, {**inputs, "t": finished}), finished
 
@@ -352,19 +354,8 @@ class Optimizer:
                 raise unknown_argument(owner, name, [*self.numeric_hyperparameters(), *self._aliases])
             if target in checked:
                 raise TypeError(f"{owner} was given {name!r} and another name of it at once; give only one of them")
-            if isinstance(value, int | float) or not hasattr(value, "dtype"):
-                value = field.check(owner, name, value)
-            elif getattr(value, "shape", None) != ():
-                raise ValueError(
-                    f"{owner}: {name!r} must be a Python number or a 0-d array, but an array of shape "
-                    f"{tuple(value.shape)} was given"
-                )
-            checked[target] = value
+            checked[target] = field.check_value(owner, name, value)
         return checked
-
-    def _check_ranges(self, values: Mapping[str, Any]) -> None:
-        for name, value in values.items():
-            cast(Range, self._fields[name].range).check(f"{type(self).__name__}.apply", name, value)
 
     def replace(self, **changes: Any) -> Self:
         """Return an optimizer like this one with some hyperparameters changed.
@@ -374,8 +365,8 @@ class Optimizer:
             >>> portopt.Adam(learning_rate=0.1).replace(beta_1=0.5).beta_1
             0.5
         """
-        changes = {self._aliases.get(name, name): value for name, value in changes.items()}
-        return type(self)(**{**{name: getattr(self, name) for name in self._fields}, **changes})
+        changed = {self._aliases.get(name, name) for name in changes}
+        return type(self)(**{name: getattr(self, name) for name in self._fields if name not in changed}, **changes)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as Python values that JSON can hold; clipping only where it is on.
@@ -439,6 +430,9 @@ class Optimizer:
                 f"or make another optimizer with replace({name}=x)"
             )
         object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"an optimizer is immutable, so {name!r} cannot be deleted")
 
     def __repr__(self) -> str:
         given = ((name, getattr(self, name)) for name in self._fields)
@@ -506,13 +500,20 @@ def _flatten_params(params: Any) -> _Leaves:
             continue
         if not backend.owns(leaf):
             raise _foreign(backend, f"params{backend.trees.paths(params)[i]}", leaf, "params")
-        info = backend.describe(leaf)
+        info = _describe(backend, leaf, lambda i=i: f"params{backend.trees.paths(params)[i]}")  # type: ignore[misc]  # binds i
         if info.dtype not in COMPUTE_DTYPE:
             raise TypeError(
                 f"params{backend.trees.paths(params)[i]} has dtype {info.dtype}; parameters must be of dtype "
                 f"{', '.join(COMPUTE_DTYPE)}: leave other arrays out of params, or convert them"
             )
     return _Leaves(backend, definition, leaves)
+
+
+def _describe(backend: Backend, array: Any, path: Callable[[], str]) -> ArrayInfo:
+    try:
+        return backend.describe(array)
+    except TypeError as error:
+        raise TypeError(f"{path()}: {error}") from None
 
 
 def _no_array(path: str, leaf: object) -> TypeError:
@@ -574,14 +575,14 @@ def _check_slots(backend: Backend, leaves: list[Any], slots: Mapping[str, list[A
 
 
 def _check_same(backend: Backend, p: Any, other: Any, at: Callable[[str], str], name: str, *, same_dtype: bool) -> None:
-    expected, found = backend.describe(p), backend.describe(other)
+    expected, found = _describe(backend, p, lambda: at("params")), _describe(backend, other, lambda: at(name))
     for what in ("shape", "dtype", "device"):
         left, right = getattr(expected, what), getattr(found, what)
         if what == "dtype" and not same_dtype:
             if right in COMPUTE_DTYPE:
                 continue
             left = " or ".join(COMPUTE_DTYPE)
-        elif left == right:
+        elif left == right or left is None or right is None:
             continue
         error = TypeError if what == "dtype" else ValueError
         raise error(f"{at(name)} has {what} {right}, but {at('params')} has {what} {left}; they must agree")

@@ -35,6 +35,7 @@ class Arithmetic(Protocol):
     def subtract(self, a: Any, b: Any) -> Any: ...
     def multiply(self, a: Any, b: Any) -> Any: ...
     def divide(self, a: Any, b: Any) -> Any: ...
+    def floor_divide(self, a: Any, b: Any) -> Any: ...
     def negative(self, a: Any) -> Any: ...
     def sqrt(self, a: Any) -> Any: ...
     def floor(self, a: Any) -> Any: ...
@@ -87,6 +88,9 @@ class HostArithmetic:
                 return math.nan
             return math.copysign(math.inf, a) * math.copysign(1.0, b)
         return flush(a / b)
+
+    def floor_divide(self, a: Number, b: Number) -> Number:
+        return a // b if isinstance(a, int) and isinstance(b, int) else self.floor(self.divide(a, b))
 
     def negative(self, a: Number) -> Number:
         return -a
@@ -196,7 +200,16 @@ class Scalar:
         return cast(Scalar, self._operate("divide", other, swapped=True))
 
     def __floordiv__(self, other: ScalarLike) -> Scalar:
-        return cast(Scalar, floor(self / other))
+        return cast(Scalar, self._operate("floor_divide", other))
+
+    def __rfloordiv__(self, other: ScalarLike) -> Scalar:
+        return cast(Scalar, self._operate("floor_divide", other, swapped=True))
+
+    def __mod__(self, other: ScalarLike) -> Scalar:
+        return self - self // other * other
+
+    def __rmod__(self, other: ScalarLike) -> Scalar:
+        return other - other // self * self
 
     def __pow__(self, other: ScalarLike) -> Scalar:
         return self._power(self.value, other.value if isinstance(other, Scalar) else other)
@@ -254,7 +267,9 @@ class Scalar:
     def __index__(self) -> int:
         value = self.arithmetic.concrete(self.value)
         if not isinstance(value, int):
-            raise TypeError(f"a scalar with the value {value!r} cannot be an index: only an integer one can")
+            raise TypeError(
+                f"a scalar with the value {value!r} cannot be an index: only an integer can; use // or int()"
+            )
         return value
 
     def __repr__(self) -> str:

@@ -62,6 +62,11 @@ class Builder:
     def divide(self, a: Any, b: Any) -> Node:
         return self._record_scalar("divide", a, b, kind=Kind.FLOAT)
 
+    def floor_divide(self, a: Any, b: Any) -> Node:
+        if self.is_integer(a) and self.is_integer(b):
+            return self._record_scalar("floor_divide", a, b)
+        return self.floor(self.divide(a, b))
+
     def negative(self, a: Any) -> Node:
         return self._record_scalar("negative", a)
 

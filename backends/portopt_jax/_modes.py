@@ -1,0 +1,83 @@
+"""Ways to execute steps under JAX's transformations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from portopt.backend import PURE, Mode, Step
+
+if TYPE_CHECKING:
+    from portopt.optimizer import Optimizer, OptimizerState
+
+
+def _jitted(optimizer: Optimizer) -> Step:
+    step: Step = jax.jit(optimizer.apply)
+    return step
+
+
+def _donated(optimizer: Optimizer) -> Step:
+    step: Step = jax.jit(optimizer.apply, donate_argnums=(0, 2))
+    return step
+
+
+def _scan(
+    optimizer: Optimizer, params: Any, gradients: Sequence[Any], state: OptimizerState
+) -> tuple[Any, OptimizerState]:
+    def step(carry: tuple[Any, OptimizerState], grads: Any) -> tuple[tuple[Any, OptimizerState], None]:
+        return optimizer.apply(carry[0], grads, carry[1]), None
+
+    stacked = jax.tree_util.tree_map(lambda *steps: jnp.stack(steps), *gradients)
+    (params, state), _ = jax.jit(lambda carry, grads: jax.lax.scan(step, carry, grads))((params, state), stacked)
+    return params, state
+
+
+def _pairs(
+    optimizer: Optimizer, params: Any, gradients: Sequence[Any], state: OptimizerState
+) -> tuple[Any, OptimizerState]:
+    """Do two steps inside one jit, where XLA may look from the first into the second."""
+
+    @jax.jit
+    def two(params: Any, first: Any, second: Any, state: OptimizerState) -> tuple[Any, OptimizerState]:
+        params, state = optimizer.apply(params, first, state)
+        return optimizer.apply(params, second, state)
+
+    for first, second in zip(gradients[::2], gradients[1::2], strict=False):
+        params, state = two(params, first, second, state)
+    return _jitted(optimizer)(params, gradients[-1], state) if len(gradients) % 2 else (params, state)
+
+
+def _vmapped(optimizer: Optimizer) -> Step:
+    """Return a step over two lanes: the given arrays, and the same ones reversed."""
+
+    def lanes(tree: Any) -> Any:
+        return jax.tree_util.tree_map(lambda x: jnp.stack([x, jnp.flip(x)]), tree)
+
+    def step(params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any) -> tuple[Any, OptimizerState]:
+        scalars = {name: state.slots[name] for name in optimizer.scalar_slots}
+        arrays = {name: slot for name, slot in state.slots.items() if name not in scalars}
+
+        def one(p: Any, g: Any, slots: dict[str, Any]) -> tuple[Any, OptimizerState]:
+            return optimizer.apply(p, g, state._replace(slots={**scalars, **slots}), **hyperparameters)
+
+        both = jax.jit(jax.vmap(one))(lanes(params), lanes(grads), lanes(arrays))
+        first: tuple[Any, OptimizerState] = jax.tree_util.tree_map(lambda x: x[0], both)
+        return first
+
+    return step
+
+
+MODES: Mapping[str, Mode] = {
+    "eager": Mode("eager", PURE.step),
+    "jit": Mode("jit", _jitted, compiled=True),
+    "scan": Mode("scan", _jitted, run=_scan, compiled=True),
+}
+
+EXTRA_MODES: Mapping[str, Mode] = {
+    "donated": Mode("donated", _donated, compiled=True),
+    "pairs": Mode("pairs", _jitted, run=_pairs, compiled=True),
+    "vmap": Mode("vmap", _vmapped, compiled=True),
+}

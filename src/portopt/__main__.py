@@ -1,0 +1,6 @@
+"""`python -m portopt`: the command line."""
+
+from portopt.command_line import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

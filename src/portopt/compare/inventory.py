@@ -1,0 +1,116 @@
+"""What is installed: every backend that an entry point names, and the packages that add to them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import Any
+
+from portopt.backend import ENTRY_POINT_GROUP, Backend
+
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """What `portopt backends` says of one backend.
+
+    Attributes:
+        name: the name of the entry point.
+        provider: what the entry point refers to, as `module:attribute`.
+        version: the library's version, None where it cannot be imported.
+        devices: each device's name to None if it can be used, else to the reason why not.
+        dtypes: the parameter dtypes that the library has.
+        modes: the ways to execute steps.
+        problem: why the backend cannot be used, None where it can.
+        install_command: the command that installs the library, None where the backend itself cannot be loaded.
+    """
+
+    name: str
+    provider: str
+    version: str | None = None
+    devices: Mapping[str, str | None] = field(default_factory=dict)
+    dtypes: tuple[str, ...] = ()
+    modes: tuple[str, ...] = ()
+    problem: str | None = None
+    install_command: str | None = None
+
+    @property
+    def usable_devices(self) -> tuple[str, ...]:
+        """The names of the devices that can be used."""
+        return tuple(name for name, reason in self.devices.items() if reason is None)
+
+
+def installed_backends() -> list[BackendEntry]:
+    """Return one entry for each entry point, whether or not its backend or its library can be loaded."""
+    entries = sorted({(e.name, e.value): e for e in metadata.entry_points(group=ENTRY_POINT_GROUP)}.items())
+    providers = Counter(name for (name, _), _ in entries)
+    return [
+        _describe_entry(entry)
+        if providers[name] == 1
+        else BackendEntry(name, value, problem="several packages provide a backend of this name; uninstall all but one")
+        for (name, value), entry in entries
+    ]
+
+
+def _describe_entry(entry: metadata.EntryPoint) -> BackendEntry:
+    # Whatever a foreign package raises belongs in its row: the list is what one looks at when something is broken.
+    try:
+        backend = entry.load()
+    except Exception as error:
+        return BackendEntry(entry.name, entry.value, problem=f"the backend cannot be loaded: {_explain(error)}")
+    return describe_backend(entry.name, entry.value, backend)
+
+
+def describe_backend(name: str, provider: str, backend: Backend) -> BackendEntry:
+    """Return what one backend says of itself."""
+    install_command = getattr(backend, "install_command", None)
+    try:
+        version = backend.version()
+    except ImportError as error:
+        return BackendEntry(name, provider, problem=f"not installed ({error})", install_command=install_command)
+    except Exception as error:
+        problem = f"the library cannot be loaded: {_explain(error)}"
+        return BackendEntry(name, provider, problem=problem, install_command=install_command)
+    facts: dict[str, Any] = {"version": version, "install_command": install_command}
+    try:
+        facts["modes"] = tuple(backend.modes)
+        facts["dtypes"] = tuple(backend.dtypes())
+        facts["devices"] = dict(backend.devices())
+    except Exception as error:
+        facts["problem"] = f"the library does not work: {_explain(error)}"
+    return BackendEntry(name, provider, **facts)
+
+
+def _explain(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+@dataclass(frozen=True)
+class HelperPackage:
+    """A package that adds to a backend or to the command line."""
+
+    name: str
+    purpose: str
+    install_command: str
+
+    @property
+    def version(self) -> str | None:
+        """The installed version, None where there is none."""
+        try:
+            return metadata.version(self.name)
+        except metadata.PackageNotFoundError:
+            return None
+
+
+HELPER_PACKAGES = (
+    HelperPackage("ml_dtypes", "bfloat16 on NumPy, and in `portopt compare`", "pip install ml_dtypes"),
+    HelperPackage("scikit-learn", "the data of `portopt compare`", 'pip install "portopt[demo]"'),
+    HelperPackage("matplotlib", "the curves in the report of `portopt compare`", 'pip install "portopt[demo]"'),
+)
+
+
+def as_json(backends: list[BackendEntry]) -> dict[str, Any]:
+    """Return the inventory as values that JSON can hold."""
+    helpers = [{**asdict(helper), "version": helper.version} for helper in HELPER_PACKAGES]
+    return {"schema_version": 1, "backends": [asdict(entry) for entry in backends], "helper_packages": helpers}
