@@ -154,6 +154,7 @@ class JaxBackend:
         scale = 2.0**64 if compute_dtype == "float32" else 2.0**512
         overrides: dict[str, Callable[..., Any]] = {
             "multiply": lambda a, b: scalars.flush_product(a, b, smallest, scale),
+            "divide": lambda a, b: scalars.flush_quotient(a, b, smallest, scale),
             # Without the comparison XLA would turn a quotient by a root into a product with a reciprocal root.
             "sqrt": lambda a: scalars.flush(self._jnp.sqrt(a), smallest),
         }
@@ -210,7 +211,7 @@ class JaxBackend:
             with self._jax.enable_x64(True):
                 return self._jnp.asarray(round_scalar(float(value), compute), dtype=compute)
         with self._jax.enable_x64(True):
-            return scalars.flush(value.astype(compute), SMALLEST_NORMAL[compute])
+            return scalars.round_traced(value, compute)
 
     def _stored(self, value: Any, like: Any) -> Any:
         return self._jnp.broadcast_to(value, like.shape).astype(like.dtype)

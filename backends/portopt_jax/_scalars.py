@@ -60,7 +60,7 @@ class JaxArithmetic:
 
     def divide(self, a: Any, b: Any) -> Any:
         with jax.enable_x64(True):
-            return flush(self._float(a) / self._float(b), SMALLEST_NORMAL)
+            return flush_quotient(self._float(a), self._float(b), SMALLEST_NORMAL, 2.0**512)
 
     def floor_divide(self, a: Any, b: Any) -> Any:
         return jnp.floor_divide(a, b) if self._both_integers(a, b) else self.floor(self.divide(a, b))
@@ -155,6 +155,20 @@ def flush_product(a: Any, b: Any, smallest_normal: float, scale: float) -> Any:
     if not _has_accelerator():
         return jnp.where(jnp.abs(product) < smallest_normal, product * 0.0, product)
     return jnp.where(jnp.abs((a * scale) * b) < smallest_normal * scale, product * 0.0, product)
+
+
+def flush_quotient(a: Any, b: Any, smallest_normal: float, scale: float) -> Any:
+    """Return `a / b` with tininess decided after rounding; see `flush_product`."""
+    quotient = a / b
+    scaled, bound = (a * scale, smallest_normal * scale) if _has_accelerator() else (a, smallest_normal)
+    return jnp.where(jnp.abs(scaled / b) < bound, quotient * 0.0, quotient)
+
+
+def round_traced(x: Any, compute_dtype: str) -> Any:
+    """Do `portopt.primitives.round_scalar` on a traced float64; must be called with x64 enabled."""
+    if compute_dtype == "float32":
+        x = jnp.where(jnp.abs(x) < 2.0**-126 * (1 - 2.0**-25), x * 0.0, x)
+    return x.astype(compute_dtype)
 
 
 def _has_accelerator() -> bool:

@@ -2,16 +2,31 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from portopt.backend import ArrayAPIBackend, ArrayInfo, MemoryRange
+from portopt.backend import (
+    IN_PLACE,
+    INTERPRETED,
+    PURE,
+    ArrayAPIBackend,
+    ArrayInfo,
+    Arrays,
+    MemoryRange,
+    Mode,
+    is_interpreted,
+)
+from portopt.host import compiler, kernel
+from portopt.interpreter import StepScalars
+from portopt.program import Program
 
 
 class NumpyBackend(ArrayAPIBackend):
     """NumPy arrays, memory-mapped ones included; masked arrays and matrices are refused."""
+
+    modes: Mapping[str, Mode] = {mode.name: mode for mode in (PURE, IN_PLACE, INTERPRETED)}
 
     def __init__(self) -> None:
         super().__init__("numpy", lambda: importlib.import_module("array_api_compat.numpy"))
@@ -52,6 +67,17 @@ class NumpyBackend(ArrayAPIBackend):
 
     def _stored(self, value: Any, like: Any) -> Any:
         return np.array(np.broadcast_to(value, like.shape), dtype=like.dtype, copy=True)
+
+    def update(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
+    ) -> list[dict[str, Any]]:
+        if not isinstance(scalars, StepScalars) or is_interpreted() or not compiler.available():
+            return super().update(program, scalars, parameters, in_place=in_place)
+        dtypes = [{name: array.dtype.name for name, array in arrays.items()} for arrays in parameters]
+        names = tuple(program.array_outputs)
+        outputs = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
+        kernel.update(program, scalars, dtypes, parameters, outputs)
+        return [{n: a[n] for n in names} for a in parameters] if outputs is None else outputs
 
     def why_read_only(self, array: Any) -> str | None:
         if not array.flags.writeable:

@@ -8,13 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from portopt.backend import ArrayAPIBackend, ArrayInfo, Arrays, MemoryRange
+from portopt.backend import (
+    IN_PLACE,
+    INTERPRETED,
+    PURE,
+    ArrayAPIBackend,
+    ArrayInfo,
+    Arrays,
+    MemoryRange,
+    Mode,
+    is_interpreted,
+)
+from portopt.host import compiler, kernel
+from portopt.interpreter import StepScalars
 from portopt.primitives import Primitives
 from portopt.program import Program
 
 
 class TorchBackend(ArrayAPIBackend):
     """Dense tensors. Steps are not recorded by autograd; changes in place are seen by its version counter."""
+
+    modes: Mapping[str, Mode] = {mode.name: mode for mode in (PURE, IN_PLACE, INTERPRETED)}
 
     def __init__(self) -> None:
         super().__init__(
@@ -94,12 +108,33 @@ class TorchBackend(ArrayAPIBackend):
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
     ) -> list[dict[str, Any]]:
         detached = [{name: tensor.detach() for name, tensor in arrays.items()} for arrays in parameters]
-        results = super().update(program, scalars, detached, in_place=in_place)
+        fused = isinstance(scalars, StepScalars) and not is_interpreted() and compiler.available()
+        if fused and all(arrays["p"].device.type == "cpu" for arrays in detached):
+            results = self._update_on_host(program, scalars, detached, in_place=in_place)  # type: ignore[arg-type]  # checked above
+        else:
+            results = super().update(program, scalars, detached, in_place=in_place)
         if in_place:
             return [{n: arrays[n] for n in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
         for arrays, outputs in zip(parameters, results, strict=True):
             outputs["p"].requires_grad_(arrays["p"].requires_grad)
         return results
+
+    def _update_on_host(
+        self, program: Program, scalars: StepScalars, parameters: Sequence[Arrays], *, in_place: bool
+    ) -> list[dict[str, Any]]:
+        """Run the fused kernel on the tensors' own memory."""
+        empty = self._torch.empty
+        names = tuple(program.array_outputs)
+        dtypes = [{name: self.dtype_name(tensor) for name, tensor in arrays.items()} for arrays in parameters]
+        inputs = [{name: _bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
+        if in_place:
+            kernel.update(program, scalars, dtypes, inputs, None)
+            written = [arrays[name] for arrays in parameters for name in names]
+            self._torch.autograd.graph.increment_version(written)
+            return [{name: arrays[name] for name in names} for arrays in parameters]
+        outputs = [{n: empty(a[n].shape, dtype=a[n].dtype) for n in names} for a in parameters]
+        kernel.update(program, scalars, dtypes, inputs, [{n: _bits(t) for n, t in o.items()} for o in outputs])
+        return outputs
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         return super().gradient_norm([g.detach() for g in gradients])
@@ -125,11 +160,11 @@ class TorchBackend(ArrayAPIBackend):
     def share_memory(self, a: Any, b: Any) -> bool:
         if a.device.type != "cpu":
             return True
-        return bool(np.shares_memory(_bytes_like(a), _bytes_like(b)))
+        return bool(np.shares_memory(_bits(a), _bits(b)))
 
 
-def _bytes_like(tensor: Any) -> Any:
-    """Return a NumPy view with the extent of a tensor on the CPU; dtypes that NumPy lacks as integers of their size."""
+def _bits(tensor: Any) -> Any:
+    """Return a NumPy view of a tensor on the CPU that shows its elements as integers of their size."""
     return tensor.detach().view(getattr(importlib.import_module("torch"), f"int{8 * tensor.element_size()}")).numpy()
 
 

@@ -7,10 +7,13 @@ from portopt.backend import ArrayAPIBackend as ArrayAPIBackend
 from portopt.backend import Backend as Backend
 from portopt.backend import backends as backends
 from portopt.backend import get_backend as get_backend
+from portopt.backend import interpreted as interpreted
 from portopt.configuration import deserialize as deserialize
 from portopt.configuration import get as get
 from portopt.configuration import register as register
 from portopt.configuration import serialize as serialize
+from portopt.host.threads import get_num_threads as get_num_threads
+from portopt.host.threads import set_num_threads as set_num_threads
 from portopt.hyperparameters import epsilon as epsilon
 from portopt.hyperparameters import epsilon_hyperparameter as epsilon_hyperparameter
 from portopt.hyperparameters import hyperparameter as hyperparameter

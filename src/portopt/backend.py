@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
@@ -93,8 +94,44 @@ def apply_in_place(optimizer: Optimizer) -> Step:
     return step
 
 
+_interpreted: ContextVar[bool] = ContextVar("portopt_interpreted", default=False)
+
+
+@contextlib.contextmanager
+def interpreted() -> Iterator[None]:
+    """Run programs operation by operation instead of by fused kernels; the bits are the same.
+
+    Example:
+        >>> import numpy as np, portopt
+        >>> opt, w = portopt.Adam(), np.ones(3)
+        >>> with portopt.interpreted():
+        ...     w, state = opt.apply(w, np.ones(3), opt.init(w))
+    """
+    token = _interpreted.set(True)
+    try:
+        yield
+    finally:
+        _interpreted.reset(token)
+
+
+def is_interpreted() -> bool:
+    """Tell whether fused kernels are switched off by `interpreted`."""
+    return _interpreted.get()
+
+
+def apply_interpreted(optimizer: Optimizer) -> Step:
+    """Return a step without fused kernels."""
+
+    def step(params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any) -> tuple[Any, OptimizerState]:
+        with interpreted():
+            return optimizer.apply(params, grads, state, **hyperparameters)
+
+    return step
+
+
 PURE = Mode("apply", lambda optimizer: optimizer.apply)
 IN_PLACE = Mode("apply_", apply_in_place)
+INTERPRETED = Mode("interpreted", apply_interpreted)
 
 
 @runtime_checkable

@@ -68,10 +68,11 @@ def canonicalize(program: Program) -> Program:
         new_index.append(_rewrite(rewriter, op, tuple(new_index[i] for i in op.args)))
     arrays = {name: new_index[i] for name, i in program.array_outputs.items()}
     scalars = {name: new_index[i] for name, i in program.scalar_outputs.items()}
-    return _without_dead_code(program.name, rewriter.ops, arrays, scalars)
+    return without_dead_code(program.name, rewriter.ops, arrays, scalars)
 
 
-def _without_dead_code(name: str, ops: list[Op], arrays: dict[str, int], scalars: dict[str, int]) -> Program:
+def without_dead_code(name: str, ops: list[Op], arrays: dict[str, int], scalars: dict[str, int]) -> Program:
+    """Return a program of those operations that an output needs."""
     live: set[int] = set()
     pending = [*arrays.values(), *scalars.values()]
     while pending:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from portopt.primitives import Primitives
@@ -10,20 +10,59 @@ from portopt.program import Program
 from portopt.scalars import Arithmetic
 
 
-def evaluate_scalars(program: Program, arithmetic: Arithmetic, inputs: Mapping[str, Any]) -> list[Any]:
+class StepScalars(Sequence[Any]):
+    """The value of each scalar operation of a program, by its index; None stands for array operations.
+
+    Values are computed when the first one is asked for: a kernel that computes scalars itself only takes the inputs.
+
+    Attributes:
+        inputs: the program's scalar inputs by name, values of the arithmetic.
+    """
+
+    def __init__(self, program: Program, arithmetic: Arithmetic, inputs: Mapping[str, Any]) -> None:
+        self.inputs = inputs
+        self._program = program
+        self._arithmetic = arithmetic
+        self._values: list[Any] | None = None
+        self._provided: Mapping[str, Any] = {}
+
+    def provide(self, outputs: Mapping[str, Any]) -> None:
+        """Take the new scalars of the state from a kernel that computed them."""
+        self._provided = outputs
+
+    def outputs(self) -> dict[str, Any]:
+        """Return the new value of each scalar of the state."""
+        return {
+            n: self._provided[n] if n in self._provided else self[i] for n, i in self._program.scalar_outputs.items()
+        }
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._values is None:
+            self._values = self._evaluate()
+        return self._values[index]
+
+    def __len__(self) -> int:
+        return len(self._program.ops)
+
+    def _evaluate(self) -> list[Any]:
+        values: list[Any] = []
+        arithmetic = self._arithmetic
+        for op in self._program.ops:
+            if not op.kind.is_scalar:
+                values.append(None)
+            elif op.name == "input":
+                value = self.inputs[str(op.label)]
+                values.append(value if op.label == "t" else arithmetic.to_float(value))
+            elif op.name == "constant":
+                values.append(op.label)
+            else:
+                values.append(getattr(arithmetic, op.name)(*(values[i] for i in op.args)))
+        return values
+
+
+def evaluate_scalars(program: Program, arithmetic: Arithmetic, inputs: Mapping[str, Any]) -> StepScalars:
     """Return the value of each scalar operation of `program`, in place; None stands for the array operations."""
-    values: list[Any] = []
-    for op in program.ops:
-        if not op.kind.is_scalar:
-            values.append(None)
-        elif op.name == "input":
-            value = inputs[str(op.label)]
-            values.append(value if op.label == "t" else arithmetic.to_float(value))
-        elif op.name == "constant":
-            values.append(op.label)
-        else:
-            values.append(getattr(arithmetic, op.name)(*(values[i] for i in op.args)))
-    return values
+    return StepScalars(program, arithmetic, inputs)
 
 
 def interpret(

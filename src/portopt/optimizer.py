@@ -10,8 +10,8 @@ from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 from portopt import keras_weights
 from portopt.backend import ArrayInfo, Backend, find_backend
 from portopt.hyperparameters import Alias, Hyperparameter, alias, hyperparameter, option, unknown_argument
-from portopt.interpreter import evaluate_scalars
-from portopt.primitives import COMPUTE_DTYPE
+from portopt.interpreter import StepScalars, evaluate_scalars
+from portopt.primitives import COMPUTE_DTYPE, slot_dtypes
 from portopt.program import Program
 from portopt.scalars import HOST, Scalar
 from portopt.schedules import configuration_of, is_schedule, schedule_from_configuration
@@ -163,12 +163,12 @@ class Optimizer:
         Args:
             params: an array, or nested dicts, lists, tuples and NamedTuples of arrays (under JAX any pytree), of dtype
                 float16, bfloat16, float32 or float64.
-            slot_dtype: dtype of the slots: `"float16"`, `"bfloat16"`, `"float32"` or `"float64"`. By default float32, and
-                float64 for float64 parameters. A narrower one saves memory and rounds the slots after each step.
+            slot_dtype: dtype of the slots: by default `"float32"`, and `"float64"` for float64 parameters. For parameters that
+                are not float64, `"float16"` and `"bfloat16"` save memory and round the slots after each step.
 
         Raises:
             TypeError: a leaf is no array, or of an unsupported dtype.
-            ValueError: there is no array in `params`, or `slot_dtype` is unknown.
+            ValueError: there is no array in `params`, or it has arrays that cannot have slots of `slot_dtype`.
 
         Example:
             >>> import numpy as np, portopt
@@ -177,9 +177,15 @@ class Optimizer:
             (0, {'w': array([0., 0.])})
         """
         backend, definition, leaves = _flatten_params(params)
-        if slot_dtype is not None and slot_dtype not in COMPUTE_DTYPE:
-            raise ValueError(f"slot_dtype must be one of {', '.join(COMPUTE_DTYPE)}, but {slot_dtype!r} was given")
-        dtypes = [None if p is None else slot_dtype or COMPUTE_DTYPE[backend.describe(p).dtype] for p in leaves]
+        dtypes = [None if p is None else backend.describe(p).dtype for p in leaves]
+        if slot_dtype is not None:
+            for i, dtype in enumerate(dtypes):
+                if dtype is not None and slot_dtype not in slot_dtypes(dtype):
+                    raise ValueError(
+                        f"slot_dtype {slot_dtype!r} was given, but slots of params{backend.trees.paths(params)[i]}, which has "
+                        f"dtype {dtype}, must be of dtype {' or '.join(slot_dtypes(dtype))}"
+                    )
+        dtypes = [None if d is None else slot_dtype or COMPUTE_DTYPE[d] for d in dtypes]
 
         def zeros() -> Any:
             filled = (None if d is None else backend.full(p, 0.0, d) for p, d in zip(leaves, dtypes, strict=True))
@@ -250,9 +256,7 @@ class Optimizer:
         scalars, step = self._scalars(backend, program, state, overrides, [gradients[i] for i in moving])
         results = backend.update(program, scalars, parameters, in_place=in_place)
 
-        new_slots: dict[str, Any] = {
-            name: backend.stored_scalar(scalars[i]) for name, i in program.scalar_outputs.items()
-        }
+        new_slots: dict[str, Any] = {name: backend.stored_scalar(value) for name, value in scalars.outputs().items()}
         for i, result in zip(moving, results, strict=True):
             leaves[i] = result["p"]
             for name in self.slots:
@@ -269,8 +273,8 @@ class Optimizer:
         state: OptimizerState,
         overrides: Mapping[str, Any],
         gradients: list[Any],
-    ) -> tuple[list[Any], Any]:
-        """Return the value of each scalar operation of `program`, and the number of finished steps afterwards."""
+    ) -> tuple[StepScalars, Any]:
+        """Return the scalars of the step, and the number of finished steps afterwards."""
         given: dict[str, Any] = {name: state.slots[name] for name in self.scalar_slots}
         if program.uses_gradient_norm:
             given["gradient_norm"] = backend.gradient_norm(gradients)
@@ -579,9 +583,9 @@ def _check_same(backend: Backend, p: Any, other: Any, at: Callable[[str], str], 
     for what in ("shape", "dtype", "device"):
         left, right = getattr(expected, what), getattr(found, what)
         if what == "dtype" and not same_dtype:
-            if right in COMPUTE_DTYPE:
+            if right in slot_dtypes(left):
                 continue
-            left = " or ".join(COMPUTE_DTYPE)
+            left = f"{left}, whose slots are {' or '.join(slot_dtypes(left))}"
         elif left == right or left is None or right is None:
             continue
         error = TypeError if what == "dtype" else ValueError

@@ -19,6 +19,16 @@ COMPUTE_DTYPE: Mapping[str, str] = {
 }
 """The dtype in which a parameter of each supported dtype is updated, and its slots are kept."""
 
+
+def slot_dtypes(dtype: str) -> tuple[str, ...]:
+    """Return the dtypes that slots of a parameter may have, the default first: none that is wider than the arithmetic.
+
+    Float64 ones are not narrowed: libraries disagree on rounding float64 to subnormals of a narrower dtype, and twice rounded
+    values of float16 and bfloat16.
+    """
+    return ("float64",) if COMPUTE_DTYPE[dtype] == "float64" else ("float32", "float16", "bfloat16")
+
+
 SMALLEST_NORMAL: Mapping[str, float] = {"float32": 2.0**-126, "float64": 2.0**-1022}
 _SCALE: Mapping[str, float] = {"float32": 2.0**64, "float64": 2.0**512}
 
@@ -84,8 +94,10 @@ class Primitives:
         return self.xp.where(tiny, x * 0.0, x)
 
     def divide(self, a: Any, b: Any) -> Any:
-        # A quotient of two numbers of equal precision never lies in the gap that `multiply` has to look at.
-        return self.flush(a / b)
+        # As in `multiply`. One quotient alone needs it: (1 - 2**-p) * 2**-n over a power of two, with p bits of precision.
+        tiny = self.xp.abs((a * self.scale) / b) < self.smallest_normal * self.scale
+        x = a / b
+        return self.xp.where(tiny, x * 0.0, x)
 
     def sqrt(self, a: Any) -> Any:
         return self.xp.sqrt(a)

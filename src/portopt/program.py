@@ -8,6 +8,7 @@ through `store`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -84,6 +85,13 @@ class Program:
     ops: tuple[Op, ...]
     array_outputs: Mapping[str, int]
     scalar_outputs: Mapping[str, int] = field(default_factory=dict)
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.name, self.ops, tuple(self.array_outputs.items()), tuple(self.scalar_outputs.items())))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     @property
     def scalar_inputs(self) -> tuple[str, ...]:

@@ -87,7 +87,9 @@ class HostArithmetic:
             if a == 0.0 or a != a:
                 return math.nan
             return math.copysign(math.inf, a) * math.copysign(1.0, b)
-        return flush(a / b)
+        x = a / b
+        tiny = -SMALLEST_NORMAL <= x <= SMALLEST_NORMAL and abs((a * 2.0**512) / b) < 2.0**-510
+        return x * 0.0 if tiny else x
 
     def floor_divide(self, a: Number, b: Number) -> Number:
         return a // b if isinstance(a, int) and isinstance(b, int) else self.floor(self.divide(a, b))

@@ -100,7 +100,7 @@ class Trajectory:
         self._shapes = [array.shape for array in like]
         self._dtype = like[0].dtype
         self._sizes = [array.size for array in like]
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # closed by __exit__
 
     def __enter__(self) -> Self:
         return self

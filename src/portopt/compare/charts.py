@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +12,13 @@ from portopt.compare.comparison import Comparison, Run, Verdict
 from portopt.compare.errors import UnusableArgumentsError
 
 # Okabe and Ito's colours, which remain distinct to colour-blind readers.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_COLORS = ("#56b4e9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#0072b2", "#000000")
 
 
 def require_matplotlib() -> None:
     """Raise `UnusableArgumentsError` if there is no matplotlib."""
     try:
-        import matplotlib.figure
+        importlib.import_module("matplotlib.figure")
     except ImportError as error:
         raise UnusableArgumentsError(
             f'the curves of the report need matplotlib, which cannot be imported ({error}): pip install "portopt[demo]"'
@@ -53,7 +54,7 @@ def curves_svg(comparison: Comparison) -> str:
             assert found is not None
             epochs = range(len(found.losses))
             style: dict[str, Any] = {"color": _COLORS[position % len(_COLORS)], "label": curve.label}
-            style |= {"linewidth": 2.5} if position == 0 else {"linewidth": 1.3, "linestyle": (0, (4, 2))}
+            style |= {"linewidth": 4} if position == 0 else {"linewidth": 1.3, "linestyle": (0, (4, 2))}
             axes[0].plot(epochs, found.losses, **style)
             axes[1].plot(epochs, found.accuracies, **style)
             if curve in distant and found.distances is not None:

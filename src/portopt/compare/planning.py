@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from portopt.backend import Backend, UnknownBackendError, backends, get_backend
+from portopt.backend import UnknownBackendError, backends, get_backend
 from portopt.compare.errors import UnusableArgumentsError
 from portopt.compare.inventory import BackendEntry, describe_backend, installed_backends
 from portopt.compare.other_optimizers import OTHER_OPTIMIZERS
@@ -42,7 +40,7 @@ def plan_runs(
     Raises:
         UnusableArgumentsError: something that was named cannot be used, or there is nothing to compare.
     """
-    _load_all()
+    _check_providers()
     runners: list[Runner] = []
     left_out: list[NotRun] = []
     served: set[str] = set()
@@ -82,14 +80,11 @@ def plan_runs(
     return [*runners, *(_other(name, optimizer, dtype, devices) for name in dict.fromkeys(against))], left_out
 
 
-def _load_all() -> None:
+def _check_providers() -> None:
     try:
         backends()
-    except Exception as error:
-        raise UnusableArgumentsError(
-            f"a backend that is installed cannot be loaded ({type(error).__name__}: {error}): "
-            "`portopt backends` says which; uninstall it, or install what it needs"
-        ) from error
+    except ValueError as error:
+        raise UnusableArgumentsError(str(error)) from error
 
 
 def _all() -> list[BackendEntry]:
@@ -100,13 +95,11 @@ def _named(name: str) -> BackendEntry:
     for entry in installed_backends():
         if entry.name == name:
             return entry
-    # Any importable array API library is a backend too, once it is imported.
-    if name.isidentifier() and importlib.util.find_spec(name) is not None:
-        importlib.import_module(name)
     try:
-        backend: Backend = get_backend(name)
+        # An array API library without a backend of its own is known by its name.
+        backend = get_backend(name)
     except UnknownBackendError as error:
-        raise UnusableArgumentsError(f"{error}, and the name of an installed array API library will do too") from None
+        raise UnusableArgumentsError(f"{error}, and the name of any importable array API library will do") from None
     return describe_backend(name, name, backend)
 
 

@@ -203,7 +203,8 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1b1b1b; background: #fff;
+  margin: 2rem auto; max-width: 78rem; padding: 0 1rem; }}
 h1 {{ font-size: 1.5rem; margin-bottom: .3rem; }}
 h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
 .conclusion {{ font-size: 1.1rem; font-weight: 600; padding: .6rem .9rem; border-left: .35rem solid; }}

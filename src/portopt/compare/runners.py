@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from portopt.backend import Backend, Mode
+from portopt.backend import Backend, Mode, prefer
 from portopt.compare.digits import DEFINITION, Parameters
 from portopt.optimizer import Optimizer, OptimizerState
 from portopt.trees import STANDARD_TREES
@@ -62,7 +62,11 @@ class BackendRunner:
         self._state: OptimizerState | None = None
 
     def context(self) -> contextlib.AbstractContextManager[Any]:
-        return self._backend.dtype_context(self._dtype)
+        stack = contextlib.ExitStack()
+        # Several backends may know the same type of array; this run is about one of them.
+        stack.enter_context(prefer(self._backend))
+        stack.enter_context(self._backend.dtype_context(self._dtype))
+        return stack
 
     def start(self, parameters: Parameters) -> None:
         self._params = self.load(parameters)

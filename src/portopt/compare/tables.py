@@ -12,7 +12,7 @@ from rich.text import Text
 from portopt.compare.comparison import Comparison, Run, Verdict
 from portopt.compare.inventory import HELPER_PACKAGES, BackendEntry
 
-SHORT_DIGEST = 12
+SHORT_DIGEST = 8
 _WIDTH = 120
 """Columns where there is no terminal to ask, as in a log."""
 
@@ -67,20 +67,22 @@ def print_inventory(console: Console, backends: Sequence[BackendEntry]) -> None:
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
     """Print the runs, what was not run, and the verdict."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("backend", "device", "mode"):
-        table.add_column(column, no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("backend", no_wrap=True)
+    # The texts of unknown length give way where the terminal is narrow, so that no number is cut.
+    table.add_column("device", overflow="fold", min_width=6)
+    table.add_column("mode", no_wrap=True)
     for column in ("steps/s", "final loss", "test accuracy"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
     table.add_column("SHA-256", no_wrap=True)
-    table.add_column("verdict")
+    table.add_column("verdict", min_width=9)
     for run in comparison.runs:
         found = run.measurements
         numbers = ("", "", "", "")
         if found is not None:
             rate = f"{1 / found.seconds_per_step:,.0f}"
             accuracy = f"{found.accuracies[-1]:.4f}"
-            numbers = (rate, f"{found.losses[-1]:.6f}", accuracy, found.sha256[:SHORT_DIGEST])
+            numbers = (rate, f"{found.losses[-1]:.4f}", accuracy, found.sha256[:SHORT_DIGEST])
         verdict = Text(short_verdict(run), style=_COLORS[run.verdict])
         table.add_row(run.runner.backend, run.runner.device, run.runner.mode, *numbers, verdict)
     console.print(table)
@@ -115,8 +117,16 @@ def verdict_lines(comparison: Comparison) -> list[str]:
         elif run.verdict is Verdict.DIFFERENT and reference is not None:
             lines.append(f"{run.name} differs from {reference.name} first at {difference}")
         elif run.verdict is Verdict.OTHER_FORMULA:
-            lines.append(f"{run.name} computes another formula, {run.runner.formula}, and is no part of the verdict")
+            lines.append(
+                f"{run.name} computes a different formula, so it is no part of the verdict{_distance(run, reference)}"
+            )
     return lines
+
+
+def _distance(run: Run, reference: Run | None) -> str:
+    if reference is None or run.measurements is None or not run.measurements.distances:
+        return ""
+    return f"; its parameters end up to {run.measurements.distances[-1]:.2g} away from those of {reference.name}"
 
 
 def conclusion(comparison: Comparison) -> str:

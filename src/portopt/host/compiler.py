@@ -1,0 +1,134 @@
+"""From a kernel's source to a function in memory: numba compiles, llvmlite loads.
+
+numba serves as a compiler only. What runs is always the object code that it made, loaded by llvmlite, whether it was made
+just now or comes from the cache; so a process that finds its kernels in the cache never imports numba.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.metadata
+import importlib.util
+import platform
+import threading
+from typing import Any
+
+from portopt._version import __version__
+from portopt.host import cache
+from portopt.host.source import Flush, KernelKey, kernel_source
+from portopt.program import Program
+
+ENTRY = "portopt_kernel"
+_FUNCTION = ctypes.CFUNCTYPE(
+    ctypes.c_int,
+    ctypes.c_void_p,  # numba's calling convention: where the result goes, which kernels do not have,
+    ctypes.c_void_p,  # and where a description of an exception goes
+    ctypes.c_void_p,
+    ctypes.c_void_p,
+    ctypes.c_int64,
+    ctypes.c_int64,
+    ctypes.c_int64,
+    ctypes.c_void_p,
+    ctypes.c_int64,
+    ctypes.c_void_p,
+)
+_lock = threading.Lock()
+_engines: list[Any] = []
+
+
+@functools.cache
+def available() -> bool:
+    """Tell whether kernels can be compiled here: numba (which brings llvmlite) is installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("numba", "llvmlite"))
+
+
+def default_flush() -> Flush:
+    """Return how this processor makes subnormals zero.
+
+    Only x86 decides tininess after rounding when it flushes, which is what the contract says.
+    """
+    return "register" if platform.machine().lower() in ("x86_64", "amd64") else "where"
+
+
+@functools.cache
+def _llvm() -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm
+
+
+@functools.cache
+def _target_machine() -> Any:
+    llvm = _llvm()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=_features(), opt=3, reloc="default", codemodel="jitdefault", jit=True
+    )
+
+
+def _features() -> str:
+    return str(_llvm().get_host_cpu_features().flatten())
+
+
+@functools.cache
+def _environment() -> dict[str, str]:
+    """Return what machine code depends on beside its source."""
+    return {
+        "portopt": __version__,
+        "numba": importlib.metadata.version("numba"),
+        "llvmlite": importlib.metadata.version("llvmlite"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _llvm().get_host_cpu_name(),
+        "features": _features(),
+    }
+
+
+def compile_kernel(program: Program, key: KernelKey) -> Any:
+    """Return the kernel as a function that ctypes calls without the GIL."""
+    source = kernel_source(program, key)
+    with _lock:
+        cache_key = {**_environment(), "source": source}
+        code = cache.load(cache_key)
+        if code is None:
+            code = _compile(source)
+            cache.store(cache_key, code)
+        return _load(code)
+
+
+def _compile(source: str) -> bytes:
+    """Compile a kernel's source to an object file that needs nothing of numba's."""
+    import numba
+
+    from portopt.host import support
+
+    namespace = dict(support.NAMESPACE)
+    exec(compile(source, "<portopt kernel>", "exec"), namespace)
+    options: Any = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    namespace["update_parameter"] = numba.njit(**options)(namespace["update_parameter"])
+    dispatcher = numba.njit(support.SIGNATURE, **options)(namespace["kernel"])
+    result = next(iter(dispatcher.overloads.values()))
+    llvm = _llvm()
+    module = llvm.parse_assembly(result.library.get_llvm_str())
+    for function in module.functions:
+        if not function.is_declaration:
+            function.linkage = "external" if function.name == result.fndesc.mangled_name else "internal"
+    module.get_function(result.fndesc.mangled_name).name = ENTRY
+    foreign = [f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")]
+    unexpected = [name for name in foreign if name not in ("sqrt", "sqrtf", "floor", "memset", "memcpy")]
+    if unexpected:
+        raise RuntimeError(f"the compiled kernel calls {', '.join(unexpected)}, which is not there without numba")
+    return bytes(_target_machine().emit_object(module))
+
+
+def _load(code: bytes) -> Any:
+    llvm = _llvm()
+    module = llvm.parse_assembly("")
+    engine = llvm.create_mcjit_compiler(module, _target_machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    return _FUNCTION(engine.get_function_address(ENTRY))
