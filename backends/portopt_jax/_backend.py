@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from portopt.backend import ArrayInfo, Arrays, Mode
 from portopt.interpreter import interpret
-from portopt.primitives import COMPUTE_DTYPE, SMALLEST_NORMAL, Primitives
+from portopt.primitives import COMPUTE_DTYPE, SMALLEST_NORMAL, Primitives, round_scalar
 from portopt.program import Program
 from portopt.reductions import partial_sums, rounding_constants
 from portopt.scalars import HOST, Arithmetic
@@ -129,32 +129,35 @@ class JaxBackend:
         return [*self._jax.devices(), *self._jax.devices("cpu")]
 
     def arithmetic(self, values: Iterable[Any]) -> Arithmetic:
-        arithmetic: Arithmetic = self._arithmetic if any(map(self._is_traced, values)) else HOST
+        witness = next(filter(self._is_traced, values), None)
+        if witness is None:
+            return HOST
+        arithmetic: Arithmetic = self._scalars.JaxArithmetic(witness)
         return arithmetic
 
-    @functools.cached_property
-    def _arithmetic(self) -> Any:
-        return importlib.import_module("portopt_jax._scalars").JaxArithmetic()
+    @property
+    def _scalars(self) -> Any:
+        return importlib.import_module("portopt_jax._scalars")
 
     def scalar(self, value: Any) -> Any:
         if not isinstance(value, self._jax.Array):
             return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
         if value.dtype == "uint32" and value.shape == (2,):
-            value = importlib.import_module("portopt_jax._scalars").from_words(value)
+            value = self._scalars.from_words(value)
         if self._is_traced(value):
             return value
         return value.item()
 
     def stored_scalar(self, value: Any) -> Any:
-        return importlib.import_module("portopt_jax._scalars").to_words(value)
+        return self._scalars.to_words(value)
 
     def primitives(self, compute_dtype: str) -> Primitives:
-        scalars = importlib.import_module("portopt_jax._scalars")
+        scalars = self._scalars
         smallest = SMALLEST_NORMAL[compute_dtype]
         scale = 2.0**64 if compute_dtype == "float32" else 2.0**512
         overrides: dict[str, Callable[..., Any]] = {
             "multiply": lambda a, b: scalars.flush_product(a, b, smallest, scale),
-            "divide": lambda a, b: scalars.flush_quotient(a, b, smallest, scale),
+            "divide": lambda a, b: scalars.flush_quotient(a, scalars.hidden_divisor(a, b), smallest, scale),
             # Without the comparison XLA would turn a quotient by a root into a product with a reciprocal root.
             "sqrt": lambda a: scalars.flush(self._jnp.sqrt(a), smallest),
         }
@@ -165,7 +168,6 @@ class JaxBackend:
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         jax, jnp = self._jax, self._jnp
-        arithmetic = self._arithmetic
         with jax.enable_x64(True):
             wide = []
             for g in gradients:
@@ -180,9 +182,11 @@ class JaxBackend:
             regular = (largest > 0.0) & (largest < jnp.inf)
             exponent = (jax.lax.bitcast_convert_type(jnp.where(regular, largest, 1.0), jnp.int64) >> 52) - 1023
             factors = tuple(map(_power_of_two, (-(exponent // 2), exponent // 2 - exponent)))
-            constants = rounding_constants(sum(g.size for g in filled))
+            never = self._scalars.never(largest)
+            constants = tuple(jnp.where(never, 1.0, c) for c in rounding_constants(sum(g.size for g in filled)))
             sums = [partial_sums(self.primitives("float64"), g, factors, constants) for g in filled]
             first, second, third = (functools.reduce(jnp.add, parts) for parts in zip(*sums, strict=True))
+            arithmetic = self._scalars.JaxArithmetic(largest)
             root = arithmetic.sqrt(arithmetic.add(first, arithmetic.add(second, third)))
             norm = arithmetic.multiply(arithmetic.multiply(root, 1.0 / factors[0]), 1.0 / factors[1])
             return jnp.where(has_nan, jnp.nan, jnp.where(regular, norm, largest))
@@ -197,21 +201,22 @@ class JaxBackend:
         for arrays in parameters:
             compute = COMPUTE_DTYPE[str(arrays["p"].dtype)]
             if compute not in rounded:
-                rounded[compute] = {i: self._rounded(scalars[j], compute) for i, j in program.rounded_scalars}
+                witness = next(filter(self._is_traced, arrays.values()), None)
+                rounded[compute] = {i: self._rounded(scalars[j], compute, witness) for i, j in program.rounded_scalars}
             with self._jax.enable_x64(compute == "float64" or self._jax.config.jax_enable_x64):
                 outputs = interpret(program, self.primitives(compute), arrays, rounded[compute])
                 results.append({name: self._stored(value, arrays[name]) for name, value in outputs.items()})
         return results
 
-    def _rounded(self, value: Any, compute: str) -> Any:
-        scalars = importlib.import_module("portopt_jax._scalars")
-        if isinstance(value, float | int):
-            from portopt.primitives import round_scalar
-
-            with self._jax.enable_x64(True):
-                return self._jnp.asarray(round_scalar(float(value), compute), dtype=compute)
+    def _rounded(self, value: Any, compute: str, witness: Any) -> Any:
         with self._jax.enable_x64(True):
-            return scalars.round_traced(value, compute)
+            if not isinstance(value, float | int):
+                return self._scalars.round_traced(value, compute)
+            rounded = self._jnp.asarray(round_scalar(float(value), compute), dtype=compute)
+            if witness is None or witness.size == 0:
+                return rounded
+            never = self._scalars.never(self._jnp.ravel(witness)[0])
+            return self._jnp.where(never, self._jnp.ones_like(rounded), rounded)
 
     def _stored(self, value: Any, like: Any) -> Any:
         return self._jnp.broadcast_to(value, like.shape).astype(like.dtype)

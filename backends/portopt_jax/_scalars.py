@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NoReturn
 
 import jax
@@ -20,11 +21,37 @@ def flush(x: Any, smallest_normal: float) -> Any:
     return jnp.where(jnp.abs(x) < smallest_normal, x * 0.0, x)
 
 
+def never(witness: Any) -> Any:
+    """Return a truth value that is always false, though XLA does not know: that a traced number is both NaN and zero.
+
+    XLA rewrites arithmetic with operands that it knows: `(x + c) - c` becomes `x`, and `x + 0.0` too.
+    """
+    return (witness != witness) & (witness == 0.0)
+
+
+def hidden_divisor(a: Any, b: Any) -> Any:
+    """Return `b`, elementwise, in a way that keeps XLA from turning `a / b` into a product with `1 / b`.
+
+    It does so where it knows that `b` is the same for all elements.
+    """
+    return jnp.where(never(a), 1.0, b)
+
+
 class JaxArithmetic:
     """The contract on traced values: int32 (or int64) integers, float64 scalars, truth values.
 
     Each method runs with x64 enabled, so that float64 exists whatever the user's setting is.
+
+    Args:
+        witness: a traced scalar of any dtype, which keeps XLA from knowing the values of constants.
     """
+
+    def __init__(self, witness: Any) -> None:
+        self._witness = witness
+
+    @functools.cached_property
+    def _never(self) -> Any:
+        return never(jnp.ravel(self._witness)[0].astype(jnp.float64))
 
     def is_integer(self, value: Any) -> bool:
         if isinstance(value, int | float):
@@ -34,7 +61,7 @@ class JaxArithmetic:
     def _float(self, value: Any) -> Any:
         """Return a float64 array; must be called with x64 enabled."""
         if isinstance(value, int | float):
-            return jnp.asarray(float(value), jnp.float64)
+            return jnp.where(self._never, 1.0, jnp.asarray(float(value), jnp.float64))
         return value.astype(jnp.float64)
 
     def _both_integers(self, a: Any, b: Any) -> bool:
@@ -60,7 +87,8 @@ class JaxArithmetic:
 
     def divide(self, a: Any, b: Any) -> Any:
         with jax.enable_x64(True):
-            return flush_quotient(self._float(a), self._float(b), SMALLEST_NORMAL, 2.0**512)
+            a, b = self._float(a), self._float(b)
+            return flush_quotient(a, hidden_divisor(a, b), SMALLEST_NORMAL, 2.0**512)
 
     def floor_divide(self, a: Any, b: Any) -> Any:
         return jnp.floor_divide(a, b) if self._both_integers(a, b) else self.floor(self.divide(a, b))

@@ -24,7 +24,7 @@ from portopt.program import Program
 
 
 class NumpyBackend(ArrayAPIBackend):
-    """NumPy arrays, memory-mapped ones included; masked arrays and matrices are refused."""
+    """NumPy arrays, memory-mapped ones and NumPy's scalars included; masked arrays and matrices are refused."""
 
     modes: Mapping[str, Mode] = {mode.name: mode for mode in (PURE, IN_PLACE, INTERPRETED)}
 
@@ -32,7 +32,7 @@ class NumpyBackend(ArrayAPIBackend):
         super().__init__("numpy", lambda: importlib.import_module("array_api_compat.numpy"))
 
     def owns(self, leaf: object) -> bool:
-        return isinstance(leaf, np.ndarray)
+        return isinstance(leaf, np.ndarray | np.generic)
 
     def version(self) -> str:
         return np.__version__
@@ -80,6 +80,8 @@ class NumpyBackend(ArrayAPIBackend):
         return [{n: a[n] for n in names} for a in parameters] if outputs is None else outputs
 
     def why_read_only(self, array: Any) -> str | None:
+        if isinstance(array, np.generic):
+            return "is a NumPy scalar"
         if not array.flags.writeable:
             return "is a read-only NumPy array"
         if array.size and _overlaps_itself(array):

@@ -352,25 +352,29 @@ class ArrayAPIBackend:
         target[...] = value
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
-        written: list[tuple[MemoryRange, str, Any]] = []
+        def where(name: str, i: int) -> str:
+            return f"params{paths(i)}" if name == "p" else f"state.slots[{name!r}]{paths(i)}"
+
+        written: list[tuple[MemoryRange, str, int]] = []
         for i, arrays in enumerate(parameters):
             for name, array in arrays.items():
                 if name == "g":
                     continue
-                here = f"params{paths(i)}" if name == "p" else f"state.slots[{name!r}]{paths(i)}"
                 reason = self.why_read_only(array)
                 if reason is not None:
-                    raise TypeError(f"{here} {reason}, so it cannot be changed in place; copy it, or use apply")
-                written.append((self.memory_range(array), here, array))
-        written.sort(key=lambda entry: entry[0])
-        reaching: list[tuple[MemoryRange, str, Any]] = []
+                    raise TypeError(
+                        f"{where(name, i)} {reason}, so it cannot be changed in place; copy it, or use apply"
+                    )
+                written.append((self.memory_range(array), name, i))
+        written.sort()
+        reaching: list[tuple[MemoryRange, str, int]] = []
         for entry in written:
-            memory, there, other = entry
-            reaching = [e for e in reaching if e[0].device == memory.device and e[0].end > memory.start]
-            for _, here, array in reaching:
-                if self.share_memory(array, other):
+            memory, name, i = entry
+            reaching = [e for e in reaching if e[0].end > memory.start and e[0].device == memory.device]
+            for _, other, j in reaching:
+                if self.share_memory(parameters[j][other], parameters[i][name]):
                     raise ValueError(
-                        f"{here} and {there} share memory, so an update in place would change it twice; "
+                        f"{where(other, j)} and {where(name, i)} share memory, so an update in place would change it twice; "
                         "give each its own array, or use apply"
                     )
             reaching.append(entry)

@@ -242,7 +242,8 @@ def _progress() -> Iterator[Callable[[str, int], Callable[[], None]]]:
     try:
         yield watch
     finally:
-        bars.stop()
+        if bars.live.is_started:
+            bars.stop()
 
 
 def _conform(arguments: list[str]) -> int:

@@ -160,8 +160,8 @@ class Alias:
 
 
 def hyperparameter(
-    default: float | None,
     *,
+    default: float | None,
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
@@ -184,7 +184,7 @@ def hyperparameter(
     Example:
         >>> import portopt
         >>> class SignDescent(portopt.Optimizer):
-        ...     learning_rate: float = portopt.hyperparameter(0.01, at_least=0, kw_only=False)
+        ...     learning_rate: float = portopt.hyperparameter(default=0.01, at_least=0, kw_only=False)
         ...
         ...     def coefficients(self, t):
         ...         return {"lr": self.learning_rate_at(t)}
@@ -198,17 +198,17 @@ def hyperparameter(
     return Hyperparameter(default, Range(at_least, above, at_most, below), kw_only, off)
 
 
-def option(default: bool, *, kw_only: bool = True) -> Any:
+def option(*, default: bool, kw_only: bool = True) -> Any:
     """Declare a flag, fixed at construction, in the body of an `Optimizer` subclass."""
     return Hyperparameter(default, None, kw_only)
 
 
-def epsilon_hyperparameter() -> Any:
+def epsilon_hyperparameter(*, default: float | None = None, kw_only: bool = True) -> Any:
     """Declare `epsilon`, for which None means `portopt.epsilon()` at construction."""
-    return Hyperparameter(None, Range(at_least=0), kw_only=True, none_means=epsilon)
+    return Hyperparameter(default, Range(at_least=0), kw_only=kw_only, none_means=epsilon)
 
 
-def alias(target: str, *, kw_only: bool = True) -> Any:
+def alias(target: str, *, default: None = None, kw_only: bool = True) -> Any:
     """Declare another name for a hyperparameter."""
     return Alias(target)
 

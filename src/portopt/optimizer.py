@@ -9,7 +9,15 @@ from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 
 from portopt import keras_weights
 from portopt.backend import ArrayInfo, Backend, find_backend
-from portopt.hyperparameters import Alias, Hyperparameter, alias, hyperparameter, option, unknown_argument
+from portopt.hyperparameters import (
+    Alias,
+    Hyperparameter,
+    alias,
+    epsilon_hyperparameter,
+    hyperparameter,
+    option,
+    unknown_argument,
+)
 from portopt.interpreter import StepScalars, evaluate_scalars
 from portopt.primitives import COMPUTE_DTYPE, slot_dtypes
 from portopt.program import Program
@@ -38,7 +46,7 @@ class _Leaves(NamedTuple):
     leaves: list[Any]
 
 
-@dataclass_transform(field_specifiers=(hyperparameter, option, alias))
+@dataclass_transform(field_specifiers=(hyperparameter, option, epsilon_hyperparameter, alias))
 class Optimizer:
     """Base of all rules: `init`, `apply` and `apply_` over trees of arrays of any supported library.
 
@@ -74,10 +82,10 @@ class Optimizer:
     keras_short_list: ClassVar[tuple[int, float] | None] = None
     """Index and value of the weight that lists written by Keras 2.2.4 lack."""
 
-    learning_rate: Any = hyperparameter(0.01, at_least=0, kw_only=False)
-    lr: Any = alias("learning_rate", kw_only=True)
-    clipnorm: float | None = hyperparameter(None, above=0, off=None, kw_only=True)
-    clipvalue: float | None = hyperparameter(None, above=0, off=None, kw_only=True)
+    learning_rate: Any = hyperparameter(default=0.01, at_least=0, kw_only=False)
+    lr: Any = alias("learning_rate", default=None, kw_only=True)
+    clipnorm: float | None = hyperparameter(default=None, above=0, off=None, kw_only=True)
+    clipvalue: float | None = hyperparameter(default=None, above=0, off=None, kw_only=True)
 
     _fields: ClassVar[dict[str, Hyperparameter]] = {}
     _aliases: ClassVar[dict[str, str]] = {}

@@ -103,7 +103,7 @@ class HostArithmetic:
 
     def floor(self, a: Number) -> float:
         a = float(a)
-        return float(math.floor(a)) if math.isfinite(a) else a
+        return float(math.floor(a)) if math.isfinite(a) and a != 0.0 else a
 
     def less(self, a: Number, b: Number) -> bool:
         return a < b
@@ -171,8 +171,8 @@ class Scalar:
             other = other.value
         elif not isinstance(other, int | float):
             return NotImplemented
-        elif isinstance(other, bool):
-            other = int(other)
+        else:
+            other = _number(other)
         function = getattr(self.arithmetic, operation)
         result = function(other, self.value) if swapped else function(self.value, other)
         return Scalar(result, self.arithmetic)
@@ -214,16 +214,14 @@ class Scalar:
         return other - other // self * self
 
     def __pow__(self, other: ScalarLike) -> Scalar:
-        return self._power(self.value, other.value if isinstance(other, Scalar) else other)
+        return self._power(self.value, other.value if isinstance(other, Scalar) else _exponent(other))
 
     def __rpow__(self, other: Number) -> Scalar:
-        return self._power(other, self.value)
+        return self._power(_number(other), self.value)
 
     def _power(self, base: Any, exponent: Any) -> Scalar:
         arithmetic = self.arithmetic
-        if isinstance(exponent, float) and exponent.is_integer() and abs(exponent) < 2**31:
-            exponent = int(exponent)
-        if isinstance(exponent, int) or arithmetic.is_integer(exponent):
+        if arithmetic.is_integer(exponent):
             return Scalar(arithmetic.integer_power(base, exponent), arithmetic)
         return Scalar(arithmetic.power(base, exponent), arithmetic)
 
@@ -281,6 +279,17 @@ class Scalar:
 ScalarLike = Scalar | float | int
 
 
+def _number(x: Any) -> Any:
+    """Return a Python number as scalars read it: truth values count, and a subnormal is zero."""
+    return flush(x) if isinstance(x, float) else int(x)
+
+
+def _exponent(x: Any) -> Any:
+    """Return a literal exponent, one like 2.0 as the integer that it is."""
+    number = _number(x)
+    return int(number) if isinstance(number, float) and number.is_integer() and abs(number) < 2**31 else number
+
+
 def _arithmetic_of(*values: object) -> Arithmetic | None:
     return next((v.arithmetic for v in values if isinstance(v, Scalar)), None)
 
@@ -289,7 +298,7 @@ def _call(operation: str, *values: Any) -> Any:
     arithmetic = _arithmetic_of(*values)
     if arithmetic is None:
         return getattr(HOST, operation)(*values)
-    plain = [v.value if isinstance(v, Scalar) else v for v in values]
+    plain = [v.value if isinstance(v, Scalar) else _number(v) for v in values]
     return Scalar(getattr(arithmetic, operation)(*plain), arithmetic)
 
 
@@ -307,9 +316,11 @@ def _elementwise(operation: str, doc: str) -> Callable[[Any], Any]:
 
 
 sqrt = _elementwise("sqrt", "Square root of a scalar, correctly rounded; NaN for a negative one.")
-exp = _elementwise("exp", "Exponential of a scalar, to 1 ulp, from contract operations only.")
-log = _elementwise("log", "Natural logarithm of a scalar, to 1 ulp, from contract operations only.")
-cos = _elementwise("cos", "Cosine of a scalar in radians, |x| at most 1e5, from contract operations only.")
+exp = _elementwise("exp", "Exponential of a scalar, within 1.2 ulp, from contract operations only.")
+log = _elementwise("log", "Natural logarithm of a scalar, within 2 ulp, from contract operations only.")
+cos = _elementwise(
+    "cos", "Cosine of a scalar in radians, within 2 ulp for |x| <= 100 and 3 to 1e5, from contract operations only."
+)
 floor = _elementwise("floor", "Largest integral float64 not above a scalar.")
 
 

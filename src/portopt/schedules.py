@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -40,6 +41,10 @@ class Schedule:
     def at(self, step: Scalar) -> Any:
         """Return the value after `step` finished steps, from contract operations."""
         raise NotImplementedError(f"{type(self).__name__} must define at(self, step)")
+
+    def _check_flag(self, name: str, value: object) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"{type(self).__name__} {name} must be True or False, but {value!r} was given")
 
     def _check(self, name: str, value: object, allowed: Range) -> None:
         object.__setattr__(self, name, allowed.check(type(self).__name__, name, value))
@@ -96,6 +101,7 @@ class InverseTimeDecay(Schedule):
         self._check("initial", self.initial, _RATE)
         self._check("rate", self.rate, _RATE)
         self._check("steps", self.steps, _STEPS)
+        self._check_flag("staircase", self.staircase)
 
     def at(self, step: Scalar) -> Any:
         return self.initial * (1 / (1 + self.rate * _progress(step, self.steps, staircase=self.staircase)))
@@ -127,6 +133,7 @@ class ExponentialDecay(Schedule):
         self._check("initial", self.initial, _RATE)
         self._check("rate", self.rate, Range(above=0))
         self._check("steps", self.steps, _STEPS)
+        self._check_flag("staircase", self.staircase)
 
     def at(self, step: Scalar) -> Any:
         if self.steps == 1:
@@ -189,12 +196,10 @@ class PiecewiseConstant(Schedule):
     def __post_init__(self) -> None:
         owner = type(self).__name__
         values = tuple(_RATE.check(owner, "values", v) for v in self.values)
-        boundaries = tuple(self.boundaries)
-        if any(type(b) is not int or b < 1 for b in boundaries) or any(
-            b >= c for b, c in itertools.pairwise(boundaries)
-        ):
+        boundaries = tuple(map(_integer_or_zero, self.boundaries))
+        if any(b < 1 for b in boundaries) or any(b >= c for b, c in itertools.pairwise(boundaries)):
             raise ValueError(
-                f"{owner} boundaries must be increasing integers of at least 1, but {list(boundaries)} was given"
+                f"{owner} boundaries must be increasing integers of at least 1, but {list(self.boundaries)} was given"
             )
         if len(values) != len(boundaries) + 1:
             raise ValueError(
@@ -255,6 +260,14 @@ class CosineDecay(Schedule):
             return value
         rising = self.warmup_initial + (self.initial - self.warmup_initial) * (step / self.warmup_steps)
         return where(step < self.warmup_steps, rising, value)
+
+
+def _integer_or_zero(x: Any) -> int:
+    """Return an integer of any integer type; zero, which is no boundary, for anything else."""
+    try:
+        return 0 if isinstance(x, bool) else operator.index(x)
+    except TypeError:
+        return 0
 
 
 def _progress(step: Scalar, steps: float, *, staircase: bool) -> Any:
@@ -319,7 +332,8 @@ def register_schedule(cls: type[Any]) -> type[Any]:
         >>> portopt.SGD(HalfEvery(10)).get_config()["learning_rate"]
         {'class_name': 'HalfEvery', 'config': {'steps': 10}}
     """
-    if not callable(getattr(cls, "__call__", None)) or not callable(getattr(cls, "get_config", None)):  # noqa: B004  # a class is always callable itself
+    has_call = any("__call__" in vars(base) for base in cls.__mro__)
+    if not has_call or not callable(getattr(cls, "get_config", None)):
         raise TypeError(
             f"{cls.__name__} must define __call__(self, step) and get_config(self) to be registered as a schedule"
         )

@@ -211,6 +211,48 @@ class ArraySymbol:
             "a rule called NumPy on an array: use the functions of its argument `xp`, so that it runs on every array library"
         )
 
+    def __floordiv__(self, other: object) -> NoReturn:
+        _refuse("//")
+
+    def __rfloordiv__(self, other: object) -> NoReturn:
+        _refuse("//")
+
+    def __mod__(self, other: object) -> NoReturn:
+        _refuse("%")
+
+    def __rmod__(self, other: object) -> NoReturn:
+        _refuse("%")
+
+    def __rpow__(self, other: object) -> NoReturn:
+        _refuse("** with an array as the exponent")
+
+    def __matmul__(self, other: object) -> NoReturn:
+        _refuse("@")
+
+    def __rmatmul__(self, other: object) -> NoReturn:
+        _refuse("@")
+
+    def __xor__(self, other: object) -> NoReturn:
+        _refuse("^")
+
+    def __getitem__(self, key: object) -> NoReturn:
+        _refuse("[] (indexing)")
+
+    def __setitem__(self, key: object, value: object) -> NoReturn:
+        _refuse("[] (assignment to elements)")
+
+    def __iter__(self) -> NoReturn:
+        _refuse("iteration")
+
+    def __len__(self) -> NoReturn:
+        _refuse("len()")
+
+    def __float__(self) -> NoReturn:
+        _refuse("float()")
+
+    def __int__(self) -> NoReturn:
+        _refuse("int()")
+
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -218,6 +260,22 @@ class ArraySymbol:
             f"a rule used the array attribute .{name}, which programs cannot hold: a rule sees one parameter of any shape; "
             f"supported are the operators + - * / ** (integer power) abs() comparisons & | ~ and xp.{', xp.'.join(SUPPORTED)}"
         )
+
+
+def _refuse(operation: str) -> NoReturn:
+    raise UnsupportedOperationError(
+        f"a rule used {operation} on an array, which programs cannot hold; supported are the operators + - * / ** (integer power) "
+        f"abs() comparisons & | ~ and xp.{', xp.'.join(SUPPORTED)}"
+    )
+
+
+def _array_output(builder: Builder, name: str, value: Any) -> int:
+    index = _operand(builder, value)
+    if builder.ops[index].kind is Kind.MASK:
+        raise UnsupportedOperationError(
+            f"a rule returned a mask, the result of a comparison, as its new {name}: use xp.where(mask, a, b)"
+        )
+    return index
 
 
 def _operand(builder: Builder, value: Any) -> int:
@@ -242,7 +300,20 @@ def _record(name: str, *values: Any, kind: Kind = Kind.ARRAY) -> ArraySymbol:
         raise UnsupportedOperationError(
             f"xp.{name} was called without an array: on scalars use the functions of portopt.scalars"
         )
-    return ArraySymbol(builder, builder.record(name, kind, *(_operand(builder, v) for v in values)))
+    operands = [_operand(builder, v) for v in values]
+    for position, i in enumerate(operands):
+        takes_mask = name.startswith("logical") or (name == "where" and position == 0)
+        is_mask = builder.ops[i].kind is Kind.MASK
+        if is_mask and not takes_mask:
+            raise UnsupportedOperationError(
+                f"a rule gave xp.{name} a mask, the result of a comparison, which only xp.where and & | ~ take: "
+                "use xp.where(mask, a, b)"
+            )
+        if takes_mask and not is_mask:
+            raise UnsupportedOperationError(
+                f"a rule gave xp.{name} an array that is no mask: compare it first, as in xp.where(g > 0, a, b)"
+            )
+    return ArraySymbol(builder, builder.record(name, kind, *operands))
 
 
 def _power(base: Any, exponent: Any) -> ArraySymbol:
@@ -359,8 +430,8 @@ def trace(optimizer: Optimizer, active: frozenset[str], *, extra: Sequence[Calla
             name=type(optimizer).__name__,
             ops=tuple(builder.ops),
             array_outputs={
-                "p": _operand(builder, updated),
-                **{n: _operand(builder, new_slots[n]) for n in optimizer.slots},
+                name: _array_output(builder, name, value)
+                for name, value in {"p": updated, **{n: new_slots[n] for n in optimizer.slots}}.items()
             },
             scalar_outputs={n: builder._scalar(v.value if isinstance(v, Scalar) else v) for n, v in outputs.items()},
         )

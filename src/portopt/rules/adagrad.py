@@ -38,9 +38,9 @@ class Adagrad(Optimizer):
     slots = ("accumulator",)
     keras_short_list = (0, 0.0)
 
-    learning_rate: Any = hyperparameter(0.01, at_least=0, kw_only=False)
-    epsilon: float | None = epsilon_hyperparameter()
-    decay: float = hyperparameter(0.0, at_least=0, off=0.0, kw_only=True)
+    learning_rate: Any = hyperparameter(default=0.01, at_least=0, kw_only=False)
+    epsilon: float | None = epsilon_hyperparameter(default=None)
+    decay: float = hyperparameter(default=0.0, at_least=0, off=0.0, kw_only=True)
 
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
         accumulator = slots.accumulator + xp.square(g)

@@ -43,12 +43,12 @@ class Adam(Optimizer):
         Reddi, Kale, Kumar, "On the convergence of Adam and beyond", 2018, https://openreview.net/forum?id=ryQu7f-RZ
     """
 
-    learning_rate: Any = hyperparameter(0.001, at_least=0, kw_only=False)
-    beta_1: float = hyperparameter(0.9, at_least=0, below=1, kw_only=False)
-    beta_2: float = hyperparameter(0.999, at_least=0, below=1, kw_only=False)
-    amsgrad: bool = option(False, kw_only=False)
-    epsilon: float | None = epsilon_hyperparameter()
-    decay: float = hyperparameter(0.0, at_least=0, off=0.0, kw_only=True)
+    learning_rate: Any = hyperparameter(default=0.001, at_least=0, kw_only=False)
+    beta_1: float = hyperparameter(default=0.9, at_least=0, below=1, kw_only=False)
+    beta_2: float = hyperparameter(default=0.999, at_least=0, below=1, kw_only=False)
+    amsgrad: bool = option(default=False, kw_only=False)
+    epsilon: float | None = epsilon_hyperparameter(default=None)
+    decay: float = hyperparameter(default=0.0, at_least=0, off=0.0, kw_only=True)
 
     @property
     def slots(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on an option

@@ -39,11 +39,11 @@ class Adamax(Optimizer):
 
     slots = ("m", "u")
 
-    learning_rate: Any = hyperparameter(0.002, at_least=0, kw_only=False)
-    beta_1: float = hyperparameter(0.9, at_least=0, below=1, kw_only=False)
-    beta_2: float = hyperparameter(0.999, at_least=0, below=1, kw_only=False)
-    epsilon: float | None = epsilon_hyperparameter()
-    decay: float = hyperparameter(0.0, at_least=0, off=0.0, kw_only=True)
+    learning_rate: Any = hyperparameter(default=0.002, at_least=0, kw_only=False)
+    beta_1: float = hyperparameter(default=0.9, at_least=0, below=1, kw_only=False)
+    beta_2: float = hyperparameter(default=0.999, at_least=0, below=1, kw_only=False)
+    epsilon: float | None = epsilon_hyperparameter(default=None)
+    decay: float = hyperparameter(default=0.0, at_least=0, off=0.0, kw_only=True)
 
     def coefficients(self, t: Any) -> Mapping[str, Any]:
         return {"lr_t": self.learning_rate_at(t) / (1 - self.beta_1**t)}

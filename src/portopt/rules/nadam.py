@@ -44,11 +44,11 @@ class Nadam(Optimizer):
     scalar_slots = {"m_schedule": 1.0}  # noqa: RUF012  # a mapping that nothing writes to
     keras_short_list = (1, 1.0)
 
-    learning_rate: Any = hyperparameter(0.002, at_least=0, kw_only=False)
-    beta_1: float = hyperparameter(0.9, at_least=0, below=1, kw_only=False)
-    beta_2: float = hyperparameter(0.999, at_least=0, below=1, kw_only=False)
-    epsilon: float | None = epsilon_hyperparameter()
-    schedule_decay: float = hyperparameter(0.004, at_least=0, kw_only=True)
+    learning_rate: Any = hyperparameter(default=0.002, at_least=0, kw_only=False)
+    beta_1: float = hyperparameter(default=0.9, at_least=0, below=1, kw_only=False)
+    beta_2: float = hyperparameter(default=0.999, at_least=0, below=1, kw_only=False)
+    epsilon: float | None = epsilon_hyperparameter(default=None)
+    schedule_decay: float = hyperparameter(default=0.004, at_least=0, kw_only=True)
 
     def momentum_at(self, t: Any) -> Any:
         """Return mu of step number `t`."""

@@ -40,10 +40,10 @@ class RMSprop(Optimizer):
     slots = ("accumulator",)
     keras_short_list = (0, 0.0)
 
-    learning_rate: Any = hyperparameter(0.001, at_least=0, kw_only=False)
-    rho: float = hyperparameter(0.9, at_least=0, below=1, kw_only=False)
-    epsilon: float | None = epsilon_hyperparameter()
-    decay: float = hyperparameter(0.0, at_least=0, off=0.0, kw_only=True)
+    learning_rate: Any = hyperparameter(default=0.001, at_least=0, kw_only=False)
+    rho: float = hyperparameter(default=0.9, at_least=0, below=1, kw_only=False)
+    epsilon: float | None = epsilon_hyperparameter(default=None)
+    decay: float = hyperparameter(default=0.0, at_least=0, off=0.0, kw_only=True)
 
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
         accumulator = self.rho * slots.accumulator + (1 - self.rho) * xp.square(g)

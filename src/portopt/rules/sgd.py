@@ -41,10 +41,10 @@ class SGD(Optimizer):
 
     slots = ("moment",)
 
-    learning_rate: Any = hyperparameter(0.01, at_least=0, kw_only=False)
-    momentum: float = hyperparameter(0.0, at_least=0, at_most=1, off=0.0, kw_only=False)
-    nesterov: bool = option(False, kw_only=False)
-    decay: float = hyperparameter(0.0, at_least=0, off=0.0, kw_only=True)
+    learning_rate: Any = hyperparameter(default=0.01, at_least=0, kw_only=False)
+    momentum: float = hyperparameter(default=0.0, at_least=0, at_most=1, off=0.0, kw_only=False)
+    nesterov: bool = option(default=False, kw_only=False)
+    decay: float = hyperparameter(default=0.0, at_least=0, off=0.0, kw_only=True)
 
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
         step = c.lr * g
