@@ -104,8 +104,12 @@ wheel: $(INSTALLED) ## build the wheel and use it from an empty environment
 vectors: $(INSTALLED) ## regenerate the conformance suite's committed vectors
 	$(BIN)/python -m portopt_conformance.vectors
 
+.PHONY: api
+api: $(INSTALLED) ## rewrite docs/api.md from the docstrings
+	$(BIN)/python scripts/make_api_reference.py
+
 .PHONY: docs
-docs: $(INSTALLED_DOCS) ## build the documentation as a web site in build/site
+docs: $(INSTALLED_DOCS) api ## build the documentation as a web site in build/site
 	$(BIN)/mkdocs build --strict
 
 $(INSTALLED_DOCS): $(INSTALLED)

@@ -227,6 +227,9 @@ class JaxBackend:
             "arguments of your jitted step to save the memory"
         )
 
+    def plan(self, program: Program, parameters: Sequence[Arrays], slots: Sequence[Any]) -> None:
+        return None
+
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
         self._refuse_in_place()
 

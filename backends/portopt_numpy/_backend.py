@@ -19,6 +19,7 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.host import compiler, kernel
+from portopt.host.plan import make_plan
 from portopt.interpreter import StepScalars
 from portopt.program import Program
 
@@ -78,6 +79,16 @@ class NumpyBackend(ArrayAPIBackend):
         outputs = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
         kernel.update(program, scalars, dtypes, parameters, outputs)
         return [{n: a[n] for n in names} for a in parameters] if outputs is None else outputs
+
+    def plan(self, program: Program, parameters: Sequence[Arrays], slots: Sequence[Any]) -> Any:
+        if not compiler.available() or is_interpreted():
+            return None
+        prober = importlib.import_module("portopt_numpy._prober")
+        ordinary = all(type(a) is np.ndarray and a.flags.c_contiguous for arrays in parameters for a in arrays.values())
+        if not ordinary or not prober.available():
+            return None
+        dtypes = [{name: array.dtype.name for name, array in arrays.items()} for arrays in parameters]
+        return make_plan(program, parameters, slots, dtypes, lambda array: array.ctypes.data, prober.NumpyProber)
 
     def why_read_only(self, array: Any) -> str | None:
         if isinstance(array, np.generic):

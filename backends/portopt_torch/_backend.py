@@ -20,6 +20,7 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.host import compiler, kernel
+from portopt.host.plan import make_plan
 from portopt.interpreter import StepScalars
 from portopt.primitives import Primitives
 from portopt.program import Program
@@ -135,6 +136,14 @@ class TorchBackend(ArrayAPIBackend):
         outputs = [{n: empty(a[n].shape, dtype=a[n].dtype) for n in names} for a in parameters]
         kernel.update(program, scalars, dtypes, inputs, [{n: _bits(t) for n, t in o.items()} for o in outputs])
         return outputs
+
+    def plan(self, program: Program, parameters: Sequence[Arrays], slots: Sequence[Any]) -> Any:
+        tensors = [tensor for arrays in parameters for tensor in arrays.values()]
+        if not compiler.available() or not all(t.is_cpu and t.is_contiguous() for t in tensors):
+            return None
+        prober = importlib.import_module("portopt_torch._prober").TorchProber
+        dtypes = [{name: self.dtype_name(tensor) for name, tensor in arrays.items()} for arrays in parameters]
+        return make_plan(program, parameters, slots, dtypes, lambda tensor: tensor.data_ptr(), prober)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         return super().gradient_norm([g.detach() for g in gradients])

@@ -205,6 +205,15 @@ class Backend(Protocol):
             New parameter and slots of each, the given ones if `in_place`.
         """
 
+    def plan(self, program: Program, parameters: Sequence[Arrays], slots: Sequence[Any]) -> Any:
+        """Return a `portopt.host.plan.Plan` for further steps in place on these arrays, or None if every step is checked.
+
+        Args:
+            program: what the steps run.
+            parameters: the arrays of each parameter.
+            slots: all arrays of the state, in the order of its tree.
+        """
+
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
         """Raise an error if one of the arrays cannot be changed in place; `paths(i)` names parameter `i`."""
 
@@ -378,6 +387,9 @@ class ArrayAPIBackend:
                         "give each its own array, or use apply"
                     )
             reaching.append(entry)
+
+    def plan(self, program: Program, parameters: Sequence[Arrays], slots: Sequence[Any]) -> Any:
+        return None
 
     def why_read_only(self, array: Any) -> str | None:
         """Return what keeps an array from being written, such as "is a read-only array"; None if nothing does."""

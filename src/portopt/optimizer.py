@@ -249,6 +249,12 @@ class Optimizer:
     def _step(
         self, params: Any, grads: Any, state: OptimizerState, overrides: dict[str, Any], *, in_place: bool
     ) -> tuple[Any, OptimizerState]:
+        if (
+            in_place
+            and (plan := self.__dict__.get("_plan")) is not None
+            and (done := plan.step(self, params, grads, state, overrides))
+        ):
+            return params, OptimizerState(done[0], {**state.slots, **done[1]} if done[1] else state.slots)
         backend, definition, leaves = _flatten_params(params)
         gradients = _flatten_like(backend, definition, grads, params, "grads")
         slots = self._flatten_slots(backend, definition, state, params)
@@ -263,6 +269,8 @@ class Optimizer:
             backend.check_in_place(parameters, lambda i: backend.trees.paths(params)[moving[i]])
         scalars, step = self._scalars(backend, program, state, overrides, [gradients[i] for i in moving])
         results = backend.update(program, scalars, parameters, in_place=in_place)
+        if in_place:
+            self._plan_next_step(backend, program, state, parameters, complete=len(moving) == len(leaves))
 
         new_slots: dict[str, Any] = {name: backend.stored_scalar(value) for name, value in scalars.outputs().items()}
         for i, result in zip(moving, results, strict=True):
@@ -273,6 +281,23 @@ class Optimizer:
             new_slots[name] = state.slots[name] if in_place else backend.trees.unflatten(definition, slots[name])
         new_params = params if in_place else backend.trees.unflatten(definition, leaves)
         return new_params, OptimizerState(step, new_slots)
+
+    def _plan_next_step(
+        self,
+        backend: Backend,
+        program: Program,
+        state: OptimizerState,
+        parameters: list[dict[str, Any]],
+        *,
+        complete: bool,
+    ) -> None:
+        """Let the backend prepare the next step on the same arrays, once a second step on them shows that there is a loop."""
+        seen = [id(arrays["p"]) for arrays in parameters]
+        if complete and self.__dict__.get("_seen") == seen:
+            slots = backend.trees.flatten({name: state.slots[name] for name in self.slots})[0]
+            self.__dict__["_plan"] = backend.plan(program, parameters, slots)
+        else:
+            self.__dict__.update(_seen=seen, _plan=None)
 
     def _scalars(
         self,
@@ -451,7 +476,7 @@ class Optimizer:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given if value is not None)})"
 
     def _key(self) -> tuple[Any, ...]:
-        return (type(self), *((n, v) for n, v in sorted(self.__dict__.items()) if n != "_programs"))
+        return (type(self), *((n, v) for n, v in sorted(self.__dict__.items()) if n not in _CACHES))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Optimizer) and self._key() == other._key()
@@ -460,7 +485,7 @@ class Optimizer:
         return hash(self._key())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_programs"}
+        return {name: value for name, value in self.__dict__.items() if name not in _CACHES}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -484,6 +509,9 @@ class Optimizer:
             for name in self.slots
         }
 
+
+_CACHES = frozenset({"_programs", "_plan", "_seen"})
+"""Attributes of an optimizer that are no part of its value."""
 
 Optimizer._collect_fields()
 

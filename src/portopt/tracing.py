@@ -244,7 +244,7 @@ class ArraySymbol:
     def __iter__(self) -> NoReturn:
         _refuse("iteration")
 
-    def __len__(self) -> NoReturn:
+    def __len__(self) -> NoReturn:  # noqa: PLE0303  # it always raises
         _refuse("len()")
 
     def __float__(self) -> NoReturn:
@@ -264,8 +264,8 @@ class ArraySymbol:
 
 def _refuse(operation: str) -> NoReturn:
     raise UnsupportedOperationError(
-        f"a rule used {operation} on an array, which programs cannot hold; supported are the operators + - * / ** (integer power) "
-        f"abs() comparisons & | ~ and xp.{', xp.'.join(SUPPORTED)}"
+        f"a rule used {operation} on an array, which programs cannot hold; supported are the operators + - * / ** "
+        f"(integer power) abs() comparisons & | ~ and xp.{', xp.'.join(SUPPORTED)}"
     )
 
 
@@ -403,6 +403,7 @@ def trace(optimizer: Optimizer, active: frozenset[str], *, extra: Sequence[Calla
 
     `active` names the hyperparameters that are inputs of the program; the others keep the Python value they have.
     """
+    _check_slot_names(optimizer)
     builder = Builder()
 
     def scalar_input(name: str, kind: Kind = Kind.FLOAT, *, structural: bool = False) -> Scalar:
@@ -446,6 +447,18 @@ def _clipped(rule: Any, xp: Any, gradient: Any, active: frozenset[str], scalar_i
     if "clipvalue" in active:
         gradient = xp.clip(gradient, -rule.clipvalue, rule.clipvalue)
     return gradient
+
+
+def _check_slot_names(optimizer: Optimizer) -> None:
+    names = [*optimizer.scalar_slots, *optimizer.slots]
+    for name, meaning in (("p", "the parameter"), ("g", "the gradient")):
+        if name in names:
+            raise ValueError(
+                f"{type(optimizer).__name__}: a slot cannot be called {name!r}, which is the name of {meaning}; rename it"
+            )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{type(optimizer).__name__} has two slots called {', '.join(twice)}; rename one of them")
 
 
 def _check_slots(optimizer: Optimizer, new_slots: Mapping[str, Any]) -> None:

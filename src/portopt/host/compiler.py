@@ -20,19 +20,18 @@ from portopt.host.source import Flush, KernelKey, kernel_source
 from portopt.program import Program
 
 ENTRY = "portopt_kernel"
-_FUNCTION = ctypes.CFUNCTYPE(
-    ctypes.c_int,
-    ctypes.c_void_p,  # numba's calling convention: where the result goes, which kernels do not have,
-    ctypes.c_void_p,  # and where a description of an exception goes
-    ctypes.c_void_p,
-    ctypes.c_void_p,
-    ctypes.c_int64,
-    ctypes.c_int64,
-    ctypes.c_int64,
-    ctypes.c_void_p,
-    ctypes.c_int64,
-    ctypes.c_void_p,
-)
+_POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
+# numba's calling convention: first where the result goes, and where a description of an exception goes.
+_PROTOTYPES = {
+    "kernel": ctypes.CFUNCTYPE(
+        ctypes.c_int, _POINTER, _POINTER,
+        _POINTER, _POINTER, _INTEGER, _INTEGER, _INTEGER, _POINTER, _INTEGER, _POINTER,
+    ),
+    "probe": ctypes.CFUNCTYPE(
+        ctypes.c_int, _POINTER, _POINTER,
+        _POINTER, _POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER, _POINTER, _INTEGER, _INTEGER, _INTEGER,
+    ),
+}  # fmt: skip
 _lock = threading.Lock()
 _engines: list[Any] = []
 
@@ -89,17 +88,21 @@ def _environment() -> dict[str, str]:
 
 def compile_kernel(program: Program, key: KernelKey) -> Any:
     """Return the kernel as a function that ctypes calls without the GIL."""
-    source = kernel_source(program, key)
+    return compile_function(kernel_source(program, key), "kernel")
+
+
+def compile_function(source: str, prototype: str) -> Any:
+    """Return the function called `kernel` in a source, of the named prototype, as ctypes calls it without the GIL."""
     with _lock:
         cache_key = {**_environment(), "source": source}
         code = cache.load(cache_key)
         if code is None:
-            code = _compile(source)
+            code = _compile(source, prototype)
             cache.store(cache_key, code)
-        return _load(code)
+        return _PROTOTYPES[prototype](_load(code))
 
 
-def _compile(source: str) -> bytes:
+def _compile(source: str, prototype: str) -> bytes:
     """Compile a kernel's source to an object file that needs nothing of numba's."""
     import numba
 
@@ -108,8 +111,9 @@ def _compile(source: str) -> bytes:
     namespace = dict(support.NAMESPACE)
     exec(compile(source, "<portopt kernel>", "exec"), namespace)
     options: Any = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    namespace["update_parameter"] = numba.njit(**options)(namespace["update_parameter"])
-    dispatcher = numba.njit(support.SIGNATURE, **options)(namespace["kernel"])
+    if "update_parameter" in namespace:
+        namespace["update_parameter"] = numba.njit(**options)(namespace["update_parameter"])
+    dispatcher = numba.njit(support.SIGNATURES[prototype], **options)(namespace["kernel"])
     result = next(iter(dispatcher.overloads.values()))
     llvm = _llvm()
     module = llvm.parse_assembly(result.library.get_llvm_str())
@@ -124,11 +128,11 @@ def _compile(source: str) -> bytes:
     return bytes(_target_machine().emit_object(module))
 
 
-def _load(code: bytes) -> Any:
+def _load(code: bytes) -> int:
     llvm = _llvm()
     module = llvm.parse_assembly("")
     engine = llvm.create_mcjit_compiler(module, _target_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     _engines.append(engine)
-    return _FUNCTION(engine.get_function_address(ENTRY))
+    return int(engine.get_function_address(ENTRY))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
+import array
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from portopt.host import threads
 from portopt.host.compiler import compile_kernel, default_flush
-from portopt.host.source import Flush, KernelKey
+from portopt.host.source import NEW, Flush, KernelKey
 from portopt.interpreter import StepScalars
 from portopt.program import Program
 
@@ -26,6 +26,38 @@ class HostKernel:
         self.inputs = tuple(name for name in program.scalar_inputs if name != "t")
         self._function = compile_kernel(program, key)
 
+    def prepare(self, table: Any, sizes: Any) -> Callable[[array.array[float], int], dict[str, float]]:
+        """Return a function that does a step on arrays whose addresses stand in `table`.
+
+        Args:
+            table: addresses, int64 of shape (parameters, columns), C-contiguous. What it holds at the call counts.
+            sizes: number of elements of each parameter, int64.
+
+        Returns:
+            A function of the values of `self.inputs`, and of the number of the step from 1, that returns the scalars of the
+            state that the step replaces.
+        """
+        function, names = self._function, tuple(self.program.scalar_outputs)
+        outputs = array.array("d", bytes(8 * len(names)))
+        unused = array.array("q", bytes(8))
+        unused_address, outputs_address = unused.buffer_info()[0], outputs.buffer_info()[0]
+        table_address, sizes_address, count, total = table.ctypes.data, sizes.ctypes.data, len(sizes), int(sizes.sum())
+        keep_alive = (table, sizes, unused)
+
+        def run(inputs: array.array[float], step: int) -> dict[str, float]:
+            inputs_address = inputs.buffer_info()[0]
+
+            def work(start: int, stop: int) -> None:
+                function(
+                    unused_address, unused_address, table_address, sizes_address, count, start, stop, inputs_address, step,
+                    outputs_address,
+                )  # fmt: skip
+
+            threads.run_split(work, total)
+            return dict(zip(names, outputs, strict=True)) if names and keep_alive else {}
+
+        return run
+
     def run(self, table: Any, sizes: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
         """Do a step.
 
@@ -37,27 +69,8 @@ class HostKernel:
         Returns:
             The scalars of the state that the step replaces.
         """
-        values = np.array([inputs[name] for name in self.inputs], np.float64)
-        outputs = np.empty(len(self.program.scalar_outputs), np.float64)
-        unused = ctypes.c_void_p()
-        step = int(inputs.get("t", 0))
-
-        def work(start: int, stop: int) -> None:
-            self._function(
-                ctypes.addressof(unused),
-                ctypes.addressof(unused),
-                table.ctypes.data,
-                sizes.ctypes.data,
-                len(sizes),
-                start,
-                stop,
-                values.ctypes.data,
-                step,
-                outputs.ctypes.data,
-            )
-
-        threads.run_split(work, int(sizes.sum()))
-        return dict(zip(self.program.scalar_outputs, outputs.tolist(), strict=True))
+        values = array.array("d", [inputs[name] for name in self.inputs])
+        return self.prepare(table, sizes)(values, int(inputs.get("t", 0)))
 
 
 @functools.lru_cache(maxsize=512)
@@ -99,7 +112,7 @@ def update(
     for kind, members in groups.items():
         kernel = get_kernel(program, dict(kind), in_place=in_place)
         rows = [
-            {**dense[i], **({} if outputs is None else {f"new_{n}": a for n, a in outputs[i].items()})} for i in members
+            {**dense[i], **({} if outputs is None else {NEW + n: a for n, a in outputs[i].items()})} for i in members
         ]
         table = np.array([[row[column].ctypes.data for column in kernel.columns] for row in rows], np.int64)
         sizes = np.array([row["p"].size for row in rows], np.int64)

@@ -10,7 +10,9 @@ kernel runs (x86's FTZ and DAZ bits). `"where"`: each operation compares, on any
 
 from __future__ import annotations
 
+import keyword
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +25,10 @@ Flush = Literal["register", "where"]
 _ARITHMETIC = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
 _SCALED = {"multiply": "product", "divide": "quotient"}
 _COMPARISONS = {"less": "<", "less_equal": "<=", "equal": "=="}
+
+
+NEW = "new "
+"""Begins the name of a column for a result; with a space, no slot is called so by accident."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,9 @@ class KernelKey:
         return COMPUTE_DTYPE[dict(self.dtypes)["p"]]
 
     def columns(self, program: Program) -> tuple[str, ...]:
-        """Names of the table's columns: inputs, then, if not in place, `new_` and the name of each output."""
+        """Names of the table's columns: inputs, then, if not in place, `NEW` and the name of each output."""
         inputs = tuple(name for name, _ in self.dtypes)
-        return inputs if self.in_place else inputs + tuple(f"new_{name}" for name in program.array_outputs)
+        return inputs if self.in_place else inputs + tuple(NEW + name for name in program.array_outputs)
 
 
 def kernel_source(program: Program, key: KernelKey) -> str:
@@ -60,6 +66,7 @@ class _Writer:
         self.program = program
         self.key = key
         self.names = _identifiers(program)
+        self.arrays = _array_names(program)
         self.real = key.compute_dtype
         self.by_where = key.flush == "where"
         self.flushed_loads = loads_to_flush(program)
@@ -69,13 +76,13 @@ class _Writer:
         program, key = self.program, self.key
         columns = key.columns(program)
         dtypes = dict(key.dtypes)
-        storage = [dtypes[name.removeprefix("new_")] for name in columns]
+        storage = [dtypes[name.removeprefix(NEW)] for name in columns]
         rounded = [self.names[i] for i in self.rounded]
         lines = [
             f'"""{program.name} on {dtypes["p"]}, computed in {self.real}; subnormals flushed by {key.flush}."""',
             "",
             "",
-            f"def update_parameter({', '.join(['first', 'last', *columns, *rounded])}):",
+            f"def update_parameter({', '.join(['first', 'last', *map(self._column, columns), *rounded])}):",
             '    """Update elements first to last of one parameter."""',
             "    for i in range(first, last):",
             *(f"        {line}" for line in self._body()),
@@ -167,9 +174,12 @@ class _Writer:
         lines = [f"{self.names[i]} = {self._array_expression(i, op)}" for i, op in self.program.array_ops()]
         dtypes = dict(self.key.dtypes)
         for name, i in self.program.array_outputs.items():
-            target = name if self.key.in_place else f"new_{name}"
+            target = self._column(name if self.key.in_place else NEW + name)
             lines.append(f"{target}[i] = {self._store(dtypes[name], self.names[i])}")
         return lines
+
+    def _column(self, column: str) -> str:
+        return "new_" * column.startswith(NEW) + self.arrays[column.removeprefix(NEW)]
 
     def _store(self, dtype: str, value: str) -> str:
         return value if dtype == self.real else f"{self.real}_to_{dtype}({value})"
@@ -179,7 +189,7 @@ class _Writer:
         match op.name:
             case "load":
                 dtype = dict(self.key.dtypes)[str(op.label)]
-                value = f"{op.label}[i]"
+                value = f"{self.arrays[str(op.label)]}[i]"
                 if dtype != self.real:
                     value = f"{dtype}_to_{self.real}({value})"
                 # A float16 is never subnormal once it is a float32.
@@ -213,6 +223,46 @@ def _pointer(dtype: str) -> str:
     return f"pointer_to_{dtype}"
 
 
+_RESERVED = frozenset(
+    {
+        "table",
+        "sizes",
+        "count",
+        "start",
+        "stop",
+        "inputs",
+        "step",
+        "outputs",
+        "control",
+        "offset",
+        "size",
+        "first",
+        "last",
+    }
+    | {"k", "i", "abs", "max", "min", "float", "sqrt", "floor", "integer_power", "flush_subnormals", "restore"}
+)
+_TYPE_SUFFIXES = ("_float16", "_bfloat16", "_float32", "_float64", "_i")
+
+
+def _identifier(name: str, otherwise: str) -> str:
+    """Return a name from a rule if the source can use it: no keyword, and nothing that the source itself uses."""
+    plain = re.fullmatch(r"[A-Za-z]+(_[A-Za-z0-9]+)*", name) is not None and not keyword.iskeyword(name)
+    return name if plain and name not in _RESERVED and not name.endswith(_TYPE_SUFFIXES) else otherwise
+
+
+def _array_names(program: Program) -> dict[str, str]:
+    """Return the Python name of each array of a program, by its name in the program."""
+    names = dict.fromkeys((*program.array_inputs, *program.array_outputs))
+    return {name: _identifier(name, f"slot_{k}") for k, name in enumerate(names)}
+
+
 def _identifiers(program: Program) -> list[str]:
     """Return a Python name for each operation's result; loaded values are named apart from the arrays."""
-    return [f"{name}_i" if op.name == "load" else name for name, op in zip(program.names(), program.ops, strict=True)]
+    arrays = _array_names(program)
+    names = program.names()
+    for i, op in enumerate(program.ops):
+        if op.name == "load":
+            names[i] = f"{arrays[str(op.label)]}_i"
+        elif op.name == "input":
+            names[i] = _identifier(str(op.label), f"scalar_{i}")
+    return names

@@ -190,6 +190,7 @@ def float32_to_float16(x: Any) -> Any:
 
 
 NAMESPACE: dict[str, Any] = {
+    "pointer_to_int64": _pointer_to(types.int64),
     "pointer_to_float32": _pointer_to(types.float32),
     "pointer_to_float64": _pointer_to(types.float64),
     "pointer_to_float16": _pointer_to(types.uint16),
@@ -210,14 +211,14 @@ NAMESPACE: dict[str, Any] = {
 }  # fmt: skip
 """Global names of a generated kernel."""
 
-SIGNATURE = types.void(
-    types.CPointer(types.int64),
-    types.CPointer(types.int64),
-    types.int64,
-    types.int64,
-    types.int64,
-    types.CPointer(types.float64),
-    types.int64,
-    types.CPointer(types.float64),
-)
-"""kernel(table, sizes, count, start, stop, inputs, step, outputs)"""
+_addresses = types.CPointer(types.int64)
+_values = types.CPointer(types.float64)
+_count = types.int64
+
+SIGNATURES = {
+    # (table, sizes, count, start, stop, inputs, step, outputs)
+    "kernel": types.void(_addresses, _addresses, _count, _count, _count, _values, _count, _values),
+    # (objects, types, sizes, shapes, count, flags, table, columns, column, writes)
+    "probe": types.int64(*[_addresses] * 4, _count, _count, _addresses, _count, _count, _count),
+}
+"""Types of the functions called `kernel`, by the name of their prototype."""

@@ -1,0 +1,189 @@
+"""Repeated steps in place: what was checked in the last step is not checked again.
+
+A training loop calls `apply_` with the same parameter and slot arrays and new gradients each time. A plan holds what the full
+check found out about them: the table of addresses, sizes and the kernel. The next step only makes sure that the arrays are the
+same objects with the same memory and that the gradients fit, and calls the kernel; if anything is not as it was, the plan
+steps aside and the full check says what is wrong, or makes a new plan.
+
+A plan does not keep arrays alive: it dies with the first of them.
+"""
+
+from __future__ import annotations
+
+import array
+import math
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from portopt.backend import is_interpreted
+from portopt.host.kernel import HostKernel, get_kernel
+from portopt.scalars import HOST, Scalar
+from portopt.schedules import is_schedule
+from portopt.trees import STANDARD_TREES
+
+if TYPE_CHECKING:
+    from portopt.optimizer import Optimizer
+    from portopt.program import Program
+
+
+class Prober(Protocol):
+    """Looks at the arrays of one library between two steps."""
+
+    def unchanged(self) -> bool:
+        """Tell whether parameters and slots still have the memory and shapes that the table says."""
+
+    def read_gradients(self, gradients: list[Any]) -> bool:
+        """Write the gradients' addresses into the table; False if one does not fit its parameter."""
+
+    def written(self) -> None:
+        """Note that parameters and slots were written."""
+
+
+class Plan:
+    """One optimizer's step in place on one set of arrays.
+
+    Args:
+        program: what the kernel does.
+        kernel: the kernel, of the dtypes that all arrays have.
+        leaves: the parameters, in the order of the tree.
+        slots: all arrays of the state, in the order of `optree.tree_leaves(state.slots)`.
+        table: addresses, one row a parameter.
+        sizes: number of elements of each parameter.
+        make_prober: given `table`, returns what looks at the arrays.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        kernel: HostKernel,
+        leaves: Sequence[Any],
+        slots: Sequence[Any],
+        table: Any,
+        sizes: Any,
+        make_prober: Callable[[Any], Prober],
+    ) -> None:
+        self.program = program
+        self._kernel = kernel
+        self._leaf_ids = list(map(id, leaves))
+        self._slot_ids = list(map(id, slots))
+        self._table = table
+        self._sizes = sizes
+        self._prober = make_prober(table)
+        self._alive = True
+        self._run = kernel.prepare(table, sizes)
+        forget = weakref.WeakMethod(self._forget)
+        self._references = [weakref.ref(leaf, lambda _: _call(forget)) for leaf in (*leaves, *slots)]
+
+    def _forget(self) -> None:
+        self._alive = False
+
+    def step(
+        self, optimizer: Optimizer, params: Any, grads: Any, state: Any, overrides: Mapping[str, Any]
+    ) -> tuple[int, Mapping[str, float]] | None:
+        """Do a step and return the number of finished steps and the new scalars of the state; None if anything is new."""
+        if not self._alive or type(state.step) is not int or is_interpreted():
+            return None
+        program = self.program
+        if optimizer.program(overrides) is not program:
+            return None
+        leaves, definition = STANDARD_TREES.flatten(params)
+        gradients, gradient_definition = STANDARD_TREES.flatten(grads)
+        if list(map(id, leaves)) != self._leaf_ids or gradient_definition != definition:
+            return None
+        slots = STANDARD_TREES.flatten({n: state.slots[n] for n in optimizer.slots if n in state.slots})[0]
+        if list(map(id, slots)) != self._slot_ids or len(state.slots) != len(optimizer.slots) + len(
+            optimizer.scalar_slots
+        ):
+            return None
+        if not self._prober.unchanged() or not self._prober.read_gradients(gradients):
+            return None
+        inputs = self._inputs(optimizer, state, overrides, gradients)
+        if inputs is None:
+            return None
+        finished = state.step + 1
+        outputs = self._run(inputs, finished)
+        self._prober.written()
+        return finished, outputs
+
+    def _inputs(
+        self, optimizer: Optimizer, state: Any, overrides: Mapping[str, Any], gradients: list[Any]
+    ) -> array.array[float] | None:
+        values = array.array("d")
+        for name in self._kernel.inputs:
+            if name == "gradient_norm":
+                value: Any = self._gradient_norm(gradients)
+            elif name in optimizer.scalar_slots:
+                value = state.slots[name]
+            elif name in overrides:
+                value = overrides[name]
+            else:
+                value = getattr(optimizer, name)
+            if name == "learning_rate" and is_schedule(value):
+                value = value(Scalar(state.step, HOST))
+                value = value.value if isinstance(value, Scalar) else value
+                if type(value) not in (int, float) or not 0.0 <= value < float("inf"):
+                    return None
+            if type(value) is not float and type(value) is not int:
+                return None
+            values.append(value)
+        return values
+
+    def _gradient_norm(self, gradients: list[Any]) -> Any:
+        from portopt.backend import find_backend
+
+        backend = find_backend(gradients[0])
+        return None if backend is None else backend.gradient_norm(gradients)
+
+
+def make_plan(
+    program: Program,
+    parameters: Sequence[Mapping[str, Any]],
+    slots: Sequence[Any],
+    dtypes: Sequence[Mapping[str, str]],
+    address: Callable[[Any], int],
+    prober: Callable[[Sequence[Mapping[str, Any]], Sequence[str], Any], Prober],
+) -> Plan | None:
+    """Return a plan for arrays in host memory that are C-contiguous; None if they are of several kinds of dtypes.
+
+    Args:
+        program: what the steps run.
+        parameters: name to array, of each parameter.
+        slots: all arrays of the state, in the order of its tree.
+        dtypes: name to dtype name, of each parameter.
+        address: returns the address of an array's memory.
+        prober: given `parameters`, the names of the columns and the table, returns what looks at the arrays.
+    """
+    if not parameters or any(names != dtypes[0] for names in dtypes):
+        return None
+    kernel = get_kernel(program, dtypes[0], in_place=True)
+    table = np.array([[address(arrays[name]) for name in kernel.columns] for arrays in parameters], np.int64)
+    sizes = np.array([math.prod(arrays["p"].shape) for arrays in parameters], np.int64)
+    leaves = [arrays["p"] for arrays in parameters]
+    return Plan(program, kernel, leaves, slots, table, sizes, lambda table: prober(parameters, kernel.columns, table))
+
+
+def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    alive = method()
+    if alive is not None:
+        alive()
+
+
+class WrittenMemory:
+    """The memory that a step writes, to find gradients that lie in it."""
+
+    def __init__(self, starts: Any, ends: Any) -> None:
+        order = np.argsort(starts)
+        starts, ends = starts[order], np.maximum.accumulate(ends[order])
+        first = np.concatenate([[True], starts[1:] > ends[:-1]]) if len(starts) else np.zeros(0, bool)
+        last = np.append(np.flatnonzero(first)[1:] - 1, len(starts) - 1) if len(starts) else np.zeros(0, int)
+        self._starts, self._ends = starts[first], ends[last]
+
+    def overlaps(self, starts: Any, sizes: Any) -> bool:
+        """Tell whether one of the ranges that begin at `starts` and have `sizes` bytes touches the memory."""
+        if not len(self._starts):
+            return False
+        below = np.searchsorted(self._starts, starts + sizes, side="left") - 1
+        return bool(np.any((below >= 0) & (self._ends[below] > starts)))
