@@ -13,48 +13,60 @@ import platform
 import sys
 import sysconfig
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from portopt.host.compiler import compile_function
-from portopt.host.plan import WrittenMemory
+from portopt.host.plan import merged_ranges
 
 _SOURCE = '''"""Compare NumPy array objects with what a plan expects of them."""
 
 
-def kernel(objects, types, sizes, shapes, count, flags, table, columns, column, writes):
-    """Return the first object that is not as expected, or -1; put addresses into the table, or compare them with it."""
+def kernel(gradients, written, types, sizes, shapes, count, table, columns, column, starts, ends, intervals):
+    """Return the first parameter whose arrays are not as expected, or -1; put the gradients' addresses into the table."""
     for k in range(count):
-        fields = pointer_to_int64(objects[k])
-        if fields[1] != types[0] or fields[7] != types[1 + k]:
-            return k
-        if (fields[8] & flags) != flags:
-            return k
-        dimensions = fields[3] & 0xFFFFFFFF
-        size = 1
-        shape = pointer_to_int64(fields[4])
-        for axis in range(dimensions):
-            size *= shape[axis]
-        if size != sizes[k]:
-            return k
         expected = pointer_to_int64(shapes[k])
-        if (expected[3] & 0xFFFFFFFF) != dimensions:
-            return k
-        expected_shape = pointer_to_int64(expected[4])
-        for axis in range(dimensions):
-            if shape[axis] != expected_shape[axis]:
+        for c in range(columns):
+            if c == column:
+                fields = pointer_to_int64(gradients[k])
+                flags = 0x101
+            else:
+                fields = pointer_to_int64(written[k * columns + c])
+                flags = 0x501
+            if fields[1] != types[0] or fields[7] != types[1 + k * columns + c] or (fields[8] & flags) != flags:
                 return k
-        if writes:
-            table[k * columns + column] = fields[2]
-        elif table[k * columns + column] != fields[2]:
-            return k
+            dimensions = fields[3] & 0xFFFFFFFF
+            if (expected[3] & 0xFFFFFFFF) != dimensions:
+                return k
+            shape = pointer_to_int64(fields[4])
+            expected_shape = pointer_to_int64(expected[4])
+            size = 1
+            for axis in range(dimensions):
+                size *= shape[axis]
+                if shape[axis] != expected_shape[axis]:
+                    return k
+            if size != sizes[k]:
+                return k
+            if c != column:
+                if table[k * columns + c] != fields[2]:
+                    return k
+                continue
+            table[k * columns + c] = fields[2]
+            first = 0
+            last = intervals
+            while first < last:
+                middle = (first + last) // 2
+                if ends[middle] <= fields[2]:
+                    first = middle + 1
+                else:
+                    last = middle
+            if size > 0 and first < intervals and starts[first] < fields[2] + size * types[1 + count * columns]:
+                return k
     return -1
 '''
-
-_DENSE, _WRITEABLE = 0x1 | 0x100, 0x400
-"""NPY_ARRAY_C_CONTIGUOUS | NPY_ARRAY_ALIGNED, and NPY_ARRAY_WRITEABLE."""
+# flags: 0x1 is NPY_ARRAY_C_CONTIGUOUS, 0x100 NPY_ARRAY_ALIGNED, 0x400 NPY_ARRAY_WRITEABLE
 
 
 @functools.cache
@@ -68,49 +80,23 @@ def available() -> bool:
     ordinary = platform.python_implementation() == "CPython" and sys.maxsize > 2**32 and sys.byteorder == "little"
     if not ordinary or sysconfig.get_config_var("Py_GIL_DISABLED"):
         return False
-    samples: list[Any] = [np.zeros((3, 4), np.float32), np.zeros((), np.float64), np.zeros((2, 1, 5), np.uint16)]
-    table = np.zeros((3, 1), np.int64)
-    columns = _Columns(samples, samples, table, 0, _DENSE | _WRITEABLE)
-    if not columns.matches(samples, write=True) or table[:, 0].tolist() != [a.ctypes.data for a in samples]:
+    samples: list[Any] = [np.zeros((3, 4), np.float32), np.zeros((), np.float32), np.zeros((2, 1, 5), np.float32)]
+    gradients = [np.ones_like(a) for a in samples]
+    table = np.array([[a.ctypes.data, 0] for a in samples], np.int64)
+    prober = NumpyProber([{"p": p, "g": g} for p, g in zip(samples, gradients, strict=True)], ("p", "g"), table)
+    if not prober.fits(gradients) or table[:, 1].tolist() != [a.ctypes.data for a in gradients]:
         return False
-    read_only = samples[0].copy()
-    read_only.flags.writeable = False
-    others = [read_only, np.zeros((4, 3), np.float32), np.zeros((3, 4), np.int32), np.zeros((6, 4), np.float32)[::2]]
-    return not any(columns.matches([other, *samples[1:]], write=True) for other in others)
-
-
-class _Columns:
-    """One column of a plan's table: what its arrays must look like."""
-
-    def __init__(self, arrays: Sequence[Any], shapes: Sequence[Any], table: Any, column: int, flags: int) -> None:
-        self._types = array("q", [id(np.ndarray), *(id(a.dtype) for a in arrays)])
-        self._dtypes = [a.dtype for a in arrays]
-        self._sizes = array("q", [a.size for a in arrays])
-        self._shapes = array("q", map(id, shapes))
-        self._shape_holders = list(shapes)
-        self._result = array("q", [0, 0])
-        self._table = table
-        address = self._result.buffer_info()[0]
-        self._before = (address, address + 8)
-        self._after = (
-            self._types.buffer_info()[0],
-            self._sizes.buffer_info()[0],
-            self._shapes.buffer_info()[0],
-            len(arrays),
-            flags,
-            table.ctypes.data,
-            table.shape[1],
-            column,
-        )
-
-    def matches(self, arrays: Sequence[Any], *, write: bool) -> bool:
-        if len(arrays) != len(self._sizes):
-            return False
-        return self.match_ids(array("q", map(id, arrays)), write=write)
-
-    def match_ids(self, ids: array[int], *, write: bool) -> bool:
-        _probe()(*self._before, ids.buffer_info()[0], *self._after, write)
-        return self._result[0] == -1
+    wrong = [
+        np.zeros((4, 3), np.float32),
+        np.zeros((3, 4), np.int32),
+        np.zeros((6, 4), np.float32)[::2],
+        samples[0],
+        1.0,
+    ]
+    if any(prober.fits([other, *gradients[1:]]) for other in wrong):
+        return False
+    samples[0].flags.writeable = False
+    return not prober.fits(gradients)
 
 
 class NumpyProber:
@@ -122,35 +108,36 @@ class NumpyProber:
         table: addresses, one row a parameter.
     """
 
-    def __init__(self, parameters: Sequence[dict[str, Any]], columns: Sequence[str], table: Any) -> None:
-        # Empty arrays of the parameters' shapes, for comparison: the plan must not keep the parameters alive.
+    def __init__(self, parameters: Sequence[Mapping[str, Any]], columns: Sequence[str], table: Any) -> None:
+        # Arrays without memory of the parameters' shapes, to compare with: a plan must not keep the parameters alive.
         shapes = [
             np.lib.stride_tricks.as_strided(np.zeros(1, np.int8), p["p"].shape, (0,) * p["p"].ndim) for p in parameters
         ]
-        self._table = table
-        self._written = [
-            (
-                array("q", (id(p[name]) for p in parameters)),
-                _Columns([p[name] for p in parameters], shapes, table, k, _DENSE | _WRITEABLE),
-            )
-            for k, name in enumerate(columns)
-            if name != "g"
-        ]
-        self._gradient_column = list(columns).index("g")
-        gradients = [p["p"] for p in parameters]
-        self._gradients = _Columns(gradients, shapes, table, self._gradient_column, _DENSE)
-        starts = [p[name].ctypes.data for p in parameters for name in columns if name != "g"]
-        ends = [p[name].ctypes.data + p[name].nbytes for p in parameters for name in columns if name != "g"]
-        self._memory = WrittenMemory(np.array(starts, np.int64), np.array(ends, np.int64))
-        self._bytes = np.array([p["p"].nbytes for p in parameters], np.int64)
+        names = [name for name in columns if name != "g"]
+        first = parameters[0]
+        dtypes = [p[name].dtype for p in parameters for name in columns]
+        written = array("q", [0 if name == "g" else id(p[name]) for p in parameters for name in columns])
+        types = array("q", [id(np.ndarray), *map(id, dtypes), first["g"].itemsize])
+        sizes = array("q", [p["p"].size for p in parameters])
+        starts, ends = merged_ranges([(p[n].ctypes.data, p[n].nbytes) for p in parameters for n in names])
+        shape_ids = array("q", map(id, shapes))
+        result = array("q", [0, 0])
+        self._count, self._result = len(parameters), result
+        self._keep_alive = (shapes, dtypes, written, types, sizes, starts, ends, shape_ids, table)
+        self._before = (result.buffer_info()[0], result.buffer_info()[0] + 8)
+        self._after = (
+            written.buffer_info()[0], types.buffer_info()[0], sizes.buffer_info()[0], shape_ids.buffer_info()[0],
+            self._count, table.ctypes.data, len(columns), list(columns).index("g"),
+            starts.buffer_info()[0], ends.buffer_info()[0], len(starts),
+        )  # fmt: skip
+        self._probe = _probe()
 
-    def unchanged(self) -> bool:
-        return all(columns.match_ids(ids, write=False) for ids, columns in self._written)
-
-    def read_gradients(self, gradients: list[Any]) -> bool:
-        return self._gradients.matches(gradients, write=True) and not self._memory.overlaps(
-            self._table[:, self._gradient_column], self._bytes
-        )
+    def fits(self, gradients: list[Any]) -> bool:
+        if len(gradients) != self._count:
+            return False
+        ids = array("q", map(id, gradients))
+        self._probe(*self._before, ids.buffer_info()[0], *self._after)
+        return self._result[0] == -1
 
     def written(self) -> None:
         pass

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from portopt.host.plan import WrittenMemory
+from portopt.host.plan import merged_ranges
 
 
 class TorchProber:
@@ -21,35 +21,39 @@ class TorchProber:
         table: addresses, one row a parameter.
     """
 
-    def __init__(self, parameters: Sequence[dict[str, Any]], columns: Sequence[str], table: Any) -> None:
+    def __init__(self, parameters: Sequence[Mapping[str, Any]], columns: Sequence[str], table: Any) -> None:
         names = [name for name in columns if name != "g"]
-        self._table = table
-        self._gradient_column = list(columns).index("g")
-        self._tensors = [weakref.ref(p[name]) for name in names for p in parameters]
-        self._addresses = [p[name].data_ptr() for name in names for p in parameters]
+        tensors = [p[name] for name in names for p in parameters]
+        self._column = table[:, list(columns).index("g")]
+        self._tensors = [weakref.ref(t) for t in tensors]
+        self._addresses = [t.data_ptr() for t in tensors]
         self._shapes = [p["p"].shape for p in parameters]
         self._all_shapes = self._shapes * len(names)
-        self._dtypes = [p["p"].dtype for p in parameters]
-        starts = np.array([p[name].data_ptr() for p in parameters for name in names], np.int64)
-        sizes = np.array([p[name].numel() * p[name].element_size() for p in parameters for name in names], np.int64)
-        self._memory = WrittenMemory(starts, starts + sizes)
-        self._bytes = np.array([p["p"].numel() * p["p"].element_size() for p in parameters], np.int64)
+        self._dtype = parameters[0]["g"].dtype
+        starts, ends = merged_ranges([(t.data_ptr(), t.numel() * t.element_size()) for t in tensors])
+        self._starts, self._ends = np.array(starts), np.array(ends)
+        self._bytes = np.array([p["g"].numel() * p["g"].element_size() for p in parameters], np.int64)
+        self._live: list[Any] = []
 
-    def unchanged(self) -> bool:
-        tensors: list[Any] = [reference() for reference in self._tensors]
-        self._live = tensors
-        return [t.data_ptr() for t in tensors] == self._addresses and [t.shape for t in tensors] == self._all_shapes
-
-    def read_gradients(self, gradients: list[Any]) -> bool:
-        tensor, strided = torch.Tensor, torch.strided
-        if not all(isinstance(g, tensor) for g in gradients):
+    def fits(self, gradients: list[Any]) -> bool:
+        written: list[Any] = [reference() for reference in self._tensors]
+        if [t.data_ptr() for t in written] != self._addresses or [t.shape for t in written] != self._all_shapes:
             return False
-        if [g.shape for g in gradients] != self._shapes or [g.dtype for g in gradients] != self._dtypes:
+        tensor, dtype, strided = torch.Tensor, self._dtype, torch.strided
+        for g in gradients:
+            if not isinstance(g, tensor) or g.dtype is not dtype or not g.is_cpu or g.layout is not strided:
+                return False
+            if not g.is_contiguous():
+                return False
+        if [g.shape for g in gradients] != self._shapes:
             return False
-        if not all(g.layout is strided and g.is_cpu and g.is_contiguous() for g in gradients):
+        self._column[:] = addresses = [g.data_ptr() for g in gradients]
+        first = np.searchsorted(self._ends, addresses, side="right")
+        near = first < len(self._starts)
+        if np.any(self._starts[first[near]] < (self._column + self._bytes)[near]):
             return False
-        self._table[:, self._gradient_column] = [g.data_ptr() for g in gradients]
-        return not self._memory.overlaps(self._table[:, self._gradient_column], self._bytes)
+        self._live = written
+        return True
 
     def written(self) -> None:
         torch.autograd.graph.increment_version(self._live)

@@ -350,15 +350,19 @@ class Optimizer:
                 store p <- a3
                 store moment <- a2
         """
+        cache: dict[frozenset[str] | None, Program] = self.__dict__.setdefault("_programs", {})
+        if not overrides and None in cache:
+            return cache[None]
         overrides = overrides or {}
         active = frozenset(
             name
             for name in self.numeric_hyperparameters()
             if (name in overrides and overrides[name] is not None) or (name not in overrides and self._is_on(name))
         )
-        cache: dict[frozenset[str], Program] = self.__dict__.setdefault("_programs", {})
         if active not in cache:
             cache[active] = trace(self, active)
+        if not overrides:
+            cache[None] = cache[active]
         return cache[active]
 
     def _is_on(self, name: str) -> bool:

@@ -105,6 +105,7 @@ class HelperPackage:
 
 HELPER_PACKAGES = (
     HelperPackage("ml_dtypes", "bfloat16 on NumPy, and in `portopt compare`", "pip install ml_dtypes"),
+    HelperPackage("numba", "fused kernels on the CPU", 'pip install "portopt[fused]"'),
     HelperPackage("scikit-learn", "the data of `portopt compare`", 'pip install "portopt[demo]"'),
     HelperPackage("matplotlib", "the curves in the report of `portopt compare`", 'pip install "portopt[demo]"'),
 )

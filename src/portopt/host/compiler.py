@@ -29,7 +29,7 @@ _PROTOTYPES = {
     ),
     "probe": ctypes.CFUNCTYPE(
         ctypes.c_int, _POINTER, _POINTER,
-        _POINTER, _POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER, _POINTER, _INTEGER, _INTEGER, _INTEGER,
+        _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INTEGER, _POINTER, _INTEGER, _INTEGER, _POINTER, _POINTER, _INTEGER,
     ),
 }  # fmt: skip
 _lock = threading.Lock()

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 class Prober(Protocol):
     """Looks at the arrays of one library between two steps."""
 
-    def unchanged(self) -> bool:
-        """Tell whether parameters and slots still have the memory and shapes that the table says."""
+    def fits(self, gradients: list[Any]) -> bool:
+        """Tell whether parameters and slots have the memory and shapes that the table says, and the gradients fit them.
 
-    def read_gradients(self, gradients: list[Any]) -> bool:
-        """Write the gradients' addresses into the table; False if one does not fit its parameter."""
+        The gradients' addresses are then in the table, and no gradient lies in memory that the step writes.
+        """
 
     def written(self) -> None:
         """Note that parameters and slots were written."""
@@ -69,10 +69,14 @@ class Plan:
         self._kernel = kernel
         self._leaf_ids = list(map(id, leaves))
         self._slot_ids = list(map(id, slots))
+        self._scalar_slots = frozenset(program.scalar_outputs)
+        self._slot_count = len(program.array_outputs) - 1 + len(program.scalar_outputs)
         self._table = table
         self._sizes = sizes
         self._prober = make_prober(table)
         self._alive = True
+        self._fixed_inputs: array.array[float] | None = None
+        self._inputs_are_fixed = not program.uses_gradient_norm and not program.scalar_outputs
         self._run = kernel.prepare(table, sizes)
         forget = weakref.WeakMethod(self._forget)
         self._references = [weakref.ref(leaf, lambda _: _call(forget)) for leaf in (*leaves, *slots)]
@@ -98,11 +102,15 @@ class Plan:
             optimizer.scalar_slots
         ):
             return None
-        if not self._prober.unchanged() or not self._prober.read_gradients(gradients):
+        if not self._prober.fits(gradients):
             return None
-        inputs = self._inputs(optimizer, state, overrides, gradients)
-        if inputs is None:
-            return None
+        inputs = self._fixed_inputs
+        if inputs is None or overrides:
+            inputs = self._inputs(optimizer, state, overrides, gradients)
+            if inputs is None:
+                return None
+            if self._inputs_are_fixed and not overrides:
+                self._fixed_inputs = inputs
         finished = state.step + 1
         outputs = self._run(inputs, finished)
         self._prober.written()
@@ -122,6 +130,7 @@ class Plan:
             else:
                 value = getattr(optimizer, name)
             if name == "learning_rate" and is_schedule(value):
+                self._inputs_are_fixed = False
                 value = value(Scalar(state.step, HOST))
                 value = value.value if isinstance(value, Scalar) else value
                 if type(value) not in (int, float) or not 0.0 <= value < float("inf"):
@@ -171,19 +180,13 @@ def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
         alive()
 
 
-class WrittenMemory:
-    """The memory that a step writes, to find gradients that lie in it."""
-
-    def __init__(self, starts: Any, ends: Any) -> None:
-        order = np.argsort(starts)
-        starts, ends = starts[order], np.maximum.accumulate(ends[order])
-        first = np.concatenate([[True], starts[1:] > ends[:-1]]) if len(starts) else np.zeros(0, bool)
-        last = np.append(np.flatnonzero(first)[1:] - 1, len(starts) - 1) if len(starts) else np.zeros(0, int)
-        self._starts, self._ends = starts[first], ends[last]
-
-    def overlaps(self, starts: Any, sizes: Any) -> bool:
-        """Tell whether one of the ranges that begin at `starts` and have `sizes` bytes touches the memory."""
-        if not len(self._starts):
-            return False
-        below = np.searchsorted(self._starts, starts + sizes, side="left") - 1
-        return bool(np.any((below >= 0) & (self._ends[below] > starts)))
+def merged_ranges(ranges: Sequence[tuple[int, int]]) -> tuple[array.array[int], array.array[int]]:
+    """Return starts and ends, increasing, of the memory covered by ranges given as start and size in bytes."""
+    starts, ends = array.array("q"), array.array("q")
+    for start, size in sorted(r for r in ranges if r[1]):
+        if ends and start <= ends[-1]:
+            ends[-1] = max(ends[-1], start + size)
+        else:
+            starts.append(start)
+            ends.append(start + size)
+    return starts, ends

@@ -218,7 +218,7 @@ _count = types.int64
 SIGNATURES = {
     # (table, sizes, count, start, stop, inputs, step, outputs)
     "kernel": types.void(_addresses, _addresses, _count, _count, _count, _values, _count, _values),
-    # (objects, types, sizes, shapes, count, flags, table, columns, column, writes)
-    "probe": types.int64(*[_addresses] * 4, _count, _count, _addresses, _count, _count, _count),
+    # (gradients, written, types, sizes, shapes, count, table, columns, column, starts, ends, intervals)
+    "probe": types.int64(*[_addresses] * 5, _count, _addresses, _count, _count, _addresses, _addresses, _count),
 }
 """Types of the functions called `kernel`, by the name of their prototype."""

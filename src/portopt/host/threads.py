@@ -61,8 +61,9 @@ def set_num_threads(count: int | None) -> None:
 
 def run_split(work: Callable[[int, int], object], total: int, alignment: int = 64) -> None:
     """Call `work(start, stop)` for ranges that make up `range(total)`, at once where there is enough to do."""
-    parts = min(get_num_threads(), total // ELEMENTS_PER_THREAD)
-    if parts < 2:
+    parts = total // ELEMENTS_PER_THREAD
+    parts = min(get_num_threads(), parts) if parts > 1 else 1
+    if parts == 1:
         work(0, total)
         return
     size = -(-total // parts // alignment) * alignment
