@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
-from portopt.backend import ArrayInfo, Arrays, Mode
-from portopt.interpreter import interpret
+import numpy as np
+
+from portopt.backend import ArrayInfo, Arrays, Mode, is_interpreted
+from portopt.interpreter import StepScalars, interpret
 from portopt.primitives import COMPUTE_DTYPE, SMALLEST_NORMAL, Primitives, round_scalar
 from portopt.program import Program
 from portopt.reductions import partial_sums, rounding_constants
@@ -113,8 +115,6 @@ class JaxBackend:
             return self._jnp.full_like(like, value, dtype=dtype)
 
     def to_numpy(self, array: Any) -> Any:
-        import numpy as np
-
         return np.array(array, copy=True)
 
     def from_numpy(self, array: Any, device: str | None) -> Any:
@@ -149,6 +149,8 @@ class JaxBackend:
         return value.item()
 
     def stored_scalar(self, value: Any) -> Any:
+        if getattr(value, "dtype", None) == "uint32":
+            return value
         return self._scalars.to_words(value)
 
     def primitives(self, compute_dtype: str) -> Primitives:
@@ -167,6 +169,15 @@ class JaxBackend:
         return Primitives(self._jnp, self._jnp.dtype(compute_dtype), compute_dtype, overrides)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        if is_interpreted() or any(map(self._is_traced, gradients)):
+            return self._gradient_norm(gradients)
+        return self.scalar(self._compiled_norm(list(gradients)))
+
+    @functools.cached_property
+    def _compiled_norm(self) -> Any:
+        return self._jax.jit(lambda gradients: self.stored_scalar(self._gradient_norm(gradients)))
+
+    def _gradient_norm(self, gradients: Sequence[Any]) -> Any:
         jax, jnp = self._jax, self._jnp
         with jax.enable_x64(True):
             wide = []
@@ -196,6 +207,36 @@ class JaxBackend:
     ) -> list[dict[str, Any]]:
         if in_place:
             self._refuse_in_place()
+        if isinstance(scalars, StepScalars) and not is_interpreted() and self._is_concrete(scalars, parameters):
+            return self._update_compiled(program, scalars, parameters)
+        return self._update_traced(program, scalars, parameters)
+
+    def _is_concrete(self, scalars: StepScalars, parameters: Sequence[Arrays]) -> bool:
+        arrays = (array for arrays in parameters for array in arrays.values())
+        return scalars.arithmetic is HOST and not any(map(self._is_traced, arrays))
+
+    def _update_compiled(
+        self, program: Program, scalars: StepScalars, parameters: Sequence[Arrays]
+    ) -> list[dict[str, Any]]:
+        """Run the whole step as one XLA computation, which JAX keeps for arrays of the same shapes."""
+        words = {n: np.float64(v).view((np.uint32, 2)) for n, v in scalars.inputs.items() if n != "t"}
+        results, outputs = self._compiled_update(program, words, int(scalars.inputs.get("t", 0)), list(parameters))
+        scalars.provide(outputs)
+        return list(results)
+
+    @functools.cached_property
+    def _compiled_update(self) -> Any:
+        def update(program: Program, words: Mapping[str, Any], t: Any, parameters: Sequence[Arrays]) -> tuple[Any, Any]:
+            inputs = {name: self._scalars.from_words(value) for name, value in words.items()}
+            scalars = StepScalars(program, self._scalars.JaxArithmetic(t), {**inputs, "t": t})
+            results = self._update_traced(program, scalars, parameters)
+            return results, {name: self.stored_scalar(value) for name, value in scalars.outputs().items()}
+
+        return self._jax.jit(update, static_argnums=0)
+
+    def _update_traced(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
+    ) -> list[dict[str, Any]]:
         rounded: dict[str, dict[int, Any]] = {}
         results = []
         for arrays in parameters:

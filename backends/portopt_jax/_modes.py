@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from portopt.backend import PURE, Mode, Step
+from portopt.backend import INTERPRETED, PURE, Mode, Step
 
 if TYPE_CHECKING:
     from portopt.optimizer import Optimizer, OptimizerState
@@ -71,7 +71,8 @@ def _vmapped(optimizer: Optimizer) -> Step:
 
 
 MODES: Mapping[str, Mode] = {
-    "eager": Mode("eager", PURE.step),
+    "eager": Mode("eager", PURE.step, compiled=True),
+    "interpreted": INTERPRETED,
     "jit": Mode("jit", _jitted, compiled=True),
     "scan": Mode("scan", _jitted, run=_scan, compiled=True),
 }

@@ -155,7 +155,7 @@ class TorchBackend(ArrayAPIBackend):
         target.copy_(value)
 
     def why_read_only(self, array: Any) -> str | None:
-        if any(stride == 0 and n > 1 for stride, n in zip(array.stride(), array.shape, strict=True)):
+        if array.numel() and any(stride == 0 and n > 1 for stride, n in zip(array.stride(), array.shape, strict=True)):
             return "is an expanded tensor whose elements share memory"
         return None
 

@@ -17,12 +17,13 @@ class StepScalars(Sequence[Any]):
 
     Attributes:
         inputs: the program's scalar inputs by name, values of the arithmetic.
+        arithmetic: what computes the values.
     """
 
     def __init__(self, program: Program, arithmetic: Arithmetic, inputs: Mapping[str, Any]) -> None:
         self.inputs = inputs
+        self.arithmetic = arithmetic
         self._program = program
-        self._arithmetic = arithmetic
         self._values: list[Any] | None = None
         self._provided: Mapping[str, Any] = {}
 
@@ -46,7 +47,7 @@ class StepScalars(Sequence[Any]):
 
     def _evaluate(self) -> list[Any]:
         values: list[Any] = []
-        arithmetic = self._arithmetic
+        arithmetic = self.arithmetic
         for op in self._program.ops:
             if not op.kind.is_scalar:
                 values.append(None)
