@@ -159,11 +159,15 @@ class JaxBackend:
         scale = 2.0**64 if compute_dtype == "float32" else 2.0**512
         overrides: dict[str, Callable[..., Any]] = {
             "multiply": lambda a, b: scalars.flush_product(a, b, smallest, scale),
-            "divide": lambda a, b: scalars.flush_quotient(a, scalars.hidden_divisor(a, b), smallest, scale),
-            # Without the comparison XLA would turn a quotient by a root into a product with a reciprocal root.
+            "divide": lambda a, b: scalars.flush_quotient(
+                a, b if b.ndim else scalars.hidden_divisor(a, b), smallest, scale
+            ),
             "sqrt": lambda a: scalars.flush(self._jnp.sqrt(a), smallest),
+            # See _fences.py.
+            "plain_divide": lambda a, b: a / (b if b.ndim else scalars.hidden_divisor(a, b)),
+            "plain_sqrt": self._jnp.sqrt,
         }
-        if self._jax.default_backend() == "cpu":
+        if self._on_cpu:
             # XLA's CPU code flushes sums in hardware; a comparison for each would double the time.
             overrides |= {"add": lambda a, b: a + b, "subtract": lambda a, b: a - b}
         return Primitives(self._jnp, self._jnp.dtype(compute_dtype), compute_dtype, overrides)
@@ -234,9 +238,15 @@ class JaxBackend:
 
         return self._jax.jit(update, static_argnums=0)
 
+    @property
+    def _on_cpu(self) -> bool:
+        return bool(self._jax.default_backend() == "cpu")
+
     def _update_traced(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
     ) -> list[dict[str, Any]]:
+        if self._on_cpu:
+            program = importlib.import_module("portopt_jax._fences").without_needless_fences(program)
         rounded: dict[str, dict[int, Any]] = {}
         results = []
         for arrays in parameters:

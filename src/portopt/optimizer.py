@@ -47,7 +47,11 @@ class _Leaves(NamedTuple):
 
 
 @dataclass_transform(field_specifiers=(hyperparameter, option, epsilon_hyperparameter, alias))
-class Optimizer:
+class _Declarations:
+    """Makes type checkers read hyperparameters as constructor arguments; they skip the decorated class's own fields."""
+
+
+class Optimizer(_Declarations):
     """Base of all rules: `init`, `apply` and `apply_` over trees of arrays of any supported library.
 
     A rule is a subclass that names its slots, declares its hyperparameters, and gives `coefficients` and `update`.

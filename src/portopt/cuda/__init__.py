@@ -1,0 +1,1 @@
+"""Source of fused kernels for GPUs: CUDA C and Triton. Imports neither CuPy, torch nor Triton."""

@@ -1,0 +1,90 @@
+// The arithmetic contract in CUDA C: one rounding per operation, subnormals are zero.
+// Compile with contraction off (--fmad=false) and without --ftz. Nothing here needs a header, so that NVRTC needs none.
+
+// Subnormals -----------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float flush(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x; }
+__device__ __forceinline__ double flush(double x) { return fabs(x) < 0x1p-1022 ? copysign(0.0, x) : x; }
+
+// Products and quotients: tininess is decided after rounding. The scaled result is rounded with full precision however
+// small it is, so it tells apart what is below the smallest normal number from what rounds up to it. Few elements take
+// the branch.
+
+__device__ __forceinline__ float product(float a, float b)
+{
+    const float x = a * b;
+    if (fabsf(x) <= 0x1p-126f && fabsf((a * 0x1p64f) * b) < 0x1p-62f)
+        return copysignf(0.0f, x);
+    return x;
+}
+
+__device__ __forceinline__ double product(double a, double b)
+{
+    const double x = a * b;
+    if (fabs(x) <= 0x1p-1022 && fabs((a * 0x1p512) * b) < 0x1p-510)
+        return copysign(0.0, x);
+    return x;
+}
+
+__device__ __forceinline__ float quotient(float a, float b)
+{
+    const float x = a / b;
+    if (fabsf(x) <= 0x1p-126f && fabsf((a * 0x1p64f) / b) < 0x1p-62f)
+        return copysignf(0.0f, x);
+    return x;
+}
+
+__device__ __forceinline__ double quotient(double a, double b)
+{
+    const double x = a / b;
+    if (fabs(x) <= 0x1p-1022 && fabs((a * 0x1p512) / b) < 0x1p-510)
+        return copysign(0.0, x);
+    return x;
+}
+
+__device__ __forceinline__ float square_root(float x) { return sqrtf(x); }
+__device__ __forceinline__ double square_root(double x) { return sqrt(x); }
+__device__ __forceinline__ float absolute(float x) { return fabsf(x); }
+__device__ __forceinline__ double absolute(double x) { return fabs(x); }
+
+// Storage of 16 bits, held in words ------------------------------------------------------------------------------
+
+typedef unsigned short float16_word;
+typedef unsigned short bfloat16_word;
+
+__device__ __forceinline__ float bfloat16_to_float32(bfloat16_word word)
+{
+    return __uint_as_float((unsigned int)word << 16);
+}
+
+__device__ __forceinline__ bfloat16_word float32_to_bfloat16(float x)
+{
+    const unsigned int bits = __float_as_uint(x);
+    const unsigned int rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return (bfloat16_word)(x == x ? rounded : 0x7fc0u);
+}
+
+__device__ __forceinline__ float float16_to_float32(float16_word word)
+{
+    const unsigned int sign = ((unsigned int)word & 0x8000u) << 16;
+    const unsigned int magnitude = (unsigned int)word & 0x7fffu;
+    const unsigned int shifted = magnitude << 13;
+    // A float16 subnormal is an integer number of 2**-24.
+    const unsigned int subnormal = __float_as_uint((float)(int)magnitude * 0x1p-24f);
+    const unsigned int finite = magnitude < 0x0400u ? subnormal : shifted + (112u << 23);
+    return __uint_as_float((magnitude >= 0x7c00u ? shifted + (224u << 23) : finite) | sign);
+}
+
+__device__ __forceinline__ float16_word float32_to_float16(float x)
+{
+    const unsigned int bits = __float_as_uint(x);
+    const unsigned int sign = (bits >> 16) & 0x8000u;
+    const unsigned int magnitude = bits & 0x7fffffffu;
+    const unsigned int normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
+    // Adding 0.5 rounds to a multiple of 2**-24, the unit of float16 subnormals, into the low bits.
+    const unsigned int subnormal = __float_as_uint(fabsf(x) + 0.5f) - 0x3f000000u;
+    unsigned int result = magnitude < 0x38800000u ? subnormal : normal;
+    result = magnitude >= 0x477ff000u ? 0x7c00u : result;
+    result = x == x ? result : 0x7e00u;
+    return (float16_word)(result | sign);
+}
