@@ -2,14 +2,28 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from portopt.backend import ArrayAPIBackend, ArrayInfo, MemoryRange
+from portopt.backend import (
+    IN_PLACE,
+    INTERPRETED,
+    PURE,
+    ArrayAPIBackend,
+    ArrayInfo,
+    Arrays,
+    MemoryRange,
+    Mode,
+    is_interpreted,
+)
+from portopt.interpreter import StepScalars
+from portopt.program import Program
 
 
 class CupyBackend(ArrayAPIBackend):
     """CuPy arrays. CuPy's elementwise kernels are compiled one operation at a time, so nothing can be contracted."""
+
+    modes: Mapping[str, Mode] = {mode.name: mode for mode in (PURE, IN_PLACE, INTERPRETED)}
 
     def __init__(self) -> None:
         super().__init__(
@@ -60,6 +74,30 @@ class CupyBackend(ArrayAPIBackend):
             raise ValueError(f"cupy cannot use the device {device!r}; usable are {usable or 'none'}")
         with self._cupy.cuda.Device(int(name.partition(":")[2])):
             return self._cupy.array(array)
+
+    @property
+    def _kernel(self) -> Any:
+        return importlib.import_module("portopt_cupy._kernel")
+
+    def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        if not is_interpreted():
+            compute = super().gradient_norm
+            norm = self._kernel.gradient_norm(gradients, lambda: compute(gradients))
+            if norm is not None:
+                return norm
+        return super().gradient_norm(gradients)
+
+    def scalar(self, value: Any) -> Any:
+        return value if isinstance(value, self._kernel.GradientNorm) else super().scalar(value)
+
+    def update(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
+    ) -> list[dict[str, Any]]:
+        if isinstance(scalars, StepScalars) and not is_interpreted():
+            results: list[dict[str, Any]] | None = self._kernel.update(program, scalars, parameters, in_place=in_place)
+            if results is not None:
+                return results
+        return super().update(program, scalars, parameters, in_place=in_place)
 
     def memory_range(self, array: Any) -> MemoryRange:
         device = f"cuda:{array.device.id}"

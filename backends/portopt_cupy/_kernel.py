@@ -29,7 +29,7 @@ from portopt.cuda.cuda_source import (
 from portopt.cuda.norm_dependence import norm_dependence
 from portopt.host import cache
 from portopt.interpreter import StepScalars
-from portopt.primitives import COMPUTE_DTYPE, round_scalar
+from portopt.primitives import round_scalar
 from portopt.program import Program
 from portopt.reductions import rounding_constants
 
@@ -57,7 +57,7 @@ class GradientNorm:
 
 def compile_source(source: str, target: str) -> bytes:
     """Return CUDA C compiled for a target such as `"sm_90"` (machine code) or `"compute_90"` (PTX)."""
-    nvrtc = importlib.import_module("cupy.cuda.nvrtc")
+    nvrtc = importlib.import_module("cupy.cuda").nvrtc
     program = nvrtc.createProgram(source, "portopt.cu", [], [])
     try:
         nvrtc.compileProgram(program, [f"--gpu-architecture={target}", *OPTIONS])
@@ -144,7 +144,7 @@ def gradient_norm(gradients: Sequence[Any], compute: Callable[[], float]) -> Any
     with gradients[0].device as device:
         words = cupy.zeros(4, np.float64)
         constants = tuple(map(np.float64, rounding_constants(sum(g.size for g in gradients))))
-        dense = [cupy.ascontiguousarray(g) for g in gradients]
+        dense = [_dense(g) for g in gradients]
         launches = [
             (_norm_source(dtype), _by_value(launch.table), launch.chunks)
             for dtype, members in tables.grouped([g.dtype.name for g in dense]).items()
@@ -183,7 +183,7 @@ def update(
     if split.rounded_on_device:
         scalars.provide(split.state_scalars(scalars.inputs))
     names = tuple(program.array_outputs)
-    dense = [{name: cupy.ascontiguousarray(array) for name, array in arrays.items()} for arrays in parameters]
+    dense = [{name: _dense(array) for name, array in arrays.items()} for arrays in parameters]
     if in_place:
         for i in tables.overwritten(dense, program, _memory):
             dense[i]["g"] = dense[i]["g"].copy()
@@ -222,12 +222,21 @@ def update(
 
 def _scalar(value: Any) -> Any:
     """Return a scalar in the type that the kernel declares for it."""
-    return np.bool_(value) if isinstance(value, bool) else np.int64(value) if isinstance(value, int) else np.float64(value)
+    return (
+        np.bool_(value) if isinstance(value, bool) else np.int64(value) if isinstance(value, int) else np.float64(value)
+    )
 
 
 def _empty_like(cupy: Any, array: Any) -> Any:
     with array.device:
         return cupy.empty(array.shape, array.dtype)
+
+
+def _dense(array: Any) -> Any:
+    if array.flags.c_contiguous:
+        return array
+    with array.device:
+        return array.copy(order="C")
 
 
 def _memory(array: Any) -> tuple[str, int, int]:

@@ -142,11 +142,10 @@ class JaxBackend:
     def scalar(self, value: Any) -> Any:
         if not isinstance(value, self._jax.Array):
             return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
-        if value.dtype == "uint32" and value.shape == (2,):
-            value = self._scalars.from_words(value)
+        words = value.dtype == "uint32" and value.shape == (2,)
         if self._is_traced(value):
-            return value
-        return value.item()
+            return self._scalars.from_words(value) if words else value
+        return np.asarray(value).view(np.float64).item() if words else value.item()
 
     def stored_scalar(self, value: Any) -> Any:
         if getattr(value, "dtype", None) == "uint32":

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from portopt.backend import INTERPRETED, PURE, Mode, Step
+from portopt.optimizer import OptimizerState
 
 if TYPE_CHECKING:
-    from portopt.optimizer import Optimizer, OptimizerState
+    from portopt.optimizer import Optimizer
 
 
 def _jitted(optimizer: Optimizer) -> Step:
@@ -56,15 +57,16 @@ def _vmapped(optimizer: Optimizer) -> Step:
     def lanes(tree: Any) -> Any:
         return jax.tree_util.tree_map(lambda x: jnp.stack([x, jnp.flip(x)]), tree)
 
+    def one(p: Any, g: Any, arrays: Any, scalars: Any, step: Any, hyperparameters: Any) -> tuple[Any, OptimizerState]:
+        return optimizer.apply(p, g, OptimizerState(step, {**scalars, **arrays}), **hyperparameters)
+
+    both = jax.jit(jax.vmap(one, in_axes=(0, 0, 0, None, None, None)))
+
     def step(params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any) -> tuple[Any, OptimizerState]:
         scalars = {name: state.slots[name] for name in optimizer.scalar_slots}
         arrays = {name: slot for name, slot in state.slots.items() if name not in scalars}
-
-        def one(p: Any, g: Any, slots: dict[str, Any]) -> tuple[Any, OptimizerState]:
-            return optimizer.apply(p, g, state._replace(slots={**scalars, **slots}), **hyperparameters)
-
-        both = jax.jit(jax.vmap(one))(lanes(params), lanes(grads), lanes(arrays))
-        first: tuple[Any, OptimizerState] = jax.tree_util.tree_map(lambda x: x[0], both)
+        result = both(lanes(params), lanes(grads), lanes(arrays), scalars, state.step, hyperparameters)
+        first: tuple[Any, OptimizerState] = jax.tree_util.tree_map(lambda x: x[0], result)
         return first
 
     return step

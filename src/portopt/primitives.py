@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-
 COMPUTE_DTYPE: Mapping[str, str] = {
     "float16": "float32",
     "bfloat16": "float32",

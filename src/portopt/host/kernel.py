@@ -82,7 +82,7 @@ def get_kernel(
     program: Program, dtypes: Mapping[str, str], *, in_place: bool, flush: Flush | None = None
 ) -> HostKernel:
     """Return the kernel for arrays of these dtypes, compiling it if it is new."""
-    ordered = tuple((name, dtypes[name]) for name in ("p", "g", *(n for n in program.array_outputs if n != "p")))
+    ordered = (("p", dtypes["p"]), ("g", dtypes["g"]), *(item for item in dtypes.items() if item[0] not in ("p", "g")))
     return _kernel(program, KernelKey(ordered, in_place, flush or default_flush()))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import keyword
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,8 +66,8 @@ class _Writer:
     def __init__(self, program: Program, key: KernelKey) -> None:
         self.program = program
         self.key = key
-        self.names = _identifiers(program)
-        self.arrays = _array_names(program)
+        self.arrays = _array_names(key)
+        self.names = _identifiers(program, self.arrays)
         self.real = key.compute_dtype
         self.by_where = key.flush == "where"
         self.flushed_loads = loads_to_flush(program)
@@ -250,15 +251,13 @@ def _identifier(name: str, otherwise: str) -> str:
     return name if plain and name not in _RESERVED and not name.endswith(_TYPE_SUFFIXES) else otherwise
 
 
-def _array_names(program: Program) -> dict[str, str]:
-    """Return the Python name of each array of a program, by its name in the program."""
-    names = dict.fromkeys((*program.array_inputs, *program.array_outputs))
-    return {name: _identifier(name, f"slot_{k}") for k, name in enumerate(names)}
+def _array_names(key: KernelKey) -> dict[str, str]:
+    """Return the Python name of each array of a kernel, by its name in the program."""
+    return {name: _identifier(name, f"slot_{k}") for k, (name, _) in enumerate(key.dtypes)}
 
 
-def _identifiers(program: Program) -> list[str]:
+def _identifiers(program: Program, arrays: Mapping[str, str]) -> list[str]:
     """Return a Python name for each operation's result; loaded values are named apart from the arrays."""
-    arrays = _array_names(program)
     names = program.names()
     for i, op in enumerate(program.ops):
         if op.name == "load":
