@@ -158,13 +158,12 @@ class JaxBackend:
         scale = 2.0**64 if compute_dtype == "float32" else 2.0**512
         overrides: dict[str, Callable[..., Any]] = {
             "multiply": lambda a, b: scalars.flush_product(a, b, smallest, scale),
-            "divide": lambda a, b: scalars.flush_quotient(
-                a, b if b.ndim else scalars.hidden_divisor(a, b), smallest, scale
-            ),
+            "divide": lambda a, b: scalars.flush_quotient(a, scalars.hidden_divisor(a, b), smallest, scale),
             "sqrt": lambda a: scalars.flush(self._jnp.sqrt(a), smallest),
             # See _fences.py.
-            "plain_divide": lambda a, b: a / (b if b.ndim else scalars.hidden_divisor(a, b)),
+            "plain_divide": lambda a, b: a / scalars.hidden_divisor(a, b),
             "plain_sqrt": self._jnp.sqrt,
+            "plain_load": lambda x: x.astype(compute_dtype),
         }
         if self._on_cpu:
             # XLA's CPU code flushes sums in hardware; a comparison for each would double the time.
@@ -251,22 +250,30 @@ class JaxBackend:
         for arrays in parameters:
             compute = COMPUTE_DTYPE[str(arrays["p"].dtype)]
             if compute not in rounded:
-                witness = next(filter(self._is_traced, arrays.values()), None)
-                rounded[compute] = {i: self._rounded(scalars[j], compute, witness) for i, j in program.rounded_scalars}
+                never = self._never(scalars, arrays)
+                rounded[compute] = {i: self._rounded(scalars[j], compute, never) for i, j in program.rounded_scalars}
             with self._jax.enable_x64(compute == "float64" or self._jax.config.jax_enable_x64):
                 outputs = interpret(program, self.primitives(compute), arrays, rounded[compute])
                 results.append({name: self._stored(value, arrays[name]) for name, value in outputs.items()})
         return results
 
-    def _rounded(self, value: Any, compute: str, witness: Any) -> Any:
+    def _never(self, scalars: Sequence[Any], arrays: Arrays) -> Any:
+        """Return what hides constants from XLA (see `_scalars.never`), or None where nothing is compiled together.
+
+        An element of an array is the last resort: it is one more use of the array.
+        """
+        arithmetic: Any = getattr(scalars, "arithmetic", HOST)
+        if arithmetic is not HOST:
+            return arithmetic.never
+        traced = [array for name, array in arrays.items() if name != "p" and self._is_traced(array) and array.size]
+        return self._scalars.never(self._jnp.ravel(traced[0])[0]) if traced else None
+
+    def _rounded(self, value: Any, compute: str, never: Any) -> Any:
         with self._jax.enable_x64(True):
             if not isinstance(value, float | int):
                 return self._scalars.round_traced(value, compute)
             rounded = self._jnp.asarray(round_scalar(float(value), compute), dtype=compute)
-            if witness is None or witness.size == 0:
-                return rounded
-            never = self._scalars.never(self._jnp.ravel(witness)[0])
-            return self._jnp.where(never, self._jnp.ones_like(rounded), rounded)
+            return rounded if never is None else self._jnp.where(never, self._jnp.ones_like(rounded), rounded)
 
     def _stored(self, value: Any, like: Any) -> Any:
         return self._jnp.broadcast_to(value, like.shape).astype(like.dtype)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from portopt import elementary
-from portopt.scalars import SMALLEST_NORMAL
+from portopt.scalars import HOST, SMALLEST_NORMAL
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 _POWER_BITS = 31
 """Exponents are steps, which JAX counts in int32 when x64 is off."""
@@ -37,10 +40,21 @@ def hidden_divisor(a: Any, b: Any) -> Any:
     return jnp.where(never(a), 1.0, b)
 
 
+def _on_host_if_known(method: _Method) -> _Method:
+    @functools.wraps(method)
+    def operation(self: JaxArithmetic, *values: Any) -> Any:
+        if all(isinstance(value, int | float) for value in values):
+            return getattr(HOST, method.__name__)(*values)
+        return method(self, *values)
+
+    return cast(_Method, operation)
+
+
 class JaxArithmetic:
     """The contract on traced values: int32 (or int64) integers, float64 scalars, truth values.
 
-    Each method runs with x64 enabled, so that float64 exists whatever the user's setting is.
+    Each method runs with x64 enabled, so that float64 exists whatever the user's setting is. What depends on Python numbers
+    alone is computed on the host.
 
     Args:
         witness: a traced scalar of any dtype, which keeps XLA from knowing the values of constants.
@@ -50,8 +64,9 @@ class JaxArithmetic:
         self._witness = witness
 
     @functools.cached_property
-    def _never(self) -> Any:
-        return never(jnp.ravel(self._witness)[0].astype(jnp.float64))
+    def never(self) -> Any:
+        """What hides constants from XLA; see the function of this name."""
+        return never(jnp.ravel(self._witness)[0].astype(jnp.float32))
 
     def is_integer(self, value: Any) -> bool:
         if isinstance(value, int | float):
@@ -61,48 +76,56 @@ class JaxArithmetic:
     def _float(self, value: Any) -> Any:
         """Return a float64 array; must be called with x64 enabled."""
         if isinstance(value, int | float):
-            return jnp.where(self._never, 1.0, jnp.asarray(float(value), jnp.float64))
+            return jnp.where(self.never, 1.0, jnp.asarray(float(value), jnp.float64))
         return value.astype(jnp.float64)
 
     def _both_integers(self, a: Any, b: Any) -> bool:
         return self.is_integer(a) and self.is_integer(b)
 
+    @_on_host_if_known
     def add(self, a: Any, b: Any) -> Any:
         if self._both_integers(a, b):
             return a + b
         with jax.enable_x64(True):
             return flush(self._float(a) + self._float(b), SMALLEST_NORMAL)
 
+    @_on_host_if_known
     def subtract(self, a: Any, b: Any) -> Any:
         if self._both_integers(a, b):
             return a - b
         with jax.enable_x64(True):
             return flush(self._float(a) - self._float(b), SMALLEST_NORMAL)
 
+    @_on_host_if_known
     def multiply(self, a: Any, b: Any) -> Any:
         if self._both_integers(a, b):
             return a * b
         with jax.enable_x64(True):
             return flush_product(self._float(a), self._float(b), SMALLEST_NORMAL, 2.0**512)
 
+    @_on_host_if_known
     def divide(self, a: Any, b: Any) -> Any:
         with jax.enable_x64(True):
             a, b = self._float(a), self._float(b)
             return flush_quotient(a, hidden_divisor(a, b), SMALLEST_NORMAL, 2.0**512)
 
+    @_on_host_if_known
     def floor_divide(self, a: Any, b: Any) -> Any:
         return jnp.floor_divide(a, b) if self._both_integers(a, b) else self.floor(self.divide(a, b))
 
+    @_on_host_if_known
     def negative(self, a: Any) -> Any:
         if self.is_integer(a):
             return -a
         with jax.enable_x64(True):
             return -self._float(a)
 
+    @_on_host_if_known
     def sqrt(self, a: Any) -> Any:
         with jax.enable_x64(True):
             return flush(jnp.sqrt(self._float(a)), SMALLEST_NORMAL)
 
+    @_on_host_if_known
     def floor(self, a: Any) -> Any:
         with jax.enable_x64(True):
             return jnp.floor(self._float(a))
@@ -113,21 +136,26 @@ class JaxArithmetic:
         with jax.enable_x64(True):
             return comparison(self._float(a), self._float(b))
 
+    @_on_host_if_known
     def less(self, a: Any, b: Any) -> Any:
         return self._compare(jnp.less, a, b)
 
+    @_on_host_if_known
     def less_equal(self, a: Any, b: Any) -> Any:
         return self._compare(jnp.less_equal, a, b)
 
+    @_on_host_if_known
     def equal(self, a: Any, b: Any) -> Any:
         return self._compare(jnp.equal, a, b)
 
+    @_on_host_if_known
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         if self._both_integers(a, b):
             return jnp.where(condition, a, b)
         with jax.enable_x64(True):
             return jnp.where(condition, self._float(a), self._float(b))
 
+    @_on_host_if_known
     def integer_power(self, base: Any, exponent: Any) -> Any:
         with jax.enable_x64(True):
             base, result = self._float(base), self._float(1.0)
@@ -150,18 +178,23 @@ class JaxArithmetic:
             result, _ = lax.fori_loop(0, _POWER_BITS, square_and_multiply, start)
             return jnp.where(exponent < 0, self.divide(1.0, result), result)
 
+    @_on_host_if_known
     def power(self, base: Any, exponent: Any) -> Any:
         return elementary.power(self, base, exponent)
 
+    @_on_host_if_known
     def exp(self, a: Any) -> Any:
         return elementary.exp(self, a)
 
+    @_on_host_if_known
     def log(self, a: Any) -> Any:
         return elementary.log(self, a)
 
+    @_on_host_if_known
     def cos(self, a: Any) -> Any:
         return elementary.cos(self, a)
 
+    @_on_host_if_known
     def to_float(self, a: Any) -> Any:
         with jax.enable_x64(True):
             return flush(self._float(a), SMALLEST_NORMAL)

@@ -85,8 +85,8 @@ def interpret(
     for i, value in rounded.items():
         values[i] = value
     for i, op in program.array_ops():
-        if op.name == "load":
-            values[i] = primitives.load(arrays[str(op.label)])
+        if op.name.endswith("load"):
+            values[i] = getattr(primitives, op.name)(arrays[str(op.label)])
         else:
             values[i] = getattr(primitives, op.name)(*(values[j] for j in op.args))
         for j in last_use.get(i, ()):
