@@ -109,16 +109,29 @@ class TorchBackend(ArrayAPIBackend):
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
     ) -> list[dict[str, Any]]:
         detached = [{name: tensor.detach() for name, tensor in arrays.items()} for arrays in parameters]
-        fused = isinstance(scalars, StepScalars) and not is_interpreted() and compiler.available()
-        if fused and all(arrays["p"].device.type == "cpu" for arrays in detached):
-            results = self._update_on_host(program, scalars, detached, in_place=in_place)  # type: ignore[arg-type]  # checked above
-        else:
+        results: list[dict[str, Any]] | None = None
+        if isinstance(scalars, StepScalars) and not is_interpreted():
+            if compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in detached):
+                results = self._update_on_host(program, scalars, detached, in_place=in_place)
+            elif all(self._runs_triton(arrays["p"]) for arrays in detached):
+                results = self._triton.update(program, scalars, detached, in_place=in_place)
+                if in_place and results is not None:
+                    written = [tensor for outputs in results for tensor in outputs.values()]
+                    self._torch.autograd.graph.increment_version(written)
+        if results is None:
             results = super().update(program, scalars, detached, in_place=in_place)
         if in_place:
             return [{n: arrays[n] for n in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
         for arrays, outputs in zip(parameters, results, strict=True):
             outputs["p"].requires_grad_(arrays["p"].requires_grad)
         return results
+
+    @property
+    def _triton(self) -> Any:
+        return importlib.import_module("portopt_torch._triton")
+
+    def _runs_triton(self, tensor: Any) -> bool:
+        return bool(tensor.device.type == "cuda" and self._triton.available())
 
     def _update_on_host(
         self, program: Program, scalars: StepScalars, parameters: Sequence[Arrays], *, in_place: bool
@@ -146,9 +159,17 @@ class TorchBackend(ArrayAPIBackend):
         return make_plan(program, parameters, slots, dtypes, lambda tensor: tensor.data_ptr(), prober)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
-        return super().gradient_norm([g.detach() for g in gradients])
+        detached = [g.detach() for g in gradients]
+        compute = super().gradient_norm
+        if not is_interpreted() and all(map(self._runs_triton, detached)):
+            norm = self._triton.gradient_norm(detached, lambda: compute(detached))
+            if norm is not None:
+                return norm
+        return compute(detached)
 
     def scalar(self, value: Any) -> Any:
+        if type(value).__name__ == "GradientNorm":
+            return value
         return super().scalar(value.detach() if self.owns(value) else value)
 
     def assign(self, target: Any, value: Any) -> None:

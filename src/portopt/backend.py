@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from portopt.interpreter import interpret
@@ -414,6 +413,9 @@ def backends() -> Mapping[str, Backend]:
 
     One that cannot be loaded is left out, with a warning: the others must go on working.
     """
+    # It takes longer to import than all of portopt, and nobody needs it before the first step.
+    from importlib import metadata
+
     found: dict[str, tuple[Backend, str]] = {}
     for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
         if entry.name in found:
@@ -438,7 +440,7 @@ def get_backend(name: str) -> Backend:
     """Return the backend of that name, an installed one or that of an importable array API library."""
     if name in backends():
         return backends()[name]
-    with contextlib.suppress(ImportError, ValueError):
+    with contextlib.suppress(ImportError, ValueError, TypeError):
         if hasattr(importlib.import_module(name), "__array_namespace_info__"):
             return _generic_backend(name)
     raise UnknownBackendError(f"no backend is named {name!r}; installed are {', '.join(backends())}")

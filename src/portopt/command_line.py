@@ -1,4 +1,4 @@
-"""The command `portopt`: what is installed, the comparison of all backends on real data, and the conformance suite."""
+"""The command `portopt`: what is installed, what a rule becomes, comparisons of bits and of speed, the conformance suite."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from portopt._version import __version__
+from portopt.bench.cases import RULES_BY_NAME
+from portopt.bench.contenders import PEERS
+from portopt.bench.shapes import SHAPE_SETS
 from portopt.compare.errors import UnusableArgumentsError
 from portopt.compare.other_optimizers import OTHER_OPTIMIZERS
 from portopt.configuration import get
 from portopt.optimizer import Optimizer
 from portopt.primitives import COMPUTE_DTYPE
 from portopt.rules import RULES
+from portopt.show import DEFAULT_DTYPE, TARGETS, show
 
-SAME_BITS, DIFFERENT_BITS, UNUSABLE_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
+SAME_BITS, DIFFERENT_BITS, UNUSABLE_ARGUMENTS, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 """Exit statuses."""
+CONTENDER_FAILED = 1
+"""Exit status of `bench`."""
 
 _EXIT_STATUS = "exit status: 0 if all bits agree, 1 if not, 2 if the arguments cannot be used"
 
@@ -43,11 +50,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = shlex.join(["portopt", *arguments])
     try:
         status: int = parsed.run(parsed, command)
+        sys.stdout.flush()
     except UnusableArgumentsError as error:
         print(f"portopt {parsed.command}: {error}", file=sys.stderr)
         return UNUSABLE_ARGUMENTS
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        # The reader, such as `head`, has had enough; what Python still holds for it must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     return status
 
 
@@ -60,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"portopt {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_backends(commands)
+    _add_show(commands)
     _add_compare(commands)
+    _add_bench(commands)
     commands.add_parser("conform", add_help=False, help="run the conformance suite against a backend")
     return parser
 
@@ -151,6 +165,93 @@ def _add_compare(commands: Any) -> None:
     parser.set_defaults(run=_compare)
 
 
+def _add_show(commands: Any) -> None:
+    rules = ", ".join(rule.__name__ for rule in RULES)
+    parser = commands.add_parser(
+        "show",
+        help="print the program of a rule, or the source of a fused kernel",
+        description="Prints what a rule becomes: the program that every backend runs, or the source that is generated from it "
+        "for a fused kernel that updates parameters in place.",
+    )
+    parser.add_argument(
+        "optimizer",
+        type=_optimizer,
+        metavar="RULE",
+        help=f"{rules} (in any case), or a config as JSON text or in a file that ends in .json",
+    )
+    parser.add_argument("--target", choices=tuple(TARGETS), default="program", help="what to print (default: program)")
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(COMPUTE_DTYPE),
+        help=f"of the parameters that the kernel updates (default: {DEFAULT_DTYPE}); a program has none",
+    )
+    parser.set_defaults(run=_show)
+
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="measure the time of a step, side by side with torch.optim and optax",
+        description="Times steps of portopt, on each backend and mode, and of the same rules in torch.optim and optax, on the "
+        "same shapes, in one process, in turns, and prints the medians. Also measured: the bandwidth of copying memory, the "
+        "memory that a step takes beyond its arrays, and the first step of a process. The dtype is float32.",
+        epilog="exit status: 0, 1 if something that takes part failed, 2 if the arguments cannot be used",
+    )
+    parser.add_argument(
+        "--rule",
+        action="append",
+        type=str.lower,
+        choices=tuple(RULES_BY_NAME),
+        default=[],
+        dest="rules",
+        help="a rule, in any case; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--shapes",
+        action="append",
+        choices=tuple(SHAPE_SETS),
+        default=[],
+        help="a set of parameter shapes; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--backend",
+        action="append",
+        default=[],
+        dest="backends",
+        metavar="NAME",
+        help="a backend of portopt, or an importable array API library; may be repeated (default: every installed one that can "
+        "be used)",
+    )
+    parser.add_argument(
+        "--against",
+        action="append",
+        choices=tuple(PEERS),
+        default=[],
+        help="another library's optimizers; may be repeated (default: all that are installed)",
+    )
+    parser.add_argument(
+        "--repeats", type=_positive, metavar="N", help="samples of each time, of which the median counts (default: 11)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help="threads for portopt, torch and XLA alike (default: each library's own default)",
+    )
+    parser.add_argument(
+        "--interpreted", action="store_true", help="also measure portopt without fused kernels, operation by operation"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="small arrays and few samples, by default of Adam on the smallest set: shows that everything works, not how fast it is",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write bench.json and bench.svg into this folder (needs matplotlib)"
+    )
+    parser.set_defaults(run=_bench)
+
+
 def _optimizer(text: str) -> Optimizer:
     try:
         if text.endswith(".json"):
@@ -219,6 +320,41 @@ def _compare(arguments: argparse.Namespace, command: str) -> int:
         if not arguments.quiet:
             console.print(f"written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
     return SAME_BITS if result.identical else DIFFERENT_BITS
+
+
+def _show(arguments: argparse.Namespace, command: str) -> int:
+    print(show(arguments.optimizer, arguments.target, arguments.dtype).rstrip("\n"))
+    return SAME_BITS
+
+
+def _bench(arguments: argparse.Namespace, command: str) -> int:
+    from portopt.bench import benchmark, charts, tables
+    from portopt.compare import reports
+    from portopt.compare.tables import output_console
+
+    if arguments.out is not None:
+        charts.require_matplotlib()
+        reports.prepare_folder(arguments.out)
+    settings = benchmark.Settings(
+        rules=arguments.rules,
+        shapes=arguments.shapes,
+        backends=arguments.backends,
+        against=arguments.against,
+        repeats=arguments.repeats,
+        threads=arguments.threads,
+        interpreted=arguments.interpreted,
+        quick=arguments.quick,
+    )
+    with _progress() as watch:
+        report = benchmark.measure(settings, command, watch)
+    console = output_console()
+    tables.print_report(console, report)
+    if arguments.out is not None:
+        paths = (arguments.out / "bench.json", arguments.out / "bench.svg")
+        paths[0].write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        paths[1].write_text(charts.ratios_svg(report), encoding="utf-8")
+        console.print(f"written: {', '.join(map(str, paths))}", markup=False, soft_wrap=True)
+    return CONTENDER_FAILED if any(entry["failed"] for entry in report["not_run"]) else SAME_BITS
 
 
 def _no_progress(name: str, steps: int) -> Callable[[], None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -104,6 +103,8 @@ def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, type[Opt
     known = {**_known(), **custom}
     cls = known.get(name.lower())
     if cls is None:
+        import difflib
+
         names = [c.__name__ for c in known.values()]
         near = difflib.get_close_matches(name.lower(), known, n=1)
         suggestion = f"did you mean {known[near[0]].__name__!r}? " if near else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 from collections.abc import Callable, Iterable
@@ -215,6 +214,8 @@ def alias(target: str, *, default: None = None, kw_only: bool = True) -> Any:
 
 def unknown_argument(owner: str, name: str, known: Iterable[str]) -> TypeError:
     """Return the error for an argument that does not exist, with the nearest one that does."""
+    import difflib
+
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     suggestion = f"did you mean {near[0]!r}? " if near else ""

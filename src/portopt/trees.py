@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Sequence
 from typing import Any, Protocol
-
-import optree
 
 TreeDefinition = Any
 """The structure of a tree without its leaves; equal for trees of equal structure."""
@@ -25,26 +23,37 @@ class Trees(Protocol):
         """Return for each leaf how Python code would reach it, such as `["layer1"]["kernel"]`."""
 
 
+@functools.cache
+def _optree() -> Any:
+    """Return the library that knows the standard containers; it is imported at the first step."""
+    import optree
+
+    return optree
+
+
 class StandardTrees:
     """dict, list, tuple, NamedTuple and the other containers that optree knows; dict entries in sorted order."""
 
     def flatten(self, tree: Any) -> tuple[list[Any], TreeDefinition]:
-        return optree.tree_flatten(tree, none_is_leaf=True)
+        leaves, definition = _optree().tree_flatten(tree, none_is_leaf=True)
+        return leaves, definition
 
     def unflatten(self, definition: TreeDefinition, leaves: Sequence[Any]) -> Any:
-        return optree.tree_unflatten(definition, leaves)
+        return _optree().tree_unflatten(definition, leaves)
 
     def paths(self, tree: Any) -> list[str]:
-        accessors = optree.tree_accessors(tree, none_is_leaf=True)
+        accessors = _optree().tree_accessors(tree, none_is_leaf=True)
         return ["".join(map(_entry, accessor)) for accessor in accessors]
 
 
 def _entry(entry: Any) -> str:
-    return item(entry.entry) if isinstance(entry, optree.MappingEntry) else str(entry.codify(""))
+    return item(entry.entry) if isinstance(entry, _optree().MappingEntry) else str(entry.codify(""))
 
 
 def item(key: object) -> str:
     """Return the subscript of a key as Python code: `["name"]` or `[3]`."""
+    import json
+
     return f"[{json.dumps(key) if isinstance(key, str) else repr(key)}]"
 
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from portopt.cuda.names import array_names, identifiers
 from portopt.cuda.norm_dependence import NormDependence, norm_dependence
 from portopt.host.source import NEW, KernelKey
 from portopt.primitives import COMPUTE_DTYPE
@@ -45,7 +46,7 @@ def rows_of_table(columns: int, scalars: int = 0) -> int:
         columns: arrays of each parameter.
         scalars: other arguments of the kernel, of at most 8 bytes each.
     """
-    return (ARGUMENT_BYTES - 8 * (scalars + 4)) // (8 * (columns + 2))
+    return (ARGUMENT_BYTES - 8 * (scalars + 1)) // (8 * (columns + 2))
 
 
 def cuda_source(program: Program, key: KernelKey) -> str:
@@ -78,7 +79,13 @@ def _file(name: str) -> str:
 
 
 def _common(columns: int, rows: int) -> str:
-    constants = {"THREADS": THREADS, "CHUNK": CHUNK, "ROWS": rows, "COLUMNS": columns}
+    constants = {
+        "THREADS": THREADS,
+        "CHUNK": CHUNK,
+        "ROWS": rows,
+        "FIRST_STEP": 1 << rows.bit_length() - 1,
+        "COLUMNS": columns,
+    }
     defines = [f"#define {name} {value}" for name, value in constants.items()]
     return "\n".join([*defines, "", _file("arithmetic.cuh"), _file("table.cuh")])
 
@@ -98,8 +105,8 @@ class _Writer:
         self.dtypes = dict(key.dtypes)
         self.real = STORAGE[key.compute_dtype]
         self.columns = key.columns(self.program)
-        self.arrays = _array_names(self.program)
-        self.names = _identifiers(self.program, self.arrays)
+        self.arrays = array_names(self.program, _RESERVED)
+        self.names = identifiers(self.program, self.arrays, _RESERVED)
 
     def source(self) -> str:
         split, key = self.split, self.key
@@ -131,7 +138,7 @@ class _Writer:
             for position, (i, _) in enumerate(split.rounded_on_device)
         ]
         lines += [
-            "    for (long long chunk = blockIdx.x; chunk < table.first_chunk[table.count]; chunk += gridDim.x) {",
+            "    for (long long chunk = blockIdx.x; chunk < table.first_chunk[ROWS]; chunk += gridDim.x) {",
             "        const int row = find_row(table, chunk);",
         ]
         for position, (column, name, kind) in enumerate(zip(self.columns, inputs, width, strict=True)):
@@ -265,33 +272,14 @@ def _listed(parameters: Sequence[str]) -> str:
 
 
 _RESERVED = frozenset(
-    "alignas alignof and asm auto bitand bitor bool break case catch char class compl const constexpr continue decltype default "
-    "delete do double else enum explicit export extern false float for friend goto if inline int long mutable namespace new "
-    "noexcept not nullptr operator or private protected public register return short signed sizeof static struct switch "
-    "template this throw true try typedef typeid typename union unsigned using virtual void volatile while xor "
-    "table chunk row start end i from_norm norm results flush product quotient square_root absolute update load gradient "
-    "fabs fabsf floor sqrt sqrtf copysign copysignf integer_power floor_divide find_row norm_of power_of_two".split()
+    re.findall(
+        r"\w+",
+        "alignas alignof and asm auto bitand bitor bool break case catch char class compl const constexpr "
+        "continue decltype default delete do double else enum explicit export extern false float for friend "
+        "goto if inline int long mutable namespace new noexcept not nullptr operator or private protected "
+        "public register return short signed sizeof static struct switch template this throw true try "
+        "typedef typeid typename union unsigned using virtual void volatile while xor table chunk row start "
+        "end i from_norm norm results flush product quotient square_root absolute update load gradient fabs "
+        "fabsf floor sqrt sqrtf copysign copysignf integer_power floor_divide find_row norm_of power_of_two",
+    )
 )
-_TAKEN_SUFFIXES = ("_i", "_word", "_exponent", "_float16", "_bfloat16", "_float32", "_float64", "_of")
-
-
-def _identifier(name: str, otherwise: str) -> str:
-    """Return a name of a rule if the source can use it: nothing that C++ or the source itself uses."""
-    plain = re.fullmatch(r"[a-z]+[0-9]*(_[a-z0-9]+)*|[A-Z][a-z0-9]+", name) is not None
-    return name if plain and name not in _RESERVED and not name.endswith(_TAKEN_SUFFIXES) else otherwise
-
-
-def _array_names(program: Program) -> dict[str, str]:
-    names = dict.fromkeys((*program.array_inputs, *program.array_outputs))
-    return {name: _identifier(name, f"slot_{k}") for k, name in enumerate(names)}
-
-
-def _identifiers(program: Program, arrays: dict[str, str]) -> list[str]:
-    """Return a name for each operation's result; loaded values are named apart from the arrays."""
-    names = program.names()
-    for i, op in enumerate(program.ops):
-        if op.name == "load":
-            names[i] = f"{arrays[str(op.label)]}_i"
-        elif op.name == "input":
-            names[i] = _identifier(str(op.label), f"scalar_{i}")
-    return names

@@ -4,7 +4,7 @@ extern "C" __global__ void largest_gradient(const __grid_constant__ Table table,
 {
     __shared__ unsigned long long found[THREADS];
     unsigned long long largest = 0;
-    for (long long chunk = blockIdx.x; chunk < table.first_chunk[table.count]; chunk += gridDim.x) {
+    for (long long chunk = blockIdx.x; chunk < table.first_chunk[ROWS]; chunk += gridDim.x) {
         const int row = find_row(table, chunk);
         const gradient *const g = (const gradient *)table.address[row][0];
         const long long start = (chunk - table.first_chunk[row]) * CHUNK;
@@ -39,7 +39,7 @@ extern "C" __global__ void sum_squares(
     const double factor_0 = power_of_two(-first_exponent(exponent));
     const double factor_1 = power_of_two(-second_exponent(exponent));
     double sums[3] = {0.0, 0.0, 0.0};
-    for (long long chunk = blockIdx.x; chunk < table.first_chunk[table.count]; chunk += gridDim.x) {
+    for (long long chunk = blockIdx.x; chunk < table.first_chunk[ROWS]; chunk += gridDim.x) {
         const int row = find_row(table, chunk);
         const gradient *const g = (const gradient *)table.address[row][0];
         const long long start = (chunk - table.first_chunk[row]) * CHUNK;

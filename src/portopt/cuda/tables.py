@@ -1,4 +1,4 @@
-"""What launches share: parameters of a kind together, their addresses and sizes as a table, gradients that would be overwritten."""
+"""What launches share: parameters of a kind together, tables of their addresses, gradients that would be overwritten."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def launches(addresses: Sequence[Sequence[int]], sizes: Sequence[int], rows: int
     for first in range(0, len(filled), rows):
         members = filled[first : first + rows]
         count, columns = len(members), len(addresses[0])
-        table = np.zeros(2 + rows * (2 + columns), np.int64)
+        table = np.zeros(1 + rows * (2 + columns), np.int64)
         starts = chunk_starts([sizes[i] for i in members], chunk)
-        table[0] = count
-        table[1 : 2 + count] = starts
-        table[2 + rows : 2 + rows + count] = [sizes[i] for i in members]
+        table[: rows + 1] = starts[-1]
+        table[: count + 1] = starts
+        table[1 + rows : 1 + rows + count] = [sizes[i] for i in members]
         address_words = np.asarray([addresses[i] for i in members], np.uint64).view(np.int64)
-        table[2 + 2 * rows : 2 + 2 * rows + count * columns] = address_words.reshape(-1)
+        table[1 + 2 * rows : 1 + 2 * rows + count * columns] = address_words.reshape(-1)
         yield Launch(table, int(starts[-1]))
 
 

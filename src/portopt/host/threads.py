@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 ELEMENTS_PER_THREAD = 1 << 16
 """A thread gets at least so many elements: below it, waking one costs more than it saves."""
@@ -75,6 +78,8 @@ def run_split(work: Callable[[int, int], object], total: int, alignment: int = 6
 
 
 def _executor(size: int) -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor
+
     global _pool, _pool_size, _pool_process
     if _pool is None or _pool_size < size or _pool_process != os.getpid():
         if _pool is not None and _pool_process == os.getpid():

@@ -1,0 +1,226 @@
+"""Fused steps on torch tensors on a GPU: Triton, all parameters of a dtype in one launch, the host never waiting."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import linecache
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from portopt.cuda import tables
+from portopt.cuda.norm_dependence import norm_dependence
+from portopt.cuda.triton_source import (
+    CHUNK,
+    LARGEST_GRADIENT,
+    SCALARS_OF_NORM,
+    SUM_SQUARES,
+    UPDATE,
+    WARPS,
+    norm_source,
+    triton_source,
+)
+from portopt.interpreter import StepScalars
+from portopt.primitives import round_scalar
+from portopt.program import Program
+from portopt.reductions import rounding_constants
+
+OPTIONS: Mapping[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": False}
+"""Triton's options: one rounding per operation."""
+
+Arrays = Mapping[str, Any]
+
+
+class GradientNorm:
+    """The norm of all gradients, on the device: `float` of it waits, the fused step does not need to."""
+
+    def __init__(self, words: Any, compute: Callable[[], float]) -> None:
+        self.words = words
+        self._compute = compute
+
+    def __float__(self) -> float:
+        return self._compute()
+
+    @property
+    def largest(self) -> Any:
+        """The bits of max |g| as float64."""
+        return self.words[:1]
+
+    @property
+    def sums(self) -> Any:
+        """The three exact sums, float64."""
+        return self.words[1:].view(_torch().float64)
+
+
+@functools.cache
+def available() -> bool:
+    """Tell whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _torch() -> Any:
+    return importlib.import_module("torch")
+
+
+@functools.lru_cache(maxsize=512)
+def load_module(source: str) -> ModuleType:
+    """Return generated source as a module. Triton reads a kernel's source again, and finds it in `linecache`."""
+    name = f"portopt_triton_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    filename = f"<{name}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    module = sys.modules[name] = ModuleType(name)
+    exec(compile(source, filename, "exec"), module.__dict__)
+    return module
+
+
+@functools.lru_cache(maxsize=512)
+def _source(program: Program, key: Any) -> str:
+    return triton_source(program, key)
+
+
+# Launching ------------------------------------------------------------------------------------------------------
+
+
+def _upload(array: Any, device: Any) -> Any:
+    """Copy a NumPy array to a device without waiting: torch keeps the pinned memory until the copy is done."""
+    tensor = _torch().from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+@functools.lru_cache(maxsize=32)
+def _layout(sizes: tuple[int, ...], device: Any) -> tuple[Any, Any]:
+    """Return each parameter's first chunk, and on the device the parameter of each chunk; sizes rarely change."""
+    starts = tables.chunk_starts(sizes, CHUNK)
+    rows = np.repeat(np.arange(len(sizes), dtype=np.int32), np.diff(starts))
+    return starts, _upload(rows, device)
+
+
+def _launch(
+    kernel: Any, addresses: Sequence[Sequence[int]], sizes: Sequence[int], device: Any, *arguments: Any
+) -> None:
+    """Run a kernel on all chunks of parameters with these addresses and sizes."""
+    starts, rows = _layout(tuple(sizes), device)
+    if not starts[-1]:
+        return
+    table = np.column_stack([starts[:-1], np.asarray(sizes, np.int64), np.asarray(addresses, np.uint64).view(np.int64)])
+    kernel[(int(starts[-1]),)](_upload(np.ascontiguousarray(table), device), rows, *arguments, CHUNK=CHUNK, **OPTIONS)
+
+
+def _on(device: Any) -> Any:
+    return _torch().cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _dtype(tensor: Any) -> str:
+    return str(tensor.dtype).rpartition(".")[2]
+
+
+def _address(tensor: Any) -> int:
+    return int(tensor.data_ptr())
+
+
+def gradient_norm(gradients: Sequence[Any], compute: Callable[[], float]) -> Any:
+    """Return the norm of all gradients, left on their device; None unless they are all on one.
+
+    Args:
+        gradients: detached tensors of any dtypes.
+        compute: returns the same norm as a Python float.
+    """
+    torch = _torch()
+    if len({g.device for g in gradients}) != 1:
+        return None
+    device = gradients[0].device
+    with _on(device):
+        norm = GradientNorm(torch.zeros(4, dtype=torch.int64, device=device), compute)
+        constants = _upload(np.asarray(rounding_constants(sum(g.numel() for g in gradients))), device)
+        dense = [g.contiguous() for g in gradients]
+        groups = [
+            (
+                load_module(norm_source(dtype)),
+                [[_address(dense[i])] for i in members],
+                [dense[i].numel() for i in members],
+            )
+            for dtype, members in tables.grouped([_dtype(g) for g in dense]).items()
+        ]
+        for module, addresses, sizes in groups:
+            _launch(getattr(module, LARGEST_GRADIENT), addresses, sizes, device, norm.largest)
+        for module, addresses, sizes in groups:
+            _launch(getattr(module, SUM_SQUARES), addresses, sizes, device, constants, norm.largest, norm.sums)
+    return norm
+
+
+def update(
+    program: Program, scalars: StepScalars, parameters: Sequence[Arrays], *, in_place: bool
+) -> list[dict[str, Any]] | None:
+    """Do a step by fused kernels; None if the norm of the gradients is not on the parameters' device.
+
+    Args:
+        program: what to run.
+        scalars: the step's scalars; those of the state are put into it if the norm is on the device.
+        parameters: the arrays of each parameter, detached.
+        in_place: write the results into the given arrays.
+    """
+    torch = _torch()
+    norm = scalars.inputs.get("gradient_norm")
+    split = norm_dependence(program)
+    if split.rounded_on_device and (
+        not isinstance(norm, GradientNorm)
+        or any(split.needs_norm(i) for i in split.program.scalar_outputs.values())
+        or any(arrays["p"].device != norm.words.device for arrays in parameters)
+    ):
+        return None
+    values = split.host_scalars(scalars.inputs)
+    if split.rounded_on_device:
+        scalars.provide(split.state_scalars(scalars.inputs))
+    names = tuple(program.array_outputs)
+    dense = [{name: tensor.contiguous() for name, tensor in arrays.items()} for arrays in parameters]
+    outputs = dense
+    if in_place:
+        for i in tables.overwritten(dense, program, _memory):
+            dense[i]["g"] = dense[i]["g"].clone()
+    else:
+        outputs = [
+            {n: torch.empty(arrays[n].shape, dtype=arrays[n].dtype, device=arrays[n].device) for n in names}
+            for arrays in parameters
+        ]
+    kinds = [
+        (arrays["p"].device, tuple(sorted((name, _dtype(tensor)) for name, tensor in arrays.items())))
+        for arrays in dense
+    ]
+    for (device, dtypes), members in tables.grouped(kinds).items():
+        key = tables.kernel_key(program, dict(dtypes), in_place=in_place)
+        module = load_module(_source(program, key))
+        real = key.compute_dtype
+        # At least one element: an address is needed even if nothing is read.
+        rounded = [round_scalar(float(values[j]), real) for _, j in split.rounded_on_host] or [0.0]
+        with _on(device):
+            arguments = [_upload(np.asarray(rounded, real), device)]
+            if isinstance(norm, GradientNorm) and split.rounded_on_device:
+                given = _upload(np.asarray([values[i] for i in split.given] or [0.0], np.float64), device)
+                from_norm = torch.empty(len(split.rounded_on_device), dtype=getattr(torch, real), device=device)
+                one = {**OPTIONS, "num_warps": 1}
+                getattr(module, SCALARS_OF_NORM)[(1,)](norm.largest, norm.sums, given, from_norm, **one)
+                arguments.append(from_norm)
+            addresses = tables.rows_of(
+                key.columns(program), [dense[i] for i in members], [outputs[i] for i in members], _address
+            )
+            _launch(getattr(module, UPDATE), addresses, [dense[i]["p"].numel() for i in members], device, *arguments)
+    if not in_place:
+        return outputs
+    for original, written in zip(parameters, dense, strict=True):
+        for name in names:
+            if written[name].data_ptr() != original[name].data_ptr():
+                original[name].copy_(written[name])
+    return [{name: arrays[name] for name in names} for arrays in parameters]
+
+
+def _memory(tensor: Any) -> tuple[str, int, int]:
+    """Return device, first and one-past-last byte of a contiguous tensor."""
+    start = _address(tensor)
+    return str(tensor.device), start, start + tensor.numel() * tensor.element_size()

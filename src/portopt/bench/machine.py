@@ -1,0 +1,68 @@
+"""What the times depend on besides the code: processor, memory, and the versions of everything."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from portopt._version import __version__
+
+_PACKAGES = (
+    "numpy",
+    "torch",
+    "jax",
+    "jaxlib",
+    "optax",
+    "numba",
+    "llvmlite",
+    "array-api-compat",
+    "optree",
+    "cupy-cuda12x",
+)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of portopt, Python and the packages that take part."""
+    found = {"portopt": __version__, "python": f"{platform.python_implementation()} {platform.python_version()}"}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Return what is known about the machine; None for what is not."""
+    return {
+        "system": f"{platform.system()} {platform.release()}",
+        "architecture": platform.machine(),
+        "byte_order": sys.byteorder,
+        "processor": _from_proc("/proc/cpuinfo", "model name") or platform.processor() or None,
+        "cpus": os.cpu_count(),
+        "cpus_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "memory_bytes": _kilobytes("MemTotal"),
+        "load_at_start": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def available_memory() -> int | None:
+    """Return how many bytes processes can get without swapping; None if it is not known."""
+    return _kilobytes("MemAvailable")
+
+
+def _kilobytes(field: str) -> int | None:
+    value = _from_proc("/proc/meminfo", field)
+    return None if value is None else 1024 * int(value.split()[0])
+
+
+def _from_proc(path: str, field: str) -> str | None:
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == field), None)

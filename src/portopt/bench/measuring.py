@@ -1,0 +1,134 @@
+"""Taking times: contenders in turns, so that what disturbs the machine for a while disturbs all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import statistics
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+Step = Callable[[], object]
+
+WARM_UP_STEPS = 4
+"""Steps before the first that counts: kernels are compiled, plans made, and memory touched."""
+
+
+def steps_per_sample(step: Step, seconds: float) -> int:
+    """Warm a contender up, and return how many of its steps take about `seconds`."""
+    for _ in range(WARM_UP_STEPS - 1):
+        step()
+    start = time.perf_counter()
+    step()
+    duration = time.perf_counter() - start
+    return max(1, min(10_000, int(seconds / max(duration, 1e-9))))
+
+
+def alternate(steps: Sequence[Step], counts: Sequence[int], repeats: int, advance: Step) -> list[list[float]]:
+    """Return `repeats` samples of the seconds per step of each contender, taken in turns.
+
+    Args:
+        steps: what to time, warmed up.
+        counts: how many steps make one sample of each.
+        repeats: how many samples to take of each.
+        advance: called after each sample.
+    """
+    samples: list[list[float]] = [[] for _ in steps]
+    with _no_garbage_collection():
+        for repeat in range(repeats):
+            # Each goes first in its turn, so nobody always follows the same neighbour's leavings in the caches.
+            for offset in range(len(steps)):
+                i = (repeat + offset) % len(steps)
+                step, count = steps[i], counts[i]
+                if count > 1:
+                    step()  # brings back into the caches what the others drove out
+                start = time.perf_counter()
+                for _ in range(count):
+                    step()
+                samples[i].append((time.perf_counter() - start) / count)
+                advance()
+    return samples
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class Copy:
+    """Copying one NumPy array to another, both far larger than the caches: the bandwidth that a step could reach.
+
+    Args:
+        size: bytes of each array.
+        threads: how many threads copy at once, each its part.
+    """
+
+    def __init__(self, size: int, threads: int) -> None:
+        self.bytes_moved = 2 * size
+        self.threads = threads
+        # Ones, because pages that were never written are all the same one.
+        self._source, self._target = np.ones(size, np.uint8), np.ones(size, np.uint8)
+
+    def step(self) -> None:
+        """Copy once."""
+        parts = np.array_split(self._source, self.threads), np.array_split(self._target, self.threads)
+        others = [
+            threading.Thread(target=np.copyto, args=(target, source))
+            for source, target in list(zip(*parts, strict=True))[1:]
+        ]
+        for thread in others:
+            thread.start()
+        np.copyto(parts[1][0], parts[0][0])
+        for thread in others:
+            thread.join()
+
+
+_CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def memory_method() -> str:
+    """Return how `extra_memory` measures here: by the process's resident memory, or by what Python and NumPy allocate."""
+    return "peak resident memory" if os.access(_CLEAR_REFS, os.W_OK) and _STATUS.exists() else "tracemalloc"
+
+
+def extra_memory(step: Step) -> int:
+    """Return by how many bytes the memory in use grows at most during one step, which must not be the first."""
+    gc.collect()
+    if memory_method() == "tracemalloc":
+        tracemalloc.start()
+        try:
+            before = tracemalloc.get_traced_memory()[0]
+            step()
+            return max(0, tracemalloc.get_traced_memory()[1] - before)
+        finally:
+            tracemalloc.stop()
+    # Writing 5 resets the peak; see proc(5).
+    _CLEAR_REFS.write_text("5")
+    before = _resident("VmRSS")
+    step()
+    return max(0, _resident("VmHWM") - before)
+
+
+def _resident(field: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(field):
+            return 1024 * int(line.split()[1])
+    raise RuntimeError(f"{_STATUS} has no line {field}")
+
+
+def median(samples: Sequence[float]) -> float:
+    """Return the median."""
+    return statistics.median(samples)
