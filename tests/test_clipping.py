@@ -23,14 +23,16 @@ MAX, TINY = 1.7976931348623157e308, 2.0**-1022
 
 def norm(library: Library, gradients: list[Array], *, jit: bool = False) -> float:
     """Return the norm that a library's backend computes."""
-    dtype = str(gradients[0].dtype) if gradients else "float32"
     backend = library.backend
-    with library.precision(dtype):
+    with library.precision(str(gradients[0].dtype)):
         arrays = [library.arrays(g) for g in gradients]
-        if not jit:
-            return float(backend.scalar(backend.gradient_norm(arrays)))
-        stored = jax.jit(lambda *arrays: backend.stored_scalar(backend.gradient_norm(arrays)))(*arrays)
-        return float(backend.scalar(stored))
+        return float(backend.scalar(jitted_norm(*arrays) if jit else backend.gradient_norm(arrays)))
+
+
+@jax.jit
+def jitted_norm(*gradients: Any) -> Any:
+    backend = BY_NAME["jax"].backend
+    return backend.stored_scalar(backend.gradient_norm(gradients))
 
 
 WAYS = [(library, False) for library in LIBRARIES] + [(BY_NAME["jax"], True)]
@@ -183,9 +185,9 @@ def test_plain_sum_of_squares_would_depend_on_the_order() -> None:
 # What is done with it
 
 
-def clipped(gradients: Any, **clipping: float) -> Any:
+def clipped(gradients: Any, clipnorm: float | None = None, clipvalue: float | None = None) -> Any:
     """Return the gradients after clipping: what plain descent with learning rate 1 takes away from zero."""
-    optimizer = portopt.SGD(1.0, **clipping)
+    optimizer = portopt.SGD(1.0, clipnorm=clipnorm, clipvalue=clipvalue)
     zeros = {name: np.zeros_like(g) for name, g in gradients.items()}
     return {name: -p for name, p in optimizer.apply(zeros, gradients, optimizer.init(zeros))[0].items()}
 

@@ -12,6 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from wrong_backends import (
+    OPERATIONS_WRONG,
+    ForgetsADevice,
+    IgnoresStrides,
+    NanLostInNorm,
+    NormOfEachTensor,
+    OrderDependentNorm,
+    RoundsScalarsTwice,
+    ScalarsInFloat32,
+    SharesMemory,
+    SlotsKeptInFloat16,
+    WritesIntoGradients,
+    WritesIntoItsInputs,
+    WrongOperations,
+)
 
 import portopt
 from portopt import Backend
@@ -31,21 +46,6 @@ from portopt_conformance.words import (
     special_words,
     to_floats,
     to_words,
-)
-from wrong_backends import (
-    OPERATIONS_WRONG,
-    ForgetsADevice,
-    IgnoresStrides,
-    NanLostInNorm,
-    NormOfEachTensor,
-    OrderDependentNorm,
-    RoundsScalarsTwice,
-    ScalarsInFloat32,
-    SharesMemory,
-    SlotsKeptInFloat16,
-    WritesIntoGradients,
-    WritesIntoItsInputs,
-    WrongOperations,
 )
 
 Keep = Callable[[Case], bool]
@@ -69,11 +69,8 @@ def steps_of(*rules: str) -> Keep:
     )
 
 
-# What is right passes -------------------------------------------------------------------------------------------
-
-
-def test_the_reference_passes_the_quick_suite_without_long_runs() -> None:
-    assert failed(ReferenceBackend(), lambda case: case.dtype in ("float32", "float64") and case.name != "nested") == []
+def test_the_reference_passes_the_quick_suite_in_float32() -> None:
+    assert failed(ReferenceBackend(), lambda case: case.dtype == "float32") == []
 
 
 def test_case_identifiers_are_unique() -> None:
@@ -92,8 +89,6 @@ def test_every_rule_is_tested_in_every_dtype_with_and_without_clipping_for_100_s
                 for layer, name in ((2, "raw"), (3, "hundred")):
                     assert f"{layer}/{rule.__name__}/{configuration}/{dtype}/apply/{name}" in ids
 
-
-# What is wrong is caught ----------------------------------------------------------------------------------------
 
 CAUGHT_BY: Mapping[str, str] = {
     "root_one_ulp_off": "1/operations/sqrt/float32/apply/words",
@@ -141,7 +136,7 @@ def test_a_wrong_operation_is_caught_in_a_rule(name: str, rule: str) -> None:
         (WritesIntoGradients(), "4/SGD/clipped/float16/any/in_place_changes_only_what_it_says"),
         (SlotsKeptInFloat16(), "2/Adam/default/float32/apply/raw"),
         (OrderDependentNorm(), "1/norm/moderate/float32/apply/shuffled"),
-        (OrderDependentNorm(), "2/SGD/clipped/float32/apply/raw"),
+        (OrderDependentNorm(), "2/SGD/clipped/float64/apply/ordinary"),
         (NormOfEachTensor(), "1/norm/moderate/float32/apply/in_three"),
         (NanLostInNorm(), "1/norm/nan_and_infinite/float32/apply/swapped"),
         (ScalarsInFloat32(), "3/Nadam/default/float32/apply/ten"),
@@ -179,7 +174,11 @@ class SGD(portopt.SGD):
 @pytest.mark.parametrize("rule", [Adam, SGD])
 def test_one_operation_order_changed_in_a_rule_is_caught(rule: type[portopt.Optimizer]) -> None:
     found = failed(ReferenceBackend(), steps_of(rule.__name__), rules=[rule])
-    for name in ("2/{}/clipped/float32/apply/raw", "2/{}/clipped/float32/apply/ordinary", "3/{}/clipped/float32/apply/ten"):
+    for name in (
+        "2/{}/clipped/float32/apply/raw",
+        "2/{}/clipped/float32/apply/ordinary",
+        "3/{}/clipped/float32/apply/ten",
+    ):
         assert name.format(rule.__name__) in found
 
 
@@ -202,9 +201,6 @@ def test_a_rule_without_vectors_is_compared_with_the_reference() -> None:
     assert failed(ReferenceBackend(), keep, rules=[SignDescent]) == []
     wrong = WrongOperations("root_one_ulp_off", OPERATIONS_WRONG["root_one_ulp_off"])
     assert failed(wrong, keep, rules=[SignDescent])
-
-
-# What a failure says --------------------------------------------------------------------------------------------
 
 
 def test_a_failure_reports_count_ulp_first_index_bits_and_inputs() -> None:
@@ -266,9 +262,6 @@ def test_a_check_that_raises_is_a_failure_with_its_traceback() -> None:
     assert "RuntimeError: broken kernel" in outcome.text
 
 
-# Words ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_special_words_hold_every_class_of_number(dtype: str) -> None:
     values = [float_of(int(w), FORMATS[dtype]) for w in special_words(dtype)]
@@ -303,9 +296,6 @@ def test_products_near_the_smallest_normal_lie_where_roundings_part(dtype: str) 
     assert all(abs(x - 1) < Fraction(1, 2 ** (precision - 3)) for x in products)
 
 
-# Vectors --------------------------------------------------------------------------------------------------------
-
-
 def test_regenerated_vectors_are_the_committed_bytes(tmp_path: Path) -> None:
     from portopt_conformance.committed import file_of
 
@@ -327,15 +317,12 @@ def test_a_damaged_vector_file_is_an_error(tmp_path: Path) -> None:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     damaged = tmp_path / "Adam.txt"
     damaged.write_bytes(damaged.read_bytes().replace(b"0", b"1", 1))
-    with pytest.raises(DamagedVectorsError, match="Adam.txt does not have the checksum in SHA256SUMS"):
+    with pytest.raises(DamagedVectorsError, match=r"Adam\.txt does not have the checksum in SHA256SUMS"):
         Vectors(tmp_path).checksums("rules/Adam/default/float32/raw")
     assert Vectors(tmp_path).checksums("rules/SGD/default/float32/raw")
     (tmp_path / CHECKSUM_FILE).unlink()
     with pytest.raises(DamagedVectorsError, match="SHA256SUMS is missing"):
         Vectors(tmp_path).checksums("rules/SGD/default/float32/raw")
-
-
-# Known failures -------------------------------------------------------------------------------------------------
 
 
 def _case(name: str, *, passes: bool) -> Case:
@@ -363,7 +350,7 @@ def test_a_known_failure_that_matches_nothing_is_found() -> None:
 def test_known_failures_are_read_with_comments_and_checked() -> None:
     text = "# comment\n\n2/Adam/*/raw | root is wrong | https://example.org/1\n"
     assert parse(text, "file") == [KnownFailure("2/Adam/*/raw", "root is wrong", "https://example.org/1")]
-    with pytest.raises(BadLineError, match="file:1: expected `PATTERN | REASON | LINK`"):
+    with pytest.raises(BadLineError, match=r"file:1: expected `PATTERN \| REASON \| LINK`"):
         parse("2/Adam/*/raw | no link", "file")
 
 
@@ -377,9 +364,6 @@ def test_first_party_backends_have_no_known_failures() -> None:
 
 def test_a_run_without_cases_fails() -> None:
     assert run([]).failed == 1
-
-
-# Devices and the command line -----------------------------------------------------------------------------------
 
 
 class WithoutCuda(ReferenceBackend):
@@ -462,15 +446,15 @@ def test_against_another_backend(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--backend", "numpy", "--against", "array_api_strict", "--quick", "--layer", "1"]) == 0
     name = f"{__name__}:wrong_root"
     assert main(["--backend", "numpy", "--against", name, "--quick", "--layer", "1"]) == 1
-    assert "FAILED 1/operations/sqrt/" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "FAILED 1/operations/sqrt/" in output
+    assert "NOT RUN bfloat16: array_api_strict has no bfloat16" in output
 
 
 def test_dtypes_that_are_not_tested_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--backend", "array_api_strict", "--quick", "--layer", "0"]) == 0
     assert "NOT RUN bfloat16: array_api_strict has no bfloat16" in capsys.readouterr().out
 
-
-# A third party's backend ----------------------------------------------------------------------------------------
 
 SAMPLE = Path(__file__).parent / "sample_backend"
 
@@ -481,9 +465,7 @@ def with_sample_backend(tmp_path: Path) -> dict[str, str]:
     information = tmp_path / "portopt_tiny-0.1.dist-info"
     information.mkdir()
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: portopt-tiny\nVersion: 0.1\n", encoding="utf-8")
-    (information / "entry_points.txt").write_text(
-        "[portopt.backends]\ntiny = portopt_tiny:backend\n", encoding="utf-8"
-    )
+    (information / "entry_points.txt").write_text("[portopt.backends]\ntiny = portopt_tiny:backend\n", encoding="utf-8")
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(SAMPLE)])}
 
 
@@ -499,7 +481,9 @@ def test_the_sample_backend_is_found_and_used(with_sample_backend: dict[str, str
         "w, state = opt.apply({'w': w}, {'w': w}, opt.init({'w': w}))\n"
         "print(sorted(portopt.backends()), type(w['w']).__name__, w['w'].data.tolist())"
     )
-    done = subprocess.run([sys.executable, "-c", program], env=with_sample_backend, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=with_sample_backend, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "['cupy', 'jax', 'numpy', 'tiny', 'torch'] Array [0.5, 1.0]"
 
 

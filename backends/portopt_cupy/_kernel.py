@@ -195,7 +195,7 @@ def update(
         for arrays in dense
     ]
     for (device, dtypes), members in tables.grouped(kinds).items():
-        key = tables.kernel_key(program, dict(dtypes), in_place=in_place)
+        key = tables.kernel_key(dict(dtypes), in_place=in_place)
         source = _source(program, key)
         columns = key.columns(program)
         real = np.dtype(key.compute_dtype).type

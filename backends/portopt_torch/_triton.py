@@ -194,7 +194,7 @@ def update(
         for arrays in dense
     ]
     for (device, dtypes), members in tables.grouped(kinds).items():
-        key = tables.kernel_key(program, dict(dtypes), in_place=in_place)
+        key = tables.kernel_key(dict(dtypes), in_place=in_place)
         module = load_module(_source(program, key))
         real = key.compute_dtype
         # At least one element: an address is needed even if nothing is read.

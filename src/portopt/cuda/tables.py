@@ -25,10 +25,10 @@ class Launch(NamedTuple):
     chunks: int
 
 
-def kernel_key(program: Program, dtypes: Mapping[str, str], *, in_place: bool) -> KernelKey:
+def kernel_key(dtypes: Mapping[str, str], *, in_place: bool) -> KernelKey:
     """Return the key of the kernel for arrays of these dtypes; GPU kernels flush by comparison."""
-    names = ("p", "g", *(name for name in program.array_outputs if name != "p"))
-    return KernelKey(tuple((name, dtypes[name]) for name in names), in_place, "where")
+    ordered = (("p", dtypes["p"]), ("g", dtypes["g"]), *(item for item in dtypes.items() if item[0] not in ("p", "g")))
+    return KernelKey(ordered, in_place, "where")
 
 
 def grouped(keys: Sequence[Any]) -> dict[Any, list[int]]:

@@ -1,0 +1,148 @@
+"""The command `python -m portopt_conformance`, which is also `portopt conform`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from portopt import Backend
+from portopt_conformance import known_failures, summary
+from portopt_conformance.case import Case
+from portopt_conformance.find import UnavailableBackendError, find
+from portopt_conformance.platform import Platform, UnusableDeviceError, choose_device
+from portopt_conformance.runner import Report, Result, run
+from portopt_conformance.suite import LAYERS, cases, untested_dtypes
+
+PASSED, FAILED, UNUSABLE = 0, 1, 2
+"""Exit statuses."""
+
+
+def parser(prog: str = "python -m portopt_conformance") -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    result = argparse.ArgumentParser(
+        prog=prog,
+        description="Check that a backend gives the bits that the arithmetic contract promises.",
+        epilog="Exit status: 0 if every case passed, 1 if one failed, 2 for unusable arguments or a backend that is not there.",
+    )
+    add_arguments(result)
+    return result
+
+
+def add_arguments(to: argparse.ArgumentParser) -> None:
+    """Add the options to a parser."""
+    to.add_argument(
+        "--backend",
+        default="numpy",
+        metavar="NAME",
+        help="an installed backend, an array API module, or an object as package.module:attribute (default: numpy)",
+    )
+    to.add_argument("--device", metavar="D", help="device to run on (default: the backend's first usable one)")
+    to.add_argument("--json", type=Path, metavar="FILE", help="write all results to this file")
+    to.add_argument("--quick", action="store_true", help="fewer configurations and modes, no runs of 100 steps")
+    to.add_argument(
+        "--layer",
+        type=int,
+        action="append",
+        choices=sorted(LAYERS),
+        metavar="N",
+        help="run only this layer; may be repeated: " + "; ".join(f"{n} {title}" for n, title in LAYERS.items()),
+    )
+    to.add_argument(
+        "--if-available", action="store_true", help="where the library or device is missing, say NOT RUN and succeed"
+    )
+    to.add_argument(
+        "--against", metavar="OTHER", help="compare with this backend's results in place of the committed vectors"
+    )
+    to.add_argument(
+        "--known-failures",
+        type=Path,
+        metavar="FILE",
+        help="cases that are expected to fail: lines of `PATTERN | REASON | LINK`",
+    )
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "python -m portopt_conformance") -> int:
+    """Run the suite as the arguments say and return the exit status."""
+    return execute(parser(prog).parse_args(argv))
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the suite as parsed arguments say and return the exit status."""
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
+    name = arguments.backend
+    try:
+        backend = find(name)
+        device = choose_device(backend, arguments.device)
+    except (UnavailableBackendError, UnusableDeviceError) as error:
+        if not arguments.if_available:
+            errors.print(f"cannot test {name}: {error}", markup=False)
+            return UNUSABLE
+        reason = f"{name}{f' on {arguments.device}' if arguments.device else ''}: {error}"
+        console.print(f"NOT RUN {reason}", style="yellow", markup=False, soft_wrap=True)
+        _write(arguments.json, summary.as_json(Report(not_run=[reason]), None, name, arguments.device))
+        return PASSED
+    except TypeError as error:
+        errors.print(str(error), markup=False)
+        return UNUSABLE
+    try:
+        against = None if arguments.against is None else _other(arguments.against)
+        known = known_failures.load(arguments.known_failures, backend.name)
+    except (UnavailableBackendError, UnusableDeviceError, TypeError, known_failures.BadLineError, OSError) as error:
+        errors.print(str(error), markup=False)
+        return UNUSABLE
+
+    console.print(f"{backend.name} {backend.version()} on {device}", markup=False)
+    report = _run(console, backend, device, arguments, against, known)
+    summary.printed(console, report)
+    _write(arguments.json, summary.as_json(report, backend, name, device))
+    return FAILED if report.failed else PASSED
+
+
+def _other(name: str) -> Platform:
+    backend = find(name)
+    return Platform(backend, choose_device(backend, None), next(iter(backend.modes.values())))
+
+
+def _run(
+    console: Console,
+    backend: Backend,
+    device: str,
+    arguments: argparse.Namespace,
+    against: Platform | None,
+    known: list[known_failures.KnownFailure],
+) -> Report:
+    layers = tuple(arguments.layer or LAYERS)
+    chosen = list(cases(backend, device=device, layers=layers, quick=arguments.quick, against=against))
+    with Progress(
+        TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True
+    ) as progress:
+        task = progress.add_task("", total=len(chosen))
+
+        def watch(result: Result) -> None:
+            progress.update(task, advance=1, description=result.case.id)
+            if result.status == "failed":
+                progress.console.print(f"FAILED {result.case.id}", style="red", markup=False)
+
+        report = run(chosen, known, watch)
+    every: list[Case] = list(cases(backend, device=device)) if known else []
+    for line in known_failures.without_a_case(known, (case.id for case in every)):
+        report.errors.append(f"the known failure `{line.pattern}` matches no case of the suite: remove it")
+    report.not_run += [f"{dtype}: {reason}" for dtype, reason in untested_dtypes(backend, against).items()]
+    return report
+
+
+def _write(path: Path | None, values: dict[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The one table of configurations: what every rule is tested with. A rule takes part with the options that it has."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from portopt import Optimizer, schedules
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A rule with constructor arguments.
+
+    Attributes:
+        name: what it is called in identifiers.
+        core: whether it is tested in every dtype and mode, rather than in a selection.
+    """
+
+    rule: type[Optimizer]
+    name: str
+    arguments: Mapping[str, Any]
+    core: bool = False
+
+    def optimizer(self, **changes: Any) -> Optimizer:
+        return self.rule(**{**self.arguments, **changes})
+
+
+_TABLE: tuple[tuple[str, bool, Mapping[str, Any]], ...] = (
+    ("default", True, {}),
+    ("momentum", False, {"momentum": 0.9}),
+    ("nesterov", True, {"momentum": 0.9, "nesterov": True}),
+    ("nesterov_alone", False, {"nesterov": True}),
+    ("amsgrad", True, {"amsgrad": True}),
+    ("decay", False, {"decay": 0.0123}),
+    ("schedule_decay", False, {"schedule_decay": 0.1}),
+    ("betas", False, {"beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-3}),
+    ("rho", False, {"rho": 0.5, "epsilon": 1e-3}),
+    ("epsilon_zero", False, {"epsilon": 0.0}),
+    ("clipnorm", False, {"clipnorm": 1.0}),
+    ("clipvalue", False, {"clipvalue": 0.01}),
+)
+_ALL_OPTIONS: Mapping[str, Any] = {"momentum": 0.9, "nesterov": True, "amsgrad": True}
+
+SCHEDULES: Mapping[str, schedules.Schedule] = {
+    "Constant": schedules.Constant(0.1),
+    "InverseTimeDecay": schedules.InverseTimeDecay(0.1, rate=0.7, steps=3),
+    "ExponentialDecay": schedules.ExponentialDecay(0.1, rate=0.9, steps=3),
+    "ExponentialDecay_staircase": schedules.ExponentialDecay(0.1, rate=0.7, steps=3, staircase=True),
+    "ExponentialDecay_each_step": schedules.ExponentialDecay(0.1, rate=0.9),
+    "PolynomialDecay": schedules.PolynomialDecay(0.1, steps=7, end=0.01, power=2),
+    "PolynomialDecay_root": schedules.PolynomialDecay(0.1, steps=7, end=0.01, power=0.5),
+    "PiecewiseConstant": schedules.PiecewiseConstant([2, 5], [0.1, 0.03, 0.007]),
+    "CosineDecay": schedules.CosineDecay(0.1, steps=7, end=0.003),
+    "CosineDecay_warmup": schedules.CosineDecay(0.1, steps=5, end=0.003, warmup_steps=3, warmup_initial=0.01),
+}
+"""Learning rates that change within the ten steps for which each is tested."""
+
+
+def configurations(rule: type[Optimizer]) -> list[Configuration]:
+    """Return every configuration of a rule, the defaults first, all options together with clipping last."""
+    known = set(inspect.signature(rule).parameters)
+    found = [Configuration(rule, name, given, core) for name, core, given in _TABLE if known.issuperset(given)]
+    options = {name: value for name, value in _ALL_OPTIONS.items() if name in known}
+    return [*found, Configuration(rule, "clipped", {**options, "clipnorm": 1.0, "clipvalue": 0.01}, core=True)]

@@ -1,0 +1,168 @@
+"""Which experiments are made in which dtype and mode: the one place that decides it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import portopt
+from portopt import Backend, Optimizer
+from portopt.backend import IN_PLACE
+from portopt.primitives import COMPUTE_DTYPE
+from portopt_conformance import primitives, rules
+from portopt_conformance.configurations import Configuration, configurations
+from portopt_conformance.experiment import Experiment
+from portopt_conformance.platform import Platform, reference
+from portopt_conformance.words import missing_dtype
+
+COMPUTE_DTYPES = tuple(dict.fromkeys(COMPUTE_DTYPE.values()))
+SCHEDULED_RULE = portopt.SGD
+NARROW_SLOT_RULE = portopt.Adam
+NARROW_SLOTS = (("float32", "float16"), ("float32", "bfloat16"), ("float16", "float16"), ("bfloat16", "bfloat16"))
+"""Dtypes of parameters and of the slots that one rule keeps for them."""
+
+
+SAMPLE = (("clipped", "float32"), ("default", "bfloat16"))
+"""Configurations and dtypes for modes of which only a sample is tested."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An experiment, with the words by which its cases are known."""
+
+    subject: str
+    variant: str
+    dtype: str
+    name: str
+    experiment: Experiment
+    layer: int
+
+
+def depths(backend: Backend, device: str) -> list[tuple[Platform, str]]:
+    """Return each way to run on a backend, and how much is made there.
+
+    `first`, the first mode, has everything: the core configurations in every dtype, the others in float32; `plain`, other
+    modes that compile nothing, the core configurations; `compiled` less of what takes a compilation of its own;
+    `sampled`, modes that do many steps at once, a sample; `extra`, modes offered for tests only, the same without schedules.
+    """
+    found = []
+    for i, mode in enumerate(backend.modes.values()):
+        depth = "sampled" if mode.run is not None else "compiled" if mode.compiled else "plain"
+        found.append((Platform(backend, device, mode), "first" if i == 0 else depth))
+    return found + [(Platform(backend, device, mode), "extra") for mode in backend.extra_modes.values()]
+
+
+def with_settings(backend: Backend, device: str) -> list[Platform]:
+    """Return the ways to run under each of a backend's settings: the first mode, and those that compile a step."""
+    modes = [platform.mode for platform, depth in depths(backend, device) if depth in ("first", "compiled")]
+    return [Platform(backend, device, mode, setting) for setting in backend.settings for mode in modes]
+
+
+def operations(platform: Platform, dtypes: Sequence[str], depth: str) -> Iterator[Planned]:
+    """Yield the experiments on operations, scalars and the norm."""
+    if depth in ("sampled", "extra") or platform.mode is IN_PLACE:
+        return
+    for dtype in dtypes:
+        yield Planned("operations", "load", dtype, "words", primitives.conversion_experiment(dtype), 1)
+        for full_name, experiment in primitives.norm_experiments(dtype):
+            variant, _, name = full_name.partition("/")
+            yield Planned("norm", variant, dtype, name or "in_order", experiment, 1)
+    for dtype in COMPUTE_DTYPES:
+        if dtype in dtypes:
+            for variant, experiment in primitives.array_experiments(dtype):
+                yield Planned("operations", variant, dtype, "words", experiment, 1)
+            yield Planned("operations", "round", dtype, "words", primitives.round_experiment(dtype), 1)
+    if "float32" in dtypes:
+        yield Planned("scalars", "functions", "float32", "values", primitives.scalar_experiment(), 1)
+
+
+def of_rule(rule: type[Optimizer], dtypes: Sequence[str], depth: str, *, quick: bool) -> Iterator[Planned]:
+    """Yield the experiments on a rule.
+
+    Args:
+        rule: the rule.
+        dtypes: the parameters' dtypes.
+        depth: how much, see `depths`.
+        quick: whether to leave out all but two configurations, and the runs of 100 steps.
+    """
+    for configuration in configurations(rule):
+        outermost = configuration.name in ("default", "clipped")
+        if quick and not outermost:
+            continue
+        for dtype in dtypes:
+            for layer, name in _chosen(configuration, dtype, depth, outermost=outermost):
+                if not (quick and name == "hundred"):
+                    yield _planned(configuration, dtype, layer, name)
+        if configuration.name == "default":
+            yield from _extras(configuration, dtypes, depth, quick=quick)
+
+
+def _chosen(configuration: Configuration, dtype: str, depth: str, *, outermost: bool) -> Iterator[tuple[int, str]]:
+    """Yield layer and name of what is made with a configuration in a dtype."""
+    core, first = configuration.core, depth == "first"
+    single = dtype == "float32"
+    if (first and (core or single)) or (depth == "plain" and core):
+        yield from ((2, "raw"), (2, "zero"), (2, "ordinary"), (3, "ten"))
+    elif depth == "compiled":
+        if core:
+            yield from ((2, "raw"), (2, "ordinary"), (3, "ten"))
+        elif single:
+            yield (2, "ordinary")
+        if outermost and single:
+            yield (2, "zero")
+    elif depth in ("sampled", "extra") and (configuration.name, dtype) in SAMPLE:
+        yield (3, "ten")
+    if outermost and depth not in ("sampled", "extra"):
+        yield (3, "hundred")
+    if first and core:
+        yield (3, "resumed")
+    if (first and core) or (depth == "compiled" and outermost and single):
+        yield (3, "given_each_step")
+    if first and single and configuration.name == "clipped":
+        yield (3, "nested")
+
+
+def _planned(configuration: Configuration, dtype: str, layer: int, name: str) -> Planned:
+    if layer == 2:
+        experiment = rules.one_step(configuration, dtype, name)
+    elif name == "hundred":
+        experiment = rules.hundred_steps(configuration, dtype)
+    elif name == "given_each_step":
+        experiment = rules.given_each_step(configuration, dtype)
+    else:
+        experiment = rules.ten_steps(configuration, dtype, name)
+    return Planned(configuration.rule.__name__, configuration.name, dtype, name, experiment, layer)
+
+
+def _extras(configuration: Configuration, dtypes: Sequence[str], depth: str, *, quick: bool) -> Iterator[Planned]:
+    """Yield what one rule stands for all in: schedules, and slots kept in a narrower dtype."""
+    name = configuration.rule.__name__
+    if name == SCHEDULED_RULE.__name__ and depth != "extra":
+        for dtype in COMPUTE_DTYPES if depth == "first" else ("float32",):
+            for schedule, experiment in rules.scheduled(configuration, dtype):
+                if dtype in dtypes and (not quick or depth == "first"):
+                    yield Planned(name, schedule, dtype, "schedule", experiment, 3)
+    if name == NARROW_SLOT_RULE.__name__ and depth in ("first", "compiled") and not quick:
+        for dtype, slots in NARROW_SLOTS:
+            if dtype in dtypes and slots in dtypes:
+                experiment = rules.narrow_slots(configuration, dtype, slots)
+                yield Planned(name, f"slots_{slots}", dtype, "ten", experiment, 3)
+
+
+def under_settings(rule: type[Optimizer], dtypes: Sequence[str]) -> Iterator[Planned]:
+    """Yield the experiments that are made under each of a backend's settings."""
+    for configuration in configurations(rule):
+        if configuration.name == "clipped" and "float32" in dtypes:
+            yield _planned(configuration, "float32", 3, "ten")
+
+
+def experiments() -> Iterator[tuple[str, Experiment]]:
+    """Yield every experiment of the suite on the built-in rules, with its dtype: what the committed vectors are of."""
+    dtypes = reference().backend.dtypes()
+    if missing := [reason for dtype in COMPUTE_DTYPE if (reason := missing_dtype(dtype))]:
+        raise RuntimeError(f"the vectors need every dtype: {'; '.join(missing)}")
+    for planned in operations(reference(), dtypes, "first"):
+        yield planned.dtype, planned.experiment
+    for rule in portopt.RULES:
+        for planned in of_rule(rule, dtypes, "first", quick=False):
+            yield planned.dtype, planned.experiment

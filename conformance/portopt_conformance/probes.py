@@ -1,0 +1,119 @@
+"""Optimizers that are no rules: each runs one small program, so that a backend's operations are reached through its modes.
+
+A `Program` is written by hand here, not traced, so that nothing but the backend is tested.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from portopt import Optimizer, Program
+from portopt.program import Kind, Op
+
+OPERANDS = ("p", "g", "s", "r")
+"""Names under which a program's array operands are given: parameter, gradient and two slots."""
+
+
+class Assembler:
+    """Writes programs."""
+
+    def __init__(self) -> None:
+        self.ops: list[Op] = []
+
+    def _append(self, op: Op) -> int:
+        self.ops.append(op)
+        return len(self.ops) - 1
+
+    def load(self, name: str) -> int:
+        return self._append(Op("load", Kind.ARRAY, label=name))
+
+    def array(self, name: str, *args: int) -> int:
+        return self._append(Op(name, Kind.ARRAY, args))
+
+    def mask(self, name: str, *args: int) -> int:
+        return self._append(Op(name, Kind.MASK, args))
+
+    def scalar_input(self, name: str) -> int:
+        return self._append(Op("input", Kind.FLOAT, label=name))
+
+    def constant(self, value: float) -> int:
+        return self._append(Op("round", Kind.ARRAY, (self._append(Op("constant", Kind.FLOAT, label=value)),)))
+
+    def as_numbers(self, mask: int) -> int:
+        """Return 1 where a mask holds, else 0."""
+        return self.array("where", mask, self.constant(1.0), self.constant(0.0))
+
+    def program(
+        self, name: str, array_outputs: Mapping[str, int], scalar_outputs: Mapping[str, int] | None = None
+    ) -> Program:
+        return Program(name, tuple(self.ops), array_outputs, scalar_outputs or {})
+
+
+def array_probe(name: str, count: int, write: Callable[..., int]) -> Optimizer:
+    """Return an optimizer whose step replaces the parameter by an operation on `count` operands.
+
+    Args:
+        name: what the program is called.
+        count: number of operands, of at most four.
+        write: called with an assembler and the operands' indices; appends the operation and returns its index.
+    """
+    assembler = Assembler()
+    operands = [assembler.load(operand) for operand in OPERANDS[:count]]
+    result = write(assembler, *operands)
+    slots = OPERANDS[2:count]
+    outputs = {"p": result, **{slot: operands[OPERANDS.index(slot)] for slot in slots}}
+    return _probe(assembler.program(name, outputs), slots, ())
+
+
+@functools.cache
+def slot_probe() -> Optimizer:
+    """Return an optimizer whose step exchanges parameter and slot `s`, each converted to the other's dtype."""
+    assembler = Assembler()
+    p, s = assembler.load("p"), assembler.load("s")
+    return _probe(assembler.program("exchange", {"p": s, "s": p}), ("s",), ())
+
+
+@functools.cache
+def round_probe() -> Optimizer:
+    """Return an optimizer whose step fills the parameter with the scalar slot `x`, rounded to the compute dtype."""
+    assembler = Assembler()
+    x = assembler.scalar_input("x")
+    rounded = assembler.array("round", x)
+    return _probe(assembler.program("round", {"p": rounded}, {"x": x}), (), ("x",))
+
+
+@functools.cache
+def norm_probe() -> Optimizer:
+    """Return an optimizer whose step puts the norm of all gradients into the scalar slot `norm`."""
+    assembler = Assembler()
+    norm = assembler.scalar_input("gradient_norm")
+    return _probe(assembler.program("norm", {"p": assembler.load("p")}, {"norm": norm}), (), ("norm",))
+
+
+def scalar_probe(functions: Mapping[str, Sequence[str]]) -> Optimizer:
+    """Return an optimizer whose step puts functions of the scalar slots `x` and `y` and the step `t` into scalar slots.
+
+    Args:
+        functions: name of the result's slot to operation and operands, `x`, `y` or `t`.
+    """
+    ops = [Op("input", Kind.FLOAT, label="x"), Op("input", Kind.FLOAT, label="y"), Op("input", Kind.INTEGER, label="t")]
+    index = {"x": 0, "y": 1, "t": 2}
+    outputs = {"x": 0, "y": 1}
+    for name, (operation, *operands) in functions.items():
+        ops.append(Op(operation, Kind.FLOAT, tuple(index[operand] for operand in operands)))
+        outputs[name] = len(ops) - 1
+    ops.append(Op("load", Kind.ARRAY, label="p"))
+    return _probe(Program("scalars", tuple(ops), {"p": len(ops) - 1}, outputs), (), ("x", "y", *functions))
+
+
+def _probe(fixed: Program, array_slots: tuple[str, ...], scalars: tuple[str, ...]) -> Optimizer:
+    class Probe(Optimizer):
+        slots = array_slots
+        scalar_slots = dict.fromkeys(scalars, 0.0)
+
+        def program(self, overrides: Mapping[str, Any] | None = None) -> Program:
+            return fixed
+
+    return Probe()

@@ -1,0 +1,148 @@
+"""The suite's cases for a backend. Nothing here knows pytest or the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+import portopt
+from portopt import Backend, Optimizer
+from portopt.primitives import COMPUTE_DTYPE
+from portopt_conformance import contract, plan, purity
+from portopt_conformance.case import Case, Outcome
+from portopt_conformance.committed import Vectors
+from portopt_conformance.comparison import size
+from portopt_conformance.configurations import Configuration, configurations
+from portopt_conformance.expected import Committed, Expected, Live
+from portopt_conformance.plan import Planned
+from portopt_conformance.platform import Platform, choose_device, reference
+from portopt_conformance.words import missing_dtype
+
+LAYERS = {
+    0: "backend contract",
+    1: "operations, scalars, norm",
+    2: "rules, one step",
+    3: "rules, many steps",
+    4: "purity, layouts, shapes",
+    5: "rules, compiled modes",
+}
+"""The layers by number."""
+
+
+def untested_dtypes(backend: Backend, against: Platform | None = None) -> dict[str, str]:
+    """Return each dtype that cannot be tested on a backend, or compared with another platform's results, and why."""
+    found = {}
+    needed = [backend] if against is None else [backend, against.backend]
+    for dtype in COMPUTE_DTYPE:
+        without = next((each.name for each in needed if dtype not in each.dtypes()), None)
+        if reason := missing_dtype(dtype):
+            found[dtype] = reason
+        elif without is not None:
+            found[dtype] = f"{without} has no {dtype}"
+    return found
+
+
+def cases(
+    backend: Backend,
+    *,
+    device: str | None = None,
+    layers: Collection[int] = tuple(LAYERS),
+    quick: bool = False,
+    rules: Sequence[type[Optimizer]] = portopt.RULES,
+    against: Platform | None = None,
+) -> Iterator[Case]:
+    """Yield the suite's cases for a backend.
+
+    Args:
+        backend: what is tested; it need not be installed.
+        device: name of a device; None for the backend's first usable one.
+        layers: numbers of the layers to yield.
+        quick: leave out most configurations, modes that repeat others, and runs of 100 steps.
+        rules: the rules to test. Results of a rule without committed vectors are compared with the reference's.
+        against: compare with what this platform gives, in place of the committed vectors.
+
+    Raises:
+        UnusableDeviceError: the device is not there.
+    """
+    device = choose_device(backend, device)
+    untested = untested_dtypes(backend, against)
+    dtypes = [dtype for dtype in backend.dtypes() if dtype not in untested]
+    vectors = Vectors()
+
+    def expected(rule: type[Optimizer] | None) -> Expected:
+        if against is not None:
+            return Live(against)
+        return Committed(vectors) if rule is None or vectors.has_rule(rule.__name__) else Live(reference())
+
+    found = _all_cases(backend, device, dtypes, expected, rules, quick=quick)
+    return (case for case in found if case.layer in layers)
+
+
+def _all_cases(
+    backend: Backend,
+    device: str,
+    dtypes: Sequence[str],
+    expected: Callable[[type[Optimizer] | None], Expected],
+    rules: Sequence[type[Optimizer]],
+    *,
+    quick: bool,
+) -> Iterator[Case]:
+    depths = plan.depths(backend, device)
+    if quick:
+        depths = [(platform, depth) for platform, depth in depths if depth in ("first", "compiled")]
+    yield from _contract_cases(depths[0][0], dtypes)
+    for platform, depth in depths:
+        for planned in plan.operations(platform, dtypes, depth):
+            yield _experiment_case(platform, planned, expected(None))
+    for platform, depth in depths:
+        for rule in rules:
+            for planned in plan.of_rule(rule, dtypes, depth, quick=quick):
+                yield _experiment_case(platform, planned, expected(rule))
+    yield from _purity_cases(depths[0][0], dtypes, rules)
+    if not quick:
+        for platform in plan.with_settings(backend, device):
+            for rule in rules:
+                for planned in plan.under_settings(rule, dtypes):
+                    yield _experiment_case(platform, planned, expected(rule))
+
+
+def _experiment_case(platform: Platform, planned: Planned, expected: Expected) -> Case:
+    def check() -> Outcome:
+        with platform.active(planned.dtype):
+            results = planned.experiment.run(platform)
+        difference = expected.difference(planned.experiment, planned.dtype, results)
+        text = "" if difference is None else difference.text
+        return Outcome(difference is None, size(results), difference, text)
+
+    layer = 5 if platform.mode.compiled and planned.layer > 1 else planned.layer
+    return Case(layer, planned.subject, planned.variant, planned.dtype, platform.mode_name, planned.name, check)
+
+
+def _contract_cases(platform: Platform, dtypes: Sequence[str]) -> Iterator[Case]:
+    for dtype in dtypes:
+        for name, check in contract.CHECKS.items():
+
+            def run(check: contract.Check = check, dtype: str = dtype) -> Outcome:
+                with platform.active(dtype):
+                    return _verdict(list(check(platform, dtype)))
+
+            yield Case(0, "backend", "contract", dtype, "any", name, run)
+
+
+def _purity_cases(platform: Platform, dtypes: Sequence[str], rules: Sequence[type[Optimizer]]) -> Iterator[Case]:
+    for i, rule in enumerate(rules):
+        # What is checked here does not depend on rule and dtype together: each rule has one dtype, every dtype a rule.
+        dtype = dtypes[i % len(dtypes)]
+        configuration = configurations(rule)[-1]
+        for name, check in purity.CHECKS.items():
+
+            def run(
+                check: purity.Check = check, configuration: Configuration = configuration, dtype: str = dtype
+            ) -> Outcome:
+                with platform.active(dtype):
+                    return _verdict(list(check(platform, configuration.optimizer(), dtype)))
+
+            yield Case(4, rule.__name__, configuration.name, dtype, "any", name, run)
+
+
+def _verdict(problems: list[str]) -> Outcome:
+    return Outcome(not problems, text="\n".join(problems))

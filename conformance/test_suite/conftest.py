@@ -1,0 +1,50 @@
+"""`pytest conformance --backend jax --device cpu`: the suite's cases as tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from portopt import Backend
+from portopt_conformance import LAYERS, Case, UnusableDeviceError, cases, known_failures
+from portopt_conformance.find import UnavailableBackendError, find
+from portopt_conformance.known_failures import KnownFailure
+
+_backend = pytest.StashKey[Backend]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("portopt conformance")
+    group.addoption("--backend", default="numpy", help="name of a backend, or package.module:attribute")
+    group.addoption("--device", default=None, help="device to run on (default: the first usable one)")
+    group.addoption("--quick", action="store_true", help="fewer configurations and modes, no runs of 100 steps")
+    group.addoption("--layer", type=int, action="append", choices=sorted(LAYERS), help="run only this layer")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    try:
+        config.stash[_backend] = find(config.getoption("--backend"))
+    except (UnavailableBackendError, TypeError) as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def _known(config: pytest.Config) -> list[KnownFailure]:
+    return known_failures.load(None, config.stash[_backend].name)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" not in metafunc.fixturenames:
+        return
+    config = metafunc.config
+    layers = tuple(config.getoption("--layer") or LAYERS)
+    quick, device = config.getoption("--quick"), config.getoption("--device")
+    try:
+        found = list(cases(config.stash[_backend], device=device, layers=layers, quick=quick))
+    except UnusableDeviceError as error:
+        raise pytest.UsageError(str(error)) from error
+    metafunc.parametrize("case", [_parameter(case, _known(config)) for case in found])
+
+
+def _parameter(case: Case, known: list[KnownFailure]) -> object:
+    line = next((line for line in known if line.matches(case.id)), None)
+    marks = [] if line is None else [pytest.mark.xfail(reason=f"{line.reason} ({line.link})", strict=True)]
+    return pytest.param(case, id=case.id, marks=marks)

@@ -1,0 +1,61 @@
+// CUDA C as C++ on the host: each thread of a block is a thread, which says with set_position which one it is.
+
+#include <math.h>
+#include <pthread.h>
+#include <string.h>
+
+#define __global__
+#define __device__ static
+#define __forceinline__ inline
+#define __noinline__ __attribute__((noinline))
+#define __grid_constant__
+#define __shared__ static
+
+struct Position {
+    unsigned int x;
+};
+
+static thread_local Position blockIdx, gridDim, threadIdx, blockDim;
+static pthread_barrier_t block_barrier;
+static pthread_mutex_t atomic_lock = PTHREAD_MUTEX_INITIALIZER;
+
+extern "C" void set_position(unsigned int block, unsigned int blocks, unsigned int thread, unsigned int threads)
+{
+    blockIdx.x = block;
+    gridDim.x = blocks;
+    threadIdx.x = thread;
+    blockDim.x = threads;
+}
+
+extern "C" void begin_block(unsigned int threads) { pthread_barrier_init(&block_barrier, 0, threads); }
+extern "C" void end_block() { pthread_barrier_destroy(&block_barrier); }
+
+static inline void __syncthreads() { pthread_barrier_wait(&block_barrier); }
+
+template <typename To, typename From> static inline To bits_as(From from)
+{
+    static_assert(sizeof(To) == sizeof(From), "a word has the size of its float");
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+static inline unsigned int __float_as_uint(float x) { return bits_as<unsigned int>(x); }
+static inline float __uint_as_float(unsigned int x) { return bits_as<float>(x); }
+static inline long long __double_as_longlong(double x) { return bits_as<long long>(x); }
+static inline double __longlong_as_double(long long x) { return bits_as<double>(x); }
+
+static inline void atomicMax(unsigned long long *target, unsigned long long value)
+{
+    pthread_mutex_lock(&atomic_lock);
+    if (value > *target)
+        *target = value;
+    pthread_mutex_unlock(&atomic_lock);
+}
+
+static inline void atomicAdd(double *target, double value)
+{
+    pthread_mutex_lock(&atomic_lock);
+    *target += value;
+    pthread_mutex_unlock(&atomic_lock);
+}

@@ -1,0 +1,172 @@
+"""CuPy's part in a step, played by NumPy and a C++ compiler, so that launches and kernels run where there is no GPU.
+
+`HostCupy` has what `portopt_cupy` uses of CuPy: arrays with addresses, and modules of CUDA C, which a C++ compiler compiles with
+the macros of `cuda_on_host.h`. A launch runs few threads, in blocks: kernels must do with any number of them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+HEADER = Path(__file__).with_name("cuda_on_host.h")
+COMPILE = (
+    "-x",
+    "c++",
+    "-std=gnu++17",
+    "-O1",
+    "-ffp-contract=off",
+    "-fno-fast-math",
+    "-w",
+    "-shared",
+    "-fPIC",
+    "-pthread",
+)
+BLOCKS, THREADS = 3, 4
+
+
+def find_compiler() -> str:
+    """Return a C++ compiler; without one the kernels' body would go untested, so its absence is a failure."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        pytest.fail("the CUDA C kernels are tested with a C++ compiler, and there is none: install g++")
+    return compiler
+
+
+def compile_on_host(source: str, directory: Path) -> ctypes.CDLL:
+    number = len(list(directory.glob("*.so")))
+    target = directory / f"kernel{number}.so"
+    text = f'#include "{HEADER}"\n{source}'
+    done = subprocess.run(
+        [find_compiler(), *COMPILE, "-", "-o", str(target)], input=text, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(target))
+
+
+class Kernel:
+    """A kernel of a library that `compile_on_host` made."""
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self._library = library
+        self._function = getattr(library, name)
+        self._function.restype = None
+
+    def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
+        # A block of one thread stays one; a larger one shrinks, which a kernel must not notice.
+        blocks, threads = min(grid[0], BLOCKS), min(block[0], THREADS)
+        values = [_argument(a) for a in arguments]
+        for index in range(blocks):
+            self._library.begin_block(threads)
+            runners = [
+                threading.Thread(target=self._run, args=(index, blocks, thread, threads, values))
+                for thread in range(threads)
+            ]
+            for runner in runners:
+                runner.start()
+            for runner in runners:
+                runner.join()
+            self._library.end_block()
+
+    def _run(self, block: int, blocks: int, thread: int, threads: int, values: list[Any]) -> None:
+        self._library.set_position(block, blocks, thread, threads)
+        self._function(*values)
+
+
+def _argument(value: Any) -> Any:
+    """Return an argument as C takes it: structures by value, arrays of the device by address, scalars by their type."""
+    if isinstance(value, HostArray):
+        return ctypes.c_void_p(value.data.ptr)
+    if isinstance(value, np.ndarray):
+        assert value.dtype.names == ("words",), "CuPy passes only structures by value"
+        structure: Any = type("Table", (ctypes.Structure,), {"_fields_": [("bytes", ctypes.c_char * value.nbytes)]})
+        return structure.from_buffer_copy(value.tobytes())
+    types = {"float32": ctypes.c_float, "float64": ctypes.c_double, "int64": ctypes.c_int64, "bool": ctypes.c_bool}
+    return types[value.dtype.name](value.item())
+
+
+class HostArray(np.ndarray[Any, np.dtype[Any]]):
+    """A NumPy array with the attributes of a CuPy array that its backend uses."""
+
+    @property
+    def device(self) -> Any:
+        return HostDevice(0)
+
+    @property
+    def data(self) -> Any:
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+    def __float__(self) -> float:
+        raise AssertionError("the host waited for the device")
+
+
+class HostDevice:
+    compute_capability = "90"
+
+    def __init__(self, number: int) -> None:
+        self.id = number
+
+    def __enter__(self) -> HostDevice:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+class HostModule:
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def load(self, code: bytes) -> None:
+        self._library = compile_on_host(code.decode(), self._directory)
+
+    def get_function(self, name: str) -> Kernel:
+        return Kernel(self._library, name)
+
+
+def on_device(array: Any) -> HostArray:
+    return np.array(array, copy=True).view(HostArray)
+
+
+@contextmanager
+def host_cupy(directory: Path) -> Iterator[Any]:
+    """Let `portopt_cupy` run on `HostArray`s; gives its backend."""
+    import portopt_cupy._kernel as kernel
+    from portopt.backend import prefer
+    from portopt_cupy import backend
+
+    cupy: Any = ModuleType("cupy")
+    cupy.ndarray = HostArray
+    cupy.empty = lambda shape, dtype: np.empty(shape, dtype).view(HostArray)
+    cupy.zeros = lambda shape, dtype: np.zeros(shape, dtype).view(HostArray)
+    cupy.full = lambda shape, value, dtype: np.full(shape, value, dtype).view(HostArray)
+    cupy.byte_bounds = np.lib.array_utils.byte_bounds
+    cupy.shares_memory = np.shares_memory
+    nvrtc = SimpleNamespace(getVersion=lambda: (12, 9), getSupportedArchs=lambda: [80, 90])
+    cuda: Any = ModuleType("cupy.cuda")
+    cuda.nvrtc, cuda.Device, cuda.Module = nvrtc, HostDevice, lambda: HostModule(directory)
+    cupy.cuda = cuda
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cupy", cupy)
+        patch.setitem(sys.modules, "cupy.cuda", cuda)
+        patch.setenv("PORTOPT_CACHE_DIR", "")
+        patch.setattr(kernel, "compile_source", lambda source, target: source.encode())
+        caches = (kernel._module, kernel._function)
+        for cached in caches:
+            cached.cache_clear()
+        with prefer(backend):
+            yield backend
+        for cached in caches:
+            cached.cache_clear()

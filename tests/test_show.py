@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import ast
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+import portopt
+from portopt.command_line import main
+from portopt.primitives import COMPUTE_DTYPE
+from portopt.show import TARGETS, show
+
+OUTPUT = pytest.CaptureFixture[str]
+SOURCES = [target for target in TARGETS if target != "program"]
+every_rule = pytest.mark.parametrize("rule", portopt.RULES, ids=lambda rule: rule.__name__)
+
+
+def exit_status(arguments: Sequence[str]) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else -1
+
+
+@every_rule
+def test_the_program_of_every_rule_is_printed(rule: type[portopt.Optimizer], capsys: OUTPUT) -> None:
+    assert exit_status(["show", rule.__name__.upper(), "--target", "program"]) == 0
+    assert capsys.readouterr().out == f"{rule().program()}\n"
+
+
+@every_rule
+@pytest.mark.parametrize("target", SOURCES)
+@pytest.mark.parametrize("dtype", COMPUTE_DTYPE)
+def test_the_source_of_every_rule_names_its_arrays_and_dtype(
+    rule: type[portopt.Optimizer], target: str, dtype: str, capsys: OUTPUT
+) -> None:
+    assert exit_status(["show", rule.__name__.lower(), "--target", target, "--dtype", dtype]) == 0
+    text = capsys.readouterr().out
+    assert f"{rule.__name__} on {dtype}, computed in {COMPUTE_DTYPE[dtype]}" in text
+    assert all(slot in text for slot in rule().slots)
+
+
+@pytest.mark.parametrize("target", SOURCES)
+def test_sources_are_for_float32_unless_a_dtype_is_named(target: str) -> None:
+    assert show(portopt.Adam(), target) == show(portopt.Adam(), target, "float32")
+    assert show(portopt.Adam(), target) != show(portopt.Adam(), target, "float64")
+
+
+@pytest.mark.parametrize("target", ["numba", "triton"])
+def test_generated_python_is_python(target: str) -> None:
+    assert any(isinstance(node, ast.FunctionDef) for node in ast.parse(show(portopt.Nadam(), target)).body)
+
+
+@pytest.mark.parametrize("target", ["program", *SOURCES])
+def test_options_of_the_rule_decide_what_is_shown(target: str, capsys: OUTPUT) -> None:
+    config = '{"class_name": "Adam", "config": {"amsgrad": true}}'
+    assert exit_status(["show", config, "--target", target]) == 0
+    assert "vhat" in capsys.readouterr().out
+    assert exit_status(["show", "adam", "--target", target]) == 0
+    assert "vhat" not in capsys.readouterr().out
+
+
+def test_a_rule_may_stand_in_a_file(tmp_path: object, capsys: OUTPUT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(str(tmp_path))
+    with open("rule.json", "w", encoding="utf-8") as file:  # noqa: PTH123  # relative, as a user types it
+        file.write('{"class_name": "SGD", "config": {"momentum": 0.5}}')
+    assert exit_status(["show", "rule.json"]) == 0
+    assert capsys.readouterr().out.startswith("program SGD\n  scalars, float64, given learning_rate, momentum\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "RULE"),
+        (["adm"], "unknown optimizer: 'adm'; did you mean 'Adam'?"),
+        (['{"class_name": "Adam", "config": {"beta_1": 2}}'], "beta_1 must be in [0, 1), but 2 was"),
+        (["adam", "--target", "fortran"], "invalid choice: 'fortran'"),
+        (["adam", "--target", "numba", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["adam", "--dtype", "float16"], "a program has no dtype, so --dtype float16 has no meaning"),
+    ],
+)
+def test_unusable_arguments_are_refused(arguments: list[str], message: str, capsys: OUTPUT) -> None:
+    assert exit_status(["show", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == ""
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    command = f"{shlex.quote(sys.executable)} -m portopt show nadam --target cuda | head -c 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert (result.stdout, result.stderr) == ("/", "")
+
+
+def test_a_rule_that_a_target_cannot_express_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT) -> None:
+    def cannot(program: object, dtype: str) -> str:
+        raise NotImplementedError("it has no array operation 'tan'")
+
+    monkeypatch.setitem(TARGETS, "numba", cannot)  # type: ignore[arg-type]  # a dict, declared as one nobody changes
+    assert exit_status(["show", "adam", "--target", "numba"]) == 2
+    assert "Adam cannot be written for --target numba: it has no array operation 'tan'" in capsys.readouterr().err

@@ -1,0 +1,207 @@
+"""Backends that are wrong on purpose, each in one way; NumPy arrays, operation by operation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from portopt.backend import Arrays
+from portopt.primitives import Primitives
+from portopt.program import Program
+from portopt_conformance.platform import ReferenceBackend
+
+Overrides = Mapping[str, Callable[..., Any]]
+
+
+class WrongOperations(ReferenceBackend):
+    """NumPy with some operations replaced."""
+
+    def __init__(self, name: str, overrides: Callable[[Primitives], Overrides]) -> None:
+        super().__init__()
+        self.name = name
+        self._overrides = overrides
+
+    def primitives(self, compute_dtype: str) -> Primitives:
+        right = super().primitives(compute_dtype)
+        return Primitives(right.xp, right.dtype, compute_dtype, self._overrides(right))
+
+
+def _root_one_ulp_off(right: Primitives) -> Overrides:
+    def sqrt(a: Any) -> Any:
+        root = np.sqrt(a)
+        above = np.nextafter(root, np.inf, dtype=root.dtype)
+        return np.where(np.signbit(np.sin(root.astype(np.float64) * 1e6)) & np.isfinite(root) & (root > 0), above, root)
+
+    return {"sqrt": sqrt}
+
+
+class _Product(np.ndarray[Any, np.dtype[Any]]):
+    """A rounded product that remembers what it was before rounding."""
+
+    exact: Any
+
+
+def _contracted(right: Primitives) -> Overrides:
+    def multiply(a: Any, b: Any) -> Any:
+        product = np.asarray(right.multiply(np.asarray(a), np.asarray(b)))
+        remembering = product.copy().view(_Product)
+        remembering.exact = np.asarray(a).astype(np.longdouble) * np.asarray(b).astype(np.longdouble)
+        return remembering
+
+    def add(a: Any, b: Any) -> Any:
+        if not isinstance(a, _Product) and not isinstance(b, _Product):
+            return right.add(a, b)
+        product, other = (a, b) if isinstance(a, _Product) else (b, a)
+        return right.flush((product.exact + np.asarray(other).astype(np.longdouble)).astype(right.dtype))
+
+    return {"multiply": multiply, "add": add}
+
+
+def _subnormals_kept(right: Primitives) -> Overrides:
+    return {
+        "load": lambda x: x.astype(right.dtype),
+        "add": lambda a, b: a + b,
+        "subtract": lambda a, b: a - b,
+        "multiply": lambda a, b: a * b,
+        "divide": lambda a, b: a / b,
+    }
+
+
+def _total_order_less_equal(right: Primitives) -> Overrides:
+    """Put -0 below +0, as some libraries' maximum does: max(-0, +0) is then +0, not the first operand."""
+    return {"less_equal": lambda a, b: (a < b) | ((a == b) & (np.signbit(a) | ~np.signbit(b)))}
+
+
+OPERATIONS_WRONG: Mapping[str, Callable[[Primitives], Overrides]] = {
+    "root_one_ulp_off": _root_one_ulp_off,
+    "contracted": _contracted,
+    "subnormals_kept": _subnormals_kept,
+    "subnormals_kept_on_load": lambda right: {"load": lambda x: x.astype(right.dtype)},
+    "tininess_before_rounding": lambda right: {"multiply": lambda a, b: right.flush(a * b)},
+    "tininess_before_rounding_of_quotients": lambda right: {"divide": lambda a, b: right.flush(a / b)},
+    "total_order_of_zeros": _total_order_less_equal,
+    "reciprocal": lambda right: {"divide": lambda a, b: right.multiply(a, right.divide(np.ones_like(b), b))},
+    "sum_with_a_zero": lambda right: {"multiply": lambda a, b: right.add(right.multiply(a, b), np.zeros_like(a))},
+    "nan_equals_itself": lambda right: {"equal": lambda a, b: (a == b) | (np.isnan(a) & np.isnan(b))},
+}
+"""What is wrong with an operation, by name."""
+
+
+class WritesIntoItsInputs(ReferenceBackend):
+    """Uses the slots that it is given as scratch memory."""
+
+    name = "writes_into_its_inputs"
+
+    def update(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
+    ) -> list[dict[str, Any]]:
+        results = super().update(program, scalars, parameters, in_place=in_place)
+        for arrays, result in zip(parameters, results, strict=True):
+            for name, value in result.items():
+                if name != "p" and arrays[name].flags.writeable:
+                    arrays[name][...] = value
+        return results
+
+
+class WritesIntoGradients(ReferenceBackend):
+    """Clips gradients where they are."""
+
+    def update(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
+    ) -> list[dict[str, Any]]:
+        results = super().update(program, scalars, parameters, in_place=in_place)
+        for arrays in parameters:
+            if arrays["g"].flags.writeable:
+                arrays["g"][...] = np.clip(arrays["g"].astype(np.float64), -1, 1)
+        return results
+
+
+class SlotsKeptInFloat16(ReferenceBackend):
+    """Saves memory without being asked to."""
+
+    def update(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
+    ) -> list[dict[str, Any]]:
+        results = super().update(program, scalars, parameters, in_place=in_place)
+        with np.errstate(over="ignore"):
+            for result in results:
+                for name in result:
+                    if name != "p":
+                        result[name][...] = result[name].astype(np.float16)
+        return results
+
+
+class OrderDependentNorm(ReferenceBackend):
+    """Sums squares from the first to the last."""
+
+    def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        with np.errstate(all="ignore"):
+            squares = [np.cumsum(g.astype(np.float64).reshape(-1) ** 2)[-1] for g in gradients if g.size]
+            return float(np.sqrt(sum(squares)))
+
+
+class NormOfEachTensor(ReferenceBackend):
+    """Takes the norm of the first gradient for that of all."""
+
+    def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        filled = [g for g in gradients if g.size]
+        return super().gradient_norm(filled[:1])
+
+
+class NanLostInNorm(ReferenceBackend):
+    """Lets an infinity win over a NaN, as a maximum over many elements may."""
+
+    def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        if any(np.isinf(g).any() for g in gradients):
+            return float("inf")
+        return super().gradient_norm(gradients)
+
+
+class ScalarsInFloat32(ReferenceBackend):
+    """Keeps the scalars of the state in float32."""
+
+    def stored_scalar(self, value: Any) -> Any:
+        with np.errstate(over="ignore"):
+            return float(np.float32(value))
+
+
+class RoundsScalarsTwice(ReferenceBackend):
+    """Rounds scalars to float32 as NumPy does, subnormals included."""
+
+    def rounded_scalar(self, value: Any, compute_dtype: str, like: Any) -> Any:
+        with np.errstate(over="ignore"):
+            return np.asarray(value, dtype=compute_dtype)
+
+
+class SharesMemory(ReferenceBackend):
+    """Converts without copying."""
+
+    def from_numpy(self, array: Any, device: str | None) -> Any:
+        return array
+
+
+class ForgetsADevice(ReferenceBackend):
+    """Takes any device for its own."""
+
+    def from_numpy(self, array: Any, device: str | None) -> Any:
+        return super().from_numpy(array, "cpu")
+
+
+class IgnoresStrides(ReferenceBackend):
+    """Wrong where views are given: reads the memory behind them."""
+
+    def update(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
+    ) -> list[dict[str, Any]]:
+        def contiguous(array: Any) -> Any:
+            base = array.base
+            if base is None or array.flags.c_contiguous or base.dtype != array.dtype:
+                return array
+            return base.reshape(-1)[: array.size].reshape(array.shape)
+
+        read = [{name: contiguous(array) for name, array in arrays.items()} for arrays in parameters]
+        return super().update(program, scalars, read, in_place=False) if not in_place else super().update(
+            program, scalars, parameters, in_place=True
+        )  # fmt: skip
