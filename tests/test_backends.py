@@ -76,7 +76,7 @@ def test_arrays_find_their_backend(library: Library) -> None:
     assert find_backend(library.arrays(np.zeros(2, np.float32))) is library.backend
 
 
-@pytest.mark.parametrize("leaf", [1.0, "x", object(), None, int], ids=str)
+@pytest.mark.parametrize("leaf", [1.0, "x", object(), None, int], ids=lambda leaf: type(leaf).__name__)
 def test_what_is_no_array_has_no_backend(leaf: object) -> None:
     assert find_backend(leaf) is None
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -252,12 +253,10 @@ class TestQuick:
     ) -> None:
         text = as_markdown(quick[0])
         assert text.startswith(f"```sh\n{quick[0]['command']}\n```\n")
-        header = "| rule | portopt numpy apply_ | portopt torch apply_ | portopt jax donated | torch.optim | optax |"
-        line = next(line for line in text.splitlines() if line.startswith("| Adam |") and "×" in line)
-        assert header.split(" | ")[1:4] == sorted(header.split(" | ")[1:4], key=header.index)
-        cells = line.split(" | ")
-        assert "× torch.optim" in cells[1].replace("**", "")
-        assert [("× optax" in cell.replace("**", "")) for cell in cells].count(True) == 1
+        header = "| rule | portopt numpy apply_ | portopt jax donated | portopt torch apply_ | torch.optim | optax |"
+        assert header in text.splitlines()
+        cells = next(line for line in text.splitlines() if line.startswith("| Adam |")).split(" | ")
+        assert [re.sub(r".*\*\* ?", "", cell) for cell in cells[1:4]] == ["torch.optim", "optax", "torch.optim"]
 
 
 def report_of(*arguments: str, tmp_path: Path) -> dict[str, Any]:
@@ -288,7 +287,12 @@ def test_the_number_of_threads_is_set_and_put_back(tmp_path: Path, monkeypatch: 
 
     seen: list[int] = []
     before = torch.get_num_threads()
-    monkeypatch.setattr(measuring, "extra_memory", lambda step: seen.append(portopt.get_num_threads()) or 0)
+
+    def look(step: object) -> int:
+        seen.append(portopt.get_num_threads())
+        return 0
+
+    monkeypatch.setattr(measuring, "extra_memory", look)
     try:
         report = report_of("--backend", "numpy", "--against", "torch", "--threads", "1", tmp_path=tmp_path)
         assert torch.get_num_threads() == 1
@@ -296,7 +300,7 @@ def test_the_number_of_threads_is_set_and_put_back(tmp_path: Path, monkeypatch: 
         torch.set_num_threads(before)
     assert set(seen) == {1}
     assert report["threads"] == {"copy": 1, "portopt": 1}
-    assert "PJRT_NPROC" not in benchmark.os.environ
+    assert "PJRT_NPROC" not in os.environ
 
 
 def test_a_peer_that_is_missing_is_listed_with_the_command_that_installs_it(

@@ -99,6 +99,6 @@ def test_a_rule_that_a_target_cannot_express_is_refused(monkeypatch: pytest.Monk
     def cannot(program: object, dtype: str) -> str:
         raise NotImplementedError("it has no array operation 'tan'")
 
-    monkeypatch.setitem(TARGETS, "numba", cannot)  # type: ignore[arg-type]  # a dict, declared as one nobody changes
+    monkeypatch.setitem(TARGETS, "numba", cannot)
     assert exit_status(["show", "adam", "--target", "numba"]) == 2
     assert "Adam cannot be written for --target numba: it has no array operation 'tan'" in capsys.readouterr().err

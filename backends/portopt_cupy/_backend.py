@@ -16,6 +16,7 @@ from portopt.backend import (
     Mode,
     is_interpreted,
 )
+from portopt.cuda.norm_dependence import GradientNorm
 from portopt.interpreter import StepScalars
 from portopt.program import Program
 
@@ -88,7 +89,7 @@ class CupyBackend(ArrayAPIBackend):
         return super().gradient_norm(gradients)
 
     def scalar(self, value: Any) -> Any:
-        return value if isinstance(value, self._kernel.GradientNorm) else super().scalar(value)
+        return value if isinstance(value, GradientNorm) else super().scalar(value)
 
     def update(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool

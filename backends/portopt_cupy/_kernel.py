@@ -26,7 +26,7 @@ from portopt.cuda.cuda_source import (
     norm_source,
     rows_of_table,
 )
-from portopt.cuda.norm_dependence import norm_dependence
+from portopt.cuda.norm_dependence import GradientNorm, norm_dependence
 from portopt.host import cache
 from portopt.interpreter import StepScalars
 from portopt.primitives import round_scalar
@@ -39,17 +39,6 @@ _MOST_BLOCKS = 65535
 """Of a grid; blocks take further chunks when there are more."""
 
 Arrays = Mapping[str, Any]
-
-
-class GradientNorm:
-    """The norm of all gradients, on the device: `float` of it waits, the fused step does not need to."""
-
-    def __init__(self, words: Any, compute: Callable[[], float]) -> None:
-        self.words = words
-        self._compute = compute
-
-    def __float__(self) -> float:
-        return self._compute()
 
 
 # Compiling ------------------------------------------------------------------------------------------------------

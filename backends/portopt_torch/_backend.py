@@ -19,6 +19,7 @@ from portopt.backend import (
     Mode,
     is_interpreted,
 )
+from portopt.cuda.norm_dependence import GradientNorm
 from portopt.host import compiler, kernel
 from portopt.host.plan import make_plan
 from portopt.interpreter import StepScalars
@@ -168,7 +169,7 @@ class TorchBackend(ArrayAPIBackend):
         return compute(detached)
 
     def scalar(self, value: Any) -> Any:
-        if type(value).__name__ == "GradientNorm":
+        if isinstance(value, GradientNorm):
             return value
         return super().scalar(value.detach() if self.owns(value) else value)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from portopt.cuda import tables
-from portopt.cuda.norm_dependence import norm_dependence
+from portopt.cuda.norm_dependence import GradientNorm, norm_dependence
 from portopt.cuda.triton_source import (
     CHUNK,
     LARGEST_GRADIENT,
@@ -36,27 +36,6 @@ OPTIONS: Mapping[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": False}
 """Triton's options: one rounding per operation."""
 
 Arrays = Mapping[str, Any]
-
-
-class GradientNorm:
-    """The norm of all gradients, on the device: `float` of it waits, the fused step does not need to."""
-
-    def __init__(self, words: Any, compute: Callable[[], float]) -> None:
-        self.words = words
-        self._compute = compute
-
-    def __float__(self) -> float:
-        return self._compute()
-
-    @property
-    def largest(self) -> Any:
-        """The bits of max |g| as float64."""
-        return self.words[:1]
-
-    @property
-    def sums(self) -> Any:
-        """The three exact sums, float64."""
-        return self.words[1:].view(_torch().float64)
 
 
 @functools.cache
@@ -149,10 +128,20 @@ def gradient_norm(gradients: Sequence[Any], compute: Callable[[], float]) -> Any
             for dtype, members in tables.grouped([_dtype(g) for g in dense]).items()
         ]
         for module, addresses, sizes in groups:
-            _launch(getattr(module, LARGEST_GRADIENT), addresses, sizes, device, norm.largest)
+            _launch(getattr(module, LARGEST_GRADIENT), addresses, sizes, device, largest(norm))
         for module, addresses, sizes in groups:
-            _launch(getattr(module, SUM_SQUARES), addresses, sizes, device, constants, norm.largest, norm.sums)
+            _launch(getattr(module, SUM_SQUARES), addresses, sizes, device, constants, largest(norm), sums(norm))
     return norm
+
+
+def largest(norm: GradientNorm) -> Any:
+    """Return the bits of max |g| as float64."""
+    return norm.words[:1]
+
+
+def sums(norm: GradientNorm) -> Any:
+    """Return the three exact sums, float64."""
+    return norm.words[1:].view(_torch().float64)
 
 
 def update(
@@ -205,7 +194,7 @@ def update(
                 given = _upload(np.asarray([values[i] for i in split.given] or [0.0], np.float64), device)
                 from_norm = torch.empty(len(split.rounded_on_device), dtype=getattr(torch, real), device=device)
                 one = {**OPTIONS, "num_warps": 1}
-                getattr(module, SCALARS_OF_NORM)[(1,)](norm.largest, norm.sums, given, from_norm, **one)
+                getattr(module, SCALARS_OF_NORM)[(1,)](largest(norm), sums(norm), given, from_norm, **one)
                 arguments.append(from_norm)
             addresses = tables.rows_of(
                 key.columns(program), [dense[i] for i in members], [outputs[i] for i in members], _address

@@ -244,7 +244,7 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="small arrays and few samples, by default of Adam on the smallest set: shows that everything works, not how fast it is",
+        help="small arrays and few samples, by default Adam on the smallest set: shows that all works, not how fast",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="write bench.json and bench.svg into this folder (needs matplotlib)"

@@ -57,7 +57,7 @@ class _Effort:
     first_step_repeats: int
 
 
-_FULL = _Effort(repeats=11, sample_seconds=0.05, copy_bytes=256 << 20, first_step_repeats=3)
+_FULL = _Effort(repeats=11, sample_seconds=0.05, copy_bytes=256 << 20, first_step_repeats=1)
 _QUICK = _Effort(repeats=2, sample_seconds=0.001, copy_bytes=16 << 20, first_step_repeats=1)
 _QUICK_RULES, _QUICK_SHAPES = ("adam",), ("mlp-digits",)
 _FIRST = "numpy"

@@ -7,7 +7,7 @@ as always; the few scalars that do are computed on the GPU.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,21 @@ from portopt.expansion import expand_elementary
 from portopt.interpreter import StepScalars
 from portopt.program import Op, Program
 from portopt.scalars import HOST
+
+
+class GradientNorm:
+    """The norm of all gradients, on the device: `float` of it waits for the device, the fused step does not.
+
+    Attributes:
+        words: the bits of max |g| as float64, and the three exact sums, in memory of the device.
+    """
+
+    def __init__(self, words: Any, compute: Callable[[], float]) -> None:
+        self.words = words
+        self._compute = compute
+
+    def __float__(self) -> float:
+        return self._compute()
 
 
 @dataclass(frozen=True)

@@ -248,7 +248,8 @@ _TYPE_SUFFIXES = ("_float16", "_bfloat16", "_float32", "_float64", "_i")
 def _identifier(name: str, otherwise: str) -> str:
     """Return a name from a rule if the source can use it: no keyword, and nothing that the source itself uses."""
     plain = re.fullmatch(r"[A-Za-z]+(_[A-Za-z0-9]+)*", name) is not None and not keyword.iskeyword(name)
-    return name if plain and name not in _RESERVED and not name.endswith(_TYPE_SUFFIXES) else otherwise
+    used = name in _RESERVED or name.startswith("new_") or name.endswith(_TYPE_SUFFIXES)
+    return name if plain and not used else otherwise
 
 
 def _array_names(key: KernelKey) -> dict[str, str]:
