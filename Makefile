@@ -16,6 +16,9 @@ INSTALLED_DOCS := $(VENV)/.installed-docs
 RESULTS := build/results
 WHEEL_VENV := build/wheel-venv
 
+# Waiting OpenMP threads of torch would spin on the cores that the other processes of a run need.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 # For example: make unit PYTEST_ARGS="-m 'not slow' -k adam"
 PYTEST_ARGS ?=
 CONFORM_ARGS ?=

@@ -52,11 +52,17 @@ def jitted(function: Callable[..., Any], *columns: Any, x64: bool = False) -> Ar
 
 
 def scanned(function: Callable[[Scalar], Any], steps: int, *, x64: bool = False) -> Array:
-    """Return `function` of the step numbers from 0 inside one `jax.lax.scan`, which counts them itself."""
+    """Return `function` of the step numbers from 0 inside one `jax.lax.scan`, which counts them itself.
+
+    A function that returns a list gives a row for each step.
+    """
 
     def body(step: Any, _: None) -> tuple[Any, Any]:
         arithmetic = _arithmetic(step)
-        return step + 1, _leaving(function(Scalar(step, arithmetic)), arithmetic)
+        result = function(Scalar(step, arithmetic))
+        if not isinstance(result, list):
+            return step + 1, _leaving(result, arithmetic)
+        return step + 1, jnp.stack([_leaving(value, arithmetic) for value in result])
 
     with jax.enable_x64(x64):
         return _float64(jax.jit(lambda start: lax.scan(body, start, None, length=steps)[1])(jnp.asarray(0, jnp.int32)))

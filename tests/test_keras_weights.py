@@ -120,7 +120,7 @@ COMPILED = [run for run in RUNS if run.mode.compiled]
 @pytest.mark.parametrize(
     ("rule", "run"),
     [(rule, run) for rule in portopt.RULES for run in RUNS if run not in COMPILED or rule is portopt.Nadam],
-    ids=str,
+    ids=lambda x: getattr(x, "__name__", str(x)),
 )
 def test_resumed_training_equals_uninterrupted_training(rule: type[portopt.Optimizer], run: Run) -> None:
     library, optimizer = run.library, rule(0.1, clipnorm=1.0)

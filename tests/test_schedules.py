@@ -505,8 +505,8 @@ def test_schedule_gives_the_same_bits_over_ten_thousand_scanned_steps(case: Case
     assert_same_bits(scanned(case.schedule, 10_000, x64=x64), np.asarray(on_host(case.schedule, 10_000)))
 
 
-def corrections(rule: type[portopt.Optimizer]) -> list[Callable[[Scalar], Any]]:
-    """Return each float64 scalar that the rule's program computes from the step, as a function of finished steps."""
+def coefficients(rule: type[portopt.Optimizer]) -> Callable[[Scalar], list[Scalar]]:
+    """Return a function of the finished steps: every scalar of the rule's program that depends on the step."""
     optimizer = rule(CosineDecay(0.5, 9000, end=0.01, warmup_steps=500))
     program = optimizer.program()
     fixed = {
@@ -514,17 +514,19 @@ def corrections(rule: type[portopt.Optimizer]) -> list[Callable[[Scalar], Any]]:
         for name in program.scalar_inputs
         if name not in ("t", "learning_rate", *optimizer.scalar_slots)
     }
+    depending: set[int] = set()
+    for i, op in enumerate(program.ops):
+        if (op.name == "input" and op.label in ("t", "learning_rate")) or depending & set(op.args):
+            depending.add(i)
+    chosen = [i for i in sorted(depending) if program.ops[i].kind.is_scalar]
 
-    def evaluate(index: int, finished: Scalar) -> Any:
+    def evaluate(finished: Scalar) -> list[Scalar]:
         rate = optimizer.learning_rate(finished)
         given = {**fixed, **optimizer.scalar_slots, "learning_rate": rate.value, "t": (finished + 1).value}
-        return Scalar(evaluate_scalars(program, finished.arithmetic, given)[index], finished.arithmetic)
+        values = evaluate_scalars(program, finished.arithmetic, given)
+        return [Scalar(values[i], finished.arithmetic) for i in chosen]
 
-    depends: set[int] = set()
-    for i, op in enumerate(program.ops):
-        if (op.name == "input" and op.label in ("t", "learning_rate")) or depends & set(op.args):
-            depends.add(i)
-    return [functools.partial(evaluate, i) for i in depends if program.ops[i].kind.is_scalar]
+    return evaluate
 
 
 @pytest.mark.slow
@@ -533,9 +535,10 @@ def corrections(rule: type[portopt.Optimizer]) -> list[Callable[[Scalar], Any]]:
 def test_coefficients_give_the_same_bits_over_ten_thousand_scanned_steps(
     rule: type[portopt.Optimizer], x64: bool
 ) -> None:
-    """Bias corrections, powers and the scheduled rate: every scalar of the program that depends on the step."""
-    for function in corrections(rule):
-        assert_same_bits(scanned(function, 10_000, x64=x64), np.asarray(on_host(function, 10_000)))
+    """Bias corrections, powers and the scheduled rate."""
+    function = coefficients(rule)
+    expected = [[float(value) for value in function(Scalar(step, HOST))] for step in range(10_000)]
+    assert_same_bits(scanned(function, 10_000, x64=x64), np.asarray(expected))
 
 
 @pytest.mark.slow

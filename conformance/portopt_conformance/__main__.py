@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,6 +76,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m portopt_co
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the suite as parsed arguments say and return the exit status."""
+    # Threads of OpenMP that wait by spinning slow small steps down many times where another process wants the processor. It is
+    # read when the backend's library is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False, soft_wrap=True)
     name = arguments.backend
     try:

@@ -108,16 +108,14 @@ def _chosen(configuration: Configuration, dtype: str, depth: str, *, outermost: 
             yield from ((2, "raw"), (2, "ordinary"), (3, "ten"))
         elif single:
             yield (2, "ordinary")
-        if outermost and single:
-            yield (2, "zero")
+        if configuration.name == "default" and single:
+            yield from ((2, "zero"), (3, "given_each_step"))
     elif depth in ("sampled", "extra") and (configuration.name, dtype) in SAMPLE:
         yield (3, "ten")
     if outermost and depth not in ("sampled", "extra"):
         yield (3, "hundred")
     if first and core:
-        yield (3, "resumed")
-    if (first and core) or (depth == "compiled" and outermost and single):
-        yield (3, "given_each_step")
+        yield from ((3, "resumed"), (3, "given_each_step"))
     if first and single and configuration.name == "clipped":
         yield (3, "nested")
 

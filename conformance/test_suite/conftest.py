@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from portopt import Backend
@@ -21,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         config.stash[_backend] = find(config.getoption("--backend"))
     except (UnavailableBackendError, TypeError) as error:
