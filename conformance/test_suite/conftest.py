@@ -30,10 +30,6 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
 
 
-def _known(config: pytest.Config) -> list[KnownFailure]:
-    return known_failures.load(None, config.stash[_backend].name)
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" not in metafunc.fixturenames:
         return
@@ -44,7 +40,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         found = list(cases(config.stash[_backend], device=device, layers=layers, quick=quick))
     except UnusableDeviceError as error:
         raise pytest.UsageError(str(error)) from error
-    metafunc.parametrize("case", [_parameter(case, _known(config)) for case in found])
+    known = known_failures.load(None, config.stash[_backend].name)
+    metafunc.parametrize("case", [_parameter(case, known) for case in found])
 
 
 def _parameter(case: Case, known: list[KnownFailure]) -> object:
