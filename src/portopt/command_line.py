@@ -384,5 +384,5 @@ def _progress() -> Iterator[Callable[[str, int], Callable[[], None]]]:
 
 def _conform(arguments: list[str]) -> int:
     suite = importlib.import_module("portopt_conformance.__main__")
-    status: int = suite.main(arguments)
+    status: int = suite.main(arguments, prog="portopt conform")
     return status
