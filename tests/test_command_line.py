@@ -266,7 +266,8 @@ class TestBackends:
 def test_conform_hands_its_arguments_to_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[Sequence[str]] = []
 
-    def suite(arguments: Sequence[str]) -> int:
+    def suite(arguments: Sequence[str], *, prog: str) -> int:
+        assert prog == "portopt conform"
         received.append(arguments)
         return 1
 
