@@ -38,10 +38,13 @@ BLOCKS, THREADS = 3, 4
 
 
 def find_compiler() -> str:
-    """Return a C++ compiler; without one the kernels' body would go untested, so its absence is a failure."""
+    """Return a C++ compiler; without one the kernels' body goes untested, which CI does not accept."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        pytest.fail("the CUDA C kernels are tested with a C++ compiler, and there is none: install g++")
+        reason = "the CUDA C kernels are tested with a C++ compiler, and there is none: install g++"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
     return compiler
 
 
