@@ -2,8 +2,10 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-# Each step wants the whole machine, and `make test` promises the order.
+# Each step wants the whole machine, and `make test` promises the order; only `conform` runs two backends at a time.
+ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
+endif
 
 PYTHON ?= $(shell for python in python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
@@ -70,11 +72,12 @@ doctest: $(INSTALLED) ## run the examples in docstrings, README and docs/
 	$(BIN)/python -m pytest --doctest-modules src backends tests/test_docs.py \
 	    --junitxml=$(RESULTS)/doctest.xml $(PYTEST_ARGS)
 
-REQUIRED_BACKENDS := conform-numpy conform-torch conform-jax conform-array_api_strict
+REQUIRED_BACKENDS := conform-jax conform-numpy conform-torch conform-array_api_strict
 GPU_BACKENDS := conform-cupy conform-torch-cuda
 
 .PHONY: conform
-conform: $(REQUIRED_BACKENDS) $(GPU_BACKENDS) ## run the conformance suite, one process per backend
+conform: $(INSTALLED) ## run the conformance suite, one process per backend
+	$(MAKE) SIDE_BY_SIDE=1 -j 2 --output-sync=target $(REQUIRED_BACKENDS) $(GPU_BACKENDS)
 
 CONFORM = $(BIN)/python -m portopt_conformance --json $(RESULTS)/$@.json $(CONFORM_ARGS)
 
