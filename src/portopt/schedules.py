@@ -254,7 +254,7 @@ class CosineDecay(Schedule):
     def at(self, step: Scalar) -> Any:
         fraction = minimum((step - self.warmup_steps) / self.steps, 1.0)
         value = (self.initial - self.end) * (0.5 * (1 + cos(math.pi * fraction))) + self.end
-        # cos(pi) and cos(pi/2) in float64 are not exactly -1 and 0, so the end is given rather than computed.
+        # (initial - end) * 0 + end is the end only if the cosine is exactly -1 there; giving it does not rely on that.
         value = where(fraction >= 1.0, self.end, value)
         if not self.warmup_steps:
             return value

@@ -108,7 +108,7 @@ class _Writer:
             "                last,",
         ]
         for column, dtype in enumerate(storage):
-            lines.append(f"                {_pointer(dtype)}(table[k * {len(columns)} + {column}]),")
+            lines.append(f"                pointer_to_{dtype}(table[k * {len(columns)} + {column}]),")
         lines += [f"                {name}," for name in rounded]
         lines.append("            )")
         if not self.by_where:
@@ -218,10 +218,6 @@ class _Writer:
                 return f"{args[1]} if {args[0]} else {args[2]}"
             case _:
                 raise NotImplementedError(f"the host kernel has no array operation {op.name!r}")
-
-
-def _pointer(dtype: str) -> str:
-    return f"pointer_to_{dtype}"
 
 
 _RESERVED = frozenset(
