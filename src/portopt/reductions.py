@@ -61,18 +61,52 @@ def host_norm(primitives: Primitives, gradients: Sequence[Any]) -> float:
     Returns:
         The norm; NaN if an element is NaN, else infinite if one is.
     """
+    largest = largest_magnitude(primitives, gradients)
+    count = sum(math.prod(g.shape) for g in gradients)
+    return norm_of_sums(largest, exact_sums(primitives, gradients, largest, count))
+
+
+def largest_magnitude(primitives: Primitives, gradients: Sequence[Any]) -> float:
+    """Return the largest |g|, 0 if there is no element; NaN if an element is NaN. Arguments are those of `host_norm`."""
     xp = primitives.xp
-    wide = [xp.astype(g, primitives.dtype) for g in gradients if math.prod(g.shape)]
+    filled = _filled(gradients)
     # Libraries disagree on the maximum of a NaN and an infinity.
-    if any(bool(xp.any(xp.isnan(g))) for g in wide):
+    if any(bool(xp.any(xp.isnan(g))) for g in filled):
         return math.nan
-    largest = max((float(xp.max(xp.abs(g))) for g in wide), default=0.0)
-    if largest == 0.0 or math.isinf(largest):
-        return largest
-    exponent = math.frexp(largest)[1] - 1
-    factors = (2.0 ** -(exponent // 2), 2.0 ** -(exponent - exponent // 2))
-    constants = rounding_constants(sum(math.prod(g.shape) for g in wide))
+    return max((float(xp.max(xp.abs(g))) for g in filled), default=0.0)
+
+
+def exact_sums(primitives: Primitives, gradients: Sequence[Any], largest: float, count: int) -> tuple[float, ...]:
+    """Return each pass's sum, which added to those of other gradients in any order gives the sum of all.
+
+    Args:
+        primitives: the operations of the gradients' library in float64.
+        gradients: some of the gradients, as for `host_norm`.
+        largest: the largest |g| of all gradients. If it is 0, infinite or NaN, the sums are 0.
+        count: the number of elements of all gradients.
+    """
+    if not 0.0 < largest < math.inf:
+        return (0.0,) * PASSES
+    factors, constants = _factors(largest), rounding_constants(count)
+    wide = (primitives.xp.astype(g, primitives.dtype) for g in _filled(gradients))
     sums = [[float(part) for part in partial_sums(primitives, g, factors, constants)] for g in wide]
-    first, second, third = (math.fsum(parts) for parts in zip(*sums, strict=True))
+    return tuple(math.fsum(parts) for parts in zip(*sums, strict=True)) or (0.0,) * PASSES
+
+
+def norm_of_sums(largest: float, sums: Sequence[float]) -> float:
+    """Return the norm, from the largest |g| and the sums of `exact_sums` over all gradients."""
+    if not 0.0 < largest < math.inf:
+        return largest
+    factors = _factors(largest)
+    first, second, third = sums
     root = HOST.sqrt(HOST.add(first, HOST.add(second, third)))
     return float(HOST.multiply(HOST.multiply(root, 1 / factors[0]), 1 / factors[1]))
+
+
+def _filled(gradients: Sequence[Any]) -> list[Any]:
+    return [g for g in gradients if math.prod(g.shape)]
+
+
+def _factors(largest: float) -> tuple[float, float]:
+    exponent = math.frexp(largest)[1] - 1
+    return 2.0 ** -(exponent // 2), 2.0 ** -(exponent - exponent // 2)

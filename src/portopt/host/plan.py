@@ -121,12 +121,12 @@ class Plan:
     ) -> array.array[float] | None:
         values = array.array("d")
         for name in self._kernel.inputs:
-            if name == "gradient_norm":
-                value: Any = self._gradient_norm(gradients)
+            if name in overrides:
+                value: Any = overrides[name]
+            elif name == "gradient_norm":
+                value = self._gradient_norm(gradients)
             elif name in optimizer.scalar_slots:
                 value = state.slots[name]
-            elif name in overrides:
-                value = overrides[name]
             else:
                 value = getattr(optimizer, name)
             if name == "learning_rate" and is_schedule(value):
