@@ -101,7 +101,8 @@ class GroupHyperparameters:
             ValueError: a value is outside its range.
             TypeError: a value is of a wrong type, or stands under a name that is not read.
         """
-        betas = tuple(map(number, group["betas"])) if self._betas else ()
+        betas = group["betas"] if self._betas else ()
+        betas = tuple(map(number, betas)) if isinstance(betas, list | tuple) else betas
         values = (number(group["lr"]), betas, *(number(group[name]) for name in self._others), len(group))
         last = self._last.get(index)
         if last is None or last[0] != values:

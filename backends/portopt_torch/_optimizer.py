@@ -165,7 +165,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 self.state[parameter] = entry.entry
         self._forget()
         for group in self.param_groups:
-            for name, value in self.defaults.items():
+            for name, value in self._hyperparameters.defaults().items():
                 group.setdefault(name, value)
 
 
