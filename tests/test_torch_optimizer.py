@@ -593,17 +593,21 @@ def test_edits_of_the_state_are_seen() -> None:
     optimizer = TorchOptimizer(params, rule)
     run(optimizer, params, range(3))
     expected = copies(params)
+
+    def assert_next_step_uses_the_state(step: int) -> None:
+        state = portopt.OptimizerState(3, _slots(optimizer, params))
+        rule.apply_(expected, give_gradients(params, step), state)
+        optimizer.step()
+        assert_same(params, expected)
+
     optimizer.state[params[0]]["moment"].zero_()
     optimizer.state[params[1]]["moment"] = torch.ones(5)
+    assert_next_step_uses_the_state(3)
     optimizer.state[params[2]] = {"step": 7, "moment": torch.tensor(2.0)}
-    slots = _slots(optimizer, params)
-    state = portopt.OptimizerState(3, slots)
-    rule.apply_(expected, give_gradients(params, 3), state)
-    optimizer.step()
-    assert_same(params, expected)
-    assert [optimizer.state[p]["step"] for p in params] == [4, 4, 8, 4]
+    assert_next_step_uses_the_state(4)
+    assert [optimizer.state[p]["step"] for p in params] == [5, 5, 8, 5]
     optimizer.state.clear()
-    run(optimizer, params, range(4, 5))
+    run(optimizer, params, range(5, 6))
     assert {optimizer.state[p]["step"] for p in params} == {1}
 
 
@@ -642,9 +646,10 @@ def test_a_closure_is_called_with_gradients_on_and_its_loss_returned() -> None:
         loss.backward()
         return loss
 
-    first = optimizer.step(closure)
-    assert first.requires_grad
-    assert optimizer.step(closure) < first
+    with torch.no_grad():
+        first = optimizer.step(closure)
+        assert first.requires_grad
+        assert optimizer.step(closure) < first
 
 
 def test_autograd_notices_the_change() -> None:
@@ -689,3 +694,21 @@ def test_torchs_clipping_comes_first() -> None:
     rule.apply_(expected, gradients, rule.init(expected))
     optimizer.step()
     assert_same(params, expected)
+
+
+def test_a_compiled_training_step_leaves_the_optimizer_as_it_is() -> None:
+    layers = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    optimizers = [TorchOptimizer(layer.parameters(), portopt.Adam(0.1, clipnorm=0.1)) for layer in layers]
+
+    def train(layer: nn.Module, optimizer: TorchOptimizer) -> None:
+        optimizer.zero_grad()
+        layer(torch.ones(4, 3)).square().mean().backward()
+        optimizer.step()
+
+    # The eager backend of torch.compile traces, and computes as usual.
+    compiled = torch.compile(train, backend="eager")
+    for _ in range(3):
+        train(layers[0], optimizers[0])
+        compiled(layers[1], optimizers[1])
+    assert_same(list(layers[1].parameters()), list(layers[0].parameters()))

@@ -91,6 +91,8 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._update()
         return loss
 
+    # torch.compile runs it as it is: kernels that work on addresses are nothing to trace.
+    @torch.compiler.disable
     def _update(self) -> None:
         states = list(self.state.values())
         if not same(states, self._known_states):
