@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from portopt.primitives import COMPUTE_DTYPE
-from portopt.reductions import exact_sums, largest_magnitude, norm_of_sums
+from portopt.reductions import PASSES, largest_magnitude, norm_of_sums, scaling, sums_of_parts
 from portopt_torch._backend import backend
 
 
@@ -71,13 +71,18 @@ def gradient_norm(gradients: Sequence[Any]) -> Any:
         # Communication libraries disagree on the maximum of a NaN.
         largest, nans = 0.0, 0.0
         for mesh, held in loaded.items():
-            here = largest_magnitude(primitives, held)
-            is_nan = math.isnan(here)
-            most = _over(mesh, [0.0 if is_nan else here, float(is_nan)], "MAX")
+            magnitude = largest_magnitude(primitives, held)
+            is_nan = math.isnan(magnitude)
+            most = _over(mesh, [0.0 if is_nan else magnitude, float(is_nan)], "MAX")
             largest, nans = max(largest, most[0]), max(nans, most[1])
-        largest = math.nan if nans else largest
-        sums = [_over(mesh, exact_sums(primitives, held, largest, count), "SUM") for mesh, held in loaded.items()]
-    return norm_of_sums(largest, [math.fsum(column) for column in zip(*sums, strict=True)])
+        scale = scaling(math.nan if nans else largest, count)
+        if scale is None:
+            return math.nan if nans else largest
+        sums = []
+        for mesh, held in loaded.items():
+            here = [[0.0] * PASSES, *sums_of_parts(primitives, held, scale)]
+            sums.append(_over(mesh, list(map(math.fsum, zip(*here, strict=True))), "SUM"))
+    return norm_of_sums(scale, sums)
 
 
 def _counts_here(gradient: Any) -> bool:

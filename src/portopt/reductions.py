@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from portopt.primitives import Primitives
 from portopt.scalars import HOST
@@ -62,51 +62,50 @@ def host_norm(primitives: Primitives, gradients: Sequence[Any]) -> float:
         The norm; NaN if an element is NaN, else infinite if one is.
     """
     largest = largest_magnitude(primitives, gradients)
-    count = sum(math.prod(g.shape) for g in gradients)
-    return norm_of_sums(largest, exact_sums(primitives, gradients, largest, count))
+    scale = scaling(largest, sum(math.prod(g.shape) for g in gradients))
+    if scale is None:
+        return largest
+    return norm_of_sums(scale, sums_of_parts(primitives, gradients, scale))
 
 
 def largest_magnitude(primitives: Primitives, gradients: Sequence[Any]) -> float:
-    """Return the largest |g|, 0 if there is no element; NaN if an element is NaN. Arguments are those of `host_norm`."""
+    """Return the largest |g| of all gradients; 0 if there is no element, NaN if an element is NaN."""
     xp = primitives.xp
-    filled = _filled(gradients)
+    filled = [g for g in gradients if math.prod(g.shape)]
     # Libraries disagree on the maximum of a NaN and an infinity.
     if any(bool(xp.any(xp.isnan(g))) for g in filled):
         return math.nan
     return max((float(xp.max(xp.abs(g))) for g in filled), default=0.0)
 
 
-def exact_sums(primitives: Primitives, gradients: Sequence[Any], largest: float, count: int) -> tuple[float, ...]:
-    """Return each pass's sum, which added to those of other gradients in any order gives the sum of all.
+class Scaling(NamedTuple):
+    """What the addends are scaled by and rounded with.
 
-    Args:
-        primitives: the operations of the gradients' library in float64.
-        gradients: some of the gradients, as for `host_norm`.
-        largest: the largest |g| of all gradients. If it is 0, infinite or NaN, the sums are 0.
-        count: the number of elements of all gradients.
+    Attributes:
+        factors: two powers of two whose product is `1 / unit`; one alone could be subnormal.
+        constants: the constant of each pass.
     """
-    if not 0.0 < largest < math.inf:
-        return (0.0,) * PASSES
-    factors, constants = _factors(largest), rounding_constants(count)
-    wide = (primitives.xp.astype(g, primitives.dtype) for g in _filled(gradients))
-    sums = [[float(part) for part in partial_sums(primitives, g, factors, constants)] for g in wide]
-    return tuple(math.fsum(parts) for parts in zip(*sums, strict=True)) or (0.0,) * PASSES
+
+    factors: tuple[float, float]
+    constants: tuple[float, ...]
 
 
-def norm_of_sums(largest: float, sums: Sequence[float]) -> float:
-    """Return the norm, from the largest |g| and the sums of `exact_sums` over all gradients."""
-    if not 0.0 < largest < math.inf:
-        return largest
-    factors = _factors(largest)
-    first, second, third = sums
-    root = HOST.sqrt(HOST.add(first, HOST.add(second, third)))
-    return float(HOST.multiply(HOST.multiply(root, 1 / factors[0]), 1 / factors[1]))
-
-
-def _filled(gradients: Sequence[Any]) -> list[Any]:
-    return [g for g in gradients if math.prod(g.shape)]
-
-
-def _factors(largest: float) -> tuple[float, float]:
+def scaling(largest: float, count: int) -> Scaling | None:
+    """Return the scaling for `count` elements of at most this magnitude; None where `largest` is the norm itself."""
+    if largest == 0.0 or not math.isfinite(largest):
+        return None
     exponent = math.frexp(largest)[1] - 1
-    return 2.0 ** -(exponent // 2), 2.0 ** -(exponent - exponent // 2)
+    return Scaling((2.0 ** -(exponent // 2), 2.0 ** -(exponent - exponent // 2)), rounding_constants(count))
+
+
+def sums_of_parts(primitives: Primitives, gradients: Sequence[Any], scale: Scaling) -> list[list[float]]:
+    """Return each pass's exact sum over each gradient."""
+    wide = (primitives.xp.astype(g, primitives.dtype) for g in gradients if math.prod(g.shape))
+    return [[float(part) for part in partial_sums(primitives, g, scale.factors, scale.constants)] for g in wide]
+
+
+def norm_of_sums(scale: Scaling, sums: Sequence[Sequence[float]]) -> float:
+    """Return the norm, given each pass's exact sum over each part of the elements."""
+    first, second, third = (math.fsum(parts) for parts in zip(*sums, strict=True))
+    root = HOST.sqrt(HOST.add(first, HOST.add(second, third)))
+    return float(HOST.multiply(HOST.multiply(root, 1 / scale.factors[0]), 1 / scale.factors[1]))
