@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import portopt
+import portopt_torch
 from portopt import backend, optimizer, primitives, program, scalars, schedules, trees
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,6 +87,7 @@ def sections() -> list[tuple[str, str, list[tuple[str, Any]]]]:
                 *of("portopt.trees", trees, "Trees"),
             ],
         ),
+        ("PyTorch", "", of("portopt_torch", portopt_torch, "TorchOptimizer")),
     ]
 
 
