@@ -26,7 +26,7 @@ def train(
         loss.backward()
         optimizer.step()
         scheduler.step()
-    return loss.item()
+    return float(loss.item())
 
 
 whole = build()
@@ -36,9 +36,11 @@ first = build()
 train(*first, range(100))
 torch.save([part.state_dict() for part in first], "half.pt")
 
-second = build()
-for part, saved in zip(second, torch.load("half.pt", weights_only=True), strict=True):
-    part.load_state_dict(saved)
+model, optimizer, scheduler = second = build()
+saved_model, saved_optimizer, saved_scheduler = torch.load("half.pt", weights_only=True)
+model.load_state_dict(saved_model)
+optimizer.load_state_dict(saved_optimizer)
+scheduler.load_state_dict(saved_scheduler)
 print(f"the same after a break: {train(*second, range(100, 200)):.5f}")
 
 pairs = zip(whole[0].parameters(), second[0].parameters(), strict=True)

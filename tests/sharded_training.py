@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 import portopt
 from portopt_torch import TorchOptimizer, backend
-from portopt_torch._sharded import gradient_norm
+from portopt_torch._sharded import gradient_norm, local_part
 
 RULES: dict[str, Callable[[], portopt.Optimizer]] = {
     "adam_clipped": lambda: portopt.Adam(learning_rate=0.05, clipnorm=0.05),
@@ -104,7 +105,7 @@ def fully_sharded(rule_name: str) -> None:
     model = shard(network())
     optimizer = TorchOptimizer(groups(model), RULES[rule_name]())
     train(model, optimizer, range(5))
-    assert any(p.to_local().numel() == 0 for p in model.parameters()) == (torch.distributed.get_rank() == 1)
+    assert any(local_part(p).numel() == 0 for p in model.parameters()) == (torch.distributed.get_rank() == 1)
     slots = [v for p in model.parameters() for v in optimizer.state[p].values() if isinstance(v, torch.Tensor)]
     assert slots
     assert all(isinstance(slot, DTensor) for slot in slots)
@@ -158,7 +159,7 @@ def gathered_state() -> None:
     model = shard(network())
     optimizer = TorchOptimizer(groups(model), rule)
     train(model, optimizer, range(3))
-    whole = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
+    whole: Any = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True))
     expected_model, expected = alone(rule, 3)
     for name, p in expected_model.named_parameters():
         for key, value in expected.state[p].items():
@@ -196,11 +197,11 @@ def saved_to_files(folder: Path) -> None:
     optimizer = TorchOptimizer(groups(model), rule)
     train(model, optimizer, range(3))
     content = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, optimizer)}
-    dcp.save(content, checkpoint_id=folder)
+    save(content, checkpoint_id=folder)
     other = shard(network())
     loaded = TorchOptimizer(groups(other), rule)
     content = {"model": other.state_dict(), "optimizer": get_optimizer_state_dict(other, loaded)}
-    dcp.load(content, checkpoint_id=folder)
+    load(content, checkpoint_id=folder)
     other.load_state_dict(content["model"])
     set_optimizer_state_dict(other, loaded, content["optimizer"])
     train(other, loaded, range(3, 5))

@@ -179,7 +179,8 @@ def test_a_changed_group_changes_the_next_step() -> None:
     optimizer = TorchOptimizer(params, rule)
     group = optimizer.param_groups[0]
     rate = torch.tensor(0.25)
-    for step, (lr, momentum) in enumerate([(0.1, 0.9), (0.2, 0.9), (rate, 0.5), (rate, 0.0)]):
+    values: list[tuple[Any, float]] = [(0.1, 0.9), (0.2, 0.9), (rate, 0.5), (rate, 0.0)]
+    for step, (lr, momentum) in enumerate(values):
         group["lr"], group["momentum"] = lr, momentum
         state = rule.apply_(expected, give_gradients(params, step), state, learning_rate=float(lr), momentum=momentum)
         optimizer.step()
@@ -626,7 +627,7 @@ def test_a_distributed_checkpoint_does_not_count_a_step() -> None:
     layer = nn.Linear(2, 2)
     optimizer = TorchOptimizer(layer.parameters(), portopt.Adam())
     before = copies(list(layer.parameters()))
-    saved = get_optimizer_state_dict(layer, optimizer)
+    saved: Any = get_optimizer_state_dict(layer, optimizer)
     assert saved["state"]["weight"]["step"] == 0
     assert_same(list(layer.parameters()), before)
     set_optimizer_state_dict(layer, optimizer, saved)
@@ -655,7 +656,7 @@ def test_a_closure_is_called_with_gradients_on_and_its_loss_returned() -> None:
 def test_autograd_notices_the_change() -> None:
     p = nn.Parameter(torch.ones(3))
     optimizer = TorchOptimizer([p], portopt.SGD(0.1))
-    loss = p.square().sum()
+    loss: Any = p.square().sum()
     p.grad = torch.ones(3)
     optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

@@ -66,7 +66,9 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; their state begins at step 0."""
-        group = self._hyperparameters.renamed(param_group) if isinstance(param_group, dict) else param_group
+        group: Any = param_group
+        if isinstance(group, dict):
+            group = self._hyperparameters.renamed(group)
         super().add_param_group(group)
         try:
             # Not at the first step: torch.distributed.checkpoint would do one to have the state, and it would count.
@@ -75,8 +77,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
-    # torch declares the loss to be a float, but passes on what a closure returns.
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Do one step on each parameter that has a gradient; return what the closure returned, if there is one.
 
         Raises:
@@ -92,7 +93,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         return loss
 
     # torch.compile runs it as it is: kernels that work on addresses are nothing to trace.
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # of torch
     def _update(self) -> None:
         states = list(self.state.values())
         if not same(states, self._known_states):

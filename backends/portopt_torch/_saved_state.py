@@ -58,7 +58,7 @@ def _checked_step(where: str, step: Any) -> int:
     return int(step)
 
 
-def _checked_slot(where: str, slot: Any, parameter: Any, current: Any) -> torch.Tensor:
+def _checked_slot(where: str, slot: Any, parameter: Any, current: Any) -> Any:
     if not isinstance(slot, torch.Tensor):
         raise TypeError(f"{where} must be a tensor, but {type(slot).__name__} was given")
     if slot.shape != parameter.shape:
