@@ -37,14 +37,11 @@ def like_parameter(local: Any, parameter: Any) -> Any:
     """Return a tensor whose part in this process is `local`, distributed as a parameter is."""
     if not is_sharded(parameter):
         return local
-    return sys.modules["torch.distributed.tensor"].DTensor.from_local(
-        local,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
+    # Not DTensor.from_local: it would move to the mesh's device what is kept in host memory.
+    with torch.no_grad():
+        whole = torch.empty_like(parameter, dtype=local.dtype, requires_grad=False)
+        whole.to_local().copy_(local)
+    return whole
 
 
 def gradient_norm(gradients: Sequence[Any]) -> Any:
