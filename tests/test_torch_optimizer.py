@@ -248,6 +248,35 @@ def test_a_wrong_value_in_a_later_group_changes_nothing(
     assert {state["step"] for state in optimizer.state.values()} == {2}
 
 
+class HeavyBall(portopt.Optimizer):
+    """A rule that has a slot only if it is constructed with momentum."""
+
+    momentum: float = portopt.hyperparameter(default=0.0, at_least=0, below=1, off=0.0)
+
+    @property
+    def slots(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on a hyperparameter
+        return ("velocity",) if self.momentum else ()
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+        if not self.momentum:
+            return p - c.lr * g, {}
+        velocity = self.momentum * slots.velocity + g
+        return p - c.lr * velocity, {"velocity": velocity}
+
+
+def test_a_feature_whose_slot_is_lacking_is_refused_before_anything_is_changed() -> None:
+    params = parameters()
+    optimizer = TorchOptimizer([{"params": params[:2]}, {"params": params[2:]}], HeavyBall())
+    run(optimizer, params, range(2))
+    before = copies(params)
+    optimizer.param_groups[1]["momentum"] = 0.5
+    with pytest.raises(
+        ValueError, match=r"momentum=0.5, for which HeavyBall needs the slot velocity, .* cycle_momentum=False"
+    ):
+        optimizer.step()
+    assert_same(params, before)
+
+
 def test_options_of_the_rule_may_stand_in_a_group() -> None:
     TorchOptimizer([{"params": parameters(), "nesterov": True}], portopt.SGD(nesterov=True))
 

@@ -81,7 +81,7 @@ class GroupHyperparameters:
         for name in sorted(TORCH_NAMES.intersection(group)):
             if name in self._others or (name == "betas" and self._betas):
                 continue
-            if not hasattr(self._rule, name):
+            if getattr(self._rule, name, None) is None:
                 known = _PORTOPT_NAMES.get(name)
                 hint = f"its name here is {known!r}; " if known in self._others else ""
                 raise TypeError(
@@ -127,6 +127,14 @@ class GroupHyperparameters:
         changed = {name: value for name, value in given.items() if value != getattr(self._rule, name)}
         if changed:
             checked = self._rule.replace(**changed)
+            lacking = [name for name in checked.slots if name not in self._rule.slots]
+            if lacking:
+                values = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+                raise ValueError(
+                    f"a parameter group has {values}, for which {self._owner} needs the slot {' and '.join(lacking)}, but it was "
+                    "constructed without: give the optimizer such a value, which groups can then change (a scheduler that sets "
+                    "momentum takes cycle_momentum=False)"
+                )
             changed = {name: getattr(checked, name) for name in changed}
         return changed if not self._scheduled or rate == 1.0 else {**changed, "learning_rate": ScaledSchedule(rate)}
 
