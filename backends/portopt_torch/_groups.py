@@ -129,7 +129,8 @@ class GroupHyperparameters:
             checked = self._rule.replace(**changed)
             lacking = [name for name in checked.slots if name not in self._rule.slots]
             if lacking:
-                values = ", ".join(f"{name}={value!r}" for name, value in changed.items())
+                features = {name: value for name, value in changed.items() if self._rule.is_optional(name)}
+                values = ", ".join(f"{name}={value!r}" for name, value in features.items())
                 raise ValueError(
                     f"a parameter group has {values}, for which {self._owner} needs the slot {' and '.join(lacking)}, but it was "
                     "constructed without: give the optimizer such a value, which groups can then change (a scheduler that sets "

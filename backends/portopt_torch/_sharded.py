@@ -39,7 +39,7 @@ def like_parameter(local: Any, parameter: Any) -> Any:
         return local
     # Not DTensor.from_local: it would move to the mesh's device what is kept in host memory.
     with torch.no_grad():
-        whole = torch.empty_like(parameter, dtype=local.dtype, requires_grad=False)
+        whole: Any = torch.empty_like(parameter, dtype=local.dtype, requires_grad=False)
         whole.to_local().copy_(local)
     return whole
 
