@@ -13,7 +13,7 @@ import json
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from portopt.files import replacing
 
@@ -135,9 +135,9 @@ def _digest(array: Any) -> str:
     return hashlib.sha256(array.reshape(-1).view("uint8")).hexdigest()
 
 
-def _read_head(file: Any) -> bytes:
+def _read_head(file: BinaryIO) -> bytes:
     """Return the length of the header, and the header."""
-    length: bytes = file.read(_LENGTH_SIZE)
+    length = file.read(_LENGTH_SIZE)
     return length + file.read(int.from_bytes(length, "little"))
 
 
