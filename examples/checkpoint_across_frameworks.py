@@ -28,7 +28,7 @@ def train(opt: portopt.Optimizer, params: Any, state: Any, to_array: Any, steps:
 
 
 def main() -> None:
-    opt = portopt.Adam(learning_rate=portopt.schedules.CosineDecay(0.01, steps=100), clipnorm=1.0)
+    opt: portopt.Optimizer = portopt.Adam(portopt.schedules.CosineDecay(0.01, steps=100), clipnorm=1.0)
     params = {name: torch.from_numpy(w.copy()) for name, w in START.items()}
     uninterrupted, _ = train(opt, params, opt.init(params), torch.from_numpy, range(100))
 
