@@ -21,7 +21,8 @@ OPTIMIZER = portopt.Adam(0.1)
 
 def run(library: str) -> tuple[Any, Any, Any]:
     """Return parameter, gradient and state, made by the library before the fork."""
-    w, g = np.linspace(-1, 1, SIZE, dtype=np.float32), np.linspace(2, -3, SIZE, dtype=np.float32)
+    w: Any = np.linspace(-1, 1, SIZE, dtype=np.float32)
+    g: Any = np.linspace(2, -3, SIZE, dtype=np.float32)
     if library == "torch":
         import torch
 
