@@ -677,6 +677,13 @@ def _concrete_step(step: Any) -> int:
     return finished
 
 
+def check_state(optimizer: Optimizer, params: Any, state: OptimizerState) -> tuple[Backend, int]:
+    """Return the backend of parameters and the finished steps of their state, after checking that the two fit together."""
+    backend, definition, leaves = _flatten_params(params)
+    _check_slots(backend, leaves, optimizer._flatten_slots(backend, definition, state, params), params)
+    return backend, _concrete_step(state.step)
+
+
 def _scheduled_rate(schedule: Callable[[Scalar], Any], step: Scalar) -> Any:
     rate = schedule(step)
     return rate.value if isinstance(rate, Scalar) else rate
