@@ -106,7 +106,7 @@ def to_optax(
     arrays = {name: value for name, value in own.items() if name not in numbers}
 
     def init(params: Any) -> PortoptState | _CarryingState:
-        params = jax.tree.map(jnp.asarray, params)
+        params = _arrays(params, "params")
         slots = rule.init(params, slot_dtype=slot_dtype).slots if _has_arrays(params) else _empty_slots(rule, params)
         count = jnp.zeros((), jnp.int32)
         if _carrying.get():
@@ -125,7 +125,7 @@ def to_optax(
         finished = jnp.minimum(state.count, jnp.iinfo(state.count.dtype).max - 1)
         if not _has_arrays(params):
             return grads, state._replace(count=finished + 1)
-        params, grads = jax.tree.map(jnp.asarray, (params, grads))
+        params, grads = _arrays(params, "params"), _arrays(grads, "grads")
         new, after = rule.apply(params, grads, OptimizerState(finished, state.slots), **{**arrays, **values})
         updates = _differences(params, new, grads, update_dtype)
         state = state._replace(count=finished + 1, slots=after.slots)
@@ -190,7 +190,7 @@ def step(tx: Any, params: Any, grads: Any, state: Any, **extra_args: Any) -> tup
         >>> params["w"].tolist()
         [0.9990000128746033, 1.9989999532699585]
     """
-    params = jax.tree.map(jnp.asarray, params)
+    params = _arrays(params, "params")
     nodes, definition = jax.tree.flatten(state, is_leaf=_is_ours)
     with _init_carries():
         models = jax.tree.leaves(jax.eval_shape(tx.init, params), is_leaf=_is_ours)
@@ -216,7 +216,9 @@ def _hyperparameter_names(optimizer: Optimizer) -> dict[str, str]:
     """Map the name of each numeric hyperparameter, and each other name of it, to its own name."""
     numeric = optimizer.numeric_hyperparameters()
     aliases = {
-        name: value.target for name in dir(type(optimizer)) if isinstance(value := getattr(type(optimizer), name), Alias)
+        name: value.target
+        for name in dir(type(optimizer))
+        if isinstance(value := getattr(type(optimizer), name), Alias)
     }
     own = {name: name for name in sorted(numeric, key=lambda name: name != "learning_rate")}
     return {**own, **{name: target for name, target in aliases.items() if target in numeric}}
@@ -241,6 +243,21 @@ def _check_state(optimizer: Optimizer, state: Any) -> None:
             f"the state of {type(optimizer).__name__} must be the PortoptState that tx.init or the previous step returned, but "
             f"{type(state).__name__} was given"
         )
+
+
+def _arrays(tree: Any, name: str) -> Any:
+    """Return a tree of JAX arrays, given one of those, NumPy arrays or Python numbers."""
+
+    def array(path: Any, leaf: Any) -> Any:
+        try:
+            return jnp.asarray(leaf)
+        except TypeError:
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} is {leaf!r:.80} of type {type(leaf).__name__}, which is no array; leave it "
+                "out, or put None in its place"
+            ) from None
+
+    return jax.tree_util.tree_map_with_path(array, tree)
 
 
 def _has_arrays(tree: Any) -> bool:
