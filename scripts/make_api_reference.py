@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import portopt
+import portopt_jax
 from portopt import backend, optimizer, primitives, program, scalars, schedules, trees
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,6 +87,7 @@ def sections() -> list[tuple[str, str, list[tuple[str, Any]]]]:
                 *of("portopt.trees", trees, "Trees"),
             ],
         ),
+        ("optax", "", of("portopt_jax", portopt_jax, "to_optax", "step", "optax_factory", "PortoptState")),
     ]
 
 

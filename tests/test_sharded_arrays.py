@@ -18,16 +18,12 @@ def passed() -> list[str]:
     return result.stdout.splitlines()
 
 
-WAYS = ["apply", "jitted apply", "donated apply", "optax", "jitted optax", "jitted step"]
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("rule", ["Nadam", "SGD"])
+@pytest.mark.parametrize("way", ["apply", "jitted apply", "optax", "step"])
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-def test_eight_devices_give_the_bits_of_one(passed: list[str], kind: str, rule: str, way: str) -> None:
-    assert f"{kind} {rule} {way}" in passed
+def test_eight_devices_give_the_bits_of_one(passed: list[str], kind: str, way: str) -> None:
+    assert f"{kind}: {way}" in passed
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["apply", "jitted apply"])
 def test_parameters_stay_where_they_are_if_gradients_are_elsewhere(passed: list[str], way: str) -> None:
-    assert f"Auto Nadam {way} with gradients on all devices" in passed
+    assert f"Auto: {way} with gradients on all devices" in passed

@@ -21,6 +21,8 @@ from portopt.hyperparameters import Alias, unknown_argument
 from portopt.optimizer import Optimizer, OptimizerState
 from portopt_jax._backend import backend
 
+_LARGEST_COUNT = 2**31 - 1
+
 
 class PortoptState(NamedTuple):
     """What a transformation of `to_optax` carries from step to step; all its leaves are arrays.
@@ -122,7 +124,7 @@ def to_optax(
                 "tx.update(grads, state, params)"
             )
         values = {names[name]: value for name, value in extra_args.items() if name in names and value is not None}
-        finished = jnp.minimum(state.count, jnp.iinfo(state.count.dtype).max - 1)
+        finished = jnp.minimum(state.count, _LARGEST_COUNT - 1)
         if not _has_arrays(params):
             return grads, state._replace(count=finished + 1)
         params, grads = _arrays(params, "params"), _arrays(grads, "grads")
