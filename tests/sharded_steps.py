@@ -94,12 +94,24 @@ def check_places(optimizer: portopt.Optimizer, trees: dict[str, Any], mesh: Any)
             assert leaf.sharding.is_equivalent_to(wanted, leaf.ndim), f"{name} is at {leaf.sharding}, not at {wanted}"
 
 
+def check_norm(mesh: Any, specs: dict[str, PartitionSpec]) -> None:
+    """Compare the norm's 64 bits; the parameters' 32 would hide most differences."""
+    given, backend = data(10), portopt.get_backend("jax")
+    expected = portopt.get_backend("numpy").gradient_norm(list(given.values()))
+    gradients = list(placed(given, mesh, specs).values())
+    inside = jax.jit(lambda gradients: backend.stored_scalar(backend.gradient_norm(gradients)))
+    for norm in (backend.gradient_norm(gradients), backend.scalar(inside(gradients))):
+        assert norm.hex() == expected.hex(), f"the norm is {norm.hex()}, not {expected.hex()}"
+
+
 def main() -> None:
     assert len(jax.devices()) == 8
     everywhere = dict.fromkeys(SPECS, spec())
     optimizer = portopt.Adam(0.1, clipnorm=0.5)
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
+        check_norm(mesh, SPECS)
+        print(f"{kind.name}: norm")
         for name, init, step in ways(optimizer):
             check(optimizer, mesh, init, step, SPECS)
             print(f"{kind.name}: {name}")

@@ -18,7 +18,7 @@ def passed() -> list[str]:
     return result.stdout.splitlines()
 
 
-@pytest.mark.parametrize("way", ["apply", "jitted apply", "optax", "step"])
+@pytest.mark.parametrize("way", ["norm", "apply", "jitted apply", "optax", "step"])
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
 def test_eight_devices_give_the_bits_of_one(passed: list[str], kind: str, way: str) -> None:
     assert f"{kind}: {way}" in passed

@@ -72,8 +72,8 @@ def to_optax(
     Args:
         optimizer: any portopt optimizer.
         slot_dtype: dtype of the slots, as in `Optimizer.init`.
-        update_dtype: `"float32"` gives float32 updates for float16 and bfloat16 parameters, to which most new parameters can be
-            reached from the old ones; by default updates have the parameter's dtype.
+        update_dtype: `"float32"` gives float32 updates for float16 and bfloat16 parameters, which need them to get all bits from
+            `optax.apply_updates`; by default updates have the parameter's dtype.
         **hyperparameters: values of numeric hyperparameters in place of the optimizer's own: Python numbers or 0-d arrays,
             traced ones too. None stands for the optimizer's own.
 
