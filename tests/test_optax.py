@@ -403,6 +403,9 @@ def test_hyperparameters_may_be_given_to_the_transformation() -> None:
         state = tx.init(params)
         assert tx.update(jnp.asarray([8.0]), state, params)[0].tolist() == [-1.0]
         assert tx.update(jnp.asarray([8.0]), state, params, learning_rate=0.5)[0].tolist() == [-2.0]
+    halving = portopt.schedules.ExponentialDecay(0.5, steps=1, rate=0.5)
+    tx = portopt_jax.to_optax(portopt.SGD(), learning_rate=halving)
+    assert tx.update(params, tx.init(params)._replace(count=jnp.asarray(2)), params)[0].tolist() == [-0.125]
     slots = portopt_jax.to_optax(portopt.Adam(), slot_dtype="bfloat16").init(params).slots
     assert slots["m"].dtype == jnp.bfloat16
 
@@ -489,6 +492,35 @@ def test_numpy_arrays_and_numbers_are_parameters() -> None:
     updates, _ = tx.update({"x": np.ones(2, np.float32), "y": 1.0}, tx.init(params), params)
     assert updates["x"].tolist() == [-0.5, -0.5]
     assert float(updates["y"]) == -0.5
+
+
+def test_a_state_is_one_of_the_optimizer_too() -> None:
+    optimizer = portopt.Nadam(0.1)
+    tx = portopt_jax.to_optax(optimizer)
+    params, gradients = tree(1), [tree(10), tree(11)]
+    new, state = portopt_jax.step(tx, params, gradients[0], tx.init(params))
+    actual, _ = optimizer.apply(new, gradients[1], portopt.OptimizerState(state.count, state.slots))
+    assert_same_trees(actual, trained(optimizer, gradients, params)[0])
+
+
+def test_a_state_may_come_from_host_memory() -> None:
+    tx = portopt_jax.to_optax(portopt.Nadam(0.1))
+    params = tree(1)
+    state = tx.init(params)
+    restored = jax.tree.map(np.asarray, state)
+    assert_same_trees(tx.update(params, restored, params), tx.update(params, state, params))
+
+
+def test_strict_promotion_is_respected() -> None:
+    tx = portopt_jax.to_optax(portopt.SGD(0.1), update_dtype="float32")
+    params = tree(1, "bfloat16")
+    expected = portopt_jax.step(tx, params, params, tx.init(params))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        updates, _ = tx.update(params, tx.init(params), params)
+        assert updates["a"].dtype == jnp.float32
+    narrow = portopt_jax.to_optax(portopt.SGD(0.1))
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        assert_same_trees(portopt_jax.step(narrow, params, params, narrow.init(params)), expected)
 
 
 def test_a_users_own_rule_without_slots_works() -> None:

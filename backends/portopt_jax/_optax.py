@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from portopt.hyperparameters import Alias, unknown_argument
+from portopt.hyperparameters import Alias, is_array, unknown_argument
 from portopt.optimizer import Optimizer, OptimizerState
 from portopt_jax._backend import backend
 
@@ -75,7 +75,7 @@ def to_optax(
         update_dtype: `"float32"` gives float32 updates for float16 and bfloat16 parameters, which need them to get all bits from
             `optax.apply_updates`; by default updates have the parameter's dtype.
         **hyperparameters: values of numeric hyperparameters in place of the optimizer's own: Python numbers or 0-d arrays,
-            traced ones too. None stands for the optimizer's own.
+            traced ones too, and for the learning rate a schedule of portopt. None stands for the optimizer's own.
 
     Raises:
         TypeError: `optimizer` is no portopt optimizer, or a hyperparameter is unknown.
@@ -103,9 +103,9 @@ def to_optax(
         )
     names = _hyperparameter_names(optimizer)
     own = _given(optimizer, names, hyperparameters)
-    numbers = {name: value for name, value in own.items() if isinstance(value, int | float)}
-    rule = optimizer.replace(**numbers) if numbers else optimizer
-    arrays = {name: value for name, value in own.items() if name not in numbers}
+    arrays = {name: value for name, value in own.items() if is_array(value)}
+    known = {name: value for name, value in own.items() if name not in arrays}
+    rule = optimizer.replace(**known) if known else optimizer
 
     def init(params: Any) -> PortoptState | _CarryingState:
         params = _arrays(params, "params")
@@ -128,7 +128,8 @@ def to_optax(
         if not _has_arrays(params):
             return grads, state._replace(count=finished + 1)
         params, grads = _arrays(params, "params"), _arrays(grads, "grads")
-        new, after = rule.apply(params, grads, OptimizerState(finished, state.slots), **{**arrays, **values})
+        slots = jax.tree.map(jnp.asarray, state.slots)
+        new, after = rule.apply(params, grads, OptimizerState(finished, slots), **{**arrays, **values})
         updates = _differences(params, new, grads, update_dtype)
         state = state._replace(count=finished + 1, slots=after.slots)
         return updates, state._replace(parameters=new, updates=updates) if isinstance(state, _CarryingState) else state
@@ -273,7 +274,7 @@ def _empty_slots(optimizer: Optimizer, params: Any) -> dict[str, Any]:
 
 
 def _update_dtype(p: Any, wanted: str | None) -> Any:
-    return p.dtype if wanted is None else jnp.promote_types(p.dtype, wanted)
+    return jnp.dtype(wanted) if wanted is not None and p.dtype.itemsize < jnp.dtype(wanted).itemsize else p.dtype
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -307,7 +308,11 @@ def _difference_jvp(dtype: Any, primals: tuple[Any, Any], tangents: tuple[Any, A
 
 
 def _add(p: Any, u: Any) -> Any:
-    return p if p is None or u is None else jnp.asarray(p + u).astype(p.dtype)
+    if p is None or u is None:
+        return p
+    # Updates of another dtype are meant to be, whatever promotion the user's own code may do.
+    with jax.numpy_dtype_promotion("standard"):
+        return (p + u).astype(p.dtype)
 
 
 def _choose(carried: Any, made: Any, new: Any, update: Any) -> Any:
