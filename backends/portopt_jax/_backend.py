@@ -213,6 +213,20 @@ class JaxBackend:
             return self._update_compiled(program, scalars, parameters)
         return self._update_traced(program, scalars, parameters)
 
+    def _update_traced(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
+    ) -> list[dict[str, Any]]:
+        if not isinstance(scalars, StepScalars) or is_interpreted() or not self._kernels.can_run(program):
+            return self.update_in_xla(program, scalars, parameters)
+        results, outputs = self._kernels.run(program, scalars, parameters)
+        if scalars.arithmetic is not HOST:
+            scalars.provide(outputs)
+        return list(results)
+
+    @property
+    def _kernels(self) -> Any:
+        return importlib.import_module("portopt_jax._kernel")
+
     def _is_concrete(self, scalars: StepScalars, parameters: Sequence[Arrays]) -> bool:
         arrays = (array for arrays in parameters for array in arrays.values())
         return scalars.arithmetic is HOST and not any(map(self._is_traced, arrays))
@@ -240,9 +254,10 @@ class JaxBackend:
     def _on_cpu(self) -> bool:
         return bool(self._jax.default_backend() == "cpu")
 
-    def _update_traced(
+    def update_in_xla(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
     ) -> list[dict[str, Any]]:
+        """Do a step in XLA's operations, one by one."""
         if self._on_cpu:
             program = importlib.import_module("portopt_jax._fences").without_needless_fences(program)
         rounded: dict[str, dict[int, Any]] = {}

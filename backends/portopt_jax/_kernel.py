@@ -1,0 +1,173 @@
+"""A step as one call of a host kernel inside an XLA computation, where that computation is for one CPU device.
+
+XLA computes a step in one loop a result, each of which reads its operands from memory again, and its loops over small inner
+dimensions are slow; the kernel that NumPy's arrays get passes over memory once. To JAX, the step is one primitive. Its
+operations in XLA (`_backend.py`) stand in wherever the kernel cannot: under vmap and differentiation, on other platforms, in
+computations for several devices, in exported ones, and without numba.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from portopt._version import __version__
+from portopt.host.compiler import available, compile_kernel, default_flush
+from portopt.host.source import KernelKey, kernel_source
+from portopt.interpreter import StepScalars
+from portopt.program import Program
+from portopt_jax import _handler
+from portopt_jax._scalars import JaxArithmetic
+
+_enabled: ContextVar[bool] = ContextVar("portopt_jax_kernels", default=True)
+_registered: dict[tuple[Program, KernelKey], str | None] = {}
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    """Within it, what is traced leaves the whole step to XLA."""
+    token = _enabled.set(False)
+    try:
+        yield
+    finally:
+        _enabled.reset(token)
+
+
+def can_run(program: Program) -> bool:
+    """Tell whether steps of a program may be given to kernels."""
+    every_slot = {op.label for op in program.ops if op.name == "load"} <= {"g", *program.array_outputs}
+    return _enabled.get() and every_slot and available() and _handler.supported()
+
+
+def run(
+    program: Program, scalars: StepScalars, parameters: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Do a step.
+
+    Returns:
+        New parameter and slots of each parameter, and the new scalars of the state if the step's scalars are traced.
+    """
+    names = [n for n in program.scalar_inputs if n != "t"]
+    groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for i, arrays in enumerate(parameters):
+        groups.setdefault(tuple((n, str(arrays[n].dtype)) for n in _columns(arrays)), []).append(i)
+    results: list[dict[str, Any]] = [{} for _ in parameters]
+    outputs: dict[str, Any] = {}
+    with jax.enable_x64(True):
+        inputs = [jnp.asarray(scalars.inputs[name]).astype(jnp.float64) for name in names]
+        step = jnp.asarray(scalars.inputs.get("t", 0)).astype(jnp.int32)
+        for dtypes, members in groups.items():
+            columns = [name for name, _ in dtypes]
+            arrays = [parameters[i][name] for i in members for name in columns]
+            key = KernelKey(dtypes, True, default_flush())
+            found = iter(_step.bind(*inputs, step, *arrays, program=program, key=key))
+            outputs = {name: next(found) for name in program.scalar_outputs}
+            for i in members:
+                results[i] = {name: next(found) for name in columns if name != "g"}
+    return results, outputs
+
+
+def _columns(arrays: Mapping[str, Any]) -> list[str]:
+    return ["p", "g", *(name for name in arrays if name not in ("p", "g"))]
+
+
+def _unpack(program: Program, key: KernelKey, operands: Sequence[Any]) -> tuple[StepScalars, list[dict[str, Any]]]:
+    names = [n for n in program.scalar_inputs if n != "t"]
+    columns = [name for name, _ in key.dtypes]
+    step, arrays = operands[len(names)], operands[len(names) + 1 :]
+    inputs = {**dict(zip(names, operands, strict=False)), "t": step}
+    rows = [arrays[i : i + len(columns)] for i in range(0, len(arrays), len(columns))]
+    return StepScalars(program, JaxArithmetic(step), inputs), [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _in_xla(*operands: Any, program: Program, key: KernelKey) -> list[Any]:
+    """Do what the kernel does in XLA's operations."""
+    from portopt_jax._backend import backend
+
+    scalars, parameters = _unpack(program, key, operands)
+    results = backend.update_in_xla(program, scalars, parameters)
+    with jax.enable_x64(True):
+        outputs = [jnp.asarray(value, jnp.float64) for value in scalars.outputs().values()]
+    return [*outputs, *(result[name] for result in results for name, _ in key.dtypes if name != "g")]
+
+
+_step = Primitive("portopt_step")
+_step.multiple_results = True
+_step.def_impl(jax.jit(lambda *operands, **parameters: _step.bind(*operands, **parameters), static_argnames=("program", "key")))
+
+
+@_step.def_abstract_eval
+def _result_types(*operands: Any, program: Program, key: KernelKey) -> list[Any]:
+    _, parameters = _unpack(program, key, operands)
+    with jax.enable_x64(True):
+        outputs = [jax.core.ShapedArray((), jnp.float64) for _ in program.scalar_outputs]
+        arrays = [
+            jax.core.ShapedArray(row[name].shape, row[name].dtype)
+            for row in parameters
+            for name, _ in key.dtypes
+            if name != "g"
+        ]
+    return [*outputs, *arrays]
+
+
+def _batched(operands: Sequence[Any], axes: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
+    results = jax.vmap(functools.partial(_in_xla, **parameters), in_axes=tuple(axes))(*operands)
+    return results, [0] * len(results)
+
+
+def _differentiated(operands: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
+    return jax.jvp(functools.partial(_in_xla, **parameters), operands, list(map(ad.instantiate_zeros, tangents)))  # type: ignore[no-any-return]  # jax is untyped here
+
+
+def _lowered(context: Any, *operands: Any, program: Program, key: KernelKey) -> Any:
+    target = _register(program, key) if _is_for_one_device(context.module_context) else None
+    if target is None:
+        lower = mlir.lower_fun(_in_xla, multiple_results=True)
+        return lower(context, *operands, program=program, key=key)
+    columns = [name for name, _ in key.dtypes]
+    first, result = len(program.scalar_inputs) - ("t" in program.scalar_inputs) + 1, len(program.scalar_outputs)
+    written = [i for i in range(first, len(operands)) if columns[(i - first) % len(columns)] != "g"]
+    aliases = {operand: result + j for j, operand in enumerate(written)}
+    return jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)(context, *operands)
+
+
+def _is_for_one_device(module: Any) -> bool:
+    """Tell whether XLA will run the module on one device of this process; what JAX does not say is taken for no."""
+    devices = getattr(module.axis_context, "num_devices", None)
+    exported = getattr(getattr(module, "lowering_parameters", None), "for_export", True)
+    return devices == 1 and not exported and tuple(module.platforms) == ("cpu",)
+
+
+def _register(program: Program, key: KernelKey) -> str | None:
+    """Return the name by which XLA knows the kernel's handler; None if it cannot be made here.
+
+    It is the same in each process, since JAX may keep compiled computations on disk.
+    """
+    with _lock:
+        if (program, key) not in _registered:
+            content = f"{__version__} {program.scalar_inputs} {program.scalar_outputs} {kernel_source(program, key)}"
+            name = f"portopt_{hashlib.sha256(content.encode()).hexdigest()[:32]}"
+            inputs = len([n for n in program.scalar_inputs if n != "t"])
+            handler = _handler.make_handler(
+                compile_kernel(program, key), inputs, len(program.scalar_outputs), len(key.dtypes)
+            )
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
+            _registered[program, key] = name
+        return _registered[program, key]
+
+
+batching.primitive_batchers[_step] = _batched
+ad.primitive_jvps[_step] = _differentiated
+mlir.register_lowering(_step, mlir.lower_fun(_in_xla, multiple_results=True))
+mlir.register_lowering(_step, _lowered, platform="cpu")
