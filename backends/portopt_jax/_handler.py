@@ -26,26 +26,28 @@ def supported() -> bool:
     return sys.platform in ("linux", "darwin") and platform.architecture()[0] == "64bit"
 
 
-def make_handler(kernel: Any, inputs: int, outputs: int, columns: int) -> Any:
+def make_handler(kernel: Any, operands: int, *, in_place: bool, has_outputs: bool) -> Any:
     """Return a handler for XLA as a ctypes function.
 
-    Operands are `inputs` float64 scalars, the number of the step, then parameter, gradient and slots of each parameter. Results
-    are `outputs` float64 scalars, then parameter and slots of each, in the memory of the operands.
+    Operands are the kernel's scalar inputs in one float64 array, the number of the step as int32, then parameter, gradient and
+    slots of each parameter. Results are the scalar outputs in one float64 array, if there are any, then parameter and slots of
+    each.
 
     Args:
-        kernel: a kernel in place, as `portopt.host.compiler.compile_kernel` returns it.
-        inputs: number of its scalar inputs.
-        outputs: number of its scalar outputs.
-        columns: number of columns of its table.
+        kernel: as `portopt.host.compiler.compile_kernel` returns it.
+        operands: how many arrays each parameter has among the operands.
+        in_place: whether the kernel overwrites its operands; then XLA must give the results the memory of the operands.
+        has_outputs: whether the kernel has scalar outputs.
     """
     llvm = _llvm()
     source = string.Template(_SOURCE).substitute(
         KERNEL=ctypes.cast(kernel, ctypes.c_void_p).value,
-        INPUTS=inputs,
-        INPUTS_AND_STEP=inputs + 1,
-        OUTPUTS=outputs,
-        COLUMNS=columns,
-        RESULT_COLUMNS=columns - 1,
+        OUTPUTS=int(has_outputs),
+        OPERANDS=operands,
+        RESULTS=operands - 1,
+        COLUMNS=operands if in_place else 2 * operands - 1,
+        IN_PLACE=str(in_place).lower(),
+        HAS_OUTPUTS=str(has_outputs).lower(),
         LEAST=ELEMENTS_PER_THREAD,
         TWICE_LEAST=2 * ELEMENTS_PER_THREAD,
         CHUNKS_PER_THREAD=_CHUNKS_PER_THREAD,
@@ -68,9 +70,9 @@ def _llvm() -> Any:
 
 
 # What threads share, in 64-bit words: 0 next chunk, 1 chunks done, 2 references, 3 chunks, 4 elements a chunk, 5 elements,
-# 6 step, 7 parameters, 8 table, 9 sizes, 10 and 11 unused results of the kernel; then inputs, outputs, sizes and table.
+# 6 step, 7 parameters, 8 table, 9 sizes, 10 inputs, 11 outputs, 12 and 13 unused results of the kernel; then sizes and table.
 _SOURCE = r"""
-%shared = type { i64, i64, i64, i64, i64, i64, i64, i64, ptr, ptr, i64, i64, [$INPUTS x i64], [$OUTPUTS x i64] }
+%shared = type { i64, i64, i64, i64, i64, i64, i64, i64, ptr, ptr, ptr, ptr, i64, i64 }
 %extension = type { i64, i32, ptr, ptr }
 %version = type { i64, ptr, i32, i32 }
 %metadata = type { i64, %version, i32, i64 }
@@ -101,10 +103,10 @@ begin:
   %count_at = getelementptr %shared, ptr %job, i64 0, i32 7
   %table_at = getelementptr %shared, ptr %job, i64 0, i32 8
   %sizes_at = getelementptr %shared, ptr %job, i64 0, i32 9
-  %unused = getelementptr %shared, ptr %job, i64 0, i32 10
-  %unused_too = getelementptr %shared, ptr %job, i64 0, i32 11
-  %inputs = getelementptr %shared, ptr %job, i64 0, i32 12
-  %outputs = getelementptr %shared, ptr %job, i64 0, i32 13
+  %inputs_at = getelementptr %shared, ptr %job, i64 0, i32 10
+  %outputs_at = getelementptr %shared, ptr %job, i64 0, i32 11
+  %unused = getelementptr %shared, ptr %job, i64 0, i32 12
+  %unused_too = getelementptr %shared, ptr %job, i64 0, i32 13
   %chunks = load i64, ptr %chunks_at
   br label %take
 take:
@@ -118,6 +120,8 @@ run:
   %count = load i64, ptr %count_at
   %table = load ptr, ptr %table_at
   %sizes = load ptr, ptr %sizes_at
+  %inputs = load ptr, ptr %inputs_at
+  %outputs = load ptr, ptr %outputs_at
   %start = mul i64 %i, %chunk
   %full = add i64 %start, %chunk
   %stop = call i64 @llvm.umin.i64(i64 %full, i64 %total)
@@ -260,76 +264,80 @@ call:
   %results = getelementptr %frame, ptr %frame, i64 0, i32 6
   %operand_count_at = getelementptr %list, ptr %operands, i64 0, i32 2
   %operand_count = load i64, ptr %operand_count_at
-  %array_count = sub i64 %operand_count, ${INPUTS_AND_STEP}
-  %count = udiv i64 %array_count, $COLUMNS
+  %array_count = sub i64 %operand_count, 2
+  %count = udiv i64 %array_count, $OPERANDS
   %fixed = ptrtoint ptr getelementptr (%shared, ptr null, i64 1) to i64
-  %words = add i64 %count, %array_count
+  %entries = mul i64 %count, $COLUMNS
+  %words = add i64 %count, %entries
   %word_bytes = mul i64 %words, 8
   %bytes = add i64 %fixed, %word_bytes
   %job = call ptr @malloc(i64 %bytes)
-  %inputs = getelementptr %shared, ptr %job, i64 0, i32 12
-  %outputs = getelementptr %shared, ptr %job, i64 0, i32 13
   %sizes = getelementptr %shared, ptr %job, i64 1
   %table = getelementptr i64, ptr %sizes, i64 %count
-  br label %next_input
-next_input:
-  %i = phi i64 [ 0, %call ], [ %i_next, %input ]
-  %any_input = icmp ult i64 %i, $INPUTS
-  br i1 %any_input, label %input, label %read_step
-input:
-  %input_from = call ptr @data(ptr %operands, i64 %i)
-  %value = load i64, ptr %input_from
-  %input_to = getelementptr i64, ptr %inputs, i64 %i
-  store i64 %value, ptr %input_to
-  %i_next = add i64 %i, 1
-  br label %next_input
-
-read_step:
-  %step_from = call ptr @data(ptr %operands, i64 $INPUTS)
+  %inputs = call ptr @data(ptr %operands, i64 0)
+  %step_from = call ptr @data(ptr %operands, i64 1)
   %narrow = load i32, ptr %step_from
   %step = sext i32 %narrow to i64
+  br i1 $HAS_OUTPUTS, label %take_outputs, label %no_outputs
+take_outputs:
+  %outputs_given = call ptr @data(ptr %results, i64 0)
+  br label %begin_parameters
+no_outputs:
+  %nowhere = getelementptr %shared, ptr %job, i64 0, i32 13
+  br label %begin_parameters
+begin_parameters:
+  %outputs = phi ptr [ %outputs_given, %take_outputs ], [ %nowhere, %no_outputs ]
   br label %next_parameter
 
 next_parameter:
-  %k = phi i64 [ 0, %read_step ], [ %k_next, %sized ]
-  %total = phi i64 [ 0, %read_step ], [ %total_next, %sized ]
+  %k = phi i64 [ 0, %begin_parameters ], [ %k_next, %sized ]
+  %total = phi i64 [ 0, %begin_parameters ], [ %total_next, %sized ]
   %any_parameter = icmp ult i64 %k, %count
   br i1 %any_parameter, label %parameter, label %split
 parameter:
   %row = mul i64 %k, $COLUMNS
-  %operand_row = add i64 %row, ${INPUTS_AND_STEP}
-  %result_first = mul i64 %k, ${RESULT_COLUMNS}
-  %result_row = add i64 %result_first, $OUTPUTS
+  %operands_before = mul i64 %k, $OPERANDS
+  %operand_row = add i64 %operands_before, 2
+  %results_before = mul i64 %k, $RESULTS
+  %result_row = add i64 %results_before, $OUTPUTS
   %parameter_buffer = call ptr @item(ptr %operands, i64 %operand_row)
   %size = call i64 @elements(ptr %parameter_buffer)
   %size_to = getelementptr i64, ptr %sizes, i64 %k
   store i64 %size, ptr %size_to
-  br label %next_column
-next_column:
-  %c = phi i64 [ 0, %parameter ], [ %c_next, %column_done ]
-  %any_column = icmp ult i64 %c, $COLUMNS
-  br i1 %any_column, label %column, label %sized
-column:
-  %operand = add i64 %operand_row, %c
-  %address = call ptr @data(ptr %operands, i64 %operand)
+  br label %next_operand
+next_operand:
+  %c = phi i64 [ 0, %parameter ], [ %c_next, %operand_done ]
+  %any_operand = icmp ult i64 %c, $OPERANDS
+  br i1 %any_operand, label %operand, label %sized
+operand:
+  %operand_index = add i64 %operand_row, %c
+  %address = call ptr @data(ptr %operands, i64 %operand_index)
   %entry = add i64 %row, %c
   %entry_to = getelementptr ptr, ptr %table, i64 %entry
   store ptr %address, ptr %entry_to
   %is_gradient = icmp eq i64 %c, 1
-  br i1 %is_gradient, label %column_done, label %compare
-compare:
+  br i1 %is_gradient, label %operand_done, label %result
+result:
   %after_gradient = icmp ugt i64 %c, 1
   %skipped = zext i1 %after_gradient to i64
   %result_column = sub i64 %c, %skipped
-  %result = add i64 %result_row, %result_column
-  %result_address = call ptr @data(ptr %results, i64 %result)
+  %result_index = add i64 %result_row, %result_column
+  %result_address = call ptr @data(ptr %results, i64 %result_index)
+  br i1 $IN_PLACE, label %compare, label %enter_result
+compare:
   %same = icmp eq ptr %address, %result_address
   %nothing = icmp eq i64 %size, 0
   %good = or i1 %same, %nothing
-  br i1 %good, label %column_done, label %refuse
-column_done:
+  br i1 %good, label %operand_done, label %refuse
+enter_result:
+  %result_entry_in_row = add i64 %result_column, $OPERANDS
+  %result_entry = add i64 %row, %result_entry_in_row
+  %result_entry_to = getelementptr ptr, ptr %table, i64 %result_entry
+  store ptr %result_address, ptr %result_entry_to
+  br label %operand_done
+operand_done:
   %c_next = add i64 %c, 1
-  br label %next_column
+  br label %next_operand
 sized:
   %total_next = add i64 %total, %size
   %k_next = add i64 %k, 1
@@ -382,6 +390,10 @@ fill:
   store ptr %table, ptr %table_to
   %sizes_to = getelementptr %shared, ptr %job, i64 0, i32 9
   store ptr %sizes, ptr %sizes_to
+  %inputs_to = getelementptr %shared, ptr %job, i64 0, i32 10
+  store ptr %inputs, ptr %inputs_to
+  %outputs_to = getelementptr %shared, ptr %job, i64 0, i32 11
+  store ptr %outputs, ptr %outputs_to
   %schedule_arguments = alloca %schedule
   store %schedule { i64 40, ptr null, ptr null, ptr @help, ptr null }, ptr %schedule_arguments
   %schedule_context = getelementptr %schedule, ptr %schedule_arguments, i64 0, i32 2
@@ -412,21 +424,10 @@ own_work:
 wait:
   %finished = load atomic i64, ptr %done seq_cst, align 8
   %all = icmp eq i64 %finished, %chunks
-  br i1 %all, label %next_output, label %pause
+  br i1 %all, label %end, label %pause
 pause:
   %yielded = call i32 @sched_yield()
   br label %wait
-next_output:
-  %o = phi i64 [ 0, %wait ], [ %o_next, %output ]
-  %any_output = icmp ult i64 %o, $OUTPUTS
-  br i1 %any_output, label %output, label %end
-output:
-  %output_from = getelementptr i64, ptr %outputs, i64 %o
-  %output_value = load i64, ptr %output_from
-  %output_to = call ptr @data(ptr %results, i64 %o)
-  store i64 %output_value, ptr %output_to
-  %o_next = add i64 %o, 1
-  br label %next_output
 end:
   call void @leave(ptr %job)
   ret ptr null

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -50,31 +51,44 @@ def can_run(program: Program) -> bool:
     return _enabled.get() and every_slot and available() and _handler.supported()
 
 
+def pack(values: Sequence[Any]) -> Any:
+    """Return scalars, Python numbers or traced, as one float64 array; must be called with x64 enabled."""
+    if all(isinstance(value, float | int) for value in values):
+        return np.array(values, np.float64)
+    return jnp.stack([jnp.asarray(value).astype(jnp.float64) for value in values])
+
+
 def run(
-    program: Program, scalars: StepScalars, parameters: Sequence[Mapping[str, Any]]
+    program: Program, inputs: Any, step: Any, parameters: Sequence[Mapping[str, Any]], *, in_place: bool
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Do a step.
 
+    Args:
+        program: what to run.
+        inputs: the scalar inputs but for `"t"`, in one float64 array.
+        step: `"t"`.
+        parameters: the arrays of each parameter.
+        in_place: whether results take the memory of what they replace. XLA copies that first where it is still needed.
+
     Returns:
-        New parameter and slots of each parameter, and the new scalars of the state if the step's scalars are traced.
+        New parameter and slots of each parameter, and the new scalars of the state, float64.
     """
-    names = [n for n in program.scalar_inputs if n != "t"]
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for i, arrays in enumerate(parameters):
-        groups.setdefault(tuple((n, str(arrays[n].dtype)) for n in _columns(arrays)), []).append(i)
+        groups.setdefault(tuple((name, str(arrays[name].dtype)) for name in _columns(arrays)), []).append(i)
     results: list[dict[str, Any]] = [{} for _ in parameters]
     outputs: dict[str, Any] = {}
     with jax.enable_x64(True):
-        inputs = [jnp.asarray(scalars.inputs[name]).astype(jnp.float64) for name in names]
-        step = jnp.asarray(scalars.inputs.get("t", 0)).astype(jnp.int32)
+        step = jnp.asarray(step).astype(jnp.int32)
         for dtypes, members in groups.items():
-            columns = [name for name, _ in dtypes]
-            arrays = [parameters[i][name] for i in members for name in columns]
-            key = KernelKey(dtypes, True, default_flush())
-            found = iter(_step.bind(*inputs, step, *arrays, program=program, key=key))
-            outputs = {name: next(found) for name in program.scalar_outputs}
+            arrays = [parameters[i][name] for i in members for name, _ in dtypes]
+            key = KernelKey(dtypes, in_place, default_flush())
+            found = _step.bind(jnp.asarray(inputs), step, *arrays, program=program, key=key)
+            if program.scalar_outputs:
+                outputs = dict(zip(program.scalar_outputs, found.pop(0), strict=True))
+            remaining = iter(found)
             for i in members:
-                results[i] = {name: next(found) for name in columns if name != "g"}
+                results[i] = {name: next(remaining) for name, _ in dtypes if name != "g"}
     return results, outputs
 
 
@@ -82,23 +96,25 @@ def _columns(arrays: Mapping[str, Any]) -> list[str]:
     return ["p", "g", *(name for name in arrays if name not in ("p", "g"))]
 
 
-def _unpack(program: Program, key: KernelKey, operands: Sequence[Any]) -> tuple[StepScalars, list[dict[str, Any]]]:
-    names = [n for n in program.scalar_inputs if n != "t"]
-    columns = [name for name, _ in key.dtypes]
-    step, arrays = operands[len(names)], operands[len(names) + 1 :]
-    inputs = {**dict(zip(names, operands, strict=False)), "t": step}
-    rows = [arrays[i : i + len(columns)] for i in range(0, len(arrays), len(columns))]
-    return StepScalars(program, JaxArithmetic(step), inputs), [dict(zip(columns, row, strict=True)) for row in rows]
+def _rows(key: KernelKey, operands: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the arrays of each parameter by name."""
+    columns, arrays = [name for name, _ in key.dtypes], operands[2:]
+    rows = (arrays[i : i + len(columns)] for i in range(0, len(arrays), len(columns)))
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def _in_xla(*operands: Any, program: Program, key: KernelKey) -> list[Any]:
     """Do what the kernel does in XLA's operations."""
     from portopt_jax._backend import backend
 
-    scalars, parameters = _unpack(program, key, operands)
-    results = backend.update_in_xla(program, scalars, parameters)
+    inputs, step = operands[:2]
     with jax.enable_x64(True):
-        outputs = [jnp.asarray(value, jnp.float64) for value in scalars.outputs().values()]
+        names = [name for name in program.scalar_inputs if name != "t"]
+        values = {**{name: inputs[i] for i, name in enumerate(names)}, "t": step}
+    scalars = StepScalars(program, JaxArithmetic(step), values)
+    results = backend.update_in_xla(program, scalars, _rows(key, operands))
+    with jax.enable_x64(True):
+        outputs = [pack(list(scalars.outputs().values()))] if program.scalar_outputs else []
     return [*outputs, *(result[name] for result in results for name, _ in key.dtypes if name != "g")]
 
 
@@ -109,16 +125,10 @@ _step.def_impl(jax.jit(lambda *operands, **parameters: _step.bind(*operands, **p
 
 @_step.def_abstract_eval
 def _result_types(*operands: Any, program: Program, key: KernelKey) -> list[Any]:
-    _, parameters = _unpack(program, key, operands)
     with jax.enable_x64(True):
-        outputs = [jax.core.ShapedArray((), jnp.float64) for _ in program.scalar_outputs]
-        arrays = [
-            jax.core.ShapedArray(row[name].shape, row[name].dtype)
-            for row in parameters
-            for name, _ in key.dtypes
-            if name != "g"
-        ]
-    return [*outputs, *arrays]
+        outputs = [jax.core.ShapedArray((len(program.scalar_outputs),), jnp.float64)] if program.scalar_outputs else []
+    written = [row[name] for row in _rows(key, operands) for name, _ in key.dtypes if name != "g"]
+    return [*outputs, *(jax.core.ShapedArray(operand.shape, operand.dtype) for operand in written)]
 
 
 def _batched(operands: Sequence[Any], axes: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
@@ -135,10 +145,9 @@ def _lowered(context: Any, *operands: Any, program: Program, key: KernelKey) -> 
     if target is None:
         lower = mlir.lower_fun(_in_xla, multiple_results=True)
         return lower(context, *operands, program=program, key=key)
-    columns = [name for name, _ in key.dtypes]
-    first, result = len(program.scalar_inputs) - ("t" in program.scalar_inputs) + 1, len(program.scalar_outputs)
-    written = [i for i in range(first, len(operands)) if columns[(i - first) % len(columns)] != "g"]
-    aliases = {operand: result + j for j, operand in enumerate(written)}
+    written = [i for i in range(2, len(operands)) if key.dtypes[(i - 2) % len(key.dtypes)][0] != "g"]
+    outputs = int(bool(program.scalar_outputs))
+    aliases = {operand: outputs + i for i, operand in enumerate(written)} if key.in_place else None
     return jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)(context, *operands)
 
 
@@ -156,11 +165,13 @@ def _register(program: Program, key: KernelKey) -> str | None:
     """
     with _lock:
         if (program, key) not in _registered:
-            content = f"{__version__} {program.scalar_inputs} {program.scalar_outputs} {kernel_source(program, key)}"
+            content = f"{__version__} {key.in_place} {kernel_source(program, key)}"
             name = f"portopt_{hashlib.sha256(content.encode()).hexdigest()[:32]}"
-            inputs = len([n for n in program.scalar_inputs if n != "t"])
             handler = _handler.make_handler(
-                compile_kernel(program, key), inputs, len(program.scalar_outputs), len(key.dtypes)
+                compile_kernel(program, key),
+                len(key.dtypes),
+                in_place=key.in_place,
+                has_outputs=bool(program.scalar_outputs),
             )
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
             _registered[program, key] = name
