@@ -48,7 +48,8 @@ def without_kernels() -> Iterator[None]:
 def can_run(program: Program) -> bool:
     """Tell whether steps of a program may be given to kernels."""
     every_slot = {op.label for op in program.ops if op.name == "load"} <= {"g", *program.array_outputs}
-    return _enabled.get() and every_slot and available() and _handler.supported()
+    allowed = _enabled.get() and not jax.config.jax_disable_jit
+    return bool(allowed and every_slot and available() and _handler.supported())
 
 
 def pack(values: Sequence[Any]) -> Any:
@@ -137,7 +138,7 @@ def _batched(operands: Sequence[Any], axes: Sequence[Any], **parameters: Any) ->
 
 
 def _differentiated(operands: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
-    return jax.jvp(functools.partial(_in_xla, **parameters), operands, list(map(ad.instantiate_zeros, tangents)))  # type: ignore[no-any-return]  # jax is untyped here
+    return jax.jvp(functools.partial(_in_xla, **parameters), tuple(operands), tuple(map(ad.instantiate_zeros, tangents)))  # type: ignore[no-any-return]  # jax is untyped here
 
 
 def _lowered(context: Any, *operands: Any, program: Program, key: KernelKey) -> Any:
