@@ -70,11 +70,11 @@ class JaxBackend:
     def settings(self) -> Mapping[str, Callable[[], AbstractContextManager[Any]]]:
         return {"x64 off": lambda: self._jax.enable_x64(False), "x64 on": lambda: self._jax.enable_x64(True)}
 
-    @property
+    @functools.cached_property
     def _jax(self) -> Any:
         return importlib.import_module("jax")
 
-    @property
+    @functools.cached_property
     def _jnp(self) -> Any:
         return importlib.import_module("jax.numpy")
 
@@ -104,8 +104,8 @@ class JaxBackend:
         if not isinstance(array, self._jax.Array):
             raise TypeError(f"{type(array).__name__} is no JAX array")
         if self._is_traced(array):
-            return ArrayInfo(array.shape, str(array.dtype), None)
-        return ArrayInfo(array.shape, str(array.dtype), ", ".join(sorted(map(str, array.devices()))))
+            return ArrayInfo(array.shape, _name(array.dtype), None)
+        return ArrayInfo(array.shape, _name(array.dtype), _devices(array.sharding))
 
     def _is_traced(self, value: object) -> bool:
         return isinstance(value, self._jax.core.Tracer)
@@ -135,7 +135,7 @@ class JaxBackend:
         arithmetic: Arithmetic = self._scalars.JaxArithmetic(witness)
         return arithmetic
 
-    @property
+    @functools.cached_property
     def _scalars(self) -> Any:
         return importlib.import_module("portopt_jax._scalars")
 
@@ -231,7 +231,7 @@ class JaxBackend:
             scalars.provide(outputs)
         return list(results)
 
-    @property
+    @functools.cached_property
     def _kernels(self) -> Any:
         return importlib.import_module("portopt_jax._kernel")
 
@@ -344,6 +344,16 @@ class PendingScalar:
 
     def __float__(self) -> float:
         return float(np.asarray(self.words).view(np.float64).item())
+
+
+@functools.lru_cache(maxsize=64)
+def _name(dtype: Any) -> str:
+    return str(dtype)
+
+
+@functools.lru_cache(maxsize=512)
+def _devices(sharding: Any) -> str:
+    return ", ".join(sorted(map(str, sharding.device_set)))
 
 
 def _known(value: Any) -> Any:

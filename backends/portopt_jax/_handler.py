@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import platform
 import string
 import sys
 from typing import Any
@@ -23,7 +22,7 @@ _engines: list[Any] = []
 
 def supported() -> bool:
     """Tell whether the handler fits this system: a 64-bit processor and a C library with the names of POSIX."""
-    return sys.platform in ("linux", "darwin") and platform.architecture()[0] == "64bit"
+    return sys.platform in ("linux", "darwin") and sys.maxsize > 2**32
 
 
 def make_handler(kernel: Any, operands: int, *, in_place: bool, has_outputs: bool) -> Any:
