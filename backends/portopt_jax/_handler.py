@@ -125,7 +125,8 @@ run:
   %full = add i64 %start, %chunk
   %stop = call i64 @llvm.umin.i64(i64 %full, i64 %total)
   %kernel = inttoptr i64 $KERNEL to ptr
-  %status = call i32 %kernel(ptr %unused, ptr %unused_too, ptr %table, ptr %sizes, i64 %count, i64 %start, i64 %stop, ptr %inputs, i64 %step, ptr %outputs)
+  %status = call i32 %kernel(ptr %unused, ptr %unused_too, ptr %table, ptr %sizes, i64 %count,
+    i64 %start, i64 %stop, ptr %inputs, i64 %step, ptr %outputs)
   %before = atomicrmw add ptr %done, i64 1 seq_cst
   br label %take
 end:

@@ -121,7 +121,9 @@ def _in_xla(*operands: Any, program: Program, key: KernelKey) -> list[Any]:
 
 _step = Primitive("portopt_step")
 _step.multiple_results = True
-_step.def_impl(jax.jit(lambda *operands, **parameters: _step.bind(*operands, **parameters), static_argnames=("program", "key")))
+_step.def_impl(
+    jax.jit(lambda *operands, **parameters: _step.bind(*operands, **parameters), static_argnames=("program", "key"))
+)
 
 
 @_step.def_abstract_eval
@@ -138,7 +140,9 @@ def _batched(operands: Sequence[Any], axes: Sequence[Any], **parameters: Any) ->
 
 
 def _differentiated(operands: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
-    return jax.jvp(functools.partial(_in_xla, **parameters), tuple(operands), tuple(map(ad.instantiate_zeros, tangents)))  # type: ignore[no-any-return]  # jax is untyped here
+    return jax.jvp(
+        functools.partial(_in_xla, **parameters), tuple(operands), tuple(map(ad.instantiate_zeros, tangents))
+    )  # type: ignore[no-any-return]  # jax is untyped here
 
 
 def _lowered(context: Any, *operands: Any, program: Program, key: KernelKey) -> Any:
