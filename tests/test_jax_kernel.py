@@ -50,7 +50,7 @@ def test_a_jitted_step_is_one_call_of_the_kernel_with_the_bits_of_xla_and_of_the
     assert compiled_text(optimizer.apply, params, grads, state).count(CALL) == 1
     with without_kernels():
         in_xla = jax.jit(lambda *arguments: optimizer.apply(*arguments))
-        assert CALL not in in_xla.lower(params, grads, state).compile().as_text()
+        assert CALL not in str(in_xla.lower(params, grads, state).compile().as_text())
         expected = in_xla(params, grads, state)
     found = jax.jit(optimizer.apply)(params, grads, state)
     assert_same_trees(found, expected)
@@ -97,7 +97,7 @@ def test_one_array_may_be_parameter_gradient_and_slot_at_once() -> None:
     found = jax.jit(optimizer.apply)(w, w, state)
     host = np.asarray(w)
     expected = optimizer.apply(host, host, portopt.OptimizerState(3, {"m": host, "v": host}))
-    assert_same_trees(found, expected)
+    assert_same_trees((found[0], found[1].slots), (expected[0], expected[1].slots))
 
 
 def test_large_steps_are_shared_by_threads_without_changing_a_bit() -> None:
@@ -139,15 +139,17 @@ def test_gradients_computed_in_the_same_jit_are_what_the_step_sees() -> None:
 
 
 def test_exported_steps_hold_only_what_every_machine_has() -> None:
-    optimizer = portopt.Adam()
-    params = parameters()
-    state = optimizer.init(params)._replace(step=jnp.asarray(0))
-    exported = jax.export.export(
-        jax.jit(lambda p, g, m, v, t: optimizer.apply(p, g, portopt.OptimizerState(t, {"m": m, "v": v}))[0])
-    )(params, params, state.slots["m"], state.slots["v"], state.step)
+    optimizer, params = portopt.Adam(), parameters()
+    slots, step = optimizer.init(params).slots, jnp.asarray(0)
+
+    def train_step(params: Any, grads: Any, slots: Any, step: Any) -> Any:
+        params, state = optimizer.apply(params, grads, portopt.OptimizerState(step, slots))
+        return params, state.slots, state.step
+
+    jitted: Any = jax.jit(train_step)
+    exported: Any = jax.export.export(jitted)(params, params, slots, step)
     assert "custom_call" not in exported.mlir_module()
-    found = exported.call(params, params, state.slots["m"], state.slots["v"], state.step)
-    assert_same_trees(found, jax.jit(optimizer.apply)(params, params, state)[0])
+    assert_same_trees(exported.call(params, params, slots, step), jitted(params, params, slots, step))
 
 
 def test_without_numba_the_step_is_left_to_xla(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +159,7 @@ def test_without_numba_the_step_is_left_to_xla(monkeypatch: pytest.MonkeyPatch) 
     assert CALL not in compiled_text(lambda *arguments: optimizer.apply(*arguments), params, params, state)
 
 
-def test_a_slot_that_a_rule_never_writes_leaves_the_step_to_xla() -> None:
+def test_a_slot_that_only_passes_through_keeps_its_bits() -> None:
     class Reading(portopt.Optimizer):
         slots = ("unused",)
 
@@ -211,14 +213,15 @@ def test_sharded_arrays_are_updated_where_they_lie_with_the_same_bits() -> None:
         arrays = [jax.device_put(x, sharding) for x in (p, g)]
         state = optimizer.init(arrays[0])
         many, many_state = step(*arrays, state)
-        text = step.lower(*arrays, state).compile().as_text()
+        places = [many.sharding == sharding, many_state.slots["m"].sharding == sharding]
         same = np.asarray(many).tobytes() == np.asarray(one).tobytes()
-        print(len(jax.devices()), same, many.sharding == sharding, many_state.slots["m"].sharding == sharding, 'target="portopt_' in text)
-        print('target="portopt_' in step.lower(jnp.asarray(p), jnp.asarray(g), optimizer.init(jnp.asarray(p))).compile().as_text())
+        print(len(jax.devices()), same, *places)
+        alone = jnp.asarray(p), jnp.asarray(g), optimizer.init(jnp.asarray(p))
+        print(*('target="portopt_' in step.lower(*a).compile().as_text() for a in ((*arrays, state), alone)))
         """,
         XLA_FLAGS="--xla_force_host_platform_device_count=8",
     )
-    assert printed.split("\n")[:2] == ["8 True True True False", "True"]
+    assert printed.split("\n")[:2] == ["8 True True True", "False True"]
 
 
 def test_a_compiled_step_from_jax_cache_on_disk_finds_its_kernel(tmp_path: Any) -> None:

@@ -221,7 +221,7 @@ class JaxBackend:
     def _update_traced(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
     ) -> list[dict[str, Any]]:
-        if not isinstance(scalars, StepScalars) or is_interpreted() or not self._kernels.can_run(program):
+        if not isinstance(scalars, StepScalars) or is_interpreted() or not self._kernels.can_run():
             return self.update_in_xla(program, scalars, parameters)
         with self._jax.enable_x64(True):
             inputs = self._kernels.pack([_known(scalars.inputs[name]) for name in _inputs_but_t(program)])
@@ -247,7 +247,7 @@ class JaxBackend:
         pending = {i: inputs[n].words for i, n in enumerate(names) if isinstance(inputs[n], PendingScalar)}
         known = np.array([0.0 if i in pending else inputs[n] for i, n in enumerate(names)], np.float64)
         words, step = known.view(np.uint32).reshape(-1, 2), int(inputs.get("t", 0))
-        by_kernel = self._kernels.can_run(program)
+        by_kernel = self._kernels.can_run()
         results, outputs = self._compiled_update(program, by_kernel, words, pending, step, list(parameters))
         scalars.provide(outputs)
         return list(results)

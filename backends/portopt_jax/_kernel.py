@@ -31,7 +31,7 @@ from portopt_jax import _handler
 from portopt_jax._scalars import JaxArithmetic
 
 _enabled: ContextVar[bool] = ContextVar("portopt_jax_kernels", default=True)
-_registered: dict[tuple[Program, KernelKey], str | None] = {}
+_registered: set[str] = set()
 _lock = threading.Lock()
 
 
@@ -45,11 +45,10 @@ def without_kernels() -> Iterator[None]:
         _enabled.reset(token)
 
 
-def can_run(program: Program) -> bool:
-    """Tell whether steps of a program may be given to kernels."""
-    every_slot = {op.label for op in program.ops if op.name == "load"} <= {"g", *program.array_outputs}
-    allowed = _enabled.get() and not jax.config.jax_disable_jit
-    return bool(allowed and every_slot and available() and _handler.supported())
+def can_run() -> bool:
+    """Tell whether steps may be given to kernels."""
+    with_jit = not jax.config.jax_disable_jit  # type: ignore[attr-defined]  # JAX defines its settings at run time
+    return with_jit and _enabled.get() and available() and _handler.supported()
 
 
 def pack(values: Sequence[Any]) -> Any:
@@ -80,11 +79,11 @@ def run(
     results: list[dict[str, Any]] = [{} for _ in parameters]
     outputs: dict[str, Any] = {}
     with jax.enable_x64(True):
-        step = jnp.asarray(step).astype(jnp.int32)
+        operands = [jnp.asarray(inputs), jnp.asarray(step).astype(jnp.int32)]
         for dtypes, members in groups.items():
-            arrays = [parameters[i][name] for i in members for name, _ in dtypes]
+            rows = [parameters[i][name] for i in members for name, _ in dtypes]
             key = KernelKey(dtypes, in_place, default_flush())
-            found = _step.bind(jnp.asarray(inputs), step, *arrays, program=program, key=key)
+            found = _step.bind(*operands, *rows, program=program, key=key)
             if program.scalar_outputs:
                 outputs = dict(zip(program.scalar_outputs, found.pop(0), strict=True))
             remaining = iter(found)
@@ -119,14 +118,6 @@ def _in_xla(*operands: Any, program: Program, key: KernelKey) -> list[Any]:
     return [*outputs, *(result[name] for result in results for name, _ in key.dtypes if name != "g")]
 
 
-_step = Primitive("portopt_step")
-_step.multiple_results = True
-_step.def_impl(
-    jax.jit(lambda *operands, **parameters: _step.bind(*operands, **parameters), static_argnames=("program", "key"))
-)
-
-
-@_step.def_abstract_eval
 def _result_types(*operands: Any, program: Program, key: KernelKey) -> list[Any]:
     with jax.enable_x64(True):
         outputs = [jax.core.ShapedArray((len(program.scalar_outputs),), jnp.float64)] if program.scalar_outputs else []
@@ -142,14 +133,14 @@ def _batched(operands: Sequence[Any], axes: Sequence[Any], **parameters: Any) ->
 def _differentiated(operands: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
     return jax.jvp(
         functools.partial(_in_xla, **parameters), tuple(operands), tuple(map(ad.instantiate_zeros, tangents))
-    )  # type: ignore[no-any-return]  # jax is untyped here
+    )
 
 
 def _lowered(context: Any, *operands: Any, program: Program, key: KernelKey) -> Any:
-    target = _register(program, key) if _is_for_one_device(context.module_context) else None
-    if target is None:
+    if not _is_for_one_device(context.module_context):
         lower = mlir.lower_fun(_in_xla, multiple_results=True)
         return lower(context, *operands, program=program, key=key)
+    target = _register(program, key)
     written = [i for i in range(2, len(operands)) if key.dtypes[(i - 2) % len(key.dtypes)][0] != "g"]
     outputs = int(bool(program.scalar_outputs))
     aliases = {operand: outputs + i for i, operand in enumerate(written)} if key.in_place else None
@@ -163,26 +154,32 @@ def _is_for_one_device(module: Any) -> bool:
     return devices == 1 and not exported and tuple(module.platforms) == ("cpu",)
 
 
-def _register(program: Program, key: KernelKey) -> str | None:
-    """Return the name by which XLA knows the kernel's handler; None if it cannot be made here.
+@functools.lru_cache(maxsize=512)
+def _register(program: Program, key: KernelKey) -> str:
+    """Return the name by which XLA knows the kernel's handler.
 
     It is the same in each process, since JAX may keep compiled computations on disk.
     """
+    content = f"{__version__} {key.in_place} {kernel_source(program, key)}"
+    name = f"portopt_{hashlib.sha256(content.encode()).hexdigest()[:32]}"
     with _lock:
-        if (program, key) not in _registered:
-            content = f"{__version__} {key.in_place} {kernel_source(program, key)}"
-            name = f"portopt_{hashlib.sha256(content.encode()).hexdigest()[:32]}"
+        if name not in _registered:
             handler = _handler.make_handler(
                 compile_kernel(program, key),
                 len(key.dtypes),
                 in_place=key.in_place,
                 has_outputs=bool(program.scalar_outputs),
             )
-            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
-            _registered[program, key] = name
-        return _registered[program, key]
+            ffi: Any = jax.ffi
+            ffi.register_ffi_target(name, ffi.pycapsule(handler), platform="cpu")
+            _registered.add(name)
+    return name
 
 
+_step: Any = Primitive("portopt_step")
+_step.multiple_results = True
+_step.def_impl(jax.jit(lambda *operands, **which: _step.bind(*operands, **which), static_argnames=("program", "key")))
+_step.def_abstract_eval(_result_types)
 batching.primitive_batchers[_step] = _batched
 ad.primitive_jvps[_step] = _differentiated
 mlir.register_lowering(_step, mlir.lower_fun(_in_xla, multiple_results=True))
