@@ -184,12 +184,18 @@ class Optimizer(_Declarations):
     def defaults(cls, dialect: str | None = None) -> dict[str, Any]:
         """Return the hyperparameters that the rule has in a dialect, with their defaults; None means the default dialect.
 
+        Raises:
+            ValueError: the rule has no such dialect.
+
         Example:
             >>> import portopt
             >>> portopt.Adagrad.defaults("torch")["initial_accumulator_value"]
             0.0
         """
-        fields = cls._fields if dialect is None else cls._fields_by_dialect[dialect]
+        fields = cls._fields if dialect is None else cls._fields_by_dialect.get(dialect)
+        if fields is None:
+            known = ", ".join(name for name in cls._fields_by_dialect if name) or "none"
+            raise ValueError(f"{cls.__name__} has no dialect {dialect!r}: it has {known}")
         return {name: dialect if name == "dialect" and dialect else field.default for name, field in fields.items()}
 
     # The rule ----------------------------------------------------------------------------------------------------
