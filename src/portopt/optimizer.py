@@ -181,6 +181,17 @@ class Optimizer(_Declarations):
         return not_in_dialect(owner, name, str(dialect), field.dialects)
 
     @classmethod
+    def dialects(cls) -> tuple[str, ...]:
+        """Return the names of the rule's dialects, the default one first; empty for a rule that has none.
+
+        Example:
+            >>> import portopt
+            >>> portopt.Adam.dialects()
+            ('keras2', 'keras3', 'torch', 'optax')
+        """
+        return tuple(name for name in cls._fields_by_dialect if name is not None)
+
+    @classmethod
     def defaults(cls, dialect: str | None = None) -> dict[str, Any]:
         """Return the hyperparameters that the rule has in a dialect, with their defaults; None means the default dialect.
 
@@ -194,8 +205,7 @@ class Optimizer(_Declarations):
         """
         fields = cls._fields if dialect is None else cls._fields_by_dialect.get(dialect)
         if fields is None:
-            known = ", ".join(name for name in cls._fields_by_dialect if name) or "none"
-            raise ValueError(f"{cls.__name__} has no dialect {dialect!r}: it has {known}")
+            raise ValueError(f"{cls.__name__} has no dialect {dialect!r}: it has {', '.join(cls.dialects()) or 'none'}")
         return {name: dialect if name == "dialect" and dialect else field.default for name, field in fields.items()}
 
     # The rule ----------------------------------------------------------------------------------------------------
