@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
 import inspect
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -24,6 +26,7 @@ from bits import Array, assert_same_bits, ordinary
 from dialect_settings import SETTINGS, gradients, parameters, rate_at, settings
 
 import portopt
+from portopt.command_line import main
 from portopt.dialects import DEFAULT_DIALECT, DIALECTS
 from portopt.hyperparameters import listed
 
@@ -424,3 +427,45 @@ def test_clipping_is_the_same_in_every_dialect(dialect: str) -> None:
     optimizer = portopt.SGD(1.0, dialect=dialect, clipnorm=1.0, clipvalue=0.25)  # type: ignore[arg-type]  # a parameter
     found = optimizer.apply(np.zeros(4), g, optimizer.init(np.zeros(4)))[0]
     np.testing.assert_allclose(found, -clipped, rtol=1e-15)
+
+
+# The page and the command
+
+
+def make_dialect_tables() -> ModuleType:
+    specification = importlib.util.spec_from_file_location(
+        "make_dialect_tables", HERE.parent / "scripts" / "make_dialect_tables.py", submodule_search_locations=None
+    )
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_page_of_dialects_is_up_to_date() -> None:
+    page = (HERE.parent / "docs" / "dialects.md").read_text(encoding="utf-8")
+    assert page == make_dialect_tables().render(), "docs/dialects.md is out of date: run `make api`"
+
+
+def test_page_of_dialects_follows_the_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_dialect_tables()
+    monkeypatch.setattr(portopt.SGD, "__doc__", "Summary.\n\n" + "".join(f"- {d}: `x`\n" for d in DIALECTS))
+    assert "| optax | `x` |" in module.render()
+    monkeypatch.setattr(portopt.SGD, "__doc__", "Summary.\n\n- keras2: `x`\n")
+    with pytest.raises(
+        SystemExit, match="the docstring of SGD must have one line `- dialect: formula` for each dialect"
+    ):
+        module.render()
+
+
+@each_dialect
+def test_show_prints_the_program_of_a_dialect(dialect: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "adamax", "--dialect", dialect]) == 0
+    assert capsys.readouterr().out == f"{portopt.Adamax(dialect=dialect).program()}\n"  # type: ignore[arg-type]  # a parameter
+
+
+def test_show_refuses_a_dialect_without_the_options_of_the_config(capsys: pytest.CaptureFixture[str]) -> None:
+    config = '{"class_name": "SGD", "config": {"decay": 0.5}}'
+    assert main(["show", config, "--dialect", "torch"]) == 2
+    assert "portopt show: SGD was given 'decay', which does not exist in the dialect 'torch'" in capsys.readouterr().err
