@@ -22,6 +22,7 @@ from portopt.backend import (
 )
 from portopt.cuda.norm_dependence import GradientNorm
 from portopt.host import compiler, kernel, norm, watch
+from portopt.host.memory import use_huge_pages
 from portopt.host.plan import make_plan
 from portopt.interpreter import StepScalars
 from portopt.primitives import Primitives
@@ -67,7 +68,13 @@ class TorchBackend(ArrayAPIBackend):
         return ArrayInfo(tuple(array.shape), self.dtype_name(array), str(array.device))
 
     def full(self, like: Any, value: float, dtype: str) -> Any:
-        return self._torch.full(like.shape, value, dtype=self.dtype(dtype), device=like.device)
+        return self._empty(like.shape, self.dtype(dtype), like.device).fill_(value)
+
+    def _empty(self, shape: Any, dtype: Any, device: Any) -> Any:
+        tensor = self._torch.empty(shape, dtype=dtype, device=device)
+        if tensor.is_cpu:
+            use_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+        return tensor
 
     def to_numpy(self, array: Any) -> Any:
         torch = self._torch
@@ -140,7 +147,6 @@ class TorchBackend(ArrayAPIBackend):
         self, program: Program, scalars: StepScalars, parameters: Sequence[Arrays], *, in_place: bool
     ) -> list[dict[str, Any]]:
         """Run the fused kernel on the tensors' own memory."""
-        empty = self._torch.empty
         names = tuple(program.array_outputs)
         dtypes = [{name: self.dtype_name(tensor) for name, tensor in arrays.items()} for arrays in parameters]
         inputs = [{name: _bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
@@ -149,7 +155,7 @@ class TorchBackend(ArrayAPIBackend):
             written = [arrays[name] for arrays in parameters for name in names]
             self._torch.autograd.graph.increment_version(written)
             return [{name: arrays[name] for name in names} for arrays in parameters]
-        outputs = [{n: empty(a[n].shape, dtype=a[n].dtype) for n in names} for a in parameters]
+        outputs = [{n: self._empty(a[n].shape, a[n].dtype, "cpu") for n in names} for a in parameters]
         kernel.update(program, scalars, dtypes, inputs, [{n: _bits(t) for n, t in o.items()} for o in outputs])
         return outputs
 

@@ -8,6 +8,9 @@ from portopt.backend import Backend as Backend
 from portopt.backend import backends as backends
 from portopt.backend import get_backend as get_backend
 from portopt.backend import interpreted as interpreted
+from portopt.checkpoints import CheckpointError as CheckpointError
+from portopt.checkpoints import load as load
+from portopt.checkpoints import save as save
 from portopt.configuration import deserialize as deserialize
 from portopt.configuration import get as get
 from portopt.configuration import register as register

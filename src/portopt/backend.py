@@ -34,8 +34,7 @@ Arrays = Mapping[str, Any]
 """Parameter `"p"`, gradient `"g"` and slots by name: one parameter's arrays."""
 
 
-@dataclass(frozen=True)
-class ArrayInfo:
+class ArrayInfo(NamedTuple):
     """What must agree between a parameter, its gradient and its slots; the device is None where it is not known yet."""
 
     shape: tuple[int, ...]

@@ -50,6 +50,7 @@ class _Leaves(NamedTuple):
     backend: Backend
     definition: TreeDefinition
     leaves: list[Any]
+    infos: list[ArrayInfo | None]
 
 
 class _OfClassOrInstance:
@@ -263,8 +264,8 @@ class Optimizer(_Declarations):
             >>> state.step, state.slots["m"]
             (0, {'w': array([0., 0.])})
         """
-        backend, definition, leaves = _flatten_params(params)
-        dtypes = [None if p is None else backend.describe(p).dtype for p in leaves]
+        backend, definition, leaves, infos = _flatten_params(params)
+        dtypes = [None if info is None else info.dtype for info in infos]
         if slot_dtype is not None:
             for i, dtype in enumerate(dtypes):
                 if dtype is not None and slot_dtype not in slot_dtypes(dtype):
@@ -327,19 +328,19 @@ class Optimizer(_Declarations):
             array([0.5])
         """
         for plan in self.__dict__.get("_plans", ()):
-            done = plan.step(self, params, grads, state, hyperparameters)
+            done: OptimizerState | None = plan.step(self, params, grads, state, hyperparameters)
             if done is not None:
-                return done  # type: ignore[no-any-return]  # a plan is of a backend's own kind
+                return done
         return self._step(params, grads, state, hyperparameters, in_place=True)[1]
 
     def _step(
         self, params: Any, grads: Any, state: OptimizerState, overrides: dict[str, Any], *, in_place: bool
     ) -> tuple[Any, OptimizerState]:
-        backend, definition, leaves = _flatten_params(params)
+        backend, definition, leaves, infos = _flatten_params(params)
         gradients = _flatten_like(backend, definition, grads, params, "grads")
         slots = self._flatten_slots(backend, definition, state, params)
-        _check_gradients(backend, leaves, gradients, params)
-        _check_slots(backend, leaves, slots, params)
+        _check_gradients(backend, leaves, infos, gradients, params)
+        _check_slots(backend, leaves, infos, slots, params)
         overrides = self.check_overrides(overrides)
         program = self.program(overrides)
 
@@ -668,8 +669,10 @@ def _flatten_params(params: Any) -> _Leaves:
         raise _no_array(f"params{STANDARD_TREES.paths(params)[i]}", first)
     if backend.trees is not STANDARD_TREES:
         leaves, definition = backend.trees.flatten(params)
+    infos: list[ArrayInfo | None] = []
     for i, leaf in enumerate(leaves):
         if leaf is None:
+            infos.append(None)
             continue
         if not backend.owns(leaf):
             raise _foreign(backend, f"params{backend.trees.paths(params)[i]}", leaf, "params")
@@ -679,7 +682,8 @@ def _flatten_params(params: Any) -> _Leaves:
                 f"params{backend.trees.paths(params)[i]} has dtype {info.dtype}; parameters must be of dtype "
                 f"{', '.join(COMPUTE_DTYPE)}: leave other arrays out of params, or convert them"
             )
-    return _Leaves(backend, definition, leaves)
+        infos.append(info)
+    return _Leaves(backend, definition, leaves, infos)
 
 
 def _describe(backend: Backend, array: Any, path: Callable[[], str]) -> ArrayInfo:
@@ -714,41 +718,53 @@ def _flatten_like(backend: Backend, definition: TreeDefinition, tree: Any, param
     return leaves
 
 
-def _check_gradients(backend: Backend, leaves: list[Any], gradients: list[Any], params: Any) -> None:
-    for i, (p, g) in enumerate(zip(leaves, gradients, strict=True)):
+def _check_gradients(
+    backend: Backend, leaves: list[Any], infos: list[ArrayInfo | None], gradients: list[Any], params: Any
+) -> None:
+    for i, (p, info, g) in enumerate(zip(leaves, infos, gradients, strict=True)):
         if g is None:
             continue
 
         def at(name: str, i: int = i) -> str:
             return f"{name}{backend.trees.paths(params)[i]}"
 
-        if p is None:
+        if p is None or info is None:
             raise ValueError(f"{at('params')} is None, so {at('grads')} must be None too, but it is {type(g).__name__}")
         if not backend.owns(g):
             raise _foreign(backend, at("grads"), g, at("params"))
-        _check_same(backend, p, g, at, "grads", same_dtype=True)
+        _check_same(backend, info, g, at, "grads", same_dtype=True)
 
 
-def _check_slots(backend: Backend, leaves: list[Any], slots: Mapping[str, list[Any]], params: Any) -> None:
+def _check_slots(
+    backend: Backend,
+    leaves: list[Any],
+    infos: list[ArrayInfo | None],
+    slots: Mapping[str, list[Any]],
+    params: Any,
+) -> None:
     for slot, arrays in slots.items():
-        for i, (p, s) in enumerate(zip(leaves, arrays, strict=True)):
+        here = f"state.slots[{slot!r}]"
+        for i, (p, info, s) in enumerate(zip(leaves, infos, arrays, strict=True)):
             if p is None and s is None:
                 continue
 
             def at(name: str, i: int = i) -> str:
                 return f"{name}{backend.trees.paths(params)[i]}"
 
-            here = f"state.slots[{slot!r}]"
-            if p is None or s is None or not backend.owns(s):
+            if info is None or s is None or not backend.owns(s):
                 raise TypeError(
                     f"{at(here)} is {type(s).__name__}, but {at('params')} is {type(p).__name__} of {backend.name}: "
                     "start from init(params), or convert the state to the parameters' library"
                 )
-            _check_same(backend, p, s, at, here, same_dtype=False)
+            _check_same(backend, info, s, at, here, same_dtype=False)
 
 
-def _check_same(backend: Backend, p: Any, other: Any, at: Callable[[str], str], name: str, *, same_dtype: bool) -> None:
-    expected, found = _describe(backend, p, lambda: at("params")), _describe(backend, other, lambda: at(name))
+def _check_same(
+    backend: Backend, expected: ArrayInfo, other: Any, at: Callable[[str], str], name: str, *, same_dtype: bool
+) -> None:
+    found = _describe(backend, other, lambda: at(name))
+    if found == expected:
+        return
     for what in ("shape", "dtype", "device"):
         left, right = getattr(expected, what), getattr(found, what)
         if what == "dtype" and not same_dtype:
@@ -771,6 +787,13 @@ def _concrete_step(step: Any) -> int:
     if finished < 0:
         raise ValueError(f"state.step must be at least 0, but {finished} was given")
     return finished
+
+
+def check_state(optimizer: Optimizer, params: Any, state: OptimizerState) -> tuple[Backend, int]:
+    """Return the backend of parameters and the finished steps of their state, after checking that the two fit together."""
+    backend, definition, leaves = _flatten_params(params)
+    _check_slots(backend, leaves, optimizer._flatten_slots(backend, definition, state, params), params)
+    return backend, _concrete_step(state.step)
 
 
 def _scheduled_rate(schedule: Callable[[Scalar], Any], step: Scalar) -> Any:

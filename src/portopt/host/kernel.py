@@ -114,7 +114,7 @@ def update(
         rows = [
             {**dense[i], **({} if outputs is None else {NEW + n: a for n, a in outputs[i].items()})} for i in members
         ]
-        table = np.array([[row[column].ctypes.data for column in kernel.columns] for row in rows], np.int64)
+        table = np.array([[_address(row[column]) for column in kernel.columns] for row in rows], np.int64)
         sizes = np.array([row["p"].size for row in rows], np.int64)
         scalars.provide(kernel.run(table, sizes, scalars.inputs))
     if in_place:
@@ -122,6 +122,10 @@ def update(
             for name in program.array_outputs:
                 if copies[name].ctypes.data != original[name].ctypes.data or not original[name].flags.c_contiguous:
                     original[name][...] = copies[name].reshape(original[name].shape)
+
+
+def _address(array: Any) -> int:
+    return int(array.__array_interface__["data"][0])  # a third of the time of `array.ctypes.data`
 
 
 def _copy_overlapping_gradients(parameters: Sequence[dict[str, Any]]) -> None:

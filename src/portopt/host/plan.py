@@ -126,7 +126,10 @@ class Plan:
         if self._note_written is not None:
             self._note_written([reference() for reference in self._written])
         names = self.program.scalar_outputs
-        return self._state_type(finished, {**slots, **dict(zip(names, self._outputs, strict=True))} if names else slots)
+        if names:
+            slots = {**slots, **dict(zip(names, self._outputs, strict=True))}
+        new_state: OptimizerState = self._state_type(finished, slots)
+        return new_state
 
     def _new_inputs(
         self, optimizer: Optimizer, state: Any, overrides: Mapping[str, Any], norm: float | None

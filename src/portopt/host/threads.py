@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-ELEMENTS_PER_THREAD = 1 << 16
-"""A thread gets at least so many elements: below it, waking one costs more than it saves."""
+ELEMENTS_PER_THREAD = 1 << 18
+"""A thread gets at least so many elements: waking one costs about 50 µs, in which Adam updates this many."""
 
 _chosen: int | None = None
 _pool: ThreadPoolExecutor | None = None

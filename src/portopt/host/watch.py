@@ -253,10 +253,15 @@ class _Script:
             # What C sees of an ordered dict is the order of insertion.
             items = [(k, numbering[k], v) for k, v in dict.items(tree)]
             return all(self._add(v, n, id(k), depth + 1) for k, n, v in items)
-        if kind is list or issubclass(kind, tuple):
-            self.nodes.extend((_LIST if kind is list else _TUPLE, id(kind), len(tree), 0, key))
-            return all(self._add(v, n, 0, depth + 1) for v, n in zip(tree, numbering, strict=True))
+        if kind is list:
+            return self._add_items(_LIST, tree, numbering, key, depth)
+        if issubclass(kind, tuple):
+            return self._add_items(_TUPLE, tree, numbering, key, depth)
         return False
+
+    def _add_items(self, kind: int, items: Sequence[Any], numbering: Sequence[Any], key: int, depth: int) -> bool:
+        self.nodes.extend((kind, id(type(items)), len(items), 0, key))
+        return all(self._add(v, n, 0, depth + 1) for v, n in zip(items, numbering, strict=True))
 
 
 def _numbered(tree: Any, first: int = 0) -> tuple[Any, int]:
