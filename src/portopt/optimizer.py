@@ -791,8 +791,8 @@ def _concrete_step(step: Any) -> int:
 
 def check_state(optimizer: Optimizer, params: Any, state: OptimizerState) -> tuple[Backend, int]:
     """Return the backend of parameters and the finished steps of their state, after checking that the two fit together."""
-    backend, definition, leaves = _flatten_params(params)
-    _check_slots(backend, leaves, optimizer._flatten_slots(backend, definition, state, params), params)
+    backend, definition, leaves, infos = _flatten_params(params)
+    _check_slots(backend, leaves, infos, optimizer._flatten_slots(backend, definition, state, params), params)
     return backend, _concrete_step(state.step)
 
 
