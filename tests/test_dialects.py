@@ -65,7 +65,7 @@ def assert_close(actual: list[list[Array]], expected: list[list[Any]], tolerance
         ours, theirs = np.asarray([p[i] for p in actual]), np.asarray([p[i] for p in expected], np.float64)
         error = float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
         assert error <= tolerance, f"parameter {i}: off by {error:.2g} relative"
-        assert np.max(np.abs(theirs - parameters()[i])) > 1e-5, f"parameter {i} hardly moves"
+        assert np.max(np.abs(theirs - parameters()[i])) > 1e-6, f"parameter {i} hardly moves"
 
 
 # torch
