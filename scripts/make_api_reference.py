@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import portopt
+import portopt_jax
+import portopt_torch
 from portopt import backend, optimizer, primitives, program, scalars, schedules, trees
 from portopt.rules import dialect_rule
 
@@ -95,6 +97,8 @@ def sections() -> list[tuple[str, str, list[tuple[str, Any]]]]:
                 *of("portopt.trees", trees, "Trees"),
             ],
         ),
+        ("PyTorch", "", of("portopt_torch", portopt_torch, "TorchOptimizer")),
+        ("optax", "", of("portopt_jax", portopt_jax, "to_optax", "step", "optax_factory", "PortoptState")),
     ]
 
 

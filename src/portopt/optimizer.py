@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import numbers
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
@@ -286,7 +287,7 @@ class Optimizer(_Declarations):
         return OptimizerState(0, {**scalars, **{name: filled(first.get(name, 0.0)) for name in self.slots}})
 
     def apply(
-        self, params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any
+        self, params: Any, grads: Any, state: OptimizerState, *, gradient_norm: Any = None, **hyperparameters: Any
     ) -> tuple[Any, OptimizerState]:
         """Return parameters and state after one step; the given ones stay untouched.
 
@@ -296,6 +297,8 @@ class Optimizer(_Declarations):
             params: the tree given to `init`, or one of the same structure, shapes and dtypes.
             grads: gradients in the same structure, shapes and dtypes. None leaves a parameter and its slots as they are.
             state: what `init` or the previous step returned.
+            gradient_norm: the norm that `clipnorm` compares, a Python number or a 0-d array, where `grads` are only some of
+                the gradients that are clipped together. None: the norm of `grads`. Without `clipnorm` it changes nothing.
             **hyperparameters: values for this step only, of any numeric hyperparameter: Python numbers or 0-d arrays.
 
         Raises:
@@ -310,9 +313,11 @@ class Optimizer(_Declarations):
             >>> w
             array([0.5])
         """
-        return self._step(params, grads, state, hyperparameters, in_place=False)
+        return self._step(params, grads, state, _with_norm(hyperparameters, gradient_norm), in_place=False)
 
-    def apply_(self, params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any) -> OptimizerState:
+    def apply_(
+        self, params: Any, grads: Any, state: OptimizerState, *, gradient_norm: Any = None, **hyperparameters: Any
+    ) -> OptimizerState:
         """Do one step in place: parameters and slots are overwritten; returns the state to use from now on.
 
         Arguments and errors are those of `apply`; nothing is changed if an error is raised. JAX arrays cannot be changed.
@@ -327,6 +332,8 @@ class Optimizer(_Declarations):
             >>> w
             array([0.5])
         """
+        if gradient_norm is not None:
+            hyperparameters = _with_norm(hyperparameters, gradient_norm)
         for plan in self.__dict__.get("_plans", ()):
             done: OptimizerState | None = plan.step(self, params, grads, state, hyperparameters)
             if done is not None:
@@ -403,7 +410,7 @@ class Optimizer(_Declarations):
         """
         given: dict[str, Any] = {name: state.slots[name] for name in self.scalar_slots}
         if program.uses_gradient_norm:
-            given["gradient_norm"] = gradient_norm()
+            given[_NORM] = overrides[_NORM] if _NORM in overrides else gradient_norm()
         for name in program.scalar_inputs:
             if name not in given and name != "t":
                 given[name] = overrides[name] if name in overrides else getattr(self, name)
@@ -412,7 +419,7 @@ class Optimizer(_Declarations):
         values = [state.step, *(v for n, v in given.items() if n != "learning_rate" or not scheduled)]
         arithmetic = backend.arithmetic(values)
         step = backend.scalar(state.step) if arithmetic is not HOST else _concrete_step(state.step)
-        owners = dict.fromkeys(overrides, f"{type(self).__name__}.apply")
+        owners = {name: f"{type(self).__name__}.apply" for name in overrides if name != _NORM}
         if schedule is not None and scheduled:
             owner = owners["learning_rate"] = f"the schedule {schedule!r} of {type(self).__name__}:"
             rate = _scheduled_rate(schedule, Scalar(step, arithmetic))
@@ -482,6 +489,9 @@ class Optimizer(_Declarations):
         checked: dict[str, Any] = {}
         owner = f"{type(self).__name__}.apply"
         for name, value in overrides.items():
+            if name == _NORM:
+                checked[name] = _check_norm(owner, value)
+                continue
             target = self._aliases.get(name, name)
             field = self._fields.get(target)
             if field is None and target in self._declared:
@@ -643,7 +653,26 @@ _CACHES = frozenset({"_programs", "_plans", "_seen", "_fields"})
 _MOST_PLANS = 16
 """How many sets of arrays an optimizer may be stepping in turns before it forgets about the first."""
 
+_NORM = "gradient_norm"
+"""The norm's name among a program's scalar inputs, and among the values given for one step."""
+
 Optimizer._collect_fields()
+
+
+def _with_norm(hyperparameters: dict[str, Any], gradient_norm: Any) -> dict[str, Any]:
+    return hyperparameters if gradient_norm is None else {**hyperparameters, _NORM: gradient_norm}
+
+
+def _check_norm(owner: str, value: Any) -> Any:
+    """Return a norm that was given for a step; NaN and infinity are norms too."""
+    if isinstance(value, bool) or getattr(value, "shape", ()) != () or not hasattr(value, "__float__"):
+        raise TypeError(
+            f"{owner} gradient_norm must be a Python number or a 0-d array, but {value!r:.80} of type "
+            f"{type(value).__name__} was given"
+        )
+    if isinstance(value, numbers.Real) and value < 0:
+        raise ValueError(f"{owner} gradient_norm must be at least 0, but {value!r} was given")
+    return value
 
 
 def _signature(fields: Mapping[str, Hyperparameter], aliases: Mapping[str, str]) -> inspect.Signature:

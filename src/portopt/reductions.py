@@ -61,18 +61,21 @@ def host_norm(primitives: Primitives, gradients: Sequence[Any]) -> float:
     Returns:
         The norm; NaN if an element is NaN, else infinite if one is.
     """
-    xp = primitives.xp
-    wide = [xp.astype(g, primitives.dtype) for g in gradients if math.prod(g.shape)]
-    # Libraries disagree on the maximum of a NaN and an infinity.
-    if any(bool(xp.any(xp.isnan(g))) for g in wide):
-        return math.nan
-    largest = max((float(xp.max(xp.abs(g))) for g in wide), default=0.0)
-    scale = scaling(largest, sum(math.prod(g.shape) for g in wide))
+    largest = largest_magnitude(primitives, gradients)
+    scale = scaling(largest, sum(math.prod(g.shape) for g in gradients))
     if scale is None:
         return largest
-    return norm_of_sums(
-        scale, [[float(part) for part in partial_sums(primitives, g, scale.factors, scale.constants)] for g in wide]
-    )
+    return norm_of_sums(scale, sums_of_parts(primitives, gradients, scale))
+
+
+def largest_magnitude(primitives: Primitives, gradients: Sequence[Any]) -> float:
+    """Return the largest |g| of all gradients; 0 if there is no element, NaN if an element is NaN."""
+    xp = primitives.xp
+    filled = [g for g in gradients if math.prod(g.shape)]
+    # Libraries disagree on the maximum of a NaN and an infinity.
+    if any(bool(xp.any(xp.isnan(g))) for g in filled):
+        return math.nan
+    return max((float(xp.max(xp.abs(g))) for g in filled), default=0.0)
 
 
 class Scaling(NamedTuple):
@@ -93,6 +96,12 @@ def scaling(largest: float, count: int) -> Scaling | None:
         return None
     exponent = math.frexp(largest)[1] - 1
     return Scaling((2.0 ** -(exponent // 2), 2.0 ** -(exponent - exponent // 2)), rounding_constants(count))
+
+
+def sums_of_parts(primitives: Primitives, gradients: Sequence[Any], scale: Scaling) -> list[list[float]]:
+    """Return each pass's exact sum over each gradient."""
+    wide = (primitives.xp.astype(g, primitives.dtype) for g in gradients if math.prod(g.shape))
+    return [[float(part) for part in partial_sums(primitives, g, scale.factors, scale.constants)] for g in wide]
 
 
 def norm_of_sums(scale: Scaling, sums: Sequence[Sequence[float]]) -> float:

@@ -105,7 +105,7 @@ class Plan:
             if optimizer.program(checked) is not self.program:
                 return None
             norm = None
-            if self.program.uses_gradient_norm:
+            if self.program.uses_gradient_norm and "gradient_norm" not in checked:
                 if not self._watch(params, grads, slots):
                     return None
                 looked = True
