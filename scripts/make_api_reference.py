@@ -20,6 +20,7 @@ import portopt
 import portopt_jax
 import portopt_torch
 from portopt import backend, optimizer, primitives, program, scalars, schedules, trees
+from portopt.rules import dialect_rule
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "api.md"
@@ -44,7 +45,14 @@ def sections() -> list[tuple[str, str, list[tuple[str, Any]]]]:
     ]
     return [
         ("Optimizers", "", of("portopt", optimizer, "Optimizer", "OptimizerState")),
-        ("Rules", "", [(f"portopt.{rule.__name__}", rule) for rule in portopt.RULES]),
+        (
+            "Rules",
+            "",
+            [
+                *((f"portopt.{rule.__name__}", rule) for rule in portopt.RULES),
+                *of("portopt.rules.dialect_rule", dialect_rule, "DialectRule"),
+            ],
+        ),
         (
             "Names, configs and registration",
             "",

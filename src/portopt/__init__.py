@@ -1,5 +1,6 @@
 """portopt: gradient optimizers written once, with the same bits on NumPy, CuPy, PyTorch and JAX."""
 
+from portopt import dialects as dialects
 from portopt import scalars as scalars
 from portopt import schedules as schedules
 from portopt._version import __version__ as __version__

@@ -20,6 +20,7 @@ from portopt.bench.shapes import SHAPE_SETS
 from portopt.compare.errors import UnusableArgumentsError
 from portopt.compare.other_optimizers import OTHER_OPTIMIZERS
 from portopt.configuration import get
+from portopt.dialects import DEFAULT_DIALECT, DIALECTS
 from portopt.optimizer import Optimizer
 from portopt.primitives import COMPUTE_DTYPE
 from portopt.rules import RULES
@@ -185,6 +186,11 @@ def _add_show(commands: Any) -> None:
         choices=tuple(COMPUTE_DTYPE),
         help=f"of the parameters that the kernel updates (default: {DEFAULT_DTYPE}); a program has none",
     )
+    parser.add_argument(
+        "--dialect",
+        choices=tuple(DIALECTS),
+        help=f"whose formula the rule has (default: {DEFAULT_DIALECT}, or the config's)",
+    )
     parser.set_defaults(run=_show)
 
 
@@ -323,7 +329,13 @@ def _compare(arguments: argparse.Namespace, command: str) -> int:
 
 
 def _show(arguments: argparse.Namespace, command: str) -> int:
-    print(show(arguments.optimizer, arguments.target, arguments.dtype).rstrip("\n"))
+    optimizer = arguments.optimizer
+    if arguments.dialect is not None:
+        try:
+            optimizer = optimizer.replace(dialect=arguments.dialect)
+        except (TypeError, ValueError) as error:
+            raise UnusableArgumentsError(str(error)) from error
+    print(show(optimizer, arguments.target, arguments.dtype).rstrip("\n"))
     return SAME_BITS
 
 
