@@ -19,6 +19,8 @@ from portopt.hyperparameters import epsilon_hyperparameter as epsilon_hyperparam
 from portopt.hyperparameters import hyperparameter as hyperparameter
 from portopt.hyperparameters import option as option
 from portopt.hyperparameters import set_epsilon as set_epsilon
+from portopt.native import NativeOptimizer as NativeOptimizer
+from portopt.native import TFOptimizer as TFOptimizer
 from portopt.optimizer import Optimizer as Optimizer
 from portopt.optimizer import OptimizerState as OptimizerState
 from portopt.program import Program as Program
