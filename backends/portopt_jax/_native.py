@@ -15,6 +15,7 @@ from portopt.backend import ArrayInfo
 from portopt.native import Counterpart, Tree
 from portopt.optimizer import Optimizer
 from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
+from portopt.trees import Trees
 from portopt_jax._backend import backend
 
 EXTRA_ARGUMENTS = ("value", "grad", "value_fn")
@@ -25,7 +26,7 @@ class JaxArrays:
     """JAX arrays, on the memory of NumPy arrays where JAX finds it aligned well enough."""
 
     name = "jax"
-    trees = backend.trees
+    trees: Trees = backend.trees
     shares_memory = False
 
     def owns(self, leaf: object) -> bool:
@@ -86,8 +87,10 @@ class OptaxNative:
                 "an optax transformation does not know what it was made of, so it has no config: give the function and its "
                 "arguments, as in NativeOptimizer(optax.adam, learning_rate=0.1)"
             )
-        unfit = [name for name, value in self._arguments.items() if not isinstance(value, bool | int | float | str | None)]
-        if unfit or getattr(importlib.import_module("optax"), self._factory.__name__, None) is not self._factory:
+        unfit = [
+            name for name, value in self._arguments.items() if not isinstance(value, bool | int | float | str | None)
+        ]
+        if unfit or getattr(importlib.import_module("optax"), self._factory.__name__, None) != self._factory:
             what = f"the argument {unfit[0]} of {self.describe()}" if unfit else self.describe()
             raise ValueError(f"{what} cannot be written into a config, which holds numbers, strings and None only")
         return {"optimizer": self._factory.__name__, "arguments": dict(self._arguments)}
@@ -109,7 +112,9 @@ class OptaxNative:
         for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
             if leaf is not None and gradient is None:
                 path = tree.trees.paths(tree.unflatten(leaves))[i]
-                raise ValueError(f"grads{path} is None, but optax updates every parameter: use optax.masked, or leave it out")
+                raise ValueError(
+                    f"grads{path} is None, but optax updates every parameter: use optax.masked, or leave it out"
+                )
         params = tree.unflatten(leaves)
         structure = self._structure(params)
         if set(slots) != set(structure.names):
@@ -177,8 +182,8 @@ class OptaxFramework:
         if isinstance(thing, optax.GradientTransformation):
             if arguments:
                 raise TypeError(
-                    f"an optax transformation was given, which has its hyperparameters, so {', '.join(arguments)} cannot be given "
-                    "too: give the function that makes it"
+                    f"an optax transformation was given, which has its hyperparameters, so {', '.join(arguments)} cannot be "
+                    "given too: give the function that makes it"
                 )
             return OptaxNative(thing, None, {})
         made = thing(**arguments)
@@ -201,6 +206,10 @@ class OptaxFramework:
 
     def counterparts(self) -> Iterable[type[Optimizer]]:
         return COUNTERPARTS
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        jitted: Callable[..., Any] = importlib.import_module("jax").jit(function)
+        return jitted
 
     def devices(self) -> Mapping[str, str | None]:
         return backend.devices()

@@ -17,14 +17,14 @@ from portopt.backend import ArrayInfo, backends
 from portopt.native import Counterpart, NativeArrays, Tree
 from portopt.optimizer import Optimizer
 from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
-from portopt.trees import STANDARD_TREES
+from portopt.trees import STANDARD_TREES, Trees
 
 
 class NumpyArrays:
     """NumPy arrays, for Keras's NumPy backend."""
 
     name = "numpy"
-    trees = STANDARD_TREES
+    trees: Trees = STANDARD_TREES
     shares_memory = True
 
     def owns(self, leaf: object) -> bool:
@@ -56,7 +56,9 @@ def backend_arrays() -> NativeArrays:
         return NumpyArrays()
     modules = {"torch": "portopt_torch", "jax": "portopt_jax", "tensorflow": "portopt_tensorflow"}
     if chosen not in modules:
-        raise ValueError(f"Keras's backend is {chosen!r}; optimizers of Keras work here on {', '.join(modules)} and numpy")
+        raise ValueError(
+            f"Keras's backend is {chosen!r}; optimizers of Keras work here on {', '.join(modules)} and numpy"
+        )
     arrays: NativeArrays = {
         "torch": lambda: importlib.import_module("portopt_torch._native").TorchArrays(),
         "jax": lambda: importlib.import_module("portopt_jax._native").JaxArrays(),
@@ -139,7 +141,9 @@ class KerasNative:
         variable = _inner(optimizer)._learning_rate
         if not isinstance(variable, keras.Variable):
             if hyperparameters:
-                raise TypeError(f"the learning rate of this {self.describe()} is a schedule, so none can be given for a step")
+                raise TypeError(
+                    f"the learning rate of this {self.describe()} is a schedule, so none can be given for a step"
+                )
             return []
         rate = hyperparameters.get("learning_rate", _inner_arguments(self._arguments)["learning_rate"])
         return [(variable, keras.ops.convert_to_tensor(rate, variable.dtype))]
@@ -230,6 +234,8 @@ class KerasFramework:
         return base is not None and (isinstance(thing, base) or (isinstance(thing, type) and issubclass(thing, base)))
 
     def version(self) -> str:
+        # Keras may be set up to run on TensorFlow.
+        importlib.import_module("portopt_tensorflow._native").load_triton_first()
         return str(importlib.import_module("keras").__version__)
 
     def adopt(self, thing: Any, arguments: dict[str, Any]) -> KerasNative:
@@ -258,6 +264,12 @@ class KerasFramework:
 
     def counterparts(self) -> Iterable[type[Optimizer]]:
         return COUNTERPARTS
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if backend_arrays().name != "jax":
+            return function
+        jitted: Callable[..., Any] = importlib.import_module("jax").jit(function)
+        return jitted
 
     def devices(self) -> Mapping[str, str | None]:
         importlib.import_module("keras")

@@ -18,7 +18,7 @@ from portopt.backend import ArrayInfo
 from portopt.native import Counterpart, Tree
 from portopt.optimizer import Optimizer
 from portopt.rules import SGD, Adadelta, Adagrad, Adam, RMSprop
-from portopt.trees import STANDARD_TREES
+from portopt.trees import STANDARD_TREES, Trees
 
 ALIGNMENT = 64
 """Bytes to which TensorFlow aligns tensors; it ends the process when one that it was lent is not."""
@@ -28,7 +28,7 @@ class TensorFlowArrays:
     """`tf.Tensor`, and `tf.Variable`, whose value is read, and which can be changed in place."""
 
     name = "tensorflow"
-    trees = STANDARD_TREES
+    trees: Trees = STANDARD_TREES
     shares_memory = False
 
     def owns(self, leaf: object) -> bool:
@@ -78,7 +78,9 @@ class TensorFlowNative:
     arrays = TensorFlowArrays()
     updates_in_place = False
 
-    def __init__(self, make: Callable[[Mapping[str, Any]], Any], name: str, config: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, make: Callable[[Mapping[str, Any]], Any], name: str, config: Callable[[], dict[str, Any]]
+    ) -> None:
         self._make, self._name, self._config = make, name, config
         self._bound: dict[Any, _Bound] = {}
         make({})
@@ -104,7 +106,9 @@ class TensorFlowNative:
     ) -> tuple[list[Any], dict[str, Any]]:
         tf = importlib.import_module("tensorflow")
         if not tf.executing_eagerly():
-            raise RuntimeError(f"{self._name} needs eager execution here: call apply outside of tf.function and tf.Graph")
+            raise RuntimeError(
+                f"{self._name} needs eager execution here: call apply outside of tf.function and tf.Graph"
+            )
         bound = self._bind(leaves, hyperparameters)
         check_slots(slots, [*bound.scalars, *bound.per_parameter], self._name)
         present = [leaf for leaf in leaves if leaf is not None]
@@ -203,6 +207,7 @@ class TensorFlowFramework:
             yield tf_keras.optimizers.legacy.Optimizer
 
     def version(self) -> str:
+        load_triton_first()
         return str(importlib.import_module("tensorflow").__version__)
 
     def adopt(self, thing: Any, arguments: dict[str, Any]) -> TensorFlowNative:
@@ -242,6 +247,9 @@ class TensorFlowFramework:
     def counterparts(self) -> Iterable[type[Optimizer]]:
         return COUNTERPARTS
 
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
+
     def devices(self) -> Mapping[str, str | None]:
         importlib.import_module("tensorflow")
         return {"cpu": None}
@@ -253,6 +261,16 @@ class TensorFlowFramework:
 
     def fetch(self, array: Any) -> Any:
         return np.array(array)
+
+
+def load_triton_first() -> None:
+    """Import Triton if it is installed: both it and TensorFlow hold LLVM, and loading Triton second ends the process.
+
+    PyTorch loads it when it constructs its first optimizer.
+    """
+    if "tensorflow" not in sys.modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("triton")
 
 
 def _of_version_1(cls: Any, thing: Any, arguments: dict[str, Any]) -> TensorFlowNative:
@@ -267,8 +285,8 @@ def _of_version_1(cls: Any, thing: Any, arguments: dict[str, Any]) -> TensorFlow
             return cls(**{**arguments, **changes})
         if changes:
             raise TypeError(
-                f"a {path} that was given as an instance has no hyperparameter that can be given for a step, but {min(changes)!r} "
-                "was given: give the class and its arguments"
+                f"a {path} that was given as an instance has no hyperparameter that can be given for a step, but "
+                f"{min(changes)!r} was given: give the class and its arguments"
             )
         made = copy.copy(thing)
         # TensorFlow 1's optimizers keep the variables of whatever they have updated.
@@ -317,9 +335,11 @@ def _unknown(path: str, name: str, allowed: Iterable[str]) -> TypeError:
 
 
 COUNTERPARTS: Mapping[type[Optimizer], Callable[[Any], tuple[str, dict[str, Any]]]] = {
-    SGD: lambda o: ("MomentumOptimizer", {"momentum": o.momentum, "use_nesterov": o.nesterov})
-    if o.momentum
-    else ("GradientDescentOptimizer", {}),
+    SGD: lambda o: (
+        ("MomentumOptimizer", {"momentum": o.momentum, "use_nesterov": o.nesterov})
+        if o.momentum
+        else ("GradientDescentOptimizer", {})
+    ),
     RMSprop: lambda o: ("RMSPropOptimizer", {"decay": o.rho, "epsilon": o.epsilon}),
     Adagrad: lambda o: ("AdagradOptimizer", {"initial_accumulator_value": o.epsilon}),
     Adadelta: lambda o: ("AdadeltaOptimizer", {"rho": o.rho, "epsilon": o.epsilon}),

@@ -16,6 +16,7 @@ from portopt.backend import ArrayInfo
 from portopt.native import Counterpart, Tree
 from portopt.optimizer import Optimizer
 from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
+from portopt.trees import Trees
 from portopt_torch._backend import backend
 
 
@@ -23,7 +24,7 @@ class TorchArrays:
     """Tensors, on the memory of NumPy arrays where they are given instead."""
 
     name = "torch"
-    trees = backend.trees
+    trees: Trees = backend.trees
     shares_memory = True
 
     def owns(self, leaf: object) -> bool:
@@ -81,7 +82,7 @@ class TorchNative:
         return f"{_path(self._cls)}{arguments}"
 
     def config(self) -> dict[str, Any]:
-        if getattr(importlib.import_module("torch").optim, self._cls.__name__, None) is not self._cls:
+        if getattr(importlib.import_module("torch").optim, self._cls.__name__, None) != self._cls:
             raise ValueError(f"{_path(self._cls)} is no class of torch.optim, so a config cannot name it")
         return {"optimizer": self._cls.__name__, "arguments": {k: _plain(v) for k, v in self._arguments.items()}}
 
@@ -194,10 +195,15 @@ class TorchFramework:
             return None
         name, arguments = COUNTERPARTS[type(optimizer)](optimizer)
         arguments = {"lr": float(optimizer.learning_rate_at(1)), **arguments}
-        return Counterpart(f"torch.optim.{name}", getattr(importlib.import_module("torch").optim, name), arguments, "lr")
+        return Counterpart(
+            f"torch.optim.{name}", getattr(importlib.import_module("torch").optim, name), arguments, "lr"
+        )
 
     def counterparts(self) -> Iterable[type[Optimizer]]:
         return COUNTERPARTS
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
 
     def devices(self) -> Mapping[str, str | None]:
         return backend.devices()

@@ -72,7 +72,7 @@ def get(identifier: Any) -> Any:
         return deserialize({"class_name": identifier, "config": {}})
     if isinstance(identifier, Mapping):
         return deserialize(identifier)
-    if not isinstance(identifier, type) and (native := wrap(identifier)) is not None:
+    if (native := wrap(identifier)) is not None:
         return native
     raise ValueError(
         f"could not interpret the optimizer identifier {identifier!r} of type {type(identifier).__name__}: "

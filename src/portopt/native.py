@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import FunctionType
 from typing import Any, NamedTuple, Protocol, Self
 
 from portopt.backend import ArrayInfo, backends
@@ -119,6 +120,9 @@ class NativeFramework(Protocol):
 
     def counterparts(self) -> Iterable[type[Optimizer]]:
         """Return the rules that have a counterpart."""
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function of arrays compiled as the framework's users would; itself where they would not."""
 
     def devices(self) -> Mapping[str, str | None]:
         """Map each device's name to None if it can be used, else to the reason why not."""
@@ -244,6 +248,11 @@ class NativeOptimizer:
     def framework(self) -> str:
         """The name of the framework."""
         return self._framework.name
+
+    @property
+    def arrays(self) -> NativeArrays:
+        """The arrays that it updates."""
+        return self._native.arrays
 
     def init(self, params: Any) -> OptimizerState:
         """Return the state before the first step; some frameworks make their slots only in that step.
@@ -471,8 +480,8 @@ _BY_LIBRARY: Mapping[str, type[NativeOptimizer]] = {"tensorflow": TFOptimizer}
 
 
 def wrap(optimizer: Any) -> NativeOptimizer | None:
-    """Return a native optimizer, class or transformation as Keras's `get` would: `TFOptimizer` for TensorFlow's; else None."""
-    framework = find_framework(optimizer)
+    """Return a native optimizer as Keras's `get` would: in a `TFOptimizer` if it is TensorFlow's; None if it is none."""
+    framework = None if isinstance(optimizer, type | FunctionType) else find_framework(optimizer)
     if framework is None:
         return None
     native = framework.adopt(optimizer, {})
