@@ -151,13 +151,10 @@ class KerasNative:
     @contextlib.contextmanager
     def _run(self, optimizer: Any, values: list[tuple[Any, Any]], pairs: list[tuple[Any, Any]]) -> Any:
         """Do the step with these values of variables; give a function that reads a variable."""
-        keras = importlib.import_module("keras")
         gradients, variables = [g for g, _ in pairs], [v for _, v in pairs]
         if self.arrays.name == "jax":
             # The variables stay as they are, so that a step can be traced.
-            with keras.StatelessScope(state_mapping=values) as scope:
-                optimizer.apply(gradients, variables)
-            yield scope.get_current_value
+            yield _stateless(optimizer, values, gradients, variables)
             return
         for variable, value in values:
             variable.assign(value)
@@ -210,6 +207,23 @@ class KerasNative:
             scalars[name] = variable
         self._bound[key] = _Bound(optimizer, parameters, per_parameter, scalars)
         return self._bound[key]
+
+
+def _stateless(
+    optimizer: Any, values: list[tuple[Any, Any]], gradients: list[Any], variables: list[Any]
+) -> Callable[[Any], Any]:
+    keras = importlib.import_module("keras")
+    with keras.StatelessScope(state_mapping=values) as scope:
+        start = [scope.get_current_value(v) for v in variables]
+        own = [v.value for v in optimizer.variables]
+    if len(variables) < len(_inner(optimizer)._trainable_variables):
+        with keras.StatelessScope(state_mapping=values) as scope:
+            optimizer.apply(gradients, variables)
+        return scope.get_current_value
+    # Not `apply` in a scope, in which a LossScaleOptimizer leaks tracers.
+    new, own = optimizer.stateless_apply(own, gradients, start)
+    found = {id(v): x for v, x in [*zip(variables, new, strict=True), *zip(optimizer.variables, own, strict=True)]}
+    return lambda variable: found[id(variable)]
 
 
 def _inner(optimizer: Any) -> Any:
