@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +60,7 @@ SCHEDULES: Mapping[str, schedules.Schedule] = {
 
 def configurations(rule: type[Optimizer]) -> list[Configuration]:
     """Return every configuration of a rule, the defaults first, all options together with clipping last."""
-    known = set(inspect.signature(rule).parameters)
+    known = set(rule.defaults())
     found = [Configuration(rule, name, given, core) for name, core, given in _TABLE if known.issuperset(given)]
     options = {name: value for name, value in _ALL_OPTIONS.items() if name in known}
     return [*found, Configuration(rule, "clipped", {**options, "clipnorm": 1.0, "clipvalue": 0.01}, core=True)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import operator
 from collections.abc import Callable, Mapping
@@ -9,17 +11,21 @@ from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 
 from portopt import keras_weights
 from portopt.backend import ArrayInfo, Backend, find_backend
+from portopt.dialects import DEFAULT_DIALECT, PerDialect
 from portopt.hyperparameters import (
     Alias,
     Hyperparameter,
     alias,
+    dialect_option,
     epsilon_hyperparameter,
+    fields_by_dialect,
     hyperparameter,
+    not_in_dialect,
     option,
     unknown_argument,
 )
 from portopt.interpreter import StepScalars, evaluate_scalars
-from portopt.primitives import COMPUTE_DTYPE, slot_dtypes
+from portopt.primitives import COMPUTE_DTYPE, round_scalar, slot_dtypes
 from portopt.program import Program
 from portopt.scalars import HOST, Scalar
 from portopt.schedules import configuration_of, is_schedule, schedule_from_configuration
@@ -46,7 +52,20 @@ class _Leaves(NamedTuple):
     leaves: list[Any]
 
 
-@dataclass_transform(field_specifiers=(hyperparameter, option, epsilon_hyperparameter, alias))
+class _OfClassOrInstance:
+    """A method without further arguments that can be called on a class too, whose defaults then count."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: object, owner: type) -> Callable[[], Any]:
+        return functools.partial(self.function, owner if instance is None else instance)
+
+
+@dataclass_transform(
+    kw_only_default=True, field_specifiers=(hyperparameter, option, dialect_option, epsilon_hyperparameter, alias)
+)
 class _Declarations:
     """Makes type checkers read hyperparameters as constructor arguments; they skip the decorated class's own fields."""
 
@@ -78,9 +97,11 @@ class Optimizer(_Declarations):
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
-    """Names of the arrays that the rule keeps for each parameter; zero at first."""
+    """Names of the arrays that the rule keeps for each parameter; zero at first, unless `first_values` says otherwise."""
     scalar_slots: ClassVar[Mapping[str, float]] = {}
     """Names and first values of the float64 scalars that the rule keeps for all parameters together."""
+    first_values: ClassVar[Mapping[str, float]] = {}
+    """Names of the slots whose elements are not zero at first, and their value."""
     keras_placeholder_slots: ClassVar[tuple[str, ...]] = ()
     """Slots that Keras lists after `slots` in its weights, as zeros of shape (1,), though the rule does not use them."""
     keras_short_list: ClassVar[tuple[int, float] | None] = None
@@ -91,7 +112,9 @@ class Optimizer(_Declarations):
     clipnorm: float | None = hyperparameter(default=None, above=0, off=None, kw_only=True)
     clipvalue: float | None = hyperparameter(default=None, above=0, off=None, kw_only=True)
 
-    _fields: ClassVar[dict[str, Hyperparameter]] = {}
+    _declared: ClassVar[dict[str, Hyperparameter]] = {}
+    _fields_by_dialect: ClassVar[dict[str | None, dict[str, Hyperparameter]]] = {}
+    _fields: ClassVar[dict[str, Hyperparameter]] = {}  # an instance of another than the default dialect has its own
     _aliases: ClassVar[dict[str, str]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -108,7 +131,9 @@ class Optimizer(_Declarations):
                     fields[name] = value
                 elif isinstance(value, Alias):
                     aliases[name] = value.target
-        cls._fields, cls._aliases = fields, aliases
+        cls._declared, cls._aliases = fields, aliases
+        cls._fields_by_dialect = fields_by_dialect(fields)
+        cls._fields = next(iter(cls._fields_by_dialect.values()))
         if "__init__" not in vars(cls):
             cls.__signature__ = _signature(fields, aliases)  # type: ignore[attr-defined]  # what inspect looks for
 
@@ -121,20 +146,57 @@ class Optimizer(_Declarations):
                 f"{len(args)} were given"
             )
         given = dict(zip(positional, args, strict=False))
+        self._choose_dialect(kwargs)
         for name, value in kwargs.items():
             target = self._aliases.get(name, name)
-            if target not in self._fields:
+            if target not in self._declared:
                 raise unknown_argument(owner, name, [*self._fields, *self._aliases])
+            if target not in self._fields and value is not None:
+                raise self._not_in_dialect(owner, name)
             if target in given:
                 names = " and ".join(sorted({target, *(k for k in kwargs if self._aliases.get(k, k) == target)}))
                 raise TypeError(
                     f"{owner} was given {names} at once, which are one hyperparameter; give only one of them"
                 )
             given[target] = value
-        for name, field in self._fields.items():
+        for name in self._declared:
+            field = self._fields.get(name)
+            if field is None:
+                object.__setattr__(self, name, None)
+                continue
             value = given.get(name, field.default)
             scheduled = name == "learning_rate" and is_schedule(value)
             object.__setattr__(self, name, value if scheduled else field.check(owner, name, value))
+        self.check_combination()
+
+    def _choose_dialect(self, arguments: Mapping[str, Any]) -> None:
+        field = self._declared.get("dialect")
+        if field is not None and "dialect" in arguments:
+            dialect = field.check(type(self).__name__, "dialect", arguments["dialect"])
+            self.__dict__["_fields"] = self._fields_by_dialect[dialect]
+
+    def _not_in_dialect(self, owner: str, name: str) -> TypeError:
+        field = self._declared[self._aliases.get(name, name)]
+        dialect = next(d for d, fields in self._fields_by_dialect.items() if fields is self._fields)
+        return not_in_dialect(owner, name, str(dialect), field.dialects)
+
+    @classmethod
+    def defaults(cls, dialect: str | None = None) -> dict[str, Any]:
+        """Return the hyperparameters that the rule has in a dialect, with their defaults; None means the default dialect.
+
+        Raises:
+            ValueError: the rule has no such dialect.
+
+        Example:
+            >>> import portopt
+            >>> portopt.Adagrad.defaults("torch")["initial_accumulator_value"]
+            0.0
+        """
+        fields = cls._fields if dialect is None else cls._fields_by_dialect.get(dialect)
+        if fields is None:
+            known = ", ".join(name for name in cls._fields_by_dialect if name) or "none"
+            raise ValueError(f"{cls.__name__} has no dialect {dialect!r}: it has {known}")
+        return {name: dialect if name == "dialect" and dialect else field.default for name, field in fields.items()}
 
     # The rule ----------------------------------------------------------------------------------------------------
 
@@ -158,6 +220,9 @@ class Optimizer(_Declarations):
             c: the coefficients, as attributes.
         """
         raise NotImplementedError(f"{type(self).__name__} must define update(self, xp, p, g, slots, c)")
+
+    def check_combination(self) -> None:
+        """Raise ValueError if hyperparameters, each of which is in its range, cannot go together."""
 
     def learning_rate_at(self, t: Any) -> Any:
         """Return the learning rate of step number `t`, from 1: the schedule's at `t - 1`, lowered by `decay`."""
@@ -199,12 +264,15 @@ class Optimizer(_Declarations):
                     )
         dtypes = [None if d is None else slot_dtype or COMPUTE_DTYPE[d] for d in dtypes]
 
-        def zeros() -> Any:
-            filled = (None if d is None else backend.full(p, 0.0, d) for p, d in zip(leaves, dtypes, strict=True))
-            return backend.trees.unflatten(definition, list(filled))
+        def filled(value: float) -> Any:
+            # Rounded to the compute dtype first, as every scalar is that meets arrays.
+            rounded = {d: round_scalar(value, "float64" if d == "float64" else "float32") for d in dtypes if d}
+            new = (None if d is None else backend.full(p, rounded[d], d) for p, d in zip(leaves, dtypes, strict=True))
+            return backend.trees.unflatten(definition, list(new))
 
+        first = self.first_values
         scalars = {name: backend.stored_scalar(value) for name, value in self.scalar_slots.items()}
-        return OptimizerState(0, {**scalars, **{name: zeros() for name in self.slots}})
+        return OptimizerState(0, {**scalars, **{name: filled(first.get(name, 0.0)) for name in self.slots}})
 
     def apply(
         self, params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any
@@ -253,6 +321,7 @@ class Optimizer(_Declarations):
     def _step(
         self, params: Any, grads: Any, state: OptimizerState, overrides: dict[str, Any], *, in_place: bool
     ) -> tuple[Any, OptimizerState]:
+        overrides = self._check_overrides(overrides) if overrides else overrides
         if (
             in_place
             and (plan := self.__dict__.get("_plan")) is not None
@@ -264,7 +333,6 @@ class Optimizer(_Declarations):
         slots = self._flatten_slots(backend, definition, state, params)
         _check_gradients(backend, leaves, gradients, params)
         _check_slots(backend, leaves, slots, params)
-        overrides = self._check_overrides(overrides)
         program = self.program(overrides)
 
         moving = [i for i, g in enumerate(gradients) if g is not None and leaves[i] is not None]
@@ -375,15 +443,18 @@ class Optimizer(_Declarations):
 
     # Hyperparameters ---------------------------------------------------------------------------------------------
 
-    @classmethod
-    def numeric_hyperparameters(cls) -> tuple[str, ...]:
-        """Return the names of the hyperparameters that are numbers, and so may be given for one step."""
-        return tuple(name for name, field in cls._fields.items() if field.is_numeric)
+    @_OfClassOrInstance
+    def numeric_hyperparameters(self) -> tuple[str, ...]:
+        """Return the names of the hyperparameters that are numbers, and so may be given for one step.
+
+        Those of the optimizer's dialect; of the default dialect, if called on the class.
+        """
+        return tuple(name for name, field in self._fields.items() if field.is_numeric)
 
     @classmethod
     def is_optional(cls, name: str) -> bool:
         """Tell whether a hyperparameter has a value that switches its feature off."""
-        return cls._fields[name].is_optional
+        return cls._declared[name].is_optional
 
     def _check_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
         checked: dict[str, Any] = {}
@@ -391,6 +462,8 @@ class Optimizer(_Declarations):
         for name, value in overrides.items():
             target = self._aliases.get(name, name)
             field = self._fields.get(target)
+            if field is None and target in self._declared:
+                raise self._not_in_dialect(owner, name)
             if field is None or not field.is_numeric:
                 if field is not None:
                     raise TypeError(
@@ -400,7 +473,18 @@ class Optimizer(_Declarations):
             if target in checked:
                 raise TypeError(f"{owner} was given {name!r} and another name of it at once; give only one of them")
             checked[target] = field.check_value(owner, name, value)
+            if checked[target] is not None and field.is_optional and not self._is_on(target):
+                self._check_slots_suffice(owner, target)
         return checked
+
+    def _check_slots_suffice(self, owner: str, name: str) -> None:
+        switched_on = copy.copy(self)
+        object.__setattr__(switched_on, name, True)
+        if missing := [slot for slot in switched_on.slots if slot not in self.slots]:
+            raise ValueError(
+                f"{owner} was given {name!r}, which is off in this optimizer, so that its state lacks the slot "
+                f"{', '.join(missing)}: construct an optimizer with {name} and begin with the state from its init"
+            )
 
     def replace(self, **changes: Any) -> Self:
         """Return an optimizer like this one with some hyperparameters changed.
@@ -411,10 +495,16 @@ class Optimizer(_Declarations):
             0.5
         """
         changed = {self._aliases.get(name, name) for name in changes}
-        return type(self)(**{name: getattr(self, name) for name in self._fields if name not in changed}, **changes)
+        kept = {name: getattr(self, name) for name in self._fields if name not in changed}
+        if "dialect" in changes:
+            others = self._fields_by_dialect.get(changes["dialect"], self._fields)
+            kept = {n: v for n, v in kept.items() if n in others or v != self._fields[n].default}
+        return type(self)(**kept, **changes)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as Python values that JSON can hold; clipping only where it is on.
+
+        The dialect is among them if it is not the default one.
 
         Raises:
             ValueError: the learning rate is a schedule that cannot be serialised, such as a lambda.
@@ -424,11 +514,16 @@ class Optimizer(_Declarations):
             >>> portopt.RMSprop(learning_rate=0.01).get_config()
             {'learning_rate': 0.01, 'rho': 0.9, 'epsilon': 1e-07, 'decay': 0.0}
         """
-        config = {name: getattr(self, name) for name in self._fields}
-        config = {name: value for name, value in config.items() if value is not None}
+        config = self._arguments()
         if is_schedule(self.learning_rate):
             config["learning_rate"] = configuration_of(self.learning_rate)
         return config
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return the hyperparameters that are not None, and the dialect if it is not the default one."""
+        values = {name: getattr(self, name) for name in self._fields}
+        default = {"dialect": DEFAULT_DIALECT}
+        return {n: v for n, v in values.items() if v is not None and v != default.get(n)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -444,6 +539,9 @@ class Optimizer(_Declarations):
 
         Iterations (int64, shape ()), scalars of the state, then each slot for all parameters in the order of the tree.
 
+        Raises:
+            ValueError: the rule is in another dialect than keras2.
+
         Example:
             >>> import numpy as np, portopt
             >>> opt = portopt.Adagrad()
@@ -456,7 +554,7 @@ class Optimizer(_Declarations):
         """Return a state like `state` with the values of a list that Keras 2.3.1's, or 2.2.4's, `get_weights` gave.
 
         Raises:
-            ValueError: the number of weights, or the shape of one, does not fit.
+            ValueError: the number of weights, or the shape of one, does not fit, or the rule is in another dialect than keras2.
 
         Example:
             >>> import numpy as np, portopt
@@ -469,7 +567,7 @@ class Optimizer(_Declarations):
     # Immutable value ---------------------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._fields or name in self._aliases or "_programs" in self.__dict__:
+        if name in self._declared or name in self._aliases or "_programs" in self.__dict__:
             raise AttributeError(
                 f"an optimizer is immutable, so {name!r} cannot be set: give a value for one step as apply(..., {name}=x), "
                 f"or make another optimizer with replace({name}=x)"
@@ -480,8 +578,7 @@ class Optimizer(_Declarations):
         raise AttributeError(f"an optimizer is immutable, so {name!r} cannot be deleted")
 
     def __repr__(self) -> str:
-        given = ((name, getattr(self, name)) for name in self._fields)
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given if value is not None)})"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._arguments().items())})"
 
     def _key(self) -> tuple[Any, ...]:
         return (type(self), *((n, v) for n, v in sorted(self.__dict__.items()) if n not in _CACHES))
@@ -497,6 +594,7 @@ class Optimizer(_Declarations):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._choose_dialect(state)
 
     def _flatten_slots(
         self, backend: Backend, definition: TreeDefinition, state: OptimizerState, params: Any
@@ -518,7 +616,7 @@ class Optimizer(_Declarations):
         }
 
 
-_CACHES = frozenset({"_programs", "_plan", "_seen"})
+_CACHES = frozenset({"_programs", "_plan", "_seen", "_fields"})
 """Attributes of an optimizer that are no part of its value."""
 
 Optimizer._collect_fields()
@@ -526,8 +624,12 @@ Optimizer._collect_fields()
 
 def _signature(fields: Mapping[str, Hyperparameter], aliases: Mapping[str, str]) -> inspect.Signature:
     kinds = inspect.Parameter
-    positional = [kinds(n, kinds.POSITIONAL_OR_KEYWORD, default=f.default) for n, f in fields.items() if not f.kw_only]
-    by_name = [kinds(n, kinds.KEYWORD_ONLY, default=f.default) for n, f in fields.items() if f.kw_only]
+    declared = {n: f.default for n, f in fields.items()}
+    defaults = {n: d.of(DEFAULT_DIALECT) if isinstance(d, PerDialect) else d for n, d in declared.items()}
+    positional = [
+        kinds(n, kinds.POSITIONAL_OR_KEYWORD, default=defaults[n]) for n, f in fields.items() if not f.kw_only
+    ]
+    by_name = [kinds(n, kinds.KEYWORD_ONLY, default=defaults[n]) for n, f in fields.items() if f.kw_only]
     by_name += [kinds(n, kinds.KEYWORD_ONLY, default=None) for n in aliases]
     return inspect.Signature([*positional, *by_name])
 
