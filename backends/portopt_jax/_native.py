@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import sys
@@ -71,33 +72,33 @@ class OptaxNative:
     updates_in_place = False
 
     def __init__(self, transformation: Any, factory: Any, arguments: dict[str, Any]) -> None:
-        self._factory, self._arguments = factory, arguments
-        self._transformation = transformation
+        self.factory, self.arguments = factory, arguments
+        self.transformation = transformation
         self._structures: dict[Any, _Structure] = {}
 
     def describe(self) -> str:
-        if self._factory is None:
+        if self.factory is None:
             return "an optax transformation"
-        arguments = "".join(f", {name}={value!r}" for name, value in self._arguments.items())
-        return f"optax.{self._factory.__name__}{arguments}"
+        arguments = "".join(f", {name}={value!r}" for name, value in self.arguments.items())
+        return f"optax.{name_of(self.factory)}{arguments}"
 
     def config(self) -> dict[str, Any]:
-        if self._factory is None:
+        if self.factory is None:
             raise ValueError(
                 "an optax transformation does not know what it was made of, so it has no config: give the function and its "
                 "arguments, as in NativeOptimizer(optax.adam, learning_rate=0.1)"
             )
         unfit = [
-            name for name, value in self._arguments.items() if not isinstance(value, bool | int | float | str | None)
+            name for name, value in self.arguments.items() if not isinstance(value, bool | int | float | str | None)
         ]
-        if unfit or getattr(importlib.import_module("optax"), self._factory.__name__, None) != self._factory:
+        if unfit or getattr(importlib.import_module("optax"), name_of(self.factory), None) != self.factory:
             what = f"the argument {unfit[0]} of {self.describe()}" if unfit else self.describe()
             raise ValueError(f"{what} cannot be written into a config, which holds numbers, strings and None only")
-        return {"optimizer": self._factory.__name__, "arguments": dict(self._arguments)}
+        return {"optimizer": name_of(self.factory), "arguments": dict(self.arguments)}
 
     def init(self, tree: Tree, leaves: list[Any]) -> dict[str, Any]:
         params = tree.unflatten(leaves)
-        return self._slots(self._structure(params), self._transformation.init(params))
+        return self._slots(self._structure(params), self.transformation.init(params))
 
     def apply(
         self,
@@ -122,7 +123,7 @@ class OptaxNative:
                 f"state has the slots {sorted(slots)}, but {self.describe()} has {sorted(structure.names)}: start from "
                 "init(params) of this optimizer"
             )
-        state = self.arrays.trees.unflatten(structure.definition, [slots[name] for name in structure.names])
+        state = self.state_of(params, slots)
         extra = {name: value for name, value in hyperparameters.items() if name in EXTRA_ARGUMENTS}
         changes = {name: value for name, value in hyperparameters.items() if name not in EXTRA_ARGUMENTS}
         transformation = self._changed(changes)
@@ -130,23 +131,28 @@ class OptaxNative:
         params = importlib.import_module("optax").apply_updates(params, updates)
         return tree.flatten(params, "params"), self._slots(structure, state)
 
+    def state_of(self, params: Any, slots: Mapping[str, Any]) -> Any:
+        """Return optax's own form of a state."""
+        structure = self._structure(params)
+        return self.arrays.trees.unflatten(structure.definition, [slots[name] for name in structure.names])
+
     def _changed(self, changes: dict[str, Any]) -> Any:
         if not changes:
-            return self._transformation
-        known = [] if self._factory is None else list(inspect.signature(self._factory).parameters)
+            return self.transformation
+        known = [] if self.factory is None else list(inspect.signature(self.factory).parameters)
         unknown = next((name for name in changes if name not in known), None)
         if unknown is not None:
             allowed = ", ".join([*known, *EXTRA_ARGUMENTS])
-            remedy = "" if self._factory else "; a function and its arguments, given instead, can have some changed"
+            remedy = "" if self.factory else "; a function and its arguments, given instead, can have some changed"
             raise TypeError(f"{self.describe()} has no hyperparameter {unknown!r}; allowed are {allowed}{remedy}")
-        return self._factory(**{**self._arguments, **changes})
+        return self.factory(**{**self.arguments, **changes})
 
     def _structure(self, params: Any) -> _Structure:
         jax = importlib.import_module("jax")
         leaves, definition = jax.tree.flatten(params)
         key = (definition, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
         if key not in self._structures:
-            state = jax.eval_shape(self._transformation.init, params)
+            state = jax.eval_shape(self.transformation.init, params)
             found, outer = jax.tree_util.tree_flatten_with_path(
                 state, is_leaf=lambda subtree: jax.tree.structure(subtree) == definition
             )
@@ -158,6 +164,14 @@ class OptaxNative:
         return dict(zip(structure.names, structure.definition.flatten_up_to(state), strict=True))
 
 
+def name_of(factory: Any) -> str:
+    """Return how optax calls a function; some are partial applications, which have no name of their own."""
+    named = vars(importlib.import_module("optax"))
+    return next(
+        (name for name, value in named.items() if value is factory), getattr(factory, "__name__", repr(factory))
+    )
+
+
 class OptaxFramework:
     """optax."""
 
@@ -165,13 +179,19 @@ class OptaxFramework:
     install_command = 'pip install "portopt[jax,optax]"'
     accepts = "an optax transformation, or a function of optax with its arguments"
 
+    @property
+    def translator(self) -> Any:
+        """What translates between optax and the dialect `optax`."""
+        return importlib.import_module("portopt_jax._translation").translator
+
     def owns(self, thing: object) -> bool:
         optax = sys.modules.get("optax")
         if optax is None or not hasattr(optax, "GradientTransformation"):
             return False
         if isinstance(thing, optax.GradientTransformation):
             return True
-        return inspect.isfunction(thing) and thing.__module__.partition(".")[0] == "optax"
+        function = thing.func if isinstance(thing, functools.partial) else thing
+        return inspect.isfunction(function) and function.__module__.partition(".")[0] == "optax"
 
     def version(self) -> str:
         importlib.import_module("jax")
@@ -188,12 +208,12 @@ class OptaxFramework:
             return OptaxNative(thing, None, {})
         made = thing(**arguments)
         if not isinstance(made, optax.GradientTransformation):
-            raise TypeError(f"optax.{thing.__name__} makes {type(made).__name__}, which is no gradient transformation")
+            raise TypeError(f"optax.{name_of(thing)} makes {type(made).__name__}, which is no gradient transformation")
         return OptaxNative(made, thing, dict(arguments))
 
     def from_config(self, config: Mapping[str, Any]) -> OptaxNative:
         factory = getattr(importlib.import_module("optax"), config["optimizer"], None)
-        if not inspect.isfunction(factory):
+        if not self.owns(factory):
             raise ValueError(f"optax has no function {config['optimizer']!r}")
         return self.adopt(factory, dict(config["arguments"]))
 

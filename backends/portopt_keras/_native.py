@@ -87,20 +87,20 @@ class KerasNative:
         # On torch Keras makes subclasses, of the same names, of what is asked for.
         own = getattr(importlib.import_module("keras").optimizers, type(optimizer).__name__, None)
         self._is_own = isinstance(own, type) and isinstance(optimizer, own)
-        self._cls, self._arguments = type(optimizer), optimizer.get_config()
+        self.cls, self.arguments = type(optimizer), optimizer.get_config()
         self._bound: dict[Any, _Bound] = {}
         self.arrays = backend_arrays()
 
     def describe(self) -> str:
-        return f"keras.optimizers.{self._cls.__name__}"
+        return f"keras.optimizers.{self.cls.__name__}"
 
     def config(self) -> dict[str, Any]:
         if not self._is_own:
-            raise ValueError(f"{self._cls.__qualname__} is no class of keras.optimizers, so a config cannot name it")
-        return {"optimizer": self._cls.__name__, "arguments": copy.deepcopy(self._arguments)}
+            raise ValueError(f"{self.cls.__qualname__} is no class of keras.optimizers, so a config cannot name it")
+        return {"optimizer": self.cls.__name__, "arguments": copy.deepcopy(self.arguments)}
 
     def init(self, tree: Tree, leaves: list[Any]) -> dict[str, Any]:
-        bound = self._bind(leaves, fresh=True)
+        bound = self.bind(leaves, fresh=True)
         return self._slots(tree, leaves, bound, lambda variable: variable.value)
 
     def apply(
@@ -113,7 +113,7 @@ class KerasNative:
         *,
         in_place: bool,
     ) -> tuple[list[Any], dict[str, Any]]:
-        bound = self._bind(leaves)
+        bound = self.bind(leaves)
         expected = {*bound.scalars, *bound.per_parameter}
         if set(slots) != expected:
             raise ValueError(
@@ -145,7 +145,7 @@ class KerasNative:
                     f"the learning rate of this {self.describe()} is a schedule, so none can be given for a step"
                 )
             return []
-        rate = hyperparameters.get("learning_rate", _inner_arguments(self._arguments)["learning_rate"])
+        rate = hyperparameters.get("learning_rate", _inner_arguments(self.arguments)["learning_rate"])
         return [(variable, keras.ops.convert_to_tensor(rate, variable.dtype))]
 
     @contextlib.contextmanager
@@ -174,7 +174,8 @@ class KerasNative:
             slots[name] = tree.unflatten([None if leaf is None else next(own) for leaf in leaves])
         return slots
 
-    def _bind(self, leaves: list[Any], *, fresh: bool = False) -> _Bound:
+    def bind(self, leaves: list[Any], *, fresh: bool = False) -> _Bound:
+        """Return a copy of the optimizer for such parameters, the same one again unless `fresh`."""
         keras = importlib.import_module("keras")
         infos = [self.arrays.describe(leaf) for leaf in leaves if leaf is not None]
         on_torch = self.arrays.name == "torch"
@@ -190,7 +191,7 @@ class KerasNative:
             parameters = [
                 keras.Variable(np.zeros(info.shape), dtype=info.dtype, name=f"p{i}") for i, info in enumerate(infos)
             ]
-            optimizer = self._cls.from_config(copy.deepcopy(self._arguments))
+            optimizer = self.cls.from_config(copy.deepcopy(self.arguments))
             optimizer.build(parameters)
         rates = {id(getattr(o, "_learning_rate", None)) for o in (optimizer, _inner(optimizer))}
         variables = [v for v in optimizer.variables if id(v) not in rates]
@@ -201,7 +202,8 @@ class KerasNative:
             if match is not None:
                 per_parameter.setdefault(match[2], [None] * len(infos))[int(match[1])] = variable
                 continue
-            name = variable.path.rpartition("/")[2]
+            # Keras numbers the variables without a name through the whole process.
+            name = re.sub(r"^variable_\d+$", "variable", variable.path.rpartition("/")[2])
             while name in scalars:
                 name += "_"
             scalars[name] = variable
@@ -241,6 +243,11 @@ class KerasFramework:
     name = "keras"
     install_command = 'pip install "portopt[keras]"'
     accepts = "a class of keras.optimizers with its arguments, or an instance"
+
+    @property
+    def translator(self) -> Any:
+        """What translates between Keras 3 and the dialect `keras3`."""
+        return importlib.import_module("portopt_keras._translation").translator
 
     def owns(self, thing: object) -> bool:
         keras = sys.modules.get("keras")

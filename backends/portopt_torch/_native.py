@@ -72,19 +72,19 @@ class TorchNative:
                 f"{cls.__name__} needs a closure that evaluates the loss again, which apply(params, grads, state) has not: use "
                 "torch's own loop for it"
             )
-        self._cls, self._arguments = cls, arguments
+        self.cls, self.arguments = cls, arguments
         torch = importlib.import_module("torch")
         # What is wrong with the arguments is said now, by torch; a matrix, as Muon takes nothing else.
         self._known = set(cls([torch.zeros(1, 1)], **arguments).defaults)
 
     def describe(self) -> str:
-        arguments = "".join(f", {name}={value!r}" for name, value in self._arguments.items())
-        return f"{_path(self._cls)}{arguments}"
+        arguments = "".join(f", {name}={value!r}" for name, value in self.arguments.items())
+        return f"{_path(self.cls)}{arguments}"
 
     def config(self) -> dict[str, Any]:
-        if getattr(importlib.import_module("torch").optim, self._cls.__name__, None) != self._cls:
-            raise ValueError(f"{_path(self._cls)} is no class of torch.optim, so a config cannot name it")
-        return {"optimizer": self._cls.__name__, "arguments": {k: _plain(v) for k, v in self._arguments.items()}}
+        if getattr(importlib.import_module("torch").optim, self.cls.__name__, None) != self.cls:
+            raise ValueError(f"{_path(self.cls)} is no class of torch.optim, so a config cannot name it")
+        return {"optimizer": self.cls.__name__, "arguments": {k: _plain(v) for k, v in self.arguments.items()}}
 
     def init(self, tree: Tree, leaves: list[Any]) -> dict[str, Any]:
         tensors = [None if leaf is None else leaf.detach() for leaf in leaves]
@@ -103,7 +103,7 @@ class TorchNative:
         unknown = set(hyperparameters) - self._known
         if unknown:
             raise TypeError(
-                f"{_path(self._cls)} has no hyperparameter {min(unknown)!r}; allowed are {', '.join(sorted(self._known))}"
+                f"{_path(self.cls)} has no hyperparameter {min(unknown)!r}; allowed are {', '.join(sorted(self._known))}"
             )
 
         def own(value: Any) -> Any:
@@ -136,7 +136,7 @@ class TorchNative:
         return tensors, new_slots
 
     def _construct(self, tensors: list[Any]) -> Any:
-        return self._cls([tensor for tensor in tensors if tensor is not None], **self._arguments)
+        return self.cls([tensor for tensor in tensors if tensor is not None], **self.arguments)
 
     def _collect(self, tree: Tree, optimizer: Any, tensors: list[Any], before: Mapping[str, Any]) -> dict[str, Any]:
         states = [{} if tensor is None else optimizer.state.get(tensor, {}) for tensor in tensors]
@@ -161,6 +161,11 @@ class TorchFramework:
     name = "torch"
     install_command = backend.install_command
     accepts = "a class of torch.optim with its arguments, or an instance"
+
+    @property
+    def translator(self) -> Any:
+        """What translates between `torch.optim` and the dialect `torch`."""
+        return importlib.import_module("portopt_torch._translation").translator
 
     def owns(self, thing: object) -> bool:
         torch = sys.modules.get("torch")

@@ -35,3 +35,5 @@ from portopt.rules import RMSprop as RMSprop
 from portopt.schedules import Schedule as Schedule
 from portopt.schedules import register_schedule as register_schedule
 from portopt.tracing import UnsupportedOperationError as UnsupportedOperationError
+from portopt.translation import from_native as from_native
+from portopt.translation import to_native as to_native

@@ -150,6 +150,56 @@ class Counterpart(NamedTuple):
     learning_rate: str
 
 
+class Correspondence(NamedTuple):
+    """What of a framework's optimizer corresponds to what of a rule in the framework's dialect.
+
+    Attributes:
+        rule: portopt's.
+        name: how users of the framework call the optimizer, such as `"torch.optim.Adam"`.
+        hyperparameters: argument of the framework to the rule's hyperparameter; `"betas.0"` is the first of several values.
+        slots: last part of the name of a framework's slot to the rule's slot, `"step"`, or `"-slot"` for one of other sign.
+        fixed: hyperparameters of the rule that the optimizer implies.
+        ignored: arguments that do not change what is computed.
+    """
+
+    rule: Any
+    name: str
+    hyperparameters: Mapping[str, str]
+    slots: Mapping[str, str]
+    fixed: Mapping[str, Any] = {}
+    ignored: frozenset[str] = frozenset()
+
+
+class Translator(Protocol):
+    """How a framework's optimizers are translated; an attribute `translator` of a `NativeFramework` that has one."""
+
+    dialect: str
+    trees: Trees
+    correspondences: Sequence[Correspondence]
+
+    def defaults(self, correspondence: Correspondence) -> Mapping[str, Any]:
+        """Return the arguments' values that switch their features off."""
+
+    def arguments(self, native: Any) -> tuple[str, Mapping[str, Any]]:
+        """Return name and arguments of a `Native` of this framework."""
+
+    def own_state(self, native: Any, state: Any, params: Any) -> OptimizerState:
+        """Return the framework's form of a state as a `NativeOptimizer`'s."""
+
+    def capture(self, native: Any, params: Any) -> tuple[str, Mapping[str, Any], OptimizerState, Any]:
+        """Return name, arguments, state as a `NativeOptimizer`'s, and parameters of a live optimizer."""
+
+    def release(
+        self,
+        correspondence: Correspondence,
+        arguments: dict[str, Any],
+        optimizer: Optimizer,
+        state: OptimizerState,
+        params: Any,
+    ) -> Any:
+        """Return the live optimizer."""
+
+
 class Tree(NamedTuple):
     """The structure of the parameters, and how to see it."""
 
@@ -481,7 +531,7 @@ _BY_LIBRARY: Mapping[str, type[NativeOptimizer]] = {"tensorflow": TFOptimizer}
 
 def wrap(optimizer: Any) -> NativeOptimizer | None:
     """Return a native optimizer as Keras's `get` would: in a `TFOptimizer` if it is TensorFlow's; None if it is none."""
-    framework = None if isinstance(optimizer, type | FunctionType) else find_framework(optimizer)
+    framework = None if isinstance(optimizer, type | FunctionType | functools.partial) else find_framework(optimizer)
     if framework is None:
         return None
     native = framework.adopt(optimizer, {})
