@@ -6,6 +6,7 @@ Prints JSON on the last line: the name of each check to None, or to the tracebac
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -35,11 +36,18 @@ def mapped(function: Callable[..., Any], tree: Any) -> Any:
     return optree.tree_map(lambda x: None if x is None else function(x), tree, none_is_leaf=True)
 
 
+def leaves(tree: Any) -> list[Any]:
+    found: list[Any] = optree.tree_leaves(tree)
+    return found
+
+
 def bits(tree: Any) -> list[bytes]:
-    return [np.asarray(host(leaf)).tobytes() for leaf in optree.tree_leaves(tree)]
+    return [np.asarray(host(leaf)).tobytes() for leaf in leaves(tree)]
 
 
 def host(leaf: Any) -> Any:
+    """Return an array, tensor or variable as something that NumPy takes."""
+    leaf = leaf if callable(getattr(leaf, "value", None)) else getattr(leaf, "value", leaf)
     return leaf.detach().numpy() if hasattr(leaf, "detach") else leaf
 
 
@@ -62,9 +70,9 @@ def keras_loop(optimizer: Any) -> Any:
     """Return the parameters after Keras's own eager loop."""
     import keras
 
-    variables = [keras.Variable(leaf) for leaf in optree.tree_leaves(arrays(0))]
+    variables = [keras.Variable(leaf) for leaf in leaves(arrays(0))]
     for seed in range(1, STEPS + 1):
-        optimizer.apply([keras.ops.convert_to_tensor(g) for g in optree.tree_leaves(arrays(seed))], variables)
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in leaves(arrays(seed))], variables)
     return [keras.ops.convert_to_numpy(v.value) for v in variables]
 
 
@@ -167,7 +175,7 @@ def check_keras_config() -> None:
         assert type(again) is type(opt), name
         assert bits(run(again, tensors)[0]) == bits(run(opt, tensors)[0]), name
 
-    class Own(keras.optimizers.SGD):
+    class Own(keras.optimizers.SGD):  # type: ignore[misc]  # Keras and TensorFlow are untyped
         pass
 
     refused(ValueError, "is no class of keras.optimizers", portopt.NativeOptimizer(Own(0.1)).get_config)
@@ -235,7 +243,7 @@ def check_keras_translation() -> None:
     known = backend in ("torch", "jax", "numpy")
 
     def data(seed: int) -> list[Any]:
-        return [x.astype(dtype) for x in optree.tree_leaves(arrays(seed))]
+        return [x.astype(dtype) for x in leaves(arrays(seed))]
 
     def keras_steps(native: Any, variables: list[Any], seeds: range) -> None:
         for seed in seeds:
@@ -282,8 +290,8 @@ def mapped_state(state: portopt.OptimizerState) -> portopt.OptimizerState:
 
 def assert_close(actual: Any, expected: Any, start: Any, tolerance: float, name: str) -> None:
     """Compare relative to how far the parameters have moved."""
-    for leaves in zip(*map(optree.tree_leaves, (actual, expected, start)), strict=True):
-        ours, theirs, first = (np.asarray(host(getattr(x, "value", x))) for x in leaves)
+    for group in zip(*map(leaves, (actual, expected, start)), strict=True):
+        ours, theirs, first = (np.asarray(host(x)) for x in group)
         error = np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs - first))
         assert error <= tolerance, (name, error)
 
@@ -306,7 +314,7 @@ def check_keras_translation_errors() -> None:
     ):
         native = keras.optimizers.SGD(**arguments)
         native.build([variable])
-        refused(ValueError, f"portopt has no counterpart of {named}", lambda n=native: portopt.from_native(n))
+        refused(ValueError, f"portopt has no counterpart of {named}", functools.partial(portopt.from_native, native))
     lion = keras.optimizers.Lion()
     lion.build([variable])
     refused(ValueError, "portopt has no counterpart of Lion; translated are SGD", lambda: portopt.from_native(lion))
@@ -350,9 +358,9 @@ def check_tensorflow_bits() -> None:
 
     for name, make in tensorflow_optimizers().items():
         optimizer = make()
-        variables = [tf.Variable(leaf) for leaf in optree.tree_leaves(arrays(0))]
+        variables = [tf.Variable(leaf) for leaf in leaves(arrays(0))]
         for seed in range(1, STEPS + 1):
-            gradients = [tf.constant(g) for g in optree.tree_leaves(arrays(seed))]
+            gradients = [tf.constant(g) for g in leaves(arrays(seed))]
             optimizer.apply_gradients(zip(gradients, variables, strict=True))
         # The instance has been used: what it keeps for its own variables must not matter.
         opt = portopt.get(optimizer)
@@ -418,7 +426,9 @@ def check_tensorflow_hyperparameters() -> None:
     ):
         assert opt.apply(w, w, opt.init(w), learning_rate=0.25)[0].tolist() == [0.75, 0.75]
         assert opt.apply(w, w, opt.init(w))[0].tolist() == [0, 0]
-        refused(TypeError, "has no hyperparameter 'lr' for a step", lambda o=opt: o.apply(w, w, o.init(w), lr=1))
+        refused(
+            TypeError, "has no hyperparameter 'lr' for a step", functools.partial(opt.apply, w, w, opt.init(w), lr=1)
+        )
     instance = portopt.NativeOptimizer(train.AdamOptimizer())
     message = "a tf.compat.v1.train.AdamOptimizer that was given as an instance has no hyperparameter"
     refused(TypeError, message, lambda: instance.apply(w, w, instance.init(w), learning_rate=1))
@@ -441,10 +451,10 @@ def check_tensorflow_config() -> None:
     config = {"framework": "tensorflow", "optimizer": "tf.compat.v1.train.no", "arguments": {}}
     refused(ValueError, "TensorFlow has no optimizer 'tf.", lambda: portopt.TFOptimizer.from_config(config))
 
-    class Own(tf.compat.v1.train.GradientDescentOptimizer):
+    class Own(tf.compat.v1.train.GradientDescentOptimizer):  # type: ignore[misc]  # Keras and TensorFlow are untyped
         pass
 
-    class OwnKeras(tf_keras.optimizers.SGD):
+    class OwnKeras(tf_keras.optimizers.SGD):  # type: ignore[misc]  # Keras and TensorFlow are untyped
         pass
 
     own = portopt.NativeOptimizer(Own, learning_rate=0.1)
@@ -465,6 +475,54 @@ def check_tensorflow_errors() -> None:
     state = opt.init(tf.constant(w))
     graph = tf.function(lambda g: opt.apply(g, g, state)[0])
     refused(Exception, "needs eager execution here", lambda: graph(tf.constant(w)))
+
+
+def check_tensorflow_translation() -> None:
+    """The optimizers of Keras 2 are the dialect keras2, up to their float32 scalars."""
+    import tensorflow as tf
+    import tf_keras
+
+    def data(seed: int) -> list[Any]:
+        return leaves(arrays(seed))
+
+    def native_steps(native: Any, variables: list[Any], seeds: range) -> None:
+        for seed in seeds:
+            native.apply_gradients(zip([tf.constant(g) for g in data(seed)], variables, strict=True))
+
+    for opt in (
+        portopt.SGD(0.125, momentum=0.5, nesterov=True, decay=0.25),
+        portopt.RMSprop(0.125, epsilon=0.01),
+        portopt.Adagrad(0.125, clipvalue=0.5),
+        portopt.Adadelta(0.5, rho=0.5),
+        portopt.Adam(0.125, amsgrad=True),
+        portopt.Adamax(0.125, clipnorm=0.5),
+        portopt.Nadam(0.125),
+    ):
+        variables = [tf.Variable(x) for x in data(0)]
+        native = portopt.to_native(opt, opt.init(data(0)), "tensorflow", variables)
+        assert type(native) is getattr(tf_keras.optimizers.legacy, type(opt).__name__)
+        native_steps(native, variables, range(1, 5))
+        ours, state = portopt.from_native(native, params=variables)
+        for name, value in opt.get_config().items():
+            np.testing.assert_allclose(ours.get_config()[name], value, rtol=1e-7, err_msg=repr(opt))
+        params, state = [v.numpy() for v in variables], mapped_state(state)
+        with portopt.interpreted():
+            for seed in range(5, 9):
+                params, state = ours.apply(params, data(seed), state)
+        native_steps(native, variables, range(5, 9))
+        assert_close(params, variables, data(0), 1e-5, repr(opt))
+        back = [tf.Variable(p) for p in params]
+        again = portopt.to_native(ours, state, "tensorflow", back)
+        native_steps(again, back, range(9, 11))
+        native_steps(native, variables, range(9, 11))
+        assert_close(back, variables, data(0), 1e-5, repr(opt))
+
+    train, variable = tf.compat.v1.train.AdamOptimizer(), tf.Variable([1.0])
+    message = "those of tf_keras.optimizers.legacy are translated"
+    refused(ValueError, message, lambda: portopt.from_native(train, params=[variable]))
+    refused(ValueError, "give them as params", lambda: portopt.from_native(tf_keras.optimizers.legacy.SGD()))
+    centered = tf_keras.optimizers.legacy.RMSprop(centered=True)
+    refused(ValueError, "no counterpart of centered=True", lambda: portopt.from_native(centered, params=[variable]))
 
 
 def check_compare() -> None:
@@ -515,6 +573,7 @@ OF_BACKEND = {
         check_tensorflow_hyperparameters,
         check_tensorflow_config,
         check_tensorflow_errors,
+        check_tensorflow_translation,
     ],
 }
 

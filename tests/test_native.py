@@ -26,16 +26,25 @@ STEPS = 4
 
 def arrays(seed: int, dtype: Any = np.float32) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
-    draw = {"kernel": rng.standard_normal((3, 4)), "layers": [rng.standard_normal(5), None, rng.standard_normal(())]}
-    return mapped(lambda x: np.asarray(x).astype(dtype), draw)
+    draw: dict[str, Any] = {
+        "kernel": rng.standard_normal((3, 4)),
+        "layers": [rng.standard_normal(5), None, rng.standard_normal(())],
+    }
+    made: dict[str, Any] = mapped(lambda x: np.asarray(x).astype(dtype), draw)
+    return made
 
 
 def mapped(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     return optree.tree_map(lambda x, *xs: None if x is None else function(x, *xs), tree, *others, none_is_leaf=True)
 
 
+def leaves(tree: Any) -> list[Any]:
+    found: list[Any] = optree.tree_leaves(tree)
+    return found
+
+
 def bits(tree: Any) -> list[bytes]:
-    return [np.asarray(leaf).tobytes() for leaf in optree.tree_leaves(tree)]
+    return [np.asarray(leaf).tobytes() for leaf in leaves(tree)]
 
 
 def to_torch(tree: Any) -> Any:
@@ -72,14 +81,13 @@ every_torch_optimizer = pytest.mark.parametrize(
 
 def torch_loop(cls: Any, arguments: Any, params: Any) -> Any:
     """Return the parameters after some steps of torch's own loop."""
-    params = to_torch(params)
-    leaves = [torch.nn.Parameter(leaf) for leaf in optree.tree_leaves(params)]
-    optimizer = cls(leaves, **arguments)
+    tensors = [torch.nn.Parameter(leaf) for leaf in leaves(to_torch(params))]
+    optimizer = cls(tensors, **arguments)
     for seed in range(1, STEPS + 1):
-        for leaf, gradient in zip(leaves, optree.tree_leaves(arrays(seed)), strict=True):
-            leaf.grad = torch.from_numpy(gradient)
+        for tensor, gradient in zip(tensors, leaves(arrays(seed)), strict=True):
+            tensor.grad = torch.from_numpy(gradient)
         optimizer.step()
-    return [leaf.detach() for leaf in leaves]
+    return [tensor.detach() for tensor in tensors]
 
 
 class TestTorch:
@@ -107,8 +115,8 @@ class TestTorch:
         assert bits(opt.apply(params, grads, state)) == bits((new, new_state)), "the state can be used again"
         assert not any(
             np.shares_memory(np.asarray(a), np.asarray(b))
-            for a in optree.tree_leaves((new, new_state.slots))
-            for b in optree.tree_leaves((params, grads, state.slots))
+            for a in leaves((new, new_state.slots))
+            for b in leaves((params, grads, state.slots))
         )
         again = opt.apply_(params, grads, state)
         assert bits((params, again.slots)) == bits((new, new_state.slots))
@@ -201,10 +209,11 @@ class TestOptax:
         transformation = make()
         compiled: Any = jax.jit if jit else lambda function: function
 
-        @compiled
-        def update(params: Any, grads: Any, state: Any) -> Any:
+        def eager(params: Any, grads: Any, state: Any) -> Any:
             updates, state = transformation.update(grads, state, params)
             return optax.apply_updates(params, updates), state
+
+        update = compiled(eager)
 
         opt = portopt.NativeOptimizer(transformation)
         step = compiled(opt.apply)
@@ -223,7 +232,7 @@ class TestOptax:
         params, state = run(opt, arrays(0))
         expected, expected_state = run(opt, arrays(0), to_jax)
         assert bits((params, state.slots)) == bits((expected, expected_state.slots))
-        assert all(isinstance(x, np.ndarray) and x.flags.writeable for x in optree.tree_leaves((params, state.slots)))
+        assert all(isinstance(x, np.ndarray) and x.flags.writeable for x in leaves((params, state.slots)))
 
     def test_slots_are_trees_like_the_parameters_named_by_their_path(self) -> None:
         opt, params = portopt.NativeOptimizer(adam()), to_jax(arrays(0))
@@ -339,6 +348,8 @@ class TestConfig:
 
 
 W = np.ones(2)
+NO_STATE: Any = {}
+GROUPS: Any = [{"params": torch.zeros(1)}, {"params": torch.zeros(1), "lr": 3.0}]
 
 
 class TestErrors:
@@ -363,9 +374,7 @@ class TestErrors:
                 "optax.apply_updates makes .*, which is no gradient transformation",
             ),
             (
-                lambda: portopt.NativeOptimizer(
-                    torch.optim.SGD([{"params": torch.zeros(1)}, {"params": torch.zeros(1), "lr": 3.0}])
-                ),
+                lambda: portopt.NativeOptimizer(torch.optim.SGD(GROUPS)),
                 ValueError,
                 "the parameter groups of this SGD differ in lr",
             ),
@@ -379,7 +388,7 @@ class TestErrors:
             (lambda: SGD.apply([W, None], [W, W], SGD.init([W])), ValueError, r"params\[1\] is None, so grads\[1\] must be None"),
             (lambda: SGD.apply(W, W[:1], SGD.init(W)), ValueError, r"grads has shape \(1,\), but params has shape \(2,\)"),
             (lambda: SGD.apply(W, W.astype("f"), SGD.init(W)), TypeError, "grads has dtype float32, but params has .*64"),
-            (lambda: SGD.apply(W, W, {}), TypeError, "state must be the OptimizerState .* but dict was given"),
+            (lambda: SGD.apply(W, W, NO_STATE), TypeError, "state must be the OptimizerState .* but dict was given"),
             (
                 lambda: SGD.apply(W, W, portopt.OptimizerState(1, {"momentum_buffer": [W]})),
                 ValueError,

@@ -32,7 +32,9 @@ def in_order(params: Any) -> list[Any]:
     return [params["z"], params["a"][0], params["a"][1]["b"]]
 
 
-def each_setting(dialect: str, exclude: Callable[[str, Any], bool] = lambda rule, arguments: False) -> Any:
+def each_setting(
+    dialect: str, exclude: Callable[[str, Any], bool] = lambda rule, arguments: False
+) -> pytest.MarkDecorator:
     chosen = [s for s in settings(dialect) if not exclude(s[0], s[2])]
     return pytest.mark.parametrize(("rule", "number", "arguments"), chosen, ids=[f"{r}-{n}" for r, n, _ in chosen])
 
@@ -144,7 +146,8 @@ class TestOptax:
         params = arrays(tree(parameters()))
         transformation, native = portopt.to_native(opt, opt.init(params), "optax", params)
         expected = transformation.init(params)
-        assert jax.tree.structure(native) == jax.tree.structure(expected)
+        structures: list[Any] = [jax.tree.structure(native), jax.tree.structure(expected)]
+        assert structures[0] == structures[1]
         assert [x.tolist() for x in jax.tree.leaves(native)] == [x.tolist() for x in jax.tree.leaves(expected)]
         params, native = self.optax_steps(transformation, params, native, BEGIN, MIDDLE)
 
@@ -311,6 +314,15 @@ ADAM = portopt.Adam(dialect="torch")
 def test_what_cannot_be_translated_is_named(call: Callable[[], Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_weights_of_keras_2_are_read_with_their_config() -> None:
+    opt, w = portopt.Adam(0.5), np.ones(2)
+    w, state = opt.apply(w, w, opt.init(w))
+    again, restored = portopt.from_native(portopt.serialize(opt), opt.get_weights(state), params=w)
+    assert again == opt
+    assert restored.step == 1
+    assert restored.slots["m"].tolist() == state.slots["m"].tolist()
 
 
 def test_a_users_rule_has_no_counterpart() -> None:

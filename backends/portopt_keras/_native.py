@@ -221,7 +221,8 @@ def _stateless(
     if len(variables) < len(_inner(optimizer)._trainable_variables):
         with keras.StatelessScope(state_mapping=values) as scope:
             optimizer.apply(gradients, variables)
-        return scope.get_current_value
+        read: Callable[[Any], Any] = scope.get_current_value
+        return read
     # Not `apply` in a scope, in which a LossScaleOptimizer leaks tracers.
     new, own = optimizer.stateless_apply(own, gradients, start)
     found = {id(v): x for v, x in [*zip(variables, new, strict=True), *zip(optimizer.variables, own, strict=True)]}

@@ -144,7 +144,7 @@ class TensorFlowNative:
             return self._bound[key]
         parameters = [tf.Variable(tf.zeros(shape, dtype), name=f"p{i}") for i, (shape, dtype) in enumerate(shapes)]
         optimizer = self._make(changes)
-        bound = _Bound(optimizer, parameters, *_create_slots(optimizer, parameters))
+        bound = _Bound(optimizer, parameters, *create_slots(optimizer, parameters))
         if changes:
             # A rate that changes at each step must not leave a set of variables behind each time.
             self._bound = {k: v for k, v in self._bound.items() if not k[1]}
@@ -152,7 +152,8 @@ class TensorFlowNative:
         return bound
 
 
-def _create_slots(optimizer: Any, parameters: list[Any]) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+def create_slots(optimizer: Any, parameters: list[Any]) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """Make the variables of an optimizer for these parameters; return those that each of them has by name, and the others."""
     if hasattr(optimizer, "build"):
         optimizer.build(parameters)
     elif hasattr(optimizer, "_create_all_weights"):
@@ -192,6 +193,11 @@ class TensorFlowFramework:
     name = "tensorflow"
     install_command = 'pip install "portopt[tensorflow]"'
     accepts = "a class of tf.compat.v1.train or tf_keras.optimizers with its arguments, or an instance"
+
+    @property
+    def translator(self) -> Any:
+        """What translates between `tf_keras.optimizers.legacy` and the dialect `keras2`."""
+        return importlib.import_module("portopt_tensorflow._translation").translator
 
     def owns(self, thing: object) -> bool:
         bases = tuple(self._bases())

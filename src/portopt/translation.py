@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.backend import find_backend
+from portopt.configuration import deserialize
 from portopt.native import (
     Correspondence,
     NativeOptimizer,
@@ -29,9 +30,11 @@ def from_native(
     Args:
         native: a `torch.optim` or Keras optimizer that has its parameters, or a `NativeOptimizer`, whose state follows. An optax
             transformation does not know its hyperparameters: give `NativeOptimizer(optax.adam, learning_rate=0.1)` instead.
-        state: the state that goes with a `NativeOptimizer`: its own, or that of optax.
+            Or a config of Keras 2, `{"class_name": ..., "config": ...}`, which the optimizer's weights follow.
+        state: the state that goes with a `NativeOptimizer`, its own or that of optax; the list that `get_weights` of Keras 2
+            gave.
         params: the tree that the slots shall be like, whose leaves are the very parameters of a `torch.optim` or Keras
-            optimizer; by default a list of them in the optimizer's order. With a `NativeOptimizer`, the parameters.
+            optimizer; by default a list of them in the optimizer's order. Otherwise the parameters.
         **hyperparameters: portopt's, in place of those of `native`.
 
     Raises:
@@ -48,6 +51,9 @@ def from_native(
         >>> opt.dialect, opt.learning_rate, state.step, state.slots["m"]
         ('torch', 0.1, 1, {'w': tensor([0.1000, 0.1000])})
     """
+    if isinstance(native, Mapping):
+        opt = deserialize(native).replace(**hyperparameters)
+        return opt, opt.set_weights(opt.init(params), state)
     if isinstance(native, NativeOptimizer):
         framework = get_framework(native.framework)
         translator = _translator(framework.name)
@@ -73,11 +79,12 @@ def to_native(opt: Optimizer, state: OptimizerState, framework: str, params: Any
     Args:
         opt: an optimizer in the framework's dialect.
         state: its state, on the framework's arrays.
-        framework: `"torch"`, `"optax"` or `"keras"`.
+        framework: `"torch"`, `"optax"`, `"keras"`, or `"tensorflow"` for the optimizers of Keras 2 in `tf_keras`.
         params: what the optimizer shall update, a tree like the slots: tensors for torch, Keras variables for Keras.
 
     Returns:
-        A `torch.optim` or Keras optimizer, or an optax transformation and its state.
+        An optimizer of `torch.optim`, `keras.optimizers` or `tf_keras.optimizers.legacy`, or an optax transformation and its
+        state.
 
     Raises:
         ValueError: `opt` is in another dialect, or something has no counterpart; it is named.
@@ -169,7 +176,7 @@ def _state(
         target = correspondence.slots.get(name.rpartition(".")[2])
         if target == "step":
             step = _one(trees, slot, "the numbers of steps", int)
-        elif target in opt.scalar_slots:
+        elif target is not None and target in opt.scalar_slots:
             slots[target] = _one(trees, slot, f"the values of {name}", float)
         elif target is not None and target.lstrip("-") in opt.slots:
             leaves, definition = trees.flatten(slot)
