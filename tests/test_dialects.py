@@ -377,8 +377,8 @@ def test_slots_have_one_name_in_every_dialect_and_are_there_only_if_used() -> No
             slots = rule(dialect=dialect).slots
             assert slots == (() if rule is portopt.SGD and dialect != "keras2" else rule().slots)
     for dialect in ("keras3", "torch", "optax"):
-        assert portopt.SGD(dialect=dialect, momentum=0.5).slots == ("moment",)  # type: ignore[arg-type]  # a literal in a loop
-        every = portopt.RMSprop(dialect=dialect, momentum=0.5, centered=True)  # type: ignore[arg-type]  # as above
+        assert portopt.SGD(dialect=dialect, momentum=0.5).slots == ("moment",)
+        every = portopt.RMSprop(dialect=dialect, momentum=0.5, centered=True)
         assert every.slots == ("accumulator", "average_gradient", "moment")
     assert portopt.Nadam(dialect="optax").init(np.ones(1)).slots.keys() == {"m", "v"}
 

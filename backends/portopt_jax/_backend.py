@@ -284,7 +284,7 @@ class JaxBackend:
             "arguments of your jitted step to save the memory"
         )
 
-    def plan(self, program: Program, parameters: Sequence[Arrays], slots: Sequence[Any]) -> None:
+    def plan(self, program: Program, trees: Any, parameters: Sequence[Arrays]) -> None:
         return None
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from portopt.backend import (
     Mode,
     is_interpreted,
 )
-from portopt.host import compiler, kernel
+from portopt.host import compiler, kernel, norm, watch
 from portopt.host.plan import make_plan
 from portopt.interpreter import StepScalars
 from portopt.program import Program
@@ -80,15 +81,17 @@ class NumpyBackend(ArrayAPIBackend):
         kernel.update(program, scalars, dtypes, parameters, outputs)
         return [{n: a[n] for n in names} for a in parameters] if outputs is None else outputs
 
-    def plan(self, program: Program, parameters: Sequence[Arrays], slots: Sequence[Any]) -> Any:
-        if not compiler.available() or is_interpreted():
-            return None
-        prober = importlib.import_module("portopt_numpy._prober")
+    def plan(self, program: Program, trees: Any, parameters: Sequence[Arrays]) -> Any:
         ordinary = all(type(a) is np.ndarray and a.flags.c_contiguous for arrays in parameters for a in arrays.values())
-        if not ordinary or not prober.available():
+        if not compiler.available() or is_interpreted() or not ordinary or not _watch_works():
             return None
         dtypes = [{name: array.dtype.name for name, array in arrays.items()} for arrays in parameters]
-        return make_plan(program, parameters, slots, dtypes, lambda array: array.ctypes.data, prober.NumpyProber)
+        return make_plan(self, program, trees, parameters, dtypes, watch.NUMPY_READER)
+
+    def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        if is_interpreted() or not compiler.available():
+            return super().gradient_norm(gradients)
+        return norm.norm_of_arrays(gradients, [g.dtype.name for g in gradients])
 
     def why_read_only(self, array: Any) -> str | None:
         if isinstance(array, np.generic):
@@ -106,6 +109,19 @@ class NumpyBackend(ArrayAPIBackend):
 
     def share_memory(self, a: Any, b: Any) -> bool:
         return bool(np.shares_memory(a, b))
+
+
+@functools.cache
+def _watch_works() -> bool:
+    def wrong(like: Any) -> list[Any]:
+        return [
+            np.zeros((4, 3), np.float32),
+            np.zeros((3, 4), np.int32),
+            np.zeros((6, 4), np.float32)[::2],
+            np.zeros((4, 3), np.float32).T,
+        ]
+
+    return watch.works(watch.NUMPY_READER, np.copy, wrong)
 
 
 def _overlaps_itself(array: Any) -> bool:

@@ -181,6 +181,17 @@ class Optimizer(_Declarations):
         return not_in_dialect(owner, name, str(dialect), field.dialects)
 
     @classmethod
+    def dialects(cls) -> tuple[str, ...]:
+        """Return the names of the rule's dialects, the default one first; empty for a rule that has none.
+
+        Example:
+            >>> import portopt
+            >>> portopt.Adam.dialects()
+            ('keras2', 'keras3', 'torch', 'optax')
+        """
+        return tuple(name for name in cls._fields_by_dialect if name is not None)
+
+    @classmethod
     def defaults(cls, dialect: str | None = None) -> dict[str, Any]:
         """Return the hyperparameters that the rule has in a dialect, with their defaults; None means the default dialect.
 
@@ -194,8 +205,7 @@ class Optimizer(_Declarations):
         """
         fields = cls._fields if dialect is None else cls._fields_by_dialect.get(dialect)
         if fields is None:
-            known = ", ".join(name for name in cls._fields_by_dialect if name) or "none"
-            raise ValueError(f"{cls.__name__} has no dialect {dialect!r}: it has {known}")
+            raise ValueError(f"{cls.__name__} has no dialect {dialect!r}: it has {', '.join(cls.dialects()) or 'none'}")
         return {name: dialect if name == "dialect" and dialect else field.default for name, field in fields.items()}
 
     # The rule ----------------------------------------------------------------------------------------------------
@@ -316,33 +326,33 @@ class Optimizer(_Declarations):
             >>> w
             array([0.5])
         """
+        for plan in self.__dict__.get("_plans", ()):
+            done = plan.step(self, params, grads, state, hyperparameters)
+            if done is not None:
+                return done  # type: ignore[no-any-return]  # a plan is of a backend's own kind
         return self._step(params, grads, state, hyperparameters, in_place=True)[1]
 
     def _step(
         self, params: Any, grads: Any, state: OptimizerState, overrides: dict[str, Any], *, in_place: bool
     ) -> tuple[Any, OptimizerState]:
-        overrides = self._check_overrides(overrides) if overrides else overrides
-        if (
-            in_place
-            and (plan := self.__dict__.get("_plan")) is not None
-            and (done := plan.step(self, params, grads, state, overrides))
-        ):
-            return params, OptimizerState(done[0], {**state.slots, **done[1]} if done[1] else state.slots)
         backend, definition, leaves = _flatten_params(params)
         gradients = _flatten_like(backend, definition, grads, params, "grads")
         slots = self._flatten_slots(backend, definition, state, params)
         _check_gradients(backend, leaves, gradients, params)
         _check_slots(backend, leaves, slots, params)
+        overrides = self.check_overrides(overrides)
         program = self.program(overrides)
 
         moving = [i for i, g in enumerate(gradients) if g is not None and leaves[i] is not None]
         parameters = [{"p": leaves[i], "g": gradients[i], **{n: slots[n][i] for n in self.slots}} for i in moving]
         if in_place:
             backend.check_in_place(parameters, lambda i: backend.trees.paths(params)[moving[i]])
-        scalars, step = self._scalars(backend, program, state, overrides, [gradients[i] for i in moving])
+        scalars, step = self.step_scalars(
+            backend, program, state, overrides, lambda: backend.gradient_norm([gradients[i] for i in moving])
+        )
         results = backend.update(program, scalars, parameters, in_place=in_place)
-        if in_place:
-            self._plan_next_step(backend, program, state, parameters, complete=len(moving) == len(leaves))
+        if in_place and len(moving) == len(leaves):
+            self._plan_next_step(backend, program, (params, grads, state), parameters)
 
         new_slots: dict[str, Any] = {name: backend.stored_scalar(value) for name, value in scalars.outputs().items()}
         for i, result in zip(moving, results, strict=True):
@@ -358,31 +368,41 @@ class Optimizer(_Declarations):
         self,
         backend: Backend,
         program: Program,
-        state: OptimizerState,
+        trees: tuple[Any, Any, OptimizerState],
         parameters: list[dict[str, Any]],
-        *,
-        complete: bool,
     ) -> None:
         """Let the backend prepare the next step on the same arrays, once a second step on them shows that there is a loop."""
-        seen = [id(arrays["p"]) for arrays in parameters]
-        if complete and self.__dict__.get("_seen") == seen:
-            slots = backend.trees.flatten({name: state.slots[name] for name in self.slots})[0]
-            self.__dict__["_plan"] = backend.plan(program, parameters, slots)
-        else:
-            self.__dict__.update(_seen=seen, _plan=None)
+        arrays = [tuple(map(id, named.values())) for named in parameters]
+        looping = hash((program, *((*ids[:1], *ids[2:]) for ids in arrays)))
+        seen: list[int] = self.__dict__.setdefault("_seen", [])
+        if looping not in seen:
+            self.__dict__["_seen"] = [looping, *seen[: _MOST_PLANS - 1]]
+            return
+        plan = backend.plan(program, trees, parameters)
+        if plan is not None:
+            others = [other for other in self.__dict__.get("_plans", ()) if other]
+            self.__dict__["_plans"] = (*others[1 - _MOST_PLANS :], plan)
 
-    def _scalars(
+    def step_scalars(
         self,
         backend: Backend,
         program: Program,
         state: OptimizerState,
         overrides: Mapping[str, Any],
-        gradients: list[Any],
+        gradient_norm: Callable[[], Any],
     ) -> tuple[StepScalars, Any]:
-        """Return the scalars of the step, and the number of finished steps afterwards."""
+        """Return the scalars of a step, checked, and the number of finished steps afterwards; for backends.
+
+        Args:
+            backend: of the arrays.
+            program: what the step runs.
+            state: before the step.
+            overrides: what `check_overrides` returned.
+            gradient_norm: returns the norm of all gradients together; called if the program uses it.
+        """
         given: dict[str, Any] = {name: state.slots[name] for name in self.scalar_slots}
         if program.uses_gradient_norm:
-            given["gradient_norm"] = backend.gradient_norm(gradients)
+            given["gradient_norm"] = gradient_norm()
         for name in program.scalar_inputs:
             if name not in given and name != "t":
                 given[name] = overrides[name] if name in overrides else getattr(self, name)
@@ -456,7 +476,8 @@ class Optimizer(_Declarations):
         """Tell whether a hyperparameter has a value that switches its feature off."""
         return cls._declared[name].is_optional
 
-    def _check_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
+    def check_overrides(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Return hyperparameters given for one step under their own names; raise an error if one is no hyperparameter."""
         checked: dict[str, Any] = {}
         owner = f"{type(self).__name__}.apply"
         for name, value in overrides.items():
@@ -616,8 +637,10 @@ class Optimizer(_Declarations):
         }
 
 
-_CACHES = frozenset({"_programs", "_plan", "_seen", "_fields"})
+_CACHES = frozenset({"_programs", "_plans", "_seen", "_fields"})
 """Attributes of an optimizer that are no part of its value."""
+_MOST_PLANS = 16
+"""How many sets of arrays an optimizer may be stepping in turns before it forgets about the first."""
 
 Optimizer._collect_fields()
 

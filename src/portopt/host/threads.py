@@ -62,10 +62,14 @@ def set_num_threads(count: int | None) -> None:
     _chosen = count
 
 
+def is_small(total: int) -> bool:
+    """Tell whether so many elements are never shared among threads."""
+    return total < 2 * ELEMENTS_PER_THREAD
+
+
 def run_split(work: Callable[[int, int], object], total: int, alignment: int = 64) -> None:
     """Call `work(start, stop)` for ranges that make up `range(total)`, at once where there is enough to do."""
-    parts = total // ELEMENTS_PER_THREAD
-    parts = min(get_num_threads(), parts) if parts > 1 else 1
+    parts = 1 if is_small(total) else min(get_num_threads(), total // ELEMENTS_PER_THREAD)
     if parts == 1:
         work(0, total)
         return
