@@ -68,6 +68,7 @@ class OptaxTranslator:
     """Functions of optax with their arguments, and the states of what they make."""
 
     dialect = "optax"
+    package = "optax"
     trees: Trees = backend.trees
     correspondences = CORRESPONDENCES
 
@@ -93,6 +94,9 @@ class OptaxTranslator:
     def capture(self, native: Any, params: Any) -> Any:
         raise _opaque()
 
+    def call(self, correspondence: Correspondence, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return getattr(importlib.import_module("optax"), correspondence.name), dict(arguments)
+
     def release(
         self,
         correspondence: Correspondence,
@@ -102,7 +106,7 @@ class OptaxTranslator:
         params: Any,
     ) -> Any:
         jnp = importlib.import_module("jax.numpy")
-        factory = getattr(importlib.import_module("optax"), correspondence.name)
+        factory, arguments = self.call(correspondence, arguments)
         native = OptaxNative(factory(**arguments), factory, arguments)
         started: dict[str, Any] = {}
         for name, slot in NativeOptimizer(factory, **arguments).init(params).slots.items():

@@ -68,6 +68,7 @@ class KerasTranslator:
     """Optimizers of Keras 3, which hold their state once they are built."""
 
     dialect = "keras3"
+    package = "keras.optimizers"
     correspondences = CORRESPONDENCES
 
     @property
@@ -111,6 +112,9 @@ class KerasTranslator:
         tree = self.trees.unflatten(definition, [own[i].value for i in order])
         return name, native.get_config(), OptimizerState(0, slots), tree
 
+    def call(self, correspondence: Correspondence, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return getattr(importlib.import_module("keras").optimizers, correspondence.name), dict(arguments)
+
     def release(
         self,
         correspondence: Correspondence,
@@ -127,7 +131,8 @@ class KerasTranslator:
                 f"params must have Keras variables as its leaves, such as a model's trainable_variables, but it has "
                 f"{type(foreign).__name__}"
             )
-        native = getattr(keras.optimizers, correspondence.name)(**arguments)
+        factory, arguments = self.call(correspondence, arguments)
+        native = factory(**arguments)
         native.build(variables)
         bound = KerasNative(native).bind([v.value for v in variables])
         own = {id(theirs): ours for theirs, ours in zip(bound.optimizer.variables, native.variables, strict=True)}

@@ -73,6 +73,7 @@ class TensorFlowTranslator:
     """Optimizers of `tf_keras.optimizers.legacy`, whose slots are found through the variables."""
 
     dialect = "keras2"
+    package = "tf_keras.optimizers.legacy"
     trees: Trees = STANDARD_TREES
     correspondences = CORRESPONDENCES
 
@@ -108,6 +109,9 @@ class TensorFlowTranslator:
             slots[name] = self.trees.unflatten(definition, [tf.identity(v) for v in variables])
         return type(native).__name__, native.get_config(), OptimizerState(0, slots), params
 
+    def call(self, correspondence: Correspondence, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return getattr(importlib.import_module("tf_keras").optimizers.legacy, correspondence.name), dict(arguments)
+
     def release(
         self,
         correspondence: Correspondence,
@@ -116,9 +120,9 @@ class TensorFlowTranslator:
         state: OptimizerState,
         params: Any,
     ) -> Any:
-        legacy = importlib.import_module("tf_keras").optimizers.legacy
         leaves, definition = self.trees.flatten(params)
-        native = getattr(legacy, correspondence.name)(**arguments)
+        factory, arguments = self.call(correspondence, arguments)
+        native = factory(**arguments)
         per_parameter, scalars = create_slots(native, leaves)
         for name, variable in scalars.items():
             ours = correspondence.slots[name]

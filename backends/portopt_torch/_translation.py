@@ -90,6 +90,7 @@ class TorchTranslator:
     """Optimizers of `torch.optim`, which hold their parameters and state."""
 
     dialect = "torch"
+    package = "torch.optim"
     trees: Trees = backend.trees
     correspondences = CORRESPONDENCES
 
@@ -129,6 +130,12 @@ class TorchTranslator:
             )
         return type(native).__name__, _flat(hyperparameters_of(native)), OptimizerState(step, slots), tree
 
+    def call(self, correspondence: Correspondence, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        merged = {name: value for name, value in arguments.items() if "." not in name}
+        if "betas.0" in arguments:
+            merged["betas"] = (arguments["betas.0"], arguments["betas.1"])
+        return getattr(importlib.import_module("torch").optim, correspondence.name), merged
+
     def release(
         self,
         correspondence: Correspondence,
@@ -139,10 +146,8 @@ class TorchTranslator:
     ) -> Any:
         torch = importlib.import_module("torch")
         leaves, definition = self.trees.flatten(params)
-        merged = {name: value for name, value in arguments.items() if "." not in name}
-        if "betas.0" in arguments:
-            merged["betas"] = (arguments["betas.0"], arguments["betas.1"])
-        native = getattr(torch.optim, correspondence.name)(leaves, **merged)
+        factory, merged = self.call(correspondence, arguments)
+        native = factory(leaves, **merged)
         finished = int(state.step)
         if not finished:
             return native

@@ -174,6 +174,8 @@ class Translator(Protocol):
     """How a framework's optimizers are translated; an attribute `translator` of a `NativeFramework` that has one."""
 
     dialect: str
+    package: str
+    """Where users of the framework find its optimizers."""
     trees: Trees
     correspondences: Sequence[Correspondence]
 
@@ -188,6 +190,9 @@ class Translator(Protocol):
 
     def capture(self, native: Any, params: Any) -> tuple[str, Mapping[str, Any], OptimizerState, Any]:
         """Return name, arguments, state as a `NativeOptimizer`'s, and parameters of a live optimizer."""
+
+    def call(self, correspondence: Correspondence, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return what makes the optimizer, and its arguments as it takes them."""
 
     def release(
         self,

@@ -10,8 +10,11 @@ from typing import Any
 
 from portopt.backend import find_backend
 from portopt.configuration import deserialize
+from portopt.dialects import DEFAULT_DIALECT
 from portopt.native import (
     Correspondence,
+    Counterpart,
+    NativeFramework,
     NativeOptimizer,
     Translator,
     find_framework,
@@ -97,6 +100,32 @@ def to_native(opt: Optimizer, state: OptimizerState, framework: str, params: Any
         ('Adam', 0.1)
     """
     translator = _translator(framework)
+    correspondence, arguments = _correspondence(translator, framework, opt)
+    return translator.release(correspondence, arguments, opt, state, params)
+
+
+def counterpart_of(framework: NativeFramework, opt: Optimizer) -> Counterpart | None:
+    """Return what is nearest to `opt` in a framework, clipping apart: exactly it, if `opt` is in the framework's dialect.
+
+    Raises:
+        ValueError: `opt` is in the framework's dialect, but something has no counterpart.
+    """
+    dialect = getattr(opt, "dialect", DEFAULT_DIALECT)
+    if dialect == DEFAULT_DIALECT:
+        return framework.counterpart(opt)
+    translator = getattr(framework, "translator", None)
+    if translator is None or translator.dialect != dialect:
+        return None
+    rate = float(opt.learning_rate_at(1))
+    plain = opt.replace(learning_rate=rate, clipnorm=None, clipvalue=None)
+    correspondence, arguments = _correspondence(translator, framework.name, plain)
+    factory, arguments = translator.call(correspondence, arguments)
+    name = next(theirs for theirs, ours in correspondence.hyperparameters.items() if ours == "learning_rate")
+    return Counterpart(f"{translator.package}.{correspondence.name}", factory, arguments, name)
+
+
+def _correspondence(translator: Translator, framework: str, opt: Optimizer) -> tuple[Correspondence, dict[str, Any]]:
+    """Return what is to be made of an optimizer, and the arguments."""
     dialect = getattr(opt, "dialect", None)
     rule = type(opt)
     possible = [c for c in translator.correspondences if c.rule is rule]
@@ -120,7 +149,7 @@ def to_native(opt: Optimizer, state: OptimizerState, framework: str, params: Any
             arguments[names[name]] = value
         elif name not in correspondence.fixed and value != defaults.get(name):
             raise ValueError(f"{correspondence.name} has no counterpart of {name}={value!r} of {rule.__name__}")
-    return translator.release(correspondence, arguments, opt, state, params)
+    return correspondence, arguments
 
 
 def _translator(name: str) -> Translator:

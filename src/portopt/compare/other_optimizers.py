@@ -1,7 +1,7 @@
 """`--against`: the optimizers of other libraries, as runs that are shown beside portopt's and are no part of the verdict.
 
-They run as `portopt.NativeOptimizer`. Their formulas differ from portopt's in where epsilon stands, in the order of
-operations, and in rounding.
+They run as `portopt.NativeOptimizer`. Unless the rule is in the framework's dialect, their formulas differ from portopt's in
+where epsilon stands; the order of operations and the rounding differ in any case.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from portopt.compare.digits import Parameters
 from portopt.compare.errors import UnusableArgumentsError
 from portopt.native import Counterpart, NativeFramework, NativeOptimizer, get_framework
 from portopt.optimizer import Optimizer, OptimizerState
+from portopt.translation import counterpart_of
 
 
 def other_runner(name: str, optimizer: Optimizer, devices: Sequence[str], dtype: str) -> NativeRunner:
@@ -38,11 +39,15 @@ def other_runner(name: str, optimizer: Optimizer, devices: Sequence[str], dtype:
         raise UnusableArgumentsError(
             f"--against {name} needs {name}, but it is not installed ({error}): {framework.install_command}"
         ) from None
-    counterpart = framework.counterpart(optimizer)
+    try:
+        counterpart = counterpart_of(framework, optimizer)
+    except ValueError as error:
+        raise UnusableArgumentsError(str(error)) from error
     if counterpart is None:
         known = ", ".join(rule.__name__ for rule in framework.counterparts())
         raise UnusableArgumentsError(
-            f"{name} has no counterpart of {optimizer!r}; --against {name} works with {known} of portopt"
+            f"{name} has no counterpart of {optimizer!r}; --against {name} works with {known}, in the default dialect or that of "
+            f"{name}"
         )
     usable = [device for device, reason in framework.devices().items() if reason is None]
     chosen = [d for asked in devices for d in usable if asked in (d, d.partition(":")[0])]
