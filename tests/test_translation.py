@@ -209,12 +209,20 @@ def _as_native(opt: Any) -> portopt.NativeOptimizer:
 
 W = torch.nn.Parameter(torch.ones(2))
 PARTIAL = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))]
+MOVING = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))]
 UNEQUAL = [torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))]
 
 
 def partly_stepped() -> Any:
     native = torch.optim.Adam(PARTIAL)
     PARTIAL[0].grad = torch.ones(2)
+    native.step()
+    return native
+
+
+def partly_moving() -> Any:
+    native = torch.optim.SGD(MOVING, momentum=0.5)
+    MOVING[0].grad = torch.ones(2)
     native.step()
     return native
 
@@ -282,6 +290,7 @@ ADAM = portopt.Adam(dialect="torch")
             ValueError,
             "1 of the 2 parameters of this Adam have made no step yet, but others have",
         ),
+        (lambda: portopt.from_native(partly_moving()), ValueError, "SGD has no momentum_buffer for parameter 1, which has made"),
         (lambda: portopt.from_native(unequally_stepped()), ValueError, r"the numbers of steps differ .* \(1, 2\)"),
         (
             lambda: portopt.to_native(portopt.Adam(), ADAM.init(W), "torch", W),
