@@ -22,7 +22,7 @@ from portopt.bench.contenders import PEERS, Inputs, portopt_contenders
 from portopt.bench.markdown import as_markdown, nearest_ratio
 from portopt.bench.shapes import QUICK_ELEMENTS, QUICK_TENSORS, SHAPE_SETS, ShapeSet
 from portopt.command_line import main
-from portopt.native import get_framework
+from portopt.native_frameworks import get_framework
 
 OUTPUT = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[1]

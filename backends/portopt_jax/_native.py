@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portopt.backend import ArrayInfo
-from portopt.native import Counterpart, Tree
+from portopt.native_frameworks import Counterpart, Tree
 from portopt.optimizer import Optimizer
 from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
 from portopt.trees import Trees

@@ -19,7 +19,7 @@ from portopt.bench.contenders import PEERS
 from portopt.bench.shapes import SHAPE_SETS
 from portopt.compare.errors import UnusableArgumentsError
 from portopt.configuration import get
-from portopt.native import frameworks
+from portopt.native_frameworks import frameworks
 from portopt.optimizer import Optimizer
 from portopt.primitives import COMPUTE_DTYPE
 from portopt.rules import RULES

@@ -11,11 +11,11 @@ from typing import Any
 from portopt.backend import find_backend
 from portopt.configuration import deserialize
 from portopt.dialects import DEFAULT_DIALECT
-from portopt.native import (
+from portopt.native import NativeOptimizer
+from portopt.native_frameworks import (
     Correspondence,
     Counterpart,
     NativeFramework,
-    NativeOptimizer,
     Translator,
     find_framework,
     frameworks,

@@ -19,7 +19,7 @@ from portopt.backend import INTERPRETED, Backend, Mode
 from portopt.bench import cases
 from portopt.bench.measuring import Step
 from portopt.bench.shapes import ShapeSet
-from portopt.native import Counterpart, get_framework
+from portopt.native_frameworks import Counterpart, get_framework
 from portopt.optimizer import Optimizer
 
 DONATED = "donated"

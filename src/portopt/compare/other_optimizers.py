@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from portopt.compare.digits import Parameters
 from portopt.compare.errors import UnusableArgumentsError
-from portopt.native import Counterpart, NativeFramework, NativeOptimizer, get_framework
+from portopt.native import NativeOptimizer
+from portopt.native_frameworks import Counterpart, NativeFramework, get_framework
 from portopt.optimizer import Optimizer, OptimizerState
 from portopt.translation import counterpart_of
 
