@@ -59,6 +59,11 @@ def sections() -> list[tuple[str, str, list[tuple[str, Any]]]]:
             of("portopt", portopt, "get", "serialize", "deserialize", "register", "epsilon", "set_epsilon"),
         ),
         ("Checkpoints", "", of("portopt", portopt, "save", "load", "CheckpointError")),
+        (
+            "Native optimizers",
+            "",
+            of("portopt", portopt, "NativeOptimizer", "TFOptimizer", "from_native", "to_native"),
+        ),
         ("Execution", "", of("portopt", portopt, "interpreted", "get_num_threads", "set_num_threads")),
         (
             "Schedules",

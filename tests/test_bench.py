@@ -22,6 +22,7 @@ from portopt.bench.contenders import PEERS, Inputs, portopt_contenders
 from portopt.bench.markdown import as_markdown, nearest_ratio
 from portopt.bench.shapes import QUICK_ELEMENTS, QUICK_TENSORS, SHAPE_SETS, ShapeSet
 from portopt.command_line import main
+from portopt.native_frameworks import get_framework
 
 OUTPUT = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +66,8 @@ class TestShapes:
 
 class TestCases:
     def test_every_rule_has_counterparts(self) -> None:
-        assert set(cases.TORCH) == set(cases.OPTAX) == set(portopt.RULES)
+        assert set(get_framework("torch").counterparts()) == set(get_framework("optax").counterparts())
+        assert set(get_framework("torch").counterparts()) == set(portopt.RULES)
 
     @pytest.mark.parametrize(
         ("name", "arrays"),
@@ -329,7 +331,7 @@ def test_a_peer_that_is_missing_is_listed_with_the_command_that_installs_it(
 def test_a_contender_that_fails_is_reported_and_leaves_the_others_their_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT
 ) -> None:
-    def broken(self: object, rule: object, backend: object, arguments: object) -> Any:
+    def broken(self: object, backend: object, arguments: object) -> Any:
         def prepare(inputs: object) -> Any:
             raise RuntimeError("no such instruction")
 

@@ -17,6 +17,8 @@ else:
     _OPTAX = frozenset({"PortoptState", "optax_factory", "step", "to_optax"})
 
     def __getattr__(name: str) -> Any:
+        if name == "native":
+            return importlib.import_module("portopt_jax._native").native
         if name not in _OPTAX:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         try:

@@ -15,4 +15,8 @@ def __getattr__(name: str) -> Any:
         from portopt_torch._optimizer import TorchOptimizer
 
         return TorchOptimizer
+    if name == "native":
+        from portopt_torch._native import native
+
+        return native
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,6 +23,8 @@ from portopt.hyperparameters import epsilon_hyperparameter as epsilon_hyperparam
 from portopt.hyperparameters import hyperparameter as hyperparameter
 from portopt.hyperparameters import option as option
 from portopt.hyperparameters import set_epsilon as set_epsilon
+from portopt.native import NativeOptimizer as NativeOptimizer
+from portopt.native import TFOptimizer as TFOptimizer
 from portopt.optimizer import Optimizer as Optimizer
 from portopt.optimizer import OptimizerState as OptimizerState
 from portopt.program import Program as Program
@@ -37,3 +39,5 @@ from portopt.rules import RMSprop as RMSprop
 from portopt.schedules import Schedule as Schedule
 from portopt.schedules import register_schedule as register_schedule
 from portopt.tracing import UnsupportedOperationError as UnsupportedOperationError
+from portopt.translation import from_native as from_native
+from portopt.translation import to_native as to_native

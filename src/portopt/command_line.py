@@ -18,9 +18,9 @@ from portopt.bench.cases import RULES_BY_NAME
 from portopt.bench.contenders import PEERS
 from portopt.bench.shapes import SHAPE_SETS
 from portopt.compare.errors import UnusableArgumentsError
-from portopt.compare.other_optimizers import OTHER_OPTIMIZERS
 from portopt.configuration import get
 from portopt.dialects import DEFAULT_DIALECT, DIALECTS
+from portopt.native_frameworks import frameworks
 from portopt.optimizer import Optimizer
 from portopt.primitives import COMPUTE_DTYPE
 from portopt.rules import RULES
@@ -154,9 +154,9 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument(
         "--against",
         action="append",
-        choices=tuple(OTHER_OPTIMIZERS),
+        choices=tuple(frameworks()),
         default=[],
-        help="add this library's own optimizer that is nearest, with the same hyperparameters, as a run; its formula is "
+        help="add this framework's own optimizer that is nearest, with the same hyperparameters, as a run; its formula is "
         "different, so it is no part of the verdict",
     )
     parser.add_argument(

@@ -1,0 +1,9 @@
+"""TensorFlow and portopt: TensorFlow's own optimizers inside portopt."""
+
+
+def __getattr__(name: str) -> object:
+    if name == "native":
+        from portopt_tensorflow._native import native
+
+        return native
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
