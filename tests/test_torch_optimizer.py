@@ -277,6 +277,25 @@ def test_a_feature_whose_slot_is_lacking_is_refused_before_anything_is_changed()
     assert_same(params, before)
 
 
+def test_the_torch_dialect_has_torchs_formula_and_its_weight_decay_in_groups() -> None:
+    params, others = parameters("float64"), parameters("float64")
+    rule = portopt.Adam(0.1, dialect="torch", weight_decay=0.1)
+
+    def groups(tensors: list[Any]) -> list[dict[str, Any]]:
+        return [{"params": tensors[:2]}, {"params": tensors[2:], "weight_decay": 0.0}]
+
+    optimizer = TorchOptimizer(groups(params), rule)
+    native = torch.optim.Adam(groups(others), 0.1, weight_decay=0.1)
+    for step in range(5):
+        give_gradients(params, step)
+        give_gradients(others, step)
+        optimizer.step()
+        native.step()
+    for p, q in zip(params, others, strict=True):
+        # torch's root on the CPU is not correctly rounded, and it rounds in another order.
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
 def test_options_of_the_rule_may_stand_in_a_group() -> None:
     TorchOptimizer([{"params": parameters(), "nesterov": True}], portopt.SGD(nesterov=True))
 
