@@ -107,7 +107,7 @@ def _backend_of(like: Any) -> Backend | None:
 def _optimizer(file: Reader, custom_objects: Mapping[str, type[Optimizer]] | None) -> Optimizer:
     config = file.document["optimizer"]
     try:
-        opt = deserialize(config, custom_objects)
+        opt: Optimizer = deserialize(config, custom_objects)
     except (TypeError, ValueError) as error:
         raise file.error(
             f"the optimizer {config['class_name']!r} cannot be made again: {error}; a class of your own is found if it is given "
