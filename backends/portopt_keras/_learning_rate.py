@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
 from typing import Any
 
 import keras
@@ -7,6 +9,7 @@ import numpy as np
 
 from portopt.backend import find_backend
 from portopt.scalars import Scalar
+from portopt.schedules import configuration_of
 
 
 class ScheduleOfSteps(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]  # keras is untyped
@@ -19,12 +22,31 @@ class ScheduleOfSteps(keras.optimizers.schedules.LearningRateSchedule):  # type:
         self.schedule = schedule
 
     def __call__(self, step: Any) -> Any:
-        step = keras.ops.convert_to_tensor(step)
-        backend = find_backend(step)
-        assert backend is not None
-        arithmetic = backend.arithmetic([step])
-        rate = self.schedule(Scalar(backend.scalar(step), arithmetic))
+        rate = self.schedule(scalar_of(step))
         return keras.ops.cast(rate.value if isinstance(rate, Scalar) else rate, keras.config.floatx())
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the schedule as `portopt` serialises it."""
+        return configuration_of(self.schedule)
+
+
+def on_keras_backend() -> ModuleType:
+    """Return the module for the backend that Keras runs on."""
+    name = keras.backend.backend()
+    if name not in ("jax", "torch", "tensorflow"):
+        raise ValueError(
+            f"portopt_keras trains on Keras' jax, torch and tensorflow backends, but Keras runs on {name!r}: set the environment "
+            "variable KERAS_BACKEND before Keras is imported"
+        )
+    return importlib.import_module(f"portopt_keras._on_{name}")
+
+
+def scalar_of(value: Any) -> Scalar:
+    """Return a number that a variable or tensor of Keras holds, known now or not, with the arithmetic for it."""
+    tensor = on_keras_backend().tensor(value)
+    backend = find_backend(tensor)
+    assert backend is not None
+    return Scalar(backend.scalar(tensor), backend.arithmetic([tensor]))
 
 
 def nearest(rate: float) -> float:

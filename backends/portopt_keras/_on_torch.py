@@ -11,6 +11,11 @@ from keras.src.backend.common.stateless_scope import in_stateless_scope
 from portopt.optimizer import OptimizerState
 
 
+def tensor(value: Any) -> Any:
+    """Return what a variable of Keras holds."""
+    return keras.ops.convert_to_tensor(value)
+
+
 def update(
     optimizer: Any, variables: list[Any], gradients: list[Any], slots: dict[str, Any], scalars: dict[str, Any], rate: Any
 ) -> None:
@@ -19,7 +24,7 @@ def update(
     arrays = {name: [variable.value for variable in of] for name, of in slots.items()}
     numbers = {name: _number(variable) for name, variable in scalars.items()}
     state = OptimizerState(int(optimizer.iterations), {**arrays, **numbers})
-    overrides = optimizer.rate_for_step(rate, params[0])
+    overrides = optimizer.rate_for_step(rate)
     if in_stateless_scope():
         # There the tensors are the caller's own, who expects new ones.
         params, state = optimizer.optimizer.apply(params, gradients, state, **overrides)

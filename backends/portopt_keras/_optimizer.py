@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,10 +7,9 @@ import keras
 import numpy as np
 
 import portopt
-from portopt.backend import find_backend
 from portopt.primitives import COMPUTE_DTYPE
 from portopt.schedules import is_schedule
-from portopt_keras._learning_rate import ScheduleOfSteps, nearest
+from portopt_keras._learning_rate import ScheduleOfSteps, nearest, on_keras_backend, scalar_of
 
 
 @keras.saving.register_keras_serializable(package="portopt")
@@ -119,11 +117,10 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         # The step of all variables at once, where Keras would call update_step for each: the norm of all gradients needs them.
         variables = list(trainable_variables)
         slots = {name: [of[self._get_variable_index(v)] for v in variables] for name, of in self._slots.items()}
-        on_backend = importlib.import_module(f"portopt_keras._on_{keras.backend.backend()}")
-        on_backend.update(self, variables, list(grads), slots, self._scalar_slots, learning_rate)
+        on_keras_backend().update(self, variables, list(grads), slots, self._scalar_slots, learning_rate)
 
-    def rate_for_step(self, learning_rate: Any, like: Any) -> dict[str, Any]:
-        """Return the learning rate of a step as portopt's override, given Keras' value of it and an array of the backend."""
+    def rate_for_step(self, learning_rate: Any) -> dict[str, Any]:
+        """Return the learning rate of a step as portopt's override, given Keras' value of it."""
         if isinstance(self._learning_rate, ScheduleOfSteps):
             return {}
         if learning_rate is not self._learning_rate:
@@ -131,11 +128,9 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         # Keras' variable is as narrow as its floatx. While it holds what the given number was rounded to, the number itself is
         # meant, so that the bits are those of the same optimizer outside of Keras.
         given = self.optimizer.learning_rate
-        backend = find_backend(like)
-        assert backend is not None
-        value = keras.ops.convert_to_tensor(learning_rate)
-        arithmetic, value = backend.arithmetic([value]), backend.scalar(value)
-        return {"learning_rate": arithmetic.where(arithmetic.equal(value, nearest(given)), given, value)}
+        value = scalar_of(learning_rate)
+        held = value.arithmetic.equal(value.value, nearest(given))
+        return {"learning_rate": value.arithmetic.where(held, given, value.value)}
 
     def _get_current_learning_rate(self) -> Any:
         if isinstance(self._learning_rate, ScheduleOfSteps):
