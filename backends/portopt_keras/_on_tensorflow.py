@@ -32,7 +32,8 @@ def update(
     for name, of in slots.items():
         written += zip(map(_resource, of), state.slots[name], strict=True)
     for name, variable in scalars.items():
-        words = tf.bitcast(tf.cast(state.slots[name], tf.float64), tf.uint32)
+        # Without its type, a Python float would become a float32.
+        words = tf.bitcast(tf.convert_to_tensor(state.slots[name], tf.float64), tf.uint32)
         written.append((_resource(variable), words))
     # Each replica has computed the same values from its own copies; only an update across all of them may write.
     strategy = optimizer._distribution_strategy

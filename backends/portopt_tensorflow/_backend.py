@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from portopt.backend import PURE, ArrayAPIBackend, ArrayInfo, Mode
+from portopt.backend import ArrayAPIBackend, ArrayInfo, Mode
 from portopt.primitives import COMPUTE_DTYPE, SMALLEST_NORMAL, Primitives, round_scalar
 from portopt.program import Program
 from portopt.reductions import partial_sums, rounding_constants
@@ -27,8 +27,13 @@ class TensorFlowBackend(ArrayAPIBackend):
 
     @functools.cached_property
     def modes(self) -> Mapping[str, Mode]:  # type: ignore[override]  # a property where others have an attribute
-        function = importlib.import_module("portopt_tensorflow._modes").FUNCTION
-        return {"eager": Mode("eager", PURE.step), "function": function}
+        modes: Mapping[str, Mode] = importlib.import_module("portopt_tensorflow._modes").MODES
+        return modes
+
+    @functools.cached_property
+    def extra_modes(self) -> Mapping[str, Mode]:  # type: ignore[override]  # as above
+        modes: Mapping[str, Mode] = importlib.import_module("portopt_tensorflow._modes").EXTRA_MODES
+        return modes
 
     @property
     def _tf(self) -> Any:
@@ -68,7 +73,7 @@ class TensorFlowBackend(ArrayAPIBackend):
         return isinstance(value, self._tf.Tensor) and not hasattr(value, "numpy")
 
     def full(self, like: Any, value: float, dtype: str) -> Any:
-        filled = self._tf.fill(self._tf.shape(like), self._tf.constant(value, dtype))
+        filled = self._tf.fill(self._tf.shape(like), self.xp.asarray(value, dtype=self.dtype(dtype)))
         return self._tf.Variable(filled, trainable=False) if isinstance(like, self._tf.Variable) else filled
 
     def _device(self, array: Any) -> Any:

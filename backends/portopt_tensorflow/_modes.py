@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tensorflow as tf
 
-from portopt.backend import Mode, Step
+from portopt.backend import PURE, Mode, Step
 from portopt.optimizer import OptimizerState
+from portopt_tensorflow._namespace import asarray
 
 if TYPE_CHECKING:
     from portopt.optimizer import Optimizer
 
 
-def _in_graph(optimizer: Optimizer) -> Step:
-    @tf.function(autograph=False)
+def _in_graph(optimizer: Optimizer, *, jit_compile: bool = False) -> Step:
+    @tf.function(autograph=False, jit_compile=jit_compile)
     def graph(params: Any, grads: Any, slots: Any, step: Any, hyperparameters: Any) -> Any:
         params, state = optimizer.apply(params, grads, OptimizerState(step, slots), **hyperparameters)
         return params, state.slots, state.step
@@ -30,7 +32,14 @@ def _in_graph(optimizer: Optimizer) -> Step:
 
 
 def _symbolic(value: Any) -> Any:
-    return tf.constant(np.float64(value)) if isinstance(value, int | float) else value
+    return asarray(value, dtype=tf.float64) if isinstance(value, int | float) else value
 
 
-FUNCTION = Mode("function", _in_graph, compiled=True)
+MODES: Mapping[str, Mode] = {
+    "eager": Mode("eager", PURE.step),
+    "function": Mode("function", _in_graph, compiled=True),
+}
+
+EXTRA_MODES: Mapping[str, Mode] = {
+    "XLA": Mode("XLA", functools.partial(_in_graph, jit_compile=True), compiled=True),
+}
