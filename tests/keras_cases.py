@@ -15,9 +15,9 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 from bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
 from case_runner import run_cases
-from pytest import raises
 
 import portopt
 import portopt_keras
@@ -42,11 +42,11 @@ class Signed(portopt.Optimizer):
         return p - c.lr * xp.sign(average), {"average": average}
 
 
-def arrays(count: int, dtype: str = "float32", make: Callable[..., Array] = ordinary, seed: int = 0) -> list[list[Array]]:
+def arrays(
+    count: int, dtype: str = "float32", make: Callable[..., Array] = ordinary, seed: int = 0
+) -> list[list[Array]]:
     """Return parameters, then gradients of `count` steps."""
-    return [
-        [make(shape, dtype, seed + 10 * step + i) for i, shape in enumerate(SHAPES)] for step in range(count + 1)
-    ]
+    return [[make(shape, dtype, seed + 10 * step + i) for i, shape in enumerate(SHAPES)] for step in range(count + 1)]
 
 
 def compiled(optimizer: Any, variables: list[Any], jit_compile: bool = False) -> Callable[[list[Any]], None]:
@@ -291,7 +291,9 @@ def case_stateless_apply_leaves_its_arguments(folder: Path) -> None:
 
 def case_variables_of_other_types_are_refused(folder: Path) -> None:
     optimizer = portopt_keras.Adam()
-    with raises(TypeError, match="has dtype int32; portopt optimizers update variables of dtype float16, bfloat16"):
+    with pytest.raises(
+        TypeError, match="has dtype int32; portopt optimizers update variables of dtype float16, bfloat16"
+    ):
         optimizer.build([keras.Variable(np.zeros(2, np.int32), trainable=False, name="counts")])
 
 
@@ -307,9 +309,7 @@ def model(optimizer: Any, **options: Any) -> Any:
     keras.utils.set_random_seed(1)
     layers = [keras.Input((64,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(10, "softmax")]
     result = keras.Sequential(layers)
-    result.compile(
-        optimizer=optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"], **options
-    )
+    result.compile(optimizer=optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"], **options)
     return result
 
 
@@ -404,7 +404,7 @@ def case_rules_are_found_by_name(folder: Path) -> None:
     assert not isinstance(keras.optimizers.get("adam"), portopt_keras.KerasOptimizer)
     config = {"class_name": "portopt>SGD", "config": {"lr": 0.5, "decay": 0.25}}
     assert keras.optimizers.get(config).optimizer == portopt.SGD(0.5, decay=0.25)
-    with raises(ValueError, match="Could not interpret optimizer identifier"):
+    with pytest.raises(ValueError, match="Could not interpret optimizer identifier"):
         keras.optimizers.get("portopt>Adamm")
 
 
@@ -451,7 +451,9 @@ def case_mixed_precision_trains(folder: Path) -> None:
 def case_embeddings_train(folder: Path) -> None:
     """An embedding's gradient has only some rows on TensorFlow; all rows are updated, as on the other backends."""
     keras.utils.set_random_seed(1)
-    net = keras.Sequential([keras.Input((2,)), keras.layers.Embedding(5, 3), keras.layers.Flatten(), keras.layers.Dense(1)])
+    net = keras.Sequential(
+        [keras.Input((2,)), keras.layers.Embedding(5, 3), keras.layers.Flatten(), keras.layers.Dense(1)]
+    )
     net.compile(portopt_keras.SGD(learning_rate=0.1, momentum=0.9), loss="mse")
     x = np.asarray([[0, 1], [1, 2]])
     losses = net.fit(x, np.asarray([[1.0], [2.0]], np.float32), epochs=4, verbose=0).history["loss"]
@@ -459,18 +461,20 @@ def case_embeddings_train(folder: Path) -> None:
 
 
 def case_wrong_arguments_are_refused(folder: Path) -> None:
-    with raises(TypeError, match="takes a portopt optimizer, its name or its config, but 3 of type int was given"):
-        portopt_keras.KerasOptimizer(3)
-    with raises(TypeError, match="SGD got an unknown argument 'momentun'; did you mean 'momentum'?"):
+    with pytest.raises(
+        TypeError, match="takes a portopt optimizer, its name or its config, but 3 of type int was given"
+    ):
+        portopt_keras.KerasOptimizer(3)  # type: ignore[arg-type]  # what is tested
+    with pytest.raises(TypeError, match=r"SGD got an unknown argument 'momentun'; did you mean 'momentum'\?"):
         portopt_keras.SGD(momentun=0.9)
-    with raises(TypeError, match="SGD was given learning_rate and lr at once"):
+    with pytest.raises(TypeError, match="SGD was given learning_rate and lr at once"):
         portopt_keras.SGD(lr=0.1, learning_rate=0.1)
-    with raises(ValueError, match=r"SGD learning_rate must be in \[0, inf\), but -1.0 was given"):
+    with pytest.raises(ValueError, match=r"SGD learning_rate must be in \[0, inf\), but -1.0 was given"):
         portopt_keras.KerasOptimizer(portopt.SGD(), learning_rate=-1.0)
-    with raises(AttributeError, match="portopt_keras has no 'Adamm'; it has KerasOptimizer and SGD"):
+    with pytest.raises(AttributeError, match="portopt_keras has no 'Adamm'; it has KerasOptimizer and SGD"):
         portopt_keras.Adamm  # noqa: B018  # the look-up is what fails
     unknown = portopt_keras.SGD(portopt.schedules.Constant(0.1)).optimizer.replace(learning_rate=lambda step: 0.1)
-    with raises(ValueError, match="cannot be put into a config"):
+    with pytest.raises(ValueError, match="cannot be put into a config"):
         portopt_keras.KerasOptimizer(unknown).get_config()
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from bits import assert_same_bits, random_words
 from case_runner import run_cases
-from pytest import raises
 
 import portopt
 import portopt_tensorflow
@@ -60,7 +60,7 @@ def case_variables_are_changed_in_place(folder: Path) -> None:
 
 def case_tensors_cannot_be_changed_in_place(folder: Path) -> None:
     params = tensors(arrays(0))
-    with raises(TypeError, match=r'params\["b"\] is a tensor of TensorFlow and no tf.Variable'):
+    with pytest.raises(TypeError, match=r'params\["b"\] is a tensor of TensorFlow and no tf.Variable'):
         portopt.SGD().apply_(params, params, portopt.SGD().init(params))
 
 
@@ -97,18 +97,18 @@ def case_a_schedule_that_asks_for_the_step_is_refused_in_a_graph(folder: Path) -
     optimizer, params = portopt.SGD(lambda step: 0.1 if step < 3 else 0.01), tensors(arrays(0))
     state = optimizer.init(params)
     step = tf.function(lambda finished: optimizer.apply(params, params, state._replace(step=finished)), autograph=False)
-    with raises(TypeError, match=r"a schedule asked for the value of the step inside a tf.function"):
+    with pytest.raises(TypeError, match=r"a schedule asked for the value of the step inside a tf.function"):
         step(tf.constant(0))
 
 
 def case_an_unknown_device_is_refused(folder: Path) -> None:
-    with raises(ValueError, match=r"tensorflow has no device 'gpu:7'; it has cpu"):
+    with pytest.raises(ValueError, match=r"tensorflow has no device 'gpu:7'; it has cpu"):
         portopt_tensorflow.backend.from_numpy(np.ones(2), "gpu:7")
 
 
 def case_arrays_of_tensorflow_and_numpy_are_not_mixed(folder: Path) -> None:
     params = arrays(0)
-    with raises(TypeError, match=r"is an array of tensorflow, but .* has arrays of numpy"):
+    with pytest.raises(TypeError, match=r"is an array of tensorflow, but .* has arrays of numpy"):
         portopt.SGD().apply(params, tensors(params), portopt.SGD().init(params))
 
 

@@ -15,7 +15,12 @@ def tensor(value: Any) -> Any:
 
 
 def update(
-    optimizer: Any, variables: list[Any], gradients: list[Any], slots: dict[str, Any], scalars: dict[str, Any], rate: Any
+    optimizer: Any,
+    variables: list[Any],
+    gradients: list[Any],
+    slots: dict[str, Any],
+    scalars: dict[str, Any],
+    rate: Any,
 ) -> None:
     params = [variable.value for variable in variables]
     gradients = [keras.ops.cast(g, p.dtype) for g, p in zip(gradients, params, strict=True)]

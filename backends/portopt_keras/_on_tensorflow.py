@@ -17,7 +17,12 @@ def tensor(value: Any) -> Any:
 
 
 def update(
-    optimizer: Any, variables: list[Any], gradients: list[Any], slots: dict[str, Any], scalars: dict[str, Any], rate: Any
+    optimizer: Any,
+    variables: list[Any],
+    gradients: list[Any],
+    slots: dict[str, Any],
+    scalars: dict[str, Any],
+    rate: Any,
 ) -> None:
     variables = [_resource(variable) for variable in variables]
     pairs = optimizer._all_reduce_sum_gradients(list(zip(gradients, variables, strict=True)))
@@ -53,5 +58,3 @@ def _dense(gradient: Any, parameter: Any) -> Any:
     """Return a gradient as a tensor like its parameter: an embedding's has only the rows that were looked up."""
     gradient = tf.cast(tf.convert_to_tensor(gradient), parameter.dtype)
     return tf.ensure_shape(gradient, parameter.shape)
-
-

@@ -113,7 +113,9 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         full_name = f"{variable.path.replace('/', '_')}_{name}"
         return self.add_variable(variable.shape, dtype=COMPUTE_DTYPE[dtype], name=full_name)
 
-    def _backend_update_step(self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any) -> None:
+    def _backend_update_step(
+        self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
+    ) -> None:
         # The step of all variables at once, where Keras would call update_step for each: the norm of all gradients needs them.
         variables = list(trainable_variables)
         slots = {name: [of[self._get_variable_index(v)] for v in variables] for name, of in self._slots.items()}

@@ -70,7 +70,12 @@ def _class_of(rule: type[portopt.Optimizer]) -> type[RuleOptimizer]:
         "arguments."
     )
     name = rule.__name__
-    members = {"rule": rule, "__doc__": doc, "__module__": "portopt_keras", "__signature__": inspect.Signature(parameters)}
+    members = {
+        "rule": rule,
+        "__doc__": doc,
+        "__module__": "portopt_keras",
+        "__signature__": inspect.Signature(parameters),
+    }
     cls = type(name, (RuleOptimizer,), members)
     keras.saving.register_keras_serializable(package="portopt", name=name)(cls)
     # Keras finds its own optimizers by names in any case.

@@ -4,19 +4,30 @@ import functools
 import importlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from portopt.backend import ArrayAPIBackend, ArrayInfo, Mode
+from portopt.backend import PURE, ArrayAPIBackend, ArrayInfo, Mode, Step
 from portopt.primitives import COMPUTE_DTYPE, SMALLEST_NORMAL, Primitives, round_scalar
 from portopt.program import Program
 from portopt.reductions import partial_sums, rounding_constants
 from portopt.scalars import HOST, Arithmetic
 
+if TYPE_CHECKING:
+    from portopt.optimizer import Optimizer
+
 
 class TensorFlowBackend(ArrayAPIBackend):
     """Tensors, and variables, which can be changed in place. Inside `tf.function`, scalars are computed in the graph."""
+
+    modes: Mapping[str, Mode] = {
+        "eager": Mode("eager", PURE.step),
+        "function": Mode("function", lambda optimizer: _in_graph(optimizer), compiled=True),
+    }
+    extra_modes: Mapping[str, Mode] = {
+        "XLA": Mode("XLA", lambda optimizer: _in_graph(optimizer, jit_compile=True), compiled=True)
+    }
 
     def __init__(self) -> None:
         super().__init__(
@@ -24,16 +35,6 @@ class TensorFlowBackend(ArrayAPIBackend):
             lambda: importlib.import_module("portopt_tensorflow._namespace"),
             install_command='pip install "portopt[tensorflow]"',
         )
-
-    @functools.cached_property
-    def modes(self) -> Mapping[str, Mode]:  # type: ignore[override]  # a property where others have an attribute
-        modes: Mapping[str, Mode] = importlib.import_module("portopt_tensorflow._modes").MODES
-        return modes
-
-    @functools.cached_property
-    def extra_modes(self) -> Mapping[str, Mode]:  # type: ignore[override]  # as above
-        modes: Mapping[str, Mode] = importlib.import_module("portopt_tensorflow._modes").EXTRA_MODES
-        return modes
 
     @property
     def _tf(self) -> Any:
@@ -182,6 +183,11 @@ class TensorFlowBackend(ArrayAPIBackend):
 
     def why_read_only(self, array: Any) -> str | None:
         return None if isinstance(array, self._tf.Variable) else "is a tensor of TensorFlow and no tf.Variable"
+
+
+def _in_graph(optimizer: Optimizer, *, jit_compile: bool = False) -> Step:
+    step: Step = importlib.import_module("portopt_tensorflow._modes").in_graph(optimizer, jit_compile=jit_compile)
+    return step
 
 
 def _short_name(device: str) -> str:

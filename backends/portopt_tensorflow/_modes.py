@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from portopt.backend import PURE, Mode, Step
+from portopt.backend import Step
 from portopt.optimizer import OptimizerState
 from portopt_tensorflow._namespace import asarray
 
@@ -16,8 +14,10 @@ if TYPE_CHECKING:
     from portopt.optimizer import Optimizer
 
 
-def _in_graph(optimizer: Optimizer, *, jit_compile: bool = False) -> Step:
-    @tf.function(autograph=False, jit_compile=jit_compile)
+def in_graph(optimizer: Optimizer, *, jit_compile: bool) -> Step:
+    """Return a step that is one function of TensorFlow."""
+
+    @tf.function(autograph=False, jit_compile=jit_compile)  # type: ignore[untyped-decorator]  # tensorflow is untyped
     def graph(params: Any, grads: Any, slots: Any, step: Any, hyperparameters: Any) -> Any:
         params, state = optimizer.apply(params, grads, OptimizerState(step, slots), **hyperparameters)
         return params, state.slots, state.step
@@ -33,13 +33,3 @@ def _in_graph(optimizer: Optimizer, *, jit_compile: bool = False) -> Step:
 
 def _symbolic(value: Any) -> Any:
     return asarray(value, dtype=tf.float64) if isinstance(value, int | float) else value
-
-
-MODES: Mapping[str, Mode] = {
-    "eager": Mode("eager", PURE.step),
-    "function": Mode("function", _in_graph, compiled=True),
-}
-
-EXTRA_MODES: Mapping[str, Mode] = {
-    "XLA": Mode("XLA", functools.partial(_in_graph, jit_compile=True), compiled=True),
-}
