@@ -20,6 +20,7 @@ PACKAGES = (
     "portopt_torch",
     "portopt_jax",
     "portopt_cupy",
+    "portopt_tensorflow",
     "portopt_conformance",
 )
 

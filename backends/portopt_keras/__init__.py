@@ -1,9 +1,16 @@
-"""Keras 3 and portopt: Keras's own optimizers inside portopt."""
+"""Any portopt optimizer as an optimizer of Keras 3, on Keras' JAX, torch and TensorFlow backends.
+
+Importing this package imports keras and registers its classes, so that Keras finds them by name (`"portopt>Adam"`). Each rule of
+portopt has a class of its name here, such as `portopt_keras.SGD`.
+"""
+
+from typing import Any
+
+from portopt_keras._optimizer import KerasOptimizer as KerasOptimizer
+from portopt_keras._rules import CLASSES
+
+globals().update(CLASSES)
 
 
-def __getattr__(name: str) -> object:
-    if name == "native":
-        from portopt_keras._native import native
-
-        return native
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"portopt_keras has no {name!r}; it has KerasOptimizer and {', '.join(CLASSES)}")

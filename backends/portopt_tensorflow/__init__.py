@@ -1,4 +1,13 @@
-"""TensorFlow and portopt: TensorFlow's own optimizers inside portopt."""
+"""TensorFlow tensors and variables as arrays of portopt, eagerly and inside `tf.function`.
+
+It is not among `portopt.backends()`. Once this package is imported, portopt takes TensorFlow's arrays.
+"""
+
+from portopt.backend import recognize
+from portopt_tensorflow._backend import TensorFlowBackend as TensorFlowBackend
+from portopt_tensorflow._backend import backend as backend
+
+recognize(backend)
 
 
 def __getattr__(name: str) -> object:

@@ -454,7 +454,14 @@ def _generic_backend(name: str) -> Backend:
 
 
 _by_type: dict[type, Backend] = {}
+_recognized: list[Backend] = []
 _preferred: Backend | None = None
+
+
+def recognize(backend: Backend) -> None:
+    """Take arrays that `backend` owns from now on, though it is not among the installed `backends()`, which come first."""
+    if backend not in _recognized:
+        _recognized.append(backend)
 
 
 @contextlib.contextmanager
@@ -476,7 +483,7 @@ def find_backend(leaf: object) -> Backend | None:
     kind = type(leaf)
     backend = _by_type.get(kind)
     if backend is None:
-        candidates = ([] if _preferred is None else [_preferred]) + list(backends().values())
+        candidates = ([] if _preferred is None else [_preferred]) + list(backends().values()) + _recognized
         backend = next((b for b in candidates if b.owns(leaf)), None)
         if backend is None:
             get_namespace = getattr(leaf, "__array_namespace__", None)

@@ -173,7 +173,7 @@ class Hyperparameter:
             raise ValueError(
                 f"{owner} {name} must be a Python number or a 0-d array, but an array of shape {tuple(value.shape)} was given"
             )
-        dtype = str(value.dtype).rpartition(".")[2]
+        dtype = getattr(value.dtype, "name", None) or str(value.dtype).rpartition(".")[2]
         if not dtype.startswith(("float", "bfloat", "int", "uint")):
             raise TypeError(
                 f"{owner} {name} must be a number in {self.range}, but {value!r} of dtype {dtype} was given"

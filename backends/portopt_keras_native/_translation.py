@@ -10,7 +10,7 @@ from portopt.native_frameworks import Correspondence
 from portopt.optimizer import Optimizer, OptimizerState
 from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
 from portopt.trees import Trees
-from portopt_keras._native import KerasNative, backend_arrays
+from portopt_keras_native._native import KerasNative, backend_arrays
 
 COMMON = {
     "learning_rate": "learning_rate",

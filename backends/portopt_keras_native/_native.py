@@ -248,7 +248,7 @@ class KerasFramework:
     @property
     def translator(self) -> Any:
         """What translates between Keras 3 and the dialect `keras3`."""
-        return importlib.import_module("portopt_keras._translation").translator
+        return importlib.import_module("portopt_keras_native._translation").translator
 
     def owns(self, thing: object) -> bool:
         keras = sys.modules.get("keras")

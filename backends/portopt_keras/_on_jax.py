@@ -1,0 +1,37 @@
+"""The step on Keras' JAX backend: values in, values out, inside the jit of Keras' trainer or outside of any."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from portopt.optimizer import OptimizerState
+
+
+def tensor(value: Any) -> Any:
+    """Return what a variable of Keras holds."""
+    return keras.ops.convert_to_tensor(value)
+
+
+def update(
+    optimizer: Any,
+    variables: list[Any],
+    gradients: list[Any],
+    slots: dict[str, Any],
+    scalars: dict[str, Any],
+    rate: Any,
+) -> None:
+    params = [variable.value for variable in variables]
+    gradients = [keras.ops.cast(g, p.dtype) for g, p in zip(gradients, params, strict=True)]
+    values = {name: [variable.value for variable in of] for name, of in slots.items()}
+    words = {name: variable.value for name, variable in scalars.items()}
+    state = OptimizerState(tensor(optimizer.iterations), {**values, **words})
+    params, state = optimizer.optimizer.apply(params, gradients, state, **optimizer.rate_for_step(rate))
+    for variable, value in zip(variables, params, strict=True):
+        variable.assign(value)
+    for name, of in slots.items():
+        for variable, value in zip(of, state.slots[name], strict=True):
+            variable.assign(value)
+    for name, variable in scalars.items():
+        variable.assign(state.slots[name])

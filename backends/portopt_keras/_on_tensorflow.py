@@ -1,0 +1,60 @@
+"""The step on Keras' TensorFlow backend: in the graph of Keras' trainer, or eagerly; under a distribution strategy as well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import portopt_tensorflow  # noqa: F401  # makes portopt take the arrays of TensorFlow
+from portopt.optimizer import OptimizerState
+
+
+def tensor(value: Any) -> Any:
+    """Return what a variable of Keras holds."""
+    return tf.convert_to_tensor(_resource(value))
+
+
+def update(
+    optimizer: Any,
+    variables: list[Any],
+    gradients: list[Any],
+    slots: dict[str, Any],
+    scalars: dict[str, Any],
+    rate: Any,
+) -> None:
+    variables = [_resource(variable) for variable in variables]
+    pairs = optimizer._all_reduce_sum_gradients(list(zip(gradients, variables, strict=True)))
+    params = [tensor(variable) for variable in variables]
+    gradients = [_dense(gradient, p) for (gradient, _), p in zip(pairs, params, strict=True)]
+    values = {name: [tensor(variable) for variable in of] for name, of in slots.items()}
+    numbers = {name: tf.bitcast(tensor(v), tf.float64) for name, v in scalars.items()}
+    state = OptimizerState(tensor(optimizer.iterations), {**values, **numbers})
+    params, state = optimizer.optimizer.apply(params, gradients, state, **optimizer.rate_for_step(rate))
+
+    written = list(zip(variables, params, strict=True))
+    for name, of in slots.items():
+        written += zip(map(_resource, of), state.slots[name], strict=True)
+    for name, variable in scalars.items():
+        # Without its type, a Python float would become a float32.
+        words = tf.bitcast(tf.convert_to_tensor(state.slots[name], tf.float64), tf.uint32)
+        written.append((_resource(variable), words))
+    # Each replica has computed the same values from its own copies; only an update across all of them may write.
+    strategy = optimizer._distribution_strategy
+    tf.__internal__.distribute.interim.maybe_merge_call(_write, strategy, written)
+
+
+def _write(strategy: Any, written: list[tuple[Any, Any]]) -> None:
+    for variable, value in written:
+        strategy.extended.update(variable, lambda own, new: own.assign(new), args=(value,), group=False)
+
+
+def _resource(variable: Any) -> Any:
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def _dense(gradient: Any, parameter: Any) -> Any:
+    """Return a gradient as a tensor like its parameter: an embedding's has only the rows that were looked up."""
+    gradient = tf.cast(tf.convert_to_tensor(gradient), parameter.dtype)
+    return tf.ensure_shape(gradient, parameter.shape)

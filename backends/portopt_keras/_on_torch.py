@@ -1,0 +1,53 @@
+"""The step on Keras' torch backend: in place, on the tensors of the variables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.backend.common.stateless_scope import in_stateless_scope
+
+from portopt.optimizer import OptimizerState
+
+
+def tensor(value: Any) -> Any:
+    """Return what a variable of Keras holds."""
+    return keras.ops.convert_to_tensor(value)
+
+
+def update(
+    optimizer: Any,
+    variables: list[Any],
+    gradients: list[Any],
+    slots: dict[str, Any],
+    scalars: dict[str, Any],
+    rate: Any,
+) -> None:
+    params = [variable.value for variable in variables]
+    gradients = [keras.ops.cast(g, p.dtype) for g, p in zip(gradients, params, strict=True)]
+    arrays = {name: [variable.value for variable in of] for name, of in slots.items()}
+    numbers = {name: _number(variable) for name, variable in scalars.items()}
+    state = OptimizerState(int(optimizer.iterations), {**arrays, **numbers})
+    overrides = optimizer.rate_for_step(rate)
+    if in_stateless_scope():
+        # There the tensors are the caller's own, who expects new ones.
+        params, state = optimizer.optimizer.apply(params, gradients, state, **overrides)
+        for variable, value in zip(variables, params, strict=True):
+            variable.assign(value)
+        for name, of in slots.items():
+            for variable, value in zip(of, state.slots[name], strict=True):
+                variable.assign(value)
+    else:
+        state = optimizer.optimizer.apply_(params, gradients, state, **overrides)
+    for name, variable in scalars.items():
+        variable.assign(_words(state.slots[name]))
+
+
+def _number(variable: Any) -> float:
+    """Return the float64 that two words hold."""
+    return float(keras.ops.convert_to_numpy(variable).astype(np.uint32).view(np.float64)[0])
+
+
+def _words(number: float) -> Any:
+    return np.float64(number).view((np.uint32, 2))

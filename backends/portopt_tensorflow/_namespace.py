@@ -1,0 +1,47 @@
+"""The functions of the array API that portopt's array operations need, over TensorFlow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+abs = tf.abs
+where = tf.where
+logical_and = tf.logical_and
+logical_or = tf.logical_or
+logical_not = tf.logical_not
+sum = tf.reduce_sum
+sqrt = tf.sqrt
+broadcast_to = tf.broadcast_to
+
+
+def astype(x: Any, dtype: Any, *, copy: bool = True) -> Any:
+    return tf.cast(x, dtype)
+
+
+def asarray(x: Any, *, dtype: Any, device: Any = None) -> Any:
+    with tf.device(device):
+        # TensorFlow keeps tensors of Python numbers for reuse, and takes the one of 0.0 for -0.0.
+        return tf.constant(np.asarray(x, dtype.as_numpy_dtype))
+
+
+def zero_of_sign(x: Any) -> Any:
+    """Return +0 or -0, elementwise, of the sign of `x`.
+
+    A product with zero would not do: TensorFlow's graph optimizer replaces it by +0.
+    """
+    integers, sign_bit = (tf.int32, -(2**31)) if x.dtype == tf.float32 else (tf.int64, -(2**63))
+    bits = tf.bitwise.bitwise_and(tf.bitcast(x, integers), tf.constant(sign_bit, integers))
+    return tf.bitcast(bits, x.dtype)
+
+
+def flush(x: Any, smallest_normal: float) -> Any:
+    """Make subnormals zero. It also keeps graph compilers from contracting or rewriting what comes before with what follows."""
+    return tf.where(tf.abs(x) < smallest_normal, zero_of_sign(x), x)
+
+
+def never(witness: Any) -> Any:
+    """Return a truth value that is always false, though no graph compiler knows: that a number is below -1 and above 1."""
+    return tf.logical_and(witness < -1.0, witness > 1.0)

@@ -1,0 +1,24 @@
+"""`portopt_tensorflow`: what holds is in `tensorflow_cases.py`, as TensorFlow takes long to import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from case_runner import outcomes
+
+
+def test_every_case_holds(tmp_path: Path, subtests: pytest.Subtests) -> None:
+    found = outcomes(Path(__file__).with_name("tensorflow_cases.py"), tmp_path)
+    assert len(found) >= 10
+    for name, failure in found.items():
+        with subtests.test(case=name):
+            assert failure is None, failure
+
+
+def test_importing_the_backend_imports_no_tensorflow() -> None:
+    code = "import sys, portopt_tensorflow; print('tensorflow' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
