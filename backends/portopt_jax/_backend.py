@@ -226,10 +226,8 @@ class JaxBackend:
         with self._jax.enable_x64(True):
             inputs = self._kernels.pack([_known(scalars.inputs[name]) for name in _inputs_but_t(program)])
         step = scalars.inputs.get("t", 0)
-        results, outputs = self._kernels.run(program, inputs, step, parameters, in_place=True)
-        if scalars.arithmetic is not HOST:
-            scalars.provide(outputs)
-        return list(results)
+        # The scalars of the state stay the graph's: out of the kernel, all would be batched under vmap if one input is.
+        return list(self._kernels.run(program, inputs, step, parameters, in_place=True)[0])
 
     @functools.cached_property
     def _kernels(self) -> Any:

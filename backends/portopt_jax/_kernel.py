@@ -126,8 +126,34 @@ def _result_types(*operands: Any, program: Program, key: KernelKey) -> list[Any]
 
 
 def _batched(operands: Sequence[Any], axes: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
-    results = jax.vmap(functools.partial(_in_xla, **parameters), in_axes=tuple(axes))(*operands)
-    return results, [0] * len(results)
+    out_axes = [0 if batched else None for batched in _are_batched(axes, **parameters)]
+    results = jax.vmap(functools.partial(_in_xla, **parameters), in_axes=tuple(axes), out_axes=out_axes)(*operands)
+    return results, out_axes
+
+
+def _are_batched(axes: Sequence[Any], *, program: Program, key: KernelKey) -> list[bool]:
+    """Tell of each result whether it depends on a batched operand."""
+    mapped = [axis is not None for axis in axes]
+    by_scalars = any(mapped[:2])
+    rows, written = _rows(key, mapped), [name for name, _ in key.dtypes if name != "g"]
+    sources = {name: _arrays_behind(program, name) for name in written}
+    arrays = [by_scalars or any(row[source] for source in sources[name]) for row in rows for name in written]
+    return [by_scalars, *arrays] if program.scalar_outputs else arrays
+
+
+def _arrays_behind(program: Program, output: str) -> set[str]:
+    """Return the names of the arrays that an output is computed from."""
+    pending, found, seen = [program.array_outputs[output]], set(), set()
+    while pending:
+        i = pending.pop()
+        if i in seen:
+            continue
+        seen.add(i)
+        op = program.ops[i]
+        if op.name == "load":
+            found.add(str(op.label))
+        pending.extend(op.args)
+    return found
 
 
 def _differentiated(operands: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:

@@ -77,6 +77,8 @@ class JaxArithmetic:
         """Return a float64 array; must be called with x64 enabled."""
         if isinstance(value, int | float):
             return jnp.where(self.never, 1.0, jnp.asarray(float(value), jnp.float64))
+        if hasattr(value, "words"):
+            return from_words(value.words)
         return value.astype(jnp.float64)
 
     def _both_integers(self, a: Any, b: Any) -> bool:
