@@ -111,8 +111,9 @@ vectors: $(INSTALLED) ## regenerate the conformance suite's committed vectors
 	$(BIN)/python -m portopt_conformance.vectors
 
 .PHONY: api
-api: $(INSTALLED) ## rewrite docs/api.md from the docstrings
+api: $(INSTALLED) ## rewrite docs/api.md and docs/dialects.md from the code
 	$(BIN)/python scripts/make_api_reference.py
+	$(BIN)/python scripts/make_dialect_tables.py
 
 .PHONY: docs
 docs: $(INSTALLED_DOCS) api ## build the documentation as a web site in build/site

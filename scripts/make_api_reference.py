@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import portopt
+import portopt_jax
+import portopt_torch
 from portopt import backend, optimizer, primitives, program, scalars, schedules, trees
+from portopt.rules import dialect_rule
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "api.md"
@@ -42,11 +45,24 @@ def sections() -> list[tuple[str, str, list[tuple[str, Any]]]]:
     ]
     return [
         ("Optimizers", "", of("portopt", optimizer, "Optimizer", "OptimizerState")),
-        ("Rules", "", [(f"portopt.{rule.__name__}", rule) for rule in portopt.RULES]),
+        (
+            "Rules",
+            "",
+            [
+                *((f"portopt.{rule.__name__}", rule) for rule in portopt.RULES),
+                *of("portopt.rules.dialect_rule", dialect_rule, "DialectRule"),
+            ],
+        ),
         (
             "Names, configs and registration",
             "",
             of("portopt", portopt, "get", "serialize", "deserialize", "register", "epsilon", "set_epsilon"),
+        ),
+        ("Checkpoints", "", of("portopt", portopt, "save", "load", "CheckpointError")),
+        (
+            "Native optimizers",
+            "",
+            of("portopt", portopt, "NativeOptimizer", "TFOptimizer", "from_native", "to_native"),
         ),
         ("Execution", "", of("portopt", portopt, "interpreted", "get_num_threads", "set_num_threads")),
         (
@@ -86,6 +102,8 @@ def sections() -> list[tuple[str, str, list[tuple[str, Any]]]]:
                 *of("portopt.trees", trees, "Trees"),
             ],
         ),
+        ("PyTorch", "", of("portopt_torch", portopt_torch, "TorchOptimizer")),
+        ("optax", "", of("portopt_jax", portopt_jax, "to_optax", "step", "optax_factory", "PortoptState")),
     ]
 
 

@@ -62,7 +62,8 @@ class Trajectory:
         return self._series("weight_")
 
     def optimizer(self) -> portopt.Optimizer:
-        return portopt.get({"class_name": self.class_name, "config": self.arguments})
+        optimizer: portopt.Optimizer = portopt.get({"class_name": self.class_name, "config": self.arguments})
+        return optimizer
 
 
 TRAJECTORIES = [Trajectory(path) for path in sorted((Path(__file__).parent / "golden" / "keras231").glob("*.npz"))]

@@ -408,6 +408,25 @@ def case_rules_are_found_by_name(folder: Path) -> None:
         keras.optimizers.get("portopt>Adamm")
 
 
+def case_an_argument_goes_to_the_rule_where_its_dialect_has_it(folder: Path) -> None:
+    decayed = portopt_keras.SGD(weight_decay=0.5, clipnorm=1.0)
+    assert (decayed.weight_decay, decayed.clipnorm) == (0.5, None)
+    assert decayed.optimizer == portopt.SGD(clipnorm=1.0)
+    decayed = portopt_keras.SGD(weight_decay=0.5, dialect="keras3")
+    assert decayed.weight_decay is None
+    assert decayed.optimizer == portopt.SGD(weight_decay=0.5, dialect="keras3")
+    copy = keras.optimizers.deserialize(keras.optimizers.serialize(decayed))
+    assert copy.optimizer == decayed.optimizer
+
+
+def case_slots_start_where_the_dialect_has_them_start(folder: Path) -> None:
+    data = arrays(2)
+    for dialect in ("keras3", "torch", "optax"):
+        optimizer = portopt.Adagrad(0.1, dialect=dialect, initial_accumulator_value=0.25)
+        wrapped = portopt_keras.KerasOptimizer(optimizer)
+        assert_same(steps_in_keras(wrapped, data), steps_in_portopt(optimizer, data), dialect)
+
+
 def case_configs_give_an_equal_optimizer_back(folder: Path) -> None:
     portopt.register(Signed)
     for optimizer in (
@@ -471,7 +490,7 @@ def case_wrong_arguments_are_refused(folder: Path) -> None:
         portopt_keras.SGD(lr=0.1, learning_rate=0.1)
     with pytest.raises(ValueError, match=r"SGD learning_rate must be in \[0, inf\), but -1.0 was given"):
         portopt_keras.KerasOptimizer(portopt.SGD(), learning_rate=-1.0)
-    with pytest.raises(AttributeError, match="portopt_keras has no 'Adamm'; it has KerasOptimizer and SGD"):
+    with pytest.raises(AttributeError, match="portopt_keras has no 'Adamm'; it has KerasOptimizer, SGD"):
         portopt_keras.Adamm  # noqa: B018  # the look-up is what fails
     unknown = portopt_keras.SGD(portopt.schedules.Constant(0.1)).optimizer.replace(learning_rate=lambda step: 0.1)
     with pytest.raises(ValueError, match="cannot be put into a config"):

@@ -22,6 +22,7 @@ from portopt.bench.contenders import PEERS, Inputs, portopt_contenders
 from portopt.bench.markdown import as_markdown, nearest_ratio
 from portopt.bench.shapes import QUICK_ELEMENTS, QUICK_TENSORS, SHAPE_SETS, ShapeSet
 from portopt.command_line import main
+from portopt.native_frameworks import get_framework
 
 OUTPUT = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +66,8 @@ class TestShapes:
 
 class TestCases:
     def test_every_rule_has_counterparts(self) -> None:
-        assert set(cases.TORCH) == set(cases.OPTAX) == set(portopt.RULES)
+        assert set(get_framework("torch").counterparts()) == set(get_framework("optax").counterparts())
+        assert set(get_framework("torch").counterparts()) == set(portopt.RULES)
 
     @pytest.mark.parametrize(
         ("name", "arrays"),
@@ -152,11 +154,18 @@ class TestMeasuring:
         assert measuring.steps_per_sample(lambda: None, 0.001) > 50
 
     def test_copying_counts_what_is_read_and_what_is_written(self) -> None:
-        copy = measuring.Copy(1000, 3)
-        copy._source[:] = np.arange(1000) % 251
-        copy.step()
-        assert copy.bytes_moved == 2000
-        assert np.array_equal(copy._source, copy._target)
+        stream = measuring.Stream(1000, 3)
+        for source, _ in stream._parts:
+            source[:] = np.arange(len(source))
+        stream.step()
+        assert stream.bytes_moved == 2000
+        assert sum(target.size for _, target in stream._parts) == 250
+        assert all(np.array_equal(source, target) for source, target in stream._parts)
+
+    def test_changing_in_place_overwrites_what_is_read(self) -> None:
+        stream = measuring.Stream(1000, 3, in_place=True)
+        stream.step()
+        assert all(np.all(source == -1.0) for source, _ in stream._parts)
 
     @pytest.mark.parametrize("resident", [True, False])
     def test_extra_memory_is_what_a_step_takes_for_a_while(
@@ -217,7 +226,10 @@ class TestQuick:
         (group,) = quick[0]["groups"]
         assert (group["tensors"], group["parameters"]) == (4, 2410)
         assert group["bytes_per_step"] == 7 * 4 * 2410
-        assert group["copy_bytes_per_second"] == max(c["bytes_per_second"] for c in group["copies"]) > 0
+        assert group["copy_bytes_per_second"] == max(
+            s["bytes_per_second"] for s in group["streams"] if not s["in_place"]
+        )
+        assert group["update_bytes_per_second"] > 0
         seconds: dict[str, list[float]] = {}
         for c in group["contenders"]:
             assert len(c["samples"]) == quick[0]["settings"]["repeats"]
@@ -319,7 +331,7 @@ def test_a_peer_that_is_missing_is_listed_with_the_command_that_installs_it(
 def test_a_contender_that_fails_is_reported_and_leaves_the_others_their_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT
 ) -> None:
-    def broken(self: object, rule: object, backend: object, arguments: object) -> Any:
+    def broken(self: object, backend: object, arguments: object) -> Any:
         def prepare(inputs: object) -> Any:
             raise RuntimeError("no such instruction")
 

@@ -263,3 +263,52 @@ def test_gradients_of_different_dtypes_share_one_norm() -> None:
     gradients = {"a": np.asarray([3.0], np.float32), "b": np.asarray([4.0]), "c": np.asarray([12.0], np.float16)}
     result = clipped(gradients, clipnorm=6.5)
     assert [float(result[name][0]) for name in "abc"] == [1.5, 2.0, 6.0]
+
+
+# The norm given for a step
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_parts_are_clipped_together_if_their_norm_is_given(run: Run) -> None:
+    library, rule = run.library, portopt.SGD(0.1, momentum=0.9, clipnorm=0.5)
+    params = [ordinary((5,), "float32", 1), ordinary((2, 3), "float32", 2)]
+    gradients = [[ordinary(p.shape, "float32", 10 * step + i) for i, p in enumerate(params)] for step in range(2)]
+    expected, _ = steps(run, rule, params, gradients, "float32")
+    step = run.mode.step(rule)
+    parts = [library.arrays([p]) for p in params]
+    states = [rule.init(part) for part in parts]
+    for both in gradients:
+        norm = float(library.backend.scalar(library.backend.gradient_norm(library.arrays(both))))
+        for i, g in enumerate(both):
+            parts[i], states[i] = step(parts[i], [library.arrays(g)], states[i], gradient_norm=norm)
+    for part, whole in zip(parts, expected, strict=True):
+        assert_same_bits(library.numpy(part)[0], whole)
+
+
+def test_the_same_arrays_may_be_given_another_norm_at_each_step() -> None:
+    rule, w = portopt.SGD(1.0, clipnorm=1.0), np.zeros(1)
+    state = rule.init(w)
+    for norm, expected in ((2.0, -0.5), (4.0, -0.75), (8.0, -0.875), (None, -1.875), (math.inf, -1.875), (0, -2.875)):
+        state = rule.apply_(w, np.ones(1), state, gradient_norm=norm)
+        assert w == expected
+
+
+def test_a_norm_without_clipnorm_changes_nothing() -> None:
+    w, state = np.zeros(1), portopt.SGD(1.0).init(np.zeros(1))
+    assert portopt.SGD(1.0).apply(w, np.ones(1), state, gradient_norm=5.0)[0] == -1.0
+
+
+@pytest.mark.parametrize(
+    ("norm", "error", "message"),
+    [
+        (-1.0, ValueError, "SGD.apply gradient_norm must be at least 0, but -1.0 was given"),
+        (True, TypeError, "gradient_norm must be a Python number or a 0-d array, but True of type bool"),
+        (np.ones(2), TypeError, "must be a Python number or a 0-d array, but .* of type ndarray"),
+        ("1", TypeError, "must be a Python number or a 0-d array, but '1' of type str was given"),
+    ],
+)
+def test_what_is_no_norm_is_refused(norm: Any, error: type[Exception], message: str) -> None:
+    rule, w = portopt.SGD(1.0, clipnorm=1.0), np.zeros(1)
+    with pytest.raises(error, match=message):
+        rule.apply_(w, np.ones(1), rule.init(w), gradient_norm=norm)
+    assert w == 0.0

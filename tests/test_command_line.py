@@ -118,9 +118,7 @@ class TestUnusableArguments:
     ) -> None:
         monkeypatch.setitem(sys.modules, "torch", None)
         assert exit_status(["compare", "--backend", "numpy", "--against", "torch"]) == 2
-        assert re.search(
-            r'--against torch needs the backend \'torch\', but.*pip install "portopt\[torch\]"', capsys.readouterr().err
-        )
+        assert re.search(r'--against torch needs torch, but.*pip install "portopt\[torch\]"', capsys.readouterr().err)
 
     @pytest.mark.parametrize(
         ("module", "arguments", "command"),
@@ -163,7 +161,7 @@ class TestUnusableArguments:
 
         from portopt.compare.comparison import Settings, plan
 
-        with pytest.raises(ValueError, match=r"torch.optim has no counterpart of Own; --against torch works with SGD"):
+        with pytest.raises(ValueError, match=r"torch has no counterpart of Own\(.*\); --against torch works with SGD"):
             plan(Settings(Own(), against=["torch"]))
 
 

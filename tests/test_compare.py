@@ -265,6 +265,45 @@ class TestAgainst:
         assert measured.distances is not None
         assert measured.distances[-1] < 1e-9
 
+    @pytest.mark.parametrize("rule", portopt.RULES, ids=lambda rule: rule.__name__)
+    def test_optax_is_near(self, rule: type[portopt.Optimizer]) -> None:
+        result = compare(Settings(rule(), 1, 512, "float64", backends=["numpy"], against=["optax"]))
+        measured = result.runs[-1].measurements
+        assert measured is not None, result.runs[-1].error
+        assert measured.distances is not None
+        assert 0 < measured.distances[-1] < 0.05
+
+    @pytest.mark.parametrize(
+        "optimizer",
+        [
+            portopt.Adam(dialect="torch", weight_decay=0.1, decoupled_weight_decay=True, maximize=True, clipvalue=0.1),
+            portopt.RMSprop(
+                portopt.schedules.PolynomialDecay(0.1, steps=5, end=0.01), dialect="optax", momentum=0.5, centered=True
+            ),
+            portopt.Nadam(dialect="optax", weight_decay=0.1),
+        ],
+        ids=repr,
+    )
+    def test_a_dialect_is_compared_with_what_it_follows(self, optimizer: portopt.Optimizer) -> None:
+        framework = vars(optimizer)["dialect"]
+        result = compare(Settings(optimizer, 1, 512, "float64", backends=["numpy"], against=[framework]))
+        measured = result.runs[-1].measurements
+        assert measured is not None, result.runs[-1].error
+        assert measured.distances is not None
+        assert measured.distances[-1] < 1e-12
+
+    def test_another_frameworks_dialect_has_no_counterpart(self) -> None:
+        settings = Settings(portopt.Adam(dialect="keras3"), backends=["numpy"], against=["torch"])
+        with pytest.raises(
+            ValueError, match=r"torch has no counterpart of Adam\(.*in the default dialect or that of torch"
+        ):
+            compare(settings)
+
+    def test_an_option_without_counterpart_is_named(self) -> None:
+        optimizer = portopt.Adam(dialect="optax", amsgrad=True, weight_decay=0.1)
+        with pytest.raises(ValueError, match=r"amsgrad has no counterpart of weight_decay=0.1 of Adam"):
+            compare(Settings(optimizer, backends=["numpy"], against=["optax"]))
+
     def test_the_norm_is_clipped(self) -> None:
         # torch adds 1e-6 to the norm that it divides by.
         optimizer = portopt.SGD(0.1, clipnorm=0.05)

@@ -18,6 +18,7 @@ from bits import assert_same_bits, ordinary
 from libraries import LIBRARIES, Library
 
 import portopt
+from portopt.dialects import DIALECTS
 from portopt.hyperparameters import Range
 
 each_rule = pytest.mark.parametrize("rule", portopt.RULES)
@@ -59,7 +60,12 @@ RANGES = {
 }
 
 NUMERIC = [(rule, name) for rule in portopt.RULES for name in rule.numeric_hyperparameters()]
-FLAGS = [(rule, name) for rule in portopt.RULES for name in rule._fields if name not in rule.numeric_hyperparameters()]
+FLAGS = [
+    (rule, name)
+    for rule in portopt.RULES
+    for name in rule.defaults()
+    if name not in (*rule.numeric_hyperparameters(), "dialect")
+]
 each_numeric = pytest.mark.parametrize(("rule", "name"), NUMERIC)
 each_flag = pytest.mark.parametrize(("rule", "name"), FLAGS)
 
@@ -96,7 +102,8 @@ def test_positional_arguments_are_those_of_keras(rule: type[portopt.Optimizer]) 
 @each_rule
 def test_signature_shows_every_argument(rule: type[portopt.Optimizer]) -> None:
     parameters = inspect.signature(rule).parameters
-    assert set(parameters) == {*KERAS_DEFAULTS[rule.__name__], "lr", "clipnorm", "clipvalue"}
+    assert set(rule.defaults()) == {*KERAS_DEFAULTS[rule.__name__], "clipnorm", "clipvalue", "dialect"}
+    assert set(parameters) == {"lr", *(name for dialect in DIALECTS for name in rule.defaults(dialect))}
     positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert positional == POSITIONAL[rule.__name__]
 

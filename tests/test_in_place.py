@@ -407,3 +407,18 @@ def test_step_is_not_recorded_by_autograd() -> None:
     assert state.slots["m"].grad_fn is None
     plain, _ = optimizer.apply(w.detach(), grads, optimizer.init(w))
     assert not plain.requires_grad
+
+
+@each_library
+def test_hyperparameters_for_one_step_are_read_in_the_midst_of_a_loop(library: Library) -> None:
+    """When the steps before were all alike, and the backend has prepared the next one."""
+    optimizer = portopt.SGD(0.5)
+    params, grads = library.arrays(np.ones(3, np.float32)), library.arrays(np.ones(3, np.float32))
+    state = optimizer.init(params)
+    for _ in range(4):
+        state = optimizer.apply_(params, grads, state)
+    state = optimizer.apply_(params, grads, state, lr=0.25)
+    for wrong, error in (({"rate": 0.5}, TypeError), ({"lr": -1.0}, ValueError), ({"nesterov": True}, TypeError)):
+        with pytest.raises(error, match=r"^SGD\.apply"):
+            optimizer.apply_(params, grads, state, **wrong)
+    assert library.numpy(params).tolist() == [1 - 4 * 0.5 - 0.25] * 3

@@ -70,11 +70,11 @@ class JaxBackend:
     def settings(self) -> Mapping[str, Callable[[], AbstractContextManager[Any]]]:
         return {"x64 off": lambda: self._jax.enable_x64(False), "x64 on": lambda: self._jax.enable_x64(True)}
 
-    @property
+    @functools.cached_property
     def _jax(self) -> Any:
         return importlib.import_module("jax")
 
-    @property
+    @functools.cached_property
     def _jnp(self) -> Any:
         return importlib.import_module("jax.numpy")
 
@@ -104,8 +104,8 @@ class JaxBackend:
         if not isinstance(array, self._jax.Array):
             raise TypeError(f"{type(array).__name__} is no JAX array")
         if self._is_traced(array):
-            return ArrayInfo(array.shape, str(array.dtype), None)
-        return ArrayInfo(array.shape, str(array.dtype), ", ".join(sorted(map(str, array.devices()))))
+            return ArrayInfo(array.shape, _name(array.dtype), None)
+        return ArrayInfo(array.shape, _name(array.dtype), _devices(array.sharding))
 
     def _is_traced(self, value: object) -> bool:
         return isinstance(value, self._jax.core.Tracer)
@@ -135,11 +135,13 @@ class JaxBackend:
         arithmetic: Arithmetic = self._scalars.JaxArithmetic(witness)
         return arithmetic
 
-    @property
+    @functools.cached_property
     def _scalars(self) -> Any:
         return importlib.import_module("portopt_jax._scalars")
 
     def scalar(self, value: Any) -> Any:
+        if isinstance(value, PendingScalar):
+            return value
         if not isinstance(value, self._jax.Array):
             return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
         words = value.dtype == "uint32" and value.shape == (2,)
@@ -148,6 +150,8 @@ class JaxBackend:
         return np.asarray(value).view(np.float64).item() if words else value.item()
 
     def stored_scalar(self, value: Any) -> Any:
+        if isinstance(value, PendingScalar):
+            return value.words
         if getattr(value, "dtype", None) == "uint32":
             return value
         return self._scalars.to_words(value)
@@ -173,7 +177,8 @@ class JaxBackend:
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         if is_interpreted() or any(map(self._is_traced, gradients)):
             return self._gradient_norm(gradients)
-        return self.scalar(self._compiled_norm(list(gradients)))
+        words = self._compiled_norm(list(gradients))
+        return self.scalar(words) if self._is_traced(words) else PendingScalar(words)
 
     @functools.cached_property
     def _compiled_norm(self) -> Any:
@@ -213,6 +218,23 @@ class JaxBackend:
             return self._update_compiled(program, scalars, parameters)
         return self._update_traced(program, scalars, parameters)
 
+    def _update_traced(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
+    ) -> list[dict[str, Any]]:
+        if not isinstance(scalars, StepScalars) or is_interpreted() or not self._kernels.can_run():
+            return self.update_in_xla(program, scalars, parameters)
+        with self._jax.enable_x64(True):
+            inputs = self._kernels.pack([_known(scalars.inputs[name]) for name in _inputs_but_t(program)])
+        step = scalars.inputs.get("t", 0)
+        results, outputs = self._kernels.run(program, inputs, step, parameters, in_place=True)
+        if scalars.arithmetic is not HOST:
+            scalars.provide(outputs)
+        return list(results)
+
+    @functools.cached_property
+    def _kernels(self) -> Any:
+        return importlib.import_module("portopt_jax._kernel")
+
     def _is_concrete(self, scalars: StepScalars, parameters: Sequence[Arrays]) -> bool:
         arrays = (array for arrays in parameters for array in arrays.values())
         return scalars.arithmetic is HOST and not any(map(self._is_traced, arrays))
@@ -221,28 +243,47 @@ class JaxBackend:
         self, program: Program, scalars: StepScalars, parameters: Sequence[Arrays]
     ) -> list[dict[str, Any]]:
         """Run the whole step as one XLA computation, which JAX keeps for arrays of the same shapes."""
-        words = {n: np.float64(v).view((np.uint32, 2)) for n, v in scalars.inputs.items() if n != "t"}
-        results, outputs = self._compiled_update(program, words, int(scalars.inputs.get("t", 0)), list(parameters))
+        names, inputs = _inputs_but_t(program), scalars.inputs
+        pending = {i: inputs[n].words for i, n in enumerate(names) if isinstance(inputs[n], PendingScalar)}
+        known = np.array([0.0 if i in pending else inputs[n] for i, n in enumerate(names)], np.float64)
+        words, step = known.view(np.uint32).reshape(-1, 2), int(inputs.get("t", 0))
+        by_kernel = self._kernels.can_run()
+        results, outputs = self._compiled_update(program, by_kernel, words, pending, step, list(parameters))
         scalars.provide(outputs)
         return list(results)
 
     @functools.cached_property
     def _compiled_update(self) -> Any:
-        def update(program: Program, words: Mapping[str, Any], t: Any, parameters: Sequence[Arrays]) -> tuple[Any, Any]:
-            inputs = {name: self._scalars.from_words(value) for name, value in words.items()}
-            scalars = StepScalars(program, self._scalars.JaxArithmetic(t), {**inputs, "t": t})
-            results = self._update_traced(program, scalars, parameters)
-            return results, {name: self.stored_scalar(value) for name, value in scalars.outputs().items()}
+        def update(
+            program: Program,
+            by_kernel: bool,
+            words: Any,
+            pending: Mapping[int, Any],
+            t: Any,
+            parameters: Sequence[Arrays],
+        ) -> tuple[Any, Any]:
+            with self._jax.enable_x64(True):
+                inputs = self._scalars.from_words(words)
+                for i, value in pending.items():
+                    inputs = inputs.at[i].set(self._scalars.from_words(value))
+                by_name = {name: inputs[i] for i, name in enumerate(_inputs_but_t(program))}
+            if by_kernel:
+                results, outputs = self._kernels.run(program, inputs, t, parameters, in_place=False)
+            else:
+                scalars = StepScalars(program, self._scalars.JaxArithmetic(t), {**by_name, "t": t})
+                results, outputs = self.update_in_xla(program, scalars, parameters), scalars.outputs()
+            return results, {name: self.stored_scalar(value) for name, value in outputs.items()}
 
-        return self._jax.jit(update, static_argnums=0)
+        return self._jax.jit(update, static_argnums=(0, 1))
 
     @property
     def _on_cpu(self) -> bool:
         return bool(self._jax.default_backend() == "cpu")
 
-    def _update_traced(
+    def update_in_xla(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
     ) -> list[dict[str, Any]]:
+        """Do a step in XLA's operations, one by one."""
         if self._on_cpu:
             program = importlib.import_module("portopt_jax._fences").without_needless_fences(program)
         rounded: dict[str, dict[int, Any]] = {}
@@ -284,11 +325,43 @@ class JaxBackend:
             "arguments of your jitted step to save the memory"
         )
 
-    def plan(self, program: Program, parameters: Sequence[Arrays], slots: Sequence[Any]) -> None:
+    def plan(self, program: Program, trees: Any, parameters: Sequence[Arrays]) -> None:
         return None
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
         self._refuse_in_place()
+
+
+class PendingScalar:
+    """A float64 that a device may still be computing: a number as soon as one is asked for, which waits for it.
+
+    Attributes:
+        words: its bits, an array of two uint32 words.
+    """
+
+    def __init__(self, words: Any) -> None:
+        self.words = words
+
+    def __float__(self) -> float:
+        return float(np.asarray(self.words).view(np.float64).item())
+
+
+@functools.lru_cache(maxsize=64)
+def _name(dtype: Any) -> str:
+    return str(dtype)
+
+
+@functools.lru_cache(maxsize=512)
+def _devices(sharding: Any) -> str:
+    return ", ".join(sorted(map(str, sharding.device_set)))
+
+
+def _known(value: Any) -> Any:
+    return float(value) if isinstance(value, PendingScalar) else value
+
+
+def _inputs_but_t(program: Program) -> list[str]:
+    return [name for name in program.scalar_inputs if name != "t"]
 
 
 def _power_of_two(exponent: Any) -> Any:

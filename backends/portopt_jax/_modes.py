@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from portopt.backend import INTERPRETED, PURE, Mode, Step
 from portopt.optimizer import OptimizerState
+from portopt_jax._kernel import without_kernels
 
 if TYPE_CHECKING:
     from portopt.optimizer import Optimizer
@@ -23,6 +24,15 @@ def _jitted(optimizer: Optimizer) -> Step:
 def _donated(optimizer: Optimizer) -> Step:
     step: Step = jax.jit(optimizer.apply, donate_argnums=(0, 2))
     return step
+
+
+def _in_xla(optimizer: Optimizer) -> Step:
+    def step(*arguments: Any, **hyperparameters: Any) -> tuple[Any, OptimizerState]:
+        with without_kernels():
+            return optimizer.apply(*arguments, **hyperparameters)
+
+    jitted: Step = jax.jit(step)
+    return jitted
 
 
 def _scan(
@@ -43,12 +53,13 @@ def _pairs(
 
     @jax.jit
     def two(params: Any, first: Any, second: Any, state: OptimizerState) -> tuple[Any, OptimizerState]:
-        params, state = optimizer.apply(params, first, state)
-        return optimizer.apply(params, second, state)
+        with without_kernels():
+            params, state = optimizer.apply(params, first, state)
+            return optimizer.apply(params, second, state)
 
     for first, second in zip(gradients[::2], gradients[1::2], strict=False):
         params, state = two(params, first, second, state)
-    return _jitted(optimizer)(params, gradients[-1], state) if len(gradients) % 2 else (params, state)
+    return _in_xla(optimizer)(params, gradients[-1], state) if len(gradients) % 2 else (params, state)
 
 
 def _vmapped(optimizer: Optimizer) -> Step:
@@ -81,6 +92,7 @@ MODES: Mapping[str, Mode] = {
 
 EXTRA_MODES: Mapping[str, Mode] = {
     "donated": Mode("donated", _donated, compiled=True),
-    "pairs": Mode("pairs", _jitted, run=_pairs, compiled=True),
+    "in XLA": Mode("in XLA", _in_xla, compiled=True),
+    "pairs": Mode("pairs", _in_xla, run=_pairs, compiled=True),
     "vmap": Mode("vmap", _vmapped, compiled=True),
 }

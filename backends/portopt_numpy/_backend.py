@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from portopt.backend import (
     Mode,
     is_interpreted,
 )
-from portopt.host import compiler, kernel
+from portopt.host import compiler, kernel, norm, watch
 from portopt.host.plan import make_plan
 from portopt.interpreter import StepScalars
 from portopt.program import Program
@@ -53,7 +54,7 @@ class NumpyBackend(ArrayAPIBackend):
                 f"arrays of type {type(array).__name__} are not supported: their operations mean something else; "
                 "convert with numpy.asarray"
             )
-        return ArrayInfo(array.shape, array.dtype.name if array.dtype.isnative else str(array.dtype), "cpu")
+        return ArrayInfo(array.shape, _dtype_name(array.dtype), "cpu")
 
     def full(self, like: Any, value: float, dtype: str) -> Any:
         return np.full(like.shape, value, dtype=self.dtype(dtype))
@@ -74,21 +75,23 @@ class NumpyBackend(ArrayAPIBackend):
     ) -> list[dict[str, Any]]:
         if not isinstance(scalars, StepScalars) or is_interpreted() or not compiler.available():
             return super().update(program, scalars, parameters, in_place=in_place)
-        dtypes = [{name: array.dtype.name for name, array in arrays.items()} for arrays in parameters]
+        dtypes = [{name: _dtype_name(array.dtype) for name, array in arrays.items()} for arrays in parameters]
         names = tuple(program.array_outputs)
         outputs = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
         kernel.update(program, scalars, dtypes, parameters, outputs)
         return [{n: a[n] for n in names} for a in parameters] if outputs is None else outputs
 
-    def plan(self, program: Program, parameters: Sequence[Arrays], slots: Sequence[Any]) -> Any:
-        if not compiler.available() or is_interpreted():
-            return None
-        prober = importlib.import_module("portopt_numpy._prober")
+    def plan(self, program: Program, trees: Any, parameters: Sequence[Arrays]) -> Any:
         ordinary = all(type(a) is np.ndarray and a.flags.c_contiguous for arrays in parameters for a in arrays.values())
-        if not ordinary or not prober.available():
+        if not compiler.available() or is_interpreted() or not ordinary or not _watch_works():
             return None
-        dtypes = [{name: array.dtype.name for name, array in arrays.items()} for arrays in parameters]
-        return make_plan(program, parameters, slots, dtypes, lambda array: array.ctypes.data, prober.NumpyProber)
+        dtypes = [{name: _dtype_name(array.dtype) for name, array in arrays.items()} for arrays in parameters]
+        return make_plan(self, program, trees, parameters, dtypes, watch.NUMPY_READER)
+
+    def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        if is_interpreted() or not compiler.available():
+            return super().gradient_norm(gradients)
+        return norm.norm_of_arrays(gradients, [_dtype_name(g.dtype) for g in gradients])
 
     def why_read_only(self, array: Any) -> str | None:
         if isinstance(array, np.generic):
@@ -106,6 +109,25 @@ class NumpyBackend(ArrayAPIBackend):
 
     def share_memory(self, a: Any, b: Any) -> bool:
         return bool(np.shares_memory(a, b))
+
+
+@functools.cache
+def _dtype_name(dtype: Any) -> str:
+    """Return a dtype's name; NumPy derives it anew each time."""
+    return str(dtype.name if dtype.isnative else dtype)
+
+
+@functools.cache
+def _watch_works() -> bool:
+    def wrong(like: Any) -> list[Any]:
+        return [
+            np.zeros((4, 3), np.float32),
+            np.zeros((3, 4), np.int32),
+            np.zeros((6, 4), np.float32)[::2],
+            np.zeros((4, 3), np.float32).T,
+        ]
+
+    return watch.works(watch.NUMPY_READER, np.copy, wrong)
 
 
 def _overlaps_itself(array: Any) -> bool:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.cuda.norm_dependence import GradientNorm
-from portopt.host import compiler, kernel
+from portopt.host import compiler, kernel, norm, watch
+from portopt.host.memory import use_huge_pages
 from portopt.host.plan import make_plan
 from portopt.interpreter import StepScalars
 from portopt.primitives import Primitives
@@ -66,7 +68,13 @@ class TorchBackend(ArrayAPIBackend):
         return ArrayInfo(tuple(array.shape), self.dtype_name(array), str(array.device))
 
     def full(self, like: Any, value: float, dtype: str) -> Any:
-        return self._torch.full(like.shape, value, dtype=self.dtype(dtype), device=like.device)
+        return self._empty(like.shape, self.dtype(dtype), like.device).fill_(value)
+
+    def _empty(self, shape: Any, dtype: Any, device: Any) -> Any:
+        tensor = self._torch.empty(shape, dtype=dtype, device=device)
+        if tensor.is_cpu:
+            use_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+        return tensor
 
     def to_numpy(self, array: Any) -> Any:
         torch = self._torch
@@ -109,7 +117,8 @@ class TorchBackend(ArrayAPIBackend):
     def update(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
     ) -> list[dict[str, Any]]:
-        detached = [{name: tensor.detach() for name, tensor in arrays.items()} for arrays in parameters]
+        # The imaginary part of a conjugate is a view that torch negates when it is read.
+        detached = [{name: tensor.detach().resolve_neg() for name, tensor in arrays.items()} for arrays in parameters]
         results: list[dict[str, Any]] | None = None
         if isinstance(scalars, StepScalars) and not is_interpreted():
             if compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in detached):
@@ -138,7 +147,6 @@ class TorchBackend(ArrayAPIBackend):
         self, program: Program, scalars: StepScalars, parameters: Sequence[Arrays], *, in_place: bool
     ) -> list[dict[str, Any]]:
         """Run the fused kernel on the tensors' own memory."""
-        empty = self._torch.empty
         names = tuple(program.array_outputs)
         dtypes = [{name: self.dtype_name(tensor) for name, tensor in arrays.items()} for arrays in parameters]
         inputs = [{name: _bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
@@ -147,25 +155,50 @@ class TorchBackend(ArrayAPIBackend):
             written = [arrays[name] for arrays in parameters for name in names]
             self._torch.autograd.graph.increment_version(written)
             return [{name: arrays[name] for name in names} for arrays in parameters]
-        outputs = [{n: empty(a[n].shape, dtype=a[n].dtype) for n in names} for a in parameters]
+        outputs = [{n: self._empty(a[n].shape, a[n].dtype, "cpu") for n in names} for a in parameters]
         kernel.update(program, scalars, dtypes, inputs, [{n: _bits(t) for n, t in o.items()} for o in outputs])
         return outputs
 
-    def plan(self, program: Program, parameters: Sequence[Arrays], slots: Sequence[Any]) -> Any:
+    def plan(self, program: Program, trees: Any, parameters: Sequence[Arrays]) -> Any:
+        torch = self._torch
         tensors = [tensor for arrays in parameters for tensor in arrays.values()]
-        if not compiler.available() or not all(t.is_cpu and t.is_contiguous() for t in tensors):
+        ordinary = all(
+            type(t) in (torch.Tensor, torch.nn.Parameter) and t.is_cpu and t.is_contiguous() for t in tensors
+        )
+        if not compiler.available() or is_interpreted() or not ordinary or self._reader is None:
             return None
-        prober = importlib.import_module("portopt_torch._prober").TorchProber
         dtypes = [{name: self.dtype_name(tensor) for name, tensor in arrays.items()} for arrays in parameters]
-        return make_plan(program, parameters, slots, dtypes, lambda tensor: tensor.data_ptr(), prober)
+        return make_plan(self, program, trees, parameters, dtypes, self._reader, torch.autograd.graph.increment_version)
+
+    @functools.cached_property
+    def _reader(self) -> watch.ArrayReader | None:
+        """How the compiled look reads tensors; None where torch (before 2.10) has no DLPack exchange API."""
+        torch = self._torch
+        reader = watch.dlpack_reader(torch.Tensor, self.dtype_name, lambda tensor: int(tensor.data_ptr()), "is_neg")
+        if reader is None:
+            return None
+
+        def wrong(like: Any) -> list[Any]:
+            return [
+                torch.zeros(4, 3),
+                torch.zeros(3, 4, dtype=torch.int32),
+                torch.zeros(6, 4)[::2],
+                torch.zeros(4, 3).T,
+                torch.zeros(3, 4).to_sparse(),
+                torch.zeros(3, 4, device="meta"),
+            ]
+
+        return reader if watch.works(reader, torch.tensor, wrong) else None
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
-        detached = [g.detach() for g in gradients]
+        detached = [g.detach().resolve_neg() for g in gradients]
         compute = super().gradient_norm
         if not is_interpreted() and all(map(self._runs_triton, detached)):
-            norm = self._triton.gradient_norm(detached, lambda: compute(detached))
-            if norm is not None:
-                return norm
+            on_device = self._triton.gradient_norm(detached, lambda: compute(detached))
+            if on_device is not None:
+                return on_device
+        if not is_interpreted() and compiler.available() and all(g.is_cpu for g in detached):
+            return norm.norm_of_arrays([_bits(g) for g in detached], [self.dtype_name(g) for g in detached])
         return compute(detached)
 
     def scalar(self, value: Any) -> Any:
@@ -179,6 +212,8 @@ class TorchBackend(ArrayAPIBackend):
     def why_read_only(self, array: Any) -> str | None:
         if array.numel() and any(stride == 0 and n > 1 for stride, n in zip(array.stride(), array.shape, strict=True)):
             return "is an expanded tensor whose elements share memory"
+        if array.is_neg():
+            return "is a view that torch negates when it is read"
         return None
 
     def memory_range(self, array: Any) -> MemoryRange:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from portopt import Optimizer, schedules
+from portopt.dialects import DEFAULT_DIALECT
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,14 @@ class Configuration:
     Attributes:
         name: what it is called in identifiers.
         core: whether it is tested in every dtype and mode, rather than in a selection.
+        dialect: whether it stands for a dialect, and is tested in single steps only.
     """
 
     rule: type[Optimizer]
     name: str
     arguments: Mapping[str, Any]
     core: bool = False
+    dialect: bool = False
 
     def optimizer(self, **changes: Any) -> Optimizer:
         return self.rule(**{**self.arguments, **changes})
@@ -43,6 +45,18 @@ _TABLE: tuple[tuple[str, bool, Mapping[str, Any]], ...] = (
     ("clipvalue", False, {"clipvalue": 0.01}),
 )
 _ALL_OPTIONS: Mapping[str, Any] = {"momentum": 0.9, "nesterov": True, "amsgrad": True}
+_DIALECT_OPTIONS: Mapping[str, Any] = {
+    **_ALL_OPTIONS,
+    "weight_decay": 0.1,
+    "decoupled_weight_decay": True,
+    "maximize": True,
+    "dampening": 0.3,
+    "centered": True,
+    "bias_correction": True,
+    "eps_root": 1e-3,
+    "decay": 0.0123,
+}
+_NOT_TOGETHER = (("dampening", "nesterov"), ("amsgrad", "nesterov"))
 
 SCHEDULES: Mapping[str, schedules.Schedule] = {
     "Constant": schedules.Constant(0.1),
@@ -61,7 +75,18 @@ SCHEDULES: Mapping[str, schedules.Schedule] = {
 
 def configurations(rule: type[Optimizer]) -> list[Configuration]:
     """Return every configuration of a rule, the defaults first, all options together with clipping last."""
-    known = set(inspect.signature(rule).parameters)
+    known = set(rule.defaults())
     found = [Configuration(rule, name, given, core) for name, core, given in _TABLE if known.issuperset(given)]
+    dialects = [_in_dialect(rule, dialect) for dialect in rule.dialects() if dialect != DEFAULT_DIALECT]
     options = {name: value for name, value in _ALL_OPTIONS.items() if name in known}
-    return [*found, Configuration(rule, "clipped", {**options, "clipnorm": 1.0, "clipvalue": 0.01}, core=True)]
+    clipped = Configuration(rule, "clipped", {**options, "clipnorm": 1.0, "clipvalue": 0.01}, core=True)
+    return [*found, *dialects, clipped]
+
+
+def _in_dialect(rule: type[Optimizer], dialect: str) -> Configuration:
+    """Return a configuration with every option that a rule has in a dialect."""
+    options = {name: value for name, value in _DIALECT_OPTIONS.items() if name in rule.defaults(dialect)}
+    for name, other in _NOT_TOGETHER:
+        if name in options:
+            options.pop(other, None)
+    return Configuration(rule, dialect, {"dialect": dialect, **options}, dialect=True)

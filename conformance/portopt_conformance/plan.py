@@ -22,6 +22,9 @@ NARROW_SLOTS = (("float32", "float16"), ("float32", "bfloat16"), ("float16", "fl
 """Dtypes of parameters and of the slots that one rule keeps for them."""
 
 
+DIALECT_DTYPES = ("float32", "bfloat16")
+"""Dtypes in which every dialect of every rule is tested."""
+
 SAMPLE = (("clipped", "float32"), ("default", "bfloat16"))
 """Configurations and dtypes for modes of which only a sample is tested."""
 
@@ -99,6 +102,12 @@ def of_rule(rule: type[Optimizer], dtypes: Sequence[str], depth: str, *, quick: 
 
 def _chosen(configuration: Configuration, dtype: str, depth: str, *, outermost: bool) -> Iterator[tuple[int, str]]:
     """Yield layer and name of what is made with a configuration in a dtype."""
+    if configuration.dialect:
+        if depth == "first" and dtype in DIALECT_DTYPES:
+            yield from ((2, "raw"), (2, "ordinary"))
+        elif depth == "compiled" and dtype == "float32":
+            yield (2, "ordinary")
+        return
     core, first = configuration.core, depth == "first"
     single = dtype == "float32"
     if (first and (core or single)) or (depth == "plain" and core):

@@ -1,5 +1,6 @@
 """portopt: gradient optimizers written once, with the same bits on NumPy, CuPy, PyTorch and JAX."""
 
+from portopt import dialects as dialects
 from portopt import scalars as scalars
 from portopt import schedules as schedules
 from portopt._version import __version__ as __version__
@@ -8,6 +9,9 @@ from portopt.backend import Backend as Backend
 from portopt.backend import backends as backends
 from portopt.backend import get_backend as get_backend
 from portopt.backend import interpreted as interpreted
+from portopt.checkpoints import CheckpointError as CheckpointError
+from portopt.checkpoints import load as load
+from portopt.checkpoints import save as save
 from portopt.configuration import deserialize as deserialize
 from portopt.configuration import get as get
 from portopt.configuration import register as register
@@ -19,6 +23,8 @@ from portopt.hyperparameters import epsilon_hyperparameter as epsilon_hyperparam
 from portopt.hyperparameters import hyperparameter as hyperparameter
 from portopt.hyperparameters import option as option
 from portopt.hyperparameters import set_epsilon as set_epsilon
+from portopt.native import NativeOptimizer as NativeOptimizer
+from portopt.native import TFOptimizer as TFOptimizer
 from portopt.optimizer import Optimizer as Optimizer
 from portopt.optimizer import OptimizerState as OptimizerState
 from portopt.program import Program as Program
@@ -33,3 +39,5 @@ from portopt.rules import RMSprop as RMSprop
 from portopt.schedules import Schedule as Schedule
 from portopt.schedules import register_schedule as register_schedule
 from portopt.tracing import UnsupportedOperationError as UnsupportedOperationError
+from portopt.translation import from_native as from_native
+from portopt.translation import to_native as to_native

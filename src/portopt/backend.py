@@ -34,8 +34,7 @@ Arrays = Mapping[str, Any]
 """Parameter `"p"`, gradient `"g"` and slots by name: one parameter's arrays."""
 
 
-@dataclass(frozen=True)
-class ArrayInfo:
+class ArrayInfo(NamedTuple):
     """What must agree between a parameter, its gradient and its slots; the device is None where it is not known yet."""
 
     shape: tuple[int, ...]
@@ -204,13 +203,16 @@ class Backend(Protocol):
             New parameter and slots of each, the given ones if `in_place`.
         """
 
-    def plan(self, program: Program, parameters: Sequence[Arrays], slots: Sequence[Any]) -> Any:
-        """Return a `portopt.host.plan.Plan` for further steps in place on these arrays, or None if every step is checked.
+    def plan(self, program: Program, trees: tuple[Any, Any, OptimizerState], parameters: Sequence[Arrays]) -> Any:
+        """Return what does further steps in place on these arrays with fewer checks, or None if every step is checked.
+
+        A plan is true as long as its arrays exist, and has `step(optimizer, params, grads, state, overrides)`, which returns
+        the new state, or None, with nothing done, if anything is not as it was in the step that it was made after.
 
         Args:
             program: what the steps run.
-            parameters: the arrays of each parameter.
-            slots: all arrays of the state, in the order of its tree.
+            trees: parameters, gradients and state as the step was given them.
+            parameters: the arrays of each parameter, in the order of the tree.
         """
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
@@ -387,7 +389,7 @@ class ArrayAPIBackend:
                     )
             reaching.append(entry)
 
-    def plan(self, program: Program, parameters: Sequence[Arrays], slots: Sequence[Any]) -> Any:
+    def plan(self, program: Program, trees: tuple[Any, Any, OptimizerState], parameters: Sequence[Arrays]) -> Any:
         return None
 
     def why_read_only(self, array: Any) -> str | None:

@@ -18,8 +18,9 @@ from portopt.bench.cases import RULES_BY_NAME
 from portopt.bench.contenders import PEERS
 from portopt.bench.shapes import SHAPE_SETS
 from portopt.compare.errors import UnusableArgumentsError
-from portopt.compare.other_optimizers import OTHER_OPTIMIZERS
 from portopt.configuration import get
+from portopt.dialects import DEFAULT_DIALECT, DIALECTS
+from portopt.native_frameworks import frameworks
 from portopt.optimizer import Optimizer
 from portopt.primitives import COMPUTE_DTYPE
 from portopt.rules import RULES
@@ -153,9 +154,9 @@ def _add_compare(commands: Any) -> None:
     parser.add_argument(
         "--against",
         action="append",
-        choices=tuple(OTHER_OPTIMIZERS),
+        choices=tuple(frameworks()),
         default=[],
-        help="add this library's own optimizer that is nearest, with the same hyperparameters, as a run; its formula is "
+        help="add this framework's own optimizer that is nearest, with the same hyperparameters, as a run; its formula is "
         "different, so it is no part of the verdict",
     )
     parser.add_argument(
@@ -184,6 +185,11 @@ def _add_show(commands: Any) -> None:
         "--dtype",
         choices=tuple(COMPUTE_DTYPE),
         help=f"of the parameters that the kernel updates (default: {DEFAULT_DTYPE}); a program has none",
+    )
+    parser.add_argument(
+        "--dialect",
+        choices=tuple(DIALECTS),
+        help=f"whose formula the rule has (default: {DEFAULT_DIALECT}, or the config's)",
     )
     parser.set_defaults(run=_show)
 
@@ -323,7 +329,13 @@ def _compare(arguments: argparse.Namespace, command: str) -> int:
 
 
 def _show(arguments: argparse.Namespace, command: str) -> int:
-    print(show(arguments.optimizer, arguments.target, arguments.dtype).rstrip("\n"))
+    optimizer = arguments.optimizer
+    if arguments.dialect is not None:
+        try:
+            optimizer = optimizer.replace(dialect=arguments.dialect)
+        except (TypeError, ValueError) as error:
+            raise UnusableArgumentsError(str(error)) from error
+    print(show(optimizer, arguments.target, arguments.dtype).rstrip("\n"))
     return SAME_BITS
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
+from portopt.native import NativeOptimizer, TFOptimizer, wrap
 from portopt.optimizer import Optimizer
 from portopt.rules import RULES
 
@@ -30,7 +31,7 @@ def register(cls: AnyRule) -> AnyRule:
     """
     if not (isinstance(cls, type) and issubclass(cls, Optimizer)):  # type: ignore[redundant-expr]  # callers may be untyped
         raise TypeError(f"only a subclass of portopt.Optimizer can be registered, but {cls!r} was given")
-    known = _known().get(cls.__name__.lower())
+    known: type | None = {**_known(), **_NATIVE}.get(cls.__name__.lower())
     if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(
             f"the name {cls.__name__!r} is taken by {known.__module__}.{known.__qualname__}; rename the class"
@@ -43,8 +44,17 @@ def _known() -> dict[str, type[Optimizer]]:
     return {**{rule.__name__.lower(): rule for rule in RULES}, **_registered}
 
 
-def get(identifier: str | Mapping[str, Any] | Optimizer) -> Optimizer:
+_NATIVE: Mapping[str, type[NativeOptimizer]] = {c.__name__.lower(): c for c in (NativeOptimizer, TFOptimizer)}
+
+
+@overload
+def get(identifier: str | Optimizer) -> Optimizer: ...
+@overload
+def get(identifier: Any) -> Any: ...
+def get(identifier: Any) -> Any:
     """Return an optimizer from a name in any case, a config dict, or an optimizer (itself).
+
+    An optimizer of another framework is wrapped into a `NativeOptimizer`, one of TensorFlow into a `TFOptimizer`.
 
     Raises:
         ValueError: the name is unknown, the config is incomplete, or `identifier` is of another type.
@@ -56,19 +66,21 @@ def get(identifier: str | Mapping[str, Any] | Optimizer) -> Optimizer:
         >>> portopt.get({"class_name": "SGD", "config": {"lr": 0.5}}).learning_rate
         0.5
     """
-    if isinstance(identifier, Optimizer):
+    if isinstance(identifier, Optimizer | NativeOptimizer):
         return identifier
     if isinstance(identifier, str):
         return deserialize({"class_name": identifier, "config": {}})
     if isinstance(identifier, Mapping):
         return deserialize(identifier)
+    if (native := wrap(identifier)) is not None:
+        return native
     raise ValueError(
         f"could not interpret the optimizer identifier {identifier!r} of type {type(identifier).__name__}: "
         "give a name such as 'adam', a dict with 'class_name' and 'config', or an optimizer instance"
     )
 
 
-def serialize(optimizer: Optimizer) -> dict[str, Any]:
+def serialize(optimizer: Optimizer | NativeOptimizer) -> dict[str, Any]:
     """Return `{"class_name": ..., "config": ...}`, which `deserialize` turns back into an equal optimizer.
 
     Example:
@@ -79,7 +91,7 @@ def serialize(optimizer: Optimizer) -> dict[str, Any]:
     return {"class_name": type(optimizer).__name__, "config": optimizer.get_config()}
 
 
-def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, type[Optimizer]] | None = None) -> Optimizer:
+def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, type[Optimizer]] | None = None) -> Any:
     """Return the optimizer that a config describes; the config is left alone.
 
     Args:
@@ -100,7 +112,7 @@ def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, type[Opt
         )
     name = str(config["class_name"])
     custom = {key.lower(): cls for key, cls in (custom_objects or {}).items()}
-    known = {**_known(), **custom}
+    known: dict[str, Any] = {**_known(), **_NATIVE, **custom}
     cls = known.get(name.lower())
     if cls is None:
         import difflib

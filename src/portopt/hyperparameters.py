@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
+
+from portopt.dialects import DEFAULT_DIALECT, DIALECTS, PerDialect
 
 _epsilon = 1e-7
 
@@ -99,18 +101,45 @@ def is_array(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """A rule's numeric hyperparameter or option, as declared in its class."""
+    """A rule's numeric hyperparameter or option, as declared in its class.
+
+    Attributes:
+        default: the value when the constructor is given none; a `PerDialect` as declared, one value in `_fields`.
+        range: the allowed numbers; None for an option.
+        kw_only: whether the constructor takes it by name only.
+        off: the value that switches its feature off; the ellipsis if there is none.
+        none_means: what None stands for, if the default is None.
+        at_init: whether only `init` reads it, so that it cannot be given for one step.
+        choices: the names that an option can have; empty if it is true or false.
+        none_is_default: whether None stands for the default.
+    """
 
     default: Any
     range: Range | None
     kw_only: bool
     off: Any = ...
     none_means: Callable[[], float] | None = None
+    at_init: bool = False
+    choices: tuple[str, ...] = ()
+    none_is_default: bool = False
 
     @property
     def is_numeric(self) -> bool:
-        """Whether it is a number, and so may be given for one step, rather than an option fixed at construction."""
-        return self.range is not None
+        """Whether it is a number that may be given for one step, rather than fixed at construction."""
+        return self.range is not None and not self.at_init
+
+    @property
+    def dialects(self) -> tuple[str, ...]:
+        """The dialects that have it."""
+        return self.default.dialects if isinstance(self.default, PerDialect) else tuple(DIALECTS)
+
+    def of_dialect(self, dialect: str) -> Hyperparameter:
+        """Return it as a dialect has it, with one default."""
+        if not isinstance(self.default, PerDialect):
+            return self
+        default = self.default.of(dialect)
+        may_be_none = self.none_means is not None or DEFAULT_DIALECT not in self.dialects
+        return replace(self, default=default, none_is_default=may_be_none and default is not None)
 
     @property
     def is_optional(self) -> bool:
@@ -119,10 +148,17 @@ class Hyperparameter:
 
     def check(self, owner: str, name: str, value: object) -> Any:
         """Return the value to keep, or raise an error."""
+        if value is None and self.none_is_default:
+            return self.default
         if value is None and self.none_means is not None:
             return self.none_means()
         if value is None and self.off is None:
             return None
+        if self.choices:
+            if value in self.choices:
+                return value
+            error = ValueError if isinstance(value, str) else TypeError
+            raise error(f"{owner} {name} must be {listed(map(repr, self.choices), 'or')}, but {value!r} was given")
         if self.range is None:
             if isinstance(value, bool):
                 return value
@@ -160,13 +196,14 @@ class Alias:
 
 def hyperparameter(
     *,
-    default: float | None,
+    default: float | PerDialect | None,
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
     off: float | None = ...,  # type: ignore[assignment]  # the ellipsis is "no such value"; None is one
     kw_only: bool = True,
+    at_init: bool = False,
 ) -> Any:
     """Declare a numeric hyperparameter in the body of an `Optimizer` subclass.
 
@@ -179,6 +216,7 @@ def hyperparameter(
         off: the value that switches the hyperparameter's feature off. A rule may then ask `if self.momentum:`, and the
             program of an optimizer whose feature is off has no operation for it.
         kw_only: whether the constructor takes it by name only.
+        at_init: whether only `init` reads it, so that it cannot be given for one step.
 
     Example:
         >>> import portopt
@@ -194,15 +232,20 @@ def hyperparameter(
         Traceback (most recent call last):
         ValueError: SignDescent learning_rate must be in [0, inf), but -1.0 was given
     """
-    return Hyperparameter(default, Range(at_least, above, at_most, below), kw_only, off)
+    return Hyperparameter(default, Range(at_least, above, at_most, below), kw_only, off, at_init=at_init)
 
 
-def option(*, default: bool, kw_only: bool = True) -> Any:
+def option(*, default: bool | PerDialect, kw_only: bool = True) -> Any:
     """Declare a flag, fixed at construction, in the body of an `Optimizer` subclass."""
     return Hyperparameter(default, None, kw_only)
 
 
-def epsilon_hyperparameter(*, default: float | None = None, kw_only: bool = True) -> Any:
+def dialect_option(*, default: str, kw_only: bool = True) -> Any:
+    """Declare the dialect, fixed at construction, which decides what other hyperparameters there are."""
+    return Hyperparameter(default, None, kw_only, choices=tuple(DIALECTS))
+
+
+def epsilon_hyperparameter(*, default: float | PerDialect | None = None, kw_only: bool = True) -> Any:
     """Declare `epsilon`, for which None means `portopt.epsilon()` at construction."""
     return Hyperparameter(default, Range(at_least=0), kw_only=kw_only, none_means=epsilon)
 
@@ -220,3 +263,27 @@ def unknown_argument(owner: str, name: str, known: Iterable[str]) -> TypeError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     suggestion = f"did you mean {near[0]!r}? " if near else ""
     return TypeError(f"{owner} got an unknown argument {name!r}; {suggestion}allowed are {', '.join(known)}")
+
+
+def fields_by_dialect(declared: Mapping[str, Hyperparameter]) -> dict[str | None, dict[str, Hyperparameter]]:
+    """Return the hyperparameters that a rule has in each dialect; under the key None if it has no dialects."""
+    if "dialect" not in declared:
+        return {None: dict(declared)}
+    return {
+        dialect: {name: field.of_dialect(dialect) for name, field in declared.items() if dialect in field.dialects}
+        for dialect in DIALECTS
+    }
+
+
+def not_in_dialect(owner: str, name: str, dialect: str, dialects: Iterable[str]) -> TypeError:
+    """Return the error for an argument that only other dialects have."""
+    others = listed([f"dialect={other!r}" for other in dialects], "or")
+    return TypeError(
+        f"{owner} was given {name!r}, which does not exist in the dialect {dialect!r}: leave it out, or choose {others}"
+    )
+
+
+def listed(words: Iterable[str], conjunction: str) -> str:
+    """Return words as a list in English."""
+    *first, last = words
+    return f"{', '.join(first)} {conjunction} {last}" if first else last

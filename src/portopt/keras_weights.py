@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from portopt.backend import Backend, find_backend
+from portopt.dialects import DEFAULT_DIALECT
 from portopt.trees import STANDARD_TREES
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ def _leaves(tree: Any) -> tuple[Backend, list[Any], Any]:
 
 def get_weights(optimizer: Optimizer, state: OptimizerState) -> list[Any]:
     """Return the state as Keras 2.3.1's list; see `Optimizer.get_weights`."""
+    if (dialect := getattr(optimizer, "dialect", DEFAULT_DIALECT)) != DEFAULT_DIALECT:
+        raise ValueError(
+            f"get_weights and set_weights are about the lists of Keras 2, but the dialect of this {type(optimizer).__name__} is "
+            f"{dialect!r}: keep the state itself, or choose dialect={DEFAULT_DIALECT!r}"
+        )
     weights = [np.asarray(int(state.step), np.int64)]
     weights += [np.asarray(_concrete_scalar(state.slots[name]), np.float64) for name in optimizer.scalar_slots]
     count = 0

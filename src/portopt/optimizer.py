@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
+import numbers
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 
 from portopt import keras_weights
 from portopt.backend import ArrayInfo, Backend, find_backend
+from portopt.dialects import DEFAULT_DIALECT, PerDialect
 from portopt.hyperparameters import (
     Alias,
     Hyperparameter,
     alias,
+    dialect_option,
     epsilon_hyperparameter,
+    fields_by_dialect,
     hyperparameter,
+    not_in_dialect,
     option,
     unknown_argument,
 )
 from portopt.interpreter import StepScalars, evaluate_scalars
-from portopt.primitives import COMPUTE_DTYPE, slot_dtypes
+from portopt.primitives import COMPUTE_DTYPE, round_scalar, slot_dtypes
 from portopt.program import Program
 from portopt.scalars import HOST, Scalar
 from portopt.schedules import configuration_of, is_schedule, schedule_from_configuration
@@ -44,9 +51,23 @@ class _Leaves(NamedTuple):
     backend: Backend
     definition: TreeDefinition
     leaves: list[Any]
+    infos: list[ArrayInfo | None]
 
 
-@dataclass_transform(field_specifiers=(hyperparameter, option, epsilon_hyperparameter, alias))
+class _OfClassOrInstance:
+    """A method without further arguments that can be called on a class too, whose defaults then count."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: object, owner: type) -> Callable[[], Any]:
+        return functools.partial(self.function, owner if instance is None else instance)
+
+
+@dataclass_transform(
+    kw_only_default=True, field_specifiers=(hyperparameter, option, dialect_option, epsilon_hyperparameter, alias)
+)
 class _Declarations:
     """Makes type checkers read hyperparameters as constructor arguments; they skip the decorated class's own fields."""
 
@@ -78,9 +99,11 @@ class Optimizer(_Declarations):
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
-    """Names of the arrays that the rule keeps for each parameter; zero at first."""
+    """Names of the arrays that the rule keeps for each parameter; zero at first, unless `first_values` says otherwise."""
     scalar_slots: ClassVar[Mapping[str, float]] = {}
     """Names and first values of the float64 scalars that the rule keeps for all parameters together."""
+    first_values: ClassVar[Mapping[str, float]] = {}
+    """Names of the slots whose elements are not zero at first, and their value."""
     keras_placeholder_slots: ClassVar[tuple[str, ...]] = ()
     """Slots that Keras lists after `slots` in its weights, as zeros of shape (1,), though the rule does not use them."""
     keras_short_list: ClassVar[tuple[int, float] | None] = None
@@ -91,7 +114,9 @@ class Optimizer(_Declarations):
     clipnorm: float | None = hyperparameter(default=None, above=0, off=None, kw_only=True)
     clipvalue: float | None = hyperparameter(default=None, above=0, off=None, kw_only=True)
 
-    _fields: ClassVar[dict[str, Hyperparameter]] = {}
+    _declared: ClassVar[dict[str, Hyperparameter]] = {}
+    _fields_by_dialect: ClassVar[dict[str | None, dict[str, Hyperparameter]]] = {}
+    _fields: ClassVar[dict[str, Hyperparameter]] = {}  # an instance of another than the default dialect has its own
     _aliases: ClassVar[dict[str, str]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -108,7 +133,9 @@ class Optimizer(_Declarations):
                     fields[name] = value
                 elif isinstance(value, Alias):
                     aliases[name] = value.target
-        cls._fields, cls._aliases = fields, aliases
+        cls._declared, cls._aliases = fields, aliases
+        cls._fields_by_dialect = fields_by_dialect(fields)
+        cls._fields = next(iter(cls._fields_by_dialect.values()))
         if "__init__" not in vars(cls):
             cls.__signature__ = _signature(fields, aliases)  # type: ignore[attr-defined]  # what inspect looks for
 
@@ -121,20 +148,67 @@ class Optimizer(_Declarations):
                 f"{len(args)} were given"
             )
         given = dict(zip(positional, args, strict=False))
+        self._choose_dialect(kwargs)
         for name, value in kwargs.items():
             target = self._aliases.get(name, name)
-            if target not in self._fields:
+            if target not in self._declared:
                 raise unknown_argument(owner, name, [*self._fields, *self._aliases])
+            if target not in self._fields and value is not None:
+                raise self._not_in_dialect(owner, name)
             if target in given:
                 names = " and ".join(sorted({target, *(k for k in kwargs if self._aliases.get(k, k) == target)}))
                 raise TypeError(
                     f"{owner} was given {names} at once, which are one hyperparameter; give only one of them"
                 )
             given[target] = value
-        for name, field in self._fields.items():
+        for name in self._declared:
+            field = self._fields.get(name)
+            if field is None:
+                object.__setattr__(self, name, None)
+                continue
             value = given.get(name, field.default)
             scheduled = name == "learning_rate" and is_schedule(value)
             object.__setattr__(self, name, value if scheduled else field.check(owner, name, value))
+        self.check_combination()
+
+    def _choose_dialect(self, arguments: Mapping[str, Any]) -> None:
+        field = self._declared.get("dialect")
+        if field is not None and "dialect" in arguments:
+            dialect = field.check(type(self).__name__, "dialect", arguments["dialect"])
+            self.__dict__["_fields"] = self._fields_by_dialect[dialect]
+
+    def _not_in_dialect(self, owner: str, name: str) -> TypeError:
+        field = self._declared[self._aliases.get(name, name)]
+        dialect = next(d for d, fields in self._fields_by_dialect.items() if fields is self._fields)
+        return not_in_dialect(owner, name, str(dialect), field.dialects)
+
+    @classmethod
+    def dialects(cls) -> tuple[str, ...]:
+        """Return the names of the rule's dialects, the default one first; empty for a rule that has none.
+
+        Example:
+            >>> import portopt
+            >>> portopt.Adam.dialects()
+            ('keras2', 'keras3', 'torch', 'optax')
+        """
+        return tuple(name for name in cls._fields_by_dialect if name is not None)
+
+    @classmethod
+    def defaults(cls, dialect: str | None = None) -> dict[str, Any]:
+        """Return the hyperparameters that the rule has in a dialect, with their defaults; None means the default dialect.
+
+        Raises:
+            ValueError: the rule has no such dialect.
+
+        Example:
+            >>> import portopt
+            >>> portopt.Adagrad.defaults("torch")["initial_accumulator_value"]
+            0.0
+        """
+        fields = cls._fields if dialect is None else cls._fields_by_dialect.get(dialect)
+        if fields is None:
+            raise ValueError(f"{cls.__name__} has no dialect {dialect!r}: it has {', '.join(cls.dialects()) or 'none'}")
+        return {name: dialect if name == "dialect" and dialect else field.default for name, field in fields.items()}
 
     # The rule ----------------------------------------------------------------------------------------------------
 
@@ -158,6 +232,9 @@ class Optimizer(_Declarations):
             c: the coefficients, as attributes.
         """
         raise NotImplementedError(f"{type(self).__name__} must define update(self, xp, p, g, slots, c)")
+
+    def check_combination(self) -> None:
+        """Raise ValueError if hyperparameters, each of which is in its range, cannot go together."""
 
     def learning_rate_at(self, t: Any) -> Any:
         """Return the learning rate of step number `t`, from 1: the schedule's at `t - 1`, lowered by `decay`."""
@@ -188,8 +265,8 @@ class Optimizer(_Declarations):
             >>> state.step, state.slots["m"]
             (0, {'w': array([0., 0.])})
         """
-        backend, definition, leaves = _flatten_params(params)
-        dtypes = [None if p is None else backend.describe(p).dtype for p in leaves]
+        backend, definition, leaves, infos = _flatten_params(params)
+        dtypes = [None if info is None else info.dtype for info in infos]
         if slot_dtype is not None:
             for i, dtype in enumerate(dtypes):
                 if dtype is not None and slot_dtype not in slot_dtypes(dtype):
@@ -199,15 +276,18 @@ class Optimizer(_Declarations):
                     )
         dtypes = [None if d is None else slot_dtype or COMPUTE_DTYPE[d] for d in dtypes]
 
-        def zeros() -> Any:
-            filled = (None if d is None else backend.full(p, 0.0, d) for p, d in zip(leaves, dtypes, strict=True))
-            return backend.trees.unflatten(definition, list(filled))
+        def filled(value: float) -> Any:
+            # Rounded to the compute dtype first, as every scalar is that meets arrays.
+            rounded = {d: round_scalar(value, "float64" if d == "float64" else "float32") for d in dtypes if d}
+            new = (None if d is None else backend.full(p, rounded[d], d) for p, d in zip(leaves, dtypes, strict=True))
+            return backend.trees.unflatten(definition, list(new))
 
+        first = self.first_values
         scalars = {name: backend.stored_scalar(value) for name, value in self.scalar_slots.items()}
-        return OptimizerState(0, {**scalars, **{name: zeros() for name in self.slots}})
+        return OptimizerState(0, {**scalars, **{name: filled(first.get(name, 0.0)) for name in self.slots}})
 
     def apply(
-        self, params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any
+        self, params: Any, grads: Any, state: OptimizerState, *, gradient_norm: Any = None, **hyperparameters: Any
     ) -> tuple[Any, OptimizerState]:
         """Return parameters and state after one step; the given ones stay untouched.
 
@@ -217,6 +297,8 @@ class Optimizer(_Declarations):
             params: the tree given to `init`, or one of the same structure, shapes and dtypes.
             grads: gradients in the same structure, shapes and dtypes. None leaves a parameter and its slots as they are.
             state: what `init` or the previous step returned.
+            gradient_norm: the norm that `clipnorm` compares, a Python number or a 0-d array, where `grads` are only some of
+                the gradients that are clipped together. None: the norm of `grads`. Without `clipnorm` it changes nothing.
             **hyperparameters: values for this step only, of any numeric hyperparameter: Python numbers or 0-d arrays.
 
         Raises:
@@ -231,9 +313,11 @@ class Optimizer(_Declarations):
             >>> w
             array([0.5])
         """
-        return self._step(params, grads, state, hyperparameters, in_place=False)
+        return self._step(params, grads, state, _with_norm(hyperparameters, gradient_norm), in_place=False)
 
-    def apply_(self, params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any) -> OptimizerState:
+    def apply_(
+        self, params: Any, grads: Any, state: OptimizerState, *, gradient_norm: Any = None, **hyperparameters: Any
+    ) -> OptimizerState:
         """Do one step in place: parameters and slots are overwritten; returns the state to use from now on.
 
         Arguments and errors are those of `apply`; nothing is changed if an error is raised. JAX arrays cannot be changed.
@@ -248,33 +332,35 @@ class Optimizer(_Declarations):
             >>> w
             array([0.5])
         """
+        if gradient_norm is not None:
+            hyperparameters = _with_norm(hyperparameters, gradient_norm)
+        for plan in self.__dict__.get("_plans", ()):
+            done: OptimizerState | None = plan.step(self, params, grads, state, hyperparameters)
+            if done is not None:
+                return done
         return self._step(params, grads, state, hyperparameters, in_place=True)[1]
 
     def _step(
         self, params: Any, grads: Any, state: OptimizerState, overrides: dict[str, Any], *, in_place: bool
     ) -> tuple[Any, OptimizerState]:
-        if (
-            in_place
-            and (plan := self.__dict__.get("_plan")) is not None
-            and (done := plan.step(self, params, grads, state, overrides))
-        ):
-            return params, OptimizerState(done[0], {**state.slots, **done[1]} if done[1] else state.slots)
-        backend, definition, leaves = _flatten_params(params)
+        backend, definition, leaves, infos = _flatten_params(params)
         gradients = _flatten_like(backend, definition, grads, params, "grads")
         slots = self._flatten_slots(backend, definition, state, params)
-        _check_gradients(backend, leaves, gradients, params)
-        _check_slots(backend, leaves, slots, params)
-        overrides = self._check_overrides(overrides)
+        _check_gradients(backend, leaves, infos, gradients, params)
+        _check_slots(backend, leaves, infos, slots, params)
+        overrides = self.check_overrides(overrides)
         program = self.program(overrides)
 
         moving = [i for i, g in enumerate(gradients) if g is not None and leaves[i] is not None]
         parameters = [{"p": leaves[i], "g": gradients[i], **{n: slots[n][i] for n in self.slots}} for i in moving]
         if in_place:
             backend.check_in_place(parameters, lambda i: backend.trees.paths(params)[moving[i]])
-        scalars, step = self._scalars(backend, program, state, overrides, [gradients[i] for i in moving])
+        scalars, step = self.step_scalars(
+            backend, program, state, overrides, lambda: backend.gradient_norm([gradients[i] for i in moving])
+        )
         results = backend.update(program, scalars, parameters, in_place=in_place)
-        if in_place:
-            self._plan_next_step(backend, program, state, parameters, complete=len(moving) == len(leaves))
+        if in_place and len(moving) == len(leaves):
+            self._plan_next_step(backend, program, (params, grads, state), parameters)
 
         new_slots: dict[str, Any] = {name: backend.stored_scalar(value) for name, value in scalars.outputs().items()}
         for i, result in zip(moving, results, strict=True):
@@ -290,31 +376,41 @@ class Optimizer(_Declarations):
         self,
         backend: Backend,
         program: Program,
-        state: OptimizerState,
+        trees: tuple[Any, Any, OptimizerState],
         parameters: list[dict[str, Any]],
-        *,
-        complete: bool,
     ) -> None:
         """Let the backend prepare the next step on the same arrays, once a second step on them shows that there is a loop."""
-        seen = [id(arrays["p"]) for arrays in parameters]
-        if complete and self.__dict__.get("_seen") == seen:
-            slots = backend.trees.flatten({name: state.slots[name] for name in self.slots})[0]
-            self.__dict__["_plan"] = backend.plan(program, parameters, slots)
-        else:
-            self.__dict__.update(_seen=seen, _plan=None)
+        arrays = [tuple(map(id, named.values())) for named in parameters]
+        looping = hash((program, *((*ids[:1], *ids[2:]) for ids in arrays)))
+        seen: list[int] = self.__dict__.setdefault("_seen", [])
+        if looping not in seen:
+            self.__dict__["_seen"] = [looping, *seen[: _MOST_PLANS - 1]]
+            return
+        plan = backend.plan(program, trees, parameters)
+        if plan is not None:
+            others = [other for other in self.__dict__.get("_plans", ()) if other]
+            self.__dict__["_plans"] = (*others[1 - _MOST_PLANS :], plan)
 
-    def _scalars(
+    def step_scalars(
         self,
         backend: Backend,
         program: Program,
         state: OptimizerState,
         overrides: Mapping[str, Any],
-        gradients: list[Any],
+        gradient_norm: Callable[[], Any],
     ) -> tuple[StepScalars, Any]:
-        """Return the scalars of the step, and the number of finished steps afterwards."""
+        """Return the scalars of a step, checked, and the number of finished steps afterwards; for backends.
+
+        Args:
+            backend: of the arrays.
+            program: what the step runs.
+            state: before the step.
+            overrides: what `check_overrides` returned.
+            gradient_norm: returns the norm of all gradients together; called if the program uses it.
+        """
         given: dict[str, Any] = {name: state.slots[name] for name in self.scalar_slots}
         if program.uses_gradient_norm:
-            given["gradient_norm"] = backend.gradient_norm(gradients)
+            given[_NORM] = overrides[_NORM] if _NORM in overrides else gradient_norm()
         for name in program.scalar_inputs:
             if name not in given and name != "t":
                 given[name] = overrides[name] if name in overrides else getattr(self, name)
@@ -323,7 +419,7 @@ class Optimizer(_Declarations):
         values = [state.step, *(v for n, v in given.items() if n != "learning_rate" or not scheduled)]
         arithmetic = backend.arithmetic(values)
         step = backend.scalar(state.step) if arithmetic is not HOST else _concrete_step(state.step)
-        owners = dict.fromkeys(overrides, f"{type(self).__name__}.apply")
+        owners = {name: f"{type(self).__name__}.apply" for name in overrides if name != _NORM}
         if schedule is not None and scheduled:
             owner = owners["learning_rate"] = f"the schedule {schedule!r} of {type(self).__name__}:"
             rate = _scheduled_rate(schedule, Scalar(step, arithmetic))
@@ -375,22 +471,31 @@ class Optimizer(_Declarations):
 
     # Hyperparameters ---------------------------------------------------------------------------------------------
 
-    @classmethod
-    def numeric_hyperparameters(cls) -> tuple[str, ...]:
-        """Return the names of the hyperparameters that are numbers, and so may be given for one step."""
-        return tuple(name for name, field in cls._fields.items() if field.is_numeric)
+    @_OfClassOrInstance
+    def numeric_hyperparameters(self) -> tuple[str, ...]:
+        """Return the names of the hyperparameters that are numbers, and so may be given for one step.
+
+        Those of the optimizer's dialect; of the default dialect, if called on the class.
+        """
+        return tuple(name for name, field in self._fields.items() if field.is_numeric)
 
     @classmethod
     def is_optional(cls, name: str) -> bool:
         """Tell whether a hyperparameter has a value that switches its feature off."""
-        return cls._fields[name].is_optional
+        return cls._declared[name].is_optional
 
-    def _check_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
+    def check_overrides(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Return hyperparameters given for one step under their own names; raise an error if one is no hyperparameter."""
         checked: dict[str, Any] = {}
         owner = f"{type(self).__name__}.apply"
         for name, value in overrides.items():
+            if name == _NORM:
+                checked[name] = _check_norm(owner, value)
+                continue
             target = self._aliases.get(name, name)
             field = self._fields.get(target)
+            if field is None and target in self._declared:
+                raise self._not_in_dialect(owner, name)
             if field is None or not field.is_numeric:
                 if field is not None:
                     raise TypeError(
@@ -400,7 +505,18 @@ class Optimizer(_Declarations):
             if target in checked:
                 raise TypeError(f"{owner} was given {name!r} and another name of it at once; give only one of them")
             checked[target] = field.check_value(owner, name, value)
+            if checked[target] is not None and field.is_optional and not self._is_on(target):
+                self._check_slots_suffice(owner, target)
         return checked
+
+    def _check_slots_suffice(self, owner: str, name: str) -> None:
+        switched_on = copy.copy(self)
+        object.__setattr__(switched_on, name, True)
+        if missing := [slot for slot in switched_on.slots if slot not in self.slots]:
+            raise ValueError(
+                f"{owner} was given {name!r}, which is off in this optimizer, so that its state lacks the slot "
+                f"{', '.join(missing)}: construct an optimizer with {name} and begin with the state from its init"
+            )
 
     def replace(self, **changes: Any) -> Self:
         """Return an optimizer like this one with some hyperparameters changed.
@@ -411,10 +527,16 @@ class Optimizer(_Declarations):
             0.5
         """
         changed = {self._aliases.get(name, name) for name in changes}
-        return type(self)(**{name: getattr(self, name) for name in self._fields if name not in changed}, **changes)
+        kept = {name: getattr(self, name) for name in self._fields if name not in changed}
+        if "dialect" in changes:
+            others = self._fields_by_dialect.get(changes["dialect"], self._fields)
+            kept = {n: v for n, v in kept.items() if n in others or v != self._fields[n].default}
+        return type(self)(**kept, **changes)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as Python values that JSON can hold; clipping only where it is on.
+
+        The dialect is among them if it is not the default one.
 
         Raises:
             ValueError: the learning rate is a schedule that cannot be serialised, such as a lambda.
@@ -424,11 +546,16 @@ class Optimizer(_Declarations):
             >>> portopt.RMSprop(learning_rate=0.01).get_config()
             {'learning_rate': 0.01, 'rho': 0.9, 'epsilon': 1e-07, 'decay': 0.0}
         """
-        config = {name: getattr(self, name) for name in self._fields}
-        config = {name: value for name, value in config.items() if value is not None}
+        config = self._arguments()
         if is_schedule(self.learning_rate):
             config["learning_rate"] = configuration_of(self.learning_rate)
         return config
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return the hyperparameters that are not None, and the dialect if it is not the default one."""
+        values = {name: getattr(self, name) for name in self._fields}
+        default = {"dialect": DEFAULT_DIALECT}
+        return {n: v for n, v in values.items() if v is not None and v != default.get(n)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -444,6 +571,9 @@ class Optimizer(_Declarations):
 
         Iterations (int64, shape ()), scalars of the state, then each slot for all parameters in the order of the tree.
 
+        Raises:
+            ValueError: the rule is in another dialect than keras2.
+
         Example:
             >>> import numpy as np, portopt
             >>> opt = portopt.Adagrad()
@@ -456,7 +586,7 @@ class Optimizer(_Declarations):
         """Return a state like `state` with the values of a list that Keras 2.3.1's, or 2.2.4's, `get_weights` gave.
 
         Raises:
-            ValueError: the number of weights, or the shape of one, does not fit.
+            ValueError: the number of weights, or the shape of one, does not fit, or the rule is in another dialect than keras2.
 
         Example:
             >>> import numpy as np, portopt
@@ -469,7 +599,7 @@ class Optimizer(_Declarations):
     # Immutable value ---------------------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._fields or name in self._aliases or "_programs" in self.__dict__:
+        if name in self._declared or name in self._aliases or "_programs" in self.__dict__:
             raise AttributeError(
                 f"an optimizer is immutable, so {name!r} cannot be set: give a value for one step as apply(..., {name}=x), "
                 f"or make another optimizer with replace({name}=x)"
@@ -480,8 +610,7 @@ class Optimizer(_Declarations):
         raise AttributeError(f"an optimizer is immutable, so {name!r} cannot be deleted")
 
     def __repr__(self) -> str:
-        given = ((name, getattr(self, name)) for name in self._fields)
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given if value is not None)})"
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._arguments().items())})"
 
     def _key(self) -> tuple[Any, ...]:
         return (type(self), *((n, v) for n, v in sorted(self.__dict__.items()) if n not in _CACHES))
@@ -497,6 +626,7 @@ class Optimizer(_Declarations):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._choose_dialect(state)
 
     def _flatten_slots(
         self, backend: Backend, definition: TreeDefinition, state: OptimizerState, params: Any
@@ -518,16 +648,41 @@ class Optimizer(_Declarations):
         }
 
 
-_CACHES = frozenset({"_programs", "_plan", "_seen"})
+_CACHES = frozenset({"_programs", "_plans", "_seen", "_fields"})
 """Attributes of an optimizer that are no part of its value."""
+_MOST_PLANS = 16
+"""How many sets of arrays an optimizer may be stepping in turns before it forgets about the first."""
+
+_NORM = "gradient_norm"
+"""The norm's name among a program's scalar inputs, and among the values given for one step."""
 
 Optimizer._collect_fields()
 
 
+def _with_norm(hyperparameters: dict[str, Any], gradient_norm: Any) -> dict[str, Any]:
+    return hyperparameters if gradient_norm is None else {**hyperparameters, _NORM: gradient_norm}
+
+
+def _check_norm(owner: str, value: Any) -> Any:
+    """Return a norm that was given for a step; NaN and infinity are norms too."""
+    if isinstance(value, bool) or getattr(value, "shape", ()) != () or not hasattr(value, "__float__"):
+        raise TypeError(
+            f"{owner} gradient_norm must be a Python number or a 0-d array, but {value!r:.80} of type "
+            f"{type(value).__name__} was given"
+        )
+    if isinstance(value, numbers.Real) and value < 0:
+        raise ValueError(f"{owner} gradient_norm must be at least 0, but {value!r} was given")
+    return value
+
+
 def _signature(fields: Mapping[str, Hyperparameter], aliases: Mapping[str, str]) -> inspect.Signature:
     kinds = inspect.Parameter
-    positional = [kinds(n, kinds.POSITIONAL_OR_KEYWORD, default=f.default) for n, f in fields.items() if not f.kw_only]
-    by_name = [kinds(n, kinds.KEYWORD_ONLY, default=f.default) for n, f in fields.items() if f.kw_only]
+    declared = {n: f.default for n, f in fields.items()}
+    defaults = {n: d.of(DEFAULT_DIALECT) if isinstance(d, PerDialect) else d for n, d in declared.items()}
+    positional = [
+        kinds(n, kinds.POSITIONAL_OR_KEYWORD, default=defaults[n]) for n, f in fields.items() if not f.kw_only
+    ]
+    by_name = [kinds(n, kinds.KEYWORD_ONLY, default=defaults[n]) for n, f in fields.items() if f.kw_only]
     by_name += [kinds(n, kinds.KEYWORD_ONLY, default=None) for n in aliases]
     return inspect.Signature([*positional, *by_name])
 
@@ -543,8 +698,10 @@ def _flatten_params(params: Any) -> _Leaves:
         raise _no_array(f"params{STANDARD_TREES.paths(params)[i]}", first)
     if backend.trees is not STANDARD_TREES:
         leaves, definition = backend.trees.flatten(params)
+    infos: list[ArrayInfo | None] = []
     for i, leaf in enumerate(leaves):
         if leaf is None:
+            infos.append(None)
             continue
         if not backend.owns(leaf):
             raise _foreign(backend, f"params{backend.trees.paths(params)[i]}", leaf, "params")
@@ -554,7 +711,8 @@ def _flatten_params(params: Any) -> _Leaves:
                 f"params{backend.trees.paths(params)[i]} has dtype {info.dtype}; parameters must be of dtype "
                 f"{', '.join(COMPUTE_DTYPE)}: leave other arrays out of params, or convert them"
             )
-    return _Leaves(backend, definition, leaves)
+        infos.append(info)
+    return _Leaves(backend, definition, leaves, infos)
 
 
 def _describe(backend: Backend, array: Any, path: Callable[[], str]) -> ArrayInfo:
@@ -589,41 +747,53 @@ def _flatten_like(backend: Backend, definition: TreeDefinition, tree: Any, param
     return leaves
 
 
-def _check_gradients(backend: Backend, leaves: list[Any], gradients: list[Any], params: Any) -> None:
-    for i, (p, g) in enumerate(zip(leaves, gradients, strict=True)):
+def _check_gradients(
+    backend: Backend, leaves: list[Any], infos: list[ArrayInfo | None], gradients: list[Any], params: Any
+) -> None:
+    for i, (p, info, g) in enumerate(zip(leaves, infos, gradients, strict=True)):
         if g is None:
             continue
 
         def at(name: str, i: int = i) -> str:
             return f"{name}{backend.trees.paths(params)[i]}"
 
-        if p is None:
+        if p is None or info is None:
             raise ValueError(f"{at('params')} is None, so {at('grads')} must be None too, but it is {type(g).__name__}")
         if not backend.owns(g):
             raise _foreign(backend, at("grads"), g, at("params"))
-        _check_same(backend, p, g, at, "grads", same_dtype=True)
+        _check_same(backend, info, g, at, "grads", same_dtype=True)
 
 
-def _check_slots(backend: Backend, leaves: list[Any], slots: Mapping[str, list[Any]], params: Any) -> None:
+def _check_slots(
+    backend: Backend,
+    leaves: list[Any],
+    infos: list[ArrayInfo | None],
+    slots: Mapping[str, list[Any]],
+    params: Any,
+) -> None:
     for slot, arrays in slots.items():
-        for i, (p, s) in enumerate(zip(leaves, arrays, strict=True)):
+        here = f"state.slots[{slot!r}]"
+        for i, (p, info, s) in enumerate(zip(leaves, infos, arrays, strict=True)):
             if p is None and s is None:
                 continue
 
             def at(name: str, i: int = i) -> str:
                 return f"{name}{backend.trees.paths(params)[i]}"
 
-            here = f"state.slots[{slot!r}]"
-            if p is None or s is None or not backend.owns(s):
+            if info is None or s is None or not backend.owns(s):
                 raise TypeError(
                     f"{at(here)} is {type(s).__name__}, but {at('params')} is {type(p).__name__} of {backend.name}: "
                     "start from init(params), or convert the state to the parameters' library"
                 )
-            _check_same(backend, p, s, at, here, same_dtype=False)
+            _check_same(backend, info, s, at, here, same_dtype=False)
 
 
-def _check_same(backend: Backend, p: Any, other: Any, at: Callable[[str], str], name: str, *, same_dtype: bool) -> None:
-    expected, found = _describe(backend, p, lambda: at("params")), _describe(backend, other, lambda: at(name))
+def _check_same(
+    backend: Backend, expected: ArrayInfo, other: Any, at: Callable[[str], str], name: str, *, same_dtype: bool
+) -> None:
+    found = _describe(backend, other, lambda: at(name))
+    if found == expected:
+        return
     for what in ("shape", "dtype", "device"):
         left, right = getattr(expected, what), getattr(found, what)
         if what == "dtype" and not same_dtype:
@@ -646,6 +816,13 @@ def _concrete_step(step: Any) -> int:
     if finished < 0:
         raise ValueError(f"state.step must be at least 0, but {finished} was given")
     return finished
+
+
+def check_state(optimizer: Optimizer, params: Any, state: OptimizerState) -> tuple[Backend, int]:
+    """Return the backend of parameters and the finished steps of their state, after checking that the two fit together."""
+    backend, definition, leaves, infos = _flatten_params(params)
+    _check_slots(backend, leaves, infos, optimizer._flatten_slots(backend, definition, state, params), params)
+    return backend, _concrete_step(state.step)
 
 
 def _scheduled_rate(schedule: Callable[[Scalar], Any], step: Scalar) -> Any:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from portopt.primitives import Primitives
 from portopt.scalars import HOST
@@ -61,18 +61,51 @@ def host_norm(primitives: Primitives, gradients: Sequence[Any]) -> float:
     Returns:
         The norm; NaN if an element is NaN, else infinite if one is.
     """
-    xp = primitives.xp
-    wide = [xp.astype(g, primitives.dtype) for g in gradients if math.prod(g.shape)]
-    # Libraries disagree on the maximum of a NaN and an infinity.
-    if any(bool(xp.any(xp.isnan(g))) for g in wide):
-        return math.nan
-    largest = max((float(xp.max(xp.abs(g))) for g in wide), default=0.0)
-    if largest == 0.0 or math.isinf(largest):
+    largest = largest_magnitude(primitives, gradients)
+    scale = scaling(largest, sum(math.prod(g.shape) for g in gradients))
+    if scale is None:
         return largest
+    return norm_of_sums(scale, sums_of_parts(primitives, gradients, scale))
+
+
+def largest_magnitude(primitives: Primitives, gradients: Sequence[Any]) -> float:
+    """Return the largest |g| of all gradients; 0 if there is no element, NaN if an element is NaN."""
+    xp = primitives.xp
+    filled = [g for g in gradients if math.prod(g.shape)]
+    # Libraries disagree on the maximum of a NaN and an infinity.
+    if any(bool(xp.any(xp.isnan(g))) for g in filled):
+        return math.nan
+    return max((float(xp.max(xp.abs(g))) for g in filled), default=0.0)
+
+
+class Scaling(NamedTuple):
+    """What the addends are scaled by and rounded with.
+
+    Attributes:
+        factors: two powers of two whose product is `1 / unit`; one alone could be subnormal.
+        constants: the constant of each pass.
+    """
+
+    factors: tuple[float, float]
+    constants: tuple[float, ...]
+
+
+def scaling(largest: float, count: int) -> Scaling | None:
+    """Return the scaling for `count` elements of at most this magnitude; None where `largest` is the norm itself."""
+    if largest == 0.0 or not math.isfinite(largest):
+        return None
     exponent = math.frexp(largest)[1] - 1
-    factors = (2.0 ** -(exponent // 2), 2.0 ** -(exponent - exponent // 2))
-    constants = rounding_constants(sum(math.prod(g.shape) for g in wide))
-    sums = [[float(part) for part in partial_sums(primitives, g, factors, constants)] for g in wide]
+    return Scaling((2.0 ** -(exponent // 2), 2.0 ** -(exponent - exponent // 2)), rounding_constants(count))
+
+
+def sums_of_parts(primitives: Primitives, gradients: Sequence[Any], scale: Scaling) -> list[list[float]]:
+    """Return each pass's exact sum over each gradient."""
+    wide = (primitives.xp.astype(g, primitives.dtype) for g in gradients if math.prod(g.shape))
+    return [[float(part) for part in partial_sums(primitives, g, scale.factors, scale.constants)] for g in wide]
+
+
+def norm_of_sums(scale: Scaling, sums: Sequence[Sequence[float]]) -> float:
+    """Return the norm, given each pass's exact sum over each part of the elements."""
     first, second, third = (math.fsum(parts) for parts in zip(*sums, strict=True))
     root = HOST.sqrt(HOST.add(first, HOST.add(second, third)))
-    return float(HOST.multiply(HOST.multiply(root, 1 / factors[0]), 1 / factors[1]))
+    return float(HOST.multiply(HOST.multiply(root, 1 / scale.factors[0]), 1 / scale.factors[1]))

@@ -85,12 +85,16 @@ def measure(settings: Settings, command: str, watch: Watch) -> dict[str, Any]:
             _set_library_threads(settings.threads)
         found_machine = machine.machine()
         copy_threads = settings.threads or host_threads.get_num_threads()
-        copies = [measuring.Copy(effort.copy_bytes, n) for n in sorted({1, copy_threads})]
+        streams = [
+            measuring.Stream(effort.copy_bytes, n, in_place=in_place)
+            for in_place in (False, True)
+            for n in sorted({1, copy_threads})
+        ]
         groups = []
         for shapes in _shape_sets(settings):
             for name in _rules(settings):
                 group = _Group(name, shapes, backends, peers, settings.interpreted)
-                groups.append(group.measure(copies, effort.sample_seconds, repeats, watch, not_run))
+                groups.append(group.measure(streams, effort.sample_seconds, repeats, watch, not_run))
         first_steps = _first_steps(settings, backends, effort, watch)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -199,7 +203,7 @@ class _Group:
 
     def measure(
         self,
-        copies: Sequence[measuring.Copy],
+        streams: Sequence[measuring.Stream],
         sample_seconds: float,
         repeats: int,
         watch: Watch,
@@ -214,7 +218,7 @@ class _Group:
             reason = f"needs about {needed / 2**30:.1f} GiB of memory, of which {available / 2**30:.1f} GiB are free"
             not_run.append(_not_run(name, f"{reason}; name fewer backends"))
             return None
-        advance = watch(name, (repeats + 1) * len(self.contenders) + repeats * len(copies))
+        advance = watch(name, (repeats + 1) * len(self.contenders) + repeats * len(streams))
         inputs = Inputs(self.optimizer, self.shapes)
         taking_part: list[Contender] = []
         steps: list[measuring.Step] = []
@@ -237,14 +241,23 @@ class _Group:
             counts.append(count)
             memory.append(extra)
         samples = measuring.alternate(
-            [*steps, *(copy.step for copy in copies)], [*counts, *(1 for _ in copies)], repeats, advance
+            [*steps, *(stream.step for stream in streams)], [*counts, *(1 for _ in streams)], repeats, advance
         )
-        copy_rates = [
-            copy.bytes_moved / measuring.median(taken)
-            for copy, taken in zip(copies, samples[len(steps) :], strict=True)
+        rates = [
+            {
+                "in_place": stream.in_place,
+                "threads": stream.threads,
+                "bytes_moved": stream.bytes_moved,
+                "bytes_per_second": stream.bytes_moved / measuring.median(taken),
+            }
+            for stream, taken in zip(streams, samples[len(steps) :], strict=True)
         ]
+        copy_rate, update_rate = (
+            max(rate["bytes_per_second"] for rate in rates if rate["in_place"] is in_place)
+            for in_place in (False, True)
+        )
         found = [
-            self._result(contender, taken, count, extra, max(copy_rates))
+            self._result(contender, taken, count, extra, copy_rate)
             for contender, taken, count, extra in zip(taking_part, samples, counts, memory, strict=False)
         ]
         _add_ratios(found)
@@ -255,11 +268,9 @@ class _Group:
             "tensors": len(self.shapes.shapes),
             "parameters": self.shapes.parameters,
             "bytes_per_step": self.bytes_moved,
-            "copy_bytes_per_second": max(copy_rates),
-            "copies": [
-                {"threads": copy.threads, "bytes_moved": copy.bytes_moved, "bytes_per_second": rate}
-                for copy, rate in zip(copies, copy_rates, strict=True)
-            ],
+            "copy_bytes_per_second": copy_rate,
+            "update_bytes_per_second": update_rate,
+            "streams": rates,
             "contenders": found,
         }
 

@@ -1,4 +1,8 @@
-"""Who takes part: portopt on each backend and mode, and the optimizers of other libraries."""
+"""Who takes part: portopt on each backend and mode, and the optimizers of other libraries at the same hyperparameters.
+
+The formulas of the others differ from portopt's in where epsilon stands and in the order of operations, not in what they
+read and write.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from portopt.backend import INTERPRETED, Backend, Mode
 from portopt.bench import cases
 from portopt.bench.measuring import Step
 from portopt.bench.shapes import ShapeSet
+from portopt.native_frameworks import Counterpart, get_framework
 from portopt.optimizer import Optimizer
 
 DONATED = "donated"
@@ -164,33 +169,30 @@ class TorchOptim:
         if self._has_fused(rule):
             implementations = {"fused": {"fused": True}, **implementations}
         return [
-            Contender(self.name, backend.name, mode, self._step(rule, backend, arguments))
+            Contender(self.name, backend.name, mode, self._step(backend, arguments))
             for mode, arguments in implementations.items()
         ]
 
     def _has_fused(self, rule: type[Optimizer]) -> bool:
         torch = importlib.import_module("torch")
-        optimizer = self._make(rule, cases.make_optimizer(rule), [torch.zeros(1)], {})
+        optimizer = self._make(cases.make_optimizer(rule), [torch.zeros(1)], {})
         try:
             return "fused" in optimizer.defaults and bool(
-                self._make(rule, cases.make_optimizer(rule), [torch.zeros(1)], {"fused": True})
+                self._make(cases.make_optimizer(rule), [torch.zeros(1)], {"fused": True})
             )
         except (RuntimeError, TypeError):
             return False
 
-    def _make(self, rule: type[Optimizer], optimizer: Any, tensors: list[Any], arguments: dict[str, Any]) -> Any:
-        name, fixed = cases.TORCH[rule](optimizer)
-        cls = getattr(importlib.import_module("torch").optim, name)
-        return cls(tensors, lr=float(optimizer.learning_rate), **fixed, **arguments)
+    def _make(self, optimizer: Optimizer, tensors: list[Any], arguments: dict[str, Any]) -> Any:
+        counterpart = _counterpart("torch", optimizer)
+        return counterpart.factory(tensors, **counterpart.arguments, **arguments)
 
-    def _step(
-        self, rule: type[Optimizer], backend: Backend, arguments: dict[str, Any]
-    ) -> Callable[[Inputs], Callable[[], object]]:
+    def _step(self, backend: Backend, arguments: dict[str, Any]) -> Callable[[Inputs], Callable[[], object]]:
         def prepare(inputs: Inputs) -> Step:
             tensors, _ = inputs.shared(backend)
             for tensor, gradient in zip(tensors, inputs.gradients(backend), strict=True):
                 tensor.grad = gradient
-            step: Step = self._make(rule, inputs.optimizer, tensors, arguments).step
+            step: Step = self._make(inputs.optimizer, tensors, arguments).step
             return step
 
         return prepare
@@ -206,14 +208,13 @@ class Optax:
         return str(importlib.import_module("optax").__version__)
 
     def contenders(self, rule: type[Optimizer], backend: Backend) -> list[Contender]:
-        return [Contender(self.name, backend.name, "jit, donated", self._step(rule, backend))]
+        return [Contender(self.name, backend.name, "jit, donated", self._step(backend))]
 
-    def _step(self, rule: type[Optimizer], backend: Backend) -> Callable[[Inputs], Step]:
+    def _step(self, backend: Backend) -> Callable[[Inputs], Step]:
         def prepare(inputs: Inputs) -> Step:
             jax, optax = importlib.import_module("jax"), importlib.import_module("optax")
-            optimizer: Any = inputs.optimizer
-            name, arguments = cases.OPTAX[rule](optimizer)
-            transformation = getattr(optax, name)(optimizer.learning_rate, **arguments)
+            counterpart = _counterpart("optax", inputs.optimizer)
+            transformation = counterpart.factory(**counterpart.arguments)
             gradients = inputs.gradients(backend)
 
             def update(parameters: Any, gradients: Any, state: Any) -> tuple[Any, Any]:
@@ -230,6 +231,13 @@ class Optax:
             return step
 
         return prepare
+
+
+def _counterpart(framework: str, optimizer: Optimizer) -> Counterpart:
+    counterpart = get_framework(framework).counterpart(optimizer)
+    if counterpart is None:
+        raise ValueError(f"{framework} has no counterpart of {optimizer!r}")
+    return counterpart
 
 
 PEERS: Mapping[str, Peer] = {"torch": TorchOptim(), "optax": Optax()}

@@ -7,7 +7,16 @@ from typing import Any
 
 from portopt.bench.contenders import PEERS
 from portopt.bench.first_step import preferred_mode
-from portopt.bench.tables import Report, describe_set, duration, libraries, not_run_lines, rule_name, shape_sets
+from portopt.bench.tables import (
+    Report,
+    bandwidth,
+    describe_set,
+    duration,
+    libraries,
+    not_run_lines,
+    rule_name,
+    shape_sets,
+)
 
 _NEAREST = {peer.backend: peer.name for peer in PEERS.values()}
 """Backend to the library whose optimizers update the same arrays."""
@@ -47,7 +56,7 @@ def nearest_ratio(contender: Report) -> tuple[str, float] | None:
 def _set(groups: list[Report], others: list[str]) -> Iterator[str]:
     names = list(dict.fromkeys(c["name"] for group in groups for c in preferred(group)))
     header = ["rule", *names, *others]
-    yield f"**{describe_set(groups[0])}**"
+    yield f"**{describe_set(groups[0])}**; {bandwidth(groups)}"
     yield ""
     yield _row(header)
     yield _row(["---", *["---:"] * (len(header) - 1)])

@@ -68,32 +68,38 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-class Copy:
-    """Copying one NumPy array to another, both far larger than the caches: the bandwidth that a step could reach.
+class Stream:
+    """One pass over NumPy arrays far larger than the caches: the bandwidth that a step could reach.
 
     Args:
         size: bytes of each array.
-        threads: how many threads copy at once, each its part.
+        threads: how many threads work at once, each on its part.
+        in_place: whether one array is read and written back, else one is copied to another. A copy also has to read what it
+            overwrites, on most processors, which does not count here; so a step in place can have a higher rate.
     """
 
-    def __init__(self, size: int, threads: int) -> None:
+    def __init__(self, size: int, threads: int, *, in_place: bool = False) -> None:
         self.bytes_moved = 2 * size
         self.threads = threads
+        self.in_place = in_place
         # Ones, because pages that were never written are all the same one.
-        self._source, self._target = np.ones(size, np.uint8), np.ones(size, np.uint8)
+        source = np.ones(size // 4, np.float32)
+        target = source if in_place else np.ones_like(source)
+        self._parts = list(zip(np.array_split(source, threads), np.array_split(target, threads), strict=True))
 
     def step(self) -> None:
-        """Copy once."""
-        parts = np.array_split(self._source, self.threads), np.array_split(self._target, self.threads)
-        others = [
-            threading.Thread(target=np.copyto, args=(target, source))
-            for source, target in list(zip(*parts, strict=True))[1:]
-        ]
+        """Pass over the arrays once."""
+        function = np.negative if self.in_place else _copy
+        others = [threading.Thread(target=function, args=part) for part in self._parts[1:]]
         for thread in others:
             thread.start()
-        np.copyto(parts[1][0], parts[0][0])
+        function(*self._parts[0])
         for thread in others:
             thread.join()
+
+
+def _copy(source: object, target: object) -> None:
+    np.copyto(target, source)  # type: ignore[arg-type]  # both are arrays
 
 
 _CLEAR_REFS, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,9 +75,14 @@ def print_report(console: Console, report: Report) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
+def bandwidth(groups: list[Report]) -> str:
+    """Return the medians of the memory's rates over the rules of a set, in words."""
+    copy, update = (statistics.median(g[f"{what}_bytes_per_second"] for g in groups) for what in ("copy", "update"))
+    return f"copying memory: {copy / 1e9:.1f} GB/s, changing it in place: {update / 1e9:.1f} GB/s"
+
+
 def _print_set(console: Console, groups: list[Report], others: list[str]) -> None:
-    copies = ", ".join(f"{rate / 1e9:.1f}" for rate in dict.fromkeys(g["copy_bytes_per_second"] for g in groups))
-    title = f"{describe_set(groups[0])}; copying memory: {copies} GB/s"
+    title = f"{describe_set(groups[0])}; {bandwidth(groups)}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("rule", no_wrap=True)
     table.add_column("optimizer", overflow="fold")

@@ -27,7 +27,7 @@ class Settings:
         seed: of the split of the data, the initial parameters and the order of the batches.
         backends: backends to run; none means all that are usable.
         devices: devices to run on; none means each backend's first.
-        against: libraries whose own optimizer is run too.
+        against: frameworks whose own optimizer is run too.
     """
 
     optimizer: Optimizer

@@ -1,112 +1,119 @@
 """`--against`: the optimizers of other libraries, as runs that are shown beside portopt's and are no part of the verdict.
 
-Their formulas differ from portopt's in where epsilon stands, in the order of operations, and in rounding. To add a library,
-write a class with the three members of `OtherOptimizers` and enter it into `OTHER_OPTIMIZERS`.
+They run as `portopt.NativeOptimizer`. Unless the rule is in the framework's dialect, their formulas differ from portopt's in
+where epsilon stands; the order of operations and the rounding differ in any case.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from portopt.backend import Backend, backends
 from portopt.compare.digits import Parameters
 from portopt.compare.errors import UnusableArgumentsError
-from portopt.optimizer import Optimizer
-from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
+from portopt.native import NativeOptimizer
+from portopt.native_frameworks import Counterpart, NativeFramework, get_framework
+from portopt.optimizer import Optimizer, OptimizerState
+from portopt.translation import counterpart_of
 
 
-class OtherOptimizers(Protocol):
-    """One library's own optimizers."""
+def other_runner(name: str, optimizer: Optimizer, devices: Sequence[str], dtype: str) -> NativeRunner:
+    """Return a run of the framework's optimizer that is nearest to `optimizer`, with the same hyperparameters.
 
-    backend: str
-    """The backend whose arrays they update."""
+    Args:
+        name: the framework.
+        optimizer: what the other runs compute.
+        devices: the devices that were asked for; the framework's first is taken if it has none of them.
+        dtype: the dtype of the parameters.
 
-    def runner(self, optimizer: Optimizer, device: str, dtype: str) -> Any:
-        """Return a `Runner` of the optimizer nearest to `optimizer`, with the same hyperparameters.
-
-        Raises:
-            UnusableArgumentsError: there is none.
-        """
-
-    def supports(self, optimizer: Optimizer) -> bool:
-        """Tell whether the library has a counterpart of `optimizer`."""
-
-
-class TorchOptim:
-    """`torch.optim`."""
-
-    backend = "torch"
-
-    def supports(self, optimizer: Optimizer) -> bool:
-        return type(optimizer) in _TORCH_COUNTERPARTS
-
-    def runner(self, optimizer: Optimizer, device: str, dtype: str) -> Any:
-        if not self.supports(optimizer):
-            known = ", ".join(rule.__name__ for rule in _TORCH_COUNTERPARTS)
-            raise UnusableArgumentsError(
-                f"torch.optim has no counterpart of {type(optimizer).__name__}; --against torch works with {known}"
-            )
-        return _TorchRunner(backends()[self.backend], device, optimizer)
-
-
-_TORCH_COUNTERPARTS: Mapping[type[Optimizer], Callable[[Any], tuple[str, dict[str, Any]]]] = {
-    # torch refuses nesterov without momentum, for which it means nothing.
-    SGD: lambda o: ("SGD", {"momentum": o.momentum, "nesterov": o.nesterov and o.momentum > 0}),
-    RMSprop: lambda o: ("RMSprop", {"alpha": o.rho, "eps": o.epsilon}),
-    Adagrad: lambda o: ("Adagrad", {"eps": o.epsilon}),
-    Adadelta: lambda o: ("Adadelta", {"rho": o.rho, "eps": o.epsilon}),
-    Adam: lambda o: ("Adam", {"betas": (o.beta_1, o.beta_2), "eps": o.epsilon, "amsgrad": o.amsgrad}),
-    Adamax: lambda o: ("Adamax", {"betas": (o.beta_1, o.beta_2), "eps": o.epsilon}),
-    Nadam: lambda o: (
-        "NAdam",
-        {"betas": (o.beta_1, o.beta_2), "eps": o.epsilon, "momentum_decay": o.schedule_decay},
-    ),
-}
+    Raises:
+        UnusableArgumentsError: the framework cannot be used, or has no counterpart of `optimizer`.
+    """
+    framework = get_framework(name)
+    try:
+        version = framework.version()
+    except ImportError as error:
+        raise UnusableArgumentsError(
+            f"--against {name} needs {name}, but it is not installed ({error}): {framework.install_command}"
+        ) from None
+    try:
+        counterpart = counterpart_of(framework, optimizer)
+    except ValueError as error:
+        raise UnusableArgumentsError(str(error)) from error
+    if counterpart is None:
+        known = ", ".join(rule.__name__ for rule in framework.counterparts())
+        raise UnusableArgumentsError(
+            f"{name} has no counterpart of {optimizer!r}; --against {name} works with {known}, in the default dialect or that of "
+            f"{name}"
+        )
+    usable = [device for device, reason in framework.devices().items() if reason is None]
+    chosen = [d for asked in devices for d in usable if asked in (d, d.partition(":")[0])]
+    return NativeRunner(framework, counterpart, version, (chosen or usable)[0], optimizer, dtype)
 
 
-class _TorchRunner:
-    backend = "torch.optim"
+class NativeRunner:
+    """One framework's own optimizer."""
 
-    def __init__(self, backend: Backend, device: str, optimizer: Optimizer) -> None:
-        self._backend, self._portopt = backend, optimizer
-        self._torch = importlib.import_module("torch")
-        self.mode, self._arguments = _TORCH_COUNTERPARTS[type(optimizer)](optimizer)
-        self.version, self.device = backend.version(), device
-        self.formula: str | None = f"torch.optim.{self.mode}"
+    def __init__(
+        self,
+        framework: NativeFramework,
+        counterpart: Counterpart,
+        version: str,
+        device: str,
+        optimizer: Optimizer,
+        dtype: str,
+    ) -> None:
+        self.backend, _, self.mode = counterpart.name.rpartition(".")
+        self.formula: str | None = counterpart.name
+        self.version, self.device = version, device
+        self._framework, self._counterpart, self._portopt, self._dtype = framework, counterpart, optimizer, dtype
+        self._params: Any = None
+        self._state: OptimizerState | None = None
 
     def context(self) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext()
+        return self._make().arrays.dtype_context(self._dtype)
+
+    def _make(self) -> NativeOptimizer:
+        return NativeOptimizer(self._counterpart.factory, **self._counterpart.arguments)
 
     def start(self, parameters: Parameters) -> None:
-        self._tensors = self.load(parameters)
+        native, rate = self._make(), self._counterpart.learning_rate
+
+        def step(params: Any, grads: Any, state: OptimizerState, learning_rate: Any) -> tuple[Any, OptimizerState]:
+            return native.apply(params, grads, state, **{rate: learning_rate})
+
+        self._params = self._load(parameters)
+        self._state = native.init(self._params)
+        self._step = self._framework.compiled(step)
         self._finished = 0
-        self._optimizer = getattr(self._torch.optim, self.mode)(
-            self._tensors, lr=float(self._portopt.learning_rate_at(1)), **self._arguments
-        )
 
     def load(self, gradients: Parameters) -> Any:
-        return [self._backend.from_numpy(array, self.device) for array in gradients]
+        return self._load(_clipped(gradients, self._portopt))
+
+    def _load(self, arrays: Parameters) -> list[Any]:
+        return [self._framework.load(array, self.device) for array in arrays]
 
     def step(self, gradients: Any) -> None:
         self._finished += 1
-        for group in self._optimizer.param_groups:
-            group["lr"] = float(self._portopt.learning_rate_at(self._finished))
-        for tensor, gradient in zip(self._tensors, gradients, strict=True):
-            tensor.grad = gradient
-        if self._portopt.clipnorm is not None:
-            self._torch.nn.utils.clip_grad_norm_(self._tensors, self._portopt.clipnorm)
-        if self._portopt.clipvalue is not None:
-            self._torch.nn.utils.clip_grad_value_(self._tensors, self._portopt.clipvalue)
-        self._optimizer.step()
+        rate = float(self._portopt.learning_rate_at(self._finished))
+        self._params, self._state = self._step(self._params, gradients, self._state, rate)
 
     def parameters(self) -> Sequence[npt.NDArray[Any]]:
-        return [self._backend.to_numpy(tensor) for tensor in self._tensors]
+        return [self._framework.fetch(array) for array in self._params]
 
 
-OTHER_OPTIMIZERS: Mapping[str, OtherOptimizers] = {"torch": TorchOptim()}
-"""The values of `--against`."""
+def _clipped(gradients: Parameters, optimizer: Optimizer) -> Parameters:
+    """Clip as `optimizer` would: no two libraries have one formula for it, and it is no part of a rule."""
+    clipnorm, clipvalue = optimizer.clipnorm, optimizer.clipvalue
+    clipped = list(gradients)
+    if clipnorm is not None:
+        norm = float(np.sqrt(sum(float(np.sum(np.square(g.astype(np.float64)))) for g in clipped)))
+        if norm >= clipnorm:
+            clipped = [(g.astype(np.float64) * clipnorm / norm).astype(g.dtype) for g in clipped]
+    if clipvalue is not None:
+        clipped = [np.clip(g, -clipvalue, clipvalue) for g in clipped]
+    return clipped

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from portopt.backend import UnknownBackendError, backends, get_backend
 from portopt.compare.errors import UnusableArgumentsError
 from portopt.compare.inventory import BackendEntry, describe_backend, installed_backends
-from portopt.compare.other_optimizers import OTHER_OPTIMIZERS
+from portopt.compare.other_optimizers import other_runner
 from portopt.compare.runners import BackendRunner, Runner
 from portopt.optimizer import Optimizer
 
@@ -35,7 +34,7 @@ def plan_runs(
         dtype: the dtype of the parameters.
         names: backends; none means all that are usable.
         devices: devices; none means each backend's first.
-        against: keys of `OTHER_OPTIMIZERS`.
+        against: names of frameworks.
 
     Raises:
         UnusableArgumentsError: something that was named cannot be used, or there is nothing to compare.
@@ -77,7 +76,7 @@ def plan_runs(
             if runners
             else f"no installed backend can train {dtype} parameters: `portopt backends` says what is missing"
         )
-    return [*runners, *(_other(name, optimizer, dtype, devices) for name in dict.fromkeys(against))], left_out
+    return [*runners, *(other_runner(name, optimizer, devices, dtype) for name in dict.fromkeys(against))], left_out
 
 
 def _check_providers() -> None:
@@ -128,13 +127,3 @@ def _no_device(entry: BackendEntry, asked: str) -> str:
     return (
         f"it has no usable device {asked!r}: {reason}; {usable}" if reason else f"it has no device {asked!r}; {usable}"
     )
-
-
-def _other(name: str, optimizer: Optimizer, dtype: str, devices: Sequence[str]) -> Any:
-    other = OTHER_OPTIMIZERS[name]
-    entry = _named(other.backend)
-    reason = _unusable(entry, dtype)
-    if reason is not None:
-        raise UnusableArgumentsError(f"--against {name} needs the backend {entry.name!r}, but {reason}")
-    usable = [match for device in devices if (match := _match(entry, device)) is not None]
-    return other.runner(optimizer, next(iter(usable), entry.usable_devices[0]), dtype)

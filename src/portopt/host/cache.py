@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from portopt.files import replacing
 
 _MAGIC = b"portopt kernel 1\n"
 _DIGEST_SIZE = hashlib.sha256().digest_size
@@ -71,11 +72,5 @@ def store(key: Mapping[str, str], code: bytes) -> None:
     content = prefix + hashlib.sha256(prefix + code).digest() + code
     with contextlib.suppress(OSError):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=directory, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            Path(temporary).replace(path)
-        except OSError:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(path, durable=False, mode=0o600) as temporary:
+            temporary.write_bytes(content)

@@ -6,6 +6,7 @@ just now or comes from the cache; so a process that finds its kernels in the cac
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import functools
 import importlib.metadata
@@ -27,10 +28,12 @@ _PROTOTYPES = {
         ctypes.c_int, _POINTER, _POINTER,
         _POINTER, _POINTER, _INTEGER, _INTEGER, _INTEGER, _POINTER, _INTEGER, _POINTER,
     ),
-    "probe": ctypes.CFUNCTYPE(
+    "norm": ctypes.CFUNCTYPE(
         ctypes.c_int, _POINTER, _POINTER,
-        _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INTEGER, _POINTER, _INTEGER, _INTEGER, _POINTER, _POINTER, _INTEGER,
+        _POINTER, _INTEGER, _INTEGER, _POINTER, *[_INTEGER] * 3, _POINTER, _POINTER, _INTEGER,
     ),
+    # Looks at Python objects, so it holds the GIL.
+    "watch": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 6),
 }  # fmt: skip
 _lock = threading.Lock()
 _engines: list[Any] = []
@@ -111,8 +114,9 @@ def _compile(source: str, prototype: str) -> bytes:
     namespace = dict(support.NAMESPACE)
     exec(compile(source, "<portopt kernel>", "exec"), namespace)
     options: Any = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    if "update_parameter" in namespace:
-        namespace["update_parameter"] = numba.njit(**options)(namespace["update_parameter"])
+    for name in _functions(source):
+        if name != "kernel":
+            namespace[name] = numba.njit(**options)(namespace[name])
     dispatcher = numba.njit(support.SIGNATURES[prototype], **options)(namespace["kernel"])
     result = next(iter(dispatcher.overloads.values()))
     llvm = _llvm()
@@ -126,6 +130,10 @@ def _compile(source: str, prototype: str) -> bytes:
     if unexpected:
         raise RuntimeError(f"the compiled kernel calls {', '.join(unexpected)}, which is not there without numba")
     return bytes(_target_machine().emit_object(module))
+
+
+def _functions(source: str) -> list[str]:
+    return [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
 
 
 def _load(code: bytes) -> int:

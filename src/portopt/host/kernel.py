@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,28 +26,25 @@ class HostKernel:
         self.columns = key.columns(program)
         self.inputs = tuple(name for name in program.scalar_inputs if name != "t")
         self._function = compile_kernel(program, key)
+        self.address = ctypes.cast(self._function, ctypes.c_void_p).value or 0
 
-    def prepare(self, table: Any, sizes: Any) -> Callable[[array.array[float], int], dict[str, float]]:
+    def prepare(self, table: Any, sizes: Any, outputs: array.array[float]) -> Callable[[int, int], None]:
         """Return a function that does a step on arrays whose addresses stand in `table`.
 
         Args:
             table: addresses, int64 of shape (parameters, columns), C-contiguous. What it holds at the call counts.
             sizes: number of elements of each parameter, int64.
+            outputs: where the scalars of the state that the step replaces are put, float64.
 
         Returns:
-            A function of the values of `self.inputs`, and of the number of the step from 1, that returns the scalars of the
-            state that the step replaces.
+            A function of the address of the values of `self.inputs`, and of the number of the step from 1.
         """
-        function, names = self._function, tuple(self.program.scalar_outputs)
-        outputs = array.array("d", bytes(8 * len(names)))
+        function = self._function
         unused = array.array("q", bytes(8))
         unused_address, outputs_address = unused.buffer_info()[0], outputs.buffer_info()[0]
         table_address, sizes_address, count, total = table.ctypes.data, sizes.ctypes.data, len(sizes), int(sizes.sum())
-        keep_alive = (table, sizes, unused)
 
-        def run(inputs: array.array[float], step: int) -> dict[str, float]:
-            inputs_address = inputs.buffer_info()[0]
-
+        def run(inputs_address: int, step: int, keep_alive: object = (table, sizes, unused, outputs)) -> None:
             def work(start: int, stop: int) -> None:
                 function(
                     unused_address, unused_address, table_address, sizes_address, count, start, stop, inputs_address, step,
@@ -54,7 +52,6 @@ class HostKernel:
                 )  # fmt: skip
 
             threads.run_split(work, total)
-            return dict(zip(names, outputs, strict=True)) if names and keep_alive else {}
 
         return run
 
@@ -69,8 +66,11 @@ class HostKernel:
         Returns:
             The scalars of the state that the step replaces.
         """
+        names = self.program.scalar_outputs
         values = array.array("d", [inputs[name] for name in self.inputs])
-        return self.prepare(table, sizes)(values, int(inputs.get("t", 0)))
+        outputs = array.array("d", bytes(8 * len(names)))
+        self.prepare(table, sizes, outputs)(values.buffer_info()[0], int(inputs.get("t", 0)))
+        return dict(zip(names, outputs, strict=True))
 
 
 @functools.lru_cache(maxsize=512)
@@ -114,7 +114,7 @@ def update(
         rows = [
             {**dense[i], **({} if outputs is None else {NEW + n: a for n, a in outputs[i].items()})} for i in members
         ]
-        table = np.array([[row[column].ctypes.data for column in kernel.columns] for row in rows], np.int64)
+        table = np.array([[_address(row[column]) for column in kernel.columns] for row in rows], np.int64)
         sizes = np.array([row["p"].size for row in rows], np.int64)
         scalars.provide(kernel.run(table, sizes, scalars.inputs))
     if in_place:
@@ -122,6 +122,10 @@ def update(
             for name in program.array_outputs:
                 if copies[name].ctypes.data != original[name].ctypes.data or not original[name].flags.c_contiguous:
                     original[name][...] = copies[name].reshape(original[name].shape)
+
+
+def _address(array: Any) -> int:
+    return int(array.__array_interface__["data"][0])  # a third of the time of `array.ctypes.data`
 
 
 def _copy_overlapping_gradients(parameters: Sequence[dict[str, Any]]) -> None:

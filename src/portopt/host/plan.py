@@ -1,192 +1,205 @@
 """Repeated steps in place: what was checked in the last step is not checked again.
 
 A training loop calls `apply_` with the same parameter and slot arrays and new gradients each time. A plan holds what the full
-check found out about them: the table of addresses, sizes and the kernel. The next step only makes sure that the arrays are the
-same objects with the same memory and that the gradients fit, and calls the kernel; if anything is not as it was, the plan
-steps aside and the full check says what is wrong, or makes a new plan.
+check found out about them: the tables of addresses, sizes and the kernels. The next step only makes sure that the arrays are
+the same objects with the same memory and that the gradients fit (`watch.py`), and calls the kernels; if anything is not as it
+was, the plan steps aside and the full check says what is wrong, or makes a new plan.
 
 A plan does not keep arrays alive: it dies with the first of them.
 """
 
 from __future__ import annotations
 
-import array
 import math
 import weakref
+from array import array
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from portopt.backend import is_interpreted
+from portopt.backend import Backend, is_interpreted
+from portopt.host import threads
 from portopt.host.kernel import HostKernel, get_kernel
-from portopt.scalars import HOST, Scalar
+from portopt.host.norm import GradientTable, gradient_norm
+from portopt.host.watch import ArrayReader, Group, Watch
 from portopt.schedules import is_schedule
-from portopt.trees import STANDARD_TREES
 
 if TYPE_CHECKING:
-    from portopt.optimizer import Optimizer
+    from portopt.optimizer import Optimizer, OptimizerState
     from portopt.program import Program
 
-
-class Prober(Protocol):
-    """Looks at the arrays of one library between two steps."""
-
-    def fits(self, gradients: list[Any]) -> bool:
-        """Tell whether parameters and slots have the memory and shapes that the table says, and the gradients fit them.
-
-        The gradients' addresses are then in the table, and no gradient lies in memory that the step writes.
-        """
-
-    def written(self) -> None:
-        """Note that parameters and slots were written."""
+Trees = tuple[Any, Any, "OptimizerState"]
+"""Parameters, gradients and the state, as a step was given them."""
 
 
 class Plan:
     """One optimizer's step in place on one set of arrays.
 
     Args:
-        program: what the kernel does.
-        kernel: the kernel, of the dtypes that all arrays have.
-        leaves: the parameters, in the order of the tree.
-        slots: all arrays of the state, in the order of `optree.tree_leaves(state.slots)`.
-        table: addresses, one row a parameter.
-        sizes: number of elements of each parameter.
-        make_prober: given `table`, returns what looks at the arrays.
+        backend: of the arrays.
+        program: what the kernels do.
+        trees: the step's arguments.
+        arrays: name to array, of each parameter.
+        watch: knows the arrays.
+        kernels: the kernels.
+        groups: each kernel's parameters.
+        outputs: where kernels put the new scalars of the state.
+        note_written: given all written arrays, notes that they were written; None if nobody needs to know.
     """
 
     def __init__(
         self,
+        backend: Backend,
         program: Program,
-        kernel: HostKernel,
-        leaves: Sequence[Any],
-        slots: Sequence[Any],
-        table: Any,
-        sizes: Any,
-        make_prober: Callable[[Any], Prober],
+        trees: Trees,
+        arrays: Sequence[Mapping[str, Any]],
+        watch: Watch,
+        kernels: Sequence[HostKernel],
+        groups: Sequence[Group],
+        outputs: array[float],
+        note_written: Callable[[list[Any]], None] | None,
     ) -> None:
         self.program = program
-        self._kernel = kernel
-        self._leaf_ids = list(map(id, leaves))
-        self._slot_ids = list(map(id, slots))
-        self._scalar_slots = frozenset(program.scalar_outputs)
-        self._slot_count = len(program.array_outputs) - 1 + len(program.scalar_outputs)
-        self._table = table
-        self._sizes = sizes
-        self._prober = make_prober(table)
+        self._backend = backend
+        self._watch = watch
+        self._groups = groups
+        self._kernels = kernels
+        self._outputs = outputs
+        self._state_type: type[OptimizerState] = type(trees[2])
+        self._gradients = [
+            GradientTable(dict(kernel.key.dtypes)["g"], group.table, group.columns.index("g"), group.sizes)
+            for kernel, group in zip(kernels, groups, strict=True)
+        ]
+        self._runs_at_once = threads.is_small(sum(int(group.sizes.sum()) for group in groups))
+        self._runs = [
+            kernel.prepare(group.table, group.sizes, outputs) for kernel, group in zip(kernels, groups, strict=True)
+        ]
+        self._inputs: array[float] | None = None
+        self._given: dict[str, Any] = {}
+        self._note_written = note_written
         self._alive = True
-        self._fixed_inputs: array.array[float] | None = None
-        self._inputs_are_fixed = not program.uses_gradient_norm and not program.scalar_outputs
-        self._run = kernel.prepare(table, sizes)
         forget = weakref.WeakMethod(self._forget)
-        self._references = [weakref.ref(leaf, lambda _: _call(forget)) for leaf in (*leaves, *slots)]
+        written = [a[name] for a in arrays for name in a if name != "g"]
+        self._written = [weakref.ref(a, lambda _: _call(forget)) for a in written]
 
     def _forget(self) -> None:
         self._alive = False
 
+    def __bool__(self) -> bool:
+        return self._alive
+
     def step(
-        self, optimizer: Optimizer, params: Any, grads: Any, state: Any, overrides: Mapping[str, Any]
-    ) -> tuple[int, Mapping[str, float]] | None:
-        """Do a step and return the number of finished steps and the new scalars of the state; None if anything is new."""
-        if not self._alive or type(state.step) is not int or is_interpreted():
+        self, optimizer: Optimizer, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
+    ) -> OptimizerState | None:
+        """Do a step and return the new state; None, with nothing done, if anything is not as it was."""
+        if not self._alive or type(state) is not self._state_type or type(state.step) is not int or state.step < 0:
             return None
-        program = self.program
-        if optimizer.program(overrides) is not program:
+        if is_interpreted():
             return None
-        leaves, definition = STANDARD_TREES.flatten(params)
-        gradients, gradient_definition = STANDARD_TREES.flatten(grads)
-        if list(map(id, leaves)) != self._leaf_ids or gradient_definition != definition:
-            return None
-        slots = STANDARD_TREES.flatten({n: state.slots[n] for n in optimizer.slots if n in state.slots})[0]
-        if list(map(id, slots)) != self._slot_ids or len(state.slots) != len(optimizer.slots) + len(
-            optimizer.scalar_slots
-        ):
-            return None
-        if not self._prober.fits(gradients):
-            return None
-        inputs = self._fixed_inputs
-        if inputs is None or overrides:
-            inputs = self._inputs(optimizer, state, overrides, gradients)
+        slots, finished = state.slots, state.step + 1
+        inputs = self._inputs
+        looked = False
+        if inputs is None or not _same_numbers(overrides, self._given):
+            checked = optimizer.check_overrides(overrides)
+            if optimizer.program(checked) is not self.program:
+                return None
+            norm = None
+            if self.program.uses_gradient_norm and "gradient_norm" not in checked:
+                if not self._watch(params, grads, slots):
+                    return None
+                looked = True
+                norm = gradient_norm(self._gradients)
+            inputs = self._new_inputs(optimizer, state, checked, norm)
             if inputs is None:
                 return None
-            if self._inputs_are_fixed and not overrides:
-                self._fixed_inputs = inputs
-        finished = state.step + 1
-        outputs = self._run(inputs, finished)
-        self._prober.written()
-        return finished, outputs
-
-    def _inputs(
-        self, optimizer: Optimizer, state: Any, overrides: Mapping[str, Any], gradients: list[Any]
-    ) -> array.array[float] | None:
-        values = array.array("d")
-        for name in self._kernel.inputs:
-            if name == "gradient_norm":
-                value: Any = self._gradient_norm(gradients)
-            elif name in optimizer.scalar_slots:
-                value = state.slots[name]
-            elif name in overrides:
-                value = overrides[name]
-            else:
-                value = getattr(optimizer, name)
-            if name == "learning_rate" and is_schedule(value):
-                self._inputs_are_fixed = False
-                value = value(Scalar(state.step, HOST))
-                value = value.value if isinstance(value, Scalar) else value
-                if type(value) not in (int, float) or not 0.0 <= value < float("inf"):
-                    return None
-            if type(value) is not float and type(value) is not int:
+            self._keep(inputs, optimizer, overrides, checked)
+        address = inputs.buffer_info()[0]
+        if self._runs_at_once and not looked:
+            if not self._watch(params, grads, slots, address, finished):
                 return None
-            values.append(value)
-        return values
+        elif not looked and not self._watch(params, grads, slots):
+            return None
+        else:
+            for run in self._runs:
+                run(address, finished)
+        if self._note_written is not None:
+            self._note_written([reference() for reference in self._written])
+        names = self.program.scalar_outputs
+        if names:
+            slots = {**slots, **dict(zip(names, self._outputs, strict=True))}
+        new_state: OptimizerState = self._state_type(finished, slots)
+        return new_state
 
-    def _gradient_norm(self, gradients: list[Any]) -> Any:
-        from portopt.backend import find_backend
+    def _new_inputs(
+        self, optimizer: Optimizer, state: Any, overrides: Mapping[str, Any], norm: float | None
+    ) -> array[float] | None:
+        scalars = optimizer.step_scalars(self._backend, self.program, state, overrides, lambda: norm)[0]
+        values = [scalars.inputs[name] for name in self._kernels[0].inputs]
+        return array("d", values) if all(type(v) in (int, float) for v in values) else None
 
-        backend = find_backend(gradients[0])
-        return None if backend is None else backend.gradient_norm(gradients)
+    def _keep(
+        self, inputs: array[float], optimizer: Optimizer, overrides: dict[str, Any], checked: Mapping[str, Any]
+    ) -> None:
+        """Keep the inputs for the next step if only the given numbers decide about them."""
+        rate = checked.get("learning_rate", optimizer.learning_rate)
+        self._inputs = None
+        if not self.program.uses_gradient_norm and not self.program.scalar_outputs and not is_schedule(rate):
+            self._inputs, self._given = inputs, overrides
+
+
+def _same_numbers(overrides: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Tell whether the same hyperparameters have the same values, all of them Python numbers."""
+    if len(overrides) != len(others):
+        return False
+    return all(
+        type(v) in (int, float) and name in others and type(others[name]) is type(v) and repr(v) == repr(others[name])
+        for name, v in overrides.items()
+    )
 
 
 def make_plan(
+    backend: Backend,
     program: Program,
-    parameters: Sequence[Mapping[str, Any]],
-    slots: Sequence[Any],
+    trees: Trees,
+    arrays: Sequence[Mapping[str, Any]],
     dtypes: Sequence[Mapping[str, str]],
-    address: Callable[[Any], int],
-    prober: Callable[[Sequence[Mapping[str, Any]], Sequence[str], Any], Prober],
+    reader: ArrayReader,
+    note_written: Callable[[list[Any]], None] | None = None,
 ) -> Plan | None:
-    """Return a plan for arrays in host memory that are C-contiguous; None if they are of several kinds of dtypes.
+    """Return a plan for steps on C-contiguous arrays in host memory; None if it cannot watch them.
 
     Args:
+        backend: of the arrays.
         program: what the steps run.
-        parameters: name to array, of each parameter.
-        slots: all arrays of the state, in the order of its tree.
+        trees: a step's parameters, gradients and state.
+        arrays: name to array, of each parameter, in the order of the tree.
         dtypes: name to dtype name, of each parameter.
-        address: returns the address of an array's memory.
-        prober: given `parameters`, the names of the columns and the table, returns what looks at the arrays.
+        reader: how arrays are read.
+        note_written: given all written arrays after a step, notes that they were written.
     """
-    if not parameters or any(names != dtypes[0] for names in dtypes):
+    params, grads, state = trees
+    if not arrays or type(state.slots) is not dict:
         return None
-    kernel = get_kernel(program, dtypes[0], in_place=True)
-    table = np.array([[address(arrays[name]) for name in kernel.columns] for arrays in parameters], np.int64)
-    sizes = np.array([math.prod(arrays["p"].shape) for arrays in parameters], np.int64)
-    leaves = [arrays["p"] for arrays in parameters]
-    return Plan(program, kernel, leaves, slots, table, sizes, lambda table: prober(parameters, kernel.columns, table))
+    members: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for i, names in enumerate(dtypes):
+        members.setdefault(tuple(names.items()), []).append(i)
+    kernels, groups = [], []
+    for kind, numbers in members.items():
+        kernel = get_kernel(program, dict(kind), in_place=True)
+        table = np.array([[reader.address(arrays[i][name]) for name in kernel.columns] for i in numbers], np.int64)
+        sizes = np.array([math.prod(arrays[i]["p"].shape) for i in numbers], np.int64)
+        kernels.append(kernel)
+        groups.append(Group(kernel.address, numbers, kernel.columns, table, sizes))
+    outputs = array("d", bytes(8 * max(len(program.scalar_outputs), 1)))
+    scalar_slots = [name for name in state.slots if name not in program.array_outputs]
+    watch = Watch(reader, (params, grads, state.slots), scalar_slots, arrays, groups, outputs.buffer_info()[0])
+    if not watch.is_possible:
+        return None
+    return Plan(backend, program, trees, arrays, watch, kernels, groups, outputs, note_written)
 
 
 def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
     alive = method()
     if alive is not None:
         alive()
-
-
-def merged_ranges(ranges: Sequence[tuple[int, int]]) -> tuple[array.array[int], array.array[int]]:
-    """Return starts and ends, increasing, of the memory covered by ranges given as start and size in bytes."""
-    starts, ends = array.array("q"), array.array("q")
-    for start, size in sorted(r for r in ranges if r[1]):
-        if ends and start <= ends[-1]:
-            ends[-1] = max(ends[-1], start + size)
-        else:
-            starts.append(start)
-            ends.append(start + size)
-    return starts, ends

@@ -43,7 +43,32 @@ def _bitcast(source: Any, target: Any) -> Any:
 
 
 float_bits = _bitcast(types.float32, types.uint32)
+double_bits = _bitcast(types.float64, types.uint64)
 float_of_bits = _bitcast(types.uint32, types.float32)
+
+
+@intrinsic
+def add_in_any_order(typing_context: Any, a: Any, b: Any) -> Any:
+    """Add float64 values whose sum is exact, so that the compiler may add several at a time."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.fadd(*args, flags=["reassoc"])
+
+    return types.float64(types.float64, types.float64), codegen
+
+
+def _call(count: int, result: Any = types.int32) -> Any:
+    """Return what calls a C function at an address with `count` 64-bit arguments."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        function_type = ir.FunctionType(context.get_value_type(result), [ir.IntType(64)] * count)
+        return builder.call(builder.inttoptr(args[0], function_type.as_pointer()), args[1:])
+
+    # numba reads the number of arguments off the signature.
+    parameters = ", ".join(f"a{i}" for i in range(count + 1))
+    namespace = {"typed": result(*[types.int64] * (count + 1)), "codegen": codegen}
+    exec(f"def call(typing_context, {parameters}):\n    return typed, codegen", namespace)
+    return intrinsic(namespace["call"])
 
 
 @intrinsic
@@ -198,6 +223,19 @@ NAMESPACE: dict[str, Any] = {
     "float64_nan": np.nan,
     "float64_inf": np.inf,
     "float64_minus_inf": -np.inf,
+    "add_in_any_order": add_in_any_order,
+    "float32_bits": float_bits,
+    "float64_bits": double_bits,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+    "numpy_int64": np.int64,
+    "call_0": _call(0),
+    "call_1": _call(1),
+    "call_2": _call(2),
+    "call_4": _call(4),
+    "object_of_call_1": _call(1, types.int64),
+    "object_of_call_2": _call(2, types.int64),
+    "call_kernel": _call(10),
     "sqrt": np.sqrt,
     "floor": np.floor,
     **{
@@ -218,7 +256,9 @@ _count = types.int64
 SIGNATURES = {
     # (table, sizes, count, start, stop, inputs, step, outputs)
     "kernel": types.void(_addresses, _addresses, _count, _count, _count, _values, _count, _values),
-    # (gradients, written, types, sizes, shapes, count, table, columns, column, starts, ends, intervals)
-    "probe": types.int64(*[_addresses] * 5, _count, _addresses, _count, _count, _addresses, _addresses, _count),
+    # (table, columns, column, sizes, count, start, stop, values, bits, sums)
+    "norm": types.void(_addresses, _count, _count, _addresses, *[_count] * 3, _values, _addresses, _count),
+    # (context, params, grads, slots, inputs, step)
+    "watch": types.void(_addresses, *[_count] * 5),
 }
 """Types of the functions called `kernel`, by the name of their prototype."""

@@ -5,24 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from portopt.dialects import per_dialect
 from portopt.hyperparameters import epsilon_hyperparameter, hyperparameter
-from portopt.optimizer import Optimizer
+from portopt.rules.dialect_rule import DialectRule
 
 
-class Adagrad(Optimizer):
+class Adagrad(DialectRule):
     """Adagrad: the gradient divided by the root of the sum of its squares so far.
 
-    `accumulator = accumulator + g**2`; then `p - lr * g / (sqrt(accumulator) + epsilon)`.
+    `accumulator = accumulator + g**2`; then:
+
+    - keras2: `p - lr * g / (sqrt(accumulator) + epsilon)`
+    - keras3: `p - lr * g / sqrt(accumulator + epsilon)`
+    - torch: `p - lr * g / (sqrt(accumulator) + epsilon)`
+    - optax: `p - lr * (g / sqrt(accumulator + epsilon))`, but `p` where accumulator is 0
 
     Args:
         learning_rate: in [0, inf), or a schedule.
-        epsilon: in [0, inf); None means `portopt.epsilon()`.
-        decay: in [0, inf); the learning rate is divided by `1 + decay * finished steps`.
+        epsilon: in [0, inf); None means the dialect's default, which in keras2 is `portopt.epsilon()`.
+        decay: keras2, torch: in [0, inf); the learning rate is divided by `1 + decay * finished steps`.
+        initial_accumulator_value: keras3, torch, optax: in [0, inf); the accumulator at first, which in keras2 is 0.
+        dialect, weight_decay, maximize: see `DialectRule`.
         lr, clipnorm, clipvalue: see `Optimizer`.
 
     Raises:
         ValueError: a hyperparameter is outside its range.
-        TypeError: an argument is unknown, of a wrong type, or given under two names.
+        TypeError: an argument is unknown or not in the dialect, of a wrong type, or given under two names.
 
     Example:
         >>> import numpy as np, portopt
@@ -38,10 +46,31 @@ class Adagrad(Optimizer):
     slots = ("accumulator",)
     keras_short_list = (0, 0.0)
 
-    learning_rate: Any = hyperparameter(default=0.01, at_least=0, kw_only=False)
-    epsilon: float | None = epsilon_hyperparameter(default=None)
-    decay: float = hyperparameter(default=0.0, at_least=0, off=0.0, kw_only=True)
+    learning_rate: Any = hyperparameter(
+        default=per_dialect(keras2=0.01, keras3=0.001, torch=0.01, optax=0.001), at_least=0, kw_only=False
+    )
+    epsilon: float | None = epsilon_hyperparameter(
+        default=per_dialect(keras2=None, keras3=1e-7, torch=1e-10, optax=1e-7)
+    )
+    decay: float | None = hyperparameter(default=per_dialect(keras2=0.0, torch=0.0), at_least=0, off=0.0)
+    initial_accumulator_value: float | None = hyperparameter(
+        default=per_dialect(keras3=0.1, torch=0.0, optax=0.1), at_least=0, at_init=True
+    )
+
+    @property
+    def first_values(self) -> Mapping[str, float]:  # type: ignore[override]  # depends on a hyperparameter
+        """The accumulator's."""
+        return {"accumulator": self.initial_accumulator_value or 0.0}
 
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+        p, g = self.prepare(p, g, c.lr)
         accumulator = slots.accumulator + xp.square(g)
-        return p - c.lr * g / (xp.sqrt(accumulator) + self.epsilon), {"accumulator": accumulator}
+        match self.dialect:
+            case "keras2" | "torch":
+                p = p - c.lr * g / (xp.sqrt(accumulator) + self.epsilon)
+            case "keras3":
+                p = p - c.lr * g / xp.sqrt(accumulator + self.epsilon)
+            case "optax":
+                direction = g / xp.sqrt(accumulator + self.epsilon)
+                p = p - c.lr * xp.where(accumulator > 0, direction, xp.zeros_like(g))
+        return p, {"accumulator": accumulator}

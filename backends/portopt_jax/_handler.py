@@ -1,0 +1,435 @@
+"""The function that XLA calls to run a host kernel: machine code made by llvmlite, so that no step waits for Python.
+
+It reads XLA's description of the call (the C API of its foreign function interface, version 0), fills the kernel's table of
+addresses, and shares the elements with XLA's own threads: the calling thread and helpers take chunk after chunk from a common
+counter, and the caller waits only for chunks that were begun. A helper that starts when all is done finds nothing to do; the
+last one to leave frees the table.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import string
+import sys
+from typing import Any
+
+from portopt.host.threads import ELEMENTS_PER_THREAD
+
+_CHUNKS_PER_THREAD = 4
+_engines: list[Any] = []
+
+
+def supported() -> bool:
+    """Tell whether the handler fits this system: a 64-bit processor and a C library with the names of POSIX."""
+    return sys.platform in ("linux", "darwin") and sys.maxsize > 2**32
+
+
+def make_handler(kernel: Any, operands: int, *, in_place: bool, has_outputs: bool) -> Any:
+    """Return a handler for XLA as a ctypes function.
+
+    Operands are the kernel's scalar inputs in one float64 array, the number of the step as int32, then parameter, gradient and
+    slots of each parameter. Results are the scalar outputs in one float64 array, if there are any, then parameter and slots of
+    each.
+
+    Args:
+        kernel: as `portopt.host.compiler.compile_kernel` returns it.
+        operands: how many arrays each parameter has among the operands.
+        in_place: whether the kernel overwrites its operands; then XLA must give the results the memory of the operands.
+        has_outputs: whether the kernel has scalar outputs.
+    """
+    llvm = _llvm()
+    source = string.Template(_SOURCE).substitute(
+        KERNEL=ctypes.cast(kernel, ctypes.c_void_p).value,
+        OUTPUTS=int(has_outputs),
+        OPERANDS=operands,
+        RESULTS=operands - 1,
+        COLUMNS=operands if in_place else 2 * operands - 1,
+        IN_PLACE=str(in_place).lower(),
+        HAS_OUTPUTS=str(has_outputs).lower(),
+        LEAST=ELEMENTS_PER_THREAD,
+        TWICE_LEAST=2 * ELEMENTS_PER_THREAD,
+        CHUNKS_PER_THREAD=_CHUNKS_PER_THREAD,
+    )
+    module = llvm.parse_assembly(source)
+    machine = llvm.Target.from_default_triple().create_target_machine(opt=2, codemodel="jitdefault", jit=True)
+    engine = llvm.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    _engines.append(engine)
+    return ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(engine.get_function_address("handler"))
+
+
+@functools.cache
+def _llvm() -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm
+
+
+# What threads share, in 64-bit words: 0 next chunk, 1 chunks done, 2 references, 3 chunks, 4 elements a chunk, 5 elements,
+# 6 step, 7 parameters, 8 table, 9 sizes, 10 inputs, 11 outputs, 12 and 13 unused results of the kernel; then sizes and table.
+_SOURCE = r"""
+%shared = type { i64, i64, i64, i64, i64, i64, i64, i64, ptr, ptr, ptr, ptr, i64, i64 }
+%extension = type { i64, i32, ptr, ptr }
+%version = type { i64, ptr, i32, i32 }
+%metadata = type { i64, %version, i32, i64 }
+%list = type { i64, ptr, i64, ptr, ptr }
+%frame = type { i64, ptr, ptr, ptr, i32, %list, %list }
+%buffer = type { i64, ptr, i32, ptr, i64, ptr }
+%api = type { i64, ptr, %version, ptr, ptr, ptr, ptr, ptr, ptr, ptr, ptr, ptr, ptr, ptr, ptr, ptr, ptr }
+%create_error = type { i64, ptr, ptr, i32 }
+%destroy_error = type { i64, ptr, ptr }
+%thread_count = type { i64, ptr, ptr, ptr }
+%schedule = type { i64, ptr, ptr, ptr, ptr }
+
+@moved = private constant [59 x i8] c"portopt: XLA gave a result other memory than its operand's\00"
+
+declare ptr @malloc(i64)
+declare void @free(ptr)
+declare i32 @sched_yield()
+declare i64 @llvm.umin.i64(i64, i64)
+declare i64 @llvm.umax.i64(i64, i64)
+
+define internal void @work(ptr %job) {
+begin:
+  %done = getelementptr %shared, ptr %job, i64 0, i32 1
+  %chunks_at = getelementptr %shared, ptr %job, i64 0, i32 3
+  %chunk_at = getelementptr %shared, ptr %job, i64 0, i32 4
+  %total_at = getelementptr %shared, ptr %job, i64 0, i32 5
+  %step_at = getelementptr %shared, ptr %job, i64 0, i32 6
+  %count_at = getelementptr %shared, ptr %job, i64 0, i32 7
+  %table_at = getelementptr %shared, ptr %job, i64 0, i32 8
+  %sizes_at = getelementptr %shared, ptr %job, i64 0, i32 9
+  %inputs_at = getelementptr %shared, ptr %job, i64 0, i32 10
+  %outputs_at = getelementptr %shared, ptr %job, i64 0, i32 11
+  %unused = getelementptr %shared, ptr %job, i64 0, i32 12
+  %unused_too = getelementptr %shared, ptr %job, i64 0, i32 13
+  %chunks = load i64, ptr %chunks_at
+  br label %take
+take:
+  %i = atomicrmw add ptr %job, i64 1 seq_cst
+  %any = icmp ult i64 %i, %chunks
+  br i1 %any, label %run, label %end
+run:
+  %chunk = load i64, ptr %chunk_at
+  %total = load i64, ptr %total_at
+  %step = load i64, ptr %step_at
+  %count = load i64, ptr %count_at
+  %table = load ptr, ptr %table_at
+  %sizes = load ptr, ptr %sizes_at
+  %inputs = load ptr, ptr %inputs_at
+  %outputs = load ptr, ptr %outputs_at
+  %start = mul i64 %i, %chunk
+  %full = add i64 %start, %chunk
+  %stop = call i64 @llvm.umin.i64(i64 %full, i64 %total)
+  %kernel = inttoptr i64 $KERNEL to ptr
+  %status = call i32 %kernel(ptr %unused, ptr %unused_too, ptr %table, ptr %sizes, i64 %count,
+    i64 %start, i64 %stop, ptr %inputs, i64 %step, ptr %outputs)
+  %before = atomicrmw add ptr %done, i64 1 seq_cst
+  br label %take
+end:
+  ret void
+}
+
+define internal void @leave(ptr %job) {
+begin:
+  %references = getelementptr %shared, ptr %job, i64 0, i32 2
+  %before = atomicrmw sub ptr %references, i64 1 seq_cst
+  %last = icmp eq i64 %before, 1
+  br i1 %last, label %last_one, label %end
+last_one:
+  call void @free(ptr %job)
+  ret void
+end:
+  ret void
+}
+
+define internal void @help(ptr %job) {
+  call void @work(ptr %job)
+  call void @leave(ptr %job)
+  ret void
+}
+
+define internal ptr @item(ptr %list, i64 %i) {
+  %items_at = getelementptr %list, ptr %list, i64 0, i32 4
+  %items = load ptr, ptr %items_at
+  %item_at = getelementptr ptr, ptr %items, i64 %i
+  %item = load ptr, ptr %item_at
+  ret ptr %item
+}
+
+define internal ptr @data(ptr %list, i64 %i) {
+  %buffer = call ptr @item(ptr %list, i64 %i)
+  %data_at = getelementptr %buffer, ptr %buffer, i64 0, i32 3
+  %data = load ptr, ptr %data_at
+  ret ptr %data
+}
+
+define internal i64 @elements(ptr %buffer) {
+begin:
+  %rank_at = getelementptr %buffer, ptr %buffer, i64 0, i32 4
+  %rank = load i64, ptr %rank_at
+  %dimensions_at = getelementptr %buffer, ptr %buffer, i64 0, i32 5
+  %dimensions = load ptr, ptr %dimensions_at
+  br label %next
+next:
+  %i = phi i64 [ 0, %begin ], [ %i_next, %more ]
+  %product = phi i64 [ 1, %begin ], [ %product_next, %more ]
+  %any = icmp ult i64 %i, %rank
+  br i1 %any, label %more, label %end
+more:
+  %dimension_at = getelementptr i64, ptr %dimensions, i64 %i
+  %dimension = load i64, ptr %dimension_at
+  %product_next = mul i64 %product, %dimension
+  %i_next = add i64 %i, 1
+  br label %next
+end:
+  ret i64 %product
+}
+
+define internal ptr @function(ptr %frame, i32 %index) {
+  %api_at = getelementptr %frame, ptr %frame, i64 0, i32 2
+  %api = load ptr, ptr %api_at
+  %functions = getelementptr %api, ptr %api, i64 0, i32 4
+  %function_at = getelementptr ptr, ptr %functions, i32 %index
+  %function = load ptr, ptr %function_at
+  ret ptr %function
+}
+
+define internal void @destroy(ptr %frame, ptr %error) {
+  %arguments = alloca %destroy_error
+  store %destroy_error { i64 24, ptr null, ptr null }, ptr %arguments
+  %error_at = getelementptr %destroy_error, ptr %arguments, i64 0, i32 2
+  store ptr %error, ptr %error_at
+  %destroy = call ptr @function(ptr %frame, i32 2)
+  call void %destroy(ptr %arguments)
+  ret void
+}
+
+define internal i64 @threads(ptr %frame, ptr %context) {
+begin:
+  %count = alloca i64
+  store i64 1, ptr %count
+  %arguments = alloca %thread_count
+  store %thread_count { i64 32, ptr null, ptr null, ptr null }, ptr %arguments
+  %context_at = getelementptr %thread_count, ptr %arguments, i64 0, i32 2
+  store ptr %context, ptr %context_at
+  %count_at = getelementptr %thread_count, ptr %arguments, i64 0, i32 3
+  store ptr %count, ptr %count_at
+  %ask = call ptr @function(ptr %frame, i32 12)
+  %error = call ptr %ask(ptr %arguments)
+  %good = icmp eq ptr %error, null
+  br i1 %good, label %known, label %unknown
+known:
+  %threads = load i64, ptr %count
+  %at_least_one = call i64 @llvm.umax.i64(i64 %threads, i64 1)
+  ret i64 %at_least_one
+unknown:
+  call void @destroy(ptr %frame, ptr %error)
+  ret i64 1
+}
+
+define ptr @handler(ptr %frame) {
+begin:
+  %extension_at = getelementptr %frame, ptr %frame, i64 0, i32 1
+  %extension = load ptr, ptr %extension_at
+  %extended = icmp ne ptr %extension, null
+  br i1 %extended, label %look, label %call
+look:
+  %kind_at = getelementptr %extension, ptr %extension, i64 0, i32 1
+  %kind = load i32, ptr %kind_at
+  %asked = icmp eq i32 %kind, 1
+  br i1 %asked, label %describe, label %call
+describe:
+  %metadata_at = getelementptr %extension, ptr %extension, i64 0, i32 3
+  %metadata = load ptr, ptr %metadata_at
+  %api_at = getelementptr %frame, ptr %frame, i64 0, i32 2
+  %api = load ptr, ptr %api_at
+  %minor_at = getelementptr %api, ptr %api, i64 0, i32 2, i32 3
+  %minor = load i32, ptr %minor_at
+  %my_major = getelementptr %metadata, ptr %metadata, i64 0, i32 1, i32 2
+  store i32 0, ptr %my_major
+  %my_minor = getelementptr %metadata, ptr %metadata, i64 0, i32 1, i32 3
+  store i32 %minor, ptr %my_minor
+  %my_traits = getelementptr %metadata, ptr %metadata, i64 0, i32 2
+  store i32 0, ptr %my_traits
+  ret ptr null
+
+call:
+  %context_at = getelementptr %frame, ptr %frame, i64 0, i32 3
+  %context = load ptr, ptr %context_at
+  %operands = getelementptr %frame, ptr %frame, i64 0, i32 5
+  %results = getelementptr %frame, ptr %frame, i64 0, i32 6
+  %operand_count_at = getelementptr %list, ptr %operands, i64 0, i32 2
+  %operand_count = load i64, ptr %operand_count_at
+  %array_count = sub i64 %operand_count, 2
+  %count = udiv i64 %array_count, $OPERANDS
+  %fixed = ptrtoint ptr getelementptr (%shared, ptr null, i64 1) to i64
+  %entries = mul i64 %count, $COLUMNS
+  %words = add i64 %count, %entries
+  %word_bytes = mul i64 %words, 8
+  %bytes = add i64 %fixed, %word_bytes
+  %job = call ptr @malloc(i64 %bytes)
+  %sizes = getelementptr %shared, ptr %job, i64 1
+  %table = getelementptr i64, ptr %sizes, i64 %count
+  %inputs = call ptr @data(ptr %operands, i64 0)
+  %step_from = call ptr @data(ptr %operands, i64 1)
+  %narrow = load i32, ptr %step_from
+  %step = sext i32 %narrow to i64
+  br i1 $HAS_OUTPUTS, label %take_outputs, label %no_outputs
+take_outputs:
+  %outputs_given = call ptr @data(ptr %results, i64 0)
+  br label %begin_parameters
+no_outputs:
+  %nowhere = getelementptr %shared, ptr %job, i64 0, i32 13
+  br label %begin_parameters
+begin_parameters:
+  %outputs = phi ptr [ %outputs_given, %take_outputs ], [ %nowhere, %no_outputs ]
+  br label %next_parameter
+
+next_parameter:
+  %k = phi i64 [ 0, %begin_parameters ], [ %k_next, %sized ]
+  %total = phi i64 [ 0, %begin_parameters ], [ %total_next, %sized ]
+  %any_parameter = icmp ult i64 %k, %count
+  br i1 %any_parameter, label %parameter, label %split
+parameter:
+  %row = mul i64 %k, $COLUMNS
+  %operands_before = mul i64 %k, $OPERANDS
+  %operand_row = add i64 %operands_before, 2
+  %results_before = mul i64 %k, $RESULTS
+  %result_row = add i64 %results_before, $OUTPUTS
+  %parameter_buffer = call ptr @item(ptr %operands, i64 %operand_row)
+  %size = call i64 @elements(ptr %parameter_buffer)
+  %size_to = getelementptr i64, ptr %sizes, i64 %k
+  store i64 %size, ptr %size_to
+  br label %next_operand
+next_operand:
+  %c = phi i64 [ 0, %parameter ], [ %c_next, %operand_done ]
+  %any_operand = icmp ult i64 %c, $OPERANDS
+  br i1 %any_operand, label %operand, label %sized
+operand:
+  %operand_index = add i64 %operand_row, %c
+  %address = call ptr @data(ptr %operands, i64 %operand_index)
+  %entry = add i64 %row, %c
+  %entry_to = getelementptr ptr, ptr %table, i64 %entry
+  store ptr %address, ptr %entry_to
+  %is_gradient = icmp eq i64 %c, 1
+  br i1 %is_gradient, label %operand_done, label %result
+result:
+  %after_gradient = icmp ugt i64 %c, 1
+  %skipped = zext i1 %after_gradient to i64
+  %result_column = sub i64 %c, %skipped
+  %result_index = add i64 %result_row, %result_column
+  %result_address = call ptr @data(ptr %results, i64 %result_index)
+  br i1 $IN_PLACE, label %compare, label %enter_result
+compare:
+  %same = icmp eq ptr %address, %result_address
+  %nothing = icmp eq i64 %size, 0
+  %good = or i1 %same, %nothing
+  br i1 %good, label %operand_done, label %refuse
+enter_result:
+  %result_entry_in_row = add i64 %result_column, $OPERANDS
+  %result_entry = add i64 %row, %result_entry_in_row
+  %result_entry_to = getelementptr ptr, ptr %table, i64 %result_entry
+  store ptr %result_address, ptr %result_entry_to
+  br label %operand_done
+operand_done:
+  %c_next = add i64 %c, 1
+  br label %next_operand
+sized:
+  %total_next = add i64 %total, %size
+  %k_next = add i64 %k, 1
+  br label %next_parameter
+refuse:
+  call void @free(ptr %job)
+  %error_arguments = alloca %create_error
+  store %create_error { i64 28, ptr null, ptr @moved, i32 13 }, ptr %error_arguments
+  %create = call ptr @function(ptr %frame, i32 0)
+  %error = call ptr %create(ptr %error_arguments)
+  ret ptr %error
+
+split:
+  %large = icmp uge i64 %total, ${TWICE_LEAST}
+  br i1 %large, label %count_threads, label %fill
+count_threads:
+  %found = call i64 @threads(ptr %frame, ptr %context)
+  br label %fill
+fill:
+  %threads = phi i64 [ 1, %split ], [ %found, %count_threads ]
+  %several = icmp ugt i64 %threads, 1
+  %pieces = mul i64 %threads, $CHUNKS_PER_THREAD
+  %share = udiv i64 %total, %pieces
+  %share_at_least = call i64 @llvm.umax.i64(i64 %share, i64 $LEAST)
+  %share_up = add i64 %share_at_least, 63
+  %share_aligned = and i64 %share_up, -64
+  %chunk_or_zero = select i1 %several, i64 %share_aligned, i64 %total
+  %chunk = call i64 @llvm.umax.i64(i64 %chunk_or_zero, i64 1)
+  %total_up = add i64 %total, %chunk
+  %total_less = sub i64 %total_up, 1
+  %chunks_or_zero = udiv i64 %total_less, %chunk
+  %chunks = call i64 @llvm.umax.i64(i64 %chunks_or_zero, i64 1)
+  %team = call i64 @llvm.umin.i64(i64 %threads, i64 %chunks)
+  store i64 0, ptr %job
+  %done = getelementptr %shared, ptr %job, i64 0, i32 1
+  store i64 0, ptr %done
+  %references = getelementptr %shared, ptr %job, i64 0, i32 2
+  store i64 %team, ptr %references
+  %chunks_to = getelementptr %shared, ptr %job, i64 0, i32 3
+  store i64 %chunks, ptr %chunks_to
+  %chunk_to = getelementptr %shared, ptr %job, i64 0, i32 4
+  store i64 %chunk, ptr %chunk_to
+  %total_to = getelementptr %shared, ptr %job, i64 0, i32 5
+  store i64 %total, ptr %total_to
+  %step_to = getelementptr %shared, ptr %job, i64 0, i32 6
+  store i64 %step, ptr %step_to
+  %count_to = getelementptr %shared, ptr %job, i64 0, i32 7
+  store i64 %count, ptr %count_to
+  %table_to = getelementptr %shared, ptr %job, i64 0, i32 8
+  store ptr %table, ptr %table_to
+  %sizes_to = getelementptr %shared, ptr %job, i64 0, i32 9
+  store ptr %sizes, ptr %sizes_to
+  %inputs_to = getelementptr %shared, ptr %job, i64 0, i32 10
+  store ptr %inputs, ptr %inputs_to
+  %outputs_to = getelementptr %shared, ptr %job, i64 0, i32 11
+  store ptr %outputs, ptr %outputs_to
+  %schedule_arguments = alloca %schedule
+  store %schedule { i64 40, ptr null, ptr null, ptr @help, ptr null }, ptr %schedule_arguments
+  %schedule_context = getelementptr %schedule, ptr %schedule_arguments, i64 0, i32 2
+  store ptr %context, ptr %schedule_context
+  %schedule_job = getelementptr %schedule, ptr %schedule_arguments, i64 0, i32 4
+  store ptr %job, ptr %schedule_job
+  br label %next_helper
+next_helper:
+  %h = phi i64 [ 1, %fill ], [ %h_next, %helper_done ]
+  %any_helper = icmp ult i64 %h, %team
+  br i1 %any_helper, label %helper, label %own_work
+helper:
+  %schedule = call ptr @function(ptr %frame, i32 11)
+  %schedule_error = call ptr %schedule(ptr %schedule_arguments)
+  %scheduled = icmp eq ptr %schedule_error, null
+  br i1 %scheduled, label %helper_done, label %no_helper
+no_helper:
+  call void @destroy(ptr %frame, ptr %schedule_error)
+  call void @leave(ptr %job)
+  br label %helper_done
+helper_done:
+  %h_next = add i64 %h, 1
+  br label %next_helper
+
+own_work:
+  call void @work(ptr %job)
+  br label %wait
+wait:
+  %finished = load atomic i64, ptr %done seq_cst, align 8
+  %all = icmp eq i64 %finished, %chunks
+  br i1 %all, label %end, label %pause
+pause:
+  %yielded = call i32 @sched_yield()
+  br label %wait
+end:
+  call void @leave(ptr %job)
+  ret ptr null
+}
+"""

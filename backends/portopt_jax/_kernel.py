@@ -1,0 +1,186 @@
+"""A step as one call of a host kernel inside an XLA computation, where that computation is for one CPU device.
+
+XLA computes a step in one loop a result, each of which reads its operands from memory again, and its loops over small inner
+dimensions are slow; the kernel that NumPy's arrays get passes over memory once. To JAX, the step is one primitive. Its
+operations in XLA (`_backend.py`) stand in wherever the kernel cannot: under vmap and differentiation, on other platforms, in
+computations for several devices, in exported ones, and without numba.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from portopt._version import __version__
+from portopt.host.compiler import available, compile_kernel, default_flush
+from portopt.host.source import KernelKey, kernel_source
+from portopt.interpreter import StepScalars
+from portopt.program import Program
+from portopt_jax import _handler
+from portopt_jax._scalars import JaxArithmetic
+
+_enabled: ContextVar[bool] = ContextVar("portopt_jax_kernels", default=True)
+_registered: set[str] = set()
+_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def without_kernels() -> Iterator[None]:
+    """Within it, what is traced leaves the whole step to XLA."""
+    token = _enabled.set(False)
+    try:
+        yield
+    finally:
+        _enabled.reset(token)
+
+
+def can_run() -> bool:
+    """Tell whether steps may be given to kernels."""
+    with_jit = not jax.config.jax_disable_jit  # type: ignore[attr-defined]  # JAX defines its settings at run time
+    return with_jit and _enabled.get() and available() and _handler.supported()
+
+
+def pack(values: Sequence[Any]) -> Any:
+    """Return scalars, Python numbers or traced, as one float64 array; must be called with x64 enabled."""
+    if all(isinstance(value, float | int) for value in values):
+        return np.array(values, np.float64)
+    return jnp.stack([jnp.asarray(value).astype(jnp.float64) for value in values])
+
+
+def run(
+    program: Program, inputs: Any, step: Any, parameters: Sequence[Mapping[str, Any]], *, in_place: bool
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Do a step.
+
+    Args:
+        program: what to run.
+        inputs: the scalar inputs but for `"t"`, in one float64 array.
+        step: `"t"`.
+        parameters: the arrays of each parameter.
+        in_place: whether results take the memory of what they replace. XLA copies that first where it is still needed.
+
+    Returns:
+        New parameter and slots of each parameter, and the new scalars of the state, float64.
+    """
+    groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for i, arrays in enumerate(parameters):
+        groups.setdefault(tuple((name, str(arrays[name].dtype)) for name in _columns(arrays)), []).append(i)
+    results: list[dict[str, Any]] = [{} for _ in parameters]
+    outputs: dict[str, Any] = {}
+    with jax.enable_x64(True):
+        operands = [jnp.asarray(inputs), jnp.asarray(step).astype(jnp.int32)]
+        for dtypes, members in groups.items():
+            rows = [parameters[i][name] for i in members for name, _ in dtypes]
+            key = KernelKey(dtypes, in_place, default_flush())
+            found = _step.bind(*operands, *rows, program=program, key=key)
+            if program.scalar_outputs:
+                outputs = dict(zip(program.scalar_outputs, found.pop(0), strict=True))
+            remaining = iter(found)
+            for i in members:
+                results[i] = {name: next(remaining) for name, _ in dtypes if name != "g"}
+    return results, outputs
+
+
+def _columns(arrays: Mapping[str, Any]) -> list[str]:
+    return ["p", "g", *(name for name in arrays if name not in ("p", "g"))]
+
+
+def _rows(key: KernelKey, operands: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return the arrays of each parameter by name."""
+    columns, arrays = [name for name, _ in key.dtypes], operands[2:]
+    rows = (arrays[i : i + len(columns)] for i in range(0, len(arrays), len(columns)))
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _in_xla(*operands: Any, program: Program, key: KernelKey) -> list[Any]:
+    """Do what the kernel does in XLA's operations."""
+    from portopt_jax._backend import backend
+
+    inputs, step = operands[:2]
+    with jax.enable_x64(True):
+        names = [name for name in program.scalar_inputs if name != "t"]
+        values = {**{name: inputs[i] for i, name in enumerate(names)}, "t": step}
+    scalars = StepScalars(program, JaxArithmetic(step), values)
+    results = backend.update_in_xla(program, scalars, _rows(key, operands))
+    with jax.enable_x64(True):
+        outputs = [pack(list(scalars.outputs().values()))] if program.scalar_outputs else []
+    return [*outputs, *(result[name] for result in results for name, _ in key.dtypes if name != "g")]
+
+
+def _result_types(*operands: Any, program: Program, key: KernelKey) -> list[Any]:
+    with jax.enable_x64(True):
+        outputs = [jax.core.ShapedArray((len(program.scalar_outputs),), jnp.float64)] if program.scalar_outputs else []
+    written = [row[name] for row in _rows(key, operands) for name, _ in key.dtypes if name != "g"]
+    return [*outputs, *(jax.core.ShapedArray(operand.shape, operand.dtype) for operand in written)]
+
+
+def _batched(operands: Sequence[Any], axes: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
+    results = jax.vmap(functools.partial(_in_xla, **parameters), in_axes=tuple(axes))(*operands)
+    return results, [0] * len(results)
+
+
+def _differentiated(operands: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
+    return jax.jvp(
+        functools.partial(_in_xla, **parameters), tuple(operands), tuple(map(ad.instantiate_zeros, tangents))
+    )
+
+
+def _lowered(context: Any, *operands: Any, program: Program, key: KernelKey) -> Any:
+    if not _is_for_one_device(context.module_context):
+        lower = mlir.lower_fun(_in_xla, multiple_results=True)
+        return lower(context, *operands, program=program, key=key)
+    target = _register(program, key)
+    written = [i for i in range(2, len(operands)) if key.dtypes[(i - 2) % len(key.dtypes)][0] != "g"]
+    outputs = int(bool(program.scalar_outputs))
+    aliases = {operand: outputs + i for i, operand in enumerate(written)} if key.in_place else None
+    return jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)(context, *operands)
+
+
+def _is_for_one_device(module: Any) -> bool:
+    """Tell whether XLA will run the module on one device of this process; what JAX does not say is taken for no."""
+    devices = getattr(module.axis_context, "num_devices", None)
+    exported = getattr(getattr(module, "lowering_parameters", None), "for_export", True)
+    return devices == 1 and not exported and tuple(module.platforms) == ("cpu",)
+
+
+@functools.lru_cache(maxsize=512)
+def _register(program: Program, key: KernelKey) -> str:
+    """Return the name by which XLA knows the kernel's handler.
+
+    It is the same in each process, since JAX may keep compiled computations on disk.
+    """
+    content = f"{__version__} {key.in_place} {kernel_source(program, key)}"
+    name = f"portopt_{hashlib.sha256(content.encode()).hexdigest()[:32]}"
+    with _lock:
+        if name not in _registered:
+            handler = _handler.make_handler(
+                compile_kernel(program, key),
+                len(key.dtypes),
+                in_place=key.in_place,
+                has_outputs=bool(program.scalar_outputs),
+            )
+            ffi: Any = jax.ffi
+            ffi.register_ffi_target(name, ffi.pycapsule(handler), platform="cpu")
+            _registered.add(name)
+    return name
+
+
+_step: Any = Primitive("portopt_step")
+_step.multiple_results = True
+_step.def_impl(jax.jit(lambda *operands, **which: _step.bind(*operands, **which), static_argnames=("program", "key")))
+_step.def_abstract_eval(_result_types)
+batching.primitive_batchers[_step] = _batched
+ad.primitive_jvps[_step] = _differentiated
+mlir.register_lowering(_step, mlir.lower_fun(_in_xla, multiple_results=True))
+mlir.register_lowering(_step, _lowered, platform="cpu")

@@ -1,0 +1,259 @@
+"""Transformations of optax for `portopt.NativeOptimizer`, and JAX arrays for the optimizers of Keras."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from portopt.backend import ArrayInfo
+from portopt.native_frameworks import Counterpart, Tree
+from portopt.optimizer import Optimizer
+from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
+from portopt.trees import Trees
+from portopt_jax._backend import backend
+
+EXTRA_ARGUMENTS = ("value", "grad", "value_fn")
+"""What optax's `update` may be given beside gradients, state and parameters."""
+
+
+class JaxArrays:
+    """JAX arrays, on the memory of NumPy arrays where JAX finds it aligned well enough."""
+
+    name = "jax"
+    trees: Trees = backend.trees
+    shares_memory = False
+
+    def owns(self, leaf: object) -> bool:
+        return backend.owns(leaf)
+
+    def describe(self, array: Any) -> ArrayInfo:
+        return backend.describe(array)
+
+    def borrow(self, array: Any) -> Any:
+        jax = importlib.import_module("jax")
+        array = np.asarray(array)
+        cpu = jax.devices("cpu")[0]
+        if array.flags.writeable and array.flags.c_contiguous and array.dtype.name != "bfloat16":
+            return jax.dlpack.from_dlpack(array, device=cpu)
+        return jax.device_put(array, cpu)
+
+    def give_back(self, array: Any) -> Any:
+        # A copy: JAX may hand on one buffer as several arrays, a given one among them, and nobody may write into those.
+        return np.array(array)
+
+    def why_read_only(self, array: Any) -> str | None:
+        return "is a JAX array"
+
+    def assign(self, target: Any, value: Any) -> None:
+        raise TypeError("JAX arrays cannot be changed")
+
+    def dtype_context(self, dtype: str) -> AbstractContextManager[Any]:
+        return backend.dtype_context(dtype)
+
+
+class _Structure(NamedTuple):
+    """The optax state of some parameters: the names of its slots, and the tree that has one leaf for each."""
+
+    names: list[str]
+    definition: Any
+
+
+class OptaxNative:
+    """One gradient transformation; slots are named by their path in optax's state, such as `0.mu`."""
+
+    arrays = JaxArrays()
+    updates_in_place = False
+
+    def __init__(self, transformation: Any, factory: Any, arguments: dict[str, Any]) -> None:
+        self.factory, self.arguments = factory, arguments
+        self.transformation = transformation
+        self._structures: dict[Any, _Structure] = {}
+
+    def describe(self) -> str:
+        if self.factory is None:
+            return "an optax transformation"
+        arguments = "".join(f", {name}={value!r}" for name, value in self.arguments.items())
+        return f"optax.{name_of(self.factory)}{arguments}"
+
+    def config(self) -> dict[str, Any]:
+        if self.factory is None:
+            raise ValueError(
+                "an optax transformation does not know what it was made of, so it has no config: give the function and its "
+                "arguments, as in NativeOptimizer(optax.adam, learning_rate=0.1)"
+            )
+        unfit = [
+            name for name, value in self.arguments.items() if not isinstance(value, bool | int | float | str | None)
+        ]
+        if unfit or getattr(importlib.import_module("optax"), name_of(self.factory), None) != self.factory:
+            what = f"the argument {unfit[0]} of {self.describe()}" if unfit else self.describe()
+            raise ValueError(f"{what} cannot be written into a config, which holds numbers, strings and None only")
+        return {"optimizer": name_of(self.factory), "arguments": dict(self.arguments)}
+
+    def init(self, tree: Tree, leaves: list[Any]) -> dict[str, Any]:
+        params = tree.unflatten(leaves)
+        return self._slots(self._structure(params), self.transformation.init(params))
+
+    def apply(
+        self,
+        tree: Tree,
+        leaves: list[Any],
+        gradients: list[Any],
+        slots: Mapping[str, Any],
+        hyperparameters: Mapping[str, Any],
+        *,
+        in_place: bool,
+    ) -> tuple[list[Any], dict[str, Any]]:
+        for i, (leaf, gradient) in enumerate(zip(leaves, gradients, strict=True)):
+            if leaf is not None and gradient is None:
+                path = tree.trees.paths(tree.unflatten(leaves))[i]
+                raise ValueError(
+                    f"grads{path} is None, but optax updates every parameter: use optax.masked, or leave it out"
+                )
+        params = tree.unflatten(leaves)
+        structure = self._structure(params)
+        if set(slots) != set(structure.names):
+            raise ValueError(
+                f"state has the slots {sorted(slots)}, but {self.describe()} has {sorted(structure.names)}: start from "
+                "init(params) of this optimizer"
+            )
+        state = self.state_of(params, slots)
+        extra = {name: value for name, value in hyperparameters.items() if name in EXTRA_ARGUMENTS}
+        changes = {name: value for name, value in hyperparameters.items() if name not in EXTRA_ARGUMENTS}
+        transformation = self._changed(changes)
+        updates, state = transformation.update(tree.unflatten(gradients), state, params, **extra)
+        params = importlib.import_module("optax").apply_updates(params, updates)
+        return tree.flatten(params, "params"), self._slots(structure, state)
+
+    def state_of(self, params: Any, slots: Mapping[str, Any]) -> Any:
+        """Return optax's own form of a state."""
+        structure = self._structure(params)
+        return self.arrays.trees.unflatten(structure.definition, [slots[name] for name in structure.names])
+
+    def _changed(self, changes: dict[str, Any]) -> Any:
+        if not changes:
+            return self.transformation
+        known = [] if self.factory is None else list(inspect.signature(self.factory).parameters)
+        unknown = next((name for name in changes if name not in known), None)
+        if unknown is not None:
+            allowed = ", ".join([*known, *EXTRA_ARGUMENTS])
+            remedy = "" if self.factory else "; a function and its arguments, given instead, can have some changed"
+            raise TypeError(f"{self.describe()} has no hyperparameter {unknown!r}; allowed are {allowed}{remedy}")
+        return self.factory(**{**self.arguments, **changes})
+
+    def _structure(self, params: Any) -> _Structure:
+        jax = importlib.import_module("jax")
+        leaves, definition = jax.tree.flatten(params)
+        key = (definition, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
+        if key not in self._structures:
+            state = jax.eval_shape(self.transformation.init, params)
+            found, outer = jax.tree_util.tree_flatten_with_path(
+                state, is_leaf=lambda subtree: jax.tree.structure(subtree) == definition
+            )
+            names = [jax.tree_util.keystr(path, simple=True, separator=".") or "state" for path, _ in found]
+            self._structures[key] = _Structure(names, outer)
+        return self._structures[key]
+
+    def _slots(self, structure: _Structure, state: Any) -> dict[str, Any]:
+        return dict(zip(structure.names, structure.definition.flatten_up_to(state), strict=True))
+
+
+def name_of(factory: Any) -> str:
+    """Return how optax calls a function; some are partial applications, which have no name of their own."""
+    named = vars(importlib.import_module("optax"))
+    return next(
+        (name for name, value in named.items() if value is factory), getattr(factory, "__name__", repr(factory))
+    )
+
+
+class OptaxFramework:
+    """optax."""
+
+    name = "optax"
+    install_command = 'pip install "portopt[jax,optax]"'
+    accepts = "an optax transformation, or a function of optax with its arguments"
+
+    @property
+    def translator(self) -> Any:
+        """What translates between optax and the dialect `optax`."""
+        return importlib.import_module("portopt_jax._translation").translator
+
+    def owns(self, thing: object) -> bool:
+        optax = sys.modules.get("optax")
+        if optax is None or not hasattr(optax, "GradientTransformation"):
+            return False
+        if isinstance(thing, optax.GradientTransformation):
+            return True
+        function = thing.func if isinstance(thing, functools.partial) else thing
+        return inspect.isfunction(function) and function.__module__.partition(".")[0] == "optax"
+
+    def version(self) -> str:
+        importlib.import_module("jax")
+        return str(importlib.import_module("optax").__version__)
+
+    def adopt(self, thing: Any, arguments: dict[str, Any]) -> OptaxNative:
+        optax = importlib.import_module("optax")
+        if isinstance(thing, optax.GradientTransformation):
+            if arguments:
+                raise TypeError(
+                    f"an optax transformation was given, which has its hyperparameters, so {', '.join(arguments)} cannot be "
+                    "given too: give the function that makes it"
+                )
+            return OptaxNative(thing, None, {})
+        made = thing(**arguments)
+        if not isinstance(made, optax.GradientTransformation):
+            raise TypeError(f"optax.{name_of(thing)} makes {type(made).__name__}, which is no gradient transformation")
+        return OptaxNative(made, thing, dict(arguments))
+
+    def from_config(self, config: Mapping[str, Any]) -> OptaxNative:
+        factory = getattr(importlib.import_module("optax"), config["optimizer"], None)
+        if not self.owns(factory):
+            raise ValueError(f"optax has no function {config['optimizer']!r}")
+        return self.adopt(factory, dict(config["arguments"]))
+
+    def counterpart(self, optimizer: Optimizer) -> Counterpart | None:
+        if type(optimizer) not in COUNTERPARTS:
+            return None
+        name, arguments = COUNTERPARTS[type(optimizer)](optimizer)
+        arguments = {"learning_rate": float(optimizer.learning_rate_at(1)), **arguments}
+        return Counterpart(f"optax.{name}", getattr(importlib.import_module("optax"), name), arguments, "learning_rate")
+
+    def counterparts(self) -> Iterable[type[Optimizer]]:
+        return COUNTERPARTS
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        jitted: Callable[..., Any] = importlib.import_module("jax").jit(function)
+        return jitted
+
+    def devices(self) -> Mapping[str, str | None]:
+        return backend.devices()
+
+    def load(self, array: Any, device: str) -> Any:
+        return backend.from_numpy(array, device)
+
+    def fetch(self, array: Any) -> Any:
+        return backend.to_numpy(array)
+
+
+def _adam(o: Any) -> tuple[str, dict[str, Any]]:
+    return "amsgrad" if o.amsgrad else "adam", {"b1": o.beta_1, "b2": o.beta_2, "eps": o.epsilon}
+
+
+COUNTERPARTS: Mapping[type[Optimizer], Callable[[Any], tuple[str, dict[str, Any]]]] = {
+    SGD: lambda o: ("sgd", {"momentum": o.momentum, "nesterov": o.nesterov}),
+    RMSprop: lambda o: ("rmsprop", {"decay": o.rho, "eps": o.epsilon, "eps_in_sqrt": False}),
+    Adagrad: lambda o: ("adagrad", {"eps": o.epsilon, "initial_accumulator_value": 0.0}),
+    Adadelta: lambda o: ("adadelta", {"rho": o.rho, "eps": o.epsilon}),
+    Adam: _adam,
+    Adamax: lambda o: ("adamax", {"b1": o.beta_1, "b2": o.beta_2, "eps": o.epsilon}),
+    Nadam: lambda o: ("nadam", {"b1": o.beta_1, "b2": o.beta_2, "eps": o.epsilon}),
+}
+"""Name and arguments, beside the learning rate, of the function in optax."""
+
+native = OptaxFramework()

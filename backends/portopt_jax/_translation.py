@@ -1,0 +1,144 @@
+"""optax and the rules in the dialect `optax`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from portopt.native import NativeOptimizer
+from portopt.native_frameworks import Correspondence
+from portopt.optimizer import Optimizer, OptimizerState
+from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
+from portopt.trees import Trees
+from portopt_jax._backend import backend
+from portopt_jax._native import OptaxNative, name_of
+
+RATE = {"learning_rate": "learning_rate"}
+BETAS = {**RATE, "b1": "beta_1", "b2": "beta_2", "eps": "epsilon"}
+ADAM = {**BETAS, "eps_root": "eps_root"}
+MEANS = {"count": "step", "mu": "m", "nu": "v"}
+NORM = {"count": "step", "mu": "m", "nu": "u"}
+DECAY = {"weight_decay": "weight_decay"}
+NESTEROV = {"nesterov": "nesterov"}
+IMPLIED = frozenset({"nesterov"})
+
+CORRESPONDENCES = (
+    Correspondence(SGD, "sgd", {**RATE, **NESTEROV, "momentum": "momentum"}, {"trace": "moment"}),
+    Correspondence(
+        RMSprop,
+        "rmsprop",
+        {
+            **RATE,
+            **NESTEROV,
+            "decay": "rho",
+            "eps": "epsilon",
+            "initial_scale": "initial_accumulator_value",
+            "eps_in_sqrt": "eps_in_sqrt",
+            "centered": "centered",
+            "momentum": "momentum",
+            "bias_correction": "bias_correction",
+        },
+        # The trace is of the updates, which have the sign of the step.
+        {"count": "step", "nu": "accumulator", "mu": "average_gradient", "trace": "-moment"},
+    ),
+    Correspondence(
+        Adagrad,
+        "adagrad",
+        {**RATE, "eps": "epsilon", "initial_accumulator_value": "initial_accumulator_value"},
+        {"sum_of_squares": "accumulator"},
+    ),
+    Correspondence(
+        Adadelta,
+        "adadelta",
+        {**RATE, **DECAY, "rho": "rho", "eps": "epsilon"},
+        {"e_g": "accumulator", "e_x": "delta_accumulator"},
+    ),
+    Correspondence(Adam, "amsgrad", ADAM, {**MEANS, "nu_max": "vhat"}, fixed={"amsgrad": True}),
+    Correspondence(Adam, "adam", {**ADAM, **NESTEROV}, MEANS, fixed={"amsgrad": False, "weight_decay": 0.0}),
+    Correspondence(Adam, "adamw", {**ADAM, **NESTEROV, **DECAY}, MEANS, fixed={"amsgrad": False}),
+    Correspondence(Adamax, "adamax", BETAS, NORM, fixed={"weight_decay": 0.0}),
+    Correspondence(Adamax, "adamaxw", {**BETAS, **DECAY}, NORM),
+    Correspondence(Nadam, "nadam", ADAM, MEANS, fixed={"weight_decay": 0.0}, ignored=IMPLIED),
+    Correspondence(Nadam, "nadamw", {**ADAM, **DECAY}, MEANS, ignored=IMPLIED),
+)
+
+
+class OptaxTranslator:
+    """Functions of optax with their arguments, and the states of what they make."""
+
+    dialect = "optax"
+    package = "optax"
+    trees: Trees = backend.trees
+    correspondences = CORRESPONDENCES
+
+    def defaults(self, correspondence: Correspondence) -> Mapping[str, Any]:
+        function = getattr(importlib.import_module("optax"), correspondence.name)
+        return {name: p.default for name, p in inspect.signature(function).parameters.items()}
+
+    def arguments(self, native: OptaxNative) -> tuple[str, Mapping[str, Any]]:
+        if native.factory is None:
+            raise _opaque()
+        bound = inspect.signature(native.factory).bind(**native.arguments)
+        bound.apply_defaults()
+        return name_of(native.factory), bound.arguments
+
+    def own_state(self, native: Any, state: Any, params: Any) -> OptimizerState:
+        if not isinstance(state, tuple):
+            raise TypeError(
+                f"the state that goes with {native.describe()} is optax's, a tuple, or an OptimizerState, but "
+                f"{type(state).__name__} was given"
+            )
+        return OptimizerState(0, dict(_fields(state)))
+
+    def capture(self, native: Any, params: Any) -> Any:
+        raise _opaque()
+
+    def call(self, correspondence: Correspondence, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return getattr(importlib.import_module("optax"), correspondence.name), dict(arguments)
+
+    def release(
+        self,
+        correspondence: Correspondence,
+        arguments: dict[str, Any],
+        optimizer: Optimizer,
+        state: OptimizerState,
+        params: Any,
+    ) -> Any:
+        jnp = importlib.import_module("jax.numpy")
+        factory, arguments = self.call(correspondence, arguments)
+        native = OptaxNative(factory(**arguments), factory, arguments)
+        started: dict[str, Any] = {}
+        for name, slot in NativeOptimizer(factory, **arguments).init(params).slots.items():
+            target = correspondence.slots.get(name.rpartition(".")[2])
+            if target == "step":
+                started[name] = jnp.asarray(state.step, slot.dtype)
+            elif target is not None and target.lstrip("-") in optimizer.slots:
+                leaves, definition = self.trees.flatten(state.slots[target.lstrip("-")])
+                changed = [-x for x in leaves] if target.startswith("-") else leaves
+                started[name] = self.trees.unflatten(definition, changed)
+            else:
+                started[name] = slot
+        return native.transformation, native.state_of(params, started)
+
+
+def _fields(state: Any) -> Iterator[tuple[str, Any]]:
+    """Yield name and value of the fields of optax's states in a state, which nest in tuples."""
+    if isinstance(state, tuple):
+        names = getattr(state, "_fields", None)
+        if names is None:
+            for part in state:
+                yield from _fields(part)
+        elif type(state).__module__.partition(".")[0] == "optax":
+            yield from zip(names, state, strict=True)
+
+
+def _opaque() -> ValueError:
+    return ValueError(
+        "an optax transformation does not know its hyperparameters, so it cannot be translated: give the function and its "
+        "arguments, as in from_native(NativeOptimizer(optax.adam, learning_rate=0.1), state)"
+    )
+
+
+translator = OptaxTranslator()

@@ -1,0 +1,169 @@
+"""Keras 3 and the rules in the dialect `keras3`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from portopt.native_frameworks import Correspondence
+from portopt.optimizer import Optimizer, OptimizerState
+from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
+from portopt.trees import Trees
+from portopt_keras._native import KerasNative, backend_arrays
+
+COMMON = {
+    "learning_rate": "learning_rate",
+    "weight_decay": "weight_decay",
+    "global_clipnorm": "clipnorm",
+    "clipvalue": "clipvalue",
+}
+BETAS = {**COMMON, "beta_1": "beta_1", "beta_2": "beta_2", "epsilon": "epsilon"}
+MEANS = {"iteration": "step", "momentum": "m", "velocity": "v"}
+IGNORED = frozenset({"name", "ema_momentum", "ema_overwrite_frequency"})
+
+CORRESPONDENCES = (
+    Correspondence(
+        SGD,
+        "SGD",
+        {**COMMON, "momentum": "momentum", "nesterov": "nesterov"},
+        {"iteration": "step", "momentum": "moment"},
+        ignored=IGNORED,
+    ),
+    Correspondence(
+        RMSprop,
+        "RMSprop",
+        {**COMMON, "rho": "rho", "momentum": "momentum", "epsilon": "epsilon", "centered": "centered"},
+        {
+            "iteration": "step",
+            "velocity": "accumulator",
+            "momentum": "moment",
+            "average_gradient": "average_gradient",
+        },
+        ignored=IGNORED,
+    ),
+    Correspondence(
+        Adagrad,
+        "Adagrad",
+        {**COMMON, "epsilon": "epsilon", "initial_accumulator_value": "initial_accumulator_value"},
+        {"iteration": "step", "accumulator": "accumulator"},
+        ignored=IGNORED,
+    ),
+    Correspondence(
+        Adadelta,
+        "Adadelta",
+        {**COMMON, "rho": "rho", "epsilon": "epsilon"},
+        {"iteration": "step", "accumulated_grad": "accumulator", "accumulated_delta_var": "delta_accumulator"},
+        ignored=IGNORED,
+    ),
+    Correspondence(Adam, "Adam", {**BETAS, "amsgrad": "amsgrad"}, {**MEANS, "velocity_hat": "vhat"}, ignored=IGNORED),
+    Correspondence(Adam, "AdamW", {**BETAS, "amsgrad": "amsgrad"}, {**MEANS, "velocity_hat": "vhat"}, ignored=IGNORED),
+    Correspondence(Adamax, "Adamax", BETAS, {"iteration": "step", "momentum": "m", "norm": "u"}, ignored=IGNORED),
+    # The product of the momenta is a variable without a name.
+    Correspondence(Nadam, "Nadam", BETAS, {**MEANS, "variable": "m_schedule"}, ignored=IGNORED),
+)
+
+
+class KerasTranslator:
+    """Optimizers of Keras 3, which hold their state once they are built."""
+
+    dialect = "keras3"
+    package = "keras.optimizers"
+    correspondences = CORRESPONDENCES
+
+    @property
+    def trees(self) -> Trees:
+        return backend_arrays().trees
+
+    def defaults(self, correspondence: Correspondence) -> Mapping[str, Any]:
+        defaults: Mapping[str, Any] = getattr(
+            importlib.import_module("keras").optimizers, correspondence.name
+        )().get_config()
+        return defaults
+
+    def arguments(self, native: KerasNative) -> tuple[str, Mapping[str, Any]]:
+        return native.cls.__name__, native.arguments
+
+    def own_state(self, native: Any, state: Any, params: Any) -> OptimizerState:
+        raise TypeError(
+            f"the state of a NativeOptimizer of Keras is the OptimizerState that its init or apply returned, but "
+            f"{type(state).__name__} was given"
+        )
+
+    def capture(self, native: Any, params: Any) -> tuple[str, Mapping[str, Any], OptimizerState, Any]:
+        name = type(native).__name__
+        if not native.built:
+            raise ValueError(f"this {name} has no parameters yet: build it, or make a portopt optimizer anew")
+        own = list(native._trainable_variables)
+        leaves, definition = self.trees.flatten(own if params is None else params)
+        order = [next((i for i, v in enumerate(own) if leaf is v or leaf is v.value), -1) for leaf in leaves]
+        if sorted(order) != list(range(len(own))):
+            raise ValueError(
+                f"params must have the {len(own)} variables of the optimizer, or their values, as its leaves, but it has "
+                f"{sum(i >= 0 for i in order)} of them among {len(leaves)}"
+            )
+        bound = KerasNative(native).bind([v.value for v in own])
+        positions = {id(v): i for i, v in enumerate(bound.optimizer.variables)}
+        copied = [_copy(v.value) for v in native.variables]
+        slots = {slot: copied[positions[id(v)]] for slot, v in bound.scalars.items()}
+        for slot, variables in bound.per_parameter.items():
+            values = [None if v is None else copied[positions[id(v)]] for v in variables]
+            slots[slot] = self.trees.unflatten(definition, [values[i] for i in order])
+        tree = self.trees.unflatten(definition, [own[i].value for i in order])
+        return name, native.get_config(), OptimizerState(0, slots), tree
+
+    def call(self, correspondence: Correspondence, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return getattr(importlib.import_module("keras").optimizers, correspondence.name), dict(arguments)
+
+    def release(
+        self,
+        correspondence: Correspondence,
+        arguments: dict[str, Any],
+        optimizer: Optimizer,
+        state: OptimizerState,
+        params: Any,
+    ) -> Any:
+        keras = importlib.import_module("keras")
+        variables, definition = self.trees.flatten(params)
+        foreign = next((v for v in variables if not isinstance(v, keras.Variable)), None)
+        if foreign is not None:
+            raise TypeError(
+                f"params must have Keras variables as its leaves, such as a model's trainable_variables, but it has "
+                f"{type(foreign).__name__}"
+            )
+        factory, arguments = self.call(correspondence, arguments)
+        native = factory(**arguments)
+        native.build(variables)
+        bound = KerasNative(native).bind([v.value for v in variables])
+        own = {id(theirs): ours for theirs, ours in zip(bound.optimizer.variables, native.variables, strict=True)}
+        for slot, variable in bound.scalars.items():
+            ours = correspondence.slots[slot]
+            own[id(variable)].assign(state.step if ours == "step" else _number(state.slots[ours]))
+        for slot, slot_variables in bound.per_parameter.items():
+            values, found = self.trees.flatten(state.slots[correspondence.slots[slot]])
+            if found != definition:
+                raise ValueError(
+                    f"params must have the structure of the slots, but it is {definition}, and theirs {found}"
+                )
+            for variable, value in zip(slot_variables, values, strict=True):
+                own[id(variable)].assign(value)
+        return native
+
+
+def _copy(value: Any) -> Any:
+    name = backend_arrays().name
+    if name == "torch":
+        return value.detach().clone()
+    if name == "tensorflow":
+        return importlib.import_module("tensorflow").identity(value)
+    return value.copy()
+
+
+def _number(value: Any) -> float:
+    name = backend_arrays().name
+    if name == "jax":
+        return float(importlib.import_module("portopt_jax").backend.scalar(value))
+    return float(value)
+
+
+translator = KerasTranslator()

@@ -1,0 +1,130 @@
+"""The parameters of a group, in batches of which each takes its step in one call of `apply_`."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from portopt import Optimizer, OptimizerState
+from portopt.primitives import slot_dtypes
+from portopt_torch._backend import backend
+from portopt_torch._sharded import is_sharded, local_part
+
+
+class Batch:
+    """Parameters of equal step count, dtype and device.
+
+    Args:
+        rule: an optimizer of this batch's own, for it keeps what it found out about the arrays of the last step.
+        parameters: the parameters.
+        states: the state of each, as `torch.optim.Optimizer.state` holds it.
+        indices: the places of the parameters among those of the group that move.
+        everything: whether these are all of them.
+    """
+
+    def __init__(
+        self,
+        rule: Optimizer,
+        parameters: Sequence[Any],
+        states: Sequence[dict[str, Any]],
+        indices: Sequence[int],
+        *,
+        everything: bool,
+    ) -> None:
+        self._rule = rule
+        self._parameters = parameters
+        self._states = states
+        self._indices = None if everything else indices
+        self._held = {name: [state[name] for state in states] for name in rule.slots}
+        self._slots = {name: list(map(local_part, tensors)) for name, tensors in self._held.items()}
+        self._scalars = {name: float(states[0][name]) for name in rule.scalar_slots}
+        self._leaves = list(map(local_part, parameters))
+        self.finished = int(states[0]["step"])
+        self.is_sharded = any(map(is_sharded, parameters))
+
+    def is_current(self) -> bool:
+        """Tell whether the states are as the last step left them."""
+        try:
+            return (
+                all(same(map(operator.itemgetter(n), self._states), held) for n, held in self._held.items())
+                and set(map(operator.itemgetter("step"), self._states)) == {self.finished}
+                and all(set(map(operator.itemgetter(n), self._states)) == {x} for n, x in self._scalars.items())
+            )
+        except KeyError:
+            return False
+
+    def step(self, gradients: Sequence[Any], overrides: Mapping[str, Any], norm: Any) -> None:
+        """Do one step with the gradients of the group's moving parameters."""
+        if self._indices is not None:
+            gradients = [gradients[i] for i in self._indices]
+        if self.is_sharded:
+            gradients = list(map(local_part, gradients))
+            self._leaves = list(map(_current_part, self._parameters, self._leaves))
+        state = OptimizerState(self.finished, {**self._slots, **self._scalars})
+        state = self._rule.apply_(self._leaves, gradients, state, gradient_norm=norm, **overrides)
+        self.finished = state.step
+        self._scalars = {name: state.slots[name] for name in self._scalars}
+        for entry in self._states:
+            entry["step"] = self.finished
+            entry.update(self._scalars)
+
+
+class Batches:
+    """The batches of one group, for as long as the same parameters move.
+
+    Args:
+        rule: the optimizer.
+        copies: copies of it from earlier batches of the group, which have traced its programs.
+        parameters: the parameters that move.
+        states: the state of each.
+    """
+
+    def __init__(
+        self,
+        rule: Optimizer,
+        copies: list[Optimizer],
+        parameters: Sequence[Any],
+        states: Sequence[dict[str, Any]],
+    ) -> None:
+        parts: dict[Any, list[int]] = {}
+        for i, (p, state) in enumerate(zip(parameters, states, strict=True)):
+            scalars = (float(state[name]) for name in rule.scalar_slots)
+            dtypes = (state[name].dtype for name in rule.slots)
+            parts.setdefault((int(state["step"]), *scalars, p.dtype, p.device, *dtypes), []).append(i)
+        copies += [copy.copy(rule) for _ in range(len(parts) - len(copies))]
+        self.copies = copies
+        self._parameters = list(parameters)
+        self.batches = [
+            Batch(own, [parameters[i] for i in part], [states[i] for i in part], part, everything=len(parts) == 1)
+            for own, part in zip(copies, parts.values(), strict=False)
+        ]
+
+    def fit(self, parameters: Sequence[Any]) -> bool:
+        """Tell whether these parameters move, and their states are as the last step left them."""
+        return same(parameters, self._parameters) and all(batch.is_current() for batch in self.batches)
+
+
+def same(first: Iterable[Any], second: Sequence[Any]) -> bool:
+    """Tell whether two sequences hold the same objects."""
+    first = list(first)
+    return len(first) == len(second) and all(map(operator.is_, first, second))
+
+
+def is_usable(parameter: Any, state: Mapping[str, Any] | None) -> bool:
+    """Tell whether a parameter has a state, and need not begin anew because it was moved or converted before its first step."""
+    if not state:
+        return False
+    if state["step"] != 0:
+        return True
+    slots = (slot for slot in state.values() if backend.owns(slot))
+    allowed = slot_dtypes(backend.dtype_name(parameter))
+    return all(s.device == parameter.device and backend.dtype_name(s) in allowed for s in slots)
+
+
+def _current_part(parameter: Any, before: Any) -> Any:
+    """Return the local part of a parameter: `before` if that still is it, for a step on the same objects is cheaper."""
+    part = local_part(parameter)
+    same_memory = part.data_ptr() == before.data_ptr() and part.shape == before.shape and part.dtype is before.dtype
+    return before if same_memory else part

@@ -1,0 +1,256 @@
+"""The optimizers of `torch.optim` for `portopt.NativeOptimizer`, and tensors for those of Keras."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from portopt.backend import ArrayInfo
+from portopt.native_frameworks import Counterpart, Tree
+from portopt.optimizer import Optimizer
+from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
+from portopt.trees import Trees
+from portopt_torch._backend import backend
+
+
+class TorchArrays:
+    """Tensors, on the memory of NumPy arrays where they are given instead."""
+
+    name = "torch"
+    trees: Trees = backend.trees
+    shares_memory = True
+
+    def owns(self, leaf: object) -> bool:
+        return backend.owns(leaf)
+
+    def describe(self, array: Any) -> ArrayInfo:
+        return ArrayInfo(tuple(array.shape), backend.dtype_name(array), str(array.device))
+
+    def borrow(self, array: Any) -> Any:
+        torch = importlib.import_module("torch")
+        array = np.asarray(array)
+        if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+            # torch has neither read-only tensors nor negative strides.
+            array = array.copy()
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+    def give_back(self, array: Any) -> Any:
+        torch = importlib.import_module("torch")
+        array = array.detach()
+        if array.dtype is torch.bfloat16:
+            return array.view(torch.int16).numpy().view(importlib.import_module("ml_dtypes").bfloat16)
+        return array.numpy()
+
+    def why_read_only(self, array: Any) -> str | None:
+        return backend.why_read_only(array)
+
+    def assign(self, target: Any, value: Any) -> None:
+        target.detach().copy_(value)
+
+    def dtype_context(self, dtype: str) -> AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+
+class TorchNative:
+    """One class of `torch.optim` with its arguments; each step constructs it anew on the tensors of the step."""
+
+    arrays = TorchArrays()
+    updates_in_place = True
+
+    def __init__(self, cls: Any, arguments: dict[str, Any]) -> None:
+        if inspect.signature(cls.step).parameters["closure"].default is inspect.Parameter.empty:
+            raise ValueError(
+                f"{cls.__name__} needs a closure that evaluates the loss again, which apply(params, grads, state) has not: use "
+                "torch's own loop for it"
+            )
+        self.cls, self.arguments = cls, arguments
+        torch = importlib.import_module("torch")
+        # What is wrong with the arguments is said now, by torch; a matrix, as Muon takes nothing else.
+        self._known = set(cls([torch.zeros(1, 1)], **arguments).defaults)
+
+    def describe(self) -> str:
+        arguments = "".join(f", {name}={value!r}" for name, value in self.arguments.items())
+        return f"{_path(self.cls)}{arguments}"
+
+    def config(self) -> dict[str, Any]:
+        if getattr(importlib.import_module("torch").optim, self.cls.__name__, None) != self.cls:
+            raise ValueError(f"{_path(self.cls)} is no class of torch.optim, so a config cannot name it")
+        return {"optimizer": self.cls.__name__, "arguments": {k: _plain(v) for k, v in self.arguments.items()}}
+
+    def init(self, tree: Tree, leaves: list[Any]) -> dict[str, Any]:
+        tensors = [None if leaf is None else leaf.detach() for leaf in leaves]
+        return self._collect(tree, self._construct(tensors), tensors, {})
+
+    def apply(
+        self,
+        tree: Tree,
+        leaves: list[Any],
+        gradients: list[Any],
+        slots: Mapping[str, Any],
+        hyperparameters: Mapping[str, Any],
+        *,
+        in_place: bool,
+    ) -> tuple[list[Any], dict[str, Any]]:
+        unknown = set(hyperparameters) - self._known
+        if unknown:
+            raise TypeError(
+                f"{_path(self.cls)} has no hyperparameter {min(unknown)!r}; allowed are {', '.join(sorted(self._known))}"
+            )
+
+        def own(value: Any) -> Any:
+            return value.detach() if in_place else value.detach().clone()
+
+        torch = importlib.import_module("torch")
+        states = {
+            name: [own(value) if isinstance(value, torch.Tensor) else value for value in tree.flatten(slot, name)]
+            for name, slot in slots.items()
+        }
+        tensors = [None if leaf is None else own(leaf) for leaf in leaves]
+        optimizer = self._construct(tensors)
+        for group in optimizer.param_groups:
+            group.update(hyperparameters)
+        for i, (tensor, gradient) in enumerate(zip(tensors, gradients, strict=True)):
+            if tensor is None:
+                continue
+            tensor.grad = None if gradient is None else gradient.detach()
+            kept = {name: values[i] for name, values in states.items() if values[i] is not None}
+            if kept:
+                optimizer.state[tensor] = kept
+        optimizer.step()
+        new_slots = self._collect(tree, optimizer, tensors, slots)
+        if in_place:
+            return leaves, new_slots
+        for tensor, leaf in zip(tensors, leaves, strict=True):
+            if tensor is not None:
+                tensor.grad = None
+                tensor.requires_grad_(leaf.requires_grad)
+        return tensors, new_slots
+
+    def _construct(self, tensors: list[Any]) -> Any:
+        return self.cls([tensor for tensor in tensors if tensor is not None], **self.arguments)
+
+    def _collect(self, tree: Tree, optimizer: Any, tensors: list[Any], before: Mapping[str, Any]) -> dict[str, Any]:
+        states = [{} if tensor is None else optimizer.state.get(tensor, {}) for tensor in tensors]
+        names = dict.fromkeys([*before, *(name for state in states for name in state)])
+        return {name: tree.unflatten([state.get(name) for state in states]) for name in names}
+
+
+def _path(cls: Any) -> str:
+    own = getattr(importlib.import_module("torch").optim, cls.__name__, None) is cls
+    return f"torch.optim.{cls.__name__}" if own else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value.item() if hasattr(value, "item") else value
+
+
+class TorchFramework:
+    """`torch.optim`."""
+
+    name = "torch"
+    install_command = backend.install_command
+    accepts = "a class of torch.optim with its arguments, or an instance"
+
+    @property
+    def translator(self) -> Any:
+        """What translates between `torch.optim` and the dialect `torch`."""
+        return importlib.import_module("portopt_torch._translation").translator
+
+    def owns(self, thing: object) -> bool:
+        torch = sys.modules.get("torch")
+        if torch is None or not hasattr(torch, "optim"):
+            return False
+        return isinstance(thing, torch.optim.Optimizer) or (
+            isinstance(thing, type) and issubclass(thing, torch.optim.Optimizer)
+        )
+
+    def version(self) -> str:
+        return backend.version()
+
+    def adopt(self, thing: Any, arguments: dict[str, Any]) -> TorchNative:
+        if isinstance(thing, type):
+            return TorchNative(thing, dict(arguments))
+        if arguments:
+            raise TypeError(
+                f"{_path(type(thing))} was given as an instance, which has its hyperparameters, so {', '.join(arguments)} cannot "
+                "be given too: give the class"
+            )
+        return TorchNative(type(thing), hyperparameters_of(thing))
+
+    def from_config(self, config: Mapping[str, Any]) -> TorchNative:
+        torch = importlib.import_module("torch")
+        cls = getattr(torch.optim, config["optimizer"], None)
+        if not self.owns(cls):
+            raise ValueError(f"torch.optim has no optimizer {config['optimizer']!r}")
+        return TorchNative(cls, {k: tuple(v) if isinstance(v, list) else v for k, v in config["arguments"].items()})
+
+    def counterpart(self, optimizer: Optimizer) -> Counterpart | None:
+        if type(optimizer) not in COUNTERPARTS:
+            return None
+        name, arguments = COUNTERPARTS[type(optimizer)](optimizer)
+        arguments = {"lr": float(optimizer.learning_rate_at(1)), **arguments}
+        return Counterpart(
+            f"torch.optim.{name}", getattr(importlib.import_module("torch").optim, name), arguments, "lr"
+        )
+
+    def counterparts(self) -> Iterable[type[Optimizer]]:
+        return COUNTERPARTS
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return function
+
+    def devices(self) -> Mapping[str, str | None]:
+        return backend.devices()
+
+    def load(self, array: Any, device: str) -> Any:
+        return backend.from_numpy(array, device)
+
+    def fetch(self, array: Any) -> Any:
+        return backend.to_numpy(array)
+
+
+def hyperparameters_of(optimizer: Any) -> dict[str, Any]:
+    """Return the constructor's arguments of a `torch.optim` optimizer, from its parameter groups.
+
+    Raises:
+        ValueError: the groups differ.
+    """
+    names = inspect.signature(type(optimizer).__init__).parameters
+    groups = [{k: v for k, v in group.items() if k in names and k != "params"} for group in optimizer.param_groups]
+    for group in groups[1:]:
+        differing = [name for name in group if group[name] != groups[0].get(name)]
+        if differing:
+            raise ValueError(
+                f"the parameter groups of this {type(optimizer).__name__} differ in {', '.join(differing)}, but one portopt "
+                "optimizer has one value of each hyperparameter: make one for each group"
+            )
+    return groups[0]
+
+
+COUNTERPARTS: Mapping[type[Optimizer], Callable[[Any], tuple[str, dict[str, Any]]]] = {
+    # torch refuses nesterov without momentum, for which it means nothing.
+    SGD: lambda o: ("SGD", {"momentum": o.momentum, "nesterov": o.nesterov and o.momentum > 0}),
+    RMSprop: lambda o: ("RMSprop", {"alpha": o.rho, "eps": o.epsilon}),
+    Adagrad: lambda o: ("Adagrad", {"eps": o.epsilon}),
+    Adadelta: lambda o: ("Adadelta", {"rho": o.rho, "eps": o.epsilon}),
+    Adam: lambda o: ("Adam", {"betas": (o.beta_1, o.beta_2), "eps": o.epsilon, "amsgrad": o.amsgrad}),
+    Adamax: lambda o: ("Adamax", {"betas": (o.beta_1, o.beta_2), "eps": o.epsilon}),
+    Nadam: lambda o: (
+        "NAdam",
+        {"betas": (o.beta_1, o.beta_2), "eps": o.epsilon, "momentum_decay": o.schedule_decay},
+    ),
+}
+"""Name and arguments, beside the learning rate, of the class in `torch.optim`."""
+
+native = TorchFramework()

@@ -1,0 +1,208 @@
+"""`TorchOptimizer`: a portopt rule as a `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from portopt import Optimizer
+from portopt_torch._batches import Batch, Batches, is_usable, same
+from portopt_torch._groups import GroupHyperparameters
+from portopt_torch._saved_state import SealedState, checked_state
+from portopt_torch._sharded import gradient_norm, is_sharded, like_parameter, local_part, placed_like
+
+
+class TorchOptimizer(torch.optim.Optimizer):
+    """Any portopt optimizer as a `torch.optim.Optimizer`, with the bits of its `apply_`.
+
+    Hyperparameters stand in the parameter groups, where schedulers and users change them: `lr` for `learning_rate`, `betas` for
+    `beta_1` and `beta_2`, all others under their own names. If the learning rate is a schedule, `lr` is a factor on it, 1.0 at
+    first. `clipnorm` compares the norm of all gradients, over all groups and all shards. Each parameter has its own step count,
+    which stands still while its gradient is None.
+
+    Args:
+        params: what every optimizer of torch takes: tensors, (name, tensor) pairs, or dicts with "params" and values of their
+            own for hyperparameters, under portopt's names or torch's. DTensors and parameters of `fully_shard` as well.
+        optimizer: a portopt optimizer, one of the library's or of a user's class.
+        slot_dtype: dtype of the slots, see `portopt.Optimizer.init`.
+
+    Raises:
+        ValueError: a hyperparameter of a group is outside its range, or what torch's own optimizers raise it for.
+        TypeError: a group has a hyperparameter that the rule has not, or `optimizer` is no portopt optimizer.
+
+    Example:
+        >>> import torch, portopt
+        >>> from portopt_torch import TorchOptimizer
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> optimizer = TorchOptimizer(layer.parameters(), portopt.Adam(learning_rate=0.1))
+        >>> scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=10)
+        >>> layer(torch.ones(4, 2)).square().mean().backward()
+        >>> optimizer.step()
+        >>> scheduler.step()
+
+    Reference:
+        https://docs.pytorch.org/docs/stable/optim.html
+    """
+
+    def __init__(self, params: Any, optimizer: Optimizer, *, slot_dtype: str | None = None) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                "TorchOptimizer takes a portopt optimizer, such as portopt.Adam() or portopt.get('adam'), but "
+                f"{optimizer!r:.80} of type {type(optimizer).__name__} was given"
+            )
+        self.rule = optimizer
+        self._slot_dtype = slot_dtype
+        self._forget()
+        super().__init__(params, self._hyperparameters.defaults())
+
+    def _forget(self) -> None:
+        """Drop all that was derived from parameters, groups and state."""
+        self._hyperparameters = GroupHyperparameters(self.rule)
+        self._batches: dict[int, Batches] = {}
+        self._known_states: list[Any] = []
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; their state begins at step 0."""
+        group: Any = param_group
+        if isinstance(group, dict):
+            group = self._hyperparameters.renamed(group)
+        super().add_param_group(group)
+        try:
+            # Not at the first step: torch.distributed.checkpoint would do one to have the state, and it would count.
+            self._create_state([p for p in self.param_groups[-1]["params"] if p.requires_grad])
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Do one step on each parameter that has a gradient; return what the closure returned, if there is one.
+
+        Raises:
+            TypeError: a gradient is sparse or of another dtype than its parameter, or a hyperparameter of a group is no number.
+            ValueError: a hyperparameter of a group is outside its range. Nothing is changed if one of these is raised.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            self._update()
+        return loss
+
+    # torch.compile runs it as it is: kernels that work on addresses are nothing to trace.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # of torch
+    def _update(self) -> None:
+        states = list(self.state.values())
+        if not same(states, self._known_states):
+            self._batches.clear()
+        clips, all_gradients, work = False, [], []
+        for index, group in enumerate(self.param_groups):
+            overrides = self._hyperparameters.overrides(index, group)
+            clips = clips or overrides.get("clipnorm", self.rule.clipnorm) is not None
+            parameters, gradients = self._moving(index, group)
+            all_gradients += gradients
+            work += [(batch, overrides, gradients) for batch in self._batches_of(index, parameters)]
+        self._known_states = list(self.state.values())
+        norm = None
+        if clips and (len(work) > 1 or any(batch.is_sharded for batch, _, _ in work)):
+            norm = gradient_norm(all_gradients)
+        for batch, overrides, gradients in work:
+            batch.step(gradients, self._hyperparameters.at_step(overrides, batch.finished), norm)
+
+    def _moving(self, index: int, group: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+        """Return the parameters of a group that have gradients, and these."""
+        parameters, gradients = group["params"], [p.grad for p in group["params"]]
+        if any(g is None for g in gradients):
+            parameters = [p for p, g in zip(parameters, gradients, strict=True) if g is not None]
+            gradients = [g for g in gradients if g is not None]
+        if set(map(_layout, gradients)) - {torch.strided} or list(map(_dtype, gradients)) != list(
+            map(_dtype, parameters)
+        ):
+            raise _wrong_gradient(type(self.rule).__name__, index, group)
+        if any(map(is_sharded, parameters[:1])):
+            gradients = [placed_like(g, p) for p, g in zip(parameters, gradients, strict=True)]
+        return parameters, gradients
+
+    def _batches_of(self, index: int, parameters: list[Any]) -> Sequence[Batch]:
+        batches = self._batches.get(index)
+        if batches is None or not batches.fit(parameters):
+            copies = [] if batches is None else batches.copies
+            self._create_state([p for p in parameters if not is_usable(p, self.state.get(p))])
+            batches = self._batches[index] = Batches(self.rule, copies, parameters, [self.state[p] for p in parameters])
+        return batches.batches
+
+    def _create_state(self, parameters: Sequence[Any]) -> None:
+        if not parameters:
+            return
+        fresh = self.rule.init(list(map(local_part, parameters)), slot_dtype=self._slot_dtype)
+        scalars = {name: fresh.slots[name] for name in self.rule.scalar_slots}
+        for i, p in enumerate(parameters):
+            arrays = {name: like_parameter(fresh.slots[name][i], p) for name in self.rule.slots}
+            self.state[p] = {"step": fresh.step, **scalars, **arrays}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned, exactly: slots keep their dtype. The tensors are copied.
+
+        Raises:
+            ValueError: groups, names, shapes or step counts do not fit.
+            TypeError: dtypes do not fit, or a group has a hyperparameter that the rule has not.
+        """
+        # The last hook sees what the user's own hooks made of it, before torch casts the slots to the parameters' dtype.
+        handle = self.register_load_state_dict_pre_hook(_sealed)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "rule": self.rule, "_slot_dtype": self._slot_dtype}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # torch's load_state_dict comes here too, with state and groups only.
+        super().__setstate__(state)
+        for parameter, entry in list(self.state.items()):
+            if isinstance(entry, SealedState):
+                self.state[parameter] = entry.entry
+        self._forget()
+        for group in self.param_groups:
+            for name, value in self._hyperparameters.defaults().items():
+                group.setdefault(name, value)
+
+
+_layout, _dtype = operator.attrgetter("layout"), operator.attrgetter("dtype")
+
+
+def _sealed(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    assert isinstance(optimizer, TorchOptimizer)
+    for group in state_dict["param_groups"]:
+        optimizer._hyperparameters.check_names(group)
+    groups = zip(optimizer.param_groups, state_dict["param_groups"], strict=False)
+    parameters = {k: p for own, saved in groups for k, p in zip(saved["params"], own["params"], strict=False)}
+    sealed = {
+        k: SealedState(checked_state(optimizer.rule, entry, parameters[k], optimizer.state.get(parameters[k], {}), k))
+        if k in parameters
+        else entry
+        for k, entry in state_dict["state"].items()
+    }
+    return {**state_dict, "state": sealed}
+
+
+def _wrong_gradient(rule: str, index: int, group: Mapping[str, Any]) -> TypeError:
+    for i, p in enumerate(group["params"]):
+        if p.grad is None:
+            continue
+        which = f"param_groups[{index}]['params'][{i}]"
+        which += f" ({group['param_names'][i]})" if "param_names" in group else ""
+        if p.grad.layout is not torch.strided:
+            return TypeError(
+                f"the gradient of {which} is sparse, of layout {p.grad.layout}, but {rule} updates every element: make the "
+                "layer with sparse=False, or set p.grad = p.grad.to_dense() before the step"
+            )
+        if p.grad.dtype is not p.dtype:
+            return TypeError(
+                f"the gradient of {which} has dtype {p.grad.dtype}, but the parameter has {p.dtype}; they must agree"
+            )
+    raise AssertionError("every gradient fits its parameter")

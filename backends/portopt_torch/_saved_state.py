@@ -1,0 +1,82 @@
+"""The state of one parameter as a `state_dict` holds it: checked, and kept from torch's conversions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from portopt import Optimizer
+from portopt.primitives import slot_dtypes
+from portopt_torch._backend import backend
+from portopt_torch._sharded import is_sharded
+
+
+class SealedState:
+    """A parameter's state on its way through torch's `load_state_dict`, which would cast tensors to the parameter's dtype."""
+
+    def __init__(self, entry: dict[str, Any]) -> None:
+        self.entry = entry
+
+
+def checked_state(
+    rule: Optimizer, entry: Mapping[str, Any], parameter: Any, current: Mapping[str, Any], key: object
+) -> dict[str, Any]:
+    """Return a copy of a saved state of one parameter.
+
+    Args:
+        rule: the optimizer.
+        entry: the saved state.
+        parameter: what it belongs to.
+        current: the state that the parameter has now. Tensors that both hold are not copied.
+        key: the name of the saved state, for errors.
+
+    Raises:
+        ValueError: names, shapes, placement or step count do not fit.
+        TypeError: a dtype does not fit.
+    """
+    where = f"state[{key!r}] of the state_dict"
+    expected = {"step", *rule.scalar_slots, *rule.slots}
+    if set(entry) != expected:
+        raise ValueError(
+            f"{where} has {', '.join(sorted(map(str, entry)))}, but {type(rule).__name__} with these options has "
+            f"{', '.join(sorted(expected))}: load it into the optimizer that it was saved from"
+        )
+    scalars = {name: float(entry[name]) for name in rule.scalar_slots}
+    slots = {
+        name: _checked_slot(f"{where}: {name!r}", entry[name], parameter, current.get(name)) for name in rule.slots
+    }
+    return {"step": _checked_step(where, entry["step"]), **scalars, **slots}
+
+
+def _checked_step(where: str, step: Any) -> int:
+    finished = float(step)
+    if not math.isfinite(finished) or finished < 0 or finished != int(finished):
+        raise ValueError(f"{where}: 'step' must be a number of finished steps, 0 or more, but {step!r} was given")
+    return int(step)
+
+
+def _checked_slot(where: str, slot: Any, parameter: Any, current: Any) -> Any:
+    if not isinstance(slot, torch.Tensor):
+        raise TypeError(f"{where} must be a tensor, but {type(slot).__name__} was given")
+    if slot.shape != parameter.shape:
+        raise ValueError(f"{where} has shape {tuple(slot.shape)}, but its parameter has {tuple(parameter.shape)}")
+    allowed = slot_dtypes(backend.dtype_name(parameter))
+    if backend.dtype_name(slot) not in allowed:
+        raise TypeError(
+            f"{where} has dtype {slot.dtype}, but slots of a {parameter.dtype} parameter are {' or '.join(allowed)}"
+        )
+    if _placement(slot) != _placement(parameter):
+        raise ValueError(
+            f"{where} is placed as {_placement(slot)}, but its parameter as {_placement(parameter)}: load it with "
+            "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, which distributes it"
+        )
+    if slot is current and slot.device == parameter.device:
+        return slot
+    return slot.detach().to(parameter.device, copy=True)
+
+
+def _placement(tensor: Any) -> Any:
+    return (tensor.device_mesh, tensor.placements) if is_sharded(tensor) else "one tensor"

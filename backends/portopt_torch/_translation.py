@@ -1,0 +1,186 @@
+"""`torch.optim` and the rules in the dialect `torch`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from portopt.native_frameworks import Correspondence
+from portopt.optimizer import Optimizer, OptimizerState
+from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
+from portopt.trees import Trees
+from portopt_torch._backend import backend
+from portopt_torch._native import TorchNative, hyperparameters_of
+
+COMMON = {"lr": "learning_rate", "weight_decay": "weight_decay", "maximize": "maximize"}
+BETAS = {"betas.0": "beta_1", "betas.1": "beta_2", "eps": "epsilon"}
+FLAGS = frozenset({"foreach", "capturable", "differentiable", "fused"})
+MEANS = {"step": "step", "exp_avg": "m", "exp_avg_sq": "v"}
+ADAM = {**COMMON, **BETAS, "amsgrad": "amsgrad"}
+
+CORRESPONDENCES = (
+    Correspondence(
+        SGD,
+        "SGD",
+        {**COMMON, "momentum": "momentum", "dampening": "dampening", "nesterov": "nesterov"},
+        {"momentum_buffer": "moment"},
+        ignored=FLAGS,
+    ),
+    Correspondence(
+        RMSprop,
+        "RMSprop",
+        {**COMMON, "alpha": "rho", "eps": "epsilon", "momentum": "momentum", "centered": "centered"},
+        {"step": "step", "square_avg": "accumulator", "grad_avg": "average_gradient", "momentum_buffer": "moment"},
+        ignored=FLAGS,
+    ),
+    Correspondence(
+        Adagrad,
+        "Adagrad",
+        {
+            **COMMON,
+            "lr_decay": "decay",
+            "eps": "epsilon",
+            "initial_accumulator_value": "initial_accumulator_value",
+        },
+        {"step": "step", "sum": "accumulator"},
+        ignored=FLAGS,
+    ),
+    Correspondence(
+        Adadelta,
+        "Adadelta",
+        {**COMMON, "rho": "rho", "eps": "epsilon"},
+        {"step": "step", "square_avg": "accumulator", "acc_delta": "delta_accumulator"},
+        ignored=FLAGS,
+    ),
+    Correspondence(
+        Adam,
+        "AdamW",
+        ADAM,
+        {**MEANS, "max_exp_avg_sq": "vhat"},
+        fixed={"decoupled_weight_decay": True},
+        ignored=FLAGS,
+    ),
+    Correspondence(
+        Adam,
+        "Adam",
+        {**ADAM, "decoupled_weight_decay": "decoupled_weight_decay"},
+        {**MEANS, "max_exp_avg_sq": "vhat"},
+        ignored=FLAGS,
+    ),
+    Correspondence(
+        Adamax, "Adamax", {**COMMON, **BETAS}, {"step": "step", "exp_avg": "m", "exp_inf": "u"}, ignored=FLAGS
+    ),
+    Correspondence(
+        Nadam,
+        "NAdam",
+        {
+            **COMMON,
+            **BETAS,
+            "momentum_decay": "schedule_decay",
+            "decoupled_weight_decay": "decoupled_weight_decay",
+        },
+        {**MEANS, "mu_product": "m_schedule"},
+        ignored=FLAGS,
+    ),
+)
+
+
+class TorchTranslator:
+    """Optimizers of `torch.optim`, which hold their parameters and state."""
+
+    dialect = "torch"
+    package = "torch.optim"
+    trees: Trees = backend.trees
+    correspondences = CORRESPONDENCES
+
+    def defaults(self, correspondence: Correspondence) -> Mapping[str, Any]:
+        torch = importlib.import_module("torch")
+        return _flat(hyperparameters_of(getattr(torch.optim, correspondence.name)([torch.zeros(1)])))
+
+    def arguments(self, native: TorchNative) -> tuple[str, Mapping[str, Any]]:
+        torch = importlib.import_module("torch")
+        cls, arguments = native.cls, native.arguments
+        return cls.__name__, _flat(hyperparameters_of(cls([torch.zeros(1, 1)], **arguments)))
+
+    def own_state(self, native: Any, state: Any, params: Any) -> OptimizerState:
+        raise TypeError(
+            f"the state of a NativeOptimizer of torch is the OptimizerState that its init or apply returned, but "
+            f"{type(state).__name__} was given"
+        )
+
+    def capture(self, native: Any, params: Any) -> tuple[str, Mapping[str, Any], OptimizerState, Any]:
+        own = [p for group in native.param_groups for p in group["params"]]
+        leaves, definition = self.trees.flatten(own if params is None else params)
+        if {id(leaf) for leaf in leaves} != {id(p) for p in own} or len(leaves) != len(own):
+            raise ValueError(
+                f"params must have the {len(own)} parameters of the optimizer as its leaves, the very tensors, but it has "
+                f"{sum(any(leaf is p for p in own) for leaf in leaves)} of them among {len(leaves)}"
+            )
+        states = [native.state.get(p, {}) for p in leaves]
+        names = dict.fromkeys(name for state in states for name, value in state.items() if value is not None)
+        slots = {name: self.trees.unflatten(definition, [_copy(state.get(name)) for state in states]) for name in names}
+        # SGD does not count; a buffer says that it has begun.
+        step = 1 if slots and "step" not in slots else 0
+        tree = self.trees.unflatten(definition, leaves)
+        if slots and len({frozenset(state) for state in states}) > 1 and not step:
+            raise ValueError(
+                f"{sum(not state for state in states)} of the {len(states)} parameters of this {type(native).__name__} have made "
+                "no step yet, but others have: portopt counts one number of steps"
+            )
+        return type(native).__name__, _flat(hyperparameters_of(native)), OptimizerState(step, slots), tree
+
+    def call(self, correspondence: Correspondence, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        merged = {name: value for name, value in arguments.items() if "." not in name}
+        if "betas.0" in arguments:
+            merged["betas"] = (arguments["betas.0"], arguments["betas.1"])
+        return getattr(importlib.import_module("torch").optim, correspondence.name), merged
+
+    def release(
+        self,
+        correspondence: Correspondence,
+        arguments: dict[str, Any],
+        optimizer: Optimizer,
+        state: OptimizerState,
+        params: Any,
+    ) -> Any:
+        torch = importlib.import_module("torch")
+        leaves, definition = self.trees.flatten(params)
+        factory, merged = self.call(correspondence, arguments)
+        native = factory(leaves, **merged)
+        finished = int(state.step)
+        if not finished:
+            return native
+        for i, leaf in enumerate(leaves):
+            own: dict[str, Any] = {}
+            for theirs, ours in correspondence.slots.items():
+                if ours == "step":
+                    own[theirs] = torch.tensor(float(finished), dtype=torch.get_default_dtype())
+                elif ours in optimizer.scalar_slots:
+                    value = backend.scalar(state.slots[ours])
+                    own[theirs] = torch.tensor(value, dtype=torch.get_default_dtype())
+                elif ours in optimizer.slots:
+                    slot, found = self.trees.flatten(state.slots[ours])
+                    if found != definition:
+                        raise ValueError(
+                            f"params must have the structure of the slots, but it is {definition}, and theirs {found}"
+                        )
+                    own[theirs] = _copy(slot[i])
+            native.state[leaf] = own
+        return native
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if hasattr(value, "detach") else value
+
+
+def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with the learning rate as a number and the betas apart."""
+    flat = {name: value.item() if hasattr(value, "item") else value for name, value in arguments.items()}
+    if "betas" in flat:
+        for i, beta in enumerate(flat.pop("betas")):
+            flat[f"betas.{i}"] = float(beta)
+    return flat
+
+
+translator = TorchTranslator()

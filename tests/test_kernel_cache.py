@@ -1,0 +1,168 @@
+"""The cache of compiled kernels: an entry that is not whole, right and one's own is compiled again, never trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import portopt
+from portopt.host import cache, compiler
+from portopt.host.source import KernelKey
+
+KEY = {"source": "def kernel", "cpu": "some"}
+CODE = bytes(range(100))
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PORTOPT_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def stored(directory: Path) -> Path:
+    cache.store(KEY, CODE)
+    (entry,) = directory.iterdir()
+    assert cache.load(KEY) == CODE
+    return entry
+
+
+class TestEntry:
+    def test_only_the_user_can_read_it(self, directory: Path) -> None:
+        assert stored(directory).stat().st_mode & 0o077 == 0
+        assert directory.stat().st_mode & 0o077 == 0
+
+    def test_cut_anywhere_it_is_not_believed(self, directory: Path) -> None:
+        entry = stored(directory)
+        whole = entry.read_bytes()
+        for length in range(len(whole)):
+            entry.write_bytes(whole[:length])
+            assert cache.load(KEY) is None, length
+
+    def test_with_any_byte_changed_it_is_not_believed(self, directory: Path) -> None:
+        entry = stored(directory)
+        whole = entry.read_bytes()
+        for position in range(len(whole)):
+            for bits in (0x01, 0x80, 0xFF):
+                damaged = bytearray(whole)
+                damaged[position] ^= bits
+                entry.write_bytes(damaged)
+                assert cache.load(KEY) is None, position
+
+    def test_with_bytes_after_its_end_it_is_not_believed(self, directory: Path) -> None:
+        entry = stored(directory)
+        entry.write_bytes(entry.read_bytes() + b"\0")
+        assert cache.load(KEY) is None
+
+    def test_of_another_key_it_is_not_believed(self, directory: Path) -> None:
+        """As if the hashes in two names of files were the same."""
+        entry = stored(directory)
+        other = {**KEY, "cpu": "another"}
+        cache.store(other, b"other code")
+        (theirs,) = set(directory.iterdir()) - {entry}
+        entry.replace(theirs)
+        assert cache.load(other) is None
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="files have no owner here")
+    def test_of_another_user_it_is_not_believed(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        stored(directory)
+        somebody = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: somebody)
+        assert cache.load(KEY) is None
+
+    def test_a_damaged_one_is_replaced(self, directory: Path) -> None:
+        entry = stored(directory)
+        entry.write_bytes(b"damaged")
+        cache.store(KEY, CODE)
+        assert cache.load(KEY) == CODE
+        assert list(directory.iterdir()) == [entry]
+
+
+def test_a_directory_that_cannot_be_made_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("a file")
+    monkeypatch.setenv("PORTOPT_CACHE_DIR", str(in_the_way / "cache"))
+    cache.store(KEY, CODE)
+    assert cache.load(KEY) is None
+
+
+def test_a_directory_that_cannot_be_written_is_no_error(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> int:
+        raise PermissionError("read-only file system")
+
+    directory.mkdir()
+    monkeypatch.setattr(os, "open", refuse)
+    cache.store(KEY, CODE)
+    monkeypatch.undo()
+    assert list(directory.iterdir()) == []
+
+
+def test_an_empty_setting_switches_the_cache_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORTOPT_CACHE_DIR", "")
+    assert cache.cache_directory() is None
+    cache.store(KEY, CODE)
+    assert cache.load(KEY) is None
+
+
+def test_a_kernel_is_compiled_again_exactly_if_its_entry_is_damaged(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    original = compiler._compile
+
+    def counting(source: str, prototype: str) -> bytes:
+        compiled.append(prototype)
+        return original(source, prototype)
+
+    monkeypatch.setattr(compiler, "_compile", counting)
+    dtypes = (("p", "float32"), ("g", "float32"), ("moment", "float32"))
+
+    def compile_once() -> int:
+        before = len(compiled)
+        compiler.compile_kernel(portopt.SGD().program(), KernelKey(dtypes, True, compiler.default_flush()))
+        return len(compiled) - before
+
+    assert [compile_once(), compile_once()] == [1, 0]
+    (entry,) = directory.iterdir()
+    damaged = bytearray(entry.read_bytes())
+    damaged[-1] ^= 1
+    entry.write_bytes(damaged)
+    assert [compile_once(), compile_once()] == [1, 0]
+
+
+STEP = """
+import hashlib, numpy as np, portopt
+opt, w = portopt.Adam(), np.linspace(-1, 1, 1000)
+w, state = opt.apply(w, w, opt.init(w))
+print(hashlib.sha256(w.tobytes()).hexdigest())
+"""
+
+
+def test_processes_may_share_the_directory_at_once(directory: Path) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry),
+    }
+    processes = [
+        subprocess.Popen([sys.executable, "-c", STEP], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    printed = [process.communicate(timeout=120)[0].strip() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    with portopt.interpreted():
+        w = np.linspace(-1, 1, 1000)
+        w, _ = portopt.Adam().apply(w, w, portopt.Adam().init(w))
+    assert printed == [hashlib.sha256(w.tobytes()).hexdigest()] * 3
+    entries = list(directory.iterdir())
+    assert entries
+    assert {entry.suffix for entry in entries} == {".kernel"}
+    for entry in entries:
+        content = entry.read_bytes()
+        length = int.from_bytes(content[17:25], "little")
+        assert cache.load(json.loads(content[25 : 25 + length])) is not None

@@ -1,0 +1,29 @@
+"""Arrays on a mesh of eight devices: the bits of one device, and a state where its parameters are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("sharded_steps.py")
+
+
+@pytest.fixture(scope="module")
+def passed() -> list[str]:
+    result = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+@pytest.mark.parametrize("way", ["norm", "apply", "jitted apply", "optax", "step"])
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_eight_devices_give_the_bits_of_one(passed: list[str], kind: str, way: str) -> None:
+    assert f"{kind}: {way}" in passed
+
+
+@pytest.mark.parametrize("way", ["apply", "jitted apply"])
+def test_parameters_stay_where_they_are_if_gradients_are_elsewhere(passed: list[str], way: str) -> None:
+    assert f"Auto: {way} with gradients on all devices" in passed
