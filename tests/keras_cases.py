@@ -408,6 +408,25 @@ def case_rules_are_found_by_name(folder: Path) -> None:
         keras.optimizers.get("portopt>Adamm")
 
 
+def case_an_argument_goes_to_the_rule_where_its_dialect_has_it(folder: Path) -> None:
+    decayed = portopt_keras.SGD(weight_decay=0.5, clipnorm=1.0)
+    assert (decayed.weight_decay, decayed.clipnorm) == (0.5, None)
+    assert decayed.optimizer == portopt.SGD(clipnorm=1.0)
+    decayed = portopt_keras.SGD(weight_decay=0.5, dialect="keras3")
+    assert decayed.weight_decay is None
+    assert decayed.optimizer == portopt.SGD(weight_decay=0.5, dialect="keras3")
+    copy = keras.optimizers.deserialize(keras.optimizers.serialize(decayed))
+    assert copy.optimizer == decayed.optimizer
+
+
+def case_slots_start_where_the_dialect_has_them_start(folder: Path) -> None:
+    data = arrays(2)
+    for dialect in ("keras3", "torch", "optax"):
+        optimizer = portopt.Adagrad(0.1, dialect=dialect, initial_accumulator_value=0.25)
+        wrapped = portopt_keras.KerasOptimizer(optimizer)
+        assert_same(steps_in_keras(wrapped, data), steps_in_portopt(optimizer, data), dialect)
+
+
 def case_configs_give_an_equal_optimizer_back(folder: Path) -> None:
     portopt.register(Signed)
     for optimizer in (

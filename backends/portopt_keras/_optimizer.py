@@ -103,15 +103,16 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         if self._overwrite_variable_with_gradient(variable):
             return None
         dtype = keras.backend.standardize_dtype(variable.dtype)
+        first = keras.initializers.Constant(self.optimizer.first_values.get(name, 0.0))
         if COMPUTE_DTYPE.get(dtype) == dtype:
-            return self.add_variable_from_reference(variable, name=name)
+            return self.add_variable_from_reference(variable, name=name, initializer=first)
         if dtype not in COMPUTE_DTYPE:
             raise TypeError(
                 f"variable {variable.path} has dtype {dtype}; portopt optimizers update variables of dtype "
                 f"{', '.join(COMPUTE_DTYPE)}: set trainable=False on others"
             )
         full_name = f"{variable.path.replace('/', '_')}_{name}"
-        return self.add_variable(variable.shape, dtype=COMPUTE_DTYPE[dtype], name=full_name)
+        return self.add_variable(variable.shape, first, dtype=COMPUTE_DTYPE[dtype], name=full_name)
 
     def _backend_update_step(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any

@@ -20,7 +20,7 @@ _OPTIONS = {n: p for n, p in inspect.signature(KerasOptimizer).parameters.items(
 class RuleOptimizer(KerasOptimizer):
     """A `KerasOptimizer` whose rule is fixed, so that its constructor takes the rule's arguments, and Keras' options.
 
-    A name that both have is the rule's: `clipnorm` is the norm of all gradients together, as in Keras 2.
+    A name that both have is the rule's, if its dialect has it: `clipnorm` is the norm of all gradients together, as in Keras 2.
     """
 
     rule: ClassVar[type[portopt.Optimizer]]
@@ -31,8 +31,9 @@ class RuleOptimizer(KerasOptimizer):
         for name in kwargs:
             if name not in arguments and name not in _OPTIONS:
                 raise unknown_argument(type(self).__name__, name, [*arguments, *_OPTIONS])
-        own = {name: value for name, value in kwargs.items() if name in arguments}
-        options = {name: value for name, value in kwargs.items() if name not in arguments}
+        keras_options = self._keras_options(kwargs.get("dialect"))
+        own = {name: value for name, value in kwargs.items() if name not in keras_options}
+        options = {name: value for name, value in kwargs.items() if name in keras_options}
         if args and is_keras_rate(args[0]):
             options["learning_rate"] = args[0]
             args = (rule().learning_rate, *args[1:])
@@ -41,12 +42,17 @@ class RuleOptimizer(KerasOptimizer):
                 options["learning_rate"] = own.pop(name)
         super().__init__(rule(*args, **own), **options)
 
+    @classmethod
+    def _keras_options(cls, dialect: str | None) -> frozenset[str]:
+        """Return the names of Keras' options that the rule does not have in a dialect."""
+        return frozenset(_OPTIONS) - frozenset(cls.rule.defaults(dialect))
+
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as values that JSON can hold."""
         config = super().get_config()
         own = config.pop("optimizer")["config"]
-        arguments = inspect.signature(self.rule).parameters
-        options = {name: value for name, value in config.items() if name in _OPTIONS and name not in arguments}
+        keras_options = self._keras_options(getattr(self.optimizer, "dialect", None))
+        options = {name: value for name, value in config.items() if name in keras_options}
         rate = {"learning_rate": config["learning_rate"]} if "learning_rate" in config else {}
         return {**options, **own, **rate}
 
