@@ -159,7 +159,8 @@ class _Writer:
             case "less" | "less_equal" | "equal":
                 return f"{args[0]} {_COMPARISONS[op.name]} {args[1]}"
             case "where":
-                return f"{args[1]} if {args[0]} else {args[2]}"
+                # Each conditional expression would be two more blocks, and numba's time grows with their square.
+                return f"select_{'int64' if integer else 'float64'}({args[0]}, {args[1]}, {args[2]})"
             case "negative":
                 return f"-{args[0]}"
             case "to_float":

@@ -47,6 +47,17 @@ double_bits = _bitcast(types.float64, types.uint64)
 float_of_bits = _bitcast(types.uint32, types.float32)
 
 
+def _select(kind: Any) -> Any:
+    @intrinsic
+    def select(typing_context: Any, condition: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.select(*args)
+
+        return kind(types.boolean, kind, kind), codegen
+
+    return select
+
+
 @intrinsic
 def add_in_any_order(typing_context: Any, a: Any, b: Any) -> Any:
     """Add float64 values whose sum is exact, so that the compiler may add several at a time."""
@@ -223,6 +234,8 @@ NAMESPACE: dict[str, Any] = {
     "float64_nan": np.nan,
     "float64_inf": np.inf,
     "float64_minus_inf": -np.inf,
+    "select_float64": _select(types.float64),
+    "select_int64": _select(types.int64),
     "add_in_any_order": add_in_any_order,
     "float32_bits": float_bits,
     "float64_bits": double_bits,
