@@ -75,7 +75,7 @@ def run(
     """
     groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
     for i, arrays in enumerate(parameters):
-        groups.setdefault(tuple((name, str(arrays[name].dtype)) for name in _columns(arrays)), []).append(i)
+        groups.setdefault(tuple((name, str(arrays[name].dtype)) for name in _columns(program)), []).append(i)
     results: list[dict[str, Any]] = [{} for _ in parameters]
     outputs: dict[str, Any] = {}
     with jax.enable_x64(True):
@@ -92,8 +92,9 @@ def run(
     return results, outputs
 
 
-def _columns(arrays: Mapping[str, Any]) -> list[str]:
-    return ["p", "g", *(name for name in arrays if name not in ("p", "g"))]
+def _columns(program: Program) -> list[str]:
+    """Return the order of each parameter's arrays, which is that of the kernel's results too; JAX sorts what dicts hold."""
+    return ["p", "g", *(name for name in program.array_outputs if name != "p")]
 
 
 def _rows(key: KernelKey, operands: Sequence[Any]) -> list[dict[str, Any]]:
