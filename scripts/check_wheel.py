@@ -20,6 +20,8 @@ PACKAGES = (
     "portopt_torch",
     "portopt_jax",
     "portopt_cupy",
+    "portopt_keras",
+    "portopt_keras_native",
     "portopt_tensorflow",
     "portopt_conformance",
 )

@@ -1,6 +1,6 @@
-"""Put the tables of a report of `portopt bench` into docs/performance.md, between its two comments.
+"""Put the tables of reports of `portopt bench` into docs/performance.md, between its two comments.
 
-Usage: python scripts/write_performance_tables.py DIR/bench.json
+Usage: python scripts/write_performance_tables.py DIR/bench.json [DIR/bench.json ...]
 """
 
 import json
@@ -22,8 +22,8 @@ def replace(page: str, tables: str) -> str:
     return f"{before}{START}\n{tables}{END}{after}"
 
 
-def main(report: str) -> None:
-    tables = as_markdown(json.loads(Path(report).read_text(encoding="utf-8")))
+def main(*reports: str) -> None:
+    tables = "\n".join(as_markdown(json.loads(Path(report).read_text(encoding="utf-8"))) for report in reports)
     PAGE.write_text(replace(PAGE.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 

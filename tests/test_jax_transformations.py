@@ -306,6 +306,22 @@ def test_gradient_with_respect_to_arrays(what: str, optimizer: portopt.Optimizer
         assert exact == pytest.approx(difference(along, 0.0), rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize("zero", [0.0, -0.0], ids=str)
+def test_gradient_where_a_gradient_and_its_slot_are_zero(zero: float, jit: bool) -> None:
+    """What becomes zero because it is subnormal must not cost zeros their derivative."""
+    optimizer = portopt.SGD(0.5, momentum=0.5)
+    params = jnp.asarray([1.0, 2.0], jnp.float32)
+
+    def final(grads: Any) -> Any:
+        p, state = optimizer.apply(params, grads, optimizer.init(params))
+        return optimizer.apply(p, grads, state)[0].sum()
+
+    derivative = jax.grad(final)
+    result = (jax.jit(derivative) if jit else derivative)(jnp.asarray([zero, 1.0], jnp.float32))
+    assert result.tolist() == [-1.25, -1.25]
+
+
 def test_gradient_with_respect_to_other_hyperparameters() -> None:
     with jax.enable_x64(True):
         params, gradients = data64()

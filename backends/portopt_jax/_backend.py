@@ -161,6 +161,7 @@ class JaxBackend:
         smallest = SMALLEST_NORMAL[compute_dtype]
         scale = 2.0**64 if compute_dtype == "float32" else 2.0**512
         overrides: dict[str, Callable[..., Any]] = {
+            "flush": lambda x: scalars.flush(x, smallest),
             "multiply": lambda a, b: scalars.flush_product(a, b, smallest, scale),
             "divide": lambda a, b: scalars.flush_quotient(a, scalars.hidden_divisor(a, b), smallest, scale),
             "sqrt": lambda a: scalars.flush(self._jnp.sqrt(a), smallest),

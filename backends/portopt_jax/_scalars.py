@@ -19,9 +19,20 @@ _POWER_BITS = 31
 """Exponents are steps, which JAX counts in int32 when x64 is off."""
 
 
+@jax.custom_jvp
+def _zero_where(tiny: Any, x: Any) -> Any:
+    """Return zero of the sign of `x` where it is tiny, else `x`; its derivative is that of `x`, at zero too."""
+    return jnp.where(tiny, x * 0.0, x)
+
+
+@_zero_where.defjvp
+def _zero_where_jvp(values: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    return _zero_where(*values), tangents[1]
+
+
 def flush(x: Any, smallest_normal: float) -> Any:
     """Make subnormals zero. It also keeps XLA from contracting `a * b + c`: the product is not an operand of the sum."""
-    return jnp.where(jnp.abs(x) < smallest_normal, x * 0.0, x)
+    return _zero_where(jnp.abs(x) < smallest_normal, x)
 
 
 def never(witness: Any) -> Any:
@@ -216,21 +227,21 @@ def flush_product(a: Any, b: Any, smallest_normal: float, scale: float) -> Any:
     """
     product = a * b
     if not _has_accelerator():
-        return jnp.where(jnp.abs(product) < smallest_normal, product * 0.0, product)
-    return jnp.where(jnp.abs((a * scale) * b) < smallest_normal * scale, product * 0.0, product)
+        return _zero_where(jnp.abs(product) < smallest_normal, product)
+    return _zero_where(jnp.abs((a * scale) * b) < smallest_normal * scale, product)
 
 
 def flush_quotient(a: Any, b: Any, smallest_normal: float, scale: float) -> Any:
     """Return `a / b` with tininess decided after rounding; see `flush_product`."""
     quotient = a / b
     scaled, bound = (a * scale, smallest_normal * scale) if _has_accelerator() else (a, smallest_normal)
-    return jnp.where(jnp.abs(scaled / b) < bound, quotient * 0.0, quotient)
+    return _zero_where(jnp.abs(scaled / b) < bound, quotient)
 
 
 def round_traced(x: Any, compute_dtype: str) -> Any:
     """Do `portopt.primitives.round_scalar` on a traced float64; must be called with x64 enabled."""
     if compute_dtype == "float32":
-        x = jnp.where(jnp.abs(x) < 2.0**-126 * (1 - 2.0**-25), x * 0.0, x)
+        x = _zero_where(jnp.abs(x) < 2.0**-126 * (1 - 2.0**-25), x)
     return x.astype(compute_dtype)
 
 
