@@ -761,3 +761,15 @@ def test_a_compiled_training_step_leaves_the_optimizer_as_it_is() -> None:
         train(layers[0], optimizers[0])
         compiled(layers[1], optimizers[1])
     assert_same(list(layers[1].parameters()), list(layers[0].parameters()))
+
+
+def test_groups_that_share_memory_are_refused_before_anything_moves() -> None:
+    memory = torch.arange(6.0)
+    first, second = (torch.nn.Parameter(part) for part in (memory[:4], memory[2:]))
+    optimizer = TorchOptimizer([{"params": [first]}, {"params": [second], "lr": 0.5}], portopt.Adam(0.1))
+    first.grad, second.grad = torch.ones(4), torch.ones(4)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"params\[0\] and params\[1\] share memory"):
+            optimizer.step()
+    assert memory.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert optimizer.state[first]["step"] == 0

@@ -41,7 +41,7 @@ class TorchBackend(ArrayAPIBackend):
             install_command='pip install "portopt[torch]"',
         )
 
-    @property
+    @functools.cached_property
     def _torch(self) -> Any:
         return importlib.import_module("torch")
 
@@ -65,7 +65,10 @@ class TorchBackend(ArrayAPIBackend):
             raise TypeError(
                 f"tensors of layout {array.layout} are not supported: a rule updates every element; convert with to_dense()"
             )
-        return ArrayInfo(tuple(array.shape), self.dtype_name(array), str(array.device))
+        return ArrayInfo(tuple(array.shape), self.dtype_name(array), _text(array.device))
+
+    def dtype_name(self, array: Any) -> str:
+        return _text(array.dtype).removeprefix("torch.")
 
     def full(self, like: Any, value: float, dtype: str) -> Any:
         return self._empty(like.shape, self.dtype(dtype), like.device).fill_(value)
@@ -229,9 +232,20 @@ class TorchBackend(ArrayAPIBackend):
         return bool(np.shares_memory(_bits(a), _bits(b)))
 
 
+@functools.cache
+def _text(thing: Any) -> str:
+    """Return the text of a dtype or device; torch writes it anew each time."""
+    return str(thing)
+
+
 def _bits(tensor: Any) -> Any:
     """Return a NumPy view of a tensor on the CPU that shows its elements as integers of their size."""
-    return tensor.detach().view(getattr(importlib.import_module("torch"), f"int{8 * tensor.element_size()}")).numpy()
+    return tensor.detach().view(_integer(tensor.element_size())).numpy()
+
+
+@functools.cache
+def _integer(size: int) -> Any:
+    return getattr(importlib.import_module("torch"), f"int{8 * size}")
 
 
 backend = TorchBackend()

@@ -44,6 +44,11 @@ class Batch:
         self.finished = int(states[0]["step"])
         self.is_sharded = any(map(is_sharded, parameters))
 
+    def arrays(self) -> list[dict[str, Any]]:
+        """Return what a step writes, for each parameter."""
+        columns = {"p": self._leaves, **self._slots}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
     def is_current(self) -> bool:
         """Tell whether the states are as the last step left them."""
         try:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from portopt import Optimizer
+from portopt_torch._backend import backend
 from portopt_torch._batches import Batch, Batches, is_usable, same
 from portopt_torch._groups import GroupHyperparameters
 from portopt_torch._saved_state import SealedState, checked_state
@@ -63,6 +64,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._hyperparameters = GroupHyperparameters(self.rule)
         self._batches: dict[int, Batches] = {}
         self._known_states: list[Any] = []
+        self._is_unchecked = True
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; their state begins at step 0."""
@@ -106,6 +108,11 @@ class TorchOptimizer(torch.optim.Optimizer):
             all_gradients += gradients
             work += [(batch, overrides, gradients) for batch in self._batches_of(index, parameters)]
         self._known_states = list(self.state.values())
+        if self._is_unchecked:
+            # Each batch checks itself, but not against others, and a later one must not fail after an earlier one moved.
+            written = [arrays for batch, _, _ in work for arrays in batch.arrays()]
+            backend.check_in_place(written, lambda i: f"[{i}]")
+            self._is_unchecked = False
         norm = None
         if clips and (len(work) > 1 or any(batch.is_sharded for batch, _, _ in work)):
             norm = gradient_norm(all_gradients)
@@ -131,6 +138,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         if batches is None or not batches.fit(parameters):
             copies = [] if batches is None else batches.copies
             self._create_state([p for p in parameters if not is_usable(p, self.state.get(p))])
+            self._is_unchecked = True
             batches = self._batches[index] = Batches(self.rule, copies, parameters, [self.state[p] for p in parameters])
         return batches.batches
 
