@@ -68,7 +68,7 @@ def walk(script, nodes, root, found, known, context, stack):
             node = pointer_to_int64(pointer_to_int64(container)[3])[position]
             stack[top + 2] = position + 1
         elif stack[top + 1] == 2:
-            node = pointer_to_int64(container)[3 + position]
+            node = pointer_to_int64(container)[context[31] + position]
             stack[top + 2] = position + 1
         else:
             place = context[19]
@@ -418,6 +418,7 @@ class Watch:
             id(str), at(scratch), at(stack), len(entries) // 8, at(known),
             len(groups), at(parts), outputs,
             0 if reader.exception is None else id(reader.exception), api.get_attribute, api.call, api.release, id(False),
+            tuple.__basicsize__ // 8,
         ])  # fmt: skip
         kinds = {type(v) for a in arrays for v in a.values()}
         dtypes = [a[n].dtype for a in arrays for n in a]
