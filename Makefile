@@ -25,6 +25,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST_ARGS ?=
 CONFORM_ARGS ?=
 COMPARE_ARGS ?=
+FUZZ_ARGS ?=
 
 .PHONY: help
 help: ## list the targets
@@ -105,6 +106,12 @@ wheel: $(INSTALLED) ## build the wheel and use it from an empty environment
 	$(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
 	cd / && '$(CURDIR)/$(WHEEL_VENV)/bin/python' '$(CURDIR)/scripts/check_wheel.py' \
 	    --json '$(CURDIR)/$(RESULTS)/conform-wheel.json'
+
+MINUTES ?= 60
+
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## random steps against the interpreter, for MINUTES=60; FUZZ_ARGS="--episode 7" runs one again
+	PYTHONPATH=tests $(BIN)/python -m fuzzing --minutes $(MINUTES) $(FUZZ_ARGS)
 
 .PHONY: vectors
 vectors: $(INSTALLED) ## regenerate the conformance suite's committed vectors

@@ -87,8 +87,9 @@ class World:
             "dict": lambda: dict(zip(keys, parts, strict=True)),
             "ordered": lambda: OrderedDict(zip(keys, parts, strict=True)),
             "tuple": lambda: tuple(parts),
+            "list": lambda: parts,
         }
-        return made.get(kind, lambda: parts)()
+        return made.get(kind, made["list"])()
 
     def new_gradients(self, rng: random.Random) -> Any:
         """Return gradients that fit, on new memory."""
