@@ -306,8 +306,8 @@ def _why_without_elements(tensor: Any) -> str | None:
     mask, expected = layout.plain_keys()
     if layout.dispatch_keys(tensor.resolve_neg()) & mask != expected:
         return (
-            f"tensors of type {type(tensor).__name__} with {torch._C._dispatch_keys(tensor)} are not supported: their elements are "
-            "not in memory of their own; give plain tensors, outside of the transformations of torch.func and of modes"
+            f"tensors of type {type(tensor).__name__} with {torch._C._dispatch_keys(tensor)} are not supported: they have no "
+            "memory of their own with their elements; give plain tensors, outside of the transformations of torch.func and of modes"
         )
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     needed = (tensor.storage_offset() + last + 1) * tensor.element_size() if tensor.numel() else 0

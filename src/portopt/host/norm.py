@@ -90,7 +90,7 @@ def norm_source(dtype: str, flush: Flush) -> str:
     )
 
 
-# What follows the head of a record: kernel, table, columns, column, sizes, count, values, whether to add up; the largest bits, and
+# After the head of a record: kernel, table, columns, column, sizes, count, values, whether to add up; the largest bits, and
 # three sums.
 _RECORD_WORDS = threads.HEAD + 12
 _PART_SOURCE = '''"""One thread's part of a pass over the gradients."""
