@@ -21,7 +21,7 @@ import portopt
 from portopt.host import threads
 
 SIZE = 2 * threads.ELEMENTS_PER_THREAD + 1
-INTERRUPTS = 30
+INTERRUPTS = 20
 
 
 class Interrupt(BaseException):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bits import assert_same_bits, random_words
+from bits import assert_same_bits
 from libraries import BY_NAME, Library
 from subprocesses import run_script
 
@@ -125,23 +125,19 @@ def test_threads_that_share_arrays_write_nothing_else(size: int, library: Librar
     assert ((-4 * steps <= w) & (w <= -1) & (w == np.round(w))).all()
 
 
-@each_planned
-def test_first_large_steps_at_once(library: Library) -> None:
-    w, g = random_words((LARGE,), "float32", 1), random_words((LARGE,), "float32", 2)
-    optimizer = portopt.Adam()
-    expected = optimizer.apply(w, g, optimizer.init(w))[0]
-    for count in (2, 3, 5):
-        portopt.set_num_threads(count)
-        results: dict[int, Any] = {}
+def test_large_steps_at_once_with_more_and_more_threads() -> None:
+    size = 6 * threads.ELEMENTS_PER_THREAD
+    optimizer = portopt.SGD(1.0)
 
-        def work(number: int, results: dict[int, Any] = results) -> None:
-            params, grads = library.arrays(w), library.arrays(g)
-            optimizer.apply_(params, grads, optimizer.init(params))
-            results[number] = library.numpy(params)
+    def work(number: int) -> None:
+        w = np.zeros(size, np.float32)
+        state = optimizer.init(w)
+        for count in (2, 3, 4, 5, 6):
+            portopt.set_num_threads(count)
+            state = optimizer.apply_(w, np.ones(size, np.float32), state)
+        assert (w == -5).all()
 
-        at_once(work, 4)
-        for number in range(4):
-            assert_same_bits(results[number], expected)
+    at_once(work, 6)
 
 
 @each_name
