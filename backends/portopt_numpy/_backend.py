@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from portopt.backend import (
 from portopt.host import compiler, kernel, norm, watch
 from portopt.host.plan import make_plan
 from portopt.interpreter import StepScalars
+from portopt.interrupts import finish
 from portopt.program import Program
 
 
@@ -92,6 +94,9 @@ class NumpyBackend(ArrayAPIBackend):
         if is_interpreted() or not compiler.available():
             return super().gradient_norm(gradients)
         return norm.norm_of_arrays(gradients, [_dtype_name(g.dtype) for g in gradients])
+
+    def assign_all(self, targets: Sequence[Any], values: Sequence[Any]) -> None:
+        finish([functools.partial(operator.setitem, target, ..., v) for target, v in zip(targets, values, strict=True)])
 
     def why_read_only(self, array: Any) -> str | None:
         if isinstance(array, np.generic):

@@ -25,6 +25,7 @@ from portopt.host import compiler, kernel, norm, watch
 from portopt.host.memory import use_huge_pages
 from portopt.host.plan import make_plan
 from portopt.interpreter import StepScalars
+from portopt.interrupts import finish
 from portopt.primitives import Primitives
 from portopt.program import Program
 
@@ -66,6 +67,8 @@ class TorchBackend(ArrayAPIBackend):
             raise TypeError(
                 f"tensors of layout {array.layout} are not supported: a rule updates every element; convert with to_dense()"
             )
+        if (reason := _why_without_elements(array)) is not None:
+            raise TypeError(reason)
         return ArrayInfo(tuple(array.shape), self.dtype_name(array), _text(array.device))
 
     def dtype_name(self, array: Any) -> str:
@@ -94,9 +97,10 @@ class TorchBackend(ArrayAPIBackend):
         if reason is not None:
             raise ValueError(f"torch cannot use the device {device!r}: {reason}")
         copy = np.array(array, copy=True, order="C")
+        # Not `from_numpy`, whose tensors can never be resized.
         if copy.dtype.name == "bfloat16":
-            return torch.from_numpy(copy.view(np.int16)).view(torch.bfloat16).to(device)
-        return torch.from_numpy(copy).to(device)
+            return torch.tensor(copy.view(np.int16)).view(torch.bfloat16).to(device)
+        return torch.tensor(copy).to(device)
 
     def primitives(self, compute_dtype: str) -> Primitives:
         return Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides={"sqrt": self._sqrt})
@@ -105,8 +109,8 @@ class TorchBackend(ArrayAPIBackend):
         """Take the root with NumPy on the shared memory: torch's own on the CPU is not correctly rounded."""
         if x.device.type != "cpu":
             return self._torch.sqrt(x)
-        result = self._torch.empty_like(x)
-        np.sqrt(x.numpy(), out=result.numpy())
+        result = self._torch.empty(x.shape, dtype=x.dtype)
+        np.sqrt(_memory(x, np.dtype(self.dtype_name(x))), out=_memory(result, np.dtype(self.dtype_name(x))))
         return result
 
     def quiet(self) -> Any:
@@ -155,9 +159,10 @@ class TorchBackend(ArrayAPIBackend):
         dtypes = [{name: self.dtype_name(tensor) for name, tensor in arrays.items()} for arrays in parameters]
         inputs = [{name: _bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
         if in_place:
-            kernel.update(program, scalars, dtypes, inputs, None)
             written = [arrays[name] for arrays in parameters for name in names]
-            self._torch.autograd.graph.increment_version(written)
+            kernel.update(
+                program, scalars, dtypes, inputs, None, then=[functools.partial(_increment_version(), written)]
+            )
             return [{name: arrays[name] for name in names} for arrays in parameters]
         outputs = [{n: self._empty(a[n].shape, a[n].dtype, "cpu") for n in names} for a in parameters]
         kernel.update(program, scalars, dtypes, inputs, [{n: _bits(t) for n, t in o.items()} for o in outputs])
@@ -169,30 +174,10 @@ class TorchBackend(ArrayAPIBackend):
         ordinary = all(
             type(t) in (torch.Tensor, torch.nn.Parameter) and t.is_cpu and t.is_contiguous() for t in tensors
         )
-        if not compiler.available() or is_interpreted() or not ordinary or self._reader is None:
+        if not compiler.available() or is_interpreted() or not ordinary or (reader := _reader()) is None:
             return None
         dtypes = [{name: self.dtype_name(tensor) for name, tensor in arrays.items()} for arrays in parameters]
-        return make_plan(self, program, trees, parameters, dtypes, self._reader, torch.autograd.graph.increment_version)
-
-    @functools.cached_property
-    def _reader(self) -> watch.ArrayReader | None:
-        """How the compiled look reads tensors; None where torch (before 2.10) has no DLPack exchange API."""
-        torch = self._torch
-        reader = watch.dlpack_reader(torch.Tensor, self.dtype_name, lambda tensor: int(tensor.data_ptr()), "is_neg")
-        if reader is None:
-            return None
-
-        def wrong(like: Any) -> list[Any]:
-            return [
-                torch.zeros(4, 3),
-                torch.zeros(3, 4, dtype=torch.int32),
-                torch.zeros(6, 4)[::2],
-                torch.zeros(4, 3).T,
-                torch.zeros(3, 4).to_sparse(),
-                torch.zeros(3, 4, device="meta"),
-            ]
-
-        return reader if watch.works(reader, torch.tensor, wrong) else None
+        return make_plan(self, program, trees, parameters, dtypes, reader, _increment_version())
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         detached = [g.detach().resolve_neg() for g in gradients]
@@ -212,6 +197,9 @@ class TorchBackend(ArrayAPIBackend):
 
     def assign(self, target: Any, value: Any) -> None:
         target.copy_(value)
+
+    def assign_all(self, targets: Sequence[Any], values: Sequence[Any]) -> None:
+        finish([functools.partial(self._torch.Tensor.copy_, t, v) for t, v in zip(targets, values, strict=True)])
 
     def why_read_only(self, array: Any) -> str | None:
         if array.numel() and any(stride == 0 and n > 1 for stride, n in zip(array.stride(), array.shape, strict=True)):
@@ -234,6 +222,44 @@ class TorchBackend(ArrayAPIBackend):
 
 
 @functools.cache
+def _increment_version() -> Any:
+    """Return what tells autograd that tensors were written; a function in C, so that no interrupt keeps it from running."""
+    torch = sys.modules["torch"]
+    by_list = hasattr(torch.Tensor, "__dlpack_c_exchange_api__")  # older ones may take one tensor only
+    return torch._C._increment_version if by_list else torch.autograd.graph.increment_version
+
+
+@functools.cache
+def _reader() -> watch.ArrayReader | None:
+    """Return how the compiled look reads tensors; None where torch (before 2.10) has no DLPack exchange API."""
+    torch = sys.modules["torch"]
+    layout = importlib.import_module("portopt_torch._layout").find_layout()
+    if layout is None:
+        return None
+    reader = watch.dlpack_reader(torch.Tensor, backend.dtype_name, lambda tensor: int(tensor.data_ptr()), layout)
+    if reader is None:
+        return None
+
+    def wrong(like: Any) -> list[Any]:
+        without_memory = torch.zeros(3, 4)
+        without_memory.untyped_storage().resize_(0)
+        return [
+            torch._neg_view(torch.zeros(3, 4)),
+            torch._efficientzerotensor((3, 4)),
+            torch._to_functional_tensor(torch.zeros(3, 4)),
+            without_memory,
+            torch.zeros(4, 3),
+            torch.zeros(3, 4, dtype=torch.int32),
+            torch.zeros(6, 4)[::2],
+            torch.zeros(4, 3).T,
+            torch.zeros(3, 4).to_sparse(),
+            torch.zeros(3, 4, device="meta"),
+        ]
+
+    return reader if watch.works(reader, torch.tensor, wrong) else None
+
+
+@functools.cache
 def _text(thing: Any) -> str:
     """Return the text of a dtype or device; torch writes it anew each time."""
     return str(thing)
@@ -241,12 +267,53 @@ def _text(thing: Any) -> str:
 
 def _bits(tensor: Any) -> Any:
     """Return a NumPy view of a tensor on the CPU that shows its elements as integers of their size."""
-    return tensor.detach().view(_integer(tensor.element_size())).numpy()
+    return _memory(tensor, np.dtype(f"i{tensor.element_size()}"))
 
 
-@functools.cache
-def _integer(size: int) -> Any:
-    return getattr(importlib.import_module("torch"), f"int{8 * size}")
+class _Memory:
+    """A tensor's memory as NumPy reads it. `Tensor.numpy()` would keep the tensor from ever being resized again."""
+
+    def __init__(self, tensor: Any, dtype: np.dtype[Any]) -> None:
+        self.tensor = tensor  # the view keeps this object alive, and so the memory
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tuple(tensor.shape),
+            "typestr": dtype.str,
+            "data": (tensor.data_ptr(), False),
+            "strides": tuple(stride * dtype.itemsize for stride in tensor.stride()),
+        }
+
+
+def _memory(tensor: Any, dtype: np.dtype[Any]) -> Any:
+    """Return a view of a tensor's own memory, its elements as a dtype of their size."""
+    if (reason := _why_without_elements(tensor)) is not None:
+        raise TypeError(reason)
+    if tensor.numel() == 0:
+        return np.empty(tuple(tensor.shape), dtype)
+    return np.asarray(_Memory(tensor, dtype))
+
+
+def _why_without_elements(tensor: Any) -> str | None:
+    """Return why the memory of a tensor does not hold its elements; None if it does, but for their signs."""
+    torch = sys.modules["torch"]
+    if torch._is_zerotensor(tensor):
+        return "tensors of zeros without memory (torch._efficientzerotensor) are not supported; convert with clone()"
+    if torch._is_functional_tensor(tensor):
+        return "functionalized tensors are not supported: they are recorded, not computed; step outside of functionalization"
+    if tensor.device.type != "cpu":
+        return None
+    layout = importlib.import_module("portopt_torch._layout")
+    mask, expected = layout.plain_keys()
+    if layout.dispatch_keys(tensor.resolve_neg()) & mask != expected:
+        return (
+            f"tensors of type {type(tensor).__name__} with {torch._C._dispatch_keys(tensor)} are not supported: they have no "
+            "memory of their own with their elements; give plain tensors, outside of the transformations of torch.func and of modes"
+        )
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + last + 1) * tensor.element_size() if tensor.numel() else 0
+    if needed > (held := tensor.untyped_storage().nbytes()):
+        return f"its elements need {needed} bytes, but its storage was resized to {held}; resize it back, or make a new tensor"
+    return None
 
 
 backend = TorchBackend()

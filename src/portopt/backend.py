@@ -338,9 +338,8 @@ class ArrayAPIBackend:
                 results.append({name: self._stored(value, arrays[name]) for name, value in outputs.items()})
             if not in_place:
                 return results
-            for arrays, outputs in zip(parameters, results, strict=True):
-                for name, value in outputs.items():
-                    self.assign(arrays[name], value)
+            targets = [arrays[n] for arrays, outputs in zip(parameters, results, strict=True) for n in outputs]
+            self.assign_all(targets, [value for outputs in results for value in outputs.values()])
         return [{name: arrays[name] for name in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
 
     def _rounded(self, program: Program, scalars: Sequence[Any], compute_dtype: str, like: Any) -> dict[int, Any]:
@@ -360,6 +359,11 @@ class ArrayAPIBackend:
     def assign(self, target: Any, value: Any) -> None:
         """Write `value` into `target`."""
         target[...] = value
+
+    def assign_all(self, targets: Sequence[Any], values: Sequence[Any]) -> None:
+        """Write each of `values` into its target. Override it where a library can do so without a line of Python in between."""
+        for target, value in zip(targets, values, strict=True):
+            self.assign(target, value)
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
         def where(name: str, i: int) -> str:

@@ -28,7 +28,7 @@ from portopt.hyperparameters import (
 from portopt.interpreter import StepScalars, evaluate_scalars
 from portopt.primitives import COMPUTE_DTYPE, round_scalar, slot_dtypes
 from portopt.program import Program
-from portopt.scalars import HOST, Scalar
+from portopt.scalars import HOST, MOST_STEPS, Scalar
 from portopt.schedules import configuration_of, is_schedule, schedule_from_configuration
 from portopt.tracing import trace
 from portopt.trees import STANDARD_TREES, TreeDefinition, explain_difference
@@ -38,7 +38,8 @@ class OptimizerState(NamedTuple):
     """What an optimizer carries from step to step.
 
     Attributes:
-        step: number of finished steps, a Python int (a traced or concrete 0-d integer array under JAX's transformations).
+        step: number of finished steps, a Python int (a traced or concrete 0-d integer array under JAX's transformations); at
+            most 2**31 - 1.
         slots: slot name to a tree shaped like the parameters, its arrays in the compute dtype. Scalars of the state, such
             as Nadam's `m_schedule`, are Python floats (two uint32 words that hold the float64 under JAX).
     """
@@ -321,6 +322,8 @@ class Optimizer(_Declarations):
         """Do one step in place: parameters and slots are overwritten; returns the state to use from now on.
 
         Arguments and errors are those of `apply`; nothing is changed if an error is raised. JAX arrays cannot be changed.
+        With NumPy arrays and tensors in host memory, a step that has begun to write is finished, and an interrupt such as
+        KeyboardInterrupt is raised after it; the arrays are then one step ahead of the state that the caller has.
 
         Raises:
             TypeError: the arrays cannot be changed in place (JAX, read-only NumPy arrays).
@@ -334,9 +337,12 @@ class Optimizer(_Declarations):
         """
         if gradient_norm is not None:
             hyperparameters = _with_norm(hyperparameters, gradient_norm)
-        for plan in self.__dict__.get("_plans", ()):
+        plans = self.__dict__.get("_plans", ())
+        for plan in plans:
             done: OptimizerState | None = plan.step(self, params, grads, state, hyperparameters)
             if done is not None:
+                if plan is not plans[0]:
+                    self.__dict__["_plans"] = (plan, *(other for other in plans if other is not plan))
                 return done
         return self._step(params, grads, state, hyperparameters, in_place=True)[1]
 
@@ -388,8 +394,8 @@ class Optimizer(_Declarations):
             return
         plan = backend.plan(program, trees, parameters)
         if plan is not None:
-            others = [other for other in self.__dict__.get("_plans", ()) if other]
-            self.__dict__["_plans"] = (*others[1 - _MOST_PLANS :], plan)
+            # Threads may do so at once; what one of them loses is only planned once more.
+            self.__dict__["_plans"] = (plan, *self.__dict__.get("_plans", ())[: _MOST_PLANS - 1])
 
     def step_scalars(
         self,
@@ -418,7 +424,7 @@ class Optimizer(_Declarations):
         scheduled = is_schedule(schedule)
         values = [state.step, *(v for n, v in given.items() if n != "learning_rate" or not scheduled)]
         arithmetic = backend.arithmetic(values)
-        step = backend.scalar(state.step) if arithmetic is not HOST else _concrete_step(state.step)
+        step = backend.scalar(state.step) if arithmetic is not HOST else _concrete_step(state.step, further=1)
         owners = {name: f"{type(self).__name__}.apply" for name in overrides if name != _NORM}
         if schedule is not None and scheduled:
             owner = owners["learning_rate"] = f"the schedule {schedule!r} of {type(self).__name__}:"
@@ -460,7 +466,8 @@ class Optimizer(_Declarations):
             if (name in overrides and overrides[name] is not None) or (name not in overrides and self._is_on(name))
         )
         if active not in cache:
-            cache[active] = trace(self, active)
+            # Should two threads trace at once, both get the program of the first.
+            cache.setdefault(active, trace(self, active))
         if not overrides:
             cache[None] = cache[active]
         return cache[active]
@@ -806,7 +813,8 @@ def _check_same(
         raise error(f"{at(name)} has {what} {right}, but {at('params')} has {what} {left}; they must agree")
 
 
-def _concrete_step(step: Any) -> int:
+def _concrete_step(step: Any, *, further: int = 0) -> int:
+    """Return the number of finished steps, after checking that `further` ones can be counted."""
     try:
         finished = operator.index(step)
     except TypeError:
@@ -815,6 +823,12 @@ def _concrete_step(step: Any) -> int:
         ) from None
     if finished < 0:
         raise ValueError(f"state.step must be at least 0, but {finished} was given")
+    if finished > MOST_STEPS - further:
+        given = finished if finished < 2**128 else "a number of more than 128 bits"
+        raise ValueError(
+            f"state.step must be at most {MOST_STEPS - further}{' before a step' * bool(further)}, but {given} was given: "
+            f"portopt counts {MOST_STEPS} steps, the most that every library can; begin anew with the state from init"
+        )
     return finished
 
 

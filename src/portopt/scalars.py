@@ -19,6 +19,9 @@ Number = float | int
 
 SMALLEST_NORMAL = 2.0**-1022
 
+MOST_STEPS = 2**31 - 1
+"""How many steps can be finished: as many as a JAX program can count, for a state may move from any library to any other."""
+
 
 class Arithmetic(Protocol):
     """Float64 operations on one kind of value: Python floats, traced JAX scalars, or nodes of a program.

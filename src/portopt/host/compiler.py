@@ -7,10 +7,12 @@ just now or comes from the cache; so a process that finds its kernels in the cac
 from __future__ import annotations
 
 import ast
+import contextlib
 import ctypes
 import functools
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import threading
 from typing import Any
@@ -22,7 +24,8 @@ from portopt.program import Program
 
 ENTRY = "portopt_kernel"
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
-# numba's calling convention: first where the result goes, and where a description of an exception goes.
+# numba's calling convention: first where the result goes, and where a description of an exception goes. What is returned is 0,
+# and 1 if an exception was raised.
 _PROTOTYPES = {
     "kernel": ctypes.CFUNCTYPE(
         ctypes.c_int, _POINTER, _POINTER,
@@ -33,10 +36,31 @@ _PROTOTYPES = {
         _POINTER, _INTEGER, _INTEGER, _POINTER, *[_INTEGER] * 3, _POINTER, _POINTER, _INTEGER,
     ),
     # Looks at Python objects, so it holds the GIL.
-    "watch": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 6),
+    "watch": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 7),
+    "part": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER),
+    "split": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 6),
 }  # fmt: skip
-_lock = threading.Lock()
+_lock = threading.RLock()
 _engines: list[Any] = []
+
+
+# A process forks between two compilations, never in one: numba and LLVM have locks of their own, which a child would get locked.
+def _before_fork() -> None:
+    _lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    with contextlib.suppress(RuntimeError):  # it was not acquired, because waiting for it was interrupted
+        _lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 @functools.cache
@@ -95,7 +119,10 @@ def compile_kernel(program: Program, key: KernelKey) -> Any:
 
 
 def compile_function(source: str, prototype: str) -> Any:
-    """Return the function called `kernel` in a source, of the named prototype, as ctypes calls it without the GIL."""
+    """Return the function called `kernel` in a source, of the named prototype, as ctypes calls it.
+
+    All but `"watch"` run without the GIL.
+    """
     with _lock:
         cache_key = {**_environment(), "source": source}
         code = cache.load(cache_key)

@@ -7,7 +7,6 @@ what the second adds up has an exact sum.
 from __future__ import annotations
 
 import functools
-import threading
 from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -91,23 +90,47 @@ def norm_source(dtype: str, flush: Flush) -> str:
     )
 
 
+# After the head of a record: kernel, table, columns, column, sizes, count, values, whether to add up; the largest bits, and
+# three sums.
+_RECORD_WORDS = threads.HEAD + 12
+_PART_SOURCE = '''"""One thread's part of a pass over the gradients."""
+
+
+def kernel():
+    """Run the kernel on the elements that the record names; its results go into the record."""
+    address = first_argument()
+    record = pointer_to_int64(address)
+    call_norm(
+        record[5], address, address, record[6], record[7], record[8], record[9], record[10], record[3], record[4], record[11],
+        address + 8 * 13, address + 8 * 14 if record[12] != 0 else 0,
+    )
+'''
+
+
 @functools.cache
 def _kernel(dtype: str, flush: Flush) -> Any:
     return compile_function(norm_source(dtype, flush), "norm")
 
 
+@functools.cache
+def _part() -> Any:
+    return compile_function(_PART_SOURCE, "part")
+
+
 class GradientTable(NamedTuple):
-    """Gradients of one dtype.
+    """Gradients of one dtype, which whoever has the table keeps alive.
 
     Attributes:
         dtype: their dtype's name.
-        table: addresses, int64 of shape (parameters, columns), C-contiguous.
+        address: of a table of addresses, int64, one row a parameter.
+        columns: the length of a row.
         column: the gradients' column.
         sizes: number of elements of each, int64.
     """
 
     dtype: str
-    table: Any
+    address: int
+    columns: int
     column: int
     sizes: Any
 
@@ -115,46 +138,42 @@ class GradientTable(NamedTuple):
 def gradient_norm(tables: Sequence[GradientTable], flush: Flush | None = None) -> float:
     """Return the Euclidean norm of all gradients together; NaN if an element is NaN, else infinite if one is."""
     flush = flush or default_flush()
-    unused = array("q", [0])
-    lock = threading.Lock()
 
-    def run(table: GradientTable, values: array[float] | None) -> tuple[int, list[float]]:
+    def run(table: GradientTable, values: array[float] | None) -> tuple[int, list[list[float]]]:
+        """Return the largest bits, and the sums of each thread's part."""
         function = _kernel(table.dtype, flush)
-        values_address = values.buffer_info()[0] if values else 0
-        largest, sums = 0, [0.0, 0.0, 0.0]
-
-        def work(start: int, stop: int) -> None:
-            nonlocal largest
-            bits, parts = array("q", [0]), array("d", [0.0, 0.0, 0.0])
-            function(
-                unused.buffer_info()[0], unused.buffer_info()[0],
-                table.table.ctypes.data, table.table.shape[1], table.column, table.sizes.ctypes.data, len(table.sizes),
-                start, stop, values_address, bits.buffer_info()[0], parts.buffer_info()[0] if values else 0,
-            )  # fmt: skip
-            with lock:
-                largest = max(largest, bits[0])
-                sums[:] = [a + b for a, b in zip(sums, parts, strict=True)]
-
-        threads.run_split(work, int(table.sizes.sum()))
-        return largest, sums
+        total = int(table.sizes.sum())
+        values_at = values.buffer_info()[0] if values else 0
+        given = (*table[1:4], table.sizes.ctypes.data, len(table.sizes))
+        records = threads.make_records(
+            total, (threads.address_of(function), *given, values_at, int(values is not None), *[0] * 4)
+        )
+        if threads.is_small(total):
+            at = records.buffer_info()[0]
+            function(at, at, *given, 0, total, values_at, at + 8 * 13, at + 8 * 14 if values else 0)
+        else:
+            threads.split(threads.address_of(_part()), records, _RECORD_WORDS)
+        results = [records[i - 4 : i] for i in range(_RECORD_WORDS, len(records) + 1, _RECORD_WORDS)]
+        return max(bits for bits, *_ in results), [array("d", result[1:].tobytes()).tolist() for result in results]
 
     magnitudes = [_magnitude(run(table, None)[0], table.dtype) for table in tables]
     largest = max(magnitudes, key=lambda m: (m != m, m), default=0.0)
     scale = scaling(largest, sum(int(table.sizes.sum()) for table in tables))
     if scale is None:
         return largest
-    parts = [run(table, array("d", (*scale.factors, *scale.constants)))[1] for table in tables]
-    return norm_of_sums(scale, parts)
+    values = array("d", (*scale.factors, *scale.constants))
+    return norm_of_sums(scale, [part for table in tables for part in run(table, values)[1]])
 
 
 def norm_of_arrays(gradients: Sequence[Any], dtypes: Sequence[str]) -> float:
     """Return the norm of NumPy arrays of any strides; they may show their bits as integers of the size of their dtypes."""
     dense = [np.ascontiguousarray(g) for g in gradients]
-    tables = []
+    tables, keep_alive = [], []
     for dtype in sorted(set(dtypes)):
         members = [g for g, name in zip(dense, dtypes, strict=True) if name == dtype]
         table = np.array([[g.ctypes.data] for g in members], np.int64)
-        tables.append(GradientTable(dtype, table, 0, np.array([g.size for g in members], np.int64)))
+        tables.append(GradientTable(dtype, table.ctypes.data, 1, 0, np.array([g.size for g in members], np.int64)))
+        keep_alive.append(table)
     return gradient_norm(tables)
 
 

@@ -83,6 +83,16 @@ def _call(count: int, result: Any = types.int32) -> Any:
 
 
 @intrinsic
+def first_argument(typing_context: Any) -> Any:
+    """Return what the function was called with first, which numba takes for the address of the result."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(builder.function.args[0], ir.IntType(64))
+
+    return types.int64(), codegen
+
+
+@intrinsic
 def _read_control(typing_context: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         slot = cgutils.alloca_once(builder, ir.IntType(32))
@@ -242,13 +252,16 @@ NAMESPACE: dict[str, Any] = {
     "uint32": np.uint32,
     "uint64": np.uint64,
     "numpy_int64": np.int64,
+    "first_argument": first_argument,
     "call_0": _call(0),
     "call_1": _call(1),
     "call_2": _call(2),
+    "call_3": _call(3),
     "call_4": _call(4),
-    "object_of_call_1": _call(1, types.int64),
+    "object_of_call_0": _call(0, types.int64),
     "object_of_call_2": _call(2, types.int64),
     "call_kernel": _call(10),
+    "call_norm": _call(12),
     "sqrt": np.sqrt,
     "floor": np.floor,
     **{
@@ -271,7 +284,11 @@ SIGNATURES = {
     "kernel": types.void(_addresses, _addresses, _count, _count, _count, _values, _count, _values),
     # (table, columns, column, sizes, count, start, stop, values, bits, sums)
     "norm": types.void(_addresses, _count, _count, _addresses, *[_count] * 3, _values, _addresses, _count),
-    # (context, params, grads, slots, inputs, step)
-    "watch": types.void(_addresses, *[_count] * 5),
+    # (context, params, grads, slots, inputs, step, call)
+    "watch": types.void(_addresses, *[_count] * 6),
+    # (); the address of its record is the first argument, so that it can be the start of a thread
+    "part": types.void(),
+    # (part, records, words, count, create, join)
+    "split": types.void(*[_count] * 6),
 }
 """Types of the functions called `kernel`, by the name of their prototype."""

@@ -1,30 +1,63 @@
-"""A pool of threads for large steps.
+"""Threads for large steps.
 
-Kernels run without the GIL on plain Python threads rather than OpenMP: two OpenMP runtimes in one process (torch brings its
-own) can deadlock or oversubscribe, and GNU's does not survive `fork`. These threads are made on first use, again in a forked
-child, and end with the process. How the elements are split never changes a bit, because each element is computed alone.
+Kernels run without the GIL on threads of the operating system rather than OpenMP's: two OpenMP runtimes in one process (torch
+brings its own) can deadlock or oversubscribe, and GNU's does not survive `fork`. The threads are made for one call and end
+before it returns, in one compiled function. So nothing can be raised while they write, no thread writes later, and there is
+nothing that a fork could break. How the elements are split never changes a bit, because each element is computed alone.
 """
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import math
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from array import array
+from collections.abc import Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+from portopt.host.cgroups import cpu_quota
+from portopt.host.compiler import compile_function
 
 ELEMENTS_PER_THREAD = 1 << 18
-"""A thread gets at least so many elements: waking one costs about 50 µs, in which Adam updates this many."""
+"""A thread gets at least so many elements: starting one costs about 50 µs, in which Adam updates this many."""
+
+HEAD = 5
+"""Words with which a record begins: an unused one, whether a thread has it, that thread, first and last element (exclusive)."""
+
+SPLIT = '''def split(part, records, words, count, create, join):
+    """Call `part` with each record, all but the first one in threads, as far as there are any; return when all are done."""
+    for k in range(1, count):
+        record = records + 8 * words * k
+        if create != 0 and call_4(create, record + 16, 0, part, record) == 0:
+            pointer_to_int64(record)[1] = 1
+    call_2(part, records, records)
+    for k in range(1, count):
+        record = records + 8 * words * k
+        if pointer_to_int64(record)[1] != 0:
+            call_2(join, pointer_to_int64(record)[2], 0)
+        else:
+            call_2(part, record, record)
+'''
+"""Source of the function that does split work."""
+
+_SOURCE = f'''"""Work shared among threads that end with it."""
+
+
+{SPLIT}
+
+def kernel(part, records, words, count, create, join):
+    """See `split`."""
+    split(part, records, words, count, create, join)
+'''
 
 _chosen: int | None = None
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
-_pool_process = 0
 
 
 def get_num_threads() -> int:
     """Return how many threads large steps use: what `set_num_threads` set, else `PORTOPT_NUM_THREADS`, else the CPUs allowed.
+
+    Allowed are the CPUs that the process may run on, and no more than a container's control group gives it the time of.
 
     Example:
         >>> import portopt
@@ -34,10 +67,17 @@ def get_num_threads() -> int:
     if _chosen is not None:
         return _chosen
     from_environment = os.environ.get("PORTOPT_NUM_THREADS", "")
-    if from_environment.isdigit() and int(from_environment) > 0:
+    if from_environment.isdecimal() and int(from_environment) > 0:
         return int(from_environment)
     affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    allowed = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = _quota()
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+@functools.cache
+def _quota() -> float | None:
+    return cpu_quota()
 
 
 def set_num_threads(count: int | None) -> None:
@@ -67,27 +107,48 @@ def is_small(total: int) -> bool:
     return total < 2 * ELEMENTS_PER_THREAD
 
 
-def run_split(work: Callable[[int, int], object], total: int, alignment: int = 64) -> None:
-    """Call `work(start, stop)` for ranges that make up `range(total)`, at once where there is enough to do."""
+def ranges(total: int, alignment: int = 64) -> list[tuple[int, int]]:
+    """Return the ranges that make up `range(total)`, one for each thread that is worth its while; at least one."""
     parts = 1 if is_small(total) else min(get_num_threads(), total // ELEMENTS_PER_THREAD)
-    if parts == 1:
-        work(0, total)
-        return
-    size = -(-total // parts // alignment) * alignment
-    ranges = [(start, min(start + size, total)) for start in range(0, total, size)]
-    futures = [_executor(len(ranges) - 1).submit(work, *part) for part in ranges[1:]]
-    work(*ranges[0])
-    for future in futures:
-        future.result()
+    size = max(-(-total // parts // alignment) * alignment, 1)
+    return [(start, min(start + size, total)) for start in range(0, total, size)] or [(0, 0)]
 
 
-def _executor(size: int) -> ThreadPoolExecutor:
-    from concurrent.futures import ThreadPoolExecutor
+def make_records(total: int, values: Sequence[int]) -> array[int]:
+    """Return a record for each thread: `HEAD` words, then `values`."""
+    return array("q", [word for part in ranges(total) for word in (0, 0, 0, *part, *values)])
 
-    global _pool, _pool_size, _pool_process
-    if _pool is None or _pool_size < size or _pool_process != os.getpid():
-        if _pool is not None and _pool_process == os.getpid():
-            _pool.shutdown(wait=False)
-        _pool = ThreadPoolExecutor(size, thread_name_prefix="portopt")
-        _pool_size, _pool_process = size, os.getpid()
-    return _pool
+
+def split(part: int, records: array[int], words: int) -> None:
+    """Call a part of the work with the address of each record, in a thread each.
+
+    Args:
+        part: address of a compiled function of the prototype `"part"`.
+        records: as `make_records` returns them.
+        words: how many words each has.
+    """
+    address = records.buffer_info()[0]
+    compiled_split()(address, address, part, address, words, len(records) // words, *thread_functions())
+
+
+@functools.cache
+def compiled_split() -> Any:
+    """Return the compiled function, with arguments as `split` has them in `SPLIT` after two unused addresses."""
+    return compile_function(_SOURCE, "split")
+
+
+@functools.cache
+def thread_functions() -> tuple[int, int]:
+    """Return the addresses of what starts a thread and what waits for its end; zeros where there are no POSIX threads."""
+    try:
+        library = ctypes.CDLL(None)
+        functions = library.pthread_create, library.pthread_join
+    except (AttributeError, OSError, TypeError):
+        return 0, 0
+    create, join = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
+    return create, join
+
+
+def address_of(function: Any) -> int:
+    """Return the address of a function as ctypes has it."""
+    return ctypes.cast(function, ctypes.c_void_p).value or 0

@@ -1,0 +1,81 @@
+"""Where this torch keeps what DLPack does not tell of a tensor: found by looking for known values in the objects themselves."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+
+from portopt.host.watch import Layout
+
+_Result = TypeVar("_Result")
+_WORDS_OF_OBJECT, _WORDS_OF_TENSOR, _WORDS_OF_STORAGE = 4, 26, 8
+"""How much of each object is read: no more than all versions of torch have."""
+
+
+def dispatch_keys(tensor: Any) -> int:
+    """Return the bits by which torch chooses what to do with a tensor; plain ones have those of `plain_keys`."""
+    return int(torch._C._dispatch_keys(tensor).raw_repr())
+
+
+@functools.cache
+def plain_keys() -> tuple[int, int]:
+    """Return which bits tell a tensor whose memory in the host holds its elements, and what they are."""
+    return _elsewhere(_plain_keys)
+
+
+def find_layout() -> Layout | None:
+    """Return the layout of tensors; None if it cannot be told without doubt."""
+    try:
+        return _elsewhere(_find_layout)
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+
+
+def _elsewhere(function: Callable[[], _Result]) -> _Result:
+    """Call a function in a thread of its own, where none of the modes is on that may be on in this one."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function).result()
+
+
+def _plain_keys() -> tuple[int, int]:
+    plain = dispatch_keys(torch.empty(0, requires_grad=True))
+    with torch.inference_mode():
+        without_autograd = dispatch_keys(torch.empty(0))
+    mask = ~(plain ^ without_autograd) & (1 << 64) - 1
+    return mask, plain & mask
+
+
+def _find_layout() -> Layout | None:
+    tensors = [torch.zeros(n)[n // 3 :] for n in (3, 50, 700)]
+    tensors += [torch._neg_view(tensors[0]), torch.nn.Parameter(tensors[1])]
+    with torch.inference_mode():
+        tensors.append(torch.zeros(9))
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    inner, storage = [int(t._cdata) for t in tensors], [int(s._cdata) for s in storages]
+    mask, expected = plain_keys()
+    words = (
+        _word(list(map(id, tensors)), inner, _WORDS_OF_OBJECT),
+        _word(inner, list(map(dispatch_keys, tensors)), _WORDS_OF_TENSOR),
+        _word(inner, storage, _WORDS_OF_TENSOR),
+        _word(storage, [s.data_ptr() for s in storages], _WORDS_OF_STORAGE),
+        _word(storage, [s.nbytes() for s in storages], _WORDS_OF_STORAGE),
+    )
+    if None in words:
+        return None
+    of_inner, of_keys, of_storage, of_memory, of_size = (word for word in words if word is not None)
+    return Layout(of_inner, of_keys, _signed(mask), _signed(expected), of_storage, of_memory, of_size)
+
+
+def _word(addresses: Sequence[int], values: Sequence[int], count: int) -> int | None:
+    """Return the first word that has the values in the objects at the addresses, all of them."""
+    objects = [(ctypes.c_uint64 * count).from_address(address) for address in addresses]
+    return next((k for k in range(count) if [words[k] for words in objects] == list(values)), None)
+
+
+def _signed(bits: int) -> int:
+    return bits - (1 << 64) if bits >> 63 else bits
