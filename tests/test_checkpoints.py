@@ -568,7 +568,7 @@ class TestContent:
                 raise ImportError("no module named broken")
 
         portopt.save(path, *start({"w": np.ones(2)}))
-        monkeypatch.setattr(loading, "get_backend", lambda name: Broken())
+        monkeypatch.setattr(loading, "known_backend", lambda name: Broken())
         with pytest.raises(
             ImportError,
             match=r"cannot be loaded as arrays of broken, which cannot be imported .*: pip install broken, or name",

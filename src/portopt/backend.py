@@ -448,6 +448,19 @@ def get_backend(name: str) -> Backend:
     raise UnknownBackendError(f"no backend is named {name!r}; installed are {', '.join(backends())}")
 
 
+def known_backend(name: str) -> Backend:
+    """Return the backend of that name if it is installed or its library is imported already.
+
+    Unlike `get_backend`, it imports nothing for a name, so that the name may come from anywhere.
+    """
+    for backend in (*backends().values(), *_recognized):
+        if backend.name == name:
+            return backend
+    if "__array_namespace_info__" in getattr(sys.modules.get(name), "__dict__", ()):
+        return _generic_backend(name)
+    raise UnknownBackendError(f"no backend is named {name!r:.80}; installed are {', '.join(backends())}")
+
+
 @functools.cache
 def _generic_backend(name: str) -> Backend:
     return ArrayAPIBackend(name, lambda: sys.modules[name])
