@@ -11,7 +11,6 @@ import hashlib
 import importlib
 import json
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -65,13 +64,10 @@ def write(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Any]) -
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot save {path}: there is no directory {path.parent}; make it first")
     with replacing(path, durable=True) as temporary:
-        mode = stat.S_IMODE(temporary.stat().st_mode)
         try:
             _library("safetensors.numpy").save_file(dict(tensors), temporary, metadata={_KEY: text})
         except safetensors.SafetensorError as error:
             raise OSError(f"cannot save {path}: {error}") from error
-        # safetensors puts a file of its own in this place, which nobody else may read.
-        temporary.chmod(mode)
         with temporary.open("r+b") as file:
             head = _read_head(file)
             if not head.startswith(_PREFIX, _LENGTH_SIZE):
