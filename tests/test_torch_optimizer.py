@@ -384,6 +384,218 @@ def test_sparse_gradients_are_refused() -> None:
     optimizer.step()
 
 
+def test_gradients_that_are_no_floats_are_refused() -> None:
+    params = parameters("bfloat16")
+    optimizer = TorchOptimizer(params, portopt.Adam())
+    give_gradients(params, 0)
+    params[2].grad = None
+    params[2].grad_dtype = torch.complex64
+    params[2].grad = torch.ones((), dtype=torch.complex64)
+    with pytest.raises(
+        TypeError, match=r"\[2\] has dtype torch.complex64; allowed are float16, bfloat16, float32, float64"
+    ):
+        optimizer.step()
+
+    # Schedulers fill a tensor in place.
+    rate.fill_(0.5)
+    state = rule.apply_(expected, give_gradients(params, 9), state, learning_rate=0.5, momentum=0.0)
+    optimizer.step()
+    assert_same(params, expected)
+
+
+@pytest.mark.parametrize(
+    ("entries", "error", "message"),
+    [
+        ({"lr": -1.0}, ValueError, r"SGD learning_rate must be in \[0, inf\), but -1.0 was given"),
+        ({"momentum": 2}, ValueError, r"SGD momentum must be in \[0, 1\], but 2 was given"),
+        ({"lr": 0.1, "learning_rate": 0.1}, TypeError, "given lr and learning_rate at once.* give only one"),
+        ({"weight_decay": 0.1}, TypeError, "'weight_decay', which is no hyperparameter of SGD; allowed are lr, "),
+        ({"lr_decay": 0.1}, TypeError, "'lr_decay', which is no hyperparameter of SGD; its name here is 'decay'"),
+        (
+            {"nesterov": True},
+            TypeError,
+            "nesterov=True, but 'nesterov' is fixed when SGD is constructed, here as False",
+        ),
+        ({"lr": schedules.Constant(0.1)}, TypeError, "schedule Constant.* as lr: give the schedule to the optimizer"),
+    ],
+)
+def test_a_group_that_cannot_be_honoured_is_refused(
+    entries: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    optimizer = TorchOptimizer(parameters(), portopt.SGD())
+    with pytest.raises(error, match=message):
+        optimizer.add_param_group({"params": parameters(seed=10), **entries})
+    assert len(optimizer.param_groups) == 1
+    assert len(optimizer.state) == len(SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("entries", "error", "message"),
+    [
+        ({"lr": float("nan")}, ValueError, r"Adam learning_rate must be in \[0, inf\), but nan was given"),
+        (
+            {"betas": (0.9,)},
+            ValueError,
+            r"betas of a parameter group must be 2 numbers, \(beta_1, beta_2\), but \(0.9,\)",
+        ),
+        ({"betas": 0.9}, ValueError, r"must be 2 numbers, \(beta_1, beta_2\), but 0.9 was given"),
+        ({"betas": (0.9, 1.0)}, ValueError, r"Adam beta_2 must be in \[0, 1\), but 1.0 was given"),
+        ({"beta_1": 0.5}, TypeError, r"holds 'beta_1' as 'betas': set group\['betas'\] instead"),
+        ({"learning_rate": 0.5}, TypeError, r"holds 'learning_rate' as 'lr': set group\['lr'\] instead"),
+        ({"eps": 1e-3}, TypeError, "'eps', which is no hyperparameter of Adam; its name here is 'epsilon'"),
+    ],
+)
+def test_a_wrong_value_in_a_later_group_changes_nothing(
+    entries: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    first, second = parameters(), parameters(seed=10)
+    optimizer = TorchOptimizer([{"params": first}, {"params": second}], portopt.Adam())
+    run(optimizer, first + second, range(2))
+    before = copies(first + second)
+    optimizer.param_groups[1].update(entries)
+    give_gradients(first + second, 3)
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    assert_same(first + second, before)
+    assert {state["step"] for state in optimizer.state.values()} == {2}
+
+
+class HeavyBall(portopt.Optimizer):
+    """A rule that has a slot only if it is constructed with momentum."""
+
+    momentum: float = portopt.hyperparameter(default=0.0, at_least=0, below=1, off=0.0)
+
+    @property
+    def slots(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on a hyperparameter
+        return ("velocity",) if self.momentum else ()
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+        if not self.momentum:
+            return p - c.lr * g, {}
+        velocity = self.momentum * slots.velocity + g
+        return p - c.lr * velocity, {"velocity": velocity}
+
+
+def test_a_feature_whose_slot_is_lacking_is_refused_before_anything_is_changed() -> None:
+    params = parameters()
+    optimizer = TorchOptimizer([{"params": params[:2]}, {"params": params[2:]}], HeavyBall())
+    run(optimizer, params, range(2))
+    before = copies(params)
+    optimizer.param_groups[1]["momentum"] = 0.5
+    with pytest.raises(
+        ValueError, match=r"momentum=0.5, for which HeavyBall needs the slot velocity, .* cycle_momentum=False"
+    ):
+        optimizer.step()
+    assert_same(params, before)
+
+
+def test_the_torch_dialect_has_torchs_formula_and_its_weight_decay_in_groups() -> None:
+    params, others = parameters("float64"), parameters("float64")
+    rule = portopt.Adam(0.1, dialect="torch", weight_decay=0.1)
+
+    def groups(tensors: list[Any]) -> list[dict[str, Any]]:
+        return [{"params": tensors[:2]}, {"params": tensors[2:], "weight_decay": 0.0}]
+
+    optimizer = TorchOptimizer(groups(params), rule)
+    native = torch.optim.Adam(groups(others), 0.1, weight_decay=0.1)
+    for step in range(5):
+        give_gradients(params, step)
+        give_gradients(others, step)
+        optimizer.step()
+        native.step()
+    for p, q in zip(params, others, strict=True):
+        # torch's root on the CPU is not correctly rounded, and it rounds in another order.
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+def test_options_of_the_rule_may_stand_in_a_group() -> None:
+    TorchOptimizer([{"params": parameters(), "nesterov": True}], portopt.SGD(nesterov=True))
+
+
+def test_a_group_added_later_begins_at_step_one() -> None:
+    first, second = parameters(), parameters(seed=10)
+    rule = portopt.Nadam(0.1)
+    optimizer = TorchOptimizer(first, rule)
+    run(optimizer, first, range(2))
+    optimizer.add_param_group({"params": second, "lr": 0.2})
+    expected, other = copies(first), copies(second)
+    state = portopt.OptimizerState(
+        2, {"m_schedule": optimizer.state[first[0]]["m_schedule"], **_slots(optimizer, first)}
+    )
+    fresh = rule.init(other)
+    for step in range(2, 5):
+        gradients = give_gradients(first, step), give_gradients(second, step + 50)
+        optimizer.step()
+        state = rule.apply_(expected, gradients[0], state)
+        fresh = rule.apply_(other, gradients[1], fresh, learning_rate=0.2)
+    assert_same(first + second, expected + other)
+    assert {optimizer.state[p]["step"] for p in second} == {3}
+
+
+def _slots(optimizer: TorchOptimizer, params: list[Any]) -> dict[str, Any]:
+    return {n: [optimizer.state[p][n].clone() for p in params] for n in optimizer.rule.slots}
+
+
+def test_a_group_of_an_unsupported_dtype_is_refused_and_forgotten() -> None:
+    optimizer = TorchOptimizer(parameters(), portopt.Adam())
+    with pytest.raises(TypeError, match="has dtype complex64; parameters must be of dtype"):
+        optimizer.add_param_group({"params": nn.Parameter(torch.ones(2, dtype=torch.complex64))})
+    assert len(optimizer.param_groups) == 1
+
+
+# Gradients
+
+
+def test_a_parameter_without_gradient_stands_still_and_counts_no_step() -> None:
+    params = parameters()
+    optimizer = TorchOptimizer(params, portopt.Adam(0.1))
+    rules = [portopt.Adam(0.1) for _ in params]
+    expected = copies(params)
+    states = [rule.init([p]) for rule, p in zip(rules, expected, strict=True)]
+    for step in range(6):
+        gradients = give_gradients(params, step)
+        for i, p in enumerate(params):
+            if (step + i) % 3 == 0:
+                p.grad = None
+            else:
+                states[i] = rules[i].apply_([expected[i]], [gradients[i]], states[i])
+        optimizer.step()
+    assert_same(params, expected)
+    assert [optimizer.state[p]["step"] for p in params] == [4, 4, 4, 4]
+    optimizer.zero_grad()
+    optimizer.step()
+    assert_same(params, expected)
+
+
+def test_a_parameter_that_was_frozen_joins_when_it_has_a_gradient() -> None:
+    params = parameters()
+    params[1].requires_grad_(False)
+    optimizer = TorchOptimizer(params, portopt.Adam(0.1))
+    assert params[1] not in optimizer.state
+    params[1].requires_grad_(True)
+    run(optimizer, params, range(2))
+    assert optimizer.state[params[1]]["step"] == 2
+
+
+def test_sparse_gradients_are_refused() -> None:
+    embedding, layer = nn.Embedding(5, 2, sparse=True), nn.Linear(2, 1)
+    named = [*layer.named_parameters(), *embedding.named_parameters(prefix="embedding")]
+    optimizer = TorchOptimizer(named, portopt.Adam())
+    layer(embedding(torch.tensor([1, 2]))).sum().backward()
+    before = copies([p for _, p in named])
+    with pytest.raises(
+        TypeError,
+        match=r"the gradient of param_groups\[0\]\['params'\]\[2\] \(embedding.weight\) is sparse, .* but Adam updates every "
+        r"element: make the layer with sparse=False, or set p.grad = p.grad.to_dense\(\)",
+    ):
+        optimizer.step()
+    assert_same([p for _, p in named], before)
+    gradient = embedding.weight.grad
+    assert gradient is not None
+    embedding.weight.grad = gradient.to_dense()
+    optimizer.step()
+
+
 def test_gradients_of_another_dtype_are_refused() -> None:
     params = parameters("bfloat16")
     optimizer = TorchOptimizer(params, portopt.Adam())
