@@ -35,7 +35,7 @@ Arrays = Mapping[str, Any]
 
 
 class ArrayInfo(NamedTuple):
-    """What must agree between a parameter, its gradient and its slots; the device is None where it is not known yet."""
+    """Shape and device must agree between a parameter, its gradient and its slots; None is a device that is not known yet."""
 
     shape: tuple[int, ...]
     dtype: str

@@ -38,7 +38,7 @@ def load(
         custom_objects: optimizer classes by name, for those that are not given to `portopt.register`.
 
     Raises:
-        CheckpointError: the file is damaged, was not written by `save`, or does not fit `like`.
+        CheckpointError: the file is damaged, was not written by `save`, names an unknown backend, or does not fit `like`.
         ValueError: the backend or the device is unknown.
         ImportError: the backend's library, safetensors or ml_dtypes is not installed.
         OSError: the file cannot be read.
