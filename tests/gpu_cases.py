@@ -23,6 +23,8 @@ from portopt_conformance.words import products_near_smallest_normal, special_wor
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 CASES = [(rule, clipped) for rule in portopt.RULES for clipped in (False, True)]
+PAIRS = [(p, g) for p in DTYPES for g in DTYPES if p != g]
+"""Dtypes of a parameter and of a gradient of another dtype."""
 each_case = pytest.mark.parametrize(("rule", "clipped"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))
 
 
@@ -31,9 +33,15 @@ def optimizer_of(rule: type[portopt.Optimizer], clipped: bool) -> portopt.Optimi
     return configurations(rule)[-1 if clipped else 0].optimizer()
 
 
-def key_of(optimizer: portopt.Optimizer, dtype: str, slot_dtype: str | None = None, in_place: bool = True) -> KernelKey:
+def key_of(
+    optimizer: portopt.Optimizer,
+    dtype: str,
+    slot_dtype: str | None = None,
+    in_place: bool = True,
+    gradient_dtype: str | None = None,
+) -> KernelKey:
     slots = dict.fromkeys(optimizer.slots, slot_dtype or COMPUTE_DTYPE[dtype])
-    return tables.kernel_key({"p": dtype, "g": dtype, **slots}, in_place=in_place)
+    return tables.kernel_key({"p": dtype, "g": gradient_dtype or dtype, **slots}, in_place=in_place)
 
 
 def words_of(dtype: str, seed: int, count: int = 2000) -> Array:
@@ -127,6 +135,30 @@ class EveryOperation(portopt.Optimizer):
             "either": xp.where((p == g) | ~finite, p, c.lr),
             "same": p,
         }
+
+
+class Keeping(portopt.Optimizer):
+    """Keeps the gradient as it is loaded, once as it is and once as arithmetic reads it."""
+
+    slots = ("passed", "doubled")
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return p - c.lr * g, {"passed": xp.where(g == g, g, g), "doubled": g + g}
+
+
+def compare_gradients_of_another_dtype(
+    to_device: Callable[[Any], Any], to_host: Callable[[Any], Array], dtype: str, gradient_dtype: str
+) -> None:
+    """Compare steps with gradients of raw words, and of numbers at which conversions part, with the interpreter's."""
+    numbers = [2.0**-126 * (1 - x) for x in (0.0, 2.0**-24, 2.0**-25, 2.0**-25 + 2.0**-52, 2.0**-26, 0.5)]
+    numbers += [2.0**-149, 3 * 2.0**-149, 2.0**-150, 2.0**-1074, 1 + 2.0**-24, 1 + 3 * 2.0**-24, 3.4028235e38, 1e300]
+    with np.errstate(all="ignore"):
+        special = np.asarray([*numbers, *(-x for x in numbers)]).astype(numpy_dtype(gradient_dtype))
+    gradient = np.concatenate([special, random_words((500,), gradient_dtype, 1)])
+    params = [random_words(gradient.shape, dtype, 2)]
+    compare_steps(to_device, to_host, Keeping(), params, [[gradient], [gradient]])
+    ordinary_gradient = ordinary(gradient.shape, gradient_dtype, 3)
+    compare_steps(to_device, to_host, portopt.Adam(0.1, clipnorm=1.0), params, [[ordinary_gradient]], in_place=True)
 
 
 def assert_gap_is_zero(to_device: Callable[[Any], Any], to_host: Callable[[Any], Array], dtype: str) -> None:

@@ -82,7 +82,7 @@ def steps_in_keras(
     step = run(optimizer, variables)
     for i, gradients in enumerate(data[1:]):
         before(i)
-        step([keras.ops.convert_to_tensor(g, dtype=dtype) for g in gradients])
+        step([keras.ops.convert_to_tensor(g, dtype=g.dtype.name) for g in gradients])
     return list(map(to_numpy, variables)), state_of(optimizer)
 
 
@@ -152,6 +152,15 @@ def case_narrow_variables_have_float32_slots_and_the_bits_of_numpy(folder: Path)
         actual = steps_in_keras(wrapped, data)
         assert {keras.backend.standardize_dtype(v.dtype) for v in wrapped._slots["m"]} == {COMPUTE_DTYPE[dtype]}
         assert_same(actual, steps_in_portopt(portopt.Adam(0.013), data), dtype)
+
+
+def case_gradients_of_another_dtype_are_loaded_and_not_rounded_to_that_of_the_variable(folder: Path) -> None:
+    for dtype, gradient_dtype in (("bfloat16", "float32"), ("float32", "bfloat16"), ("float16", "bfloat16")):
+        data = [arrays(3, dtype)[0], *arrays(3, gradient_dtype, seed=5)[1:]]
+        for run in (compiled, eager):
+            wrapped = portopt_keras.KerasOptimizer(portopt.Adam(0.013))
+            actual = steps_in_keras(wrapped, data, run=run)
+            assert_same(actual, steps_in_portopt(portopt.Adam(0.013), data), f"{dtype} and {gradient_dtype}")
 
 
 def case_a_number_set_as_learning_rate_is_used_from_then_on(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from bits import assert_same_bits, random_words
+from bits import assert_same_bits, numpy_dtype, random_words
 from case_runner import run_cases
 
 import portopt
@@ -34,6 +34,33 @@ def case_operations_scalars_and_norm_have_the_bits_of_the_vectors(folder: Path) 
 
 def case_rules_in_graphs_have_the_bits_of_the_vectors(folder: Path) -> None:
     conform("5/Adagrad/", "5/SGD/")
+
+
+class Keeping(portopt.Optimizer):
+    """Keeps the gradient as it is loaded."""
+
+    slots = ("kept",)
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return p, {"kept": xp.where(g == g, g, g)}
+
+
+def case_gradients_of_another_dtype_are_loaded_into_the_compute_dtype(folder: Path) -> None:
+    dtypes = ("float16", "bfloat16", "float32", "float64")
+    for dtype, gradient_dtype in ((p, g) for p in dtypes for g in dtypes if p != g):
+        kind, tiny = numpy_dtype(gradient_dtype), 2.0**-126 * (1 - 2.0**-25)
+        with np.errstate(all="ignore"):
+            special = np.asarray([tiny, -tiny, tiny * (1 - 2.0**-50), 2.0**-130, -(2.0**-149), 1e300]).astype(kind)
+        g = np.concatenate([special, random_words((300,), gradient_dtype, 1)])
+        p = np.zeros(g.shape, numpy_dtype(dtype))
+        with np.errstate(all="ignore"):
+            _, expected = Keeping().apply(p, g, Keeping().init(p))
+        for mode in (*portopt_tensorflow.backend.modes.values(), *portopt_tensorflow.backend.extra_modes.values()):
+            tensor = tf.constant(p)
+            _, state = mode.many(Keeping(), tensor, [tf.constant(g)], Keeping().init(tensor))
+            assert_same_bits(
+                state.slots["kept"].numpy(), expected.slots["kept"], f"{mode.name} {dtype} {gradient_dtype}"
+            )
 
 
 def arrays(seed: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from libraries import BY_NAME, LIBRARIES, Library
 
 import portopt
+from portopt import files
 from portopt.checkpoints import file_format, loading
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -455,6 +456,89 @@ class TestFile:
             os.umask(before)
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
 
+    @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o666])
+    def test_who_may_read_it_stays_as_it_was(self, mode: int, path: Path) -> None:
+        portopt.save(path, *start(np.ones(1)))
+        path.chmod(mode)
+        before = os.umask(0o027)
+        try:
+            portopt.save(path, *start(np.ones(2)))
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+        assert portopt.load(path)[1].shape == (2,)
+
+    def test_nobody_else_can_read_it_before_it_is_in_its_place(
+        self, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import safetensors.numpy
+
+        modes = []
+        original = safetensors.numpy.save_file
+
+        def save_file(tensors: Any, file: Path, **options: Any) -> None:
+            modes.append(stat.S_IMODE(file.stat().st_mode))
+            original(tensors, file, **options)
+            modes.append(stat.S_IMODE(file.stat().st_mode))
+
+        monkeypatch.setattr(safetensors.numpy, "save_file", save_file)
+        portopt.save(path, *start(np.ones(1)))
+        assert modes == [0o600, 0o600]
+
+    def test_who_may_read_it_through_a_symbolic_link_stays_as_it_was(self, path: Path, tmp_path: Path) -> None:
+        target = tmp_path / "target"
+        portopt.save(target, *start(np.ones(1)))
+        target.chmod(0o600)
+        path.symlink_to(target)
+        portopt.save(path, *start(np.ones(1)))
+        assert path.is_symlink()
+        assert stat.S_IMODE(target.stat().st_mode) == 0o600
+
+    @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files to others")
+    def test_whose_it_is_stays_as_it_was(self, path: Path) -> None:
+        portopt.save(path, *start(np.ones(1)))
+        os.chown(path, 12345, 23456)
+        path.chmod(0o640)
+        portopt.save(path, *start(np.ones(1)))
+        found = path.stat()
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (12345, 23456, 0o640)
+
+    def test_a_group_that_cannot_be_kept_loses_its_rights(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*arguments: Any) -> None:
+            raise PermissionError("not the owner's to give")
+
+        portopt.save(path, *start(np.ones(1)))
+        path.chmod(0o664)
+        old = path.stat()
+        monkeypatch.setattr(os, "chown", refuse)
+        changed = os.stat_result((*old[:5], old.st_gid + 1, *old[6:]))
+        monkeypatch.setattr(files, "_existing", lambda path: changed)
+        portopt.save(path, *start(np.ones(1)))
+        assert stat.S_IMODE(path.stat().st_mode) == 0o604
+
+    def test_a_file_that_may_not_be_written_is_not_replaced(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        portopt.save(path, *start(np.ones(1)))
+        path.chmod(0o444)
+        # As it is for everybody but root.
+        monkeypatch.setattr(os, "access", lambda file, mode: not mode & os.W_OK)
+        with pytest.raises(PermissionError, match="the file is there and may not be written"):
+            portopt.save(path, *start(np.ones(2)))
+        assert portopt.load(path)[1].shape == (1,)
+        assert list(path.parent.iterdir()) == [path]
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+    def test_what_is_no_file_is_not_replaced(self, path: Path) -> None:
+        os.mkfifo(path)
+        with pytest.raises(OSError, match="what is there is no regular file, so a file cannot replace it"):
+            portopt.save(path, *start(np.ones(1)))
+        assert stat.S_ISFIFO(path.stat().st_mode)
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_a_symbolic_link_to_itself_is_an_error(self, path: Path) -> None:
+        path.symlink_to(path)
+        with pytest.raises(OSError, match=r"(?i)symlink loop|symbolic links"):
+            portopt.save(path, *start(np.ones(1)))
+
     def test_a_symbolic_link_stays_one(self, path: Path, tmp_path: Path) -> None:
         target = tmp_path / "elsewhere" / "file"
         target.parent.mkdir()
@@ -568,7 +652,7 @@ class TestContent:
                 raise ImportError("no module named broken")
 
         portopt.save(path, *start({"w": np.ones(2)}))
-        monkeypatch.setattr(loading, "get_backend", lambda name: Broken())
+        monkeypatch.setattr(loading, "known_backend", lambda name: Broken())
         with pytest.raises(
             ImportError,
             match=r"cannot be loaded as arrays of broken, which cannot be imported .*: pip install broken, or name",

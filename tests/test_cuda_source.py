@@ -15,8 +15,10 @@ from bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
 from cuda_on_host import HostArray, Kernel, compile_on_host, host_cupy, on_device
 from gpu_cases import (
     DTYPES,
+    PAIRS,
     EveryOperation,
     assert_gap_is_zero,
+    compare_gradients_of_another_dtype,
     compare_steps,
     each_case,
     key_of,
@@ -149,6 +151,18 @@ def test_ptx_has_exactly_the_operations_of_the_program(
 
 
 @pytest.mark.usefixtures("_nvrtc")
+@pytest.mark.parametrize(("dtype", "gradient_dtype"), PAIRS)
+def test_ptx_converts_gradients_of_another_dtype_without_flushing(dtype: str, gradient_dtype: str) -> None:
+    optimizer = portopt.SGD(0.1)
+    key = key_of(optimizer, dtype, gradient_dtype=gradient_dtype)
+    ptx = ptx_of(cuda_source(optimizer.program(), key), 90)
+    assert_only_rounded_once(ptx)
+    conversions = set(re.findall(r"\bcvt\.[\w.]*f(?:32|64)\.f(?:32|64)\b", ptx))
+    wanted = "cvt.rn.f32.f64" if gradient_dtype == "float64" else "cvt.f64.f32" if dtype == "float64" else None
+    assert conversions == ({wanted} if wanted else set())
+
+
+@pytest.mark.usefixtures("_nvrtc")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_ptx_of_the_norm_is_rounded_once(dtype: str) -> None:
     for architecture in (80, 90):
@@ -211,6 +225,12 @@ def test_kernel_on_the_host_has_the_bits_of_the_interpreter(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_operation_on_all_pairs_of_special_words(dtype: str) -> None:
     compare_steps(on_device, np.asarray, EveryOperation(0.1), [words_of(dtype, 0)], [[words_of(dtype, 1)]])
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(("dtype", "gradient_dtype"), PAIRS)
+def test_gradients_of_another_dtype_are_loaded_into_the_compute_dtype(dtype: str, gradient_dtype: str) -> None:
+    compare_gradients_of_another_dtype(on_device, np.asarray, dtype, gradient_dtype)
 
 
 @pytest.mark.usefixtures("backend")

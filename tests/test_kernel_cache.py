@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -74,7 +75,55 @@ class TestEntry:
         stored(directory)
         somebody = os.geteuid() + 1
         monkeypatch.setattr(os, "geteuid", lambda: somebody)
+        with pytest.warns(RuntimeWarning, match=r"not kept in .*cache, which belongs to another user, because what is"):
+            assert cache.load(KEY) is None
+        cache.store({**KEY, "cpu": "another"}, CODE)
+        assert len(list(directory.iterdir())) == 1
+
+    @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+    def test_that_others_may_write_it_is_not_believed(self, directory: Path, mode: int) -> None:
+        entry = stored(directory)
+        entry.chmod(mode)
         assert cache.load(KEY) is None
+        cache.store(KEY, CODE)
+        assert entry.stat().st_mode & 0o777 == 0o600
+        assert cache.load(KEY) == CODE
+
+    @pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
+    def test_in_a_directory_that_others_may_write_it_is_not_believed(self, directory: Path, mode: int) -> None:
+        stored(directory)
+        directory.chmod(mode)
+        with pytest.warns(RuntimeWarning, match="may be written by others, because what is there is run: each process"):
+            assert cache.load(KEY) is None
+        cache.store({**KEY, "cpu": "another"}, CODE)
+        assert len(list(directory.iterdir())) == 1
+
+    def test_through_a_symbolic_link_it_is_not_believed(self, directory: Path, tmp_path: Path) -> None:
+        entry = stored(directory)
+        elsewhere = entry.rename(tmp_path / "elsewhere")
+        entry.symlink_to(elsewhere)
+        assert cache.load(KEY) is None
+        elsewhere.write_bytes(b"of somebody")
+        cache.store(KEY, CODE)
+        assert (entry.is_symlink(), elsewhere.read_bytes()) == (False, b"of somebody")
+        assert cache.load(KEY) == CODE
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+    def test_a_pipe_in_its_place_is_replaced_and_not_waited_for(self, directory: Path) -> None:
+        entry = stored(directory)
+        entry.unlink()
+        os.mkfifo(entry, 0o600)
+        assert cache.load(KEY) is None
+        cache.store(KEY, CODE)
+        assert cache.load(KEY) == CODE
+
+    def test_a_directory_in_its_place_is_no_error(self, directory: Path) -> None:
+        entry = stored(directory)
+        entry.unlink()
+        entry.mkdir()
+        assert cache.load(KEY) is None
+        cache.store(KEY, CODE)
+        assert list(directory.iterdir()) == [entry]
 
     def test_a_damaged_one_is_replaced(self, directory: Path) -> None:
         entry = stored(directory)
@@ -93,7 +142,7 @@ def test_a_directory_that_cannot_be_made_is_no_error(tmp_path: Path, monkeypatch
 
 
 def test_a_directory_that_cannot_be_written_is_no_error(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object) -> int:
+    def refuse(*arguments: object, **options: object) -> int:
         raise PermissionError("read-only file system")
 
     directory.mkdir()
@@ -101,6 +150,33 @@ def test_a_directory_that_cannot_be_written_is_no_error(directory: Path, monkeyp
     cache.store(KEY, CODE)
     monkeypatch.undo()
     assert list(directory.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
+def test_a_disk_that_takes_no_more_is_no_error(directory: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(*arguments: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", refuse)
+        cache.store(KEY, CODE)
+    assert list(directory.iterdir()) == []
+    assert cache.load(KEY) is None
+
+
+def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PORTOPT_CACHE_DIR", "~/kernels")
+    assert cache.cache_directory() == tmp_path / "kernels"
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="other systems have other places")
+def test_the_default_is_where_the_user_keeps_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PORTOPT_CACHE_DIR", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for setting, expected in ((str(tmp_path / "x"), "x/portopt"), ("", ".cache/portopt"), ("y", ".cache/portopt")):
+        monkeypatch.setenv("XDG_CACHE_HOME", setting)
+        assert cache.cache_directory() == tmp_path / expected
 
 
 def test_an_empty_setting_switches_the_cache_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +218,31 @@ opt, w = portopt.Adam(), np.linspace(-1, 1, 1000)
 w, state = opt.apply(w, w, opt.init(w))
 print(hashlib.sha256(w.tobytes()).hexdigest())
 """
+
+
+@pytest.mark.parametrize("setting", [None, "~/kernels"])
+def test_without_a_home_directory_steps_are_compiled_and_not_kept(setting: str | None, tmp_path: Path) -> None:
+    """As in a container that runs as a user without a name."""
+    nobody = "import os, pwd, sys\ndef unknown(uid): raise KeyError(uid)\npwd.getpwuid = unknown\nos.environ.pop('HOME', None)\n"
+    paths = [str(Path(entry).resolve()) for entry in sys.path if entry]
+    without = ("HOME", "XDG_CACHE_HOME", "PORTOPT_CACHE_DIR", "USER", "LOGNAME")
+    environment = {name: value for name, value in os.environ.items() if name not in without}
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    if setting is not None:
+        environment["PORTOPT_CACHE_DIR"] = setting
+    code = nobody + STEP + "from portopt.host.cache import cache_directory\nprint(cache_directory())"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[1:] == ["None"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_processes_may_share_the_directory_at_once(directory: Path) -> None:

@@ -14,8 +14,10 @@ import torch
 from bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
 from gpu_cases import (
     DTYPES,
+    PAIRS,
     EveryOperation,
     assert_gap_is_zero,
+    compare_gradients_of_another_dtype,
     compare_steps,
     each_case,
     norm_program,
@@ -77,6 +79,11 @@ def test_kernel_has_the_bits_of_the_interpreter(rule: type[portopt.Optimizer], c
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_operation_on_all_pairs_of_special_words(dtype: str) -> None:
     compare_steps(to_torch, to_numpy, EveryOperation(0.1), [words_of(dtype, 0)], [[words_of(dtype, 1)]])
+
+
+@pytest.mark.parametrize(("dtype", "gradient_dtype"), PAIRS)
+def test_gradients_of_another_dtype_are_loaded_into_the_compute_dtype(dtype: str, gradient_dtype: str) -> None:
+    compare_gradients_of_another_dtype(to_torch, to_numpy, dtype, gradient_dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

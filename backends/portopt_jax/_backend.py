@@ -162,13 +162,14 @@ class JaxBackend:
         scale = 2.0**64 if compute_dtype == "float32" else 2.0**512
         overrides: dict[str, Callable[..., Any]] = {
             "flush": lambda x: scalars.flush(x, smallest),
+            "load": lambda x: scalars.load(x, compute_dtype),
             "multiply": lambda a, b: scalars.flush_product(a, b, smallest, scale),
             "divide": lambda a, b: scalars.flush_quotient(a, scalars.hidden_divisor(a, b), smallest, scale),
             "sqrt": lambda a: scalars.flush(self._jnp.sqrt(a), smallest),
             # See _fences.py.
             "plain_divide": lambda a, b: a / scalars.hidden_divisor(a, b),
             "plain_sqrt": self._jnp.sqrt,
-            "plain_load": lambda x: x.astype(compute_dtype),
+            "plain_load": lambda x: scalars.plain_load(x, compute_dtype),
         }
         if self._on_cpu:
             # XLA's CPU code flushes sums in hardware; a comparison for each would double the time.

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from portopt import elementary
+from portopt.primitives import COMPUTE_DTYPE, TINY_FLOAT32
+from portopt.primitives import SMALLEST_NORMAL as ARRAY_SMALLEST_NORMAL
 from portopt.scalars import HOST, SMALLEST_NORMAL
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -33,6 +35,38 @@ def _zero_where_jvp(values: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple
 def flush(x: Any, smallest_normal: float) -> Any:
     """Make subnormals zero. It also keeps XLA from contracting `a * b + c`: the product is not an operand of the sum."""
     return _zero_where(jnp.abs(x) < smallest_normal, x)
+
+
+def load(x: Any, compute_dtype: str) -> Any:
+    """Return an array of another dtype in the compute dtype, subnormals as zero."""
+    name = str(x.dtype)
+    if (name, compute_dtype) == ("float64", "float32"):
+        with jax.enable_x64(True):
+            return round_traced(x, compute_dtype)
+    if compute_dtype == "float64" and name in ("float32", "bfloat16"):
+        return _widened(x)
+    return flush(x.astype(compute_dtype), ARRAY_SMALLEST_NORMAL[compute_dtype])
+
+
+def plain_load(x: Any, compute_dtype: str) -> Any:
+    """Do `load` where the processor flushes operands, so that only a conversion is left to do."""
+    return x.astype(compute_dtype) if COMPUTE_DTYPE[str(x.dtype)] == compute_dtype else load(x, compute_dtype)
+
+
+def _widened(x: Any) -> Any:
+    """Return float32 or bfloat16 as float64, exactly: the processor's conversion may take subnormals for zero."""
+    with jax.enable_x64(True):
+        if x.dtype == "bfloat16":
+            bits = lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.uint32) << 16
+        else:
+            bits = lax.bitcast_convert_type(x, jnp.uint32)
+        magnitude = bits & 0x7FFFFFFF
+        exact = magnitude.astype(jnp.float64) * 2.0**-149
+        exact = jnp.where(bits == magnitude, exact, -exact)
+        wide = x.astype(jnp.float64)
+        # As a sum, for the derivative to be that of the conversion.
+        subnormal = (magnitude > 0) & (magnitude < 0x00800000)
+        return jnp.where(subnormal, wide + lax.stop_gradient(exact - wide), wide)
 
 
 def never(witness: Any) -> Any:
@@ -239,9 +273,9 @@ def flush_quotient(a: Any, b: Any, smallest_normal: float, scale: float) -> Any:
 
 
 def round_traced(x: Any, compute_dtype: str) -> Any:
-    """Do `portopt.primitives.round_scalar` on a traced float64; must be called with x64 enabled."""
+    """Do `portopt.primitives.round_scalar` on traced float64 values; must be called with x64 enabled."""
     if compute_dtype == "float32":
-        x = _zero_where(jnp.abs(x) < 2.0**-126 * (1 - 2.0**-25), x)
+        x = _zero_where(jnp.abs(x) < TINY_FLOAT32, x)
     return x.astype(compute_dtype)
 
 

@@ -55,6 +55,5 @@ def _resource(variable: Any) -> Any:
 
 
 def _dense(gradient: Any, parameter: Any) -> Any:
-    """Return a gradient as a tensor like its parameter: an embedding's has only the rows that were looked up."""
-    gradient = tf.cast(tf.convert_to_tensor(gradient), parameter.dtype)
-    return tf.ensure_shape(gradient, parameter.shape)
+    """Return a gradient as a tensor of the shape of its parameter: an embedding's has only the rows that were looked up."""
+    return tf.ensure_shape(tf.convert_to_tensor(gradient), parameter.shape)

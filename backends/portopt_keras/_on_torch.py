@@ -25,7 +25,7 @@ def update(
     rate: Any,
 ) -> None:
     params = [variable.value for variable in variables]
-    gradients = [keras.ops.cast(g, p.dtype) for g, p in zip(gradients, params, strict=True)]
+    gradients = [keras.ops.convert_to_tensor(g) for g in gradients]
     arrays = {name: [variable.value for variable in of] for name, of in slots.items()}
     numbers = {name: _number(variable) for name, variable in scalars.items()}
     state = OptimizerState(int(optimizer.iterations), {**arrays, **numbers})

@@ -110,7 +110,7 @@ class TensorFlowBackend(ArrayAPIBackend):
         scale = 2.0**64 if compute_dtype == "float32" else 2.0**512
         overrides = {
             "flush": lambda x: xp.flush(x, smallest),
-            "load": lambda x: xp.flush(tf.cast(x, dtype), smallest),
+            "load": lambda x: xp.flush(xp.converted(x, dtype), smallest),
             "multiply": lambda a, b: scalars.multiply(a, b, smallest, scale),
             "divide": lambda a, b: scalars.divide(a, b, smallest, scale),
             # A root of a normal number is normal; but a graph compiler may merge it with a quotient that follows.

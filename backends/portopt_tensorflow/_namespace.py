@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from portopt.primitives import TINY_FLOAT32
+
 abs = tf.abs
 where = tf.where
 logical_and = tf.logical_and
@@ -40,6 +42,23 @@ def zero_of_sign(x: Any) -> Any:
 def flush(x: Any, smallest_normal: float) -> Any:
     """Make subnormals zero. It also keeps graph compilers from contracting or rewriting what comes before with what follows."""
     return tf.where(tf.abs(x) < smallest_normal, zero_of_sign(x), x)
+
+
+def converted(x: Any, dtype: Any) -> Any:
+    """Return an array in a compute dtype, rounded as scalars are, or exactly."""
+    if (x.dtype, dtype) == (tf.float64, tf.float32):
+        return tf.cast(flush(x, TINY_FLOAT32), dtype)
+    if dtype != tf.float64 or x.dtype not in (tf.float32, tf.bfloat16):
+        return tf.cast(x, dtype)
+    # TensorFlow has the processor take subnormals for zero when it converts them.
+    if x.dtype == tf.bfloat16:
+        bits = tf.bitwise.left_shift(tf.cast(tf.bitcast(x, tf.uint16), tf.int32), 16)
+    else:
+        bits = tf.bitcast(x, tf.int32)
+    magnitude = tf.bitwise.bitwise_and(bits, 0x7FFFFFFF)
+    exact = tf.cast(magnitude, tf.float64) * 2.0**-149
+    subnormal = tf.logical_and(magnitude > 0, magnitude < 0x00800000)
+    return tf.where(subnormal, tf.where(bits < 0, -exact, exact), tf.cast(x, tf.float64))
 
 
 def never(witness: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from portopt import Optimizer
+from portopt.primitives import COMPUTE_DTYPE
 from portopt_torch._backend import backend
 from portopt_torch._batches import Batch, Batches, is_usable, same
 from portopt_torch._groups import GroupHyperparameters
@@ -83,7 +84,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         """Do one step on each parameter that has a gradient; return what the closure returned, if there is one.
 
         Raises:
-            TypeError: a gradient is sparse or of another dtype than its parameter, or a hyperparameter of a group is no number.
+            TypeError: a gradient is sparse or of no supported dtype, or a hyperparameter of a group is no number.
             ValueError: a hyperparameter of a group is outside its range. Nothing is changed if one of these is raised.
         """
         loss = None
@@ -125,9 +126,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         if any(g is None for g in gradients):
             parameters = [p for p, g in zip(parameters, gradients, strict=True) if g is not None]
             gradients = [g for g in gradients if g is not None]
-        if set(map(_layout, gradients)) - {torch.strided} or list(map(_dtype, gradients)) != list(
-            map(_dtype, parameters)
-        ):
+        if set(map(_layout, gradients)) - {torch.strided} or set(map(_dtype, gradients)) - _GRADIENT_DTYPES:
             raise _wrong_gradient(type(self.rule).__name__, index, group)
         if any(map(is_sharded, parameters[:1])):
             gradients = [placed_like(g, p) for p, g in zip(parameters, gradients, strict=True)]
@@ -181,6 +180,7 @@ class TorchOptimizer(torch.optim.Optimizer):
 
 
 _layout, _dtype = operator.attrgetter("layout"), operator.attrgetter("dtype")
+_GRADIENT_DTYPES = frozenset(getattr(torch, name) for name in COMPUTE_DTYPE)
 
 
 def _sealed(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -209,8 +209,8 @@ def _wrong_gradient(rule: str, index: int, group: Mapping[str, Any]) -> TypeErro
                 f"the gradient of {which} is sparse, of layout {p.grad.layout}, but {rule} updates every element: make the "
                 "layer with sparse=False, or set p.grad = p.grad.to_dense() before the step"
             )
-        if p.grad.dtype is not p.dtype:
+        if p.grad.dtype not in _GRADIENT_DTYPES:
             return TypeError(
-                f"the gradient of {which} has dtype {p.grad.dtype}, but the parameter has {p.dtype}; they must agree"
+                f"the gradient of {which} has dtype {p.grad.dtype}; allowed are {', '.join(COMPUTE_DTYPE)}"
             )
     raise AssertionError("every gradient fits its parameter")

@@ -20,7 +20,8 @@ SCHEDULED_RULE = portopt.SGD
 NARROW_SLOT_RULE = portopt.Adam
 NARROW_SLOTS = (("float32", "float16"), ("float32", "bfloat16"), ("float16", "float16"), ("bfloat16", "bfloat16"))
 """Dtypes of parameters and of the slots that one rule keeps for them."""
-
+OTHER_GRADIENTS = (("float32", "bfloat16"), ("bfloat16", "float32"), ("float32", "float64"), ("float64", "float32"))
+"""Dtypes of parameters and of the gradients of another dtype with which the same rule makes steps."""
 
 DIALECT_DTYPES = ("float32", "bfloat16")
 """Dtypes in which every dialect of every rule is tested."""
@@ -67,6 +68,10 @@ def operations(platform: Platform, dtypes: Sequence[str], depth: str) -> Iterato
         return
     for dtype in dtypes:
         yield Planned("operations", "load", dtype, "words", primitives.conversion_experiment(dtype), 1)
+        for other in dtypes:
+            if other != dtype:
+                experiment = primitives.gradient_experiment(dtype, other)
+                yield Planned("operations", f"load_gradient_{other}", dtype, "words", experiment, 1)
         for full_name, experiment in primitives.norm_experiments(dtype):
             variant, _, name = full_name.partition("/")
             yield Planned("norm", variant, dtype, name or "in_order", experiment, 1)
@@ -98,6 +103,8 @@ def of_rule(rule: type[Optimizer], dtypes: Sequence[str], depth: str, *, quick: 
                     yield _planned(configuration, dtype, layer, name)
         if configuration.name == "default":
             yield from _extras(configuration, dtypes, depth, quick=quick)
+        if configuration.name == "clipped" and rule.__name__ == NARROW_SLOT_RULE.__name__ and not quick:
+            yield from _with_other_gradients(configuration, dtypes, depth)
 
 
 def _chosen(configuration: Configuration, dtype: str, depth: str, *, outermost: bool) -> Iterator[tuple[int, str]]:
@@ -154,6 +161,14 @@ def _extras(configuration: Configuration, dtypes: Sequence[str], depth: str, *, 
             if dtype in dtypes and slots in dtypes:
                 experiment = rules.narrow_slots(configuration, dtype, slots)
                 yield Planned(name, f"slots_{slots}", dtype, "ten", experiment, 3)
+
+
+def _with_other_gradients(configuration: Configuration, dtypes: Sequence[str], depth: str) -> Iterator[Planned]:
+    """Yield steps with gradients of another dtype than the parameter."""
+    for dtype, other in OTHER_GRADIENTS if depth != "extra" else ():
+        if dtype in dtypes and other in dtypes:
+            experiment = rules.gradients_of_another_dtype(configuration, dtype, other)
+            yield Planned(configuration.rule.__name__, f"gradients_{other}", dtype, "ten", experiment, 3)
 
 
 def under_settings(rule: type[Optimizer], dtypes: Sequence[str]) -> Iterator[Planned]:

@@ -16,6 +16,7 @@ from portopt_conformance.probes import (
     OPERANDS,
     Assembler,
     array_probe,
+    gradient_probe,
     norm_probe,
     round_probe,
     scalar_probe,
@@ -27,6 +28,7 @@ from portopt_conformance.words import (
     canonical,
     crossed,
     finite,
+    numpy_dtype,
     products_near_smallest_normal,
     random_between,
     random_words,
@@ -219,6 +221,29 @@ def conversion_experiment(dtype: str) -> Experiment:
         return {"stored": platform.to_numpy(p), "loaded": platform.to_numpy(state.slots["s"])}
 
     return Experiment(f"primitives/load/{dtype}", run, inputs)
+
+
+def gradient_experiment(dtype: str, gradient_dtype: str) -> Experiment:
+    """Return the experiment that loads gradients of another dtype than their parameter into the compute dtype."""
+
+    @functools.cache
+    def inputs() -> Mapping[str, Words]:
+        parts = [special_words(gradient_dtype), random_words(gradient_dtype, _RANDOM, f"gradient/{gradient_dtype}")]
+        if gradient_dtype == "float64":
+            near = random_between("float64", -152, -124, 2 * _NEAR, "gradient/near")
+            parts += [_halfway("float32", "float64"), near, np.array(rounding_values(), np.float64).view(np.uint64)]
+        return {"g": to_floats(np.concatenate(parts), gradient_dtype)}
+
+    def run(platform: Platform) -> dict[str, Words]:
+        probe = gradient_probe()
+        # Some libraries need a setting for the one dtype, and none for the other.
+        with platform.backend.dtype_context(gradient_dtype):
+            g = inputs()["g"]
+            p = platform.array(np.zeros(g.shape, numpy_dtype(dtype)))
+            p, state = platform.many(probe, p, [platform.array(g)], probe.init(p))
+            return {"loaded": platform.to_numpy(state.slots["s"]), "doubled": platform.to_numpy(state.slots["r"])}
+
+    return Experiment(f"primitives/gradient/{dtype}/{gradient_dtype}", run, inputs)
 
 
 def _halfway(dtype: str, compute: str) -> Words:

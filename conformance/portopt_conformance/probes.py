@@ -76,6 +76,14 @@ def slot_probe() -> Optimizer:
 
 
 @functools.cache
+def gradient_probe() -> Optimizer:
+    """Return an optimizer whose step puts the gradient into slot `s`, and what arithmetic makes of it, `g + g`, into slot `r`."""
+    assembler = Assembler()
+    p, g = assembler.load("p"), assembler.load("g")
+    return _probe(assembler.program("gradient", {"p": p, "s": g, "r": assembler.array("add", g, g)}), ("s", "r"), ())
+
+
+@functools.cache
 def round_probe() -> Optimizer:
     """Return an optimizer whose step fills the parameter with the scalar slot `x`, rounded to the compute dtype."""
     assembler = Assembler()

@@ -289,3 +289,17 @@ def narrow_slots(configuration: Configuration, dtype: str, slot_dtype: str) -> E
         return results_of(platform, optimizer(), *platform.many(optimizer(), params, gradients, state))
 
     return Experiment(_key(configuration, dtype, f"slots_{slot_dtype}"), run)
+
+
+def gradients_of_another_dtype(configuration: Configuration, dtype: str, gradient_dtype: str) -> Experiment:
+    """Return the experiment of ten steps with gradients of another dtype than the parameter."""
+    optimizer = functools.cache(configuration.optimizer)
+
+    def run(platform: Platform) -> dict[str, Words]:
+        with platform.backend.dtype_context(gradient_dtype):
+            params = {"w": platform.array(ordinary(dtype, "p"))}
+            gradients = [{"w": platform.array(ordinary(gradient_dtype, f"g{i}"))} for i in range(10)]
+            state = _state(platform, optimizer(), params)
+            return results_of(platform, optimizer(), *platform.many(optimizer(), params, gradients, state))
+
+    return Experiment(_key(configuration, dtype, f"gradients_{gradient_dtype}"), run)

@@ -35,7 +35,7 @@ Arrays = Mapping[str, Any]
 
 
 class ArrayInfo(NamedTuple):
-    """What must agree between a parameter, its gradient and its slots; the device is None where it is not known yet."""
+    """Shape and device must agree between a parameter, its gradient and its slots; None is a device that is not known yet."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -450,6 +450,19 @@ def get_backend(name: str) -> Backend:
         if hasattr(importlib.import_module(name), "__array_namespace_info__"):
             return _generic_backend(name)
     raise UnknownBackendError(f"no backend is named {name!r}; installed are {', '.join(backends())}")
+
+
+def known_backend(name: str) -> Backend:
+    """Return the backend of that name if it is installed or its library is imported already.
+
+    Unlike `get_backend`, it imports nothing for a name, so that the name may come from anywhere.
+    """
+    for backend in (*backends().values(), *_recognized):
+        if backend.name == name:
+            return backend
+    if "__array_namespace_info__" in getattr(sys.modules.get(name), "__dict__", ()):
+        return _generic_backend(name)
+    raise UnknownBackendError(f"no backend is named {name!r:.80}; installed are {', '.join(backends())}")
 
 
 @functools.cache

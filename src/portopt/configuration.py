@@ -106,6 +106,11 @@ def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, type[Opt
         >>> portopt.deserialize({"class_name": "adam", "config": {"beta_1": 0.5}}).beta_1
         0.5
     """
+    return find_class(config, custom_objects).from_config(config["config"])
+
+
+def find_class(config: Mapping[str, Any], custom_objects: Mapping[str, type[Optimizer]] | None = None) -> Any:
+    """Return the class that a config of `deserialize` names."""
     if not (isinstance(config, Mapping) and "class_name" in config and isinstance(config.get("config"), Mapping)):  # type: ignore[redundant-expr]  # callers may be untyped
         raise ValueError(
             f"improper config format: {config!r}; it must be a dict with the keys 'class_name' and 'config', the latter a dict"
@@ -123,4 +128,4 @@ def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, type[Opt
         raise ValueError(
             f"unknown optimizer: {name!r}; {suggestion}known are {', '.join(names)}, and classes given to portopt.register"
         )
-    return cls.from_config(config["config"])
+    return cls

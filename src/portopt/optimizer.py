@@ -296,7 +296,9 @@ class Optimizer(_Declarations):
 
         Args:
             params: the tree given to `init`, or one of the same structure, shapes and dtypes.
-            grads: gradients in the same structure, shapes and dtypes. None leaves a parameter and its slots as they are.
+            grads: gradients in the same structure and shapes, of any of the dtypes of parameters. One of another dtype than its
+                parameter is converted to the compute dtype, as all that is loaded. None leaves a parameter and its slots as
+                they are.
             state: what `init` or the previous step returned.
             gradient_norm: the norm that `clipnorm` compares, a Python number or a 0-d array, where `grads` are only some of
                 the gradients that are clipped together. None: the norm of `grads`. Without `clipnorm` it changes nothing.
@@ -305,7 +307,7 @@ class Optimizer(_Declarations):
         Raises:
             ValueError: structure, shape or device differ (the message has the path of the leaf), or a hyperparameter is
                 outside its range.
-            TypeError: library or dtype differ, a leaf is no array of a supported dtype, or a hyperparameter is unknown.
+            TypeError: libraries differ, a leaf is no array of a supported dtype, or a hyperparameter is unknown.
 
         Example:
             >>> import numpy as np, portopt
@@ -768,7 +770,7 @@ def _check_gradients(
             raise ValueError(f"{at('params')} is None, so {at('grads')} must be None too, but it is {type(g).__name__}")
         if not backend.owns(g):
             raise _foreign(backend, at("grads"), g, at("params"))
-        _check_same(backend, info, g, at, "grads", same_dtype=True)
+        _check_same(backend, info, g, at, "grads", "gradients", tuple(COMPUTE_DTYPE))
 
 
 def _check_slots(
@@ -792,21 +794,27 @@ def _check_slots(
                     f"{at(here)} is {type(s).__name__}, but {at('params')} is {type(p).__name__} of {backend.name}: "
                     "start from init(params), or convert the state to the parameters' library"
                 )
-            _check_same(backend, info, s, at, here, same_dtype=False)
+            _check_same(backend, info, s, at, here, "slots", slot_dtypes(info.dtype))
 
 
 def _check_same(
-    backend: Backend, expected: ArrayInfo, other: Any, at: Callable[[str], str], name: str, *, same_dtype: bool
+    backend: Backend,
+    expected: ArrayInfo,
+    other: Any,
+    at: Callable[[str], str],
+    name: str,
+    what_it_is: str,
+    dtypes: tuple[str, ...],
 ) -> None:
     found = _describe(backend, other, lambda: at(name))
     if found == expected:
         return
     for what in ("shape", "dtype", "device"):
         left, right = getattr(expected, what), getattr(found, what)
-        if what == "dtype" and not same_dtype:
-            if right in slot_dtypes(left):
+        if what == "dtype":
+            if right in dtypes:
                 continue
-            left = f"{left}, whose slots are {' or '.join(slot_dtypes(left))}"
+            left = f"{left}, whose {what_it_is} are {' or '.join(dtypes)}"
         elif left == right or left is None or right is None:
             continue
         error = TypeError if what == "dtype" else ValueError

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from portopt.backend import Backend, UnknownBackendError, find_backend, get_backend
+from portopt.backend import Backend, UnknownBackendError, find_backend, get_backend, known_backend
 from portopt.checkpoints import file_format, structure
 from portopt.checkpoints.file_format import CheckpointError as CheckpointError
 from portopt.checkpoints.file_format import Reader, Tensor
 from portopt.checkpoints.saving import slot_name
-from portopt.configuration import deserialize
+from portopt.configuration import find_class
 from portopt.optimizer import Optimizer, OptimizerState
 from portopt.primitives import COMPUTE_DTYPE, slot_dtypes
 from portopt.trees import STANDARD_TREES, Trees
@@ -38,7 +38,7 @@ def load(
         custom_objects: optimizer classes by name, for those that are not given to `portopt.register`.
 
     Raises:
-        CheckpointError: the file is damaged, was not written by `save`, or does not fit `like`.
+        CheckpointError: the file is damaged, was not written by `save`, names an unknown backend, or does not fit `like`.
         ValueError: the backend or the device is unknown.
         ImportError: the backend's library, safetensors or ml_dtypes is not installed.
         OSError: the file cannot be read.
@@ -83,13 +83,14 @@ def _backend(file: Reader, name: str | None, like: Any) -> Backend:
             return found
     saved = file.document["backend"]
     try:
-        backend = get_backend(saved if name is None else name)
+        # What the file names is not imported: a module of this name could be anything.
+        backend = known_backend(saved) if name is None else get_backend(name)
         backend.version()
     except UnknownBackendError as error:
         if name is not None:
             raise
-        raise UnknownBackendError(
-            f"{file.path} was saved under {saved!r}; {error}; name one of them as backend="
+        raise CheckpointError(
+            f"{file.path} was saved under {saved!r:.80}; {error}; name one of them as backend="
         ) from None
     except ImportError as error:
         raise ImportError(
@@ -107,11 +108,15 @@ def _backend_of(like: Any) -> Backend | None:
 def _optimizer(file: Reader, custom_objects: Mapping[str, type[Optimizer]] | None) -> Optimizer:
     config = file.document["optimizer"]
     try:
-        opt: Optimizer = deserialize(config, custom_objects)
-    except (TypeError, ValueError) as error:
+        cls = find_class(config, custom_objects)
+        # A native optimizer's config names what it is made of, and importing that is what no file may ask for.
+        if not issubclass(cls, Optimizer):
+            raise TypeError(f"{cls.__name__} is no portopt.Optimizer, and portopt.save writes no other")
+        opt: Optimizer = cls.from_config(config["config"])
+    except Exception as error:  # whatever a constructor raises for values that nobody has checked
         raise file.error(
-            f"the optimizer {config['class_name']!r} cannot be made again: {error}; a class of your own is found if it is given "
-            "to portopt.register, or to load as custom_objects={name: class}"
+            f"the optimizer {config['class_name']!r:.80} cannot be made again: {error!s:.500}; a class of your own is found if "
+            "it is given to portopt.register, or to load as custom_objects={name: class}"
         ) from error
     for what, saved, expected in (
         ("slots", file.document["slots"], opt.slots),

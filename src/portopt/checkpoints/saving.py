@@ -19,7 +19,8 @@ from portopt.optimizer import Optimizer, OptimizerState, check_state
 def save(path: str | os.PathLike[str], opt: Optimizer, params: Any, state: OptimizerState) -> None:
     """Write optimizer, parameters and state to one safetensors file, from which any backend can go on.
 
-    The file is replaced in one step: a crash at any moment leaves the old one or the new one.
+    The file is replaced in one step: a crash at any moment leaves the old one or the new one. The new one has the permissions
+    of the old one.
 
     Args:
         path: the file, in an existing directory.
@@ -29,8 +30,9 @@ def save(path: str | os.PathLike[str], opt: Optimizer, params: Any, state: Optim
 
     Raises:
         TypeError: a value of the config, or a key, cannot be saved; the arrays are traced ones of JAX.
-        ValueError: the state does not fit the parameters, or the learning rate is a schedule without a config.
-        OSError: the file cannot be written.
+        ValueError: the state does not fit the parameters, the learning rate is a schedule without a config, or the parameters
+            are nested more than 100 levels deep.
+        OSError: the file cannot be written, or what is at `path` is no file.
         ModuleNotFoundError: safetensors or ml_dtypes is not installed.
 
     Example:

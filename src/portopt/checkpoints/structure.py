@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from portopt.trees import Trees, item
 
 ARRAY = "array"
+DEEPEST = 100
+"""How many containers may be inside one another."""
 ANY = object()
 """Stands in a template for an array of any shape and dtype."""
 
@@ -88,12 +90,14 @@ def map_leaves(
     )
 
 
-def describe(trees: Trees, tree: Any, path: str = "") -> Any:
+def describe(trees: Trees, tree: Any, path: str = "", levels: int = DEEPEST) -> Any:
     """Return the structure of a tree as JSON values."""
     container = _open(trees, tree, path)
     if container is None:
         return None if tree is None else ARRAY
-    nodes = [describe(trees, child.tree, path + child.path) for child in container.children]
+    if levels == 0:
+        raise ValueError(f"params{path:.200} is nested more than {DEEPEST} levels deep, which a checkpoint cannot hold")
+    nodes = [describe(trees, child.tree, path + child.path, levels - 1) for child in container.children]
     kind = type(tree)
     if kind is dict:
         return {"dict": [list(pair) for pair in zip(tree, nodes, strict=True)]}

@@ -85,3 +85,15 @@ __device__ __forceinline__ float16_word float32_to_float16(float x)
     result = x == x ? result : 0x7e00u;
     return (float16_word)(result | sign);
 }
+
+// Gradients of another dtype than their parameter's ------------------------------------------------------------------
+
+// As a scalar is rounded: what is below the smallest normal number when rounded with full precision is zero.
+__device__ __forceinline__ float float64_to_float32(double x)
+{
+    return (float)(fabs(x) < 0x1.ffffffp-127 ? copysign(0.0, x) : x);
+}
+
+__device__ __forceinline__ double float32_to_float64(float x) { return (double)x; }
+__device__ __forceinline__ double float16_to_float64(float16_word word) { return (double)float16_to_float32(word); }
+__device__ __forceinline__ double bfloat16_to_float64(bfloat16_word word) { return (double)bfloat16_to_float32(word); }

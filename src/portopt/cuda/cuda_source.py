@@ -91,10 +91,11 @@ def _common(columns: int, rows: int) -> str:
 
 
 def _load(dtype: str, compute_dtype: str, value: str) -> str:
+    # What is converted is subnormal only if the dtype before has the same range.
+    same_range = dtype == compute_dtype or (dtype, compute_dtype) == ("bfloat16", "float32")
     if dtype != compute_dtype:
         value = f"{dtype}_to_{compute_dtype}({value})"
-    # A float16 is never subnormal once it is a float32.
-    return value if dtype == "float16" else f"flush({value})"
+    return f"flush({value})" if same_range else value
 
 
 class _Writer:

@@ -30,10 +30,7 @@ __device__ __forceinline__ double norm_of(const GradientNorm *norm)
 
 // Scalars that follow from it ------------------------------------------------------------------------------------
 
-__device__ __forceinline__ float round_to_float32(double x)
-{
-    return fabs(x) < 0x1.ffffffp-127 ? copysignf(0.0f, (float)x) : (float)x;
-}
+__device__ __forceinline__ float round_to_float32(double x) { return float64_to_float32(x); }
 
 __device__ __forceinline__ double round_to_float64(double x) { return x; }
 

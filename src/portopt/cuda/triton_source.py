@@ -111,12 +111,12 @@ def _locate(columns: int) -> list[str]:
 
 
 def _load(dtype: str, compute_dtype: str, value: str) -> str:
-    if dtype == "float16":
-        # A float16 is never subnormal once it is a float32.
-        return f"{value}.to(tl.float32)"
     if dtype == "bfloat16":
         value = f"bfloat16_to_float32({value})"
-    return f"flush_{compute_dtype}({value})"
+    if dtype == compute_dtype or (dtype, compute_dtype) == ("bfloat16", "float32"):
+        return f"flush_{compute_dtype}({value})"
+    # No other conversion gives a subnormal: one that could rounds them to zero.
+    return f"round_to_float32({value})" if dtype == "float64" else f"{value}.to(tl.{compute_dtype})"
 
 
 class _Writer:

@@ -194,8 +194,9 @@ class _Writer:
                 value = f"{self.arrays[str(op.label)]}[i]"
                 if dtype != self.real:
                     value = f"{dtype}_to_{self.real}({value})"
-                # A float16 is never subnormal once it is a float32.
-                may_be_subnormal = dtype not in ("float16",) and (self.by_where or i in self.flushed_loads)
+                # What is converted is subnormal only if the dtype before has the same range.
+                same_range = dtype == self.real or (dtype, self.real) == ("bfloat16", "float32")
+                may_be_subnormal = same_range and (self.by_where or i in self.flushed_loads)
                 return f"flush_{self.real}({value})" if may_be_subnormal else value
             case "multiply" | "divide" if self.by_where:
                 return f"{_SCALED[op.name]}_{self.real}({args[0]}, {args[1]})"

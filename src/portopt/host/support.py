@@ -11,6 +11,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from portopt.primitives import TINY_FLOAT32
+
 _inline = numba.njit(inline="never", error_model="numpy", forceinline=True)
 
 TINY32, TINY64 = np.float32(2.0**-126), 2.0**-1022
@@ -173,13 +175,37 @@ def quotient_float64(a: Any, b: Any) -> Any:
 
 @_inline
 def round_to_float32(x: Any) -> Any:
-    wide = float(x)
-    return np.float32(wide * 0.0 if abs(wide) < 2.0**-126 * (1 - 2.0**-25) else wide)
+    return float64_to_float32(float(x))
 
 
 @_inline
 def round_to_float64(x: Any) -> Any:
     return float(x)
+
+
+@_inline
+def float64_to_float32(x: Any) -> Any:
+    return np.float32(x * 0.0 if abs(x) < TINY_FLOAT32 else x)
+
+
+@_inline
+def float32_to_float64(x: Any) -> Any:
+    bits = float_bits(x)
+    magnitude = bits & np.uint32(0x7FFFFFFF)
+    # A float32 subnormal is an integer number of 2**-149; a processor that flushes operands would convert it to zero.
+    subnormal = float(np.int64(magnitude)) * 2.0**-149
+    exact = -subnormal if bits != magnitude else subnormal
+    return exact if magnitude < np.uint32(0x00800000) else float(x)
+
+
+@_inline
+def bfloat16_to_float64(word: Any) -> Any:
+    return float32_to_float64(bfloat16_to_float32(word))
+
+
+@_inline
+def float16_to_float64(word: Any) -> Any:
+    return float32_to_float64(float16_to_float32(word))
 
 
 @_inline
@@ -269,7 +295,8 @@ NAMESPACE: dict[str, Any] = {
         for function in (
             flush_subnormals, restore, flush_float32, flush_float64, product_float32, product_float64,
             quotient_float32, quotient_float64, round_to_float32,
-            round_to_float64, integer_power, bfloat16_to_float32, float32_to_bfloat16, float16_to_float32, float32_to_float16,
+            round_to_float64, float64_to_float32, float32_to_float64, bfloat16_to_float64, float16_to_float64,
+            integer_power, bfloat16_to_float32, float32_to_bfloat16, float16_to_float32, float32_to_float16,
         )
     },
 }  # fmt: skip
