@@ -7,7 +7,7 @@ import functools
 import inspect
 import numbers
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 
 from portopt import keras_weights
@@ -117,7 +117,7 @@ class Optimizer(_Declarations):
     _declared: ClassVar[dict[str, Hyperparameter]] = {}
     _fields_by_dialect: ClassVar[dict[str | None, dict[str, Hyperparameter]]] = {}
     _fields: ClassVar[dict[str, Hyperparameter]] = {}  # an instance of another than the default dialect has its own
-    _aliases: ClassVar[dict[str, str]] = {}
+    _aliases: ClassVar[dict[str, Alias]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -126,13 +126,14 @@ class Optimizer(_Declarations):
     @classmethod
     def _collect_fields(cls) -> None:
         fields: dict[str, Hyperparameter] = {}
-        aliases: dict[str, str] = {}
+        aliases: dict[str, Alias] = {}
         for base in reversed(cls.__mro__):
             for name, value in vars(base).items():
+                aliases.pop(name, None)
                 if isinstance(value, Hyperparameter):
                     fields[name] = value
                 elif isinstance(value, Alias):
-                    aliases[name] = value.target
+                    aliases[name] = value
         cls._declared, cls._aliases = fields, aliases
         cls._fields_by_dialect = fields_by_dialect(fields)
         cls._fields = next(iter(cls._fields_by_dialect.values()))
@@ -149,14 +150,13 @@ class Optimizer(_Declarations):
             )
         given = dict(zip(positional, args, strict=False))
         self._choose_dialect(kwargs)
-        for name, value in kwargs.items():
-            target = self._aliases.get(name, name)
+        for name, target, value in self._spelled_out(owner, kwargs):
             if target not in self._declared:
-                raise unknown_argument(owner, name, [*self._fields, *self._aliases])
+                raise unknown_argument(owner, name, [*self._fields, *self._other_names()])
             if target not in self._fields and value is not None:
                 raise self._not_in_dialect(owner, name)
             if target in given:
-                names = " and ".join(sorted({target, *(k for k in kwargs if self._aliases.get(k, k) == target)}))
+                names = " and ".join(sorted({target, *(k for k in kwargs if target in self._targets(k))}))
                 raise TypeError(
                     f"{owner} was given {names} at once, which are one hyperparameter; give only one of them"
                 )
@@ -178,9 +178,31 @@ class Optimizer(_Declarations):
             self.__dict__["_fields"] = self._fields_by_dialect[dialect]
 
     def _not_in_dialect(self, owner: str, name: str) -> TypeError:
-        field = self._declared[self._aliases.get(name, name)]
-        dialect = next(d for d, fields in self._fields_by_dialect.items() if fields is self._fields)
-        return not_in_dialect(owner, name, str(dialect), field.dialects)
+        alias = self._aliases.get(name)
+        dialects = (alias.dialect,) if alias and alias.dialect else self._declared[self._targets(name)[0]].dialects
+        return not_in_dialect(owner, name, str(self._dialect()), dialects)
+
+    def _dialect(self) -> str | None:
+        return next(d for d, fields in self._fields_by_dialect.items() if fields is self._fields)
+
+    def _other_names(self) -> dict[str, Alias]:
+        """Return the aliases that the dialect has."""
+        return {name: a for name, a in self._aliases.items() if a.dialect in (None, self._dialect())}
+
+    def _targets(self, name: str) -> tuple[str, ...]:
+        return self._aliases[name].targets if name in self._aliases else (name,)
+
+    def _spelled_out(self, owner: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+        """Yield the name that was given, the hyperparameter's own name, and the value."""
+        for name, value in given.items():
+            alias = self._aliases.get(name)
+            if alias is None:
+                yield name, name, value
+            elif alias.dialect in (None, self._dialect()):
+                for target, part in alias.spelled_out(owner, name, value).items():
+                    yield name, target, part
+            elif value is not None:
+                raise self._not_in_dialect(owner, name)
 
     @classmethod
     def dialects(cls) -> tuple[str, ...]:
@@ -488,11 +510,10 @@ class Optimizer(_Declarations):
         """Return hyperparameters given for one step under their own names; raise an error if one is no hyperparameter."""
         checked: dict[str, Any] = {}
         owner = f"{type(self).__name__}.apply"
-        for name, value in overrides.items():
+        for name, target, value in self._spelled_out(owner, overrides):
             if name == _NORM:
                 checked[name] = _check_norm(owner, value)
                 continue
-            target = self._aliases.get(name, name)
             field = self._fields.get(target)
             if field is None and target in self._declared:
                 raise self._not_in_dialect(owner, name)
@@ -501,7 +522,7 @@ class Optimizer(_Declarations):
                     raise TypeError(
                         f"{owner}: {name!r} is fixed at construction; construct another optimizer to change it"
                     )
-                raise unknown_argument(owner, name, [*self.numeric_hyperparameters(), *self._aliases])
+                raise unknown_argument(owner, name, [*self.numeric_hyperparameters(), *self._other_names()])
             if target in checked:
                 raise TypeError(f"{owner} was given {name!r} and another name of it at once; give only one of them")
             checked[target] = field.check_value(owner, name, value)
@@ -526,7 +547,7 @@ class Optimizer(_Declarations):
             >>> portopt.Adam(learning_rate=0.1).replace(beta_1=0.5).beta_1
             0.5
         """
-        changed = {self._aliases.get(name, name) for name in changes}
+        changed = {target for name in changes for target in self._targets(name)}
         kept = {name: getattr(self, name) for name in self._fields if name not in changed}
         if "dialect" in changes:
             others = self._fields_by_dialect.get(changes["dialect"], self._fields)
@@ -561,7 +582,7 @@ class Optimizer(_Declarations):
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Return the optimizer that `get_config` described; `config` is left alone."""
         arguments = dict(config)
-        for name in ("learning_rate", *(n for n, target in cls._aliases.items() if target == "learning_rate")):
+        for name in ("learning_rate", *(n for n, a in cls._aliases.items() if "learning_rate" in a.targets)):
             if isinstance(arguments.get(name), Mapping):
                 arguments[name] = schedule_from_configuration(arguments[name])
         return cls(**arguments)
@@ -675,7 +696,7 @@ def _check_norm(owner: str, value: Any) -> Any:
     return value
 
 
-def _signature(fields: Mapping[str, Hyperparameter], aliases: Mapping[str, str]) -> inspect.Signature:
+def _signature(fields: Mapping[str, Hyperparameter], aliases: Mapping[str, Alias]) -> inspect.Signature:
     kinds = inspect.Parameter
     declared = {n: f.default for n, f in fields.items()}
     defaults = {n: d.of(DEFAULT_DIALECT) if isinstance(d, PerDialect) else d for n, d in declared.items()}
