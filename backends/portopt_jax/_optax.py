@@ -221,7 +221,9 @@ def _hyperparameter_names(optimizer: Optimizer) -> dict[str, str]:
     aliases = {
         name: value.targets[0]
         for name in dir(type(optimizer))
-        if isinstance(value := getattr(type(optimizer), name), Alias) and value.targets[1:] == () and value.dialect is None
+        if isinstance(value := getattr(type(optimizer), name), Alias)
+        and value.targets[1:] == ()
+        and value.dialect is None
     }
     own = {name: name for name in sorted(numeric, key=lambda name: name != "learning_rate")}
     return {**own, **{name: target for name, target in aliases.items() if target in numeric}}

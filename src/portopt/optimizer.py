@@ -54,6 +54,19 @@ class _Leaves(NamedTuple):
     infos: list[ArrayInfo | None]
 
 
+class _Arguments(NamedTuple):
+    """A step's arguments after checks; `moving` are the places of the parameters that have gradients."""
+
+    backend: Backend
+    definition: TreeDefinition
+    leaves: list[Any]
+    gradients: list[Any]
+    slots: dict[str, list[Any]]
+    overrides: dict[str, Any]
+    moving: list[int]
+    parameters: list[dict[str, Any]]
+
+
 class _OfClassOrInstance:
     """A method without further arguments that can be called on a class too, whose defaults then count."""
 
@@ -362,21 +375,53 @@ class Optimizer(_Declarations):
                 return done
         return self._step(params, grads, state, hyperparameters, in_place=True)[1]
 
-    def _step(
+    def check_step(
+        self, params: Any, grads: Any, state: OptimizerState, *, gradient_norm: Any = None, **hyperparameters: Any
+    ) -> None:
+        """Raise what `apply_` with these arguments would raise; change nothing.
+
+        For steps of several optimizers of which all or none shall be done.
+
+        Example:
+            >>> import numpy as np, portopt
+            >>> opt, w = portopt.SGD(), np.asarray([1.0])
+            >>> opt.check_step(w, np.asarray([2.0, 3.0]), opt.init(w))
+            Traceback (most recent call last):
+            ValueError: grads has shape (2,), but params has shape (1,); they must agree
+        """
+        overrides = _with_norm(hyperparameters, gradient_norm)
+        plan = next((p for p in self.__dict__.get("_plans", ()) if p.fits(params, grads, state)), None)
+        if plan is None:
+            checked = self._check_arguments(params, grads, state, overrides, in_place=True)
+            backend, overrides = checked.backend, checked.overrides
+        else:
+            backend, overrides = plan.backend, self.check_overrides(overrides)
+        _concrete_step(state.step)
+        if is_schedule(overrides.get("learning_rate", self.learning_rate)):
+            self.step_scalars(backend, self.program(overrides), state, overrides, lambda: 1.0)
+
+    def _check_arguments(
         self, params: Any, grads: Any, state: OptimizerState, overrides: dict[str, Any], *, in_place: bool
-    ) -> tuple[Any, OptimizerState]:
+    ) -> _Arguments:
         backend, definition, leaves, infos = _flatten_params(params)
         gradients = _flatten_like(backend, definition, grads, params, "grads")
         slots = self._flatten_slots(backend, definition, state, params)
         _check_gradients(backend, leaves, infos, gradients, params)
         _check_slots(backend, leaves, infos, slots, params)
         overrides = self.check_overrides(overrides)
-        program = self.program(overrides)
-
         moving = [i for i, g in enumerate(gradients) if g is not None and leaves[i] is not None]
         parameters = [{"p": leaves[i], "g": gradients[i], **{n: slots[n][i] for n in self.slots}} for i in moving]
         if in_place:
             backend.check_in_place(parameters, lambda i: backend.trees.paths(params)[moving[i]])
+        return _Arguments(backend, definition, leaves, gradients, slots, overrides, moving, parameters)
+
+    def _step(
+        self, params: Any, grads: Any, state: OptimizerState, overrides: dict[str, Any], *, in_place: bool
+    ) -> tuple[Any, OptimizerState]:
+        backend, definition, leaves, gradients, slots, overrides, moving, parameters = self._check_arguments(
+            params, grads, state, overrides, in_place=in_place
+        )
+        program = self.program(overrides)
         scalars, step = self.step_scalars(
             backend, program, state, overrides, lambda: backend.gradient_norm([gradients[i] for i in moving])
         )

@@ -61,7 +61,7 @@ class Plan:
         note_written: Callable[[list[Any]], None] | None,
     ) -> None:
         self.program = program
-        self._backend = backend
+        self.backend = backend
         self._watch = watch
         self._groups = groups
         self._kernels = kernels
@@ -131,10 +131,15 @@ class Plan:
         new_state: OptimizerState = self._state_type(finished, slots)
         return new_state
 
+    def fits(self, params: Any, grads: Any, state: Any) -> bool:
+        """Tell whether the plan could do a step on these arrays, doing nothing."""
+        right = self._alive and type(state) is self._state_type and type(state.step) is int and state.step >= 0
+        return right and not is_interpreted() and bool(self._watch(params, grads, state.slots))
+
     def _new_inputs(
         self, optimizer: Optimizer, state: Any, overrides: Mapping[str, Any], norm: float | None
     ) -> array[float] | None:
-        scalars = optimizer.step_scalars(self._backend, self.program, state, overrides, lambda: norm)[0]
+        scalars = optimizer.step_scalars(self.backend, self.program, state, overrides, lambda: norm)[0]
         values = [scalars.inputs[name] for name in self._kernels[0].inputs]
         return array("d", values) if all(type(v) in (int, float) for v in values) else None
 
