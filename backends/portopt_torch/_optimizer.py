@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from portopt import Optimizer
 from portopt_torch._backend import backend
 from portopt_torch._batches import Batch, Batches, is_usable, lacking, same
+from portopt_torch._conversion import is_native, own_state_dict, to_torch
 from portopt_torch._groups import GroupHyperparameters
 from portopt_torch._saved_state import SealedState, checked_state
 from portopt_torch._sharded import gradient_norm, is_sharded, like_parameter, local_part, placed_like
@@ -179,8 +180,32 @@ class TorchOptimizer(torch.optim.Optimizer):
             arrays = {name: like_parameter(fresh.slots[name][i], p) for name in rule.slots}
             self.state[p] = {"step": fresh.step, **scalars, **arrays}
 
+    def to_torch(self, *, schedulers: Iterable[Any] | None = None) -> torch.optim.Optimizer:
+        """Return the optimizer of `torch.optim` that goes on where this one is, with its groups, labels and a copy of its state.
+
+        This one must not be stepped any more. `portopt_torch.from_torch` is the other direction.
+
+        Args:
+            schedulers: the schedulers of `torch.optim.lr_scheduler` that set values of this optimizer: they set those of the new
+                one from now on, going on where they are.
+
+        Raises:
+            ValueError: the rule is in another dialect than `torch`, or something has no counterpart there; it is named.
+
+        Example:
+            >>> import torch, portopt
+            >>> from portopt_torch import TorchOptimizer
+            >>> w = torch.nn.Parameter(torch.ones(2))
+            >>> optimizer = TorchOptimizer([w], portopt.Adam(0.1, dialect="torch", decoupled_weight_decay=True))
+            >>> type(optimizer.to_torch()).__name__
+            'AdamW'
+        """
+        return to_torch(self, schedulers)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned, exactly: slots keep their dtype. The tensors are copied.
+
+        In the dialect `torch`, a state_dict of the class of `torch.optim` that the rule corresponds to is taken as well.
 
         Raises:
             ValueError: groups, names, shapes or step counts do not fit.
@@ -210,6 +235,8 @@ class TorchOptimizer(torch.optim.Optimizer):
 
 def _sealed(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(optimizer, TorchOptimizer)
+    if is_native(state_dict):
+        state_dict = own_state_dict(optimizer.rule, state_dict, optimizer.param_groups, optimizer._slot_dtype)
     saved_groups = [optimizer._hyperparameters.renamed(group) for group in state_dict["param_groups"]]
     rules = map(optimizer._hyperparameters.rule_of, saved_groups)
     owners = {
