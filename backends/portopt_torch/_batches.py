@@ -131,7 +131,7 @@ def same(first: Iterable[Any], second: Sequence[Any]) -> bool:
 
 
 def is_usable(rule: Optimizer, parameter: Any, state: Mapping[str, Any] | None) -> bool:
-    """Tell whether a parameter has a state, and need not begin anew because it, or its group, was changed before its first step."""
+    """Tell whether a parameter has a state, and need not begin anew as it, or its group, was changed before its first step."""
     if not state:
         return False
     if state.get("step") != 0:

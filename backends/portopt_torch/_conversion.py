@@ -38,8 +38,8 @@ def from_torch(
     Args:
         optimizer: an optimizer of `torch.optim` whose rule portopt has: SGD, RMSprop, Adagrad, Adadelta, Adam, AdamW, Adamax or
             NAdam.
-        schedulers: the schedulers of `torch.optim.lr_scheduler` that set values of `optimizer`: they set those of the new one from
-            now on, going on where they are. None: there are none; if the groups show that there was one, a warning says so.
+        schedulers: the schedulers of `torch.optim.lr_scheduler` that set values of `optimizer`: they set those of the new one
+            from now on, going on where they are. None: there are none; if the groups show that there was one, a warning says so.
         slot_dtype: dtype of the slots, see `portopt.Optimizer.init`.
 
     Raises:
@@ -86,7 +86,9 @@ def from_torch(
     for i, group in enumerate(optimizer.param_groups):
         for j, p in enumerate(group["params"]):
             if optimizer.state.get(p):
-                entry = own_state(correspondence, optimizer.state[p], p, slot_dtype, f"the state of parameter {j} of group {i}")
+                entry = own_state(
+                    correspondence, optimizer.state[p], p, slot_dtype, f"the state of parameter {j} of group {i}"
+                )
                 converted.state[p] = entry
     _attach(attached, optimizer, converted)
     return converted
@@ -101,8 +103,8 @@ def to_torch(optimizer: TorchOptimizer, schedulers: Iterable[Any] | None) -> tor
     name = correspondence.name
     if is_schedule(rule.learning_rate):
         raise ValueError(
-            f"torch.optim.{name} has no counterpart of the schedule {rule.learning_rate!r}: give the optimizer a number, and use a "
-            "scheduler of torch.optim.lr_scheduler"
+            f"torch.optim.{name} has no counterpart of the schedule {rule.learning_rate!r}: give the optimizer a number, and use "
+            "a scheduler of torch.optim.lr_scheduler"
         )
     attached = _schedulers_of(schedulers or (), optimizer)
     arguments = _arguments(correspondence)
@@ -111,8 +113,8 @@ def to_torch(optimizer: TorchOptimizer, schedulers: Iterable[Any] | None) -> tor
         for clipping in ("clipnorm", "clipvalue"):
             if group[clipping] is not None:
                 raise ValueError(
-                    f"torch.optim.{name} has no counterpart of {clipping}={group[clipping]!r} in param_groups[{i}]: set it to None, "
-                    "and clip with torch.nn.utils.clip_grad_norm_ or clip_grad_value_"
+                    f"torch.optim.{name} has no counterpart of {clipping}={group[clipping]!r} in param_groups[{i}]: set it to "
+                    "None, and clip with torch.nn.utils.clip_grad_norm_ or clip_grad_value_"
                 )
         labels = {n: v for n, v in group.items() if n not in hyperparameter_names() and n != "params"}
         values = {n: group[n] if n in group else getattr(one.rule, n) for n in arguments}
@@ -136,8 +138,8 @@ def correspondence_of(rule: Optimizer, preferred: str = "Adam") -> Correspondenc
         raise ValueError(f"torch.optim has no counterpart of {type(rule).__name__}; translated are {known}")
     if getattr(rule, "dialect", None) != "torch":
         raise ValueError(
-            f"torch.optim has no counterpart of {type(rule).__name__} in the dialect {getattr(rule, 'dialect', None)!r}, which is "
-            "another formula; in the dialect 'torch' it has"
+            f"torch.optim has no counterpart of {type(rule).__name__} in the dialect {getattr(rule, 'dialect', None)!r}, which "
+            "is another formula; in the dialect 'torch' it has"
         )
     return possible.get(preferred) or next(iter(possible.values()))
 
@@ -166,7 +168,9 @@ def own_state_dict(
     try:
         correspondence = correspondence_of(rule)
     except ValueError as error:
-        raise ValueError(f"this is a state_dict of torch.optim, but {error}; see also portopt_torch.from_torch") from None
+        raise ValueError(
+            f"this is a state_dict of torch.optim, but {error}; see also portopt_torch.from_torch"
+        ) from None
     parameters = {
         k: p
         for own, saved in zip(groups, state_dict["param_groups"], strict=False)
@@ -177,8 +181,8 @@ def own_state_dict(
     for i, saved in enumerate(state_dict["param_groups"]):
         if missing := sorted(needed - set(saved)):
             raise ValueError(
-                f"param_groups[{i}] of the state_dict lacks {', '.join(missing)}, which those of torch.optim.{correspondence.name} "
-                f"have: it is one of another class than {type(rule).__name__} goes on from"
+                f"param_groups[{i}] of the state_dict lacks {', '.join(missing)}, which those of torch.optim."
+                f"{correspondence.name} have: it is one of another class than {type(rule).__name__} goes on from"
             )
     state = {
         k: own_state(correspondence, entry, parameters[k], slot_dtype, f"state[{k!r}] of the state_dict")
@@ -209,8 +213,8 @@ def own_state(
     unknown = sorted(set(entry) - set(correspondence.slots))
     if unknown:
         raise ValueError(
-            f"{where} has {', '.join(map(str, unknown))}, which no state of torch.optim.{correspondence.name} has: load it into the "
-            "class that it was saved from"
+            f"{where} has {', '.join(map(str, unknown))}, which no state of torch.optim.{correspondence.name} has: load it into "
+            "the class that it was saved from"
         )
     dtype = backend.dtype(slot_dtype or COMPUTE_DTYPE[backend.dtype_name(parameter)])
     scalars = correspondence.rule(dialect="torch").scalar_slots

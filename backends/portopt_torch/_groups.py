@@ -31,9 +31,9 @@ class Resolved(NamedTuple):
 class GroupHyperparameters:
     """Reads the hyperparameters of one rule from parameter groups.
 
-    A group has `lr`, `betas` where the rule has `beta_1`, and the others under the names that torch has for them in the dialect
-    `torch`, otherwise under their own. Where the rule's learning rate is a schedule, `lr` is a factor on it, 1.0 at first. Options,
-    which change the program, are in a group only if they were given.
+    A group has `lr`, `betas` where the rule has `beta_1`, and the others under the names that torch has for them in the
+    dialect `torch`, otherwise under their own. Where the rule's learning rate is a schedule, `lr` is a factor on it, 1.0 at
+    first. Options, which change the program, are in a group only if they were given.
     """
 
     def __init__(self, rule: Optimizer) -> None:
@@ -142,18 +142,19 @@ class GroupHyperparameters:
             rate = Range(at_least=0).check("a parameter group's", "lr, a factor on the schedule,", rate)
             del given["learning_rate"]
         options = {name: group[name] for name in self._options if name in group}
-        if options.get("dialect", getattr(self._rule, "dialect", None)) != getattr(self._rule, "dialect", None):
+        dialect = getattr(self._rule, "dialect", None)
+        if options.get("dialect", dialect) != dialect:
             raise TypeError(
-                f"a parameter group has dialect={options['dialect']!r}, but 'dialect' is fixed when {self._owner} is constructed, "
-                f"here as {getattr(self._rule, 'dialect', None)!r}; use one TorchOptimizer for each value"
+                f"a parameter group has dialect={options['dialect']!r}, but 'dialect' is fixed when {self._owner} is "
+                f"constructed, here as {dialect!r}; use one TorchOptimizer for each value"
             )
         rule = self._changed(self._rule, {**given, **options})
         if before is not None:
             for name in self._at_init:
                 if getattr(rule, name) != getattr(before, name):
                     raise TypeError(
-                        f"a parameter group has {name}={group.get(name)!r}, but {name!r} is read only when the state begins, here as "
-                        f"{getattr(before, name)!r}; change the state, or give it to a new optimizer"
+                        f"a parameter group has {name}={group.get(name)!r}, but {name!r} is read only when the state begins, "
+                        f"here as {getattr(before, name)!r}; change the state, or give it to a new optimizer"
                     )
             if self._program_of(rule) == self._program_of(before):
                 values = {name: getattr(rule, name) for name in given}

@@ -233,8 +233,8 @@ def hyperparameters_of(optimizer: Any) -> dict[str, Any]:
         if differing:
             raise ValueError(
                 f"the parameter groups of this {type(optimizer).__name__} differ in {', '.join(differing)}, but one portopt "
-                "optimizer has one value of each hyperparameter: portopt_torch.from_torch(optimizer) keeps groups, or make one for "
-                "each group"
+                "optimizer has one value of each hyperparameter: portopt_torch.from_torch(optimizer) keeps groups, or make one "
+                "for each group"
             )
     return groups[0]
 

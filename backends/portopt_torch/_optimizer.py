@@ -162,9 +162,9 @@ class TorchOptimizer(torch.optim.Optimizer):
                 )
             if missing:
                 raise ValueError(
-                    f"param_groups[{index}] has {self._hyperparameters.features(rule)}, for which {type(rule).__name__} needs the "
-                    f"slot {' and '.join(missing)}, but the state began without: give the optimizer, or the group when it is added, "
-                    "such a value (a scheduler that sets momentum takes cycle_momentum=False)"
+                    f"param_groups[{index}] has {self._hyperparameters.features(rule)}, for which {type(rule).__name__} needs "
+                    f"the slot {' and '.join(missing)}, but the state began without: give the optimizer, or the group when it "
+                    "is added, such a value (a scheduler that sets momentum takes cycle_momentum=False)"
                 )
             self._create_state(rule, fresh)
             self._is_unchecked = True
