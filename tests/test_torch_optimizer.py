@@ -200,9 +200,9 @@ def test_a_changed_group_changes_the_next_step() -> None:
         ({"weight_decay": 0.1}, TypeError, "'weight_decay', which is no hyperparameter of SGD; allowed are lr, "),
         ({"lr_decay": 0.1}, TypeError, "'lr_decay', which is no hyperparameter of SGD; its name here is 'decay'"),
         (
-            {"nesterov": True},
+            {"dialect": "torch"},
             TypeError,
-            "nesterov=True, but 'nesterov' is fixed when SGD is constructed, here as False",
+            "dialect='torch', but 'dialect' is fixed when SGD is constructed, here as 'keras2'",
         ),
         ({"lr": schedules.Constant(0.1)}, TypeError, "schedule Constant.* as lr: give the schedule to the optimizer"),
     ],

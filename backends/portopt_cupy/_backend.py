@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.cuda.norm_dependence import GradientNorm
+from portopt.imports import imported
 from portopt.interpreter import StepScalars
 from portopt.program import Program
 
@@ -38,7 +38,7 @@ class CupyBackend(ArrayAPIBackend):
         return importlib.import_module("cupy")
 
     def owns(self, leaf: object) -> bool:
-        cupy = sys.modules.get("cupy")
+        cupy = imported("cupy")
         return cupy is not None and isinstance(leaf, cupy.ndarray)
 
     def version(self) -> str:

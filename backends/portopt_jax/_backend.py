@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from portopt.backend import ArrayInfo, Arrays, Mode, is_interpreted
+from portopt.imports import imported
 from portopt.interpreter import StepScalars, interpret
 from portopt.primitives import COMPUTE_DTYPE, SMALLEST_NORMAL, Primitives, round_scalar
 from portopt.program import Program
@@ -79,8 +79,8 @@ class JaxBackend:
         return importlib.import_module("jax.numpy")
 
     def owns(self, leaf: object) -> bool:
-        jax = sys.modules.get("jax")
-        if jax is None or not hasattr(jax, "Array"):
+        jax = imported("jax")
+        if jax is None:
             return False
         return isinstance(leaf, jax.Array) or (leaf is not None and not jax.tree_util.all_leaves([leaf]))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portopt.backend import ArrayInfo
+from portopt.imports import imported
 from portopt.native_frameworks import Counterpart, Tree
 from portopt.optimizer import Optimizer
 from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
@@ -185,8 +185,8 @@ class OptaxFramework:
         return importlib.import_module("portopt_jax._translation").translator
 
     def owns(self, thing: object) -> bool:
-        optax = sys.modules.get("optax")
-        if optax is None or not hasattr(optax, "GradientTransformation"):
+        optax = imported("optax")
+        if optax is None:
             return False
         if isinstance(thing, optax.GradientTransformation):
             return True

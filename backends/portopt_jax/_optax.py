@@ -216,12 +216,14 @@ def step(tx: Any, params: Any, grads: Any, state: Any, **extra_args: Any) -> tup
 
 
 def _hyperparameter_names(optimizer: Optimizer) -> dict[str, str]:
-    """Map the name of each numeric hyperparameter, and each other name of it, to its own name."""
+    """Map the name of each numeric hyperparameter, and each other name of it alone, to its own name."""
     numeric = optimizer.numeric_hyperparameters()
     aliases = {
-        name: value.target
+        name: value.targets[0]
         for name in dir(type(optimizer))
         if isinstance(value := getattr(type(optimizer), name), Alias)
+        and value.targets[1:] == ()
+        and value.dialect is None
     }
     own = {name: name for name in sorted(numeric, key=lambda name: name != "learning_rate")}
     return {**own, **{name: target for name, target in aliases.items() if target in numeric}}

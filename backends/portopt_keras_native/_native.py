@@ -6,7 +6,6 @@ import contextlib
 import copy
 import importlib
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portopt.backend import ArrayInfo, backends
+from portopt.imports import imported
 from portopt.native_frameworks import Counterpart, NativeArrays, Tree
 from portopt.optimizer import Optimizer
 from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
@@ -251,8 +251,7 @@ class KerasFramework:
         return importlib.import_module("portopt_keras_native._translation").translator
 
     def owns(self, thing: object) -> bool:
-        keras = sys.modules.get("keras")
-        base = getattr(getattr(keras, "optimizers", None), "Optimizer", None)
+        base = getattr(getattr(imported("keras"), "optimizers", None), "Optimizer", None)
         return base is not None and (isinstance(thing, base) or (isinstance(thing, type) and issubclass(thing, base)))
 
     def version(self) -> str:

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from portopt.backend import PURE, ArrayAPIBackend, ArrayInfo, Mode, Step
+from portopt.imports import imported
 from portopt.primitives import COMPUTE_DTYPE, SMALLEST_NORMAL, Primitives, round_scalar
 from portopt.program import Program
 from portopt.reductions import partial_sums, rounding_constants
@@ -45,7 +45,7 @@ class TensorFlowBackend(ArrayAPIBackend):
         return importlib.import_module("portopt_tensorflow._scalars")
 
     def owns(self, leaf: object) -> bool:
-        tf = sys.modules.get("tensorflow")
+        tf = imported("tensorflow")
         return tf is not None and isinstance(leaf, tf.Tensor | tf.Variable)
 
     def version(self) -> str:

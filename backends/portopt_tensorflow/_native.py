@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portopt.backend import ArrayInfo
+from portopt.imports import imported
 from portopt.native_frameworks import Counterpart, Tree
 from portopt.optimizer import Optimizer
 from portopt.rules import SGD, Adadelta, Adagrad, Adam, RMSprop
@@ -32,7 +33,7 @@ class TensorFlowArrays:
     shares_memory = False
 
     def owns(self, leaf: object) -> bool:
-        tf = sys.modules.get("tensorflow")
+        tf = imported("tensorflow")
         return tf is not None and isinstance(leaf, tf.Tensor | tf.Variable)
 
     def describe(self, array: Any) -> ArrayInfo:
@@ -204,11 +205,11 @@ class TensorFlowFramework:
         return isinstance(thing, bases) or (isinstance(thing, type) and issubclass(thing, bases))
 
     def _bases(self) -> Iterable[type]:
-        tf = sys.modules.get("tensorflow")
-        if tf is not None and hasattr(tf, "compat"):
+        tf = imported("tensorflow")
+        if tf is not None:
             yield tf.compat.v1.train.Optimizer
-        tf_keras = sys.modules.get("tf_keras")
-        if tf_keras is not None and hasattr(tf_keras, "optimizers"):
+        tf_keras = imported("tf_keras")
+        if tf_keras is not None:
             yield tf_keras.optimizers.Optimizer
             yield tf_keras.optimizers.legacy.Optimizer
 

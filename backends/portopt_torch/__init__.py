@@ -6,6 +6,7 @@ from portopt_torch._backend import TorchBackend as TorchBackend
 from portopt_torch._backend import backend as backend
 
 if TYPE_CHECKING:
+    from portopt_torch._conversion import from_torch as from_torch
     from portopt_torch._optimizer import TorchOptimizer as TorchOptimizer
 
 
@@ -15,6 +16,10 @@ def __getattr__(name: str) -> Any:
         from portopt_torch._optimizer import TorchOptimizer
 
         return TorchOptimizer
+    if name == "from_torch":
+        from portopt_torch._conversion import from_torch
+
+        return from_torch
     if name == "native":
         from portopt_torch._native import native
 

@@ -10,6 +10,7 @@ from typing import Any
 from portopt import Optimizer, OptimizerState
 from portopt.primitives import slot_dtypes
 from portopt_torch._backend import backend
+from portopt_torch._saved_state import finished_steps
 from portopt_torch._sharded import is_sharded, local_part
 
 
@@ -41,7 +42,7 @@ class Batch:
         self._slots = {name: list(map(local_part, tensors)) for name, tensors in self._held.items()}
         self._scalars = {name: float(states[0][name]) for name in rule.scalar_slots}
         self._leaves = list(map(local_part, parameters))
-        self.finished = int(states[0]["step"])
+        self.finished = finished_steps("the state", states[0]["step"])
         self.is_sharded = any(map(is_sharded, parameters))
 
     def arrays(self) -> list[dict[str, Any]]:
@@ -60,15 +61,25 @@ class Batch:
         except KeyError:
             return False
 
-    def step(self, gradients: Sequence[Any], overrides: Mapping[str, Any], norm: Any) -> None:
-        """Do one step with the gradients of the group's moving parameters."""
+    def gradients(self, gradients: Sequence[Any]) -> Sequence[Any]:
+        """Return the gradients of this batch, given those of the group's moving parameters."""
         if self._indices is not None:
             gradients = [gradients[i] for i in self._indices]
         if self.is_sharded:
             gradients = list(map(local_part, gradients))
             self._leaves = list(map(_current_part, self._parameters, self._leaves))
-        state = OptimizerState(self.finished, {**self._slots, **self._scalars})
-        state = self._rule.apply_(self._leaves, gradients, state, gradient_norm=norm, **overrides)
+        return gradients
+
+    def check(self, gradients: Sequence[Any], overrides: Mapping[str, Any], norm: Any) -> None:
+        """Raise what a step would raise; change nothing."""
+        self._rule.check_step(self._leaves, gradients, self._state(), gradient_norm=norm, **overrides)
+
+    def _state(self) -> OptimizerState:
+        return OptimizerState(self.finished, {**self._slots, **self._scalars})
+
+    def step(self, gradients: Sequence[Any], overrides: Mapping[str, Any], norm: Any) -> None:
+        """Do one step with the batch's gradients."""
+        state = self._rule.apply_(self._leaves, gradients, self._state(), gradient_norm=norm, **overrides)
         self.finished = state.step
         self._scalars = {name: state.slots[name] for name in self._scalars}
         for entry in self._states:
@@ -97,18 +108,20 @@ class Batches:
         for i, (p, state) in enumerate(zip(parameters, states, strict=True)):
             scalars = (float(state[name]) for name in rule.scalar_slots)
             dtypes = (state[name].dtype for name in rule.slots)
-            parts.setdefault((int(state["step"]), *scalars, p.dtype, p.device, *dtypes), []).append(i)
+            finished = finished_steps("the state", state["step"])
+            parts.setdefault((finished, *scalars, p.dtype, p.device, *dtypes), []).append(i)
         copies += [copy.copy(rule) for _ in range(len(parts) - len(copies))]
-        self.copies = copies
+        self.rule, self.copies = rule, copies
         self._parameters = list(parameters)
         self.batches = [
             Batch(own, [parameters[i] for i in part], [states[i] for i in part], part, everything=len(parts) == 1)
             for own, part in zip(copies, parts.values(), strict=False)
         ]
 
-    def fit(self, parameters: Sequence[Any]) -> bool:
-        """Tell whether these parameters move, and their states are as the last step left them."""
-        return same(parameters, self._parameters) and all(batch.is_current() for batch in self.batches)
+    def fit(self, rule: Optimizer, parameters: Sequence[Any]) -> bool:
+        """Tell whether these parameters move by this rule, and their states are as the last step left them."""
+        is_same = rule is self.rule and same(parameters, self._parameters)
+        return is_same and all(batch.is_current() for batch in self.batches)
 
 
 def same(first: Iterable[Any], second: Sequence[Any]) -> bool:
@@ -117,15 +130,22 @@ def same(first: Iterable[Any], second: Sequence[Any]) -> bool:
     return len(first) == len(second) and all(map(operator.is_, first, second))
 
 
-def is_usable(parameter: Any, state: Mapping[str, Any] | None) -> bool:
-    """Tell whether a parameter has a state, and need not begin anew because it was moved or converted before its first step."""
+def is_usable(rule: Optimizer, parameter: Any, state: Mapping[str, Any] | None) -> bool:
+    """Tell whether a parameter has a state, and need not begin anew as it, or its group, was changed before its first step."""
     if not state:
         return False
-    if state["step"] != 0:
+    if state.get("step") != 0:
         return True
     slots = (slot for slot in state.values() if backend.owns(slot))
     allowed = slot_dtypes(backend.dtype_name(parameter))
-    return all(s.device == parameter.device and backend.dtype_name(s) in allowed for s in slots)
+    return not lacking(rule, state) and all(
+        s.device == parameter.device and backend.dtype_name(s) in allowed for s in slots
+    )
+
+
+def lacking(rule: Optimizer, state: Mapping[str, Any]) -> list[str]:
+    """Return what a rule needs and a parameter's state has not."""
+    return [name for name in ("step", *rule.scalar_slots, *rule.slots) if name not in state]
 
 
 def _current_part(parameter: Any, before: Any) -> Any:

@@ -2,119 +2,137 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from portopt import Optimizer
-from portopt.hyperparameters import Range
+from portopt import RULES, Optimizer
+from portopt.hyperparameters import Alias, Range
 from portopt.scalars import HOST, Scalar
 from portopt.schedules import is_schedule
 
-TORCH_NAMES = {
-    *("alpha", "betas", "dampening", "eps", "etas", "initial_accumulator_value", "lambd", "lr_decay", "momentum"),
-    *("momentum_decay", "rho", "step_sizes", "t0", "weight_decay"),
-    *("amsgrad", "centered", "maximize", "nesterov"),
-}
-"""Hyperparameters of `torch.optim`: in a group they are meant as such, where any other unknown entry is a label."""
 
-_PORTOPT_NAMES = {"eps": "epsilon", "alpha": "rho", "lr_decay": "decay"}
+class Resolved(NamedTuple):
+    """What a group asks for in a step.
+
+    Attributes:
+        rule: the optimizer with the options of the group, and its features on or off as there.
+        overrides: the values for the step that differ from those of `rule`, by portopt's names.
+    """
+
+    rule: Optimizer
+    overrides: dict[str, Any]
 
 
 class GroupHyperparameters:
     """Reads the hyperparameters of one rule from parameter groups.
 
-    A group has `lr`, `betas` where the rule has `beta_1`, and the others under their own names. Where the rule's learning
-    rate is a schedule, `lr` is a factor on it, 1.0 at first.
+    A group has `lr`, `betas` where the rule has `beta_1`, and the others under the names that torch has for them in the
+    dialect `torch`, otherwise under their own. Where the rule's learning rate is a schedule, `lr` is a factor on it, 1.0 at
+    first. Options, which change the program, are in a group only if they were given.
     """
 
     def __init__(self, rule: Optimizer) -> None:
+        names = tuple(rule.defaults(getattr(rule, "dialect", None)))
         numeric = rule.numeric_hyperparameters()
+        others = {name: value for name in dir(type(rule)) if isinstance(value := getattr(type(rule), name), Alias)}
+        here = {name: a for name, a in others.items() if a.dialect in (None, getattr(rule, "dialect", None))}
+        betas = tuple(name for name in numeric if re.fullmatch(r"beta_\d+", name))
         self._rule = rule
         self._owner = type(rule).__name__
         self._scheduled = is_schedule(rule.learning_rate)
-        self._betas = tuple(name for name in numeric if re.fullmatch(r"beta_\d+", name))
-        self._others = tuple(name for name in numeric if name != "learning_rate" and name not in self._betas)
-        self._last: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._held: dict[str, tuple[str, ...]] = {"lr": ("learning_rate",)}
+        if betas:
+            self._held["betas"] = betas
+        for name in numeric:
+            if name != "learning_rate" and name not in betas:
+                held = next((n for n, a in here.items() if a.targets == (name,)), name)
+                self._held[held] = (name,)
+        self._options = tuple(name for name in names if name not in numeric)
+        self._at_init = tuple(name for name in self._options if getattr(type(rule), name).at_init)
+        self._optional = {n: getattr(type(rule), n).off for n in numeric if rule.is_optional(n)}
+        self._known = hyperparameter_names() | set(inspect.signature(type(rule)).parameters)
+        self._last: dict[int, tuple[tuple[Any, ...], Any, Resolved]] = {}
 
     def defaults(self) -> dict[str, Any]:
         """Return what a group has that gives no values of its own."""
-        rule = self._rule
-        betas = {"betas": tuple(getattr(rule, name) for name in self._betas)} if self._betas else {}
-        others = {name: getattr(rule, name) for name in self._others}
-        return {"lr": 1.0 if self._scheduled else rule.learning_rate, **betas, **others}
+        values = {held: tuple(getattr(self._rule, n) for n in names) for held, names in self._held.items()}
+        plain = {held: value if held == "betas" else value[0] for held, value in values.items()}
+        return {**plain, "lr": 1.0} if self._scheduled else plain
 
     def renamed(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a group that a user gave with torch's names for what has two.
+        """Return a group that was given with either name of what has two.
 
         Raises:
             ValueError: a value is outside its range.
             TypeError: the group has an entry that the rule cannot honour, or one hyperparameter under two names.
         """
         renamed = dict(group)
-        self._rename(renamed, "lr", ("learning_rate",))
-        if self._betas and any(name in group for name in self._betas):
-            self._rename(renamed, "betas", self._betas)
+        for held, names in self._held.items():
+            given = [name for name in names if name in group and name != held]
+            if not given:
+                continue
+            if held in group:
+                raise TypeError(
+                    f"a parameter group was given {held} and {' and '.join(given)} at once, which are one thing; give only one"
+                )
+            values = tuple(renamed.pop(name, getattr(self._rule, name)) for name in names)
+            renamed[held] = values if held == "betas" else values[0]
         self.check_names(renamed)
-        self._checked({**self.defaults(), **renamed})
+        self.rule_of(renamed)
         return renamed
 
-    def _rename(self, group: dict[str, Any], torch_name: str, names: tuple[str, ...]) -> None:
-        given = [name for name in names if name in group]
-        if not given:
-            return
-        if torch_name in group:
-            raise TypeError(
-                f"a parameter group was given {torch_name} and {' and '.join(given)} at once, which are one thing; give only one"
-            )
-        values = tuple(group.pop(name, getattr(self._rule, name)) for name in names)
-        group[torch_name] = values if torch_name == "betas" else values[0]
+    def rule_of(self, group: Mapping[str, Any]) -> Optimizer:
+        """Return the rule of a group that may lack values, after checks."""
+        return self._resolve({**self.defaults(), **group}, None).rule
 
     def check_names(self, group: Mapping[str, Any]) -> None:
         """Raise `TypeError` if a group has a hyperparameter that would be ignored."""
-        for name in ("learning_rate", *self._betas):
-            if name in group:
-                held = "lr" if name == "learning_rate" else "betas"
-                raise TypeError(f"a parameter group holds {name!r} as {held!r}: set group[{held!r}] instead")
-        for name in sorted(TORCH_NAMES.intersection(group)):
-            if name in self._others or (name == "betas" and self._betas):
+        for name in sorted(self._known.intersection(group)):
+            if name in self._held or name in self._options:
                 continue
-            if getattr(self._rule, name, None) is None:
-                known = _PORTOPT_NAMES.get(name)
-                hint = f"its name here is {known!r}; " if known in self._others else ""
-                raise TypeError(
-                    f"a parameter group has {name!r}, which is no hyperparameter of {self._owner}; {hint}"
-                    f"allowed are {', '.join(self.defaults())}"
-                )
-            if getattr(self._rule, name) != group[name]:
-                raise TypeError(
-                    f"a parameter group has {name}={group[name]!r}, but {name!r} is fixed when {self._owner} is constructed, "
-                    f"here as {getattr(self._rule, name)!r}; use one TorchOptimizer for each value"
-                )
+            for held, names in self._held.items():
+                if name in names:
+                    raise TypeError(f"a parameter group holds {name!r} as {held!r}: set group[{held!r}] instead")
+            if group[name] is None or group[name] is False:
+                # What the rule has not is off.
+                continue
+            own = _own_names().get(name)
+            hint = f"its name here is {own!r}; " if own in self._held else ""
+            allowed = ", ".join([*self._held, *(n for n in self._options if n != "dialect")])
+            raise TypeError(
+                f"a parameter group has {name!r}, which is no hyperparameter of {self._owner}; {hint}allowed are {allowed}"
+            )
 
-    def overrides(self, index: int, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values for a step that differ from the rule's own, by portopt's names; `lr` as it is.
+    def resolved(self, index: int, group: Mapping[str, Any]) -> Resolved:
+        """Return the rule of a group and the values for a step.
 
         Raises:
-            ValueError: a value is outside its range.
+            ValueError: a value is outside its range, or does not go together with another.
             TypeError: a value is of a wrong type, or stands under a name that is not read.
         """
-        betas = group["betas"] if self._betas else ()
-        betas = tuple(map(number, betas)) if isinstance(betas, list | tuple) else betas
-        values = (number(group["lr"]), betas, *(number(group[name]) for name in self._others), len(group))
+        values = (*(number(n, group[n]) for n in self._held), *(group.get(n) for n in self._options), len(group))
         last = self._last.get(index)
-        if last is None or last[0] != values:
-            self.check_names(group)
-            last = self._last[index] = (values, self._checked(group))
-        return last[1]
+        if last is not None and last[0] == values:
+            return last[2]
+        self.check_names(group)
+        before = None
+        if last is not None and last[1] is group["params"]:
+            before = last[2].rule
+        resolved = self._resolve(group, before)
+        self._last[index] = (values, group["params"], resolved)
+        return resolved
 
-    def _checked(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        rate = number(group["lr"])
-        given = {name: number(group[name]) for name in self._others}
-        if self._betas:
-            given |= zip(self._betas, self._beta_values(group["betas"]), strict=True)
+    def _resolve(self, group: Mapping[str, Any], before: Optimizer | None) -> Resolved:
+        """Return what a group asks for, with the rule of the step before if it serves."""
+        given: dict[str, Any] = {}
+        for held, names in self._held.items():
+            given |= zip(names, self._parts(held, number(held, group[held])), strict=True)
+        rate = given["learning_rate"]
         if is_schedule(rate):
             raise TypeError(
                 f"a parameter group was given the schedule {rate!r} as lr: give the schedule to the optimizer, as "
@@ -122,45 +140,96 @@ class GroupHyperparameters:
             )
         if self._scheduled:
             rate = Range(at_least=0).check("a parameter group's", "lr, a factor on the schedule,", rate)
-        else:
-            given["learning_rate"] = rate
-        changed = {name: value for name, value in given.items() if value != getattr(self._rule, name)}
-        if changed:
-            checked = self._rule.replace(**changed)
-            lacking = [name for name in checked.slots if name not in self._rule.slots]
-            if lacking:
-                features = {name: value for name, value in changed.items() if self._rule.is_optional(name)}
-                values = ", ".join(f"{name}={value!r}" for name, value in features.items())
-                raise ValueError(
-                    f"a parameter group has {values}, for which {self._owner} needs the slot {' and '.join(lacking)}, but it was "
-                    "constructed without: give the optimizer such a value, which groups can then change (a scheduler that sets "
-                    "momentum takes cycle_momentum=False)"
-                )
-            changed = {name: getattr(checked, name) for name in changed}
-        return changed if not self._scheduled or rate == 1.0 else {**changed, "learning_rate": ScaledSchedule(rate)}
-
-    def _beta_values(self, betas: Any) -> tuple[Any, ...]:
-        values = tuple(map(number, betas)) if isinstance(betas, list | tuple) else ()
-        if len(values) != len(self._betas):
-            raise ValueError(
-                f"betas of a parameter group must be {len(self._betas)} numbers, ({', '.join(self._betas)}), but "
-                f"{betas!r} was given"
+            del given["learning_rate"]
+        options = {name: group[name] for name in self._options if name in group}
+        dialect = getattr(self._rule, "dialect", None)
+        if options.get("dialect", dialect) != dialect:
+            raise TypeError(
+                f"a parameter group has dialect={options['dialect']!r}, but 'dialect' is fixed when {self._owner} is "
+                f"constructed, here as {dialect!r}; use one TorchOptimizer for each value"
             )
-        return values
+        rule = self._changed(self._rule, {**given, **options})
+        if before is not None:
+            for name in self._at_init:
+                if getattr(rule, name) != getattr(before, name):
+                    raise TypeError(
+                        f"a parameter group has {name}={group.get(name)!r}, but {name!r} is read only when the state begins, "
+                        f"here as {getattr(before, name)!r}; change the state, or give it to a new optimizer"
+                    )
+            if self._program_of(rule) == self._program_of(before):
+                values = {name: getattr(rule, name) for name in given}
+                overrides = {name: value for name, value in values.items() if value != getattr(before, name)}
+                return Resolved(before, self._with_factor(overrides, rate))
+        return Resolved(rule, self._with_factor({}, rate))
 
-    def at_step(self, overrides: Mapping[str, Any], finished: int) -> Mapping[str, Any]:
+    def _changed(self, rule: Optimizer, values: Mapping[str, Any]) -> Optimizer:
+        changes = {name: value for name, value in values.items() if value is not getattr(rule, name)}
+        return rule.replace(**changes) if changes else rule
+
+    def _program_of(self, rule: Optimizer) -> tuple[Any, ...]:
+        """Return what of the values decides which program runs."""
+        features = (getattr(rule, name) == off for name, off in self._optional.items())
+        return (*(getattr(rule, name) for name in self._options), *features)
+
+    def _with_factor(self, overrides: dict[str, Any], rate: float) -> dict[str, Any]:
+        return overrides if not self._scheduled or rate == 1.0 else {**overrides, "learning_rate": ScaledSchedule(rate)}
+
+    def _parts(self, held: str, value: Any) -> tuple[Any, ...]:
+        if held != "betas":
+            return (value,)
+        names = self._held[held]
+        if not isinstance(value, tuple) or len(value) != len(names):
+            raise ValueError(
+                f"betas of a parameter group must be {len(names)} numbers, ({', '.join(names)}), but {value!r} was given"
+            )
+        return value
+
+    def features(self, rule: Optimizer) -> str:
+        """Return the options and features of a group's rule that the optimizer's own has not, as arguments."""
+        names = [*self._options, *self._optional]
+        changed = {n: v for n in names if (v := getattr(rule, n)) != getattr(self._rule, n)}
+        return ", ".join(f"{name}={value!r}" for name, value in changed.items()) or "its values"
+
+    def at_step(self, resolved: Resolved, finished: int) -> Mapping[str, Any]:
         """Return the values for a step after `finished` ones, as numbers."""
-        factor = overrides.get("learning_rate")
+        factor = resolved.overrides.get("learning_rate")
         if not isinstance(factor, ScaledSchedule):
-            return overrides
-        rate = self._rule.learning_rate(Scalar(finished, HOST))
-        return {**overrides, "learning_rate": factor * (rate.value if isinstance(rate, Scalar) else rate)}
+            return resolved.overrides
+        rate = resolved.rule.learning_rate(Scalar(finished, HOST))
+        return {**resolved.overrides, "learning_rate": factor * (rate.value if isinstance(rate, Scalar) else rate)}
 
 
 class ScaledSchedule(float):
     """The factor of a group on the rule's schedule."""
 
 
-def number(value: Any) -> Any:
-    """Return a hyperparameter's value; torch's schedulers also take 0-d tensors, and fill them in place."""
-    return value.item() if isinstance(value, torch.Tensor) and value.ndim == 0 else value
+def number(name: str, value: Any) -> Any:
+    """Return a hyperparameter's value; torch also takes tensors of one element, and its schedulers fill them in place."""
+    if isinstance(value, tuple | list):
+        return tuple(number(name, part) for part in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.numel() != 1 or value.ndim > 1:
+        raise ValueError(
+            f"{name} of a parameter group must be a number or a tensor of one, of shape () or (1,), but a tensor of shape "
+            f"{tuple(value.shape)} was given"
+        )
+    return value.item()
+
+
+@functools.cache
+def hyperparameter_names() -> frozenset[str]:
+    """Return the names of all hyperparameters of portopt's rules and of `torch.optim`.
+
+    In a group they are meant as such, where any other entry is a label.
+    """
+    classes = [c for c in vars(torch.optim).values() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)]
+    theirs = {name for c in classes if c is not torch.optim.Optimizer for name in inspect.signature(c).parameters}
+    return frozenset(theirs - {"params"}) | {name for rule in RULES for name in inspect.signature(rule).parameters}
+
+
+@functools.cache
+def _own_names() -> Mapping[str, str]:
+    """Return the rules' own names for what torch calls otherwise."""
+    aliases = {n: a for rule in RULES for n in dir(rule) if isinstance(a := getattr(rule, n), Alias)}
+    return {name: a.targets[0] for name, a in aliases.items() if len(a.targets) == 1}

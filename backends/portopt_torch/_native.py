@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from portopt.backend import ArrayInfo
+from portopt.imports import imported
 from portopt.native_frameworks import Counterpart, Tree
 from portopt.optimizer import Optimizer
 from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
@@ -168,8 +168,8 @@ class TorchFramework:
         return importlib.import_module("portopt_torch._translation").translator
 
     def owns(self, thing: object) -> bool:
-        torch = sys.modules.get("torch")
-        if torch is None or not hasattr(torch, "optim"):
+        torch = imported("torch")
+        if torch is None:
             return False
         return isinstance(thing, torch.optim.Optimizer) or (
             isinstance(thing, type) and issubclass(thing, torch.optim.Optimizer)
@@ -233,7 +233,8 @@ def hyperparameters_of(optimizer: Any) -> dict[str, Any]:
         if differing:
             raise ValueError(
                 f"the parameter groups of this {type(optimizer).__name__} differ in {', '.join(differing)}, but one portopt "
-                "optimizer has one value of each hyperparameter: make one for each group"
+                "optimizer has one value of each hyperparameter: portopt_torch.from_torch(optimizer) keeps groups, or make one "
+                "for each group"
             )
     return groups[0]
 

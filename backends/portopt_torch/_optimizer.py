@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +10,8 @@ import torch
 from portopt import Optimizer
 from portopt.primitives import COMPUTE_DTYPE
 from portopt_torch._backend import backend
-from portopt_torch._batches import Batch, Batches, is_usable, same
+from portopt_torch._batches import Batch, Batches, is_usable, lacking, same
+from portopt_torch._conversion import is_native, own_state_dict, to_torch
 from portopt_torch._groups import GroupHyperparameters
 from portopt_torch._saved_state import SealedState, checked_state
 from portopt_torch._sharded import gradient_norm, is_sharded, like_parameter, local_part, placed_like
@@ -29,6 +29,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         params: what every optimizer of torch takes: tensors, (name, tensor) pairs, or dicts with "params" and values of their
             own for hyperparameters, under portopt's names or torch's. DTensors and parameters of `fully_shard` as well.
         optimizer: a portopt optimizer, one of the library's or of a user's class.
+        lr: what groups have that give no `lr` of their own, by default the optimizer's learning rate: a number, or a tensor of
+            one, which schedulers fill in place.
         slot_dtype: dtype of the slots, see `portopt.Optimizer.init`.
 
     Raises:
@@ -49,7 +51,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         https://docs.pytorch.org/docs/stable/optim.html
     """
 
-    def __init__(self, params: Any, optimizer: Optimizer, *, slot_dtype: str | None = None) -> None:
+    def __init__(self, params: Any, optimizer: Optimizer, *, lr: Any = None, slot_dtype: str | None = None) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
                 "TorchOptimizer takes a portopt optimizer, such as portopt.Adam() or portopt.get('adam'), but "
@@ -58,7 +60,8 @@ class TorchOptimizer(torch.optim.Optimizer):
         self.rule = optimizer
         self._slot_dtype = slot_dtype
         self._forget()
-        super().__init__(params, self._hyperparameters.defaults())
+        defaults = self._hyperparameters.defaults()
+        super().__init__(params, defaults if lr is None else {**defaults, "lr": lr})
 
     def _forget(self) -> None:
         """Drop all that was derived from parameters, groups and state."""
@@ -74,8 +77,10 @@ class TorchOptimizer(torch.optim.Optimizer):
             group = self._hyperparameters.renamed(group)
         super().add_param_group(group)
         try:
+            added = self.param_groups[-1]
+            rule = self._hyperparameters.resolved(len(self.param_groups) - 1, added).rule
             # Not at the first step: torch.distributed.checkpoint would do one to have the state, and it would count.
-            self._create_state([p for p in self.param_groups[-1]["params"] if p.requires_grad])
+            self._create_state(rule, [p for p in added["params"] if p.requires_grad])
         except Exception:
             self.param_groups.pop()
             raise
@@ -103,55 +108,105 @@ class TorchOptimizer(torch.optim.Optimizer):
             self._batches.clear()
         clips, all_gradients, work = False, [], []
         for index, group in enumerate(self.param_groups):
-            overrides = self._hyperparameters.overrides(index, group)
-            clips = clips or overrides.get("clipnorm", self.rule.clipnorm) is not None
-            parameters, gradients = self._moving(index, group)
+            resolved = self._hyperparameters.resolved(index, group)
+            clips = clips or resolved.overrides.get("clipnorm", resolved.rule.clipnorm) is not None
+            parameters, gradients = self._moving(group)
             all_gradients += gradients
-            work += [(batch, overrides, gradients) for batch in self._batches_of(index, parameters)]
+            for batch in self._batches_of(index, resolved.rule, parameters):
+                overrides = self._hyperparameters.at_step(resolved, batch.finished)
+                work.append((batch, batch.gradients(gradients), overrides))
         self._known_states = list(self.state.values())
         if self._is_unchecked:
-            # Each batch checks itself, but not against others, and a later one must not fail after an earlier one moved.
+            # Each batch checks itself, but not against others.
             written = [arrays for batch, _, _ in work for arrays in batch.arrays()]
             backend.check_in_place(written, lambda i: f"[{i}]")
             self._is_unchecked = False
-        norm = None
-        if clips and (len(work) > 1 or any(batch.is_sharded for batch, _, _ in work)):
-            norm = gradient_norm(all_gradients)
-        for batch, overrides, gradients in work:
-            batch.step(gradients, self._hyperparameters.at_step(overrides, batch.finished), norm)
+        try:
+            norm = None
+            if clips and (len(work) > 1 or any(batch.is_sharded for batch, _, _ in work)):
+                norm = gradient_norm(all_gradients)
+            # None must fail after another moved. The first checks itself before it moves, so it is the largest.
+            work.sort(key=lambda entry: len(entry[1]), reverse=True)
+            for batch, gradients, overrides in work[1:]:
+                batch.check(gradients, overrides, norm)
+            for batch, gradients, overrides in work:
+                batch.step(gradients, overrides, norm)
+        except Exception as error:
+            for index, group in enumerate(self.param_groups):
+                reason = _why_wrong_gradient(type(self.rule).__name__, index, group)
+                if reason is not None:
+                    raise TypeError(reason) from error
+            raise
 
-    def _moving(self, index: int, group: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+    def _moving(self, group: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
         """Return the parameters of a group that have gradients, and these."""
         parameters, gradients = group["params"], [p.grad for p in group["params"]]
         if any(g is None for g in gradients):
             parameters = [p for p, g in zip(parameters, gradients, strict=True) if g is not None]
             gradients = [g for g in gradients if g is not None]
-        if set(map(_layout, gradients)) - {torch.strided} or set(map(_dtype, gradients)) - _GRADIENT_DTYPES:
-            raise _wrong_gradient(type(self.rule).__name__, index, group)
         if any(map(is_sharded, parameters[:1])):
             gradients = [placed_like(g, p) for p, g in zip(parameters, gradients, strict=True)]
         return parameters, gradients
 
-    def _batches_of(self, index: int, parameters: list[Any]) -> Sequence[Batch]:
+    def _batches_of(self, index: int, rule: Optimizer, parameters: list[Any]) -> Sequence[Batch]:
         batches = self._batches.get(index)
-        if batches is None or not batches.fit(parameters):
-            copies = [] if batches is None else batches.copies
-            self._create_state([p for p in parameters if not is_usable(p, self.state.get(p))])
+        if batches is None or not batches.fit(rule, parameters):
+            copies = batches.copies if batches is not None and batches.rule is rule else []
+            fresh = [p for p in parameters if not is_usable(rule, p, self.state.get(p))]
+            renewed = set(fresh)
+            missing = next(
+                (names for p in parameters if p not in renewed and (names := lacking(rule, self.state[p]))), []
+            )
+            if "step" in missing:
+                raise ValueError(
+                    f"the state of a parameter of param_groups[{index}] has no 'step': give it, or remove the state"
+                )
+            if missing:
+                raise ValueError(
+                    f"param_groups[{index}] has {self._hyperparameters.features(rule)}, for which {type(rule).__name__} needs "
+                    f"the slot {' and '.join(missing)}, but the state began without: give the optimizer, or the group when it "
+                    "is added, such a value (a scheduler that sets momentum takes cycle_momentum=False)"
+                )
+            self._create_state(rule, fresh)
             self._is_unchecked = True
-            batches = self._batches[index] = Batches(self.rule, copies, parameters, [self.state[p] for p in parameters])
+            batches = self._batches[index] = Batches(rule, copies, parameters, [self.state[p] for p in parameters])
         return batches.batches
 
-    def _create_state(self, parameters: Sequence[Any]) -> None:
+    def _create_state(self, rule: Optimizer, parameters: Sequence[Any]) -> None:
         if not parameters:
             return
-        fresh = self.rule.init(list(map(local_part, parameters)), slot_dtype=self._slot_dtype)
-        scalars = {name: fresh.slots[name] for name in self.rule.scalar_slots}
+        fresh = rule.init(list(map(local_part, parameters)), slot_dtype=self._slot_dtype)
+        scalars = {name: fresh.slots[name] for name in rule.scalar_slots}
         for i, p in enumerate(parameters):
-            arrays = {name: like_parameter(fresh.slots[name][i], p) for name in self.rule.slots}
+            arrays = {name: like_parameter(fresh.slots[name][i], p) for name in rule.slots}
             self.state[p] = {"step": fresh.step, **scalars, **arrays}
+
+    def to_torch(self, *, schedulers: Iterable[Any] | None = None) -> torch.optim.Optimizer:
+        """Return the optimizer of `torch.optim` that goes on where this one is, with its groups, labels and a copy of its state.
+
+        This one must not be stepped any more. `portopt_torch.from_torch` is the other direction.
+
+        Args:
+            schedulers: the schedulers of `torch.optim.lr_scheduler` that set values of this optimizer: they set those of the new
+                one from now on, going on where they are.
+
+        Raises:
+            ValueError: the rule is in another dialect than `torch`, or something has no counterpart there; it is named.
+
+        Example:
+            >>> import torch, portopt
+            >>> from portopt_torch import TorchOptimizer
+            >>> w = torch.nn.Parameter(torch.ones(2))
+            >>> optimizer = TorchOptimizer([w], portopt.Adam(0.1, dialect="torch", decoupled_weight_decay=True))
+            >>> type(optimizer.to_torch()).__name__
+            'AdamW'
+        """
+        return to_torch(self, schedulers)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned, exactly: slots keep their dtype. The tensors are copied.
+
+        In the dialect `torch`, a state_dict of the class of `torch.optim` that the rule corresponds to is taken as well.
 
         Raises:
             ValueError: groups, names, shapes or step counts do not fit.
@@ -179,38 +234,43 @@ class TorchOptimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
 
 
-_layout, _dtype = operator.attrgetter("layout"), operator.attrgetter("dtype")
 _GRADIENT_DTYPES = frozenset(getattr(torch, name) for name in COMPUTE_DTYPE)
 
 
 def _sealed(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(optimizer, TorchOptimizer)
-    for group in state_dict["param_groups"]:
-        optimizer._hyperparameters.check_names(group)
-    groups = zip(optimizer.param_groups, state_dict["param_groups"], strict=False)
-    parameters = {k: p for own, saved in groups for k, p in zip(saved["params"], own["params"], strict=False)}
-    sealed = {
-        k: SealedState(checked_state(optimizer.rule, entry, parameters[k], optimizer.state.get(parameters[k], {}), k))
-        if k in parameters
-        else entry
-        for k, entry in state_dict["state"].items()
+    if is_native(state_dict):
+        state_dict = own_state_dict(optimizer.rule, state_dict, optimizer.param_groups, optimizer._slot_dtype)
+    saved_groups = [optimizer._hyperparameters.renamed(group) for group in state_dict["param_groups"]]
+    rules = map(optimizer._hyperparameters.rule_of, saved_groups)
+    owners = {
+        k: (rule, p)
+        for own, saved, rule in zip(optimizer.param_groups, saved_groups, rules, strict=False)
+        for k, p in zip(saved["params"], own["params"], strict=False)
     }
-    return {**state_dict, "state": sealed}
+
+    def sealed(k: Any, entry: Any) -> Any:
+        if k not in owners:
+            return entry
+        rule, p = owners[k]
+        return SealedState(checked_state(rule, entry, p, optimizer.state.get(p, {}), k))
+
+    state = {k: sealed(k, entry) for k, entry in state_dict["state"].items()}
+    return {**state_dict, "state": state, "param_groups": saved_groups}
 
 
-def _wrong_gradient(rule: str, index: int, group: Mapping[str, Any]) -> TypeError:
+def _why_wrong_gradient(rule: str, index: int, group: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the gradient of a parameter, under its name in the optimizer; None if nothing is."""
     for i, p in enumerate(group["params"]):
         if p.grad is None:
             continue
         which = f"param_groups[{index}]['params'][{i}]"
         which += f" ({group['param_names'][i]})" if "param_names" in group else ""
         if p.grad.layout is not torch.strided:
-            return TypeError(
-                f"the gradient of {which} is sparse, of layout {p.grad.layout}, but {rule} updates every element: make the "
-                "layer with sparse=False, or set p.grad = p.grad.to_dense() before the step"
+            return (
+                f"the gradient of {which} is sparse, of layout {p.grad.layout}, but {rule} updates every element: make the layer "
+                "with sparse=False, or set p.grad = p.grad.to_dense() before the step"
             )
         if p.grad.dtype not in _GRADIENT_DTYPES:
-            return TypeError(
-                f"the gradient of {which} has dtype {p.grad.dtype}; allowed are {', '.join(COMPUTE_DTYPE)}"
-            )
-    raise AssertionError("every gradient fits its parameter")
+            return f"the gradient of {which} has dtype {p.grad.dtype}; allowed are {', '.join(COMPUTE_DTYPE)}"
+    return None

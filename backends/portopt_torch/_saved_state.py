@@ -39,19 +39,26 @@ def checked_state(
     """
     where = f"state[{key!r}] of the state_dict"
     expected = {"step", *rule.scalar_slots, *rule.slots}
-    if set(entry) != expected:
+    # A feature that a group switched off meanwhile leaves its slots.
+    allowed = expected.union(current)
+    if not expected <= set(entry) <= allowed:
         raise ValueError(
             f"{where} has {', '.join(sorted(map(str, entry)))}, but {type(rule).__name__} with these options has "
             f"{', '.join(sorted(expected))}: load it into the optimizer that it was saved from"
         )
     scalars = {name: float(entry[name]) for name in rule.scalar_slots}
     slots = {
-        name: _checked_slot(f"{where}: {name!r}", entry[name], parameter, current.get(name)) for name in rule.slots
+        name: _checked_slot(f"{where}: {name!r}", slot, parameter, current.get(name))
+        for name, slot in entry.items()
+        if name != "step" and name not in scalars
     }
-    return {"step": _checked_step(where, entry["step"]), **scalars, **slots}
+    return {"step": finished_steps(where, entry["step"]), **scalars, **slots}
 
 
-def _checked_step(where: str, step: Any) -> int:
+def finished_steps(where: str, step: Any) -> int:
+    """Return the `step` of a parameter's state, which may be a tensor, as an int; raise `ValueError` if it is no such number."""
+    if type(step) is int and step >= 0:
+        return step
     finished = float(step)
     if not math.isfinite(finished) or finished < 0 or finished != int(finished):
         raise ValueError(f"{where}: 'step' must be a number of finished steps, 0 or more, but {step!r} was given")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from portopt.imports import imported
 from portopt.primitives import COMPUTE_DTYPE
 from portopt.reductions import PASSES, largest_magnitude, norm_of_sums, scaling, sums_of_parts
 from portopt_torch._backend import backend
@@ -17,7 +17,7 @@ from portopt_torch._backend import backend
 def is_sharded(tensor: torch.Tensor) -> bool:
     """Tell whether a tensor is one process's view of one that several hold."""
     # Importing it takes half a second, and there is no such tensor before somebody does.
-    distributed = sys.modules.get("torch.distributed.tensor")
+    distributed = imported("torch.distributed.tensor")
     return distributed is not None and isinstance(tensor, distributed.DTensor)
 
 

@@ -101,7 +101,7 @@ class TorchTranslator:
     def arguments(self, native: TorchNative) -> tuple[str, Mapping[str, Any]]:
         torch = importlib.import_module("torch")
         cls, arguments = native.cls, native.arguments
-        return cls.__name__, _flat(hyperparameters_of(cls([torch.zeros(1, 1)], **arguments)))
+        return _name(cls), _flat(hyperparameters_of(cls([torch.zeros(1, 1)], **arguments)))
 
     def own_state(self, native: Any, state: Any, params: Any) -> OptimizerState:
         raise TypeError(
@@ -128,7 +128,12 @@ class TorchTranslator:
                 f"{sum(not state for state in states)} of the {len(states)} parameters of this {type(native).__name__} have made "
                 "no step yet, but others have: portopt counts one number of steps"
             )
-        return type(native).__name__, _flat(hyperparameters_of(native)), OptimizerState(step, slots), tree
+        return _name(type(native)), _flat(hyperparameters_of(native)), OptimizerState(step, slots), tree
+
+    def why_not_constant(self, native: Any) -> str | None:
+        if not any("initial_lr" in group for group in native.param_groups):
+            return None
+        return f"a scheduler sets the learning rate of this {type(native).__name__} (portopt_torch.from_torch keeps schedulers)"
 
     def call(self, correspondence: Correspondence, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         merged = {name: value for name, value in arguments.items() if "." not in name}
@@ -168,6 +173,12 @@ class TorchTranslator:
                     own[theirs] = _copy(slot[i])
             native.state[leaf] = own
         return native
+
+
+def _name(cls: type) -> str:
+    """Return the name of a class in `torch.optim`; of another, which may compute something else, with its module."""
+    own = getattr(importlib.import_module("torch").optim, cls.__name__, None) is cls
+    return cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _copy(value: Any) -> Any:

@@ -207,7 +207,8 @@ class Backend(Protocol):
         """Return what does further steps in place on these arrays with fewer checks, or None if every step is checked.
 
         A plan is true as long as its arrays exist, and has `step(optimizer, params, grads, state, overrides)`, which returns
-        the new state, or None, with nothing done, if anything is not as it was in the step that it was made after.
+        the new state, or None, with nothing done, if anything is not as it was in the step that it was made after. Its
+        `fits(params, grads, state)` tells beforehand whether the arrays are as they were, and `backend` is this one.
 
         Args:
             program: what the steps run.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from portopt.dialects import DEFAULT_DIALECT, DIALECTS, PerDialect
+from portopt.dialects import DEFAULT_DIALECT, DIALECTS, Dialect, PerDialect
 
 _epsilon = 1e-7
 
@@ -183,15 +183,37 @@ class Hyperparameter:
 
 @dataclass(frozen=True)
 class Alias:
-    """Another name for a hyperparameter, for reading and in the constructor."""
+    """Another name for a hyperparameter, or for several in order, for reading and in the constructor.
 
-    target: str
+    Attributes:
+        targets: the hyperparameters' own names.
+        dialect: the only dialect that has the name; None for all.
+    """
+
+    targets: tuple[str, ...]
+    dialect: str | None = None
 
     def __get__(self, instance: object, owner: type) -> Any:
-        return self if instance is None else getattr(instance, self.target)
+        if instance is None:
+            return self
+        if self.dialect not in (None, getattr(instance, "dialect", None)):
+            return None
+        values = tuple(getattr(instance, target) for target in self.targets)
+        return values if len(values) > 1 else values[0]
 
     def __set__(self, instance: object, value: object) -> None:
-        setattr(instance, self.target, value)
+        setattr(instance, self.targets[0], value)
+
+    def spelled_out(self, owner: str, name: str, value: Any) -> dict[str, Any]:
+        """Return the hyperparameters that a value under this name gives."""
+        if len(self.targets) == 1 or value is None:
+            return dict.fromkeys(self.targets, value)
+        values = tuple(value) if isinstance(value, tuple | list) else ()
+        if len(values) != len(self.targets):
+            raise ValueError(
+                f"{owner} {name} must be {len(self.targets)} numbers, ({', '.join(self.targets)}), but {value!r} was given"
+            )
+        return dict(zip(self.targets, values, strict=True))
 
 
 def hyperparameter(
@@ -250,9 +272,16 @@ def epsilon_hyperparameter(*, default: float | PerDialect | None = None, kw_only
     return Hyperparameter(default, Range(at_least=0), kw_only=kw_only, none_means=epsilon)
 
 
-def alias(target: str, *, default: None = None, kw_only: bool = True) -> Any:
-    """Declare another name for a hyperparameter."""
-    return Alias(target)
+def alias(*targets: str, dialect: Dialect | None = None, default: None = None, kw_only: bool = True) -> Any:
+    """Declare another name for a hyperparameter, or for several together.
+
+    Args:
+        *targets: the hyperparameters' own names; of several, a value is as many numbers.
+        dialect: the only dialect that has the name; None for all.
+        default: None; for type checkers.
+        kw_only: True; for type checkers.
+    """
+    return Alias(targets, dialect)
 
 
 def unknown_argument(owner: str, name: str, known: Iterable[str]) -> TypeError:

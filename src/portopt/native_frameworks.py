@@ -170,7 +170,10 @@ class Correspondence(NamedTuple):
 
 
 class Translator(Protocol):
-    """How a framework's optimizers are translated; an attribute `translator` of a `NativeFramework` that has one."""
+    """How a framework's optimizers are translated; an attribute `translator` of a `NativeFramework` that has one.
+
+    It may also have `why_not_constant(native)`, which says who changes the learning rate of a live optimizer, or returns None.
+    """
 
     dialect: str
     package: str

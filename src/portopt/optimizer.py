@@ -7,7 +7,7 @@ import functools
 import inspect
 import numbers
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 
 from portopt import keras_weights
@@ -53,6 +53,19 @@ class _Leaves(NamedTuple):
     definition: TreeDefinition
     leaves: list[Any]
     infos: list[ArrayInfo | None]
+
+
+class _Arguments(NamedTuple):
+    """A step's arguments after checks; `moving` are the places of the parameters that have gradients."""
+
+    backend: Backend
+    definition: TreeDefinition
+    leaves: list[Any]
+    gradients: list[Any]
+    slots: dict[str, list[Any]]
+    overrides: dict[str, Any]
+    moving: list[int]
+    parameters: list[dict[str, Any]]
 
 
 class _OfClassOrInstance:
@@ -118,7 +131,7 @@ class Optimizer(_Declarations):
     _declared: ClassVar[dict[str, Hyperparameter]] = {}
     _fields_by_dialect: ClassVar[dict[str | None, dict[str, Hyperparameter]]] = {}
     _fields: ClassVar[dict[str, Hyperparameter]] = {}  # an instance of another than the default dialect has its own
-    _aliases: ClassVar[dict[str, str]] = {}
+    _aliases: ClassVar[dict[str, Alias]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -127,13 +140,14 @@ class Optimizer(_Declarations):
     @classmethod
     def _collect_fields(cls) -> None:
         fields: dict[str, Hyperparameter] = {}
-        aliases: dict[str, str] = {}
+        aliases: dict[str, Alias] = {}
         for base in reversed(cls.__mro__):
             for name, value in vars(base).items():
+                aliases.pop(name, None)
                 if isinstance(value, Hyperparameter):
                     fields[name] = value
                 elif isinstance(value, Alias):
-                    aliases[name] = value.target
+                    aliases[name] = value
         cls._declared, cls._aliases = fields, aliases
         cls._fields_by_dialect = fields_by_dialect(fields)
         cls._fields = next(iter(cls._fields_by_dialect.values()))
@@ -150,14 +164,13 @@ class Optimizer(_Declarations):
             )
         given = dict(zip(positional, args, strict=False))
         self._choose_dialect(kwargs)
-        for name, value in kwargs.items():
-            target = self._aliases.get(name, name)
+        for name, target, value in self._spelled_out(owner, kwargs):
             if target not in self._declared:
-                raise unknown_argument(owner, name, [*self._fields, *self._aliases])
+                raise unknown_argument(owner, name, [*self._fields, *self._other_names()])
             if target not in self._fields and value is not None:
                 raise self._not_in_dialect(owner, name)
             if target in given:
-                names = " and ".join(sorted({target, *(k for k in kwargs if self._aliases.get(k, k) == target)}))
+                names = " and ".join(sorted({target, *(k for k in kwargs if target in self._targets(k))}))
                 raise TypeError(
                     f"{owner} was given {names} at once, which are one hyperparameter; give only one of them"
                 )
@@ -179,9 +192,31 @@ class Optimizer(_Declarations):
             self.__dict__["_fields"] = self._fields_by_dialect[dialect]
 
     def _not_in_dialect(self, owner: str, name: str) -> TypeError:
-        field = self._declared[self._aliases.get(name, name)]
-        dialect = next(d for d, fields in self._fields_by_dialect.items() if fields is self._fields)
-        return not_in_dialect(owner, name, str(dialect), field.dialects)
+        alias = self._aliases.get(name)
+        dialects = (alias.dialect,) if alias and alias.dialect else self._declared[self._targets(name)[0]].dialects
+        return not_in_dialect(owner, name, str(self._dialect()), dialects)
+
+    def _dialect(self) -> str | None:
+        return next(d for d, fields in self._fields_by_dialect.items() if fields is self._fields)
+
+    def _other_names(self) -> dict[str, Alias]:
+        """Return the aliases that the dialect has."""
+        return {name: a for name, a in self._aliases.items() if a.dialect in (None, self._dialect())}
+
+    def _targets(self, name: str) -> tuple[str, ...]:
+        return self._aliases[name].targets if name in self._aliases else (name,)
+
+    def _spelled_out(self, owner: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+        """Yield the name that was given, the hyperparameter's own name, and the value."""
+        for name, value in given.items():
+            alias = self._aliases.get(name)
+            if alias is None:
+                yield name, name, value
+            elif alias.dialect in (None, self._dialect()):
+                for target, part in alias.spelled_out(owner, name, value).items():
+                    yield name, target, part
+            elif value is not None:
+                raise self._not_in_dialect(owner, name)
 
     @classmethod
     def dialects(cls) -> tuple[str, ...]:
@@ -348,21 +383,53 @@ class Optimizer(_Declarations):
                 return done
         return self._step(params, grads, state, hyperparameters, in_place=True)[1]
 
-    def _step(
+    def check_step(
+        self, params: Any, grads: Any, state: OptimizerState, *, gradient_norm: Any = None, **hyperparameters: Any
+    ) -> None:
+        """Raise what `apply_` with these arguments would raise; change nothing.
+
+        For steps of several optimizers of which all or none shall be done.
+
+        Example:
+            >>> import numpy as np, portopt
+            >>> opt, w = portopt.SGD(), np.asarray([1.0])
+            >>> opt.check_step(w, np.asarray([2.0, 3.0]), opt.init(w))
+            Traceback (most recent call last):
+            ValueError: grads has shape (2,), but params has shape (1,); they must agree
+        """
+        overrides = _with_norm(hyperparameters, gradient_norm)
+        plan = next((p for p in self.__dict__.get("_plans", ()) if p.fits(params, grads, state)), None)
+        if plan is None:
+            checked = self._check_arguments(params, grads, state, overrides, in_place=True)
+            backend, overrides = checked.backend, checked.overrides
+        else:
+            backend, overrides = plan.backend, self.check_overrides(overrides)
+        _concrete_step(state.step)
+        if is_schedule(overrides.get("learning_rate", self.learning_rate)):
+            self.step_scalars(backend, self.program(overrides), state, overrides, lambda: 1.0)
+
+    def _check_arguments(
         self, params: Any, grads: Any, state: OptimizerState, overrides: dict[str, Any], *, in_place: bool
-    ) -> tuple[Any, OptimizerState]:
+    ) -> _Arguments:
         backend, definition, leaves, infos = _flatten_params(params)
         gradients = _flatten_like(backend, definition, grads, params, "grads")
         slots = self._flatten_slots(backend, definition, state, params)
         _check_gradients(backend, leaves, infos, gradients, params)
         _check_slots(backend, leaves, infos, slots, params)
         overrides = self.check_overrides(overrides)
-        program = self.program(overrides)
-
         moving = [i for i, g in enumerate(gradients) if g is not None and leaves[i] is not None]
         parameters = [{"p": leaves[i], "g": gradients[i], **{n: slots[n][i] for n in self.slots}} for i in moving]
         if in_place:
             backend.check_in_place(parameters, lambda i: backend.trees.paths(params)[moving[i]])
+        return _Arguments(backend, definition, leaves, gradients, slots, overrides, moving, parameters)
+
+    def _step(
+        self, params: Any, grads: Any, state: OptimizerState, overrides: dict[str, Any], *, in_place: bool
+    ) -> tuple[Any, OptimizerState]:
+        backend, definition, leaves, gradients, slots, overrides, moving, parameters = self._check_arguments(
+            params, grads, state, overrides, in_place=in_place
+        )
+        program = self.program(overrides)
         scalars, step = self.step_scalars(
             backend, program, state, overrides, lambda: backend.gradient_norm([gradients[i] for i in moving])
         )
@@ -497,11 +564,10 @@ class Optimizer(_Declarations):
         """Return hyperparameters given for one step under their own names; raise an error if one is no hyperparameter."""
         checked: dict[str, Any] = {}
         owner = f"{type(self).__name__}.apply"
-        for name, value in overrides.items():
+        for name, target, value in self._spelled_out(owner, overrides):
             if name == _NORM:
                 checked[name] = _check_norm(owner, value)
                 continue
-            target = self._aliases.get(name, name)
             field = self._fields.get(target)
             if field is None and target in self._declared:
                 raise self._not_in_dialect(owner, name)
@@ -510,7 +576,7 @@ class Optimizer(_Declarations):
                     raise TypeError(
                         f"{owner}: {name!r} is fixed at construction; construct another optimizer to change it"
                     )
-                raise unknown_argument(owner, name, [*self.numeric_hyperparameters(), *self._aliases])
+                raise unknown_argument(owner, name, [*self.numeric_hyperparameters(), *self._other_names()])
             if target in checked:
                 raise TypeError(f"{owner} was given {name!r} and another name of it at once; give only one of them")
             checked[target] = field.check_value(owner, name, value)
@@ -535,7 +601,7 @@ class Optimizer(_Declarations):
             >>> portopt.Adam(learning_rate=0.1).replace(beta_1=0.5).beta_1
             0.5
         """
-        changed = {self._aliases.get(name, name) for name in changes}
+        changed = {target for name in changes for target in self._targets(name)}
         kept = {name: getattr(self, name) for name in self._fields if name not in changed}
         if "dialect" in changes:
             others = self._fields_by_dialect.get(changes["dialect"], self._fields)
@@ -570,7 +636,7 @@ class Optimizer(_Declarations):
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Return the optimizer that `get_config` described; `config` is left alone."""
         arguments = dict(config)
-        for name in ("learning_rate", *(n for n, target in cls._aliases.items() if target == "learning_rate")):
+        for name in ("learning_rate", *(n for n, a in cls._aliases.items() if "learning_rate" in a.targets)):
             if isinstance(arguments.get(name), Mapping):
                 arguments[name] = schedule_from_configuration(arguments[name])
         return cls(**arguments)
@@ -684,7 +750,7 @@ def _check_norm(owner: str, value: Any) -> Any:
     return value
 
 
-def _signature(fields: Mapping[str, Hyperparameter], aliases: Mapping[str, str]) -> inspect.Signature:
+def _signature(fields: Mapping[str, Hyperparameter], aliases: Mapping[str, Alias]) -> inspect.Signature:
     kinds = inspect.Parameter
     declared = {n: f.default for n, f in fields.items()}
     defaults = {n: d.of(DEFAULT_DIALECT) if isinstance(d, PerDialect) else d for n, d in declared.items()}

@@ -5,6 +5,7 @@ Each framework's package lists what corresponds to a rule in the dialect of that
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,8 +42,13 @@ def from_native(
         **hyperparameters: portopt's, in place of those of `native`.
 
     Raises:
-        ValueError: something of the optimizer has no counterpart; it is named.
+        ValueError: something of the optimizer has no counterpart; it is named. Parameter groups of a `torch.optim` optimizer that
+            differ among it: `portopt_torch.from_torch` keeps them.
         TypeError: `native` is none of the above.
+
+    Warns:
+        UserWarning: a scheduler of torch sets the learning rate, and no other was given: the present one becomes a constant.
+            `portopt_torch.from_torch` keeps schedulers.
 
     Example:
         >>> import portopt, torch
@@ -68,6 +74,14 @@ def from_native(
     if found is not None:
         translator = _translator(found.name)
         name, arguments, state, params = translator.capture(native, params)
+        why_not_constant = getattr(translator, "why_not_constant", lambda native: None)(native)
+        if why_not_constant is not None and not _gives_rate(hyperparameters):
+            warnings.warn(
+                f"{why_not_constant}, but the optimizer that from_native returns has its present value in all steps: give "
+                "learning_rate, a number or one of portopt's schedules",
+                UserWarning,
+                stacklevel=2,
+            )
         return _translated(translator, name, arguments, state, params, hyperparameters)
     raise TypeError(
         "from_native takes a torch.optim or Keras optimizer, or a NativeOptimizer and its state, such as "
@@ -152,6 +166,10 @@ def _correspondence(translator: Translator, framework: str, opt: Optimizer) -> t
     return correspondence, arguments
 
 
+def _gives_rate(hyperparameters: Mapping[str, Any]) -> bool:
+    return not {"learning_rate", "lr"}.isdisjoint(hyperparameters)
+
+
 def _translator(name: str) -> Translator:
     translator = getattr(get_framework(name), "translator", None)
     if translator is None:
@@ -177,7 +195,7 @@ def _translated(
     for argument, value in arguments.items():
         target = correspondence.hyperparameters.get(argument)
         if target == "learning_rate" and (value is None or callable(value) or isinstance(value, Mapping)):
-            if "learning_rate" not in hyperparameters:
+            if not _gives_rate(hyperparameters):
                 raise ValueError(
                     f"portopt has no counterpart of {argument}={value!r:.80} of {name}: give learning_rate, a number or one of "
                     "portopt's schedules"
@@ -187,7 +205,7 @@ def _translated(
                 ours[target] = value
         elif argument not in correspondence.ignored and value != unset.get(argument):
             raise ValueError(f"portopt has no counterpart of {argument}={value!r} of {name}")
-    opt = correspondence.rule(dialect=translator.dialect, **{**ours, **hyperparameters})
+    opt = correspondence.rule(dialect=translator.dialect, **ours).replace(**hyperparameters)
     return opt, _state(translator, correspondence, opt, native, params)
 
 

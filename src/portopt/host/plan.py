@@ -59,7 +59,7 @@ class Plan:
         is_noted: bool,
     ) -> None:
         self.program = program
-        self._backend = backend
+        self.backend = backend
         self._watch = watch
         self._groups = groups
         self._inputs = groups[0].work.kernel.inputs
@@ -77,9 +77,7 @@ class Plan:
 
         A step that has begun to write is finished, whatever is raised meanwhile.
         """
-        if type(state) is not self._state_type or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:
-            return None
-        if is_interpreted():
+        if not self._is_for(state):
             return None
         slots, finished = state.slots, state.step + 1
         kept, call = self._kept, None
@@ -122,10 +120,19 @@ class Plan:
             for (_, (kernel, _, sizes)), offset in zip(self._groups, self._watch.offsets, strict=True)
         ]
 
+    def fits(self, params: Any, grads: Any, state: Any) -> bool:
+        """Tell whether the plan could do a step on these arrays, doing nothing."""
+        return self._is_for(state) and self._watch(params, grads, state.slots)
+
+    def _is_for(self, state: Any) -> bool:
+        if type(state) is not self._state_type or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:
+            return False
+        return not is_interpreted()
+
     def _new_inputs(
         self, optimizer: Optimizer, state: Any, overrides: Mapping[str, Any], norm: float | None
     ) -> array[float] | None:
-        scalars = optimizer.step_scalars(self._backend, self.program, state, overrides, lambda: norm)[0]
+        scalars = optimizer.step_scalars(self.backend, self.program, state, overrides, lambda: norm)[0]
         values = [scalars.inputs[name] for name in self._inputs]
         if not all(type(v) in (int, float) for v in values):
             return None

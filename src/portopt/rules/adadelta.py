@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.dialects import per_dialect
-from portopt.hyperparameters import epsilon_hyperparameter, hyperparameter
+from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
 
 
@@ -29,6 +29,7 @@ class Adadelta(DialectRule):
         decay: keras2: in [0, inf); the learning rate is divided by `1 + decay * finished steps`.
         weight_decay: in [0, inf). keras3: `p - p * weight_decay * lr` before the step. torch, optax: `g + weight_decay * p`.
         dialect, maximize: see `DialectRule`.
+        eps: torch: another name for epsilon.
         lr, clipnorm, clipvalue: see `Optimizer`.
 
     Raises:
@@ -61,6 +62,7 @@ class Adadelta(DialectRule):
     weight_decay: float | None = hyperparameter(
         default=per_dialect(keras3=0.0, torch=0.0, optax=0.0), at_least=0, off=0.0
     )
+    eps: Any = alias("epsilon", dialect="torch", default=None, kw_only=True)
 
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
         p, g = self.prepare(p, g, c.lr)

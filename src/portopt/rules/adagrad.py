@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.dialects import per_dialect
-from portopt.hyperparameters import epsilon_hyperparameter, hyperparameter
+from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
 
 
@@ -26,6 +26,7 @@ class Adagrad(DialectRule):
         decay: keras2, torch: in [0, inf); the learning rate is divided by `1 + decay * finished steps`.
         initial_accumulator_value: keras3, torch, optax: in [0, inf); the accumulator at first, which in keras2 is 0.
         dialect, weight_decay, maximize: see `DialectRule`.
+        lr_decay, eps: torch: other names for decay and epsilon.
         lr, clipnorm, clipvalue: see `Optimizer`.
 
     Raises:
@@ -56,6 +57,8 @@ class Adagrad(DialectRule):
     initial_accumulator_value: float | None = hyperparameter(
         default=per_dialect(keras3=0.1, torch=0.0, optax=0.1), at_least=0, at_init=True
     )
+    lr_decay: Any = alias("decay", dialect="torch", default=None, kw_only=True)
+    eps: Any = alias("epsilon", dialect="torch", default=None, kw_only=True)
 
     @property
     def first_values(self) -> Mapping[str, float]:  # type: ignore[override]  # depends on a hyperparameter

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.dialects import per_dialect
-from portopt.hyperparameters import epsilon_hyperparameter, hyperparameter, option
+from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
 from portopt.scalars import sqrt
 
@@ -42,6 +42,7 @@ class Adam(DialectRule):
         nesterov: optax: whether the step looks ahead (Nadam); not together with amsgrad.
         eps_root: optax: in [0, inf); added under the root.
         dialect, maximize: see `DialectRule`.
+        betas, eps: torch: other names for (beta_1, beta_2) and epsilon.
         lr, clipnorm, clipvalue: see `Optimizer`.
 
     Raises:
@@ -75,6 +76,8 @@ class Adam(DialectRule):
     decoupled_weight_decay: bool | None = option(default=per_dialect(torch=False))
     nesterov: bool | None = option(default=per_dialect(optax=False))
     eps_root: float | None = hyperparameter(default=per_dialect(optax=0.0), at_least=0, off=0.0)
+    betas: Any = alias("beta_1", "beta_2", dialect="torch", default=None, kw_only=True)
+    eps: Any = alias("epsilon", dialect="torch", default=None, kw_only=True)
 
     @property
     def slots(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on an option

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.dialects import per_dialect
-from portopt.hyperparameters import epsilon_hyperparameter, hyperparameter
+from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
 
 
@@ -30,6 +30,7 @@ class Adamax(DialectRule):
         weight_decay: in [0, inf). keras3: `p - p * weight_decay * lr` before the step. torch: `g + weight_decay * p`.
             optax: in the step.
         dialect, maximize: see `DialectRule`.
+        betas, eps: torch: other names for (beta_1, beta_2) and epsilon.
         lr, clipnorm, clipvalue: see `Optimizer`.
 
     Raises:
@@ -60,6 +61,8 @@ class Adamax(DialectRule):
     weight_decay: float | None = hyperparameter(
         default=per_dialect(keras3=0.0, torch=0.0, optax=0.0), at_least=0, off=0.0
     )
+    betas: Any = alias("beta_1", "beta_2", dialect="torch", default=None, kw_only=True)
+    eps: Any = alias("epsilon", dialect="torch", default=None, kw_only=True)
 
     def coefficients(self, t: Any) -> Mapping[str, Any]:
         lr, c1 = self.learning_rate_at(t), 1 - self.beta_1**t

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.dialects import per_dialect
-from portopt.hyperparameters import epsilon_hyperparameter, hyperparameter, option
+from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
 
 
@@ -39,6 +39,7 @@ class Nadam(DialectRule):
         decoupled_weight_decay: torch: whether weight decay is `p * (1 - lr * weight_decay)` before the step instead.
         eps_root: optax: in [0, inf); added under the root.
         dialect, maximize: see `DialectRule`.
+        betas, eps, momentum_decay: torch: other names for (beta_1, beta_2), epsilon and schedule_decay.
         lr, clipnorm, clipvalue: see `Optimizer`.
 
     Raises:
@@ -73,6 +74,9 @@ class Nadam(DialectRule):
     )
     decoupled_weight_decay: bool | None = option(default=per_dialect(torch=False))
     eps_root: float | None = hyperparameter(default=per_dialect(optax=0.0), at_least=0, off=0.0)
+    betas: Any = alias("beta_1", "beta_2", dialect="torch", default=None, kw_only=True)
+    eps: Any = alias("epsilon", dialect="torch", default=None, kw_only=True)
+    momentum_decay: Any = alias("schedule_decay", dialect="torch", default=None, kw_only=True)
 
     @property
     def scalar_slots(self) -> Mapping[str, float]:  # type: ignore[override]  # depends on the dialect

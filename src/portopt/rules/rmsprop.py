@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.dialects import per_dialect
-from portopt.hyperparameters import epsilon_hyperparameter, hyperparameter, option
+from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
 
 
@@ -40,6 +40,7 @@ class RMSprop(DialectRule):
         eps_in_sqrt: optax: whether epsilon is under the root.
         bias_correction: optax: whether running means are corrected for their start at zero.
         dialect, weight_decay, maximize: see `DialectRule`.
+        alpha, eps: torch: other names for rho and epsilon.
         lr, clipnorm, clipvalue: see `Optimizer`.
 
     Raises:
@@ -78,6 +79,8 @@ class RMSprop(DialectRule):
     initial_accumulator_value: float | None = hyperparameter(default=per_dialect(optax=0.0), at_least=0, at_init=True)
     eps_in_sqrt: bool | None = option(default=per_dialect(optax=True))
     bias_correction: bool | None = option(default=per_dialect(optax=False))
+    alpha: Any = alias("rho", dialect="torch", default=None, kw_only=True)
+    eps: Any = alias("epsilon", dialect="torch", default=None, kw_only=True)
 
     @property
     def slots(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on options

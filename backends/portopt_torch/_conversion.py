@@ -1,0 +1,288 @@
+"""`torch.optim` optimizers as `TorchOptimizer` and back, with groups, state and schedulers; and the former's state_dicts."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from portopt import Optimizer
+from portopt.native_frameworks import Correspondence
+from portopt.primitives import COMPUTE_DTYPE
+from portopt.schedules import is_schedule
+from portopt_torch._backend import backend
+from portopt_torch._groups import hyperparameter_names
+from portopt_torch._saved_state import finished_steps
+from portopt_torch._translation import CORRESPONDENCES, FLAGS
+
+if TYPE_CHECKING:
+    from portopt_torch._optimizer import TorchOptimizer
+
+
+def from_torch(
+    optimizer: torch.optim.Optimizer,
+    *,
+    schedulers: Iterable[Any] | None = None,
+    slot_dtype: str | None = None,
+) -> TorchOptimizer:
+    """Return a `TorchOptimizer` that goes on where an optimizer of `torch.optim` is.
+
+    It has the same parameters, in the same groups with the same hyperparameters and labels, a copy of the state, and the formula:
+    a rule in the dialect `torch`. Hooks are not taken over. The given optimizer stays as it is, and must not be stepped any more.
+
+    Args:
+        optimizer: an optimizer of `torch.optim` whose rule portopt has: SGD, RMSprop, Adagrad, Adadelta, Adam, AdamW, Adamax or
+            NAdam.
+        schedulers: the schedulers of `torch.optim.lr_scheduler` that set values of `optimizer`: they set those of the new one
+            from now on, going on where they are. None: there are none; if the groups show that there was one, a warning says so.
+        slot_dtype: dtype of the slots, see `portopt.Optimizer.init`.
+
+    Raises:
+        ValueError: the optimizer, or something in a group, has no counterpart; it is named. Or a scheduler is not of `optimizer`.
+        TypeError: `optimizer` is none of `torch.optim`.
+
+    Example:
+        >>> import torch, portopt_torch
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> native = torch.optim.AdamW([w], lr=0.1)
+        >>> w.grad = torch.ones(2)
+        >>> native.step()
+        >>> optimizer = portopt_torch.from_torch(native)
+        >>> type(optimizer.rule).__name__, optimizer.state[w]["step"], optimizer.state[w]["m"]
+        ('Adam', 1, tensor([0.1000, 0.1000]))
+    """
+    from portopt_torch._optimizer import TorchOptimizer
+
+    if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, TorchOptimizer):  # type: ignore[redundant-expr]  # callers may be untyped
+        raise TypeError(f"from_torch takes an optimizer of torch.optim, but {type(optimizer).__name__} was given")
+    name = type(optimizer).__name__
+    correspondence = next((c for c in CORRESPONDENCES if getattr(torch.optim, c.name) is type(optimizer)), None)
+    if correspondence is None:
+        known = ", ".join(c.name for c in CORRESPONDENCES)
+        raise ValueError(f"portopt has no counterpart of {_path(type(optimizer))}; translated are {known}")
+    attached = _schedulers_of(schedulers or (), optimizer)
+    if schedulers is None and any("initial_lr" in group for group in optimizer.param_groups):
+        warnings.warn(
+            f"a scheduler has set the learning rate of this {name}, but it still sets that of the optimizer that was given: give "
+            "from_torch(optimizer, schedulers=[...]), or schedulers=() if there is none any more",
+            UserWarning,
+            stacklevel=2,
+        )
+    given = {n: v for n, v in own_group(name, optimizer.defaults).items() if n in _arguments(correspondence)}
+    rate = given.pop("lr")
+    rule = correspondence.rule(dialect="torch", **{**correspondence.fixed, **given})
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        own = own_group(name, group)
+        if isinstance(own["lr"], torch.Tensor):
+            own["lr"] = own["lr"].detach().clone()
+        groups.append({**correspondence.fixed, **own, "params": list(group["params"])})
+    converted = TorchOptimizer(groups, rule, lr=rate, slot_dtype=slot_dtype)
+    for i, group in enumerate(optimizer.param_groups):
+        for j, p in enumerate(group["params"]):
+            if optimizer.state.get(p):
+                entry = own_state(
+                    correspondence, optimizer.state[p], p, slot_dtype, f"the state of parameter {j} of group {i}"
+                )
+                converted.state[p] = entry
+    _attach(attached, optimizer, converted)
+    return converted
+
+
+def to_torch(optimizer: TorchOptimizer, schedulers: Iterable[Any] | None) -> torch.optim.Optimizer:
+    """Return the optimizer of `torch.optim` that goes on where `optimizer` is; see `TorchOptimizer.to_torch`."""
+    rule, reader = optimizer.rule, optimizer._hyperparameters
+    resolved = [reader.resolved(i, group) for i, group in enumerate(optimizer.param_groups)]
+    decoupled = all(getattr(one.rule, "decoupled_weight_decay", False) for one in resolved)
+    correspondence = correspondence_of(rule, "AdamW" if decoupled else "Adam")
+    name = correspondence.name
+    if is_schedule(rule.learning_rate):
+        raise ValueError(
+            f"torch.optim.{name} has no counterpart of the schedule {rule.learning_rate!r}: give the optimizer a number, and use "
+            "a scheduler of torch.optim.lr_scheduler"
+        )
+    attached = _schedulers_of(schedulers or (), optimizer)
+    arguments = _arguments(correspondence)
+    groups = []
+    for i, (group, one) in enumerate(zip(optimizer.param_groups, resolved, strict=True)):
+        for clipping in ("clipnorm", "clipvalue"):
+            if group[clipping] is not None:
+                raise ValueError(
+                    f"torch.optim.{name} has no counterpart of {clipping}={group[clipping]!r} in param_groups[{i}]: set it to "
+                    "None, and clip with torch.nn.utils.clip_grad_norm_ or clip_grad_value_"
+                )
+        labels = {n: v for n, v in group.items() if n not in hyperparameter_names() and n != "params"}
+        values = {n: group[n] if n in group else getattr(one.rule, n) for n in arguments}
+        if isinstance(values["lr"], torch.Tensor):
+            values["lr"] = values["lr"].detach().clone()
+        groups.append({"params": list(group["params"]), **values, **labels})
+    defaults = {n: getattr(rule, n) for n in arguments}
+    native: torch.optim.Optimizer = getattr(torch.optim, name)(groups, **defaults)
+    for p, entry in optimizer.state.items():
+        if entry["step"]:
+            native.state[p] = _native_state(correspondence, entry, p)
+    _attach(attached, optimizer, native)
+    return native
+
+
+def correspondence_of(rule: Optimizer, preferred: str = "Adam") -> Correspondence:
+    """Return what of `torch.optim` has the formula of a rule, of several the preferred one; raise `ValueError` if nothing has."""
+    possible = {c.name: c for c in CORRESPONDENCES if c.rule is type(rule)}
+    if not possible:
+        known = ", ".join(dict.fromkeys(c.rule.__name__ for c in CORRESPONDENCES))
+        raise ValueError(f"torch.optim has no counterpart of {type(rule).__name__}; translated are {known}")
+    if getattr(rule, "dialect", None) != "torch":
+        raise ValueError(
+            f"torch.optim has no counterpart of {type(rule).__name__} in the dialect {getattr(rule, 'dialect', None)!r}, which "
+            "is another formula; in the dialect 'torch' it has"
+        )
+    return possible.get(preferred) or next(iter(possible.values()))
+
+
+def is_native(state_dict: Mapping[str, Any]) -> bool:
+    """Tell whether a state_dict is one of `torch.optim`."""
+    theirs = {name for c in CORRESPONDENCES for name, ours in c.slots.items() if name != ours}
+    entries = [*state_dict["param_groups"], *state_dict["state"].values()]
+    return any(isinstance(entry, Mapping) and not (FLAGS | theirs).isdisjoint(entry) for entry in entries)
+
+
+def own_state_dict(
+    rule: Optimizer, state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], slot_dtype: str | None
+) -> dict[str, Any]:
+    """Return a state_dict of the class of `torch.optim` that corresponds to a rule as one of `TorchOptimizer`.
+
+    Args:
+        rule: the rule.
+        state_dict: of `torch.optim`.
+        groups: those that it is loaded into.
+        slot_dtype: dtype of the slots.
+
+    Raises:
+        ValueError: it is one of another class, or the rule is in another dialect.
+    """
+    try:
+        correspondence = correspondence_of(rule)
+    except ValueError as error:
+        raise ValueError(
+            f"this is a state_dict of torch.optim, but {error}; see also portopt_torch.from_torch"
+        ) from None
+    parameters = {
+        k: p
+        for own, saved in zip(groups, state_dict["param_groups"], strict=False)
+        for k, p in zip(saved["params"], own["params"], strict=False)
+    }
+    # Earlier versions of torch had neither.
+    needed = _arguments(correspondence) - {"maximize", "decoupled_weight_decay"}
+    for i, saved in enumerate(state_dict["param_groups"]):
+        if missing := sorted(needed - set(saved)):
+            raise ValueError(
+                f"param_groups[{i}] of the state_dict lacks {', '.join(missing)}, which those of torch.optim."
+                f"{correspondence.name} have: it is one of another class than {type(rule).__name__} goes on from"
+            )
+    state = {
+        k: own_state(correspondence, entry, parameters[k], slot_dtype, f"state[{k!r}] of the state_dict")
+        if k in parameters
+        else entry
+        for k, entry in state_dict["state"].items()
+        if entry
+    }
+    saved_groups = [own_group(correspondence.name, saved) for saved in state_dict["param_groups"]]
+    return {**state_dict, "state": state, "param_groups": saved_groups}
+
+
+def own_group(name: str, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a group of `torch.optim` without what says how, rather than what, torch computes."""
+    for flag in ("capturable", "differentiable"):
+        if group.get(flag):
+            raise ValueError(
+                f"portopt has no counterpart of {flag}={group[flag]!r} of {name}: a step is neither captured in a CUDA graph nor "
+                f"differentiated. Where neither is needed, set group[{flag!r}] = False in each of param_groups"
+            )
+    return {key: value for key, value in group.items() if key not in FLAGS}
+
+
+def own_state(
+    correspondence: Correspondence, entry: Mapping[str, Any], parameter: Any, slot_dtype: str | None, where: str
+) -> dict[str, Any]:
+    """Return the state that `torch.optim` keeps of a parameter under portopt's names, copied."""
+    unknown = sorted(set(entry) - set(correspondence.slots))
+    if unknown:
+        raise ValueError(
+            f"{where} has {', '.join(map(str, unknown))}, which no state of torch.optim.{correspondence.name} has: load it into "
+            "the class that it was saved from"
+        )
+    dtype = backend.dtype(slot_dtype or COMPUTE_DTYPE[backend.dtype_name(parameter)])
+    scalars = correspondence.rule(dialect="torch").scalar_slots
+    own: dict[str, Any] = {}
+    for theirs, ours in correspondence.slots.items():
+        value = entry.get(theirs)
+        if value is None:
+            continue
+        if ours == "step":
+            own[ours] = finished_steps(where, value)
+        elif ours in scalars:
+            own[ours] = float(value)
+        else:
+            own[ours] = value.detach().to(dtype, copy=True)
+    # SGD does not count; a buffer says that it has begun.
+    return {"step": 1 if own else 0, **own} if "step" not in correspondence.slots.values() else own
+
+
+def _native_state(correspondence: Correspondence, entry: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
+    native: dict[str, Any] = {}
+    for theirs, ours in correspondence.slots.items():
+        if ours not in entry:
+            continue
+        value = entry[ours]
+        if isinstance(value, torch.Tensor):
+            native[theirs] = value.detach().to(parameter.dtype, copy=True)
+        else:
+            native[theirs] = torch.tensor(float(value), dtype=torch.get_default_dtype())
+    return native
+
+
+def _arguments(correspondence: Correspondence) -> set[str]:
+    """Return the names of the hyperparameters that a class of `torch.optim` takes, which are the rule's as well."""
+    return set(inspect.signature(getattr(torch.optim, correspondence.name)).parameters) - FLAGS - {"params"}
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _schedulers_of(schedulers: Iterable[Any], optimizer: torch.optim.Optimizer) -> list[Any]:
+    """Return schedulers and those that they are made of, after checking that they are of an optimizer."""
+    found: list[Any] = []
+    for scheduler in schedulers:
+        if getattr(scheduler, "optimizer", None) is not optimizer:
+            raise ValueError(
+                f"schedulers must be schedulers of the {type(optimizer).__name__} that is converted, but {scheduler!r:.80} is not"
+            )
+        found += [scheduler, *_schedulers_of(getattr(scheduler, "_schedulers", ()), optimizer)]
+    return found
+
+
+def _attach(schedulers: Sequence[Any], before: Any, optimizer: Any) -> None:
+    """Let schedulers set the values of another optimizer, as if they had been made for it."""
+    if not schedulers:
+        return
+    for scheduler in schedulers:
+        scheduler.optimizer = optimizer
+    # Schedulers warn if the optimizer made no step before their first.
+    optimizer._opt_called = getattr(before, "_opt_called", False)
+    reference = weakref.ref(optimizer)
+    unbound = type(optimizer).step
+
+    @functools.wraps(unbound)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        own: Any = reference()
+        own._opt_called = True
+        return unbound(own, *args, **kwargs)
+
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # what schedulers look for
+    optimizer.step = step
