@@ -164,10 +164,10 @@ class JaxBackend:
             "flush": lambda x: scalars.flush(x, smallest),
             "multiply": lambda a, b: scalars.flush_product(a, b, smallest, scale),
             "divide": lambda a, b: scalars.flush_quotient(a, scalars.hidden_divisor(a, b), smallest, scale),
-            "sqrt": lambda a: scalars.flush(self._jnp.sqrt(a), smallest),
+            "sqrt": lambda a: scalars.flush(self._jnp.sqrt(scalars.constant_at_zero(a)), smallest),
             # See _fences.py.
             "plain_divide": lambda a, b: a / scalars.hidden_divisor(a, b),
-            "plain_sqrt": self._jnp.sqrt,
+            "plain_sqrt": lambda a: self._jnp.sqrt(scalars.constant_at_zero(a)),
             "plain_load": lambda x: x.astype(compute_dtype),
         }
         if self._on_cpu:
@@ -186,6 +186,31 @@ class JaxBackend:
         return self._jax.jit(lambda gradients: self.stored_scalar(self._gradient_norm(gradients)))
 
     def _gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        return self._differentiable_norm(list(gradients))
+
+    @functools.cached_property
+    def _differentiable_norm(self) -> Any:
+        """The norm with its derivative, `sum(g * dg) / norm`, and zero where the norm is zero.
+
+        Neither the powers of two nor the parts of sums that it is computed from have derivatives that add up to it.
+        """
+        jax, jnp = self._jax, self._jnp
+        norm = jax.custom_jvp(self._norm)
+
+        @norm.defjvp
+        def derivative(values: Any, tangents: Any) -> tuple[Any, Any]:
+            value = norm(*values)
+            with jax.enable_x64(True):
+                divisor = jnp.where(value == 0.0, 1.0, value)
+                parts = [
+                    jnp.sum((g.astype(jnp.float64) / divisor) * dg.astype(jnp.float64))
+                    for g, dg in zip(values[0], tangents[0], strict=True)
+                ]
+                return value, functools.reduce(jnp.add, parts)
+
+        return norm
+
+    def _norm(self, gradients: Sequence[Any]) -> Any:
         jax, jnp = self._jax, self._jnp
         with jax.enable_x64(True):
             wide = []

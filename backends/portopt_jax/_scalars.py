@@ -27,12 +27,30 @@ def _zero_where(tiny: Any, x: Any) -> Any:
 
 @_zero_where.defjvp
 def _zero_where_jvp(values: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
-    return _zero_where(*values), tangents[1]
+    # JAX asks for it where it differentiates, outside of the context in which a float64 was computed.
+    with jax.enable_x64(True):
+        return _zero_where(*values), tangents[1]
 
 
 def flush(x: Any, smallest_normal: float) -> Any:
     """Make subnormals zero. It also keeps XLA from contracting `a * b + c`: the product is not an operand of the sum."""
     return _zero_where(jnp.abs(x) < smallest_normal, x)
+
+
+@jax.custom_jvp
+def constant_at_zero(x: Any) -> Any:
+    """Return `x`; its derivative is zero where `x` is zero.
+
+    There a quotient by it and its root have an infinite derivative, which backpropagation multiplies by the zero of a `where`
+    that took another branch: that is NaN.
+    """
+    return x
+
+
+@constant_at_zero.defjvp
+def constant_at_zero_jvp(values: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    with jax.enable_x64(True):
+        return values[0], jnp.where(values[0] == 0.0, 0.0, tangents[0])
 
 
 def never(witness: Any) -> Any:
@@ -120,7 +138,7 @@ class JaxArithmetic:
     def divide(self, a: Any, b: Any) -> Any:
         with jax.enable_x64(True):
             a, b = self._float(a), self._float(b)
-            return flush_quotient(a, hidden_divisor(a, b), SMALLEST_NORMAL, 2.0**512)
+            return flush_quotient(a, hidden_divisor(a, constant_at_zero(b)), SMALLEST_NORMAL, 2.0**512)
 
     @_on_host_if_known
     def floor_divide(self, a: Any, b: Any) -> Any:
@@ -136,7 +154,7 @@ class JaxArithmetic:
     @_on_host_if_known
     def sqrt(self, a: Any) -> Any:
         with jax.enable_x64(True):
-            return flush(jnp.sqrt(self._float(a)), SMALLEST_NORMAL)
+            return flush(jnp.sqrt(constant_at_zero(self._float(a))), SMALLEST_NORMAL)
 
     @_on_host_if_known
     def floor(self, a: Any) -> Any:
@@ -187,7 +205,10 @@ class JaxArithmetic:
                 taken = (magnitude >> bit) & 1 == 1
                 return jnp.where(taken, self.multiply(result, base), result), self.multiply(base, base)
 
-            start = (jnp.broadcast_to(result, jnp.shape(magnitude)), jnp.broadcast_to(base, jnp.shape(magnitude)))
+            # What goes into the loop must have the type of what comes out, so it depends on all that the loop reads: it has
+            # the shape of both and, inside shard_map, differs between devices wherever one of them does.
+            hidden = self.never | (magnitude != magnitude)
+            start = (jnp.where(hidden, base, result), jnp.where(hidden, result, base))
             result, _ = lax.fori_loop(0, _POWER_BITS, square_and_multiply, start)
             return jnp.where(exponent < 0, self.divide(1.0, result), result)
 
