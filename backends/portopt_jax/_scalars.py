@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from portopt import elementary
-from portopt.scalars import HOST, SMALLEST_NORMAL
+from portopt.scalars import HOST, SMALLEST_NORMAL, UnknownValueError
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -48,7 +48,7 @@ def constant_at_zero(x: Any) -> Any:
 
 
 @constant_at_zero.defjvp
-def constant_at_zero_jvp(values: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+def _constant_at_zero_jvp(values: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
     with jax.enable_x64(True):
         return values[0], jnp.where(values[0] == 0.0, 0.0, tangents[0])
 
@@ -234,9 +234,10 @@ class JaxArithmetic:
             return flush(self._float(a), SMALLEST_NORMAL)
 
     def concrete(self, value: Any) -> NoReturn:
-        raise TypeError(
+        raise UnknownValueError(
             "a schedule asked for the value of the step inside a JAX transformation, where it is not known yet: use the "
-            "functions of portopt.scalars (where, minimum, maximum, floor, exp, cos) in place of `if`, int(), float() and math"
+            "functions of portopt.scalars (where, minimum, maximum, floor, exp, cos) in place of `if`, int(), float() and math, "
+            "or those of jax.numpy in place of NumPy's"
         )
 
 
