@@ -287,10 +287,12 @@ class Scalar:
         """Do what NumPy was asked for: an operator as the contract has it, and any other function on the plain number."""
         operation = _OPERATORS.get(ufunc.__name__) if method == "__call__" and not options else None
         if operation is not None:
-            if not all(isinstance(x, Scalar | numbers.Real) for x in inputs):
+            # NumPy compares its numbers as arrays of no dimension.
+            operands = [x[()] if getattr(x, "ndim", None) == 0 else x for x in inputs]
+            if not all(isinstance(x, Scalar | numbers.Real) for x in operands):
                 return NotImplemented
             # The scalar's own operator has to be the one that is called, not NumPy's again.
-            return operation(*(x if isinstance(x, Scalar) else _number(x) for x in inputs))
+            return operation(*(x if isinstance(x, Scalar) else _number(x) for x in operands))
         plain = (x.arithmetic.concrete(x.value) if isinstance(x, Scalar) else x for x in inputs)
         return getattr(ufunc, method)(*plain, **options)
 
