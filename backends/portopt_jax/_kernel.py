@@ -28,7 +28,7 @@ from portopt.host.source import KernelKey, kernel_source
 from portopt.interpreter import StepScalars
 from portopt.program import Program
 from portopt_jax import _handler
-from portopt_jax._scalars import JaxArithmetic
+from portopt_jax._scalars import JaxArithmetic, step_number
 
 _enabled: ContextVar[bool] = ContextVar("portopt_jax_kernels", default=True)
 _registered: set[str] = set()
@@ -87,7 +87,7 @@ def run(
     results: list[dict[str, Any]] = [{} for _ in parameters]
     outputs: dict[str, Any] = {}
     with jax.enable_x64(True):
-        operands = [jnp.asarray(inputs), jnp.asarray(step).astype(jnp.int32)]
+        operands = [jnp.asarray(inputs), step_number(jnp.asarray(step))]
         for dtypes, members in groups.items():
             rows = [parameters[i][name] for i in members for name, _ in dtypes]
             key = KernelKey(dtypes, in_place, default_flush())

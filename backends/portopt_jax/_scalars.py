@@ -16,7 +16,8 @@ from portopt.scalars import HOST, SMALLEST_NORMAL, UnknownValueError
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 _POWER_BITS = 31
-"""Exponents are steps, which JAX counts in int32 when x64 is off."""
+_LARGEST_COUNT = 2**_POWER_BITS - 1
+"""Exponents are steps, which JAX counts in int32 when x64 is off; beyond this one, they stay at it."""
 
 
 @jax.custom_jvp
@@ -69,6 +70,19 @@ def hidden_divisor(a: Any, b: Any) -> Any:
     return jnp.where(never(a), 1.0, b)
 
 
+def step_number(count: Any) -> Any:
+    """Return an integer as int32, the largest one in place of what is larger; must be called with x64 enabled."""
+    if jnp.iinfo(count.dtype).max > _LARGEST_COUNT:
+        count = jnp.minimum(count, _LARGEST_COUNT)
+    return count.astype(jnp.int32)
+
+
+def _counted_on(count: Any, more: int) -> Any:
+    """Return `count + more`; the largest integer of the type in place of what is larger, which would be a negative one."""
+    largest = int(jnp.iinfo(count.dtype).max)
+    return jnp.where(count > largest - more, largest, count + more) if 0 < more <= largest else count + more
+
+
 def _on_host_if_known(method: _Method) -> _Method:
     @functools.wraps(method)
     def operation(self: JaxArithmetic, *values: Any) -> Any:
@@ -116,7 +130,7 @@ class JaxArithmetic:
     @_on_host_if_known
     def add(self, a: Any, b: Any) -> Any:
         if self._both_integers(a, b):
-            return a + b
+            return _counted_on(a, b) if isinstance(b, int) else a + b
         with jax.enable_x64(True):
             return flush(self._float(a) + self._float(b), SMALLEST_NORMAL)
 
@@ -198,7 +212,7 @@ class JaxArithmetic:
                     base = self.multiply(base, base)
                     remaining >>= 1
                 return self.divide(1.0, result) if exponent < 0 else result
-            magnitude = jnp.abs(exponent).astype(jnp.int32)
+            magnitude = step_number(jnp.abs(exponent))
 
             def square_and_multiply(bit: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
                 result, base = carry

@@ -81,7 +81,8 @@ class Plan:
         self._alive = True
         forget = weakref.WeakMethod(self._forget)
         written = [a[name] for a in arrays for name in a if name != "g"]
-        self._written = [weakref.ref(a, lambda _: _call(forget)) for a in written]
+        # As a default it outlives the module: at the interpreter's exit, arrays may die after the names of modules.
+        self._written = [weakref.ref(a, lambda _, call=_call: call(forget)) for a in written]
 
     def _forget(self) -> None:
         self._alive = False
