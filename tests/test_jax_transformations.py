@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from bits import assert_same_bits, ordinary, random_words
 from jax import lax
 
 import portopt
+import portopt_jax
 from portopt import OptimizerState
+from portopt_jax._kernel import without_kernels
 
 each_rule = pytest.mark.parametrize("rule", portopt.RULES)
 each_x64 = pytest.mark.parametrize("x64", [False, True], ids=["x64 off", "x64 on"])
@@ -371,6 +374,51 @@ def test_gradient_works_in_float32_without_x64() -> None:
     assert float(exact) == pytest.approx(difference(final, 0.1, 1e-2), rel=1e-2)
 
 
+CLIPPED_AND_NADAM = [
+    portopt.SGD(0.1, clipnorm=0.5),
+    portopt.Adam(0.1, clipnorm=0.5),
+    portopt.Nadam(0.1, clipnorm=0.5),
+    portopt.Nadam(0.1),
+]
+
+
+def moved(optimizer: portopt.Optimizer, x: Any, dtype: str = "float32") -> Any:
+    """Return what two scanned steps give with gradients that depend on x."""
+    params, gradients = tree(1, dtype=dtype), [tree(10 + i, dtype=dtype) for i in range(2)]
+    state = optimizer.init(params)._replace(step=jnp.asarray(0, jnp.int32))
+
+    def body(carry: Any, grads: Any) -> Any:
+        return optimizer.apply(carry[0], jax.tree.map(lambda g: g + x * g * g, grads), carry[1]), None
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *gradients)
+    return loss(lax.scan(jax.checkpoint(body), (params, state), stacked)[0][0])
+
+
+@pytest.mark.parametrize("optimizer", [CLIPPED_AND_NADAM[0], CLIPPED_AND_NADAM[-1]], ids=repr)
+def test_gradient_through_scan_and_checkpoint_is_the_same_without_x64(optimizer: portopt.Optimizer) -> None:
+    with jax.enable_x64(True):
+        expected = difference(jax.jit(lambda x: moved(optimizer, x, "float64")), 0.0)
+        exact = float(jax.jit(jax.grad(lambda x: moved(optimizer, x, "float64")))(0.0))
+    assert exact == pytest.approx(expected, rel=1e-6)
+    for derivative in (jax.grad(lambda x: moved(optimizer, x)), jax.jacfwd(lambda x: moved(optimizer, x))):
+        assert float(jax.jit(derivative)(jnp.float32(0.0))) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", [portopt.Adam(0.1), *CLIPPED_AND_NADAM], ids=repr)
+def test_gradients_of_zero_have_a_derivative(optimizer: portopt.Optimizer) -> None:
+    """Neither a root nor a norm has one at zero, but a step does."""
+    params = jnp.asarray([1.0, 2.0], jnp.float32)
+
+    def final(grads: Any) -> Any:
+        return optimizer.apply(params, grads, optimizer.init(params))[0].sum()
+
+    derivative = jax.grad(final)
+    for zeros in (jnp.zeros(2), jnp.asarray([0.0, 1e-3])):
+        found = derivative(zeros)
+        assert jnp.isfinite(found).all(), found
+        assert found[0] < 0
+
+
 def test_plain_descent_has_the_gradient_that_one_computes_by_hand() -> None:
     optimizer = portopt.SGD(0.25)
     p, g = jnp.asarray([1.0, 2.0]), jnp.asarray([3.0, 5.0])
@@ -435,6 +483,110 @@ def test_step_keeps_its_dtype(x64: bool) -> None:
             new = jax.jit(optimizer.apply)(tree(1), tree(10), state)
             assert (new[1].step.dtype, int(new[1].step)) == (dtype, 6)
             assert_same_trees(new, optimizer.apply(tree(1), tree(10), state._replace(step=5)))
+
+
+@each_x64
+def test_a_python_step_is_compiled_once(x64: bool) -> None:
+    compiled: list[str] = []
+    optimizer = portopt.Nadam()
+
+    def listen(event: str, seconds: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    with jax.enable_x64(x64):
+        params = tree(1)
+        state, step = optimizer.init(params), jax.jit(lambda *arguments: optimizer.apply(*arguments))
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            for _ in range(3):
+                params, state = step(params, params, state)
+            step(params, params, optimizer.init(params))
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@each_x64
+def test_steps_beyond_what_jax_counts_are_the_last_that_it_counts(kernels: bool, x64: bool) -> None:
+    last = 2**31 - 1
+    optimizer, params = portopt.Adam(), tree(1)
+    context = contextlib.nullcontext if kernels else without_kernels
+    with jax.enable_x64(x64), context():
+        step = jax.jit(lambda *arguments: optimizer.apply(*arguments))
+        state = optimizer.init(params)
+        expected = step(params, tree(10), state._replace(step=jnp.asarray(last - 1, jnp.int32)))
+        assert expected[1].step == last
+        assert_same_trees(step(params, tree(10), state._replace(step=jnp.asarray(last, jnp.int32))), expected)
+        if x64:
+            beyond = step(params, tree(10), state._replace(step=jnp.asarray(2**40)))
+            assert beyond[1].step == 2**40 + 1
+            assert_same_trees((beyond[0], beyond[1].slots), (expected[0], expected[1].slots))
+
+
+def test_a_known_step_beyond_what_jax_counts_is_refused() -> None:
+    optimizer, params = portopt.Adam(), tree(1)
+    state = optimizer.init(params)._replace(step=2**31 - 1)
+    with pytest.raises(ValueError, match=r"state.step is 2147483647, but on JAX arrays steps are counted in int32"):
+        optimizer.apply(params, params, state)
+
+
+# Descriptions and exports
+
+
+def test_init_describes_the_state_of_described_parameters() -> None:
+    optimizer, params = portopt.Nadam(), {**tree(1), "half": jnp.ones(3, jnp.bfloat16)}
+    described = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
+    state, found = optimizer.init(params), optimizer.init(described)
+    assert found.step == 0
+    for name in optimizer.slots:
+        for leaf, wanted in zip(jax.tree.leaves(found.slots[name]), jax.tree.leaves(state.slots[name]), strict=True):
+            assert isinstance(leaf, jax.ShapeDtypeStruct)
+            assert (leaf.shape, leaf.dtype, leaf.sharding) == (wanted.shape, wanted.dtype, wanted.sharding)
+    compiled = jax.jit(optimizer.apply).lower(described, described, found).compile()
+    assert_same_trees(compiled(params, params, state), optimizer.apply(params, params, state))
+
+
+@pytest.mark.parametrize("optimizer", [portopt.Adam(), portopt.Adam(clipnorm=1.0)], ids=repr)
+def test_a_step_on_described_parameters_is_refused_with_the_remedy(optimizer: portopt.Optimizer) -> None:
+    params = tree(1)
+    described = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    for given, state in ((described, optimizer.init(described)), (params, optimizer.init(params))):
+        with pytest.raises(TypeError, match=r"a jax.ShapeDtypeStruct has shape and dtype, but no values.*eval_shape"):
+            optimizer.apply(given, described, state)
+    with pytest.raises(TypeError, match="no values"):
+        optimizer.get_weights(optimizer.init(described))
+
+
+CALL_EXPORTED = """
+import pathlib, sys, jax, jax.numpy as jnp
+import portopt_jax
+called = jax.export.deserialize(bytearray(pathlib.Path(sys.argv[1]).read_bytes())).call
+params = {"w": jnp.arange(3.0)}
+slots = {"m": {"w": jnp.zeros(3)}, "v": {"w": jnp.zeros(3)}}
+params, state = called(params, params, sys.modules["portopt.optimizer"].OptimizerState(0, slots))
+print(type(state).__name__, int(state.step), params["w"].tolist())
+"""
+
+
+def test_an_exported_step_is_read_by_another_process(tmp_path: Any) -> None:
+    optimizer, params = portopt.Adam(0.5), {"w": jnp.arange(3.0)}
+    state = optimizer.init(params)
+    exported = jax.export.export(jax.jit(optimizer.apply))(params, params, state)
+    (tmp_path / "step").write_bytes(exported.serialize())
+    run = subprocess.run(
+        [sys.executable, "-c", CALL_EXPORTED, str(tmp_path / "step")], capture_output=True, text=True, timeout=300
+    )
+    expected = optimizer.apply(params, params, state)[0]["w"].tolist()
+    assert (run.stdout, run.stderr) == (f"OptimizerState 1 {expected}\n", "")
+
+
+def test_an_exported_update_holds_its_state() -> None:
+    tx, params = portopt_jax.to_optax(portopt.Adam(0.5)), {"w": jnp.arange(3.0)}
+    exported = jax.export.export(jax.jit(tx.update))(params, tx.init(params), params)
+    called: Any = jax.export.deserialize(exported.serialize()).call
+    assert_same_trees(called(params, tx.init(params), params), tx.update(params, tx.init(params), params))
 
 
 # Settings

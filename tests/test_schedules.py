@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from bits import assert_same_bits
 from hypothesis import given
@@ -427,6 +428,116 @@ def test_callable_that_needs_the_value_says_so_inside_jit(name: str) -> None:
         r"functions of portopt.scalars \(where, minimum, maximum, floor, exp, cos\) in place of `if`, int\(\), float\(\)",
     ):
         jax.jit(optimizer.apply)(p, p, optimizer.init(p))
+
+
+# Schedules of other libraries
+
+
+OF_OTHERS: dict[str, Callable[[Any], Any]] = {
+    "optax": optax.exponential_decay(0.5, 1, 0.5),
+    "optax, joined": optax.join_schedules([optax.constant_schedule(0.5), optax.exponential_decay(0.25, 1, 0.5)], [1]),
+    "jax.numpy": lambda step: 0.5 * jnp.exp2(-step),
+    "jax.numpy table": lambda step: jnp.asarray(TABLE)[step],
+    "jax.numpy interpolation": lambda step: jnp.interp(step, jnp.arange(3.0), jnp.asarray(TABLE)),
+}
+NUMPY_ONLY: dict[str, Callable[[Any], Any]] = {
+    "NumPy": lambda step: 0.5 * np.exp2(-step),
+    "NumPy table": lambda step: np.asarray(TABLE)[step],
+    "NumPy interpolation": lambda step: np.interp(step, np.arange(3.0), TABLE),
+    "NumPy choice": lambda step: np.select([step < 1, step < 2], [0.5, 0.25], 0.125),
+    "NumPy clip": lambda step: np.clip(0.5 - 0.25 * step, 0.125, 1.0),
+    "NumPy array first": lambda step: 0.5 ** (np.asarray(step) + 1),
+}
+
+
+@each_library
+@pytest.mark.parametrize("schedule", [*OF_OTHERS.values(), *NUMPY_ONLY.values()], ids=[*OF_OTHERS, *NUMPY_ONLY])
+def test_a_schedule_of_another_library_gets_the_plain_step(schedule: Callable[[Any], Any], library: Library) -> None:
+    optimizer = portopt.SGD(schedule)
+    assert three_steps(library, optimizer, optimizer.apply) == TABLE
+
+
+@pytest.mark.parametrize("schedule", OF_OTHERS.values(), ids=OF_OTHERS)
+def test_a_schedule_of_jax_gets_the_traced_step_inside_jit(schedule: Callable[[Any], Any]) -> None:
+    library = next(library for library in LIBRARIES if library.name == "jax")
+    optimizer = portopt.SGD(schedule)
+    assert three_steps(library, optimizer, jax.jit(optimizer.apply)) == TABLE
+
+
+@pytest.mark.parametrize("name", NUMPY_ONLY)
+def test_a_schedule_of_numpy_says_so_inside_jit(name: str) -> None:
+    optimizer, p = portopt.SGD(NUMPY_ONLY[name]), jnp.zeros(1)
+    with pytest.raises(TypeError, match=r"inside a JAX transformation, .* or those of jax.numpy in place of NumPy's"):
+        jax.jit(optimizer.apply)(p, p, optimizer.init(p))
+
+
+def test_a_schedule_that_calls_numpy_is_evaluated_once_a_step() -> None:
+    seen: list[int] = []
+
+    def schedule(step: Any) -> float:
+        seen.append(int(step))
+        return float(np.exp2(-np.asarray(step, np.float64)))
+
+    library = next(library for library in LIBRARIES if library.name == "numpy")
+    three_steps(library, optimizer := portopt.SGD(schedule), optimizer.apply)
+    assert seen == [0, 1, 2]
+
+
+def test_a_schedule_that_takes_no_scalar_is_tried_with_one_only_once() -> None:
+    seen: list[type] = []
+
+    def schedule(step: Any) -> float:
+        seen.append(type(step))
+        return float(jnp.exp2(-step))
+
+    library = next(library for library in LIBRARIES if library.name == "numpy")
+    three_steps(library, optimizer := portopt.SGD(schedule), optimizer.apply)
+    assert seen == [scalars.Scalar, int, int, int]
+
+
+def test_a_schedule_without_a_hash_may_take_no_scalar() -> None:
+    class Halves(list[float]):
+        def __call__(self, step: Any) -> Any:
+            return jnp.asarray(self)[step]
+
+    library = next(library for library in LIBRARIES if library.name == "numpy")
+    optimizer = portopt.SGD(Halves(TABLE))
+    assert three_steps(library, optimizer, optimizer.apply) == TABLE
+
+
+def test_the_error_of_a_schedule_is_its_own() -> None:
+    with pytest.raises(KeyError, match="warm"):
+        portopt.SGD(lambda step: {}["warm"]).apply(P, P, portopt.SGD().init(P))
+    with pytest.raises(TypeError, match=r"unsupported operand type\(s\) for \*: 'int' and 'NoneType'"):
+        portopt.SGD(lambda step: step * None).apply(P, P, portopt.SGD().init(P))
+
+
+def test_a_traced_rate_may_come_from_the_schedule_alone() -> None:
+    p = jnp.ones(2)
+
+    @jax.jit
+    def after(rate: Any) -> Any:
+        optimizer = portopt.SGD(lambda step: rate)
+        return optimizer.apply(p, p, optimizer.init(p))[0]
+
+    assert after(0.25).tolist() == [0.75, 0.75]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, np.int32])
+def test_numbers_of_numpy_meet_scalars_as_numbers(kind: Any) -> None:
+    step = scalars.Scalar(3, scalars.HOST)
+    two = kind(2)
+    found = [two * step, step * two, two / step, step / two, step - two, two - step, step**two, two**step, step % two]
+    plain = [2 * step, step * 2, 2 / step, step / 2, step - 2, 2 - step, step**2, 2**step, step % 2]
+    assert all(isinstance(value, scalars.Scalar) for value in found)
+    assert list(map(float, found)) == list(map(float, plain))
+    assert [bool(two < step), bool(two == step), bool(step != two)] == [True, False, True]
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_floats_of_numpy_keep_their_fraction_beside_scalars(kind: Any) -> None:
+    step, half = scalars.Scalar(3, scalars.HOST), kind(0.5)
+    assert [float(step**half), float(scalars.where(step < 1, 0.0, half))] == [float(step**0.5), 0.5]
 
 
 # Values that no learning rate can have

@@ -12,6 +12,7 @@ import numpy as np
 from portopt.backend import ArrayInfo, Arrays, Mode, is_interpreted
 from portopt.imports import imported
 from portopt.interpreter import StepScalars, interpret
+from portopt.optimizer import OptimizerState
 from portopt.primitives import COMPUTE_DTYPE, SMALLEST_NORMAL, Primitives, round_scalar
 from portopt.program import Program
 from portopt.reductions import partial_sums, rounding_constants
@@ -72,7 +73,9 @@ class JaxBackend:
 
     @functools.cached_property
     def _jax(self) -> Any:
-        return importlib.import_module("jax")
+        jax = importlib.import_module("jax")
+        register_for_export(OptimizerState)
+        return jax
 
     @functools.cached_property
     def _jnp(self) -> Any:
@@ -82,7 +85,9 @@ class JaxBackend:
         jax = imported("jax")
         if jax is None:
             return False
-        return isinstance(leaf, jax.Array) or (leaf is not None and not jax.tree_util.all_leaves([leaf]))
+        if isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):  # a union would be made anew for each leaf
+            return True
+        return leaf is not None and not jax.tree_util.all_leaves([leaf])
 
     def version(self) -> str:
         return str(self._jax.__version__)
@@ -101,20 +106,34 @@ class JaxBackend:
         return self._jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
 
     def describe(self, array: Any) -> ArrayInfo:
-        if not isinstance(array, self._jax.Array):
+        if not (isinstance(array, self._jax.Array) or self._is_abstract(array)):
             raise TypeError(f"{type(array).__name__} is no JAX array")
-        if self._is_traced(array):
+        if self._is_traced(array) or self._is_abstract(array):
             return ArrayInfo(array.shape, _name(array.dtype), None)
         return ArrayInfo(array.shape, _name(array.dtype), _devices(array.sharding))
 
     def _is_traced(self, value: object) -> bool:
         return isinstance(value, self._jax.core.Tracer)
 
+    def _is_abstract(self, value: object) -> bool:
+        return isinstance(value, self._jax.ShapeDtypeStruct)
+
+    def _refuse_abstract(self, arrays: Iterable[Any]) -> None:
+        if any(map(self._is_abstract, arrays)):
+            raise TypeError(
+                "a jax.ShapeDtypeStruct has shape and dtype, but no values: only init takes it; give a step arrays, or ask "
+                "jax.eval_shape(optimizer.apply, params, grads, state) what it would return"
+            )
+
     def full(self, like: Any, value: float, dtype: str) -> Any:
+        """Return a new array like an array; a description of one, like a description."""
+        if self._is_abstract(like):
+            return self._jax.ShapeDtypeStruct(like.shape, self._jnp.dtype(dtype), sharding=like.sharding)
         with self._jax.enable_x64(dtype == "float64" or self._jax.config.jax_enable_x64):
             return self._jnp.full_like(like, value, dtype=dtype)
 
     def to_numpy(self, array: Any) -> Any:
+        self._refuse_abstract([array])
         return np.array(array, copy=True)
 
     def from_numpy(self, array: Any, device: str | None) -> Any:
@@ -165,10 +184,10 @@ class JaxBackend:
             "load": lambda x: scalars.load(x, compute_dtype),
             "multiply": lambda a, b: scalars.flush_product(a, b, smallest, scale),
             "divide": lambda a, b: scalars.flush_quotient(a, scalars.hidden_divisor(a, b), smallest, scale),
-            "sqrt": lambda a: scalars.flush(self._jnp.sqrt(a), smallest),
+            "sqrt": lambda a: scalars.flush(self._jnp.sqrt(scalars.constant_at_zero(a)), smallest),
             # See _fences.py.
             "plain_divide": lambda a, b: a / scalars.hidden_divisor(a, b),
-            "plain_sqrt": self._jnp.sqrt,
+            "plain_sqrt": lambda a: self._jnp.sqrt(scalars.constant_at_zero(a)),
             "plain_load": lambda x: scalars.plain_load(x, compute_dtype),
         }
         if self._on_cpu:
@@ -177,6 +196,7 @@ class JaxBackend:
         return Primitives(self._jnp, self._jnp.dtype(compute_dtype), compute_dtype, overrides)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        self._refuse_abstract(gradients)
         if is_interpreted() or any(map(self._is_traced, gradients)):
             return self._gradient_norm(gradients)
         words = self._compiled_norm(list(gradients))
@@ -187,6 +207,31 @@ class JaxBackend:
         return self._jax.jit(lambda gradients: self.stored_scalar(self._gradient_norm(gradients)))
 
     def _gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        return self._differentiable_norm(list(gradients))
+
+    @functools.cached_property
+    def _differentiable_norm(self) -> Any:
+        """The norm with its derivative, `sum(g * dg) / norm`, and zero where the norm is zero.
+
+        Neither the powers of two nor the parts of sums that it is computed from have derivatives that add up to it.
+        """
+        jax, jnp = self._jax, self._jnp
+        norm = jax.custom_jvp(self._norm)
+
+        @norm.defjvp
+        def derivative(values: Any, tangents: Any) -> tuple[Any, Any]:
+            value = norm(*values)
+            with jax.enable_x64(True):
+                divisor = jnp.where(value == 0.0, 1.0, value)
+                parts = [
+                    jnp.sum((g.astype(jnp.float64) / divisor) * dg.astype(jnp.float64))
+                    for g, dg in zip(values[0], tangents[0], strict=True)
+                ]
+                return value, functools.reduce(jnp.add, parts)
+
+        return norm
+
+    def _norm(self, gradients: Sequence[Any]) -> Any:
         jax, jnp = self._jax, self._jnp
         with jax.enable_x64(True):
             wide = []
@@ -216,6 +261,7 @@ class JaxBackend:
     ) -> list[dict[str, Any]]:
         if in_place:
             self._refuse_in_place()
+        self._refuse_abstract(array for arrays in parameters for array in arrays.values())
         if isinstance(scalars, StepScalars) and not is_interpreted() and self._is_concrete(scalars, parameters):
             return self._update_compiled(program, scalars, parameters)
         return self._update_traced(program, scalars, parameters)
@@ -247,6 +293,11 @@ class JaxBackend:
         pending = {i: inputs[n].words for i, n in enumerate(names) if isinstance(inputs[n], PendingScalar)}
         known = np.array([0.0 if i in pending else inputs[n] for i, n in enumerate(names)], np.float64)
         words, step = known.view(np.uint32).reshape(-1, 2), int(inputs.get("t", 0))
+        if step > _LARGEST_STEP:
+            raise ValueError(
+                f"state.step is {step - 1}, but on JAX arrays steps are counted in int32, up to {_LARGEST_STEP}: begin with a "
+                "state from init, or take a smaller step"
+            )
         by_kernel = self._kernels.can_run()
         results, outputs = self._compiled_update(program, by_kernel, words, pending, step, list(parameters))
         scalars.provide(outputs)
@@ -330,6 +381,16 @@ class JaxBackend:
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
         self._refuse_in_place()
+
+
+def register_for_export(state: type[Any]) -> None:
+    """Let `jax.export` write functions that take or return a state, and read them."""
+    name = f"{state.__module__.partition('.')[0]}.{state.__name__}"
+    with contextlib.suppress(ValueError):  # somebody has done so already
+        importlib.import_module("jax.export").register_namedtuple_serialization(state, serialized_name=name)
+
+
+_LARGEST_STEP = 2**31 - 1
 
 
 class PendingScalar:

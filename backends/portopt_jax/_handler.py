@@ -20,9 +20,16 @@ _CHUNKS_PER_THREAD = 4
 _engines: list[Any] = []
 
 
+@functools.cache
 def supported() -> bool:
-    """Tell whether the handler fits this system: a 64-bit processor and a C library with the names of POSIX."""
-    return sys.platform in ("linux", "darwin") and sys.maxsize > 2**32
+    """Tell whether the handler fits this system: a 64-bit processor, a C library with the names of POSIX, and a fit jaxlib.
+
+    jaxlib 0.8.0 ends the process when a handler made outside of it is registered.
+    """
+    import jaxlib
+
+    release = tuple(int(part) for part in jaxlib.__version__.split(".")[:3] if part.isdecimal())
+    return sys.platform in ("linux", "darwin") and sys.maxsize > 2**32 and release > (0, 8, 0)
 
 
 def make_handler(kernel: Any, operands: int, *, in_place: bool, has_outputs: bool) -> Any:

@@ -28,7 +28,7 @@ from portopt.host.source import KernelKey, kernel_source
 from portopt.interpreter import StepScalars
 from portopt.program import Program
 from portopt_jax import _handler
-from portopt_jax._scalars import JaxArithmetic
+from portopt_jax._scalars import JaxArithmetic, step_number
 
 _enabled: ContextVar[bool] = ContextVar("portopt_jax_kernels", default=True)
 _registered: set[str] = set()
@@ -48,7 +48,15 @@ def without_kernels() -> Iterator[None]:
 def can_run() -> bool:
     """Tell whether steps may be given to kernels."""
     with_jit = not jax.config.jax_disable_jit  # type: ignore[attr-defined]  # JAX defines its settings at run time
-    return with_jit and _enabled.get() and available() and _handler.supported()
+    return with_jit and _enabled.get() and not _is_inside_shard_map() and available() and _handler.supported()
+
+
+def _is_inside_shard_map() -> bool:
+    """Tell whether JAX traces one device's part of a computation, where it follows which values differ between devices.
+
+    Of XLA's operations it knows how that comes from the operands.
+    """
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def pack(values: Sequence[Any]) -> Any:
@@ -79,11 +87,11 @@ def run(
     results: list[dict[str, Any]] = [{} for _ in parameters]
     outputs: dict[str, Any] = {}
     with jax.enable_x64(True):
-        operands = [jnp.asarray(inputs), jnp.asarray(step).astype(jnp.int32)]
+        operands = [jnp.asarray(inputs), step_number(jnp.asarray(step))]
         for dtypes, members in groups.items():
             rows = [parameters[i][name] for i in members for name, _ in dtypes]
             key = KernelKey(dtypes, in_place, default_flush())
-            found = _step.bind(*operands, *rows, program=program, key=key)
+            found = _step.bind(*operands, *rows, program=program, kernel_key=key)
             if program.scalar_outputs:
                 outputs = dict(zip(program.scalar_outputs, found.pop(0), strict=True))
             remaining = iter(found)
@@ -104,7 +112,7 @@ def _rows(key: KernelKey, operands: Sequence[Any]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def _in_xla(*operands: Any, program: Program, key: KernelKey) -> list[Any]:
+def _in_xla(*operands: Any, program: Program, kernel_key: KernelKey) -> list[Any]:
     """Do what the kernel does in XLA's operations."""
     from portopt_jax._backend import backend
 
@@ -113,16 +121,17 @@ def _in_xla(*operands: Any, program: Program, key: KernelKey) -> list[Any]:
         names = [name for name in program.scalar_inputs if name != "t"]
         values = {**{name: inputs[i] for i, name in enumerate(names)}, "t": step}
     scalars = StepScalars(program, JaxArithmetic(step), values)
-    results = backend.update_in_xla(program, scalars, _rows(key, operands))
+    results = backend.update_in_xla(program, scalars, _rows(kernel_key, operands))
     with jax.enable_x64(True):
         outputs = [pack(list(scalars.outputs().values()))] if program.scalar_outputs else []
-    return [*outputs, *(result[name] for result in results for name, _ in key.dtypes if name != "g")]
+    return [*outputs, *(result[name] for result in results for name, _ in kernel_key.dtypes if name != "g")]
 
 
-def _result_types(*operands: Any, program: Program, key: KernelKey) -> list[Any]:
+def _result_types(*operands: Any, program: Program, kernel_key: KernelKey) -> list[Any]:
     with jax.enable_x64(True):
         outputs = [jax.core.ShapedArray((len(program.scalar_outputs),), jnp.float64)] if program.scalar_outputs else []
-    written = [row[name] for row in _rows(key, operands) for name, _ in key.dtypes if name != "g"]
+    rows = _rows(kernel_key, operands)
+    written = [row[name] for row in rows for name, _ in kernel_key.dtypes if name != "g"]
     return [*outputs, *(jax.core.ShapedArray(operand.shape, operand.dtype) for operand in written)]
 
 
@@ -132,11 +141,11 @@ def _batched(operands: Sequence[Any], axes: Sequence[Any], **parameters: Any) ->
     return results, out_axes
 
 
-def _are_batched(axes: Sequence[Any], *, program: Program, key: KernelKey) -> list[bool]:
+def _are_batched(axes: Sequence[Any], *, program: Program, kernel_key: KernelKey) -> list[bool]:
     """Tell of each result whether it depends on a batched operand."""
     mapped = [axis is not None for axis in axes]
     by_scalars = any(mapped[:2])
-    rows, written = _rows(key, mapped), [name for name, _ in key.dtypes if name != "g"]
+    rows, written = _rows(kernel_key, mapped), [name for name, _ in kernel_key.dtypes if name != "g"]
     sources = {name: _arrays_behind(program, name) for name in written}
     arrays = [by_scalars or any(row[source] for source in sources[name]) for row in rows for name in written]
     return [by_scalars, *arrays] if program.scalar_outputs else arrays
@@ -163,14 +172,14 @@ def _differentiated(operands: Sequence[Any], tangents: Sequence[Any], **paramete
     )
 
 
-def _lowered(context: Any, *operands: Any, program: Program, key: KernelKey) -> Any:
+def _lowered(context: Any, *operands: Any, program: Program, kernel_key: KernelKey) -> Any:
     if not _is_for_one_device(context.module_context):
         lower = mlir.lower_fun(_in_xla, multiple_results=True)
-        return lower(context, *operands, program=program, key=key)
-    target = _register(program, key)
-    written = [i for i in range(2, len(operands)) if key.dtypes[(i - 2) % len(key.dtypes)][0] != "g"]
+        return lower(context, *operands, program=program, kernel_key=kernel_key)
+    target = _register(program, kernel_key)
+    written = [i for i in range(2, len(operands)) if kernel_key.dtypes[(i - 2) % len(kernel_key.dtypes)][0] != "g"]
     outputs = int(bool(program.scalar_outputs))
-    aliases = {operand: outputs + i for i, operand in enumerate(written)} if key.in_place else None
+    aliases = {operand: outputs + i for i, operand in enumerate(written)} if kernel_key.in_place else None
     return jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)(context, *operands)
 
 
@@ -205,7 +214,10 @@ def _register(program: Program, key: KernelKey) -> str:
 
 _step: Any = Primitive("portopt_step")
 _step.multiple_results = True
-_step.def_impl(jax.jit(lambda *operands, **which: _step.bind(*operands, **which), static_argnames=("program", "key")))
+# No parameter may be called `key`: up to version 0.9.1, JAX has an argument of that name where it passes parameters on.
+_step.def_impl(
+    jax.jit(lambda *operands, **which: _step.bind(*operands, **which), static_argnames=("program", "kernel_key"))
+)
 _step.def_abstract_eval(_result_types)
 batching.primitive_batchers[_step] = _batched
 ad.primitive_jvps[_step] = _differentiated

@@ -41,9 +41,74 @@ def _scan(
     def step(carry: tuple[Any, OptimizerState], grads: Any) -> tuple[tuple[Any, OptimizerState], None]:
         return optimizer.apply(carry[0], grads, carry[1]), None
 
-    stacked = jax.tree_util.tree_map(lambda *steps: jnp.stack(steps), *gradients)
-    (params, state), _ = jax.jit(lambda carry, grads: jax.lax.scan(step, carry, grads))((params, state), stacked)
+    scan = jax.jit(lambda carry, grads: jax.lax.scan(step, carry, grads))
+    (params, state), _ = scan((params, state), _stacked(gradients))
     return params, state
+
+
+def _scan_differentiated(
+    optimizer: Optimizer, params: Any, gradients: Sequence[Any], state: OptimizerState
+) -> tuple[Any, OptimizerState]:
+    """Do the steps while JAX derives a function of their result, forgetting what it can compute again."""
+
+    def steps(params: Any, stacked: Any) -> tuple[Any, tuple[Any, OptimizerState]]:
+        @jax.checkpoint
+        def step(carry: tuple[Any, OptimizerState], grads: Any) -> tuple[tuple[Any, OptimizerState], None]:
+            return optimizer.apply(carry[0], grads, carry[1]), None
+
+        result, _ = jax.lax.scan(step, (params, state), stacked)
+        return sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree_util.tree_leaves(result[0])), result
+
+    derivatives, result = jax.jit(jax.grad(steps, argnums=(0, 1), has_aux=True))(params, _stacked(gradients))
+    _check_finite(derivatives)
+    return result
+
+
+def _scan_with_tangents(
+    optimizer: Optimizer, params: Any, gradients: Sequence[Any], state: OptimizerState
+) -> tuple[Any, OptimizerState]:
+    """Do the steps while JAX computes forward derivatives of their result."""
+
+    def steps(params: Any, stacked: Any) -> tuple[Any, OptimizerState]:
+        def step(carry: tuple[Any, OptimizerState], grads: Any) -> tuple[tuple[Any, OptimizerState], None]:
+            return optimizer.apply(carry[0], grads, carry[1]), None
+
+        result, _ = jax.lax.scan(step, (params, state), stacked)
+        return result
+
+    @jax.jit
+    def both(params: Any, stacked: Any) -> tuple[Any, Any]:
+        return jax.jvp(steps, (params, stacked), (params, stacked))
+
+    result, tangents = both(params, _stacked(gradients))
+    _check_finite(tangents[0])
+    return result  # type: ignore[no-any-return]  # as `steps` returns it
+
+
+def _stacked(gradients: Sequence[Any]) -> Any:
+    return jax.tree_util.tree_map(lambda *steps: jnp.stack(steps), *gradients)
+
+
+def _check_finite(derivatives: Any) -> None:
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree_util.tree_leaves(derivatives)):
+        raise ArithmeticError(f"a derivative is not finite: {derivatives}")
+
+
+def _in_shard_map(optimizer: Optimizer) -> Step:
+    """Return a step of the one device of a mesh, to which JAX applies its checks for several."""
+    mesh = jax.make_mesh((1,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.PartitionSpec("devices")  # type: ignore[no-untyped-call]  # as JAX has it
+    same = jax.sharding.PartitionSpec()  # type: ignore[no-untyped-call]  # as JAX has it
+
+    def step(params: Any, grads: Any, state: OptimizerState) -> tuple[Any, OptimizerState]:
+        slots = {name: same if name in optimizer.scalar_slots else split for name in state.slots}
+        specs = OptimizerState(same, slots)
+        part = jax.shard_map(optimizer.apply, mesh=mesh, in_specs=(split, split, specs), out_specs=(split, specs))
+        result: tuple[Any, OptimizerState] = part(params, grads, state)
+        return result
+
+    jitted: Step = jax.jit(step)
+    return jitted
 
 
 def _pairs(
@@ -93,6 +158,9 @@ MODES: Mapping[str, Mode] = {
 EXTRA_MODES: Mapping[str, Mode] = {
     "donated": Mode("donated", _donated, compiled=True),
     "in XLA": Mode("in XLA", _in_xla, compiled=True),
+    "grad": Mode("grad", _jitted, run=_scan_differentiated, compiled=True),
+    "jvp": Mode("jvp", _jitted, run=_scan_with_tangents, compiled=True),
     "pairs": Mode("pairs", _in_xla, run=_pairs, compiled=True),
+    "shard_map": Mode("shard_map", _in_shard_map, compiled=True),
     "vmap": Mode("vmap", _vmapped, compiled=True),
 }

@@ -19,7 +19,7 @@ import optax
 
 from portopt.hyperparameters import Alias, is_array, unknown_argument
 from portopt.optimizer import Optimizer, OptimizerState
-from portopt_jax._backend import backend
+from portopt_jax._backend import backend, register_for_export
 
 _LARGEST_COUNT = 2**31 - 1
 
@@ -34,6 +34,9 @@ class PortoptState(NamedTuple):
 
     count: Any
     slots: dict[str, Any]
+
+
+register_for_export(PortoptState)
 
 
 class _CarryingState(NamedTuple):

@@ -13,12 +13,13 @@ from jax import lax
 from portopt import elementary
 from portopt.primitives import COMPUTE_DTYPE, TINY_FLOAT32
 from portopt.primitives import SMALLEST_NORMAL as ARRAY_SMALLEST_NORMAL
-from portopt.scalars import HOST, SMALLEST_NORMAL
+from portopt.scalars import HOST, SMALLEST_NORMAL, UnknownValueError
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 _POWER_BITS = 31
-"""Exponents are steps, which JAX counts in int32 when x64 is off."""
+_LARGEST_COUNT = 2**_POWER_BITS - 1
+"""Exponents are steps, which JAX counts in int32 when x64 is off; beyond this one, they stay at it."""
 
 
 @jax.custom_jvp
@@ -29,7 +30,9 @@ def _zero_where(tiny: Any, x: Any) -> Any:
 
 @_zero_where.defjvp
 def _zero_where_jvp(values: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
-    return _zero_where(*values), tangents[1]
+    # JAX asks for it where it differentiates, outside of the context in which a float64 was computed.
+    with jax.enable_x64(True):
+        return _zero_where(*values), tangents[1]
 
 
 def flush(x: Any, smallest_normal: float) -> Any:
@@ -69,6 +72,22 @@ def _widened(x: Any) -> Any:
         return jnp.where(subnormal, wide + lax.stop_gradient(exact - wide), wide)
 
 
+@jax.custom_jvp
+def constant_at_zero(x: Any) -> Any:
+    """Return `x`; its derivative is zero where `x` is zero.
+
+    There a quotient by it and its root have an infinite derivative, which backpropagation multiplies by the zero of a `where`
+    that took another branch: that is NaN.
+    """
+    return x
+
+
+@constant_at_zero.defjvp
+def _constant_at_zero_jvp(values: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    with jax.enable_x64(True):
+        return values[0], jnp.where(values[0] == 0.0, 0.0, tangents[0])
+
+
 def never(witness: Any) -> Any:
     """Return a truth value that is always false, though XLA does not know: that a traced number is both NaN and zero.
 
@@ -83,6 +102,19 @@ def hidden_divisor(a: Any, b: Any) -> Any:
     It does so where it knows that `b` is the same for all elements.
     """
     return jnp.where(never(a), 1.0, b)
+
+
+def step_number(count: Any) -> Any:
+    """Return an integer as int32, the largest one in place of what is larger; must be called with x64 enabled."""
+    if jnp.iinfo(count.dtype).max > _LARGEST_COUNT:
+        count = jnp.minimum(count, _LARGEST_COUNT)
+    return count.astype(jnp.int32)
+
+
+def _counted_on(count: Any, more: int) -> Any:
+    """Return `count + more`; the largest integer of the type in place of what is larger, which would be a negative one."""
+    largest = int(jnp.iinfo(count.dtype).max)
+    return jnp.where(count > largest - more, largest, count + more) if 0 < more <= largest else count + more
 
 
 def _on_host_if_known(method: _Method) -> _Method:
@@ -132,7 +164,7 @@ class JaxArithmetic:
     @_on_host_if_known
     def add(self, a: Any, b: Any) -> Any:
         if self._both_integers(a, b):
-            return a + b
+            return _counted_on(a, b) if isinstance(b, int) else a + b
         with jax.enable_x64(True):
             return flush(self._float(a) + self._float(b), SMALLEST_NORMAL)
 
@@ -154,7 +186,7 @@ class JaxArithmetic:
     def divide(self, a: Any, b: Any) -> Any:
         with jax.enable_x64(True):
             a, b = self._float(a), self._float(b)
-            return flush_quotient(a, hidden_divisor(a, b), SMALLEST_NORMAL, 2.0**512)
+            return flush_quotient(a, hidden_divisor(a, constant_at_zero(b)), SMALLEST_NORMAL, 2.0**512)
 
     @_on_host_if_known
     def floor_divide(self, a: Any, b: Any) -> Any:
@@ -170,7 +202,7 @@ class JaxArithmetic:
     @_on_host_if_known
     def sqrt(self, a: Any) -> Any:
         with jax.enable_x64(True):
-            return flush(jnp.sqrt(self._float(a)), SMALLEST_NORMAL)
+            return flush(jnp.sqrt(constant_at_zero(self._float(a))), SMALLEST_NORMAL)
 
     @_on_host_if_known
     def floor(self, a: Any) -> Any:
@@ -214,14 +246,17 @@ class JaxArithmetic:
                     base = self.multiply(base, base)
                     remaining >>= 1
                 return self.divide(1.0, result) if exponent < 0 else result
-            magnitude = jnp.abs(exponent).astype(jnp.int32)
+            magnitude = step_number(jnp.abs(exponent))
 
             def square_and_multiply(bit: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
                 result, base = carry
                 taken = (magnitude >> bit) & 1 == 1
                 return jnp.where(taken, self.multiply(result, base), result), self.multiply(base, base)
 
-            start = (jnp.broadcast_to(result, jnp.shape(magnitude)), jnp.broadcast_to(base, jnp.shape(magnitude)))
+            # What goes into the loop must have the type of what comes out, so it depends on all that the loop reads: it has
+            # the shape of both and, inside shard_map, differs between devices wherever one of them does.
+            hidden = self.never | (magnitude != magnitude)
+            start = (jnp.where(hidden, base, result), jnp.where(hidden, result, base))
             result, _ = lax.fori_loop(0, _POWER_BITS, square_and_multiply, start)
             return jnp.where(exponent < 0, self.divide(1.0, result), result)
 
@@ -247,9 +282,10 @@ class JaxArithmetic:
             return flush(self._float(a), SMALLEST_NORMAL)
 
     def concrete(self, value: Any) -> NoReturn:
-        raise TypeError(
+        raise UnknownValueError(
             "a schedule asked for the value of the step inside a JAX transformation, where it is not known yet: use the "
-            "functions of portopt.scalars (where, minimum, maximum, floor, exp, cos) in place of `if`, int(), float() and math"
+            "functions of portopt.scalars (where, minimum, maximum, floor, exp, cos) in place of `if`, int(), float() and math, "
+            "or those of jax.numpy in place of NumPy's"
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from portopt.backend import find_backend
 from portopt.scalars import Scalar
-from portopt.schedules import configuration_of
+from portopt.schedules import configuration_of, rate_at
 
 
 class ScheduleOfSteps(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]  # keras is untyped
@@ -22,8 +22,7 @@ class ScheduleOfSteps(keras.optimizers.schedules.LearningRateSchedule):  # type:
         self.schedule = schedule
 
     def __call__(self, step: Any) -> Any:
-        rate = self.schedule(scalar_of(step))
-        return keras.ops.cast(rate.value if isinstance(rate, Scalar) else rate, keras.config.floatx())
+        return keras.ops.cast(rate_at(self.schedule, scalar_of(step)), keras.config.floatx())
 
     def get_config(self) -> dict[str, Any]:
         """Return the schedule as `portopt` serialises it."""

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import tensorflow as tf
 
 from portopt import elementary
-from portopt.scalars import HOST, SMALLEST_NORMAL
+from portopt.scalars import HOST, SMALLEST_NORMAL, UnknownValueError
 from portopt_tensorflow import _namespace as xp
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -162,7 +162,7 @@ class GraphArithmetic:
         return xp.flush(self._float(a), SMALLEST_NORMAL)
 
     def concrete(self, value: Any) -> NoReturn:
-        raise TypeError(
+        raise UnknownValueError(
             "a schedule asked for the value of the step inside a tf.function, where it is not known yet: use the functions of "
             "portopt.scalars (where, minimum, maximum, floor, exp, cos) in place of `if`, int(), float() and math"
         )

@@ -29,7 +29,7 @@ from portopt.interpreter import StepScalars, evaluate_scalars
 from portopt.primitives import COMPUTE_DTYPE, round_scalar, slot_dtypes
 from portopt.program import Program
 from portopt.scalars import HOST, MOST_STEPS, Scalar
-from portopt.schedules import configuration_of, is_schedule, schedule_from_configuration
+from portopt.schedules import configuration_of, is_schedule, rate_at, schedule_from_configuration
 from portopt.tracing import trace
 from portopt.trees import STANDARD_TREES, TreeDefinition, explain_difference
 
@@ -497,8 +497,12 @@ class Optimizer(_Declarations):
         owners = {name: f"{type(self).__name__}.apply" for name in overrides if name != _NORM}
         if schedule is not None and scheduled:
             owner = owners["learning_rate"] = f"the schedule {schedule!r} of {type(self).__name__}:"
-            rate = _scheduled_rate(schedule, Scalar(step, arithmetic))
-            given["learning_rate"] = self._fields["learning_rate"].check_value(owner, "learning_rate", rate)
+            rate = self._fields["learning_rate"].check_value(
+                owner, "learning_rate", rate_at(schedule, Scalar(step, arithmetic))
+            )
+            given["learning_rate"] = rate
+            if arithmetic is HOST:  # the schedule may have brought a value of its own that is not known yet
+                arithmetic = backend.arithmetic([rate])
         inputs = {name: backend.scalar(value) for name, value in given.items()}
         for name, owner in owners.items():
             if isinstance(inputs.get(name), int | float):
@@ -911,8 +915,3 @@ def check_state(optimizer: Optimizer, params: Any, state: OptimizerState) -> tup
     backend, definition, leaves, infos = _flatten_params(params)
     _check_slots(backend, leaves, infos, optimizer._flatten_slots(backend, definition, state, params), params)
     return backend, _concrete_step(state.step)
-
-
-def _scheduled_rate(schedule: Callable[[Scalar], Any], step: Scalar) -> Any:
-    rate = schedule(step)
-    return rate.value if isinstance(rate, Scalar) else rate

@@ -9,7 +9,9 @@ host, inside a JAX jit, and symbolically while a rule is traced, because a `Scal
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import numbers
+import operator
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast, overload
 
 from portopt import elementary
@@ -21,6 +23,10 @@ SMALLEST_NORMAL = 2.0**-1022
 
 MOST_STEPS = 2**31 - 1
 """How many steps can be finished: as many as a JAX program can count, for a state may move from any library to any other."""
+
+
+class UnknownValueError(TypeError):
+    """The number behind a scalar was asked for where it is not known yet."""
 
 
 class Arithmetic(Protocol):
@@ -53,7 +59,7 @@ class Arithmetic(Protocol):
     def cos(self, a: Any) -> Any: ...
     def to_float(self, a: Any) -> Any: ...
     def concrete(self, value: Any) -> Number | bool:
-        """Return the Python number behind `value`, or raise `TypeError` where there is none yet."""
+        """Return the Python number behind `value`, or raise `UnknownValueError` where there is none yet."""
 
 
 def flush(x: float) -> float:
@@ -158,11 +164,11 @@ class Scalar:
 
     Rules and schedules receive scalars and combine them, and Python numbers, with `+ - * / **`, comparisons, and the
     functions `sqrt`, `exp`, `log`, `cos`, `floor`, `minimum`, `maximum` and `where` of `portopt.scalars`. A scalar whose
-    value is known (outside a jit) also converts to `int`, `float` and `bool`, so that `if step < 100` or `table[step]` work.
+    value is known (outside a jit) also converts to `int`, `float` and `bool`, so that `if step < 100` or `table[step]` work,
+    and NumPy's functions take it as the number that it is.
     """
 
     __slots__ = ("arithmetic", "structural", "value")
-    __array_ufunc__ = None
 
     def __init__(self, value: Any, arithmetic: Arithmetic, *, structural: bool = False) -> None:
         self.value = value
@@ -172,7 +178,7 @@ class Scalar:
     def _operate(self, operation: str, other: object, *, swapped: bool = False) -> Any:
         if isinstance(other, Scalar):
             other = other.value
-        elif not isinstance(other, int | float):
+        elif not isinstance(other, int | float | numbers.Real):
             return NotImplemented
         else:
             other = _number(other)
@@ -275,6 +281,24 @@ class Scalar:
             )
         return value
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        import numpy as np
+
+        return np.asarray(self.arithmetic.concrete(self.value), dtype=dtype)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """Do what NumPy was asked for: an operator as the contract has it, and any other function on the plain number."""
+        operation = _OPERATORS.get(ufunc.__name__) if method == "__call__" and not options else None
+        if operation is not None:
+            # NumPy compares its numbers as arrays of no dimension.
+            operands = [x[()] if getattr(x, "ndim", None) == 0 else x for x in inputs]
+            if not all(isinstance(x, Scalar | numbers.Real) for x in operands):
+                return NotImplemented
+            # The scalar's own operator has to be the one that is called, not NumPy's again.
+            return operation(*(x if isinstance(x, Scalar) else _number(x) for x in operands))
+        plain = (x.arithmetic.concrete(x.value) if isinstance(x, Scalar) else x for x in inputs)
+        return getattr(ufunc, method)(*plain, **options)
+
     def __repr__(self) -> str:
         return f"Scalar({self.value!r})"
 
@@ -282,9 +306,28 @@ class Scalar:
 ScalarLike = Scalar | float | int
 
 
+_OPERATORS: Mapping[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "subtract": operator.sub,
+    "multiply": operator.mul,
+    "divide": operator.truediv,
+    "floor_divide": operator.floordiv,
+    "remainder": operator.mod,
+    "power": operator.pow,
+    "less": operator.lt,
+    "less_equal": operator.le,
+    "greater": operator.gt,
+    "greater_equal": operator.ge,
+    "equal": operator.eq,
+    "not_equal": operator.ne,
+}
+"""The operators by the names of the functions that NumPy's numbers call for them."""
+
+
 def _number(x: Any) -> Any:
-    """Return a Python number as scalars read it: truth values count, and a subnormal is zero."""
-    return flush(x) if isinstance(x, float) else int(x)
+    """Return a number as scalars read it: truth values and integers of any type count, and a subnormal is zero."""
+    is_integer = not isinstance(x, float) and isinstance(x, int | numbers.Integral)
+    return int(x) if is_integer else flush(float(x))
 
 
 def _exponent(x: Any) -> Any:

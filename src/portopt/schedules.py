@@ -2,20 +2,22 @@
 
 A schedule is called with a `portopt.scalars.Scalar` that holds the number of finished steps: 0 at the first step. Any
 callable will do. Those here compute with the operations of the arithmetic contract only; so does a function that uses only
-`+ - * / **` and `portopt.scalars` on its argument.
+`+ - * / **` and `portopt.scalars` on its argument. A callable that cannot take a `Scalar` gets the plain number.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import operator
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from portopt.hyperparameters import Range, unknown_argument
-from portopt.scalars import HOST, Scalar, cos, floor, minimum, where
+from portopt.scalars import HOST, Scalar, UnknownValueError, cos, floor, minimum, where
 
 _RATE = Range(at_least=0)
 _STEPS = Range(above=0)
@@ -277,6 +279,46 @@ def _progress(step: Scalar, steps: float, *, staircase: bool) -> Any:
 def is_schedule(value: object) -> bool:
     """Tell whether a learning rate is a schedule rather than a number."""
     return callable(value)
+
+
+_take_numbers: Mapping[bool, weakref.WeakSet[Any]] = {True: weakref.WeakSet(), False: weakref.WeakSet()}
+"""Schedules that have refused a `Scalar` and taken a plain number, where steps are known (True) and where they are not."""
+
+_REFUSALS = (TypeError, AttributeError, IndexError, RuntimeError)
+"""What libraries raise for an argument of a type that they do not know."""
+
+
+def rate_at(schedule: Callable[[Any], Any], step: Scalar) -> Any:
+    """Return what a schedule gives after `step` finished steps: a value of the scalar's arithmetic, a number or an array.
+
+    A schedule that cannot take a `Scalar`, since it hands it to another library, is called again with the plain number: an
+    int, or the integer array that a transformation of JAX traces. From then on it is called once, with that.
+    """
+    if isinstance(schedule, Schedule):
+        return _value(schedule(step))
+    on_host = step.arithmetic is HOST
+    try:
+        takes_numbers = schedule in _take_numbers[on_host]
+    except TypeError:  # it has no hash, or cannot be referred to weakly
+        takes_numbers = False
+    if takes_numbers:
+        return _value(schedule(step.value))
+    try:
+        return _value(schedule(step))
+    except _REFUSALS as refusal:
+        try:
+            rate = schedule(step.value)
+        except _REFUSALS as error:
+            if isinstance(refusal, UnknownValueError):
+                raise refusal from error
+            raise
+    with contextlib.suppress(TypeError):
+        _take_numbers[on_host].add(schedule)
+    return _value(rate)
+
+
+def _value(rate: Any) -> Any:
+    return rate.value if isinstance(rate, Scalar) else rate
 
 
 def configuration_of(schedule: Callable[..., Any]) -> dict[str, Any]:
