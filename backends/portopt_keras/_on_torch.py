@@ -22,24 +22,23 @@ def update(
     gradients: list[Any],
     slots: dict[str, Any],
     scalars: dict[str, Any],
-    rate: Any,
+    step: Any,
 ) -> None:
     params = [variable.value for variable in variables]
     gradients = [keras.ops.cast(g, p.dtype) for g, p in zip(gradients, params, strict=True)]
     arrays = {name: [variable.value for variable in of] for name, of in slots.items()}
     numbers = {name: _number(variable) for name, variable in scalars.items()}
     state = OptimizerState(int(optimizer.iterations), {**arrays, **numbers})
-    overrides = optimizer.rate_for_step(rate)
     if in_stateless_scope():
         # There the tensors are the caller's own, who expects new ones.
-        params, state = optimizer.optimizer.apply(params, gradients, state, **overrides)
+        params, state = step(params, gradients, state)
         for variable, value in zip(variables, params, strict=True):
             variable.assign(value)
         for name, of in slots.items():
             for variable, value in zip(of, state.slots[name], strict=True):
                 variable.assign(value)
     else:
-        state = optimizer.optimizer.apply_(params, gradients, state, **overrides)
+        _, state = step(params, gradients, state, in_place=True)
     for name, variable in scalars.items():
         variable.assign(_words(state.slots[name]))
 
