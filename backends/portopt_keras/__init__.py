@@ -1,7 +1,7 @@
 """Any portopt optimizer as an optimizer of Keras 3, on Keras' JAX, torch and TensorFlow backends.
 
 Importing this package imports keras and registers its classes, so that Keras finds them by name (`"portopt>Adam"`). Each rule of
-portopt has a class of its name here, such as `portopt_keras.SGD`; `get`, `serialize` and `deserialize` know them without the prefix.
+portopt has a class of its name here, such as `portopt_keras.SGD`; `get`, `serialize` and `deserialize` know them without prefix.
 """
 
 from typing import Any

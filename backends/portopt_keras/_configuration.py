@@ -38,8 +38,8 @@ def get(identifier: Any) -> KerasOptimizer:
         return deserialize(identifier)
     if isinstance(identifier, keras.optimizers.Optimizer):
         raise ValueError(
-            f"{identifier!r} is an optimizer of Keras itself: use it as it is, or give portopt_keras.get its counterpart, "
-            "portopt.from_native(optimizer)"
+            f"{identifier!r} is an optimizer of Keras itself: use it as it is, or make its counterpart here, such as "
+            "portopt_keras.Adam(dialect='keras3')"
         )
     raise ValueError(
         f"could not interpret the optimizer identifier {identifier!r} of type {type(identifier).__name__}: give a name such as "
@@ -60,8 +60,8 @@ def serialize(optimizer: KerasOptimizer) -> dict[str, Any]:
     """
     if not isinstance(optimizer, KerasOptimizer):
         raise TypeError(
-            f"portopt_keras.serialize takes an optimizer of portopt_keras, but {optimizer!r} of type {type(optimizer).__name__} was "
-            "given: portopt.serialize takes one of portopt, keras.optimizers.serialize one of Keras"
+            f"portopt_keras.serialize takes an optimizer of portopt_keras, but {optimizer!r} of type {type(optimizer).__name__} "
+            "was given: portopt.serialize takes one of portopt, keras.optimizers.serialize one of Keras"
         )
     config: dict[str, Any] = keras.optimizers.serialize(optimizer)
     return config
@@ -84,8 +84,8 @@ def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | N
     """
     if str(config.get("module")).partition(".")[0] == "keras":
         raise ValueError(
-            f"the config is of {config.get('class_name')!r} of Keras itself, whose clipping, defaults and formula differ: give it to "
-            "keras.optimizers.deserialize, and the optimizer that this returns to portopt.from_native for its counterpart"
+            f"the config is of {config.get('class_name')!r} of Keras itself, whose arguments mean other things: give it to "
+            "keras.optimizers.deserialize, or make its counterpart here, such as portopt_keras.Adam(dialect='keras3')"
         )
     name = str(config.get("class_name")).lower().removeprefix(_PREFIX)
     classes = {cls.__name__.lower(): cls for cls in (KerasOptimizer, *CLASSES.values())}

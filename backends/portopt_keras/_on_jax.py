@@ -23,7 +23,7 @@ def update(
     step: Any,
 ) -> None:
     params = [variable.value for variable in variables]
-    gradients = [keras.ops.cast(g, p.dtype) for g, p in zip(gradients, params, strict=True)]
+    gradients = [_dense(g, p) for g, p in zip(gradients, params, strict=True)]
     values = {name: [variable.value for variable in of] for name, of in slots.items()}
     words = {name: variable.value for name, variable in scalars.items()}
     state = OptimizerState(tensor(optimizer.iterations), {**values, **words})
@@ -35,3 +35,8 @@ def update(
             variable.assign(value)
     for name, variable in scalars.items():
         variable.assign(state.slots[name])
+
+
+def _dense(gradient: Any, parameter: Any) -> Any:
+    """Return a gradient as an array like its parameter; a sparse one may have only some rows."""
+    return keras.ops.cast(keras.ops.convert_to_tensor(gradient, sparse=False), parameter.dtype)

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import torch
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from portopt.optimizer import OptimizerState
@@ -16,6 +17,8 @@ def tensor(value: Any) -> Any:
     return keras.ops.convert_to_tensor(value)
 
 
+# Keras compiles the whole training step if it is asked to; what torch would make of this one has other bits.
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # of torch
 def update(
     optimizer: Any,
     variables: list[Any],

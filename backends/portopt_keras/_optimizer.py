@@ -13,6 +13,7 @@ from portopt.backend import find_backend
 from portopt.primitives import COMPUTE_DTYPE
 from portopt.schedules import is_schedule
 from portopt_keras._learning_rate import ScheduleOfSteps, nearest, on_keras_backend, scalar_of
+from portopt_keras._options import check_options
 from portopt_keras._weight_decay import Exclusions, has_weight_decay, without_weight_decay
 
 EXCLUSIONS = "excluded_from_weight_decay"
@@ -81,19 +82,20 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         if learning_rate is None:
             rate = optimizer.learning_rate
             learning_rate = ScheduleOfSteps(rate) if is_schedule(rate) else rate
-        super().__init__(
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            clipnorm=clipnorm,
-            clipvalue=clipvalue,
-            global_clipnorm=global_clipnorm,
-            use_ema=use_ema,
-            ema_momentum=ema_momentum,
-            ema_overwrite_frequency=ema_overwrite_frequency,
-            loss_scale_factor=loss_scale_factor,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            name=auto_name(type(optimizer).__name__) if name is None else name,
-        )
+        options = {
+            "weight_decay": weight_decay,
+            "clipnorm": clipnorm,
+            "clipvalue": clipvalue,
+            "global_clipnorm": global_clipnorm,
+            "use_ema": use_ema,
+            "ema_momentum": ema_momentum,
+            "ema_overwrite_frequency": ema_overwrite_frequency,
+            "loss_scale_factor": loss_scale_factor,
+            "gradient_accumulation_steps": gradient_accumulation_steps,
+        }
+        check_options(type(self).__name__, options)
+        name = auto_name(type(optimizer).__name__) if name is None else name
+        super().__init__(learning_rate=learning_rate, name=name, **options)
         self._exclusions = Exclusions()
         self._excluded: frozenset[Any] = frozenset()
         self._undecayed: portopt.Optimizer | None = None
@@ -115,7 +117,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         for name, value in self.optimizer.scalar_slots.items():
             words = np.float64(value).view((np.uint32, 2))
             self._scalar_slots[name] = self.add_variable((2,), lambda *_, words=words, **__: words, "uint32", name=name)
-        self._excluded = self._exclusions.among(variables, self._var_key)
+        self._exclude(self._exclusions.with_variables(variables, self._var_key))
 
     def _add_slot(self, variable: Any, name: str) -> Any:
         if self._overwrite_variable_with_gradient(variable):
@@ -225,6 +227,9 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         exclusions = Exclusions.of(var_list, var_names, self._var_key)
         if has_weight_decay(self.optimizer):
             without_weight_decay(self.optimizer)
+        self._exclude(exclusions)
+
+    def _exclude(self, exclusions: Exclusions) -> None:
         self._exclusions = exclusions
         if self.built:
             self._excluded = exclusions.among(self._trainable_variables, self._var_key)
@@ -263,8 +268,8 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
     def __setattr__(self, name: str, value: Any) -> None:
         if "_optimizer" in self.__dict__ and name in self._fixed_names():
             raise AttributeError(
-                f"{name!r} of {self.name!r} cannot be set, for it is portopt's, whose optimizers are immutable: make another, such "
-                f"as KerasOptimizer(opt.optimizer.replace({name}=...))"
+                f"{name!r} of {self.name!r} cannot be set, for it is portopt's, whose optimizers are immutable: make another, "
+                f"such as KerasOptimizer(opt.optimizer.replace({name}=...))"
             )
         super().__setattr__(name, value)
 
@@ -288,7 +293,8 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         if not self._has_keras_rate():
             del config["learning_rate"]
         if self._exclusions:
-            config[EXCLUSIONS] = self._exclusions.get_config()
+            variables = self._trainable_variables if self.built else None
+            config[EXCLUSIONS] = self._exclusions.get_config(variables, self._var_key)
         return config
 
     @classmethod
@@ -298,7 +304,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         exclusions = config.pop(EXCLUSIONS, None)
         optimizer: Self = super().from_config(config, custom_objects)
         if exclusions is not None:
-            optimizer._exclusions = Exclusions(**exclusions)
+            optimizer._exclusions = Exclusions.from_config(exclusions)
         return optimizer
 
     def _has_keras_rate(self) -> bool:
