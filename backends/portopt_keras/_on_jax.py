@@ -20,14 +20,14 @@ def update(
     gradients: list[Any],
     slots: dict[str, Any],
     scalars: dict[str, Any],
-    rate: Any,
+    step: Any,
 ) -> None:
     params = [variable.value for variable in variables]
-    gradients = [keras.ops.convert_to_tensor(g) for g in gradients]
+    gradients = [keras.ops.convert_to_tensor(g, sparse=False) for g in gradients]
     values = {name: [variable.value for variable in of] for name, of in slots.items()}
     words = {name: variable.value for name, variable in scalars.items()}
     state = OptimizerState(tensor(optimizer.iterations), {**values, **words})
-    params, state = optimizer.optimizer.apply(params, gradients, state, **optimizer.rate_for_step(rate))
+    params, state = step(params, gradients, state)
     for variable, value in zip(variables, params, strict=True):
         variable.assign(value)
     for name, of in slots.items():

@@ -22,7 +22,7 @@ def update(
     gradients: list[Any],
     slots: dict[str, Any],
     scalars: dict[str, Any],
-    rate: Any,
+    step: Any,
 ) -> None:
     variables = [_resource(variable) for variable in variables]
     pairs = optimizer._all_reduce_sum_gradients(list(zip(gradients, variables, strict=True)))
@@ -31,7 +31,7 @@ def update(
     values = {name: [tensor(variable) for variable in of] for name, of in slots.items()}
     numbers = {name: tf.bitcast(tensor(v), tf.float64) for name, v in scalars.items()}
     state = OptimizerState(tensor(optimizer.iterations), {**values, **numbers})
-    params, state = optimizer.optimizer.apply(params, gradients, state, **optimizer.rate_for_step(rate))
+    params, state = step(params, gradients, state)
 
     written = list(zip(variables, params, strict=True))
     for name, of in slots.items():

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import torch
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from portopt.optimizer import OptimizerState
@@ -16,30 +17,31 @@ def tensor(value: Any) -> Any:
     return keras.ops.convert_to_tensor(value)
 
 
+# Keras compiles the whole training step if it is asked to; what torch would make of this one has other bits.
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # of torch
 def update(
     optimizer: Any,
     variables: list[Any],
     gradients: list[Any],
     slots: dict[str, Any],
     scalars: dict[str, Any],
-    rate: Any,
+    step: Any,
 ) -> None:
     params = [variable.value for variable in variables]
     gradients = [keras.ops.convert_to_tensor(g) for g in gradients]
     arrays = {name: [variable.value for variable in of] for name, of in slots.items()}
     numbers = {name: _number(variable) for name, variable in scalars.items()}
     state = OptimizerState(int(optimizer.iterations), {**arrays, **numbers})
-    overrides = optimizer.rate_for_step(rate)
     if in_stateless_scope():
         # There the tensors are the caller's own, who expects new ones.
-        params, state = optimizer.optimizer.apply(params, gradients, state, **overrides)
+        params, state = step(params, gradients, state)
         for variable, value in zip(variables, params, strict=True):
             variable.assign(value)
         for name, of in slots.items():
             for variable, value in zip(of, state.slots[name], strict=True):
                 variable.assign(value)
     else:
-        state = optimizer.optimizer.apply_(params, gradients, state, **overrides)
+        _, state = step(params, gradients, state, in_place=True)
     for name, variable in scalars.items():
         variable.assign(_words(state.slots[name]))
 

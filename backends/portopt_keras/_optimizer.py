@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import keras
 import numpy as np
+from keras.src.utils.naming import auto_name
 
 import portopt
+from portopt.backend import find_backend
 from portopt.primitives import COMPUTE_DTYPE
 from portopt.schedules import is_schedule
 from portopt_keras._learning_rate import ScheduleOfSteps, nearest, on_keras_backend, scalar_of
+from portopt_keras._options import check_options
+from portopt_keras._weight_decay import Exclusions, has_weight_decay, without_weight_decay
+
+EXCLUSIONS = "excluded_from_weight_decay"
+"""What a config calls the variables that are excluded from weight decay."""
 
 
 @keras.saving.register_keras_serializable(package="portopt")
@@ -28,8 +36,9 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
             portopt optimizer, or `global_clipnorm`.
         clipvalue: each element of a gradient is clipped to [-clipvalue, clipvalue].
         global_clipnorm: the norm of all gradients together is clipped.
-        use_ema, ema_momentum, ema_overwrite_frequency, loss_scale_factor, gradient_accumulation_steps, name: as for every
-            optimizer of Keras.
+        use_ema, ema_momentum, ema_overwrite_frequency, loss_scale_factor, gradient_accumulation_steps: as for every optimizer of
+            Keras.
+        name: None: the rule's name, numbered as Keras numbers names.
 
     Raises:
         TypeError: `optimizer` is no portopt optimizer, or an argument is unknown.
@@ -73,20 +82,30 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         if learning_rate is None:
             rate = optimizer.learning_rate
             learning_rate = ScheduleOfSteps(rate) if is_schedule(rate) else rate
-        super().__init__(
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            clipnorm=clipnorm,
-            clipvalue=clipvalue,
-            global_clipnorm=global_clipnorm,
-            use_ema=use_ema,
-            ema_momentum=ema_momentum,
-            ema_overwrite_frequency=ema_overwrite_frequency,
-            loss_scale_factor=loss_scale_factor,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            name=name,
-        )
-        self.optimizer = optimizer
+        options = {
+            "weight_decay": weight_decay,
+            "clipnorm": clipnorm,
+            "clipvalue": clipvalue,
+            "global_clipnorm": global_clipnorm,
+            "use_ema": use_ema,
+            "ema_momentum": ema_momentum,
+            "ema_overwrite_frequency": ema_overwrite_frequency,
+            "loss_scale_factor": loss_scale_factor,
+            "gradient_accumulation_steps": gradient_accumulation_steps,
+        }
+        check_options(type(self).__name__, options)
+        name = auto_name(type(optimizer).__name__) if name is None else name
+        super().__init__(learning_rate=learning_rate, name=name, **options)
+        self._exclusions = Exclusions()
+        self._excluded: frozenset[Any] = frozenset()
+        self._undecayed: portopt.Optimizer | None = None
+        self._has_stepped = False
+        self._optimizer = optimizer
+
+    @property
+    def optimizer(self) -> portopt.Optimizer:
+        """The portopt optimizer."""
+        return self._optimizer
 
     def build(self, variables: Sequence[Any]) -> None:
         """Create the slots of each variable; Keras calls it before the first step."""
@@ -98,6 +117,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         for name, value in self.optimizer.scalar_slots.items():
             words = np.float64(value).view((np.uint32, 2))
             self._scalar_slots[name] = self.add_variable((2,), lambda *_, words=words, **__: words, "uint32", name=name)
+        self._exclude(self._exclusions.with_variables(variables, self._var_key))
 
     def _add_slot(self, variable: Any, name: str) -> Any:
         if self._overwrite_variable_with_gradient(variable):
@@ -120,9 +140,55 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         # The step of all variables at once, where Keras would call update_step for each: the norm of all gradients needs them.
         variables = list(trainable_variables)
         slots = {name: [of[self._get_variable_index(v)] for v in variables] for name, of in self._slots.items()}
-        on_keras_backend().update(self, variables, list(grads), slots, self._scalar_slots, learning_rate)
+        excluded = [i for i, v in enumerate(variables) if not self._use_weight_decay(v)] if self._excluded else []
+        step = functools.partial(self._step, learning_rate, excluded)
+        on_keras_backend().update(self, variables, list(grads), slots, self._scalar_slots, step)
+        if not self._has_stepped:
+            self._has_stepped = True
 
-    def rate_for_step(self, learning_rate: Any) -> dict[str, Any]:
+    def _step(
+        self,
+        learning_rate: Any,
+        excluded: Sequence[int],
+        params: list[Any],
+        gradients: list[Any],
+        state: portopt.OptimizerState,
+        *,
+        in_place: bool = False,
+    ) -> tuple[list[Any], portopt.OptimizerState]:
+        """Return parameters and state after one step; what is excluded takes it without the rule's weight decay."""
+        overrides = self._rate_for_step(learning_rate)
+        rule = self.optimizer
+        if not excluded or not has_weight_decay(rule):
+            return _apply(rule, params, gradients, state, overrides, in_place)
+        if self._undecayed is None:
+            self._undecayed = without_weight_decay(rule)
+        _check_shapes(params, gradients)
+        if rule.program().uses_gradient_norm:
+            backend = find_backend(params[0])
+            assert backend is not None
+            overrides["gradient_norm"] = backend.gradient_norm(gradients)
+        others = [i for i in range(len(params)) if i not in excluded]
+        params, new_slots = list(params), {name: list(state.slots[name]) for name in rule.slots}
+        for part, indices in ((rule, others), (self._undecayed, excluded)):
+            if not indices:
+                continue
+            slots = {n: [of[i] for i in indices] if n in rule.slots else of for n, of in state.slots.items()}
+            new, after = _apply(
+                part,
+                [params[i] for i in indices],
+                [gradients[i] for i in indices],
+                state._replace(slots=slots),
+                overrides,
+                in_place,
+            )
+            for k, i in enumerate(indices):
+                params[i] = new[k]
+                for name, of in new_slots.items():
+                    of[i] = after.slots[name][k]
+        return params, portopt.OptimizerState(after.step, {**after.slots, **new_slots})
+
+    def _rate_for_step(self, learning_rate: Any) -> dict[str, Any]:
         """Return the learning rate of a step as portopt's override, given Keras' value of it."""
         if isinstance(self._learning_rate, ScheduleOfSteps):
             return {}
@@ -135,6 +201,86 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         held = value.arithmetic.equal(value.value, nearest(given))
         return {"learning_rate": value.arithmetic.where(held, given, value.value)}
 
+    def exclude_from_weight_decay(
+        self, var_list: Sequence[Any] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """Exclude variables from weight decay, the rule's and Keras'; a second call takes the place of the first.
+
+        Args:
+            var_list: variables.
+            var_names: regular expressions. A variable is excluded if one of them is found in its name, or in its path.
+
+        Raises:
+            ValueError: the optimizer has done a step, in which variables were decayed; or the rule cannot do without.
+            TypeError: `var_names` is no list of strings.
+
+        Example:
+            >>> import portopt_keras
+            >>> opt = portopt_keras.Adam(weight_decay=0.004, dialect="keras3")
+            >>> opt.exclude_from_weight_decay(var_names=["bias"])
+        """
+        if self._has_stepped:
+            raise ValueError(
+                f"exclude_from_weight_decay was called on {self.name!r} after a step, in which variables were decayed: call it "
+                "before the first step, or on a new optimizer"
+            )
+        exclusions = Exclusions.of(var_list, var_names, self._var_key)
+        if has_weight_decay(self.optimizer):
+            without_weight_decay(self.optimizer)
+        self._exclude(exclusions)
+
+    def _exclude(self, exclusions: Exclusions) -> None:
+        self._exclusions = exclusions
+        if self.built:
+            self._excluded = exclusions.among(self._trainable_variables, self._var_key)
+
+    def _use_weight_decay(self, variable: Any) -> bool:
+        return self._var_key(variable) not in self._excluded
+
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        # Keras on torch cannot decay an empty list.
+        decayed = [v for v in variables if self._use_weight_decay(v)]
+        if decayed:
+            super()._apply_weight_decay(decayed)
+
+    @property
+    def learning_rate(self) -> Any:
+        """The learning rate: a variable of Keras, or what a schedule gives now."""
+        return self._get_current_learning_rate()
+
+    @learning_rate.setter
+    def learning_rate(self, rate: Any) -> None:
+        if isinstance(rate, portopt.Schedule):
+            self._optimizer = self._optimizer.replace(learning_rate=rate)
+            self._undecayed = None
+            rate = ScheduleOfSteps(rate)
+        keras.optimizers.Optimizer.learning_rate.fset(self, rate)
+
+    @property
+    def lr(self) -> Any:
+        """`learning_rate`, under its name in Keras 2."""
+        return self.learning_rate
+
+    @lr.setter
+    def lr(self, rate: Any) -> None:
+        self.learning_rate = rate
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_optimizer" in self.__dict__ and name in self._fixed_names():
+            raise AttributeError(
+                f"{name!r} of {self.name!r} cannot be set, for it is portopt's, whose optimizers are immutable: make another, "
+                f"such as KerasOptimizer(opt.optimizer.replace({name}=...))"
+            )
+        super().__setattr__(name, value)
+
+    def _fixed_names(self) -> frozenset[str]:
+        """Return the hyperparameters of the rule that a user might mean to set here: what Keras does itself is set as usual."""
+        return self._hyperparameters() - frozenset(self.__dict__)
+
+    def _hyperparameters(self) -> frozenset[str]:
+        rule = self._optimizer
+        return frozenset(rule.defaults(getattr(rule, "dialect", None))) - {"learning_rate"}
+
     def _get_current_learning_rate(self) -> Any:
         if isinstance(self._learning_rate, ScheduleOfSteps):
             # portopt's schedules count steps of the optimizer, not the batches that are accumulated for one.
@@ -146,7 +292,20 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         config = {**super().get_config(), "optimizer": portopt.serialize(self._configured())}
         if not self._has_keras_rate():
             del config["learning_rate"]
+        if self._exclusions:
+            variables = self._trainable_variables if self.built else None
+            config[EXCLUSIONS] = self._exclusions.get_config(variables, self._var_key)
         return config
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:
+        """Return the optimizer that `get_config` described."""
+        config = dict(config)
+        exclusions = config.pop(EXCLUSIONS, None)
+        optimizer: Self = super().from_config(config, custom_objects)
+        if exclusions is not None:
+            optimizer._exclusions = Exclusions.from_config(exclusions)
+        return optimizer
 
     def _has_keras_rate(self) -> bool:
         rate = self._learning_rate
@@ -164,3 +323,24 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
 def is_keras_rate(rate: Any) -> bool:
     """Tell whether a learning rate is a schedule of Keras, or a callable that Keras calls without arguments."""
     return callable(rate) and not isinstance(rate, portopt.Schedule)
+
+
+def _apply(
+    optimizer: portopt.Optimizer,
+    params: list[Any],
+    gradients: list[Any],
+    state: portopt.OptimizerState,
+    overrides: Mapping[str, Any],
+    in_place: bool,
+) -> tuple[list[Any], portopt.OptimizerState]:
+    if in_place:
+        return params, optimizer.apply_(params, gradients, state, **overrides)
+    params, state = optimizer.apply(params, gradients, state, **overrides)
+    return params, state
+
+
+def _check_shapes(params: Sequence[Any], gradients: Sequence[Any]) -> None:
+    """Raise `ValueError` before any part of a step that is done in two has moved."""
+    for i, (p, g) in enumerate(zip(params, gradients, strict=True)):
+        if tuple(p.shape) != tuple(g.shape):
+            raise ValueError(f"gradient {i} has shape {tuple(g.shape)}, but its variable has shape {tuple(p.shape)}")

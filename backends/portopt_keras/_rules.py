@@ -11,7 +11,7 @@ import keras
 import portopt
 from portopt.hyperparameters import unknown_argument
 from portopt.schedules import schedule_from_configuration
-from portopt_keras._optimizer import KerasOptimizer, is_keras_rate
+from portopt_keras._optimizer import EXCLUSIONS, KerasOptimizer, is_keras_rate
 
 _OPTIONS = {n: p for n, p in inspect.signature(KerasOptimizer).parameters.items() if p.kind is p.KEYWORD_ONLY}
 """What Keras does around the step."""
@@ -47,12 +47,15 @@ class RuleOptimizer(KerasOptimizer):
         """Return the names of Keras' options that the rule does not have in a dialect."""
         return frozenset(_OPTIONS) - frozenset(cls.rule.defaults(dialect))
 
+    def _fixed_names(self) -> frozenset[str]:
+        return self._hyperparameters()
+
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as values that JSON can hold."""
         config = super().get_config()
         own = config.pop("optimizer")["config"]
         keras_options = self._keras_options(getattr(self.optimizer, "dialect", None))
-        options = {name: value for name, value in config.items() if name in keras_options}
+        options = {n: v for n, v in config.items() if n in keras_options or n == EXCLUSIONS}
         rate = {"learning_rate": config["learning_rate"]} if "learning_rate" in config else {}
         return {**options, **own, **rate}
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -21,6 +21,7 @@ from portopt.hyperparameters import (
     epsilon_hyperparameter,
     fields_by_dialect,
     hyperparameter,
+    is_array,
     not_in_dialect,
     option,
     unknown_argument,
@@ -744,7 +745,8 @@ def _with_norm(hyperparameters: dict[str, Any], gradient_norm: Any) -> dict[str,
 
 def _check_norm(owner: str, value: Any) -> Any:
     """Return a norm that was given for a step; NaN and infinity are norms too."""
-    if isinstance(value, bool) or getattr(value, "shape", ()) != () or not hasattr(value, "__float__"):
+    is_scalar = hasattr(value, "__float__") or is_array(value)  # a tensor of a graph of TensorFlow has no value yet
+    if isinstance(value, bool) or getattr(value, "shape", ()) != () or not is_scalar:
         raise TypeError(
             f"{owner} gradient_norm must be a Python number or a 0-d array, but {value!r:.80} of type "
             f"{type(value).__name__} was given"
