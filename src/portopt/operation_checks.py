@@ -67,12 +67,14 @@ def check_operations(backend: ArrayAPIBackend, dtype: str, like: Any) -> None:
     reference, compute = _reference(), COMPUTE_DTYPE[dtype]
     host: dict[str, Any] = {"r": operand(dtype, 0)}
     host |= {name: _flushed(operand(compute, i)) for i, name in enumerate("xy")}
-    host |= {"m": host["x"] < host["y"], "n": host["x"] == host["y"]}
+    host |= {"m": host["x"] < host["y"], "n": host["x"] <= 1}
     on_device = backend._on_device(like)
-    try:
-        given = {name: backend._from_own(array.copy(), on_device) for name, array in host.items()}
-    except Exception as error:
-        raise _refusal(backend, f"its arrays of {dtype} cannot be made from NumPy's: {error!r:.200}") from error
+    what = f"the way of {dtype} from NumPy and back"
+    given = _result(
+        backend, what, lambda: {name: backend._from_own(array.copy(), on_device) for name, array in host.items()}
+    )
+    for name, array in host.items():
+        _compare(backend, what, array, given[name], {})
     for value in (1 / 3, -0.0, SMALLEST_NORMAL[compute], float("inf"), float("nan"), 0.1):
         host["s"] = reference.rounded_scalar(value, compute, host["r"])
         what = f"the scalar {value!r} in {compute}"
@@ -223,7 +225,7 @@ def _result(backend: ArrayAPIBackend, what: str, function: Callable[[], Any]) ->
     try:
         return function()
     except Exception as error:
-        raise _refusal(backend, f"{what} raised {error!r:.200}") from error
+        raise _refusal(backend, f"{what} raised {type(error).__name__}: {error!s:.500}") from error
 
 
 def _compare(backend: ArrayAPIBackend, what: str, expected: Any, result: Any, operands: Mapping[str, Any]) -> None:
