@@ -26,9 +26,12 @@ from portopt.interpreter import StepScalars
 from portopt.interrupts import finish
 from portopt.program import Program
 
+_PLAIN = frozenset({np.ndarray, np.memmap})
+"""Types of arrays that are numbers and nothing else."""
+
 
 class NumpyBackend(ArrayAPIBackend):
-    """NumPy arrays, memory-mapped ones and NumPy's scalars included; masked arrays and matrices are refused."""
+    """NumPy arrays, memory-mapped ones and NumPy's scalars included; other subclasses of `numpy.ndarray` are refused."""
 
     modes: Mapping[str, Mode] = {mode.name: mode for mode in (PURE, IN_PLACE, INTERPRETED)}
 
@@ -51,10 +54,10 @@ class NumpyBackend(ArrayAPIBackend):
         return importlib.import_module("ml_dtypes").bfloat16 if name == "bfloat16" else np.dtype(name)
 
     def describe(self, array: Any) -> ArrayInfo:
-        if isinstance(array, np.ma.MaskedArray | np.matrix):
+        if type(array) not in _PLAIN and not isinstance(array, np.generic):
             raise TypeError(
-                f"arrays of type {type(array).__name__} are not supported: their operations mean something else; "
-                "convert with numpy.asarray"
+                f"arrays of type {type(array).__name__} are not supported: a subclass of numpy.ndarray may carry more "
+                "than numbers (a mask, units, names), or do its operations otherwise; convert with numpy.asarray"
             )
         return ArrayInfo(array.shape, _dtype_name(array.dtype), "cpu")
 

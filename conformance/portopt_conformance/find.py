@@ -23,13 +23,15 @@ def find(name: str) -> Backend:
         backend = getattr(importlib.import_module(module_name), attribute) if colon else get_backend(name)
     except (ImportError, ValueError, AttributeError) as error:
         raise UnavailableBackendError(str(error)) from error
+    try:
+        # First, because Python 3.11 reads every attribute to see whether an object fits, and some import the library.
+        version = getattr(backend, "version", lambda: None)
+        version()
+    except ImportError as error:
+        remedy = backend.install_command
+        raise UnavailableBackendError(f"{backend.name} is not installed ({error}); install it: {remedy}") from error
     if not isinstance(backend, Backend):
         protocol = sorted(n for n in (*Backend.__annotations__, *vars(Backend)) if not n.startswith("_"))
         lacks = ", ".join(n for n in protocol if not hasattr(backend, n))
         raise TypeError(f"{name} is {backend!r}, which is no backend: it lacks {lacks}")
-    try:
-        backend.version()
-    except ImportError as error:
-        remedy = backend.install_command
-        raise UnavailableBackendError(f"{backend.name} is not installed ({error}); install it: {remedy}") from error
     return backend

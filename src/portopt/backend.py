@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -255,12 +256,21 @@ class ArrayAPIBackend:
         return type(leaf).__module__.partition(".")[0] == self.root and hasattr(leaf, "dtype")
 
     def version(self) -> str:
-        namespace = self.xp
-        return str(getattr(sys.modules.get(self.root, namespace), "__version__", "unknown"))
+        for module in (self.xp, sys.modules.get(self.root)):
+            if hasattr(module, "__version__"):
+                return str(module.__version__)
+        return "unknown"
 
     def devices(self) -> Mapping[str, str | None]:
+        return dict.fromkeys(self._devices)
+
+    @functools.cached_property
+    def _devices(self) -> Mapping[str, Any]:
+        """The library's device objects by name; None is that of arrays without a device, which functions then do not take."""
         info = getattr(self.xp, "__array_namespace_info__", None)
-        return {str(device): None for device in info().devices()} if info else {"cpu": None}
+        if info is None or not hasattr(self.xp.asarray(0.0), "device"):
+            return {"cpu": None}
+        return {str(device): device for device in info().devices()}
 
     def dtypes(self) -> tuple[str, ...]:
         return tuple(name for name in COMPUTE_DTYPE if self._has_dtype(name))
@@ -272,7 +282,9 @@ class ArrayAPIBackend:
         return contextlib.nullcontext()
 
     def dtype(self, name: str) -> Any:
-        """Return the library's dtype object."""
+        """Return the library's dtype object; raise `TypeError` if it has none of that name."""
+        if not self._has_dtype(name):
+            raise TypeError(f"{self.name} has no dtype {name}; it has {', '.join(self.dtypes())}")
         return getattr(self.xp, name)
 
     def describe(self, array: Any) -> ArrayInfo:
@@ -283,21 +295,52 @@ class ArrayAPIBackend:
         return str(array.dtype).rpartition(".")[2]
 
     def full(self, like: Any, value: float, dtype: str) -> Any:
-        return self.xp.full(like.shape, value, dtype=self.dtype(dtype), device=self._device(like))
+        return self.xp.full(like.shape, value, dtype=self.dtype(dtype), **self._on_device(like))
 
-    def _device(self, array: Any) -> Any:
-        return getattr(array, "device", None)
+    def _on_device(self, like: Any) -> dict[str, Any]:
+        """Return the arguments that put a new array on the device of another; none, if its library knows no devices."""
+        device = getattr(like, "device", None)
+        return {} if device is None else {"device": device}
 
     def to_numpy(self, array: Any) -> Any:
         import numpy as np
 
-        return np.array(np.from_dlpack(array), copy=True)
+        if self.dtype_name(array) == "bfloat16":
+            # No protocol of exchange with NumPy has the dtype; by way of float32 it keeps every bit.
+            wide = self.to_numpy(self.xp.astype(array, self.dtype("float32")))
+            return wide.astype(importlib.import_module("ml_dtypes").bfloat16)
+        reasons = []
+        for name, convert in _to_numpy_conversions().items():
+            try:
+                found = np.asarray(convert(array))
+            except Exception as error:
+                reasons.append(f"{name}: {error!r:.120}")
+                continue
+            if found.shape == tuple(array.shape) and found.dtype.kind != "O":
+                return np.array(found, copy=True)
+            reasons.append(f"{name}: gave {found.dtype} of shape {found.shape}")
+        raise TypeError(
+            f"an array of {self.name} of type {type(array).__name__} cannot be converted to NumPy ({'; '.join(reasons)})"
+        )
 
     def from_numpy(self, array: Any, device: str | None) -> Any:
-        chosen = next((d for d in self.xp.__array_namespace_info__().devices() if str(d) == device), None)
-        if chosen is None:
+        import numpy as np
+
+        if device not in self._devices:
             raise ValueError(f"{self.name} has no device {device!r}; it has {', '.join(self.devices())}")
-        return self.xp.asarray(array, device=chosen, copy=True)
+        chosen = self._devices[device]
+        # The copy is made here: not every library has the argument, or takes it as an order.
+        return self._from_own(np.array(array, copy=True), {} if chosen is None else {"device": chosen})
+
+    def _from_own(self, array: Any, on_device: Mapping[str, Any]) -> Any:
+        """Return a NumPy array, whose memory may be kept, as one of this library."""
+        name = array.dtype.name
+        if name == "bfloat16":
+            narrow = self.dtype(name)
+            return self.xp.astype(self._from_own(array.astype("float32"), on_device), narrow)
+        # Without a dtype, some libraries make everything their default one.
+        dtype = self.dtype(name) if name in COMPUTE_DTYPE else getattr(self.xp, name, None)
+        return self.xp.asarray(array, **({} if dtype is None else {"dtype": dtype}), **on_device)
 
     def arithmetic(self, values: Iterable[Any]) -> Arithmetic:
         return HOST
@@ -349,13 +392,18 @@ class ArrayAPIBackend:
     def rounded_scalar(self, value: Any, compute_dtype: str, like: Any) -> Any:
         """Return a float64 scalar, rounded to the compute dtype, as a 0-d array on the device of `like`."""
         rounded = round_scalar(float(value), compute_dtype)
-        return self.xp.asarray(rounded, dtype=self.dtype(compute_dtype), device=self._device(like))
+        return self.xp.asarray(rounded, dtype=self.dtype(compute_dtype), **self._on_device(like))
 
     def _stored(self, value: Any, like: Any) -> Any:
         if value.shape != like.shape:
             value = self.xp.broadcast_to(value, like.shape)
         # A result may be an input itself, or shared by two outputs: each output is an array of its own.
-        return self.xp.astype(value, like.dtype, copy=True)
+        try:
+            return self.xp.astype(value, like.dtype, copy=True)
+        except (
+            TypeError
+        ):  # not every library has the argument; those that lack it change no array but the one assigned to
+            return self.xp.astype(value, like.dtype)
 
     def assign(self, target: Any, value: Any) -> None:
         """Write `value` into `target`."""
@@ -399,7 +447,7 @@ class ArrayAPIBackend:
 
     def why_read_only(self, array: Any) -> str | None:
         """Return what keeps an array from being written, such as "is a read-only array"; None if nothing does."""
-        return None
+        return None if hasattr(type(array), "__setitem__") else f"is an immutable array of {self.name}"
 
     def memory_range(self, array: Any) -> MemoryRange:
         """Return the memory that an array's elements lie in; by default, each array object has its own."""
@@ -408,6 +456,18 @@ class ArrayAPIBackend:
     def share_memory(self, a: Any, b: Any) -> bool:
         """Tell whether two arrays whose memory ranges overlap share an element."""
         return True
+
+
+@functools.cache
+def _to_numpy_conversions() -> Mapping[str, Callable[[Any], Any]]:
+    """Return the ways to turn an array of any library into one of NumPy, in the order in which they are tried."""
+    import numpy as np
+
+    return {
+        "numpy.from_dlpack": np.from_dlpack,
+        "numpy.asarray": np.asarray,
+        **{f"{name}()": operator.methodcaller(name) for name in ("numpy", "to_numpy", "unwrap_numpy", "todense")},
+    }
 
 
 class UnknownBackendError(ValueError):
@@ -447,28 +507,55 @@ def get_backend(name: str) -> Backend:
     """Return the backend of that name, an installed one or that of an importable array API library."""
     if name in backends():
         return backends()[name]
-    with contextlib.suppress(ImportError, ValueError, TypeError):
-        if hasattr(importlib.import_module(name), "__array_namespace_info__"):
-            return _generic_backend(name)
-    raise UnknownBackendError(f"no backend is named {name!r}; installed are {', '.join(backends())}")
+    from portopt import unannounced
+
+    backend = unannounced.backend_named(name)
+    if backend is None:
+        raise UnknownBackendError(f"no backend is named {name!r}; installed are {', '.join(backends())}")
+    return backend
 
 
 def known_backend(name: str) -> Backend:
-    """Return the backend of that name if it is installed or its library is imported already.
+    """Return the backend of that name if it is installed, or its library is imported already.
 
     Unlike `get_backend`, it imports nothing for a name, so that the name may come from anywhere.
     """
+    from portopt import unannounced
+
     for backend in (*backends().values(), *_recognized):
         if backend.name == name:
             return backend
-    if "__array_namespace_info__" in getattr(sys.modules.get(name), "__dict__", ()):
-        return _generic_backend(name)
-    raise UnknownBackendError(f"no backend is named {name!r:.80}; installed are {', '.join(backends())}")
+    met = unannounced.backend_named(name, may_import=False)
+    if met is None:
+        raise UnknownBackendError(f"no backend is named {name!r:.80}; installed are {', '.join(backends())}")
+    return met
 
 
-@functools.cache
-def _generic_backend(name: str) -> Backend:
-    return ArrayAPIBackend(name, lambda: sys.modules[name])
+def accept(name: str) -> None:
+    """Take arrays of a library without a backend as they are, though the look at its first use finds an operation wrong.
+
+    Steps then have whatever bits the library gives. The announced `backends` are not looked at: for them there is the
+    conformance suite.
+
+    Args:
+        name: the library's name, as the error has it.
+
+    Raises:
+        UnknownBackendError: there is no library of that name.
+        ValueError: the library has a backend of its own.
+
+    Example:
+        >>> import portopt.backend
+        >>> portopt.backend.accept("array_api_strict")
+    """
+    from portopt import unannounced
+
+    backend = get_backend(name)
+    if not isinstance(backend, unannounced.UnannouncedBackend):
+        raise ValueError(
+            f"{name!r} has a backend of its own, whose operations nobody looks at, so there is nothing to accept"
+        )
+    backend.is_accepted = True
 
 
 _by_type: dict[type, Backend] = {}
@@ -504,9 +591,15 @@ def find_backend(leaf: object) -> Backend | None:
         candidates = ([] if _preferred is None else [_preferred]) + list(backends().values()) + _recognized
         backend = next((b for b in candidates if b.owns(leaf)), None)
         if backend is None:
-            get_namespace = getattr(leaf, "__array_namespace__", None)
-            if get_namespace is None:
+            from portopt import unannounced
+
+            backend = unannounced.backend_of(leaf)
+            if backend is None:
                 return None
-            backend = _generic_backend(get_namespace().__name__)
         _by_type[kind] = backend
     return backend
+
+
+def is_preferred(backend: Backend) -> bool:
+    """Tell whether a backend is being tested, by `prefer`."""
+    return backend is _preferred

@@ -1,0 +1,171 @@
+"""Array libraries that no backend is announced for: whose an array is, and what becomes of it.
+
+An array says what its namespace is, through `__array_namespace__` or through array-api-compat. There is no list of such
+libraries and nobody has tested them, so the first use of each dtype, and of each rule, begins with a look at the results
+(`portopt.operation_checks`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+from portopt import operation_checks
+from portopt.backend import PURE, ArrayAPIBackend, ArrayInfo, Arrays, Mode, is_preferred
+from portopt.primitives import COMPUTE_DTYPE
+from portopt.program import Program
+
+_MORE_THAN_NUMBERS = ("mask", "unit", "units")
+"""Attributes of arrays that are more than numbers: what they carry means something that a step does not know of."""
+
+
+class UnannouncedBackend(ArrayAPIBackend):
+    """The backend of an array API namespace that was met, not announced.
+
+    Args:
+        name: of the namespace.
+        namespace: what arrays of the library give as their namespace.
+
+    Attributes:
+        is_accepted: whether the user takes its operations as they are.
+    """
+
+    def __init__(self, name: str, namespace: Any) -> None:
+        root = name.partition(".")[0]
+        super().__init__(name, lambda: namespace, root=root, install_command=f"pip install {root}")
+        self.is_accepted = False
+        self._looked_at: set[Hashable] = set()
+
+    @functools.cached_property
+    def modes(self) -> Mapping[str, Mode]:  # type: ignore[override]  # it depends on the library
+        return super().modes if self._why_not_assigned is None else {"apply": PURE}
+
+    def owns(self, leaf: object) -> bool:
+        return backend_of(leaf) is self
+
+    def describe(self, array: Any) -> ArrayInfo:
+        for name in _MORE_THAN_NUMBERS:
+            if hasattr(array, name):
+                raise TypeError(
+                    f"arrays of type {type(array).__name__} have a {name} besides their numbers, which a step would not heed; "
+                    "give plain arrays"
+                )
+        info = super().describe(array)
+        if info.dtype in COMPUTE_DTYPE:
+            self.dtype(info.dtype)
+        return info
+
+    def full(self, like: Any, value: float, dtype: str) -> Any:
+        for used in (self.dtype_name(like), dtype):
+            self._look_at_operations(used, like)
+        return super().full(like, value, dtype)
+
+    def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        for gradient in gradients:
+            dtype = self.dtype_name(gradient)
+            self._look_at_operations(dtype, gradient)
+            self._look(("norm", dtype), gradient, lambda d=dtype, g=gradient: operation_checks.check_norm(self, d, g))  # type: ignore[misc]  # binds
+        return super().gradient_norm(gradients)
+
+    def update(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
+    ) -> list[dict[str, Any]]:
+        for arrays in parameters:
+            like = arrays["p"]
+            dtypes = {name: self.dtype_name(array) for name, array in arrays.items()}
+            for dtype in dtypes.values():
+                self._look_at_operations(dtype, like)
+            self._look(
+                (program, *dtypes.items()),
+                like,
+                lambda d=dtypes, a=like: operation_checks.check_step(self, program, d, a),  # type: ignore[misc]  # binds
+            )
+        return super().update(program, scalars, parameters, in_place=in_place)
+
+    def _look_at_operations(self, dtype: str, like: Any) -> None:
+        self._look(("operations", dtype), like, lambda: operation_checks.check_operations(self, dtype, like))
+
+    def _look(self, subject: Hashable, like: Any, check: Callable[[], None]) -> None:
+        """Check something on the device of `like`, once; not what the user accepts, nor what is being tested at length."""
+        key = (subject, str(getattr(like, "device", "")))
+        if key in self._looked_at or self.is_accepted or is_preferred(self):
+            return
+        with operation_checks.silence():
+            check()
+        self._looked_at.add(key)
+
+    def why_read_only(self, array: Any) -> str | None:
+        return self._why_not_assigned
+
+    @functools.cached_property
+    def _why_not_assigned(self) -> str | None:
+        """Whether arrays of the library can be changed is seen by trying: one that cannot may have the method nevertheless."""
+        dtype = self.dtype("float32")
+        target = self.xp.full((2,), 1.0, dtype=dtype)
+        try:
+            self.assign(target, self.xp.full((2,), 2.0, dtype=dtype))
+            if self.to_numpy(target).tolist() == [2.0, 2.0]:
+                return None
+        except Exception as error:
+            return f"is an immutable array of {self.name} ({error!s:.120})"
+        return f"is an array of {self.name}, which keeps its values when others are assigned"
+
+
+_by_type: dict[type, UnannouncedBackend] = {}
+_backends: list[UnannouncedBackend] = []
+
+
+def backend_of(leaf: object) -> UnannouncedBackend | None:
+    """Return the backend of an array that has a namespace, or None if `leaf` has none; arrays of one type have one backend."""
+    kind = type(leaf)
+    backend = _by_type.get(kind)
+    if backend is None:
+        namespace = _namespace_of(leaf)
+        if namespace is None:
+            return None
+        backend = _by_type[kind] = _backend_of_namespace(namespace, _name_of(namespace, kind))
+    return backend
+
+
+def backend_named(name: str) -> UnannouncedBackend | None:
+    """Return the backend of a library that was met before, or of an importable one; None if there is none of that name."""
+    for backend in _backends:
+        if backend.name == name:
+            return backend
+    for module in (name, f"array_api_compat.{name}"):
+        with contextlib.suppress(ImportError, ValueError, TypeError):
+            namespace = importlib.import_module(module)
+            if hasattr(namespace, "__array_namespace_info__"):
+                return _backend_of_namespace(namespace, name)
+    return None
+
+
+def _namespace_of(leaf: object) -> Any:
+    kind = type(leaf)
+    # Special methods are those of a type: wrappers that hand on every attribute of an array are not arrays for that.
+    if hasattr(kind, "__array_namespace__"):
+        return leaf.__array_namespace__()  # type: ignore[attr-defined]  # just asked for
+    if hasattr(kind, "shape") and hasattr(kind, "dtype"):
+        import array_api_compat
+
+        with contextlib.suppress(TypeError):
+            return array_api_compat.array_namespace(leaf)
+    return None
+
+
+def _name_of(namespace: Any, kind: type) -> str:
+    name = getattr(namespace, "__name__", None) or f"{kind.__module__}.{kind.__qualname__}"
+    return str(name).removeprefix("array_api_compat.")
+
+
+def _backend_of_namespace(namespace: Any, name: str) -> UnannouncedBackend:
+    # Some libraries make an equal namespace anew each time that they are asked.
+    for backend in _backends:
+        if backend.xp is namespace or backend.xp == namespace:
+            return backend
+    _backends.append(UnannouncedBackend(name, namespace))
+    return _backends[-1]
