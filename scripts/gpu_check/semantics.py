@@ -1,0 +1,8 @@
+"""Stub."""
+
+from __future__ import annotations
+from typing import Any
+
+
+def run(options: Any) -> Any: ...
+def work(options: Any, argument: Any, keep: Any) -> None: ...
