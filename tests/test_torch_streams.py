@@ -16,7 +16,7 @@ from portopt.cuda.graphs import capture_error
 from portopt_torch import TorchOptimizer, _triton
 from portopt_torch._backend import TorchBackend
 
-GPU = SimpleNamespace(type="cuda", index=0)
+GPU = torch.device("cuda:0")
 
 
 class Stream:
