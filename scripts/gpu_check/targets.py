@@ -6,9 +6,8 @@ import contextlib
 import importlib
 from typing import Any, NamedTuple
 
-from gpu_check.options import Options
-
 import portopt
+from gpu_check.options import Options
 
 
 class Target(NamedTuple):

@@ -11,9 +11,8 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-from gpu_check.options import Options
-
 import portopt
+from gpu_check.options import Options
 
 _PACKAGES = (
     "numpy", "torch", "triton", "jax", "jaxlib", "cupy", "numba", "llvmlite", "optax", "ml_dtypes", "array_api_compat", "optree",

@@ -50,8 +50,11 @@ def run_worker(options: Options, worker: str, argument: Mapping[str, Any], limit
         options: of this check.
         worker: its name.
         argument: what it is given, next to `limit`.
-        limit: seconds after which it is to stop by itself.
+        limit: seconds after which it is to stop by itself; less where the check has less left.
     """
+    limit = min(limit, options.left())
+    if limit < 1:
+        return {"text": "no time was left"}
     with tempfile.TemporaryDirectory(prefix="portopt_worker_") as folder:
         result, printed = Path(folder, "result.json"), Path(folder, "printed")
         given = json.dumps({**argument, "result": str(result), "limit": limit})
