@@ -128,6 +128,16 @@ class HostDevice:
         pass
 
 
+class HostStream:
+    """A stream that is not being captured, unless a test says so."""
+
+    ptr = 7
+    captured = False
+
+    def is_capturing(self) -> bool:
+        return self.captured
+
+
 class HostModule:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -160,6 +170,7 @@ def host_cupy(directory: Path) -> Iterator[Any]:
     nvrtc = SimpleNamespace(getVersion=lambda: (12, 9), getSupportedArchs=lambda: [80, 90])
     cuda: Any = ModuleType("cupy.cuda")
     cuda.nvrtc, cuda.Device, cuda.Module = nvrtc, HostDevice, lambda: HostModule(directory)
+    cuda.get_current_stream = HostStream
     cupy.cuda = cuda
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cupy", cupy)

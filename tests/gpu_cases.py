@@ -161,6 +161,24 @@ def compare_gradients_of_another_dtype(
     compare_steps(to_device, to_host, portopt.Adam(0.1, clipnorm=1.0), params, [[ordinary_gradient]], in_place=True)
 
 
+class WithoutGradient(portopt.Optimizer):
+    """Exchanges the parameter and a slot: the gradient is given, but not read."""
+
+    slots = ("other",)
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return slots.other, {"other": p}
+
+
+def assert_gradient_need_not_be_read(
+    to_device: Callable[[Any], Any], to_host: Callable[[Any], Array], dtype: str
+) -> None:
+    """A kernel must do with arrays that its program does not read, whether it writes in place or not."""
+    for in_place in (False, True):
+        params, gradients = [words_of(dtype, 0)], [[words_of(dtype, 1)]]
+        compare_steps(to_device, to_host, WithoutGradient(0.1), params, gradients, seed=2, in_place=in_place)
+
+
 def assert_gap_is_zero(to_device: Callable[[Any], Any], to_host: Callable[[Any], Array], dtype: str) -> None:
     """Products and quotients that round up to the smallest normal number from below must become zero."""
     left, right = (to_floats(w, dtype) for w in products_near_smallest_normal(dtype, 4000))

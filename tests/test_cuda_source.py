@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
-from cuda_on_host import HostArray, Kernel, compile_on_host, host_cupy, on_device
+from cuda_on_host import HostArray, HostStream, Kernel, compile_on_host, host_cupy, on_device
 from gpu_cases import (
     DTYPES,
     PAIRS,
     EveryOperation,
     assert_gap_is_zero,
+    assert_gradient_need_not_be_read,
     compare_gradients_of_another_dtype,
     compare_steps,
     each_case,
@@ -320,6 +321,31 @@ def test_gradients_in_the_memory_of_parameters_are_read_before_they_are_overwrit
     optimizer.apply_(params, grads, optimizer.init([on_device(x) for x in start]))
     for actual, wanted in zip(params, expected, strict=True):
         assert_same_bits(np.asarray(actual), wanted)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_program_need_not_read_the_gradient(dtype: str) -> None:
+    assert_gradient_need_not_be_read(on_device, np.asarray, dtype)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("clipnorm", [None, 1.0])
+def test_capture_in_a_cuda_graph_is_refused_before_anything_changes(
+    clipnorm: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer, p = portopt.Adam(clipnorm=clipnorm), on_device(ordinary((10,), "float32", 1))
+    state, before = optimizer.init(p), np.array(p)
+    monkeypatch.setattr(HostStream, "captured", True)
+    for step in (optimizer.apply, optimizer.apply_):
+        with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
+            step(p, on_device(before), state)
+        with portopt.interpreted(), pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
+            step(p, on_device(before), state)
+    monkeypatch.setattr(HostStream, "ptr", 0)
+    assert_same_bits(np.asarray(p), before)
+    optimizer.apply_(p, on_device(before), state)
+    assert np.any(np.asarray(p) != before)
 
 
 @pytest.mark.usefixtures("backend")

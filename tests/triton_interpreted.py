@@ -17,6 +17,7 @@ from gpu_cases import (
     PAIRS,
     EveryOperation,
     assert_gap_is_zero,
+    assert_gradient_need_not_be_read,
     compare_gradients_of_another_dtype,
     compare_steps,
     each_case,
@@ -95,6 +96,11 @@ def test_products_and_quotients_in_the_gap_are_zero(dtype: str) -> None:
 def test_narrow_slots_are_rounded_after_each_step(dtype: str, slot_dtype: str) -> None:
     gradients = [[words_of(dtype, 1)], [ordinary(words_of(dtype, 1).shape, dtype, 2)]]
     compare_steps(to_torch, to_numpy, portopt.Adam(0.1), [words_of(dtype, 0)], gradients, slot_dtype=slot_dtype, seed=3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_program_need_not_read_the_gradient(dtype: str) -> None:
+    assert_gradient_need_not_be_read(to_torch, to_numpy, dtype)
 
 
 @pytest.mark.parametrize("in_place", [False, True])

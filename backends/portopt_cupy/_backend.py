@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from portopt.backend import (
@@ -15,6 +15,7 @@ from portopt.backend import (
     Mode,
     is_interpreted,
 )
+from portopt.cuda.graphs import capture_error
 from portopt.cuda.norm_dependence import GradientNorm
 from portopt.imports import imported
 from portopt.interpreter import StepScalars
@@ -80,7 +81,18 @@ class CupyBackend(ArrayAPIBackend):
     def _kernel(self) -> Any:
         return importlib.import_module("portopt_cupy._kernel")
 
+    def _refuse_capture(self, arrays: Iterable[Any]) -> None:
+        """Refuse to do a step on arrays of a device whose work is being captured in a CUDA graph."""
+        cuda = self._cupy.cuda
+        for number in {array.device.id for array in arrays}:
+            with cuda.Device(number):
+                stream = cuda.get_current_stream()
+                # The legacy default stream, 0 or 1, cannot be captured, nor be asked while another is.
+                if stream.ptr > 1 and stream.is_capturing():
+                    raise capture_error()
+
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        self._refuse_capture(gradients)
         if not is_interpreted():
             compute = super().gradient_norm
             norm = self._kernel.gradient_norm(gradients, lambda: compute(gradients))
@@ -94,6 +106,7 @@ class CupyBackend(ArrayAPIBackend):
     def update(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
     ) -> list[dict[str, Any]]:
+        self._refuse_capture(arrays["p"] for arrays in parameters)
         if isinstance(scalars, StepScalars) and not is_interpreted():
             results: list[dict[str, Any]] | None = self._kernel.update(program, scalars, parameters, in_place=in_place)
             if results is not None:

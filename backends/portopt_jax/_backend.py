@@ -184,7 +184,7 @@ class JaxBackend:
             "load": lambda x: scalars.load(x, compute_dtype),
             "multiply": lambda a, b: scalars.flush_product(a, b, smallest, scale),
             "divide": lambda a, b: scalars.flush_quotient(a, scalars.hidden_divisor(a, b), smallest, scale),
-            "sqrt": lambda a: scalars.flush(self._jnp.sqrt(scalars.constant_at_zero(a)), smallest),
+            "sqrt": lambda a: scalars.flush(scalars.square_root(scalars.constant_at_zero(a)), smallest),
             # See _fences.py.
             "plain_divide": lambda a, b: a / scalars.hidden_divisor(a, b),
             "plain_sqrt": lambda a: self._jnp.sqrt(scalars.constant_at_zero(a)),
@@ -329,7 +329,7 @@ class JaxBackend:
 
     @property
     def _on_cpu(self) -> bool:
-        return bool(self._jax.default_backend() == "cpu")
+        return not self._scalars.accelerated()
 
     def update_in_xla(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
@@ -368,7 +368,8 @@ class JaxBackend:
             return rounded if never is None else self._jnp.where(never, self._jnp.ones_like(rounded), rounded)
 
     def _stored(self, value: Any, like: Any) -> Any:
-        return self._jnp.broadcast_to(value, like.shape).astype(like.dtype)
+        stored = value if value.dtype == like.dtype else self._scalars.narrowed(value, str(like.dtype))
+        return self._jnp.broadcast_to(stored, like.shape)
 
     def _refuse_in_place(self) -> NoReturn:
         raise TypeError(

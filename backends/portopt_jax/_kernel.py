@@ -28,7 +28,7 @@ from portopt.host.source import KernelKey, kernel_source
 from portopt.interpreter import StepScalars
 from portopt.program import Program
 from portopt_jax import _handler
-from portopt_jax._scalars import JaxArithmetic, step_number
+from portopt_jax._scalars import JaxArithmetic, lowering_for, step_number
 
 _enabled: ContextVar[bool] = ContextVar("portopt_jax_kernels", default=True)
 _registered: set[str] = set()
@@ -174,13 +174,17 @@ def _differentiated(operands: Sequence[Any], tangents: Sequence[Any], **paramete
 
 def _lowered(context: Any, *operands: Any, program: Program, kernel_key: KernelKey) -> Any:
     if not _is_for_one_device(context.module_context):
-        lower = mlir.lower_fun(_in_xla, multiple_results=True)
-        return lower(context, *operands, program=program, kernel_key=kernel_key)
+        return _lowered_in_xla(context, *operands, program=program, kernel_key=kernel_key)
     target = _register(program, kernel_key)
     written = [i for i in range(2, len(operands)) if kernel_key.dtypes[(i - 2) % len(kernel_key.dtypes)][0] != "g"]
     outputs = int(bool(program.scalar_outputs))
     aliases = {operand: outputs + i for i, operand in enumerate(written)} if kernel_key.in_place else None
     return jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)(context, *operands)
+
+
+def _lowered_in_xla(context: Any, *operands: Any, **parameters: Any) -> Any:
+    with lowering_for(*(context.platforms or context.module_context.platforms)):
+        return mlir.lower_fun(_in_xla, multiple_results=True)(context, *operands, **parameters)
 
 
 def _is_for_one_device(module: Any) -> bool:
@@ -221,5 +225,5 @@ _step.def_impl(
 _step.def_abstract_eval(_result_types)
 batching.primitive_batchers[_step] = _batched
 ad.primitive_jvps[_step] = _differentiated
-mlir.register_lowering(_step, mlir.lower_fun(_in_xla, multiple_results=True))
+mlir.register_lowering(_step, _lowered_in_xla)
 mlir.register_lowering(_step, _lowered, platform="cpu")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, NoReturn, TypeVar, cast
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 from jax import lax
 
@@ -20,6 +23,24 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 _POWER_BITS = 31
 _LARGEST_COUNT = 2**_POWER_BITS - 1
 """Exponents are steps, which JAX counts in int32 when x64 is off; beyond this one, they stay at it."""
+
+_accelerated: ContextVar[bool | None] = ContextVar("portopt_jax_accelerated", default=None)
+
+
+@contextlib.contextmanager
+def lowering_for(*platforms: str) -> Iterator[None]:
+    """Within it, what is traced is for these platforms, whatever devices this process has."""
+    token = _accelerated.set(platforms != ("cpu",))
+    try:
+        yield
+    finally:
+        _accelerated.reset(token)
+
+
+def accelerated() -> bool:
+    """Tell whether what is traced may run on another processor than the host's."""
+    known = _accelerated.get()
+    return any(name != "cpu" for name in jax.extend.backend.backends()) if known is None else known
 
 
 @jax.custom_jvp
@@ -296,36 +317,93 @@ def flush_product(a: Any, b: Any, smallest_normal: float, scale: float) -> Any:
     separate the product from a following sum.
     """
     product = a * b
-    if not _has_accelerator():
+    if not accelerated():
         return _zero_where(jnp.abs(product) < smallest_normal, product)
     return _zero_where(jnp.abs((a * scale) * b) < smallest_normal * scale, product)
 
 
 def flush_quotient(a: Any, b: Any, smallest_normal: float, scale: float) -> Any:
     """Return `a / b` with tininess decided after rounding; see `flush_product`."""
+    if accelerated() and jnp.result_type(a, b) == jnp.float32:
+        return _quotient_of_float32(a, b)
     quotient = a / b
-    scaled, bound = (a * scale, smallest_normal * scale) if _has_accelerator() else (a, smallest_normal)
+    scaled, bound = (a * scale, smallest_normal * scale) if accelerated() else (a, smallest_normal)
     return _zero_where(jnp.abs(scaled / b) < bound, quotient)
+
+
+def square_root(x: Any) -> Any:
+    """Return the root of `x`, correctly rounded."""
+    return _root_of_float32(x) if accelerated() and x.dtype == jnp.float32 else jnp.sqrt(x)
+
+
+@jax.custom_jvp
+def _quotient_of_float32(a: Any, b: Any) -> Any:
+    """Return `a / b`, flushed, computed in float64: what XLA's GPU compiler makes of a float32 quotient is a few ulp off.
+
+    A float64 quotient that is rounded to float32 is as good as one rounded once. The flush stands before that rounding: right
+    after one another, LLVM takes the two for a float32 quotient.
+    """
+    with jax.enable_x64(True):
+        return round_traced(a.astype(jnp.float64) / b.astype(jnp.float64), "float32")
+
+
+@_quotient_of_float32.defjvp
+def _quotient_jvp(values: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
+    quotient = _quotient_of_float32(*values)
+    return quotient, (tangents[0] - quotient * tangents[1]) / values[1]
+
+
+@jax.custom_jvp
+def _root_of_float32(x: Any) -> Any:
+    """Return the root of `x`, computed in float64; see `_quotient_of_float32`."""
+    with jax.enable_x64(True):
+        return narrowed(jnp.sqrt(x.astype(jnp.float64)), "float32")
+
+
+@_root_of_float32.defjvp
+def _root_jvp(values: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    root = _root_of_float32(*values)
+    return root, tangents[0] / (root + root)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def narrowed(x: Any, dtype: str) -> Any:
+    """Return `x` rounded to a narrower dtype in a way that XLA cannot leave out when the result is converted back.
+
+    It may keep excess precision, and on a GPU it does: of two conversions, one there and one back, nothing stays. It does not
+    look through operations on the bits.
+    """
+    narrow = x.astype(dtype)
+    if not accelerated():
+        return narrow
+    bits = lax.bitcast_convert_type(narrow, f"uint{8 * narrow.dtype.itemsize}")
+    return lax.bitcast_convert_type(bits | never(x).astype(bits.dtype), dtype)
+
+
+@narrowed.defjvp
+def _narrowed_jvp(dtype: str, values: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    return narrowed(*values, dtype), tangents[0].astype(dtype)
 
 
 def round_traced(x: Any, compute_dtype: str) -> Any:
     """Do `portopt.primitives.round_scalar` on traced float64 values; must be called with x64 enabled."""
-    if compute_dtype == "float32":
-        x = _zero_where(jnp.abs(x) < TINY_FLOAT32, x)
-    return x.astype(compute_dtype)
-
-
-def _has_accelerator() -> bool:
-    return jax.default_backend() != "cpu"
+    if compute_dtype == "float64":
+        return x.astype(compute_dtype)
+    return narrowed(_zero_where(jnp.abs(x) < TINY_FLOAT32, x), compute_dtype)
 
 
 def to_words(x: Any) -> Any:
-    """Return a float64 scalar as two uint32 words, which a state can hold with x64 on or off."""
+    """Return a float64 scalar as two uint32 words, the lower first, which a state can hold with x64 on or off.
+
+    By shifts: XLA's GPU compiler ends the process where a loop makes two words of one by a bitcast.
+    """
     with jax.enable_x64(True):
-        return lax.bitcast_convert_type(jnp.asarray(x, jnp.float64), jnp.uint32)
+        bits = lax.bitcast_convert_type(jnp.asarray(x, jnp.float64), jnp.uint64)
+        return jnp.stack([bits.astype(jnp.uint32), (bits >> 32).astype(jnp.uint32)], axis=-1)
 
 
 def from_words(words: Any) -> Any:
     """Return the float64 scalar of two uint32 words."""
     with jax.enable_x64(True):
-        return lax.bitcast_convert_type(words, jnp.float64)
+        lower, upper = words[..., 0].astype(jnp.uint64), words[..., 1].astype(jnp.uint64)
+        return lax.bitcast_convert_type(lower | (upper << 32), jnp.float64)

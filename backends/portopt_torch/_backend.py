@@ -4,7 +4,7 @@ import contextlib
 import functools
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from portopt.backend import (
     Mode,
     is_interpreted,
 )
+from portopt.cuda.graphs import capture_error
 from portopt.cuda.norm_dependence import GradientNorm
 from portopt.host import compiler, kernel, norm, watch
 from portopt.host.memory import use_huge_pages
@@ -125,6 +126,7 @@ class TorchBackend(ArrayAPIBackend):
     def update(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
     ) -> list[dict[str, Any]]:
+        self.refuse_capture(arrays["p"] for arrays in parameters)
         # The imaginary part of a conjugate is a view that torch negates when it is read.
         detached = [{name: tensor.detach().resolve_neg() for name, tensor in arrays.items()} for arrays in parameters]
         results: list[dict[str, Any]] | None = None
@@ -143,6 +145,18 @@ class TorchBackend(ArrayAPIBackend):
         for arrays, outputs in zip(parameters, results, strict=True):
             outputs["p"].requires_grad_(arrays["p"].requires_grad)
         return results
+
+    def refuse_capture(self, tensors: Iterable[Any]) -> None:
+        """Refuse to do a step on tensors of a device whose work is being captured in a CUDA graph.
+
+        Raises:
+            RuntimeError: it is.
+        """
+        cuda = self._torch.cuda
+        for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+            with cuda.device(device):
+                if cuda.is_current_stream_capturing():
+                    raise capture_error()
 
     @property
     def _triton(self) -> Any:
@@ -180,6 +194,7 @@ class TorchBackend(ArrayAPIBackend):
         return make_plan(self, program, trees, parameters, dtypes, reader, _increment_version())
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        self.refuse_capture(gradients)
         detached = [g.detach().resolve_neg() for g in gradients]
         compute = super().gradient_norm
         if not is_interpreted() and all(map(self._runs_triton, detached)):
@@ -307,7 +322,7 @@ def _why_without_elements(tensor: Any) -> str | None:
     if layout.dispatch_keys(tensor.resolve_neg()) & mask != expected:
         return (
             f"tensors of type {type(tensor).__name__} with {torch._C._dispatch_keys(tensor)} are not supported: they have no "
-            "memory of their own with their elements; give plain tensors, outside of the transformations of torch.func and of modes"
+            "memory of their own with their elements; give plain tensors, outside of torch.func's transformations and modes"
         )
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     needed = (tensor.storage_offset() + last + 1) * tensor.element_size() if tensor.numel() else 0

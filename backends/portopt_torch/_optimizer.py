@@ -91,6 +91,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         Raises:
             TypeError: a gradient is sparse or of no supported dtype, or a hyperparameter of a group is no number.
             ValueError: a hyperparameter of a group is outside its range. Nothing is changed if one of these is raised.
+            RuntimeError: the step is being captured in a CUDA graph. Nothing is changed by that either.
         """
         loss = None
         if closure is not None:
@@ -103,6 +104,8 @@ class TorchOptimizer(torch.optim.Optimizer):
     # torch.compile runs it as it is: kernels that work on addresses are nothing to trace.
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # of torch
     def _update(self) -> None:
+        # Before a batch on another device has moved.
+        backend.refuse_capture(p for group in self.param_groups for p in group["params"][:1])
         states = list(self.state.values())
         if not same(states, self._known_states):
             self._batches.clear()

@@ -73,23 +73,49 @@ def _upload(array: Any, device: Any) -> Any:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-@functools.lru_cache(maxsize=32)
-def _layout(sizes: tuple[int, ...], device: Any) -> tuple[Any, Any]:
-    """Return each parameter's first chunk, and on the device the parameter of each chunk; sizes rarely change."""
-    starts = tables.chunk_starts(sizes, CHUNK)
-    rows = np.repeat(np.arange(len(sizes), dtype=np.int32), np.diff(starts))
-    return starts, _upload(rows, device)
+class _Layout:
+    """How parameters of known sizes are cut into chunks.
+
+    Attributes:
+        starts: number of each parameter's first chunk, and at the end the number of all chunks.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], device: Any) -> None:
+        self.starts = tables.chunk_starts(sizes, CHUNK)
+        rows = np.repeat(np.arange(len(sizes), dtype=np.int32), np.diff(self.starts))
+        self._rows = _upload(rows, device)
+        self._stream = self._uploaded = None
+        if device.type == "cuda":
+            self._stream = _torch().cuda.current_stream(device)
+            self._uploaded = self._stream.record_event()
+
+    def rows(self) -> Any:
+        """Return, on the device, the parameter of each chunk, for kernels on the current stream."""
+        if self._stream is not None:
+            current = _torch().cuda.current_stream(self._rows.device)
+            if current != self._stream:
+                # Neither does a stream wait for another's copy by itself, nor does torch's memory for another's kernels.
+                current.wait_event(self._uploaded)
+                self._rows.record_stream(current)
+        return self._rows
+
+
+_layout = functools.lru_cache(maxsize=32)(_Layout)
+"""Sizes rarely change."""
 
 
 def _launch(
     kernel: Any, addresses: Sequence[Sequence[int]], sizes: Sequence[int], device: Any, *arguments: Any
 ) -> None:
     """Run a kernel on all chunks of parameters with these addresses and sizes."""
-    starts, rows = _layout(tuple(sizes), device)
+    layout = _layout(tuple(sizes), device)
+    starts = layout.starts
     if not starts[-1]:
         return
     table = np.column_stack([starts[:-1], np.asarray(sizes, np.int64), np.asarray(addresses, np.uint64).view(np.int64)])
-    kernel[(int(starts[-1]),)](_upload(np.ascontiguousarray(table), device), rows, *arguments, CHUNK=CHUNK, **OPTIONS)
+    kernel[(int(starts[-1]),)](
+        _upload(np.ascontiguousarray(table), device), layout.rows(), *arguments, CHUNK=CHUNK, **OPTIONS
+    )
 
 
 def _on(device: Any) -> Any:

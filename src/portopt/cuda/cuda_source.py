@@ -106,7 +106,7 @@ class _Writer:
         self.dtypes = dict(key.dtypes)
         self.real = STORAGE[key.compute_dtype]
         self.columns = key.columns(self.program)
-        self.arrays = array_names(self.program, _RESERVED)
+        self.arrays = array_names(key, _RESERVED)
         self.names = identifiers(self.program, self.arrays, _RESERVED)
 
     def source(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 
+from portopt.host.source import KernelKey
 from portopt.program import Program
 
 _TAKEN_SUFFIXES = ("_i", "_word", "_exponent", "_float16", "_bfloat16", "_float32", "_float64", "_of")
@@ -12,10 +13,9 @@ _TAKEN_SUFFIXES = ("_i", "_word", "_exponent", "_float16", "_bfloat16", "_float3
 _COUNTED = re.compile(r"[as][0-9]+")
 
 
-def array_names(program: Program, reserved: Set[str]) -> dict[str, str]:
-    """Return the name of each array of a program in the source, by its name in the program."""
-    names = dict.fromkeys((*program.array_inputs, *program.array_outputs))
-    return {name: _identifier(name, f"slot_{k}", reserved) for k, name in enumerate(names)}
+def array_names(key: KernelKey, reserved: Set[str]) -> dict[str, str]:
+    """Return the name in the source of each array of a kernel, by its name in the program, which need not read all of them."""
+    return {name: _identifier(name, f"slot_{k}", reserved) for k, (name, _) in enumerate(key.dtypes)}
 
 
 def identifiers(program: Program, arrays: dict[str, str], reserved: Set[str]) -> list[str]:

@@ -127,7 +127,7 @@ class _Writer:
         self.dtypes = dict(key.dtypes)
         self.real = key.compute_dtype
         self.columns = key.columns(self.program)
-        self.arrays = array_names(self.program, _RESERVED)
+        self.arrays = array_names(key, _RESERVED)
         self.names = identifiers(self.program, self.arrays, _RESERVED)
 
     def source(self) -> str:
@@ -190,7 +190,7 @@ class _Writer:
             case "add" | "subtract":
                 return f"flush_{self.real}({args[0]} {_SIGNS[op.name]} {args[1]})"
             case "negative":
-                return f"-{args[0]}"
+                return f"opposite_{self.real}({args[0]})"
             case "absolute":
                 return f"tl.abs({args[0]})"
             case "less" | "less_equal" | "equal":
@@ -248,7 +248,8 @@ class _Writer:
             case "less" | "less_equal" | "equal":
                 return f"{args[0]} {_COMPARISONS[op.name]} {args[1]}"
             case "negative":
-                return f"-{self._scalar(op.args[0], op.kind)}"
+                value = self._scalar(op.args[0], op.kind)
+                return f"opposite_float64({value})" if op.kind is Kind.FLOAT else f"-{value}"
             case "where":
                 chosen = [self._scalar(i, op.kind) for i in op.args[1:]]
                 return f"tl.where({self._scalar(op.args[0], Kind.TRUTH)}, {', '.join(chosen)})"

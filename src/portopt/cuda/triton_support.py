@@ -30,6 +30,17 @@ def zero_float64(x):
     return (x.to(tl.uint64, bitcast=True) & 0x8000000000000000).to(tl.float64, bitcast=True)
 
 
+# Some versions of Triton compile `-x` to `0 - x`, whose zero has another sign.
+@triton.jit
+def opposite_float32(x):
+    return (x.to(tl.uint32, bitcast=True) ^ 0x80000000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def opposite_float64(x):
+    return (x.to(tl.uint64, bitcast=True) ^ 0x8000000000000000).to(tl.float64, bitcast=True)
+
+
 @triton.jit
 def flush_float32(x):
     return tl.where(tl.abs(x) < TINY32, zero_float32(x), x)

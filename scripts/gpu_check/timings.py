@@ -1,0 +1,101 @@
+"""Times of a step beside what the memory allows, for portopt and for the libraries themselves."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+import portopt
+from gpu_check.contenders import Shapes, contenders
+from gpu_check.measuring import kernels_of, measure
+from gpu_check.options import Options
+from gpu_check.targets import synchronize, torch_device
+from gpu_check.workers import Keep, failure, last_line, run_worker
+from portopt.bench.shapes import SHAPE_SETS
+
+_SHARE = 0.36
+"""Of the time that is left."""
+_COPIED = 1 << 28
+
+
+def run(options: Options) -> Mapping[str, Any]:
+    """Return how many rows there are; they stand in `timings.json`."""
+    result = run_worker(options, "timings", {}, min(110.0, max(20.0, options.left() * _SHARE)))
+    (options.out / "timings.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+    print(f"  a copy moves {result.get('copy_gb_s', 0):.0f} GB/s")
+    for row in result.get("rows", []):
+        print(f"  {row['rule']:8} {row['shapes']:10} {row['who']:23} {_short(row)}", flush=True)
+    if "text" in result:
+        print(f"  {last_line(result['text'])}", flush=True)
+    broken = [r for r in result.get("rows", []) if "error" in r and r["who"].startswith("portopt")]
+    return {"rows": len(result.get("rows", [])), "copy_gb_s": result.get("copy_gb_s"), "wrong": len(broken)}
+
+
+def _short(row: Mapping[str, Any]) -> str:
+    if "error" in row:
+        return "error: " + last_line(row["error"])[:120]
+    text = f"{row['ms']:.3f} ms, {row['of_copy']:.0%} of copy, Python {row['python_us']:.0f} us"
+    if "kernels" in row:
+        text += f"; {row['kernels']} kernels of {row['kernel_us']:.0f} us, {row['copies']} copies, {row['waits']} waits"
+    return text
+
+
+def _shape_sets(options: Options) -> dict[str, Shapes]:
+    if options.small:
+        return {"one-10K": [(10_000,)], "20x256": [(256,)] * 20}
+    models = {name: [tuple(s) for s in SHAPE_SETS[name].shapes] for name in ("resnet50", "gpt2-small")}
+    return {"one-10M": [(10_000_000,)], "one-100M": [(100_000_000,)], "1000x256": [(256,)] * 1000, **models}
+
+
+def _rules() -> dict[str, portopt.Optimizer]:
+    return {rule.__name__: rule(0.01, momentum=0.9) if rule is portopt.SGD else rule() for rule in portopt.RULES}
+
+
+def work(options: Options, argument: Mapping[str, Any], keep: Keep) -> None:
+    """Time until time is up: Adam on all shapes, then the other rules on the largest array."""
+    start, rows = time.monotonic(), []
+    result: dict[str, Any] = {"rows": rows, "copy_gb_s": _copy_rate(options)}
+    sets, rules = _shape_sets(options), _rules()
+    largest = "one-10K" if options.small else "one-100M"
+    plan = [("Adam", name) for name in sets] + [(rule, largest) for rule in rules if rule != "Adam"]
+    for rule, name in plan:
+        for contender in contenders(options, rule, rules[rule], sets[name]):
+            if time.monotonic() - start > argument["limit"]:
+                return
+            row: dict[str, Any] = {"rule": rule, "shapes": name, "who": contender.name}
+            if options.chosen(f"{rule}/{name}/{contender.name}"):
+                rows.append(row)
+                try:
+                    row |= _timed(options, contender.make, rules[rule], sets[name], result["copy_gb_s"])
+                except Exception:
+                    row["error"] = failure()
+                keep(result)
+            gc.collect()
+
+
+def _timed(options: Options, make: Any, rule: portopt.Optimizer, shapes: Shapes, copy_gb_s: float) -> dict[str, Any]:
+    step, wait = make()
+    row = measure(options, step, wait)
+    # Parameter, gradient and slots are read, all but the gradient written.
+    moved = 4 * sum(map(math.prod, shapes)) * (3 + 2 * len(rule.slots))
+    row["of_copy"] = moved / (row["ms"] / 1e3) / (copy_gb_s * 1e9)
+    if options.on_gpu:
+        row |= kernels_of(step, wait or (lambda: synchronize(options)))
+    return row
+
+
+def _copy_rate(options: Options) -> float:
+    """Return the GB/s that a copy of a large array reads and writes."""
+    torch = importlib.import_module("torch")
+    count = 1 << 20 if options.small else _COPIED
+    source = torch.zeros(count, dtype=torch.float32, device=torch_device(options))
+    target = torch.empty_like(source)
+    seconds = measure(options, lambda: target.copy_(source))["ms"] / 1e3
+    return float(np.float64(8 * count / seconds / 1e9))

@@ -1,0 +1,109 @@
+"""Streams and CUDA graphs of torch, with streams that are played: what a step waits for, and what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import portopt
+import portopt_torch
+from portopt.cuda.graphs import capture_error
+from portopt_torch import TorchOptimizer, _triton
+from portopt_torch._backend import TorchBackend
+
+GPU = torch.device("cuda:0")
+
+
+class Stream:
+    def __init__(self) -> None:
+        self.waited_for: list[Any] = []
+
+    def record_event(self) -> Any:
+        return SimpleNamespace(of=self)
+
+    def wait_event(self, event: Any) -> None:
+        self.waited_for.append(event.of)
+
+
+class Table:
+    """What was uploaded."""
+
+    device = GPU
+
+    def __init__(self) -> None:
+        self.used_on: list[Stream] = []
+
+    def record_stream(self, stream: Stream) -> None:
+        self.used_on.append(stream)
+
+
+def test_a_stream_waits_for_a_table_that_another_one_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Stream(), Stream()
+    current = [first]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[0])
+    monkeypatch.setattr(_triton, "_upload", lambda array, device: Table())
+    layout = _triton._Layout((3000, 5), GPU)
+    assert layout.starts.tolist() == [0, 3, 4]
+    table = layout.rows()
+    assert (first.waited_for, table.used_on) == ([], [])
+    current[0] = second
+    assert layout.rows() is table
+    # Memory that is given back while the second stream reads it must not go to the first one's next tensor.
+    assert (second.waited_for, table.used_on) == ([first], [second])
+
+
+def played_tensor(*, on_gpu: bool) -> Any:
+    return SimpleNamespace(is_cuda=on_gpu, device=GPU if on_gpu else torch.device("cpu"))
+
+
+def test_capture_is_refused_for_tensors_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    for capturing in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+        portopt_torch.backend.refuse_capture([played_tensor(on_gpu=False)])
+        refused = pytest.raises(RuntimeError, match=r"CUDA graph.*nothing was changed.*graph\.replay\(\)")
+        with refused if capturing else contextlib.nullcontext():
+            portopt_torch.backend.refuse_capture([played_tensor(on_gpu=False), played_tensor(on_gpu=True)])
+
+
+@pytest.fixture
+def _capturing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take every tensor for one of a GPU whose stream is being captured."""
+
+    def refuse(self: TorchBackend, tensors: Any) -> None:
+        assert list(tensors)
+        raise capture_error()
+
+    monkeypatch.setattr(TorchBackend, "refuse_capture", refuse)
+
+
+@pytest.mark.usefixtures("_capturing")
+@pytest.mark.parametrize("clipnorm", [None, 1.0])
+def test_a_captured_step_changes_nothing(clipnorm: float | None) -> None:
+    rule, p = portopt.Adam(clipnorm=clipnorm), torch.ones(5)
+    state = rule.init(p)
+    # A step of tensors on the CPU that was done before is planned, and asks nobody.
+    for step in (rule.apply, rule.apply_):
+        with pytest.raises(RuntimeError, match="CUDA graph"):
+            step(p, torch.ones(5), state)
+    assert p.tolist() == [1.0] * 5
+    assert not state.slots["m"].any()
+
+
+@pytest.mark.usefixtures("_capturing")
+def test_a_captured_step_of_the_optimizer_changes_nothing() -> None:
+    parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = TorchOptimizer([{"params": [p]} for p in parameters], portopt.Adam(0.1))
+    for p in parameters:
+        p.grad = torch.ones(3)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(RuntimeError, match="CUDA graph"):
+        optimizer.step()
+    after = optimizer.state_dict()
+    assert str(after) == str(before)
+    assert all(p.tolist() == [1.0] * 3 for p in parameters)
