@@ -30,8 +30,8 @@ def exit_status(arguments: Sequence[str]) -> int:
 
 
 @pytest.fixture
-def provide() -> Iterator[Provide]:
-    with further_entry_points() as add:
+def provide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provide]:
+    with further_entry_points(tmp_path_factory.mktemp("installed")) as add:
         yield add
 
 
@@ -150,7 +150,7 @@ class TestUnusableArguments:
         assert re.search("--out: no file can be written in .*occupied", capsys.readouterr().err)
 
     def test_two_providers_of_one_backend_are_an_error(self, provide: Provide, capsys: OUTPUT) -> None:
-        provide("numpy", "elsewhere:backend")
+        provide("numpy", "portopt_torch:backend")
         assert exit_status(["compare", "--epochs", "1"]) == 2
         assert re.search("two packages provide the portopt backend 'numpy'", capsys.readouterr().err)
 
@@ -254,7 +254,7 @@ class TestBackends:
         assert found["broken"]["problem"] == problem
 
     def test_two_providers_of_one_name_are_rows_with_the_error(self, provide: Provide, capsys: OUTPUT) -> None:
-        provide("numpy", "elsewhere:backend")
+        provide("numpy", "portopt_torch:backend")
         assert main(["backends", "--json"]) == 0
         rows = [e for e in json.loads(capsys.readouterr().out)["backends"] if e["name"] == "numpy"]
         assert len(rows) == 2

@@ -33,9 +33,9 @@ WRONG_STEP, WRONG_INDEX = 7, (4, 3)
 
 
 @pytest.fixture
-def provide(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provide]:
+def provide(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provide]:
     """Make a backend known under its name, as an installed package would."""
-    with further_entry_points() as add:
+    with further_entry_points(tmp_path_factory.mktemp("installed")) as add:
 
         def install(backend: Backend) -> None:
             module = types.ModuleType(f"provided_{backend.name}")
