@@ -390,9 +390,10 @@ class TestReport:
         def fail(self: Path, target: Path) -> None:
             raise OSError("disk full")
 
-        monkeypatch.setattr(Path, "replace", fail)
-        with pytest.raises(OSError, match="disk full"):
-            reports._write_atomically(path, "half")
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", fail)
+            with pytest.raises(OSError, match="disk full"):
+                reports._write_atomically(path, "half")
         assert path.read_text() == "the old one"
         assert list(tmp_path.iterdir()) == [path]
 

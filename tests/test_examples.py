@@ -31,7 +31,6 @@ def test_example_runs(example: Path, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout
