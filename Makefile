@@ -7,9 +7,11 @@ ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
 endif
 
-PYTHON ?= $(shell for python in python3.11 python3; do \
+ifndef PYTHON
+PYTHON := $(shell for python in python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
 	done; echo $$python)
+endif
 
 VENV := .venv
 BIN := $(VENV)/bin
