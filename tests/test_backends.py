@@ -187,6 +187,7 @@ def test_unknown_device_is_refused_with_the_known(library: Library) -> None:
         library.backend.from_numpy(np.ones(2, np.float32), "moon")
 
 
+@pytest.mark.needs("torch")
 def test_cuda_without_a_device_says_why() -> None:
     import torch
 
@@ -254,11 +255,13 @@ def test_step_on_numpy_arrays_loads_no_framework() -> None:
     assert not loaded & FRAMEWORKS
 
 
+@pytest.mark.needs("torch")
 def test_step_on_torch_tensors_loads_no_other_framework() -> None:
     loaded = loaded_by(f"import torch, portopt; w = torch.ones(3); {STEP}")
     assert not loaded & (FRAMEWORKS - {"torch"})
 
 
+@pytest.mark.needs("jax")
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_step_on_jax_arrays_loads_no_other_framework(jit: bool) -> None:
     step = "jax.jit(opt.apply)(w, w, state)" if jit else "pass"

@@ -25,6 +25,8 @@ from portopt.compare.training import train
 from portopt.primitives import Primitives
 from portopt_numpy import NumpyBackend
 
+pytestmark = pytest.mark.needs("jax", "matplotlib", "optax", "sklearn", "torch")
+
 OUTPUT = pytest.CaptureFixture[str]
 Provide = Callable[[Backend], None]
 SHORT = ["--epochs", "2", "--batch-size", "256"]

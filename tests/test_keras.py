@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from case_runner import outcomes
 
+pytestmark = pytest.mark.needs("jax", "keras", "tensorflow", "torch")
+
 CASES = Path(__file__).with_name("keras_cases.py")
 
 

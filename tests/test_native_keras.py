@@ -10,6 +10,8 @@ import pytest
 from native_on_keras import checks_for
 from processes import side_by_side
 
+pytestmark = pytest.mark.needs("jax", "keras", "tensorflow", "torch")
+
 SCRIPT = Path(__file__).with_name("native_on_keras.py")
 BACKENDS = ("jax", "torch", "tensorflow", "numpy")
 
