@@ -7,13 +7,16 @@ ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
 endif
 
-PYTHON ?= $(shell for python in python3.11 python3; do \
+ifndef PYTHON
+PYTHON := $(shell for python in python3.11 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
 	done; echo $$python)
+endif
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INSTALLED_DEMO := $(VENV)/.installed-demo
 INSTALLED_DOCS := $(VENV)/.installed-docs
 RESULTS := build/results
 WHEEL_VENV := build/wheel-venv
@@ -34,17 +37,20 @@ help: ## list the targets
 .PHONY: venv
 venv: $(INSTALLED) ## create .venv with everything that is tested
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): EXTRAS := torch,jax,demo,test
+$(INSTALLED_DEMO): EXTRAS := torch,jax,demo,fused
+$(INSTALLED) $(INSTALLED_DEMO): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	    echo "portopt needs Python 3.11 or newer, but '$(PYTHON)' is" \
 	        "$$($(PYTHON) -c 'import sys; print(sys.version.split()[0])' 2>/dev/null || echo 'not a Python that runs')." \
 	        "Name another: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[torch,jax,demo,test]'
-	@touch $@
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+# What the tests need has what the demo needs.
+	@touch $@ $(INSTALLED_DEMO)
 
 .PHONY: demo
-demo: $(INSTALLED) ## train with every installed backend and compare the bits; writes report/
+demo: $(INSTALLED_DEMO) ## train with every installed backend and compare the bits; writes report/
 	$(BIN)/portopt compare --out report $(COMPARE_ARGS)
 
 .PHONY: test

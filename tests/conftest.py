@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+import absent
 import hypothesis
 import pytest
 
@@ -21,3 +23,31 @@ def _restore_epsilon() -> Iterator[None]:
     before = portopt.epsilon()
     yield
     portopt.set_epsilon(before)
+
+
+def pytest_configure() -> None:
+    if problem := absent.check():
+        raise pytest.UsageError(problem)
+
+
+class LeftOut(pytest.Module):
+    """A module of tests that needs a library which this run does without."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        pytest.skip(_reason(absent.imports(self.path)), allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
+    # None leaves it to pytest.
+    return LeftOut.from_parent(parent, path=module_path) if absent.ABSENT & absent.imports(module_path) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        needed = {library for mark in item.iter_markers("needs") for library in mark.args}
+        if absent.ABSENT & needed:
+            item.add_marker(pytest.mark.skip(reason=_reason(needed)))
+
+
+def _reason(needed: Iterable[str]) -> str:
+    return f"needs {', '.join(sorted(absent.ABSENT & set(needed)))}, which PORTOPT_TESTS_WITHOUT names"

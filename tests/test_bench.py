@@ -24,6 +24,8 @@ from portopt.bench.shapes import QUICK_ELEMENTS, QUICK_TENSORS, SHAPE_SETS, Shap
 from portopt.command_line import main
 from portopt.native_frameworks import get_framework
 
+pytestmark = pytest.mark.needs("jax", "matplotlib", "optax", "torch")
+
 OUTPUT = pytest.CaptureFixture[str]
 ROOT = Path(__file__).resolve().parents[1]
 every_rule = pytest.mark.parametrize("rule", portopt.RULES, ids=lambda rule: rule.__name__)

@@ -89,7 +89,7 @@ def test_any_replaced_stretch_is_refused(large: tuple[Path, bytes], data: st.Dat
 def killed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("killed")
     result = subprocess.run(
-        [sys.executable, str(KILLED_WRITERS), str(folder)], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, str(KILLED_WRITERS), str(folder)], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
@@ -130,11 +130,12 @@ def test_the_file_is_on_the_disk_before_it_replaces_the_old_one(
         done.append(("replace", self.stat().st_ino))
         return replace(self, target)
 
-    monkeypatch.setattr(os, "fsync", recording_fsync)
-    monkeypatch.setattr(Path, "replace", recording_replace)
-    with replacing(tmp_path / "file", durable=True) as temporary:
-        temporary.write_text("new")
-        file, directory = temporary.stat().st_ino, tmp_path.stat().st_ino
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", recording_fsync)
+        patch.setattr(Path, "replace", recording_replace)
+        with replacing(tmp_path / "file", durable=True) as temporary:
+            temporary.write_text("new")
+            file, directory = temporary.stat().st_ino, tmp_path.stat().st_ino
     assert done == [("flush", file), ("replace", file), ("flush", directory)]
 
 

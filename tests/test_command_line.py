@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -30,8 +31,8 @@ def exit_status(arguments: Sequence[str]) -> int:
 
 
 @pytest.fixture
-def provide() -> Iterator[Provide]:
-    with further_entry_points() as add:
+def provide(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provide]:
+    with further_entry_points(tmp_path_factory.mktemp("installed")) as add:
         yield add
 
 
@@ -91,7 +92,11 @@ class TestUnusableArguments:
             (["--seed", "-1"], "--seed: must be an integer of at least 0, but '-1' was given"),
             (["--dtype", "int8"], "invalid choice: 'int8'"),
             (["--against", "nothing"], "invalid choice: 'nothing'"),
-            (["--batch-size", "5000"], "a batch of 5000 images was asked for, but there are only 1437 to train on"),
+            pytest.param(
+                ["--batch-size", "5000"],
+                "a batch of 5000 images was asked for, but there are only 1437 to train on",
+                marks=pytest.mark.needs("sklearn"),
+            ),
             (["--backend", "nonesuch"], "no backend is named 'nonesuch'; installed are .*numpy"),
             (["--backend", "numpy", "--device", "cuda"], "'numpy' was named, but it has no device 'cuda'; it has cpu"),
             (["--device", "abacus"], "no backend has the device 'abacus': `portopt backends`"),
@@ -143,6 +148,7 @@ class TestUnusableArguments:
         assert command in capsys.readouterr().err
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.needs("matplotlib", "sklearn")
     def test_a_folder_that_cannot_be_written_is_reported_before_training(self, tmp_path: Path, capsys: OUTPUT) -> None:
         occupied = tmp_path / "occupied"
         occupied.write_text("a file")
@@ -150,10 +156,11 @@ class TestUnusableArguments:
         assert re.search("--out: no file can be written in .*occupied", capsys.readouterr().err)
 
     def test_two_providers_of_one_backend_are_an_error(self, provide: Provide, capsys: OUTPUT) -> None:
-        provide("numpy", "elsewhere:backend")
+        provide("numpy", "portopt_torch:backend")
         assert exit_status(["compare", "--epochs", "1"]) == 2
         assert re.search("two packages provide the portopt backend 'numpy'", capsys.readouterr().err)
 
+    @pytest.mark.needs("sklearn", "torch")
     def test_a_rule_without_a_counterpart_is_refused_by_against(self) -> None:
         class Own(portopt.Optimizer):
             def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
@@ -243,7 +250,7 @@ class TestBackends:
         def fail() -> Any:
             raise OSError("libbroken.so")
 
-        backend = portopt.ArrayAPIBackend("array_api_strict", lambda: pytest.importorskip("array_api_strict"))
+        backend = portopt.ArrayAPIBackend("array_api_strict", lambda: importlib.import_module("array_api_strict"))
         monkeypatch.setattr(backend, member, fail)
         module = types.ModuleType("broken_library")
         module.backend = backend  # type: ignore[attr-defined]  # made here
@@ -254,7 +261,7 @@ class TestBackends:
         assert found["broken"]["problem"] == problem
 
     def test_two_providers_of_one_name_are_rows_with_the_error(self, provide: Provide, capsys: OUTPUT) -> None:
-        provide("numpy", "elsewhere:backend")
+        provide("numpy", "portopt_torch:backend")
         assert main(["backends", "--json"]) == 0
         rows = [e for e in json.loads(capsys.readouterr().out)["backends"] if e["name"] == "numpy"]
         assert len(rows) == 2

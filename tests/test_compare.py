@@ -25,6 +25,8 @@ from portopt.compare.training import train
 from portopt.primitives import Primitives
 from portopt_numpy import NumpyBackend
 
+pytestmark = pytest.mark.needs("jax", "matplotlib", "optax", "sklearn", "torch")
+
 OUTPUT = pytest.CaptureFixture[str]
 Provide = Callable[[Backend], None]
 SHORT = ["--epochs", "2", "--batch-size", "256"]
@@ -33,9 +35,9 @@ WRONG_STEP, WRONG_INDEX = 7, (4, 3)
 
 
 @pytest.fixture
-def provide(monkeypatch: pytest.MonkeyPatch) -> Iterator[Provide]:
+def provide(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provide]:
     """Make a backend known under its name, as an installed package would."""
-    with further_entry_points() as add:
+    with further_entry_points(tmp_path_factory.mktemp("installed")) as add:
 
         def install(backend: Backend) -> None:
             module = types.ModuleType(f"provided_{backend.name}")
@@ -390,9 +392,10 @@ class TestReport:
         def fail(self: Path, target: Path) -> None:
             raise OSError("disk full")
 
-        monkeypatch.setattr(Path, "replace", fail)
-        with pytest.raises(OSError, match="disk full"):
-            reports._write_atomically(path, "half")
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", fail)
+            with pytest.raises(OSError, match="disk full"):
+                reports._write_atomically(path, "half")
         assert path.read_text() == "the old one"
         assert list(tmp_path.iterdir()) == [path]
 

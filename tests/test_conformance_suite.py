@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from entry_points import write_distribution
 from wrong_backends import (
     OPERATIONS_WRONG,
     ForgetsADevice,
@@ -462,10 +463,7 @@ SAMPLE = Path(__file__).parent / "sample_backend"
 @pytest.fixture
 def with_sample_backend(tmp_path: Path) -> dict[str, str]:
     """Return an environment in which the sample backend is installed, as far as entry points can tell."""
-    information = tmp_path / "portopt_tiny-0.1.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: portopt-tiny\nVersion: 0.1\n", encoding="utf-8")
-    (information / "entry_points.txt").write_text("[portopt.backends]\ntiny = portopt_tiny:backend\n", encoding="utf-8")
+    write_distribution(tmp_path, "portopt-tiny", "portopt.backends", "tiny = portopt_tiny:backend")
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(SAMPLE)])}
 
 

@@ -84,7 +84,8 @@ def _nvrtc() -> None:
         importlib.import_module("cupy.cuda").nvrtc.getVersion()
     except Exception as error:
         pytest.skip(
-            f'NOT RUN: NVRTC is not installed ({type(error).__name__}): pip install "portopt[cupy]" nvidia-cuda-nvrtc-cu12'
+            f'NOT RUN: NVRTC is not installed ({type(error).__name__}): pip install "portopt[cupy-cuda12x]" '
+            "nvidia-cuda-nvrtc-cu12"
         )
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from case_runner import outcomes
 
+pytestmark = pytest.mark.needs("jax", "keras", "tensorflow", "torch")
+
 CASES = Path(__file__).with_name("keras_cases.py")
 
 
-@pytest.mark.timeout(1800)
 def test_every_case_holds_on_every_backend_of_keras(tmp_path: Path, subtests: pytest.Subtests) -> None:
     # In one test and in this order: models saved on one backend are loaded on those after it.
     for backend in ("jax", "torch", "tensorflow"):

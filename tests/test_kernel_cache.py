@@ -6,12 +6,12 @@ import errno
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import side_by_side
 
 import portopt
 from portopt.host import cache, compiler
@@ -74,10 +74,13 @@ class TestEntry:
     def test_of_another_user_it_is_not_believed(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         stored(directory)
         somebody = os.geteuid() + 1
-        monkeypatch.setattr(os, "geteuid", lambda: somebody)
-        with pytest.warns(RuntimeWarning, match=r"not kept in .*cache, which belongs to another user, because what is"):
-            assert cache.load(KEY) is None
-        cache.store({**KEY, "cpu": "another"}, CODE)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "geteuid", lambda: somebody)
+            with pytest.warns(
+                RuntimeWarning, match=r"not kept in .*cache, which belongs to another user, because what is"
+            ):
+                assert cache.load(KEY) is None
+            cache.store({**KEY, "cpu": "another"}, CODE)
         assert len(list(directory.iterdir())) == 1
 
     @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
@@ -146,9 +149,9 @@ def test_a_directory_that_cannot_be_written_is_no_error(directory: Path, monkeyp
         raise PermissionError("read-only file system")
 
     directory.mkdir()
-    monkeypatch.setattr(os, "open", refuse)
-    cache.store(KEY, CODE)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        cache.store(KEY, CODE)
     assert list(directory.iterdir()) == []
 
 
@@ -246,20 +249,13 @@ def test_without_a_home_directory_steps_are_compiled_and_not_kept(setting: str |
 
 
 def test_processes_may_share_the_directory_at_once(directory: Path) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry),
-    }
-    processes = [
-        subprocess.Popen([sys.executable, "-c", STEP], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    printed = [process.communicate(timeout=120)[0].strip() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0]
+    environment = {"PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)}
+    processes = side_by_side([[sys.executable, "-c", STEP]] * 3, [environment] * 3)
+    assert [process.returncode for process in processes] == [0, 0, 0], [process.stderr for process in processes]
     with portopt.interpreted():
         w = np.linspace(-1, 1, 1000)
         w, _ = portopt.Adam().apply(w, w, portopt.Adam().init(w))
-    assert printed == [hashlib.sha256(w.tobytes()).hexdigest()] * 3
+    assert [process.stdout.strip() for process in processes] == [hashlib.sha256(w.tobytes()).hexdigest()] * 3
     entries = list(directory.iterdir())
     assert entries
     assert {entry.suffix for entry in entries} == {".kernel"}

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ import optax
 import optree
 import pytest
 import torch
+from entry_points import further_entry_points
 
 import portopt
 from portopt.native_frameworks import frameworks, get_framework
@@ -439,21 +441,13 @@ class TestErrors:
             SGD.apply_(params, [W, np.ones(3)], state)
         assert bits(params) == bits([W, W])
 
-    def test_a_framework_that_cannot_be_loaded_is_left_out_with_a_warning(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from importlib import metadata
-
-        entries = [metadata.EntryPoint("broken", "no_such_module:native", "portopt.natives")]
-        monkeypatch.setattr(metadata, "entry_points", lambda group: entries)
-        frameworks.cache_clear()
-        try:
-            with pytest.warns(
-                RuntimeWarning, match=r"the native optimizers of 'broken' \(no_such_module:native\) cannot be"
-            ):
-                assert dict(frameworks()) == {}
-        finally:
-            frameworks.cache_clear()
+    def test_a_framework_that_cannot_be_loaded_is_left_out_with_a_warning(self, tmp_path: Path) -> None:
+        before = dict(frameworks())
+        message = r"the native optimizers of 'broken' \(no_such_module:native\) cannot be"
+        with further_entry_points(tmp_path, "portopt.natives") as add:
+            add("broken", "no_such_module:native")
+            with pytest.warns(RuntimeWarning, match=message):
+                assert dict(frameworks()) == before
 
 
 def test_no_framework_is_imported_to_find_out_what_something_is() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from native_on_keras import checks_for
+from processes import side_by_side
+
+pytestmark = pytest.mark.needs("jax", "keras", "tensorflow", "torch")
 
 SCRIPT = Path(__file__).with_name("native_on_keras.py")
 BACKENDS = ("jax", "torch", "tensorflow", "numpy")
@@ -18,22 +19,13 @@ BACKENDS = ("jax", "torch", "tensorflow", "numpy")
 @pytest.fixture(scope="module")
 def results() -> dict[str, dict[str, str | None]]:
     """Return what the checks on each backend found; the processes run side by side."""
-    processes = {
-        backend: subprocess.Popen(
-            [sys.executable, str(SCRIPT)],
-            env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for backend in BACKENDS
+    environments = [{"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"} for backend in BACKENDS]
+    done = side_by_side([[sys.executable, str(SCRIPT)]] * len(BACKENDS), environments)
+    for process in done:
+        assert process.returncode == 0, process.stderr
+    return {
+        backend: json.loads(process.stdout.splitlines()[-1]) for backend, process in zip(BACKENDS, done, strict=True)
     }
-    found: dict[str, dict[str, str | None]] = {}
-    for backend, process in processes.items():
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
-        found[backend] = json.loads(out.splitlines()[-1])
-    return found
 
 
 @pytest.mark.parametrize(

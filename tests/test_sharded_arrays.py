@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.needs("jax", "optax")
+
 SCRIPT = Path(__file__).with_name("sharded_steps.py")
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from case_runner import outcomes
 
+pytestmark = pytest.mark.needs("tensorflow")
+
 
 def test_every_case_holds(tmp_path: Path, subtests: pytest.Subtests) -> None:
     found = outcomes(Path(__file__).with_name("tensorflow_cases.py"), tmp_path)

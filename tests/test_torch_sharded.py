@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import sharded_training
+from processes import side_by_side
 
 
 @pytest.fixture(scope="module")
@@ -16,18 +16,9 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Train in two processes; return what went wrong in each case."""
     folder = tmp_path_factory.mktemp("sharded")
     command = [sys.executable, sharded_training.__file__, str(folder)]
-    processes = [
-        subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for rank in (0, 1)
-    ]
-    try:
-        printed = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
     found: dict[str, str] = {}
-    for rank, process in enumerate(processes):
-        assert process.returncode == 0, printed[rank]
+    for rank, process in enumerate(side_by_side([[*command, str(rank)] for rank in (0, 1)])):
+        assert process.returncode == 0, process.stdout + process.stderr
         for case, message in json.loads((folder / f"failures-{rank}.json").read_text()).items():
             found[case] = found.get(case, "") + f"\nprocess {rank}:\n{message}"
     return found

@@ -20,6 +20,7 @@ from portopt.cuda.norm_dependence import GradientNorm
 from portopt.imports import imported
 from portopt.interpreter import StepScalars
 from portopt.program import Program
+from portopt_cupy._driver import driver_version, install_command
 
 
 class CupyBackend(ArrayAPIBackend):
@@ -28,11 +29,16 @@ class CupyBackend(ArrayAPIBackend):
     modes: Mapping[str, Mode] = {mode.name: mode for mode in (PURE, IN_PLACE, INTERPRETED)}
 
     def __init__(self) -> None:
-        super().__init__(
-            "cupy",
-            lambda: importlib.import_module("array_api_compat.cupy"),
-            install_command='pip install "portopt[cupy]"',
-        )
+        super().__init__("cupy", lambda: importlib.import_module("array_api_compat.cupy"))
+
+    @property
+    def install_command(self) -> str:
+        # The driver is asked only if somebody wants to know: it is a large library.
+        return install_command(driver_version())
+
+    @install_command.setter
+    def install_command(self, command: str) -> None:
+        """Leave it to the driver, whatever a base class would say."""
 
     @property
     def _cupy(self) -> Any:

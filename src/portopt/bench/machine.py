@@ -22,6 +22,7 @@ _PACKAGES = (
     "array-api-compat",
     "optree",
     "cupy-cuda12x",
+    "cupy-cuda13x",
 )
 
 

@@ -1,0 +1,38 @@
+"""Libraries that a run of the tests does without, and said so: `PORTOPT_TESTS_WITHOUT="torch jax"`.
+
+A module of tests that imports one of them is skipped as a whole, as is a test marked `needs("torch")`. A library that is missing
+and not named there is an error, as is one that is named and installed: nothing is left out that nobody meant to leave out.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+ABSENT = frozenset(os.environ.get("PORTOPT_TESTS_WITHOUT", "").split())
+HELPERS = Path(__file__).parent
+
+
+def check() -> str | None:
+    """Return what is wrong with the list of absent libraries, or None."""
+    there = sorted(name for name in ABSENT if find_spec(name) is not None)
+    return f"PORTOPT_TESTS_WITHOUT names libraries that are installed: {', '.join(there)}" if there else None
+
+
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
+    """Return what a module imports at its top level, and the helpers of the tests that it imports do at theirs."""
+    found: set[str] = set()
+    for statement in ast.parse(path.read_bytes()).body:
+        match statement:
+            case ast.Import():
+                found |= {alias.name.partition(".")[0] for alias in statement.names}
+            case ast.ImportFrom(module=str(module)):
+                found.add(module.partition(".")[0])
+            case _:
+                pass
+    helpers = [helper for name in found if (helper := HELPERS / f"{name}.py").is_file()]
+    return frozenset(found.union(*map(imports, helpers)))
