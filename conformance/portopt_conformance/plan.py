@@ -28,6 +28,8 @@ DIALECT_DTYPES = ("float32", "bfloat16")
 
 SAMPLE = (("clipped", "float32"), ("default", "bfloat16"))
 """Configurations and dtypes for modes of which only a sample is tested."""
+SAMPLE_SCHEDULE = "CosineDecay_warmup"
+"""The schedule that stands for all in modes offered for tests only."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def depths(backend: Backend, device: str) -> list[tuple[Platform, str]]:
 
     `first`, the first mode, has everything: the core configurations in every dtype, the others in float32; `plain`, other
     modes that compile nothing, the core configurations; `compiled` less of what takes a compilation of its own;
-    `sampled`, modes that do many steps at once, a sample; `extra`, modes offered for tests only, the same without schedules.
+    `sampled`, modes that do many steps at once, a sample; `extra`, modes offered for tests only, the same with one schedule.
     """
     found = []
     for i, mode in enumerate(backend.modes.values()):
@@ -151,10 +153,11 @@ def _planned(configuration: Configuration, dtype: str, layer: int, name: str) ->
 def _extras(configuration: Configuration, dtypes: Sequence[str], depth: str, *, quick: bool) -> Iterator[Planned]:
     """Yield what one rule stands for all in: schedules, and slots kept in a narrower dtype."""
     name = configuration.rule.__name__
-    if name == SCHEDULED_RULE.__name__ and depth != "extra":
+    if name == SCHEDULED_RULE.__name__:
         for dtype in COMPUTE_DTYPES if depth == "first" else ("float32",):
             for schedule, experiment in rules.scheduled(configuration, dtype):
-                if dtype in dtypes and (not quick or depth == "first"):
+                chosen = depth != "extra" or schedule == SAMPLE_SCHEDULE
+                if chosen and dtype in dtypes and (not quick or depth == "first"):
                     yield Planned(name, schedule, dtype, "schedule", experiment, 3)
     if name == NARROW_SLOT_RULE.__name__ and depth in ("first", "compiled") and not quick:
         for dtype, slots in NARROW_SLOTS:
