@@ -17,6 +17,7 @@ from portopt.hyperparameters import (
     Alias,
     Hyperparameter,
     alias,
+    check_number,
     dialect_option,
     epsilon_hyperparameter,
     fields_by_dialect,
@@ -665,6 +666,7 @@ def _with_norm(hyperparameters: dict[str, Any], gradient_norm: Any) -> dict[str,
 
 def _check_norm(owner: str, value: Any) -> Any:
     """Return a norm that was given for a step; NaN and infinity are norms too."""
+    check_number(owner, "gradient_norm", value)
     if isinstance(value, bool) or getattr(value, "shape", ()) != () or not hasattr(value, "__float__"):
         raise TypeError(
             f"{owner} gradient_norm must be a Python number or a 0-d array, but {value!r:.80} of type "
