@@ -10,7 +10,7 @@ from typing import Any
 from portopt import Optimizer, OptimizerState
 from portopt.primitives import slot_dtypes
 from portopt_torch._backend import backend
-from portopt_torch._saved_state import finished_steps
+from portopt_torch._saved_state import finished_steps, number_of
 from portopt_torch._sharded import is_sharded, local_part
 
 
@@ -40,7 +40,7 @@ class Batch:
         self._indices = None if everything else indices
         self._held = {name: [state[name] for state in states] for name in rule.slots}
         self._slots = {name: list(map(local_part, tensors)) for name, tensors in self._held.items()}
-        self._scalars = {name: float(states[0][name]) for name in rule.scalar_slots}
+        self._scalars = {name: number_of("the state", name, states[0][name]) for name in rule.scalar_slots}
         self._leaves = list(map(local_part, parameters))
         self.finished = finished_steps("the state", states[0]["step"])
         self.is_sharded = any(map(is_sharded, parameters))
@@ -106,8 +106,9 @@ class Batches:
     ) -> None:
         parts: dict[Any, list[int]] = {}
         for i, (p, state) in enumerate(zip(parameters, states, strict=True)):
-            scalars = (float(state[name]) for name in rule.scalar_slots)
-            dtypes = (state[name].dtype for name in rule.slots)
+            scalars = (number_of("the state", name, state[name]) for name in rule.scalar_slots)
+            # What is no tensor is refused with all else that is wrong.
+            dtypes = (getattr(state[name], "dtype", None) for name in rule.slots)
             finished = finished_steps("the state", state["step"])
             parts.setdefault((finished, *scalars, p.dtype, p.device, *dtypes), []).append(i)
         copies += [copy.copy(rule) for _ in range(len(parts) - len(copies))]

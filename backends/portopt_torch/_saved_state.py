@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ def checked_state(
             f"{where} has {', '.join(sorted(map(str, entry)))}, but {type(rule).__name__} with these options has "
             f"{', '.join(sorted(expected))}: load it into the optimizer that it was saved from"
         )
-    scalars = {name: float(entry[name]) for name in rule.scalar_slots}
+    scalars = {name: number_of(where, name, entry[name]) for name in rule.scalar_slots}
     slots = {
         name: _checked_slot(f"{where}: {name!r}", slot, parameter, current.get(name))
         for name, slot in entry.items()
@@ -56,13 +57,21 @@ def checked_state(
 
 
 def finished_steps(where: str, step: Any) -> int:
-    """Return the `step` of a parameter's state, which may be a tensor, as an int; raise `ValueError` if it is no such number."""
+    """Return the `step` of a parameter's state, which may be a tensor, as an int; raise an error if it is no such number."""
     if type(step) is int and step >= 0:
         return step
-    finished = float(step)
+    finished = number_of(where, "step", step)
     if not math.isfinite(finished) or finished < 0 or finished != int(finished):
         raise ValueError(f"{where}: 'step' must be a number of finished steps, 0 or more, but {step!r} was given")
     return int(step)
+
+
+def number_of(where: str, name: str, value: Any) -> float:
+    """Return a number of a parameter's state, which may be a tensor of one element, as a float."""
+    is_one = isinstance(value, torch.Tensor) and value.numel() == 1
+    if not is_one and (not isinstance(value, numbers.Real) or isinstance(value, bool)):
+        raise TypeError(f"{where}: {name!r} must be a number, but {value!r:.80} of type {type(value).__name__} was given")
+    return float(value)
 
 
 def _checked_slot(where: str, slot: Any, parameter: Any, current: Any) -> Any:

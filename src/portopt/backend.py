@@ -306,11 +306,13 @@ class ArrayAPIBackend:
         import numpy as np
 
         if self.dtype_name(array) == "bfloat16":
-            # No protocol of exchange with NumPy has the dtype; by way of float32 it keeps every bit.
-            wide = self.to_numpy(self.xp.astype(array, self.dtype("float32")))
-            return wide.astype(importlib.import_module("ml_dtypes").bfloat16)
+            # No way of exchange with NumPy has the dtype. By way of float32 only payloads of NaN are lost.
+            bfloat16 = importlib.import_module("ml_dtypes").bfloat16
+            if hasattr(array, "view") and hasattr(self.xp, "uint16"):
+                return self.to_numpy(array.view(self.xp.uint16)).view(bfloat16)
+            return self.to_numpy(self.xp.astype(array, self.dtype("float32"))).astype(bfloat16)
         reasons = []
-        for name, convert in _to_numpy_conversions().items():
+        for name, convert in _ways_to_numpy(array).items():
             try:
                 found = np.asarray(convert(array))
             except Exception as error:
@@ -336,7 +338,9 @@ class ArrayAPIBackend:
         """Return a NumPy array, whose memory may be kept, as one of this library."""
         name = array.dtype.name
         if name == "bfloat16":
-            narrow = self.dtype(name)
+            narrow, words = self.dtype(name), self._from_own(array.view("uint16"), on_device)
+            if hasattr(words, "view"):
+                return words.view(narrow)
             return self.xp.astype(self._from_own(array.astype("float32"), on_device), narrow)
         # Without a dtype, some libraries make everything their default one.
         dtype = self.dtype(name) if name in COMPUTE_DTYPE else getattr(self.xp, name, None)
@@ -458,16 +462,21 @@ class ArrayAPIBackend:
         return True
 
 
-@functools.cache
-def _to_numpy_conversions() -> Mapping[str, Callable[[Any], Any]]:
+def _ways_to_numpy(array: object) -> Mapping[str, Callable[[Any], Any]]:
     """Return the ways to turn an array of any library into one of NumPy, in the order in which they are tried."""
     import numpy as np
 
+    methods = ("numpy", "to_numpy", "asnumpy", "unwrap_numpy", "todense")
     return {
         "numpy.from_dlpack": np.from_dlpack,
         "numpy.asarray": np.asarray,
-        **{f"{name}()": operator.methodcaller(name) for name in ("numpy", "to_numpy", "unwrap_numpy", "todense")},
+        **{f"{name}()": operator.methodcaller(name) for name in methods if hasattr(array, name)},
     }
+
+
+def beside_numbers(array: object) -> str | None:
+    """Return what an array carries besides its numbers, a mask or a unit, which arithmetic on numbers would drop; or None."""
+    return next((name for name in ("mask", "unit", "units") if hasattr(array, name)), None)
 
 
 class UnknownBackendError(ValueError):

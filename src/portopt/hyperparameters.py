@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from portopt.backend import beside_numbers
 from portopt.dialects import DEFAULT_DIALECT, DIALECTS, Dialect, PerDialect
 
 _epsilon = 1e-7
@@ -99,6 +100,15 @@ def is_array(value: object) -> bool:
     return not isinstance(value, numbers.Real) and hasattr(value, "shape") and hasattr(value, "dtype")
 
 
+def check_number(owner: str, name: str, value: object) -> None:
+    """Raise an error if a value given for one step has a unit or a mask besides its number."""
+    if carried := beside_numbers(value):
+        raise TypeError(
+            f"{owner} {name} must be a number, but {value!r:.80} of type {type(value).__name__} was given, whose {carried} would "
+            "be dropped; give a Python number or a plain 0-d array"
+        )
+
+
 @dataclass(frozen=True)
 class Hyperparameter:
     """A rule's numeric hyperparameter or option, as declared in its class.
@@ -169,6 +179,7 @@ class Hyperparameter:
         """Return a value that may be an array and known only at run time, or raise an error if it is no real scalar."""
         if not is_array(value):
             return self.check(owner, name, value)
+        check_number(owner, name, value)
         if tuple(value.shape) != ():
             raise ValueError(
                 f"{owner} {name} must be a Python number or a 0-d array, but an array of shape {tuple(value.shape)} was given"

@@ -17,6 +17,7 @@ from portopt.hyperparameters import (
     Alias,
     Hyperparameter,
     alias,
+    check_number,
     dialect_option,
     epsilon_hyperparameter,
     fields_by_dialect,
@@ -745,6 +746,7 @@ def _with_norm(hyperparameters: dict[str, Any], gradient_norm: Any) -> dict[str,
 
 def _check_norm(owner: str, value: Any) -> Any:
     """Return a norm that was given for a step; NaN and infinity are norms too."""
+    check_number(owner, "gradient_norm", value)
     is_scalar = hasattr(value, "__float__") or is_array(value)  # a tensor of a graph of TensorFlow has no value yet
     if isinstance(value, bool) or getattr(value, "shape", ()) != () or not is_scalar:
         raise TypeError(

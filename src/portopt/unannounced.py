@@ -14,12 +14,19 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from portopt import operation_checks
-from portopt.backend import PURE, ArrayAPIBackend, ArrayInfo, Arrays, Mode, is_preferred
+from portopt.backend import (
+    PURE,
+    ArrayAPIBackend,
+    ArrayInfo,
+    Arrays,
+    Backend,
+    Mode,
+    beside_numbers,
+    find_backend,
+    is_preferred,
+)
 from portopt.primitives import COMPUTE_DTYPE
 from portopt.program import Program
-
-_MORE_THAN_NUMBERS = ("mask", "unit", "units")
-"""Attributes of arrays that are more than numbers: what they carry means something that a step does not know of."""
 
 
 class UnannouncedBackend(ArrayAPIBackend):
@@ -47,12 +54,11 @@ class UnannouncedBackend(ArrayAPIBackend):
         return backend_of(leaf) is self
 
     def describe(self, array: Any) -> ArrayInfo:
-        for name in _MORE_THAN_NUMBERS:
-            if hasattr(array, name):
-                raise TypeError(
-                    f"arrays of type {type(array).__name__} have a {name} besides their numbers, which a step would not heed; "
-                    "give plain arrays"
-                )
+        if carried := beside_numbers(array):
+            raise TypeError(
+                f"arrays of type {type(array).__name__} have a {carried} besides their numbers, which a step would not heed; "
+                "give plain arrays"
+            )
         info = super().describe(array)
         if info.dtype in COMPUTE_DTYPE:
             self.dtype(info.dtype)
@@ -97,6 +103,11 @@ class UnannouncedBackend(ArrayAPIBackend):
             check()
         self._looked_at.add(key)
 
+    def assign(self, target: Any, value: Any) -> None:
+        # There is nothing to write into an empty array, and libraries may refuse even that.
+        if 0 not in target.shape:
+            super().assign(target, value)
+
     def why_read_only(self, array: Any) -> str | None:
         return self._why_not_assigned
 
@@ -130,7 +141,7 @@ def backend_of(leaf: object) -> UnannouncedBackend | None:
     return backend
 
 
-def backend_named(name: str) -> UnannouncedBackend | None:
+def backend_named(name: str) -> Backend | None:
     """Return the backend of a library that was met before, or of an importable one; None if there is none of that name."""
     for backend in _backends:
         if backend.name == name:
@@ -139,7 +150,12 @@ def backend_named(name: str) -> UnannouncedBackend | None:
         with contextlib.suppress(ImportError, ValueError, TypeError):
             namespace = importlib.import_module(module)
             if hasattr(namespace, "__array_namespace_info__"):
-                return _backend_of_namespace(namespace, name)
+                # Its arrays may be those of another backend, or have another namespace than the one that was named.
+                array = namespace.asarray(0.0)
+                backend_found = find_backend(array)
+                if backend_found is None:
+                    backend_found = _by_type[type(array)] = _backend_of_namespace(namespace, name)
+                return backend_found
     return None
 
 

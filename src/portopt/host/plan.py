@@ -26,7 +26,7 @@ from portopt.host.kernel import Work, get_kernel
 from portopt.host.norm import GradientTable, gradient_norm
 from portopt.host.watch import ArrayReader, Call, Group, Watch
 from portopt.scalars import MOST_STEPS
-from portopt.schedules import is_schedule
+from portopt.schedules import Schedule, is_schedule
 
 if TYPE_CHECKING:
     from portopt.optimizer import Optimizer, OptimizerState
@@ -84,16 +84,24 @@ class Plan:
         if kept is not None and _same_numbers(overrides, kept[1]):
             inputs = kept[0]
         else:
-            checked = optimizer.check_overrides(overrides)
-            if optimizer.program(checked) is not self.program:
-                return None
-            norm = None
-            if self.program.uses_gradient_norm and "gradient_norm" not in checked:
-                call = self._watch.begin()
-                if not self._watch(params, grads, slots, call=call):
+            try:
+                checked = optimizer.check_overrides(overrides)
+                if optimizer.program(checked) is not self.program:
                     return None
-                norm = gradient_norm(self._gradients(call))
-            new_inputs = self._new_inputs(optimizer, state, checked, norm)
+                norm = None
+                needs_norm = self.program.uses_gradient_norm and "gradient_norm" not in checked
+                if needs_norm or _is_of_the_user(checked.get("learning_rate", optimizer.learning_rate)):
+                    # No schedule of a user's is called for a step that another plan does.
+                    call = self._watch.begin()
+                    if not self._watch(params, grads, slots, call=call):
+                        return None
+                    norm = gradient_norm(self._gradients(call)) if needs_norm else None
+                new_inputs = self._new_inputs(optimizer, state, checked, norm)
+            except Exception:
+                # Of several things that are wrong, the full check has an order of its own.
+                if self._watch(params, grads, slots):
+                    raise
+                return None
             if new_inputs is None:
                 return None
             inputs = new_inputs
@@ -145,6 +153,10 @@ class Plan:
         rate = checked.get("learning_rate", optimizer.learning_rate)
         is_constant = not (self.program.uses_gradient_norm or self.program.scalar_outputs or is_schedule(rate))
         self._kept = (inputs, overrides) if is_constant else None
+
+
+def _is_of_the_user(rate: Any) -> bool:
+    return is_schedule(rate) and not isinstance(rate, Schedule)
 
 
 def _same_numbers(overrides: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
