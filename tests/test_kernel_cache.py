@@ -111,6 +111,7 @@ def test_an_empty_setting_switches_the_cache_off(monkeypatch: pytest.MonkeyPatch
     assert cache.load(KEY) is None
 
 
+@pytest.mark.needs("numba")
 def test_a_kernel_is_compiled_again_exactly_if_its_entry_is_damaged(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +146,7 @@ print(hashlib.sha256(w.tobytes()).hexdigest())
 """
 
 
+@pytest.mark.needs("numba")
 def test_processes_may_share_the_directory_at_once(directory: Path) -> None:
     environment = {"PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)}
     processes = side_by_side([[sys.executable, "-c", STEP]] * 3, [environment] * 3)
