@@ -54,7 +54,7 @@ demo: $(INSTALLED_DEMO) ## train with every installed backend and compare the bi
 	$(BIN)/portopt compare --out report $(COMPARE_ARGS)
 
 .PHONY: test
-test: lint types unit doctest conform wheel ## everything that must hold
+test: lint types unit versions doctest conform wheel ## everything that must hold
 
 .PHONY: lint
 lint: $(INSTALLED) ## check formatting and lint rules
@@ -103,6 +103,54 @@ conform-cupy: $(INSTALLED)
 conform-torch-cuda: $(INSTALLED)
 	@mkdir -p $(RESULTS) && rm -f $(RESULTS)/$@.json
 	$(CONFORM) --backend torch --device cuda --if-available
+
+# Other versions than those of .venv, each in an environment of its own. WITHOUT names the libraries that it lacks on purpose, and
+# the tests that need one are left out; whatever else is missing is an error.
+
+VERSIONS := test-minimal test-lowest test-newest
+JAX_VERSIONS := test-lowest-jax test-newest-jax
+FRAMEWORKS := torch jax jaxlib optax keras tensorflow tf_keras equinox flax lightning triton cupy sklearn matplotlib
+BUT_JAX := $(filter-out jax jaxlib optax,$(FRAMEWORKS))
+VERSION_TOOLS := array-api-strict hatchling hypothesis pytest pytest-timeout
+# For example: make test-lowest VERSION_TESTS=tests runs all that such an environment can.
+VERSION_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,\
+	backends checkpoint_safety command_line configuration keras_weights kernel_cache rules show))
+JAX_VERSION_TESTS ?= $(VERSION_TESTS) $(addprefix tests/test_,$(addsuffix .py,\
+	elementary jax_kernel jax_transformations optax))
+
+NEWEST_PYTHON ?= $(shell for python in python3.14 python3.13 $$(pyenv prefix 3.13 2>/dev/null)/bin/python; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 13))' 2>/dev/null && echo $$python && break; done)
+
+test-minimal: WITHOUT := $(FRAMEWORKS) numba
+test-lowest test-newest: WITHOUT := $(FRAMEWORKS)
+test-lowest-jax test-newest-jax: WITHOUT := $(BUT_JAX)
+test-lowest-jax test-newest-jax: VERSION_TESTS := $(JAX_VERSION_TESTS)
+build/minimal-venv/.installed: REQUIRED := pinned checkpoints
+build/lowest-venv/.installed: REQUIRED := lowest checkpoints fused
+build/newest-venv/.installed: REQUIRED := newest checkpoints fused
+build/lowest-jax-venv/.installed: REQUIRED := lowest checkpoints fused jax optax
+build/newest-jax-venv/.installed: REQUIRED := newest checkpoints fused jax optax
+build/newest-venv/.installed build/newest-jax-venv/.installed: PYTHON = $(NEWEST_PYTHON)
+
+.PHONY: versions
+versions: ## run quick tests without frameworks, with the lowest and with the newest versions
+	$(MAKE) SIDE_BY_SIDE=1 -j 2 --output-sync=target $(VERSIONS)
+
+.PHONY: $(VERSIONS) $(JAX_VERSIONS)
+$(VERSIONS) $(JAX_VERSIONS): test-%: build/%-venv/.installed
+	@mkdir -p $(RESULTS) && rm -f $(RESULTS)/$@.xml
+	@test -x build/$*-venv/bin/python || { echo 'NOT RUN: there is no Python 3.13 or newer: make NEWEST_PYTHON=... $@'; exit; } && \
+	    PORTOPT_TESTS_WITHOUT='$(WITHOUT)' build/$*-venv/bin/python -m pytest -m 'not slow' --ignore=tests/test_docs.py \
+	    --junitxml=$(RESULTS)/$@.xml $(PYTEST_ARGS) $(VERSION_TESTS)
+
+build/%-venv/.installed: pyproject.toml constraints.txt scripts/version_requirements.py
+	@rm -rf $(@D) && mkdir -p $(@D)
+	@python='$(PYTHON)'; test -n "$$python" || exit 0; set -e; \
+	    $$python -m venv $(@D); \
+	    $(@D)/bin/python scripts/version_requirements.py $(REQUIRED) --tools $(VERSION_TOOLS) > $(@D)/requirements.txt; \
+	    $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $(@D)/requirements.txt; \
+	    $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
 
 .PHONY: wheel
 wheel: $(INSTALLED) ## build the wheel and use it from an empty environment

@@ -190,6 +190,7 @@ def test_an_empty_setting_switches_the_cache_off(monkeypatch: pytest.MonkeyPatch
     assert cache.load(KEY) is None
 
 
+@pytest.mark.needs("numba")
 def test_a_kernel_is_compiled_again_exactly_if_its_entry_is_damaged(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +225,7 @@ print(hashlib.sha256(w.tobytes()).hexdigest())
 """
 
 
+@pytest.mark.needs("numba")
 @pytest.mark.parametrize("setting", [None, "~/kernels"])
 def test_without_a_home_directory_steps_are_compiled_and_not_kept(setting: str | None, tmp_path: Path) -> None:
     """As in a container that runs as a user without a name."""
@@ -249,6 +251,7 @@ def test_without_a_home_directory_steps_are_compiled_and_not_kept(setting: str |
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.needs("numba")
 def test_processes_may_share_the_directory_at_once(directory: Path) -> None:
     environment = {"PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)}
     processes = side_by_side([[sys.executable, "-c", STEP]] * 3, [environment] * 3)

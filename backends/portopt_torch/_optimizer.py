@@ -119,21 +119,21 @@ class TorchOptimizer(torch.optim.Optimizer):
                 overrides = self._hyperparameters.at_step(resolved, batch.finished)
                 work.append((batch, batch.gradients(gradients), overrides))
         self._known_states = list(self.state.values())
-        if self._is_unchecked:
-            # Each batch checks itself, but not against others.
-            written = [arrays for batch, _, _ in work for arrays in batch.arrays()]
-            backend.check_in_place(written, lambda i: f"[{i}]")
-            self._is_unchecked = False
         try:
             norm = None
             if clips and (len(work) > 1 or any(batch.is_sharded for batch, _, _ in work)):
                 norm = gradient_norm(all_gradients)
             # None must fail after another moved. The first checks itself before it moves, so it is the largest.
             work.sort(key=lambda entry: len(entry[1]), reverse=True)
-            for batch, gradients, overrides in work[1:]:
-                batch.check(gradients, overrides, norm)
-            for batch, gradients, overrides in work:
-                batch.step(gradients, overrides, norm)
+            for batch, own, overrides in work[0 if self._is_unchecked else 1 :]:
+                batch.check(own, overrides, norm)
+            if self._is_unchecked:
+                # Each batch checks itself, but not against others.
+                written = [arrays for batch, _, _ in work for arrays in batch.arrays()]
+                backend.check_in_place(written, lambda i: f"[{i}]")
+                self._is_unchecked = False
+            for batch, own, overrides in work:
+                batch.step(own, overrides, norm)
         except Exception as error:
             for index, group in enumerate(self.param_groups):
                 reason = _why_wrong_gradient(type(self.rule).__name__, index, group)
