@@ -31,7 +31,7 @@ def torch_steps(kind: str, optimizer: portopt.Optimizer, w: Any, g: Any, state: 
 @pytest.mark.parametrize("kind", ["apply", "apply_", "interpreted"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("clip", [{}, {"clipnorm": 1.0}], ids=["plain", "clipped"])
-def test_tensors_stay_resizable(clip: dict[str, float], dtype: torch.dtype, kind: str) -> None:
+def test_tensors_stay_resizable(clip: dict[str, Any], dtype: torch.dtype, kind: str) -> None:
     w, g = torch.ones(5, dtype=dtype), torch.ones(5, dtype=dtype)
     optimizer = portopt.RMSprop(**clip)
     for tensor in {id(t): t for t in (w, g, *torch_steps(kind, optimizer, w, g, optimizer.init(w)))}.values():
@@ -117,7 +117,7 @@ def _fake(tensor: torch.Tensor) -> torch.Tensor:
 def _wrapped(tensor: torch.Tensor) -> torch.Tensor:
     from torch.testing._internal.two_tensor import TwoTensor
 
-    return TwoTensor(tensor, tensor)
+    return TwoTensor(tensor, tensor)  # type: ignore[no-untyped-call]  # of torch
 
 
 REFUSED: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
@@ -136,6 +136,27 @@ REFUSED: dict[str, tuple[Callable[[torch.Tensor], Any], str]] = {
     "meta": (lambda t: t.to("meta"), "grads has device meta, but params has device cpu"),
     "sparse": (lambda t: t.to_sparse(), "tensors of layout torch.sparse_coo are not supported"),
 }
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("steps", [1, 4], ids=["unplanned", "planned"])
+def test_array_resized_by_the_schedule_is_refused(steps: int, library: str) -> None:
+    (w, g) = BY_NAME[library].arrays([np.zeros(4, np.float32), np.ones(4, np.float32)])
+    resizes = False
+
+    def schedule(step: Any) -> float:
+        if resizes:
+            g.resize(2, refcheck=False) if library == "numpy" else g.resize_(2)
+        return 1.0
+
+    optimizer = portopt.SGD(schedule)
+    state = optimizer.init(w)
+    for _ in range(steps - 1):
+        state = optimizer.apply_(w, g, state)
+    resizes = True
+    with pytest.raises(ValueError, match=r"changed its size while the step was computed|grads has shape"):
+        optimizer.apply_(w, g, state)
+    assert np.asarray(w).tolist() == [1 - steps] * 4
 
 
 @pytest.mark.parametrize("planned", [False, True], ids=["unplanned", "planned"])

@@ -92,7 +92,7 @@ def test_what_a_step_computes_belongs_to_it(optimizer: portopt.Optimizer, librar
         for step in range(100):
             overrides = {"learning_rate": (1 + number + step % 2) / 16} if given else {}
             state = stepping.apply_(params, grads, state, **overrides)
-        return library.numpy(params), library.numpy_state(state, stepping.scalar_slots)
+        return library.numpy(params), library.numpy_state(state, tuple(stepping.scalar_slots))
 
     expected = [run(optimizer.replace(), number) for number in range(6)]
     results: dict[int, Any] = {}
