@@ -15,7 +15,9 @@ import pytest
 from entry_points import write_distribution
 from wrong_backends import (
     OPERATIONS_WRONG,
+    FlushesRoundedGradients,
     ForgetsADevice,
+    GradientsInTheDtypeOfParameters,
     IgnoresStrides,
     NanLostInNorm,
     NormOfEachTensor,
@@ -142,6 +144,8 @@ def test_a_wrong_operation_is_caught_in_a_rule(name: str, rule: str) -> None:
         (NanLostInNorm(), "1/norm/nan_and_infinite/float32/apply/swapped"),
         (ScalarsInFloat32(), "3/Nadam/default/float32/apply/ten"),
         (RoundsScalarsTwice(), "1/operations/round/float32/apply/words"),
+        (FlushesRoundedGradients(), "1/operations/load_gradient_float64/float32/apply/words"),
+        (GradientsInTheDtypeOfParameters(), "1/operations/load_gradient_float32/bfloat16/apply/words"),
         (SharesMemory(), "0/backend/contract/float32/any/conversions_copy"),
         (ForgetsADevice(), "0/backend/contract/float32/any/unknown_devices_are_errors"),
         (IgnoresStrides(), "4/Adam/clipped/float16/any/views_give_the_same_bits"),

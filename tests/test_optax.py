@@ -132,6 +132,17 @@ def test_float32_updates_give_the_bits_of_16_bit_parameters(dtype: str) -> None:
     assert missed(update_dtype="float32") == 0
 
 
+@pytest.mark.parametrize(("dtype", "gradient_dtype"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_gradients_may_have_another_dtype_than_their_parameters(dtype: str, gradient_dtype: str) -> None:
+    rule, p, g = portopt.Adam(0.1, clipnorm=1.0), ordinary((50,), dtype, 1), ordinary((50,), gradient_dtype, 2)
+    expected, _ = rule.apply(p, g, rule.init(p))
+    tx, params = portopt_jax.to_optax(rule), jnp.asarray(p)
+    updates, _ = jax.jit(tx.update)(jnp.asarray(g), tx.init(params), params)
+    assert updates.dtype == dtype
+    new, _ = portopt_jax.step(tx, params, jnp.asarray(g), tx.init(params))
+    assert_same_bits(new, expected)
+
+
 def test_updates_have_the_dtype_of_their_parameter() -> None:
     for dtype in ("float16", "bfloat16", "float32"):
         params = tree(1, dtype)

@@ -89,6 +89,31 @@ OPERATIONS_WRONG: Mapping[str, Callable[[Primitives], Overrides]] = {
 """What is wrong with an operation, by name."""
 
 
+class FlushesRoundedGradients(ReferenceBackend):
+    """Converts float64 gradients without asking whether they are tiny: just below the smallest normal number, they round up."""
+
+    name = "flushes_rounded_gradients"
+
+    def primitives(self, compute_dtype: str) -> Primitives:
+        right = super().primitives(compute_dtype)
+        return Primitives(
+            right.xp, right.dtype, compute_dtype, {"load": lambda x: right.flush(right.xp.astype(x, right.dtype))}
+        )
+
+
+class GradientsInTheDtypeOfParameters(ReferenceBackend):
+    """Rounds gradients to the dtype of their parameter before they are loaded."""
+
+    name = "gradients_in_the_dtype_of_parameters"
+
+    def update(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
+    ) -> list[dict[str, Any]]:
+        with self.quiet():
+            rounded = [{**arrays, "g": arrays["g"].astype(arrays["p"].dtype)} for arrays in parameters]
+        return super().update(program, scalars, rounded, in_place=in_place)
+
+
 class WritesIntoItsInputs(ReferenceBackend):
     """Uses the slots that it is given as scratch memory."""
 

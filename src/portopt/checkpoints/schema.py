@@ -156,6 +156,7 @@ def _check_node(node: Any, where: str, fail: Fail, levels: int) -> None:
         return
     if levels == 0:
         raise fail(f"{where:.200} is nested more than {DEEPEST} levels deep")
+    pairs: Any
     kind, children = next(iter(node.items())) if type(node) is dict and len(node) == 1 else (None, None)
     if kind in ("list", "tuple") and type(children) is list:
         pairs = list(enumerate(children))
