@@ -104,10 +104,58 @@ def check_norm(mesh: Any, specs: dict[str, PartitionSpec]) -> None:
         assert norm.hex() == expected.hex(), f"the norm is {norm.hex()}, not {expected.hex()}"
 
 
+def check_parts(optimizer: portopt.Optimizer, mesh: Any) -> None:
+    """Step inside shard_map, each device with its part, its norm and its learning rate."""
+    count = mesh.devices.size
+    rates = np.linspace(0.1, 0.8, count)
+    given, gradients = (ordinary((count, 5), "float32", seed) for seed in (1, 2))
+
+    def step(p: Any, g: Any, rate: Any) -> Any:
+        state = optimizer.init(p)
+        for _ in range(STEPS):
+            p, state = optimizer.apply(p, g, state, learning_rate=rate[0])
+        return p, state.slots["m"]
+
+    with jax.enable_x64(True):
+        parts = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(spec("x"),) * 3, out_specs=(spec("x"),) * 2))
+        found, slot = parts(given, gradients, rates)
+    for i in range(count):
+        p, state = given[i : i + 1], optimizer.init(given[i : i + 1])
+        for _ in range(STEPS):
+            p, state = optimizer.apply(p, gradients[i : i + 1], state, learning_rate=float(rates[i]))
+        assert_same_bits(np.asarray(found)[i : i + 1], p)
+        assert_same_bits(np.asarray(slot)[i : i + 1], state.slots["m"])
+
+
+def check_given_norm(optimizer: portopt.Optimizer, mesh: Any) -> None:
+    """Step inside shard_map with the norm of all gradients: what all devices hold stays the same on all."""
+    params, grads = ({name: data(seed)[name] for name in ("together", "whole")} for seed in (1, 10))
+    norm = portopt.get_backend("numpy").gradient_norm(list(grads.values()))
+    specs = {"together": spec("x"), "whole": spec()}
+    state = optimizer.init(jax.tree.map(jax.numpy.asarray, params))
+    state_specs = portopt.OptimizerState(
+        spec(), {name: spec() if name in optimizer.scalar_slots else specs for name in state.slots}
+    )
+
+    def step(params: Any, grads: Any, state: Any) -> Any:
+        return optimizer.apply(params, grads, state, gradient_norm=norm)
+
+    in_specs, out_specs = (specs, specs, state_specs), (specs, state_specs)
+    found, _ = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=in_specs, out_specs=out_specs))(params, grads, state)
+    expected, _ = optimizer.apply(params, grads, optimizer.init(params))
+    for name in params:
+        assert_same_bits(np.asarray(found[name]), expected[name], name)
+
+
 def main() -> None:
     assert len(jax.devices()) == 8
     everywhere = dict.fromkeys(SPECS, spec())
     optimizer = portopt.Adam(0.1, clipnorm=0.5)
+    line = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    for clipped in (optimizer, portopt.Nadam(0.1, clipnorm=0.5)):
+        check_parts(clipped, line)
+        check_given_norm(clipped, line)
+        print(f"shard_map: {type(clipped).__name__}")
     for kind in (AxisType.Auto, AxisType.Explicit):
         mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
         check_norm(mesh, SPECS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -391,3 +393,21 @@ def test_bfloat16_arrays_are_planned() -> None:
     for _ in range(3):
         state = optimizer.apply_(w, np.ones(5, ml_dtypes.bfloat16), state)
     assert plans(optimizer) == 1
+
+
+HELD_TO_THE_END = """
+import jax, numpy as np, portopt
+params, grads = ([np.ones(3, np.float32) for _ in range(3)] for _ in range(2))
+optimizer = portopt.Adam()
+state = optimizer.init(params)
+for _ in range(4):
+    state = optimizer.apply_(params, grads, state)
+assert optimizer.__dict__["_plans"]
+flatten = lambda tree: (params, grads, state, optimizer)
+jax.tree_util.register_pytree_node(type("Held", (), {}), flatten, lambda *_: None)
+"""
+
+
+def test_arrays_that_live_until_the_interpreter_ends_say_nothing_then() -> None:
+    run = subprocess.run([sys.executable, "-c", HELD_TO_THE_END], capture_output=True, text=True, timeout=300)
+    assert (run.returncode, run.stderr) == (0, "")

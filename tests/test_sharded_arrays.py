@@ -29,3 +29,8 @@ def test_eight_devices_give_the_bits_of_one(passed: list[str], kind: str, way: s
 @pytest.mark.parametrize("way", ["apply", "jitted apply"])
 def test_parameters_stay_where_they_are_if_gradients_are_elsewhere(passed: list[str], way: str) -> None:
     assert f"Auto: {way} with gradients on all devices" in passed
+
+
+@pytest.mark.parametrize("rule", ["Adam", "Nadam"])
+def test_devices_may_step_on_parts_of_their_own_inside_shard_map(passed: list[str], rule: str) -> None:
+    assert f"shard_map: {rule}" in passed
