@@ -126,10 +126,10 @@ class TorchOptimizer(torch.optim.Optimizer):
                 norm = gradient_norm(all_gradients)
             # None must fail after another moved. The first checks itself before it moves, so it is the largest.
             work.sort(key=lambda entry: len(entry[1]), reverse=True)
-            for batch, gradients, overrides in work[1:]:
-                batch.check(gradients, overrides, norm)
-            for batch, gradients, overrides in work:
-                batch.step(gradients, overrides, norm)
+            for batch, own_gradients, overrides in work[1:]:
+                batch.check(own_gradients, overrides, norm)
+            for batch, own_gradients, overrides in work:
+                batch.step(own_gradients, overrides, norm)
         except Exception as error:
             for index, group in enumerate(self.param_groups):
                 reason = _why_wrong_gradient(type(self.rule).__name__, index, group)
