@@ -97,7 +97,7 @@ def sections() -> list[tuple[str, str, list[tuple[str, Any]]]]:
             "",
             [
                 *of("portopt", portopt, "backends", "get_backend", "Backend", "ArrayAPIBackend"),
-                *of("portopt.backend", backend, "Mode", "ArrayInfo"),
+                *of("portopt.backend", backend, "Mode", "ArrayInfo", "accept"),
                 *of("portopt.primitives", primitives, "Primitives", "round_scalar"),
                 *of("portopt.trees", trees, "Trees"),
             ],

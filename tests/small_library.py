@@ -50,8 +50,10 @@ def plain(value: Any) -> Any:
 
 def _operator(name: str) -> Function:
     def method(self: Wrapped, *others: Any) -> Wrapped:
-        operate = self.replaced.get(name, lambda x, *rest: getattr(x, f"__{name}__")(*rest))
-        return type(self)(operate(self.data, *map(plain, others)))
+        operands = [plain(other) for other in others]
+        replaced = self.replaced.get(name)
+        result = getattr(self.data, f"__{name}__")(*operands) if replaced is None else replaced(self.data, *operands)
+        return type(self)(result)
 
     return method
 

@@ -102,7 +102,8 @@ def test_wrapper_that_hands_on_the_attributes_of_an_array_is_no_array() -> None:
 
 # Real libraries
 
-REAL = ("sparse", "dask.array", "mlx.core")
+# MLX is installed where its wheels for the CPU are.
+REAL = ("sparse", "dask.array", *(("mlx.core",) if sys.platform == "linux" else ()))
 
 
 @pytest.mark.parametrize("library", REAL)
@@ -149,7 +150,12 @@ def test_backend_of_a_real_library_says_what_it_is(library: str) -> None:
 def test_lazy_arrays_stay_lazy_without_clipping() -> None:
     da = importlib.import_module("dask.array")
     optimizer, evaluated = portopt.Adam(0.5), []
-    p = da.ones(3, dtype="float32").map_blocks(lambda x: (evaluated.append(1), x)[1], meta=np.ones(1, np.float32))
+
+    def noticed(x: Any) -> Any:
+        evaluated.append(1)
+        return x
+
+    p = da.ones(3, dtype="float32").map_blocks(noticed, meta=np.ones(1, np.float32))
     new, _ = optimizer.apply(p, p, optimizer.init(p))
     assert not evaluated
     host = np.ones(3, np.float32)
@@ -299,7 +305,12 @@ def test_wrong_norm_is_found_where_it_is_used(functions: Mapping[str, Function])
 
 def test_library_is_looked_at_once() -> None:
     calls = []
-    xp = make_library(fresh_name(), {"sqrt": lambda x: (calls.append(1), np.sqrt(x))[1]})
+
+    def sqrt(x: Any) -> Any:
+        calls.append(1)
+        return np.sqrt(x)
+
+    xp = make_library(fresh_name(), {"sqrt": sqrt})
     step(xp)
     calls.clear()
     for _ in range(3):

@@ -256,10 +256,8 @@ class ArrayAPIBackend:
         return type(leaf).__module__.partition(".")[0] == self.root and hasattr(leaf, "dtype")
 
     def version(self) -> str:
-        for module in (self.xp, sys.modules.get(self.root)):
-            if hasattr(module, "__version__"):
-                return str(module.__version__)
-        return "unknown"
+        root = sys.modules.get(self.root)
+        return str(getattr(self.xp, "__version__", getattr(root, "__version__", "unknown")))
 
     def devices(self) -> Mapping[str, str | None]:
         return dict.fromkeys(self._devices)
@@ -328,7 +326,7 @@ class ArrayAPIBackend:
     def from_numpy(self, array: Any, device: str | None) -> Any:
         import numpy as np
 
-        if device not in self._devices:
+        if device is None or device not in self._devices:
             raise ValueError(f"{self.name} has no device {device!r}; it has {', '.join(self.devices())}")
         chosen = self._devices[device]
         # The copy is made here: not every library has the argument, or takes it as an order.

@@ -9,6 +9,7 @@ conformance suite is the thorough version of this.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -78,23 +79,17 @@ def check_operations(backend: ArrayAPIBackend, dtype: str, like: Any) -> None:
     for value in (1 / 3, -0.0, SMALLEST_NORMAL[compute], float("inf"), float("nan"), 0.1):
         host["s"] = reference.rounded_scalar(value, compute, host["r"])
         what = f"the scalar {value!r} in {compute}"
-        given["s"] = _result(backend, what, lambda v=value: backend.rounded_scalar(v, compute, given["r"]))
+        given["s"] = _result(backend, what, functools.partial(backend.rounded_scalar, value, compute, given["r"]))
         _compare(backend, what, host["s"], given["s"], {})
     for name, letters in _OPERATIONS:
         what = f"{name}{' with a scalar' if 's' in letters else ''} in {dtype if 'r' in letters else compute}"
-        expected, found = _both(
-            backend,
-            what,
-            lambda b, a, name=name, letters=letters: _function(b, name, compute)(*(a[letter] for letter in letters)),
-            host,
-            given,
-        )
+        expected, found = _both(backend, what, functools.partial(_operate, name, letters, compute), host, given)
         _compare(backend, what, expected, found, {letter: host[letter] for letter in letters if letter != "s"})
 
 
-def _function(backend: ArrayAPIBackend, name: str, compute: str) -> Callable[..., Any]:
-    function: Callable[..., Any] = backend._stored if name == "store" else getattr(backend.primitives(compute), name)
-    return function
+def _operate(name: str, letters: str, compute: str, backend: ArrayAPIBackend, arrays: Mapping[str, Any]) -> Any:
+    function = backend._stored if name == "store" else getattr(backend.primitives(compute), name)
+    return function(*(arrays[letter] for letter in letters))
 
 
 def check_step(backend: ArrayAPIBackend, program: Program, dtypes: Mapping[str, str], like: Any) -> None:
@@ -149,7 +144,7 @@ def check_norm(backend: ArrayAPIBackend, dtype: str, like: Any) -> None:
         given = backend._from_own(gradient.copy(), backend._on_device(like))
         what = f"the norm of gradients of {dtype} (isnan, any, max, abs, sum)"
         norms = _both(backend, what, lambda b, g: ArrayAPIBackend.gradient_norm(b, [g]), gradient, given)
-        _compare(backend, what, *map(np.asarray, norms), {})
+        _compare(backend, what, np.asarray(norms[0]), np.asarray(norms[1]), {})
 
 
 def operand(dtype: str, index: int) -> Words:

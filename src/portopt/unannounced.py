@@ -8,9 +8,8 @@ libraries and nobody has tested them, so the first use of each dtype, and of eac
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from portopt import operation_checks
@@ -20,7 +19,6 @@ from portopt.backend import (
     ArrayInfo,
     Arrays,
     Backend,
-    Mode,
     beside_numbers,
     find_backend,
     is_preferred,
@@ -45,10 +43,9 @@ class UnannouncedBackend(ArrayAPIBackend):
         super().__init__(name, lambda: namespace, root=root, install_command=f"pip install {root}")
         self.is_accepted = False
         self._looked_at: set[Hashable] = set()
-
-    @functools.cached_property
-    def modes(self) -> Mapping[str, Mode]:  # type: ignore[override]  # it depends on the library
-        return super().modes if self._why_not_assigned is None else {"apply": PURE}
+        self._why_not_assigned = self._try_to_assign()
+        if self._why_not_assigned is not None:
+            self.modes = {"apply": PURE}
 
     def owns(self, leaf: object) -> bool:
         return backend_of(leaf) is self
@@ -111,13 +108,11 @@ class UnannouncedBackend(ArrayAPIBackend):
     def why_read_only(self, array: Any) -> str | None:
         return self._why_not_assigned
 
-    @functools.cached_property
-    def _why_not_assigned(self) -> str | None:
-        """Whether arrays of the library can be changed is seen by trying: one that cannot may have the method nevertheless."""
-        dtype = self.dtype("float32")
-        target = self.xp.full((2,), 1.0, dtype=dtype)
+    def _try_to_assign(self) -> str | None:
+        """Return why arrays of the library cannot be changed; one whose arrays are immutable may have the method nevertheless."""
         try:
-            self.assign(target, self.xp.full((2,), 2.0, dtype=dtype))
+            target, value = (self.xp.full((2,), x, dtype=self.dtype("float32")) for x in (1.0, 2.0))
+            self.assign(target, value)
             if self.to_numpy(target).tolist() == [2.0, 2.0]:
                 return None
         except Exception as error:
@@ -143,19 +138,19 @@ def backend_of(leaf: object) -> UnannouncedBackend | None:
 
 def backend_named(name: str) -> Backend | None:
     """Return the backend of a library that was met before, or of an importable one; None if there is none of that name."""
-    for backend in _backends:
-        if backend.name == name:
-            return backend
+    known = next((backend for backend in _backends if backend.name == name), None)
+    if known is not None:
+        return known
     for module in (name, f"array_api_compat.{name}"):
         with contextlib.suppress(ImportError, ValueError, TypeError):
             namespace = importlib.import_module(module)
             if hasattr(namespace, "__array_namespace_info__"):
                 # Its arrays may be those of another backend, or have another namespace than the one that was named.
                 array = namespace.asarray(0.0)
-                backend_found = find_backend(array)
-                if backend_found is None:
-                    backend_found = _by_type[type(array)] = _backend_of_namespace(namespace, name)
-                return backend_found
+                backend = find_backend(array)
+                if backend is None:
+                    backend = _by_type[type(array)] = _backend_of_namespace(namespace, name)
+                return backend
     return None
 
 
