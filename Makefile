@@ -114,12 +114,12 @@ PIP_NEWEST := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: gpu-static
 gpu-static: $(INSTALLED) $(XLA_GPU) $(NVRTC_13) $(TRITONS:%=$(COMPILERS)/triton-%/.installed) ## look at what GPU compilers make of steps, without a GPU
-	$(COMPILERS)/xla/bin/python -m pytest tests/xla_gpu_compiled.py --junitxml=$(RESULTS)/gpu-static-xla.xml
+	$(COMPILERS)/xla/bin/python -m pytest tests/xla_gpu_compiled.py --junitxml=$(RESULTS)/gpu-static-xla.xml $(PYTEST_ARGS)
 	$(COMPILERS)/nvrtc-13/bin/python -m pytest tests/test_cuda_source.py -k 'ptx or inexact or machine' \
-	    --junitxml=$(RESULTS)/gpu-static-nvrtc.xml
+	    --junitxml=$(RESULTS)/gpu-static-nvrtc.xml $(PYTEST_ARGS)
 	set -e; for version in $(TRITONS); do \
 	    PYTHONPATH=$(COMPILERS)/triton-$$version $(BIN)/python -m pytest tests/test_triton_kernel.py \
-	        --junitxml=$(RESULTS)/gpu-static-triton-$$version.xml; \
+	        --junitxml=$(RESULTS)/gpu-static-triton-$$version.xml $(PYTEST_ARGS); \
 	done
 
 $(XLA_GPU): pyproject.toml
