@@ -262,6 +262,7 @@ def _threads(name: str, options: Options) -> Any:
     """Four threads, each with a stream and arrays of its own."""
     backend: Any = portopt.get_backend("numpy" if name == "cupy" and not options.on_gpu else name)
     device, found = "cuda:0" if options.on_gpu else "cpu", {}
+    backend.version()  # imports the library
 
     def work(seed: int) -> None:
         try:
