@@ -124,7 +124,7 @@ def test_the_host_kernel_loads_it_under_both_ways_to_flush(dtype: str, gradient_
     arrays["g"] = gradient
     fused = kernel.get_kernel(program, dtypes, in_place=True, flush=flush)
     table = np.array([[arrays[name].ctypes.data for name in fused.columns]], np.int64)
-    fused.run(table, np.array([gradient.size], np.int64), {"learning_rate": 0.0, "t": 1})
+    kernel.run([kernel.Work(fused, table, np.array([gradient.size], np.int64))], {"learning_rate": 0.0, "t": 1})
     for name, expected in zip(("passed", "doubled"), expected_of(dtype, gradient), strict=True):
         assert_same_bits(arrays[name], expected, name)
 

@@ -70,7 +70,9 @@ def number_of(where: str, name: str, value: Any) -> float:
     """Return a number of a parameter's state, which may be a tensor of one element, as a float."""
     is_one = isinstance(value, torch.Tensor) and value.numel() == 1
     if not is_one and (not isinstance(value, numbers.Real) or isinstance(value, bool)):
-        raise TypeError(f"{where}: {name!r} must be a number, but {value!r:.80} of type {type(value).__name__} was given")
+        raise TypeError(
+            f"{where}: {name!r} must be a number, but {value!r:.80} of type {type(value).__name__} was given"
+        )
     return float(value)
 
 

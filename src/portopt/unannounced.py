@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -136,11 +137,18 @@ def backend_of(leaf: object) -> UnannouncedBackend | None:
     return backend
 
 
-def backend_named(name: str) -> Backend | None:
-    """Return the backend of a library that was met before, or of an importable one; None if there is none of that name."""
+def backend_named(name: str, *, may_import: bool = True) -> Backend | None:
+    """Return the backend of a library that was met before, or of an importable one; None if there is none of that name.
+
+    Args:
+        name: of the library.
+        may_import: whether a module of that name is imported; otherwise it must be there already.
+    """
     known = next((backend for backend in _backends if backend.name == name), None)
     if known is not None:
         return known
+    if not may_import and "__array_namespace_info__" not in getattr(sys.modules.get(name), "__dict__", ()):
+        return None
     for module in (name, f"array_api_compat.{name}"):
         with contextlib.suppress(ImportError, ValueError, TypeError):
             namespace = importlib.import_module(module)

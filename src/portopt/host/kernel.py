@@ -89,7 +89,7 @@ def describe_groups(work: Sequence[Work], offsets: Sequence[int]) -> array[int]:
     ])  # fmt: skip
 
 
-def _run(work: Sequence[Work], inputs: Mapping[str, Any], then: Sequence[Callable[[], object]]) -> dict[str, float]:
+def run(work: Sequence[Work], inputs: Mapping[str, Any], then: Sequence[Callable[[], object]] = ()) -> dict[str, float]:
     """Do a step, and then, before anything can be raised, make further calls of functions in C.
 
     Returns:
@@ -184,7 +184,7 @@ def update(
                 if _address(copied[name]) != _address(original[name]) or not original[name].flags.c_contiguous:
                     value = copied[name].reshape(original[name].shape)
                     copies.append(functools.partial(operator.setitem, original[name], ..., value))
-    scalars.provide(_run(work, scalars.inputs, [*copies, *then]))
+    scalars.provide(run(work, scalars.inputs, [*copies, *then]))
 
 
 def _check_sizes(rows: Sequence[Mapping[str, Any]]) -> None:
