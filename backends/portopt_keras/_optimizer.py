@@ -10,6 +10,7 @@ from keras.src.utils.naming import auto_name
 
 import portopt
 from portopt.backend import find_backend
+from portopt.interrupts import deferred
 from portopt.primitives import COMPUTE_DTYPE
 from portopt.schedules import is_schedule
 from portopt_keras._learning_rate import ScheduleOfSteps, nearest, on_keras_backend, scalar_of
@@ -142,9 +143,10 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         slots = {name: [of[self._get_variable_index(v)] for v in variables] for name, of in self._slots.items()}
         excluded = [i for i, v in enumerate(variables) if not self._use_weight_decay(v)] if self._excluded else []
         step = functools.partial(self._step, learning_rate, excluded)
-        on_keras_backend().update(self, variables, list(grads), slots, self._scalar_slots, step)
-        if not self._has_stepped:
-            self._has_stepped = True
+        with deferred():
+            on_keras_backend().update(self, variables, list(grads), slots, self._scalar_slots, step)
+            if not self._has_stepped:
+                self._has_stepped = True
 
     def _step(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from portopt import Optimizer
+from portopt.interrupts import deferred
 from portopt.primitives import COMPUTE_DTYPE
 from portopt_torch._backend import backend
 from portopt_torch._batches import Batch, Batches, is_usable, lacking, same
@@ -132,8 +133,14 @@ class TorchOptimizer(torch.optim.Optimizer):
                 written = [arrays for batch, _, _ in work for arrays in batch.arrays()]
                 backend.check_in_place(written, lambda i: f"[{i}]")
                 self._is_unchecked = False
-            for batch, own, overrides in work:
+            if len(work) == 1:
+                # Its step is finished anyway, and a small one takes less time than setting a signal handler twice.
+                [(batch, own, overrides)] = work
                 batch.step(own, overrides, norm)
+            else:
+                with deferred():
+                    for batch, own, overrides in work:
+                        batch.step(own, overrides, norm)
         except Exception as error:
             for index, group in enumerate(self.param_groups):
                 reason = _why_wrong_gradient(type(self.rule).__name__, index, group)
