@@ -13,9 +13,14 @@ from portopt.interrupts import deferred
 
 def test_ctrl_c_waits_for_the_end_of_a_block() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), deferred():
-        signal.raise_signal(signal.SIGINT)
-        done.append("after it")
+
+    def work() -> None:
+        with deferred():
+            signal.raise_signal(signal.SIGINT)
+            done.append("after it")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     assert done == ["after it"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
