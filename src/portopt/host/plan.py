@@ -92,7 +92,7 @@ class Plan:
             norm = None
             if self.program.uses_gradient_norm and "gradient_norm" not in checked:
                 call = self._watch.begin()
-                if not self._watch(params, grads, slots, call=call):
+                if not self._watch.look(params, grads, slots, call=call):
                     return None
                 norm = gradient_norm(self._gradients(call))
             new_inputs = self._new_inputs(optimizer, state, checked, norm)
@@ -105,7 +105,7 @@ class Plan:
             call = call or self._watch.begin()
             if not self._runs_at_once:
                 self._watch.share(call, self._total, address, finished, address + 8 * len(self._inputs))
-        if not self._watch(params, grads, slots, address, finished, call):
+        if not self._watch.look(params, grads, slots, address, finished, call):
             return None
         names = self.program.scalar_outputs
         if names:
