@@ -8,7 +8,6 @@ through `store`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -86,12 +85,13 @@ class Program:
     array_outputs: Mapping[str, int]
     scalar_outputs: Mapping[str, int] = field(default_factory=dict)
 
-    @functools.cached_property
-    def _hash(self) -> int:
-        return hash((self.name, self.ops, tuple(self.array_outputs.items()), tuple(self.scalar_outputs.items())))
-
     def __hash__(self) -> int:
-        return self._hash
+        # Not a `cached_property`: in Python 3.11 that has a lock, which a child gets locked that is forked at the wrong moment.
+        found = self.__dict__.get("_hash")
+        if found is None:
+            found = hash((self.name, self.ops, tuple(self.array_outputs.items()), tuple(self.scalar_outputs.items())))
+            object.__setattr__(self, "_hash", found)
+        return int(found)
 
     @property
     def scalar_inputs(self) -> tuple[str, ...]:

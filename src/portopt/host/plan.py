@@ -93,13 +93,13 @@ class Plan:
                 if needs_norm or _is_of_the_user(checked.get("learning_rate", optimizer.learning_rate)):
                     # No schedule of a user's is called for a step that another plan does.
                     call = self._watch.begin()
-                    if not self._watch(params, grads, slots, call=call):
+                    if not self._watch.look(params, grads, slots, call=call):
                         return None
                     norm = gradient_norm(self._gradients(call)) if needs_norm else None
                 new_inputs = self._new_inputs(optimizer, state, checked, norm)
             except Exception:
                 # Of several things that are wrong, the full check has an order of its own.
-                if self._watch(params, grads, slots):
+                if self._watch.look(params, grads, slots):
                     raise
                 return None
             if new_inputs is None:
@@ -111,7 +111,7 @@ class Plan:
             call = call or self._watch.begin()
             if not self._runs_at_once:
                 self._watch.share(call, self._total, address, finished, address + 8 * len(self._inputs))
-        if not self._watch(params, grads, slots, address, finished, call):
+        if not self._watch.look(params, grads, slots, address, finished, call):
             return None
         names = self.program.scalar_outputs
         if names:
@@ -130,7 +130,7 @@ class Plan:
 
     def fits(self, params: Any, grads: Any, state: Any) -> bool:
         """Tell whether the plan could do a step on these arrays, doing nothing."""
-        return self._is_for(state) and self._watch(params, grads, state.slots)
+        return self._is_for(state) and self._watch.look(params, grads, state.slots)
 
     def _is_for(self, state: Any) -> bool:
         if type(state) is not self._state_type or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:

@@ -402,9 +402,9 @@ class Call:
 
 
 class Watch:
-    """Trees and arrays as they were in one step; called, it tells whether they still are.
+    """Trees and arrays as they were in one step, so that a look can tell whether they still are.
 
-    Arrays are not kept alive: whoever calls makes sure that the trees exist. Any number of threads may call it at once.
+    Arrays are not kept alive: whoever calls makes sure that the trees exist. Any number of threads may look at once.
 
     Args:
         reader: how arrays are read.
@@ -499,7 +499,7 @@ class Watch:
             note_written,
         )  # fmt: skip
         self._look = _compiled()
-        self._address, self._unused = at(self._context), at(scratch)
+        self._address = at(self._context)
 
     def begin(self) -> Call:
         """Return what a call needs that lets go of the global interpreter lock, or is followed by another one."""
@@ -512,7 +512,7 @@ class Watch:
             total, (self.parts.buffer_info()[0], len(self.offsets), call.table.buffer_info()[0], inputs, step, outputs)
         )
 
-    def __call__(
+    def look(
         self, params: Any, grads: Any, slots: Any, inputs: int = 0, step: int = 0, call: Call | None = None
     ) -> bool:
         """Tell whether all is as it was and the gradients fit, so that no gradient lies in memory that the step writes.
@@ -525,9 +525,9 @@ class Watch:
             step: number of the step, from 1.
             call: gets references to the arrays and their addresses. If it already has, the trees are not looked at any more.
         """
-        unused = self._unused
-        address = 0 if call is None else call.address
-        return not self._look(unused, unused, self._address, id(params), id(grads), id(slots), inputs, step, address)
+        at = self._address
+        own = 0 if call is None else call.address
+        return not self._look(at, at, at, id(params), id(grads), id(slots), inputs, step, own)
 
 
 _PART = 45
@@ -577,16 +577,16 @@ def works(reader: ArrayReader, make: Callable[[Any], Any], wrong: Callable[[Any]
     grads = {"b": [g1, (g2,)], "a": g3}
     watch = Watch(reader, (params, grads, {}), (), arrays, [Group(range(3), work)], 0)
     call = watch.begin()
-    if not watch.is_possible or not watch(params, grads, {}) or not watch(params, grads, {}, call=call):
+    if not watch.is_possible or not watch.look(params, grads, {}) or not watch.look(params, grads, {}, call=call):
         return False
     if call.table.tolist()[1::2] != [reader.address(g) for g in (g3, g1, g2)]:
         return False
     if list(map(id, call.written)) != list(map(id, (third, first, second))):
         return False
-    if list(map(id, call.gradients)) != list(map(id, (g3, g1, g2))) or not watch(None, None, None, call=call):
+    if list(map(id, call.gradients)) != list(map(id, (g3, g1, g2))) or not watch.look(None, None, None, call=call):
         return False
     equal_key = "".join(("", "a"))
-    if not watch({"b": params["b"], equal_key: third}, dict(grads), {}):
+    if not watch.look({"b": params["b"], equal_key: third}, dict(grads), {}):
         return False
     others = [
         {"b": [first, (second,)], "c": third},
@@ -595,10 +595,10 @@ def works(reader: ArrayReader, make: Callable[[Any], Any], wrong: Callable[[Any]
         [first, second, third],
         first,
     ]
-    if any(watch(other, grads, {}) for other in others) or watch(params, grads, {"m": 0.0}):
+    if any(watch.look(other, grads, {}) for other in others) or watch.look(params, grads, {"m": 0.0}):
         return False
     bad = (*wrong(first), first, 1.0, None)
-    return not any(watch(params, {"b": [other, (g2,)], "a": g3}, {}) for other in bad)
+    return not any(watch.look(params, {"b": [other, (g2,)], "a": g3}, {}) for other in bad)
 
 
 class _NoKernel:
