@@ -19,7 +19,7 @@ from libraries import LIBRARIES, Library
 
 import portopt
 from portopt.dialects import DIALECTS
-from portopt.hyperparameters import Range
+from portopt.hyperparameters import Alias, Range
 
 each_rule = pytest.mark.parametrize("rule", portopt.RULES)
 each_library = pytest.mark.parametrize("library", LIBRARIES, ids=str)
@@ -103,7 +103,8 @@ def test_positional_arguments_are_those_of_keras(rule: type[portopt.Optimizer]) 
 def test_signature_shows_every_argument(rule: type[portopt.Optimizer]) -> None:
     parameters = inspect.signature(rule).parameters
     assert set(rule.defaults()) == {*KERAS_DEFAULTS[rule.__name__], "clipnorm", "clipvalue", "dialect"}
-    assert set(parameters) == {"lr", *(name for dialect in DIALECTS for name in rule.defaults(dialect))}
+    aliases = {name for name in dir(rule) if isinstance(getattr(rule, name), Alias)}
+    assert set(parameters) == {*aliases, *(name for dialect in DIALECTS for name in rule.defaults(dialect))}
     positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert positional == POSITIONAL[rule.__name__]
 
@@ -135,7 +136,7 @@ def test_argument_given_by_position_and_name_is_an_error() -> None:
         (portopt.SGD, "momentun", "momentum"),
         (portopt.SGD, "learningrate", "learning_rate"),
         (portopt.Adam, "beta1", "beta_1"),
-        (portopt.Adam, "eps", "epsilon"),
+        (portopt.Adam, "epsilom", "epsilon"),
         (portopt.Adam, "clip_norm", "clipnorm"),
         (portopt.Nadam, "schedule_dekay", "schedule_decay"),
     ],

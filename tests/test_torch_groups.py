@@ -212,7 +212,9 @@ def test_rules_and_groups_take_what_torchs_constructors_take(correspondence: Any
     assert {name: group[name] for name in values} == values
     native = cls([{"params": parameters(), **values}])
     assert {n for n in native.param_groups[0] if n not in FLAGS} - set(group) <= {"decoupled_weight_decay"}
-    with pytest.raises(TypeError, match=r"was given 'eps', which does not exist in the dialect 'keras2'"):
+    with pytest.raises(
+        TypeError, match="was given 'eps', as 'epsilon' is called in the dialect 'torch': in the dialect 'keras2' give"
+    ):
         portopt.Adam(eps=0.1)
 
 

@@ -146,9 +146,12 @@ def correspondence_of(rule: Optimizer, preferred: str = "Adam") -> Correspondenc
 
 def is_native(state_dict: Mapping[str, Any]) -> bool:
     """Tell whether a state_dict is one of `torch.optim`."""
-    theirs = {name for c in CORRESPONDENCES for name, ours in c.slots.items() if name != ours}
-    entries = [*state_dict["param_groups"], *state_dict["state"].values()]
-    return any(isinstance(entry, Mapping) and not (FLAGS | theirs).isdisjoint(entry) for entry in entries)
+    theirs = {name for c in CORRESPONDENCES for name in c.slots if name != "step"}
+    own = {name for c in CORRESPONDENCES for name in c.slots.values() if name != "step"}
+    return any(not FLAGS.isdisjoint(group) for group in state_dict["param_groups"]) or any(
+        isinstance(entry, Mapping) and not theirs.isdisjoint(entry) and own.isdisjoint(entry)
+        for entry in state_dict["state"].values()
+    )
 
 
 def own_state_dict(

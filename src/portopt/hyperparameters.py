@@ -215,6 +215,14 @@ class Alias:
     def __set__(self, instance: object, value: object) -> None:
         setattr(instance, self.targets[0], value)
 
+    def elsewhere(self, owner: str, name: str, dialect: str) -> TypeError:
+        """Return the error for this name in another dialect than its own."""
+        own = listed(map(repr, self.targets), "and")
+        return TypeError(
+            f"{owner} was given {name!r}, as {own} is called in the dialect {self.dialect!r}: in the dialect {dialect!r} give "
+            f"{own}, or choose dialect={self.dialect!r}"
+        )
+
     def spelled_out(self, owner: str, name: str, value: Any) -> dict[str, Any]:
         """Return the hyperparameters that a value under this name gives."""
         if len(self.targets) == 1 or value is None:

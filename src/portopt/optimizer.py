@@ -195,8 +195,9 @@ class Optimizer(_Declarations):
 
     def _not_in_dialect(self, owner: str, name: str) -> TypeError:
         alias = self._aliases.get(name)
-        dialects = (alias.dialect,) if alias and alias.dialect else self._declared[self._targets(name)[0]].dialects
-        return not_in_dialect(owner, name, str(self._dialect()), dialects)
+        if alias is not None and alias.dialect is not None:
+            return alias.elsewhere(owner, name, str(self._dialect()))
+        return not_in_dialect(owner, name, str(self._dialect()), self._declared[self._targets(name)[0]].dialects)
 
     def _dialect(self) -> str | None:
         return next(d for d, fields in self._fields_by_dialect.items() if fields is self._fields)
