@@ -330,7 +330,7 @@ def case_sparse_gradients_do_what_dense_ones_do(folder: Path) -> None:
     elif BACKEND == "jax":
         from jax.experimental.sparse import BCOO
 
-        sparse = BCOO((tensor(rows), np.asarray([[0], [2], [4]])), shape=(5, 3, 2))
+        sparse = BCOO((tensor(rows), keras.ops.convert_to_tensor(np.asarray([[0], [2], [4]]))), shape=(5, 3, 2))
     else:
         # Keras has no sparse tensors there.
         return

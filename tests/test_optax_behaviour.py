@@ -71,7 +71,8 @@ def stepping(tx: Any, loss: Callable[[Any], Any] = objective) -> Callable[[Any],
 
 
 def assert_same_trees(actual: Any, expected: Any) -> None:
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    structures: list[Any] = [jax.tree.structure(each) for each in (actual, expected)]
+    assert structures[0] == structures[1]
     for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         assert_same_bits(np.asarray(x), np.asarray(y))
 
