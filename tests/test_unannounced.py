@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -353,6 +355,46 @@ def test_only_libraries_without_a_backend_can_be_accepted() -> None:
         accept("numpy")
     with pytest.raises(UnknownBackendError, match="no backend is named 'no_such_library'"):
         accept("no_such_library")
+
+
+FORKED_DURING_A_LOOK = """
+import os, threading, warnings
+import numpy as np
+import portopt
+from portopt import operation_checks
+from small_library import make_library
+
+warnings.simplefilter("ignore")
+p = make_library("small").Array(np.ones(2, np.float32))
+begun, end = threading.Event(), threading.Event()
+
+def look():
+    with operation_checks.silence():
+        begun.set()
+        end.wait()
+
+threading.Thread(target=look).start()
+begun.wait()
+child = os.fork()
+if child == 0:
+    portopt.SGD(0.5).init(p)
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+end.set()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_child_forked_during_a_look_can_look() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED_DURING_A_LOOK],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert done.stdout.split() == ["7"], done.stderr
 
 
 # Conversions, dtypes, arrays that cannot be changed

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -53,6 +54,15 @@ def silence() -> Iterator[None]:
 
 _one_at_a_time = threading.RLock()
 """What `warnings` restores would otherwise be what another thread's look had set."""
+
+
+def _forget_other_threads() -> None:
+    global _one_at_a_time
+    _one_at_a_time = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 class WrongOperationError(TypeError):
