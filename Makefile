@@ -149,8 +149,8 @@ build/%-venv/.installed: pyproject.toml constraints.txt scripts/version_requirem
 	    $$python -m venv $(@D); \
 	    $(@D)/bin/python scripts/version_requirements.py $(REQUIRED) --tools $(VERSION_TOOLS) > $(@D)/requirements.txt; \
 	    $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $(@D)/requirements.txt; \
-	    $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+	    $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	    touch $@
 
 GPU_CHECK_ARGS ?=
 

@@ -50,4 +50,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _reason(needed: Iterable[str]) -> str:
-    return f"needs {', '.join(sorted(absent.ABSENT & set(needed)))}, which PORTOPT_TESTS_WITHOUT names"
+    return f"NOT RUN: needs {', '.join(sorted(absent.ABSENT & set(needed)))}, which this run does without (tests/absent.py)"

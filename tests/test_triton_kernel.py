@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -22,9 +21,7 @@ from portopt.cuda.triton_source import CHUNK, WARPS, norm_source, triton_source
 from portopt.host.source import KernelKey
 from portopt.program import Program
 
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="NOT RUN: Triton is not installed: pip install triton"
-)
+needs_triton = pytest.mark.needs("triton")
 PER_THREAD = CHUNK // (32 * WARPS)
 """Elements that one thread works on: each operation stands in the PTX that often."""
 
@@ -189,6 +186,7 @@ INTERPRETED = Path(__file__).with_name("triton_interpreted.py")
 
 
 @needs_triton
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize(
     ("selection", "at_least"),
     [
