@@ -364,6 +364,18 @@ def test_threads_never_change_a_bit(arguments: dict[str, Any], count: int, libra
         assert_same_bits(actual[name], expected[name], name)
 
 
+def test_a_plan_that_cannot_be_made_fails_before_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise MemoryError
+
+    optimizer, w = portopt.SGD(1.0), np.zeros(3)
+    state = optimizer.apply_(w, np.ones(3), optimizer.init(w))
+    monkeypatch.setattr(type(portopt.get_backend("numpy")), "plan", fail)
+    with pytest.raises(MemoryError):
+        optimizer.apply_(w, np.ones(3), state)
+    assert w.tolist() == [-1] * 3
+
+
 def test_schedule_is_evaluated_at_each_step() -> None:
     optimizer = portopt.SGD(learning_rate=lambda step: 2.0 ** -(step + 0))
     w = np.zeros(1)

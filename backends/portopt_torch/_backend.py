@@ -248,7 +248,8 @@ def _increment_version() -> Any:
 def _reader() -> watch.ArrayReader | None:
     """Return how the compiled look reads tensors; None where torch (before 2.10) has no DLPack exchange API."""
     torch = sys.modules["torch"]
-    layout = importlib.import_module("portopt_torch._layout").find_layout()
+    memory = importlib.import_module("portopt_torch._layout")
+    layout = memory.find_layout()
     if layout is None:
         return None
     reader = watch.dlpack_reader(torch.Tensor, backend.dtype_name, lambda tensor: int(tensor.data_ptr()), layout)
@@ -256,7 +257,7 @@ def _reader() -> watch.ArrayReader | None:
         return None
 
     def wrong(like: Any) -> list[Any]:
-        without_memory = torch.zeros(3, 4)
+        without_memory = torch.zeros(3, 4, device="cpu")
         without_memory.untyped_storage().resize_(0)
         return [
             torch._neg_view(torch.zeros(3, 4)),
@@ -271,7 +272,7 @@ def _reader() -> watch.ArrayReader | None:
             torch.zeros(3, 4, device="meta"),
         ]
 
-    return reader if watch.works(reader, torch.tensor, wrong) else None
+    return reader if memory.elsewhere(lambda: watch.works(reader, torch.tensor, wrong)) else None
 
 
 @functools.cache
@@ -322,7 +323,7 @@ def _why_without_elements(tensor: Any) -> str | None:
     if layout.dispatch_keys(tensor.resolve_neg()) & mask != expected:
         return (
             f"tensors of type {type(tensor).__name__} with {torch._C._dispatch_keys(tensor)} are not supported: they have no "
-            "memory of their own with their elements; give plain tensors, outside of torch.func's transformations and modes"
+            "memory of their own with their elements; give plain tensors, outside of torch.func's transformations and of modes"
         )
     last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     needed = (tensor.storage_offset() + last + 1) * tensor.element_size() if tensor.numel() else 0

@@ -25,36 +25,36 @@ def dispatch_keys(tensor: Any) -> int:
 @functools.cache
 def plain_keys() -> tuple[int, int]:
     """Return which bits tell a tensor whose memory in the host holds its elements, and what they are."""
-    return _elsewhere(_plain_keys)
+    return elsewhere(_plain_keys)
 
 
 def find_layout() -> Layout | None:
     """Return the layout of tensors; None if it cannot be told without doubt."""
     try:
-        return _elsewhere(_find_layout)
+        return elsewhere(_find_layout)
     except (AttributeError, RuntimeError, TypeError):
         return None
 
 
-def _elsewhere(function: Callable[[], _Result]) -> _Result:
+def elsewhere(function: Callable[[], _Result]) -> _Result:
     """Call a function in a thread of its own, where none of the modes is on that may be on in this one."""
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(function).result()
 
 
 def _plain_keys() -> tuple[int, int]:
-    plain = dispatch_keys(torch.empty(0, requires_grad=True))
+    plain = dispatch_keys(torch.empty(0, device="cpu", requires_grad=True))
     with torch.inference_mode():
-        without_autograd = dispatch_keys(torch.empty(0))
+        without_autograd = dispatch_keys(torch.empty(0, device="cpu"))
     mask = ~(plain ^ without_autograd) & (1 << 64) - 1
     return mask, plain & mask
 
 
 def _find_layout() -> Layout | None:
-    tensors = [torch.zeros(n)[n // 3 :] for n in (3, 50, 700)]
+    tensors = [torch.zeros(n, device="cpu")[n // 3 :] for n in (3, 50, 700)]
     tensors += [torch._neg_view(tensors[0]), torch.nn.Parameter(tensors[1])]
     with torch.inference_mode():
-        tensors.append(torch.zeros(9))
+        tensors.append(torch.zeros(9, device="cpu"))
     storages = [tensor.untyped_storage() for tensor in tensors]
     inner, storage = [int(t._cdata) for t in tensors], [int(s._cdata) for s in storages]
     mask, expected = plain_keys()

@@ -436,9 +436,10 @@ class Optimizer(_Declarations):
         scalars, step = self.step_scalars(
             backend, program, state, overrides, lambda: backend.gradient_norm([gradients[i] for i in moving])
         )
-        results = backend.update(program, scalars, parameters, in_place=in_place)
         if in_place and len(moving) == len(leaves):
+            # Before this step, which must not fail once it is done.
             self._plan_next_step(backend, program, (params, grads, state), parameters)
+        results = backend.update(program, scalars, parameters, in_place=in_place)
 
         new_slots: dict[str, Any] = {name: backend.stored_scalar(value) for name, value in scalars.outputs().items()}
         for i, result in zip(moving, results, strict=True):
