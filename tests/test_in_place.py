@@ -311,7 +311,7 @@ def test_jax_arrays_are_refused_with_the_remedy() -> None:
     ("wrong", "kind"),
     [
         ({"grads": {"b": np.zeros(4, np.float32)}}, ValueError),
-        ({"grads": {"b": np.zeros(3, np.float64)}}, TypeError),
+        ({"grads": {"b": np.zeros(3, np.int32)}}, TypeError),
         ({"hyperparameters": {"learning_rate": -1.0}}, ValueError),
         ({"hyperparameters": {"learning_rate": np.asarray(np.nan)}}, ValueError),
         ({"hyperparameters": {"speed": 1.0}}, TypeError),

@@ -28,7 +28,7 @@ from portopt.hyperparameters import (
     unknown_argument,
 )
 from portopt.interpreter import StepScalars, evaluate_scalars
-from portopt.primitives import COMPUTE_DTYPE, round_scalar, slot_dtypes
+from portopt.primitives import COMPUTE_DTYPE, gradient_dtypes, round_scalar, slot_dtypes
 from portopt.program import Program
 from portopt.scalars import HOST, MOST_STEPS, Scalar
 from portopt.schedules import configuration_of, is_schedule, rate_at, schedule_from_configuration
@@ -846,7 +846,7 @@ def _check_gradients(
             raise ValueError(f"{at('params')} is None, so {at('grads')} must be None too, but it is {type(g).__name__}")
         if not backend.owns(g):
             raise _foreign(backend, at("grads"), g, at("params"))
-        _check_same(backend, info, g, at, "grads", "gradients", tuple(COMPUTE_DTYPE))
+        _check_same(backend, info, g, at, "grads", "gradients", gradient_dtypes)
 
 
 def _check_slots(
@@ -870,7 +870,7 @@ def _check_slots(
                     f"{at(here)} is {type(s).__name__}, but {at('params')} is {type(p).__name__} of {backend.name}: "
                     "start from init(params), or convert the state to the parameters' library"
                 )
-            _check_same(backend, info, s, at, here, "slots", slot_dtypes(info.dtype))
+            _check_same(backend, info, s, at, here, "slots", slot_dtypes)
 
 
 def _check_same(
@@ -880,7 +880,7 @@ def _check_same(
     at: Callable[[str], str],
     name: str,
     what_it_is: str,
-    dtypes: tuple[str, ...],
+    allowed_dtypes: Callable[[str], tuple[str, ...]],
 ) -> None:
     found = _describe(backend, other, lambda: at(name))
     if found == expected:
@@ -888,9 +888,9 @@ def _check_same(
     for what in ("shape", "dtype", "device"):
         left, right = getattr(expected, what), getattr(found, what)
         if what == "dtype":
-            if right in dtypes:
+            if right in allowed_dtypes(left):
                 continue
-            left = f"{left}, whose {what_it_is} are {' or '.join(dtypes)}"
+            left = f"{left}, whose {what_it_is} are {' or '.join(allowed_dtypes(left))}"
         elif left == right or left is None or right is None:
             continue
         error = TypeError if what == "dtype" else ValueError

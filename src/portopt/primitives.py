@@ -27,6 +27,11 @@ def slot_dtypes(dtype: str) -> tuple[str, ...]:
     return ("float64",) if COMPUTE_DTYPE[dtype] == "float64" else ("float32", "float16", "bfloat16")
 
 
+def gradient_dtypes(dtype: str) -> tuple[str, ...]:
+    """Return the dtypes that gradients of a parameter may have: any, since they are converted as they are loaded."""
+    return tuple(COMPUTE_DTYPE)
+
+
 TINY_FLOAT32 = 2.0**-126 * (1 - 2.0**-25)
 """A float64 below it is less than the smallest normal float32 number once it is rounded with float32's full precision."""
 SMALLEST_NORMAL: Mapping[str, float] = {"float32": 2.0**-126, "float64": 2.0**-1022}
