@@ -10,6 +10,7 @@ A plan does not keep arrays alive: it dies with the first of them.
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from array import array
@@ -79,10 +80,10 @@ class Plan:
         self._given: dict[str, Any] = {}
         self._note_written = note_written
         self._alive = True
-        forget = weakref.WeakMethod(self._forget)
+        # It holds the function itself: at the interpreter's exit, arrays may die after the names of modules.
+        forget = functools.partial(_call, weakref.WeakMethod(self._forget))
         written = [a[name] for a in arrays for name in a if name != "g"]
-        # As a default it outlives the module: at the interpreter's exit, arrays may die after the names of modules.
-        self._written = [weakref.ref(a, lambda _, call=_call: call(forget)) for a in written]
+        self._written = [weakref.ref(a, forget) for a in written]
 
     def _forget(self) -> None:
         self._alive = False
@@ -200,7 +201,7 @@ def make_plan(
     return Plan(backend, program, trees, arrays, watch, kernels, groups, outputs, note_written)
 
 
-def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+def _call(method: weakref.WeakMethod[Callable[[], None]], _: object) -> None:
     alive = method()
     if alive is not None:
         alive()
