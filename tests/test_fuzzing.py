@@ -51,9 +51,7 @@ def half_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.needs("numba")
 @pytest.mark.parametrize("fault", [stale_inputs, any_state, half_steps])
-def test_it_finds_what_is_wrong(
-    fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_finds_what_is_wrong(fault: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     fault(monkeypatch)
 
     def look() -> None:

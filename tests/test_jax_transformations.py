@@ -490,7 +490,7 @@ def test_a_python_step_is_compiled_once(x64: bool) -> None:
     compiled: list[str] = []
     optimizer = portopt.Nadam()
 
-    def listen(event: str, seconds: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
@@ -534,10 +534,12 @@ def test_a_known_step_beyond_what_jax_counts_is_refused() -> None:
 
 # Descriptions and exports
 
+description: Any = jax.ShapeDtypeStruct
+
 
 def test_init_describes_the_state_of_described_parameters() -> None:
     optimizer, params = portopt.Nadam(), {**tree(1), "half": jnp.ones(3, jnp.bfloat16)}
-    described = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
+    described = jax.tree.map(lambda leaf: description(leaf.shape, leaf.dtype, sharding=leaf.sharding), params)
     state, found = optimizer.init(params), optimizer.init(described)
     assert found.step == 0
     for name in optimizer.slots:
@@ -551,7 +553,7 @@ def test_init_describes_the_state_of_described_parameters() -> None:
 @pytest.mark.parametrize("optimizer", [portopt.Adam(), portopt.Adam(clipnorm=1.0)], ids=repr)
 def test_a_step_on_described_parameters_is_refused_with_the_remedy(optimizer: portopt.Optimizer) -> None:
     params = tree(1)
-    described = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+    described = jax.tree.map(lambda leaf: description(leaf.shape, leaf.dtype), params)
     for given, state in ((described, optimizer.init(described)), (params, optimizer.init(params))):
         with pytest.raises(TypeError, match=r"a jax.ShapeDtypeStruct has shape and dtype, but no values.*eval_shape"):
             optimizer.apply(given, described, state)

@@ -512,7 +512,7 @@ def test_a_schedule_without_a_hash_may_take_no_scalar() -> None:
 
 def test_the_error_of_a_schedule_is_its_own() -> None:
     with pytest.raises(KeyError, match="warm"):
-        portopt.SGD(lambda step: {}["warm"]).apply(P, P, portopt.SGD().init(P))
+        portopt.SGD(lambda step: dict[str, float]()["warm"]).apply(P, P, portopt.SGD().init(P))
     with pytest.raises(TypeError, match=r"unsupported operand type\(s\) for \*: 'int' and 'NoneType'"):
         portopt.SGD(lambda step: step * None).apply(P, P, portopt.SGD().init(P))
 

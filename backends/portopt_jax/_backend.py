@@ -218,7 +218,6 @@ class JaxBackend:
         jax, jnp = self._jax, self._jnp
         norm = jax.custom_jvp(self._norm)
 
-        @norm.defjvp
         def derivative(values: Any, tangents: Any) -> tuple[Any, Any]:
             value = norm(*values)
             with jax.enable_x64(True):
@@ -229,6 +228,7 @@ class JaxBackend:
                 ]
                 return value, functools.reduce(jnp.add, parts)
 
+        norm.defjvp(derivative)
         return norm
 
     def _norm(self, gradients: Sequence[Any]) -> Any:

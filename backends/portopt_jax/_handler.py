@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import string
 import sys
 from typing import Any
@@ -26,9 +27,8 @@ def supported() -> bool:
 
     jaxlib 0.8.0 ends the process when a handler made outside of it is registered.
     """
-    import jaxlib
-
-    release = tuple(int(part) for part in jaxlib.__version__.split(".")[:3] if part.isdecimal())
+    version: str = importlib.import_module("jaxlib").__version__
+    release = tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())
     return sys.platform in ("linux", "darwin") and sys.maxsize > 2**32 and release > (0, 8, 0)
 
 

@@ -59,9 +59,10 @@ def _scan_differentiated(
         result, _ = jax.lax.scan(step, (params, state), stacked)
         return sum(jnp.sum(leaf.astype(jnp.float32)) for leaf in jax.tree_util.tree_leaves(result[0])), result
 
-    derivatives, result = jax.jit(jax.grad(steps, argnums=(0, 1), has_aux=True))(params, _stacked(gradients))
+    both = jax.jit(jax.grad(steps, argnums=(0, 1), has_aux=True))
+    derivatives, (params, state) = both(params, _stacked(gradients))
     _check_finite(derivatives)
-    return result
+    return params, state
 
 
 def _scan_with_tangents(

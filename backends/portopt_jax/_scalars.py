@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar, cast
 import jax
 import jax.extend
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from portopt import elementary
@@ -127,15 +128,19 @@ def hidden_divisor(a: Any, b: Any) -> Any:
 
 def step_number(count: Any) -> Any:
     """Return an integer as int32, the largest one in place of what is larger; must be called with x64 enabled."""
-    if jnp.iinfo(count.dtype).max > _LARGEST_COUNT:
+    if _largest(count) > _LARGEST_COUNT:
         count = jnp.minimum(count, _LARGEST_COUNT)
     return count.astype(jnp.int32)
 
 
 def _counted_on(count: Any, more: int) -> Any:
     """Return `count + more`; the largest integer of the type in place of what is larger, which would be a negative one."""
-    largest = int(jnp.iinfo(count.dtype).max)
+    largest = _largest(count)
     return jnp.where(count > largest - more, largest, count + more) if 0 < more <= largest else count + more
+
+
+def _largest(count: Any) -> int:
+    return int(np.iinfo(count.dtype).max)
 
 
 def _on_host_if_known(method: _Method) -> _Method:
