@@ -128,8 +128,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             work.sort(key=lambda entry: len(entry[1]), reverse=True)
             for batch, own_gradients, overrides in work[1:]:
                 batch.check(own_gradients, overrides, norm)
-            for batch, own_gradients, overrides in work:
-                batch.step(own_gradients, overrides, norm)
+            _move(work, norm)
         except Exception as error:
             for index, group in enumerate(self.param_groups):
                 reason = _why_wrong_gradient(type(self.rule).__name__, index, group)
@@ -231,6 +230,24 @@ class TorchOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, value in self._hyperparameters.defaults().items():
                 group.setdefault(name, value)
+
+
+def _move(work: Sequence[tuple[Batch, Sequence[Any], Mapping[str, Any]]], norm: Any) -> None:
+    """Do the steps of all batches; once one has written, do the others although an interrupt came, and raise it afterwards."""
+    before = [(batch.version(), batch.finished) for batch, _, _ in work]
+    try:
+        for batch, gradients, overrides in work:
+            batch.step(gradients, overrides, norm)
+    except Exception:
+        raise
+    except BaseException:
+        if any(batch.version() != version for (batch, _, _), (version, _) in zip(work, before, strict=True)):
+            for (batch, gradients, overrides), (version, finished) in zip(work, before, strict=True):
+                if batch.version() == version:
+                    batch.step(gradients, overrides, norm)
+                else:
+                    batch.finish(finished, overrides)
+        raise
 
 
 def _sealed(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
