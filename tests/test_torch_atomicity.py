@@ -172,6 +172,50 @@ def test_a_refused_step_under_a_grad_scaler_has_written_nothing() -> None:
     assert_untouched(optimizer, before)
 
 
+@pytest.mark.parametrize("writes_first", [True, False])
+@pytest.mark.parametrize("batch", [0, 1, 2])
+@pytest.mark.parametrize("make", [lambda: portopt.Nadam(0.1, clipnorm=1.0), lambda: portopt.Adam(Falling(False))])
+def test_a_step_that_has_begun_to_write_is_finished_for_all_batches(
+    make: Callable[[], portopt.Optimizer], batch: int, writes_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    for interrupts in (False, True):
+        params = [nn.Parameter(torch.ones(3)) for _ in range(3)]
+        groups = [{"params": [p], "lr": 0.5 + i / 4} for i, p in enumerate(params)]
+        optimizer = TorchOptimizer(groups, make())
+        for _ in range(3):
+            give_gradients(params)
+            optimizer.step()
+        give_gradients(params)
+        before = snapshot(optimizer)
+        calls: list[int] = []
+        apply_ = portopt.Optimizer.apply_
+
+        def interrupted(*args: Any, calls: list[int] = calls, apply_: Any = apply_, **kwargs: Any) -> Any:
+            calls.append(len(calls))
+            if calls[-1] != batch:
+                return apply_(*args, **kwargs)
+            if writes_first:
+                apply_(*args, **kwargs)
+            raise KeyboardInterrupt
+
+        if interrupts:
+            with monkeypatch.context() as patch:
+                patch.setattr(portopt.Optimizer, "apply_", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    optimizer.step()
+            if batch == 0 and not writes_first:
+                # Nothing had been written.
+                assert_untouched(optimizer, before)
+                optimizer.step()
+        else:
+            optimizer.step()
+        give_gradients(params)
+        optimizer.step()
+        runs.append(optimizer)
+    assert_untouched(runs[1], snapshot(runs[0]))
+
+
 def test_check_step_tells_without_doing() -> None:
     rule, w = portopt.Adam(0.1), torch.ones(3)
     state = rule.init(w)

@@ -13,6 +13,8 @@ import pytest
 
 from portopt_torch._translation import CORRESPONDENCES
 
+pytestmark = pytest.mark.slow
+
 NAMES = [c.name for c in CORRESPONDENCES]
 CHECKS = (
     *("trajectory", "groups", "missing_gradients", "state_dict", "torchs_state_dict", "there_and_back"),

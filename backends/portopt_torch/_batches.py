@@ -77,11 +77,26 @@ class Batch:
     def _state(self) -> OptimizerState:
         return OptimizerState(self.finished, {**self._slots, **self._scalars})
 
+    def version(self) -> int:
+        """Return a number that a step changes as it writes, whether or not it returns."""
+        return int(self._leaves[0]._version)
+
     def step(self, gradients: Sequence[Any], overrides: Mapping[str, Any], norm: Any) -> None:
         """Do one step with the batch's gradients."""
         state = self._rule.apply_(self._leaves, gradients, self._state(), gradient_norm=norm, **overrides)
-        self.finished = state.step
-        self._scalars = {name: state.slots[name] for name in self._scalars}
+        self._note(state.step, state.slots)
+
+    def finish(self, finished: int, overrides: Mapping[str, Any]) -> None:
+        """Count a step, after so many, that has written its arrays but was interrupted before it was counted."""
+        if self.finished == finished:
+            rule, checked = self._rule, self._rule.check_overrides(overrides)
+            scalars, step = rule.step_scalars(backend, rule.program(checked), self._state(), checked, lambda: 1.0)
+            self._note(step, scalars.outputs())
+        else:
+            self._note(self.finished, self._scalars)
+
+    def _note(self, finished: int, slots: Mapping[str, Any]) -> None:
+        self._scalars, self.finished = {name: slots[name] for name in self._scalars}, finished
         for entry in self._states:
             entry["step"] = self.finished
             entry.update(self._scalars)
