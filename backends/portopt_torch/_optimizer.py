@@ -126,7 +126,6 @@ class TorchOptimizer(torch.optim.Optimizer):
                 norm = gradient_norm(all_gradients)
             # None must fail after another moved. The first checks itself before it moves, so it is the largest.
             work.sort(key=lambda entry: len(entry[1]), reverse=True)
-<<<<<<< HEAD
             for batch, own, overrides in work[0 if self._is_unchecked else 1 :]:
                 batch.check(own, overrides, norm)
             if self._is_unchecked:
@@ -134,19 +133,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 written = [arrays for batch, _, _ in work for arrays in batch.arrays()]
                 backend.check_in_place(written, lambda i: f"[{i}]")
                 self._is_unchecked = False
-            if len(work) == 1:
-                # Its step is finished anyway, and a small one takes less time than setting a signal handler twice.
-                [(batch, own, overrides)] = work
-                batch.step(own, overrides, norm)
-            else:
-                with deferred():
-                    for batch, own, overrides in work:
-                        batch.step(own, overrides, norm)
-=======
-            for batch, own_gradients, overrides in work[1:]:
-                batch.check(own_gradients, overrides, norm)
             _move(work, norm)
->>>>>>> w-torch
         except Exception as error:
             for index, group in enumerate(self.param_groups):
                 reason = _why_wrong_gradient(type(self.rule).__name__, index, group)
@@ -250,9 +237,9 @@ class TorchOptimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
 
 
-<<<<<<< HEAD
 _GRADIENT_DTYPES = frozenset(getattr(torch, name) for name in COMPUTE_DTYPE)
-=======
+
+
 def _move(work: Sequence[tuple[Batch, Sequence[Any], Mapping[str, Any]]], norm: Any) -> None:
     """Do the steps of all batches; once one has written, do the others although an interrupt came, and raise it afterwards."""
     before = [(batch.version(), batch.finished) for batch, _, _ in work]
@@ -263,13 +250,13 @@ def _move(work: Sequence[tuple[Batch, Sequence[Any], Mapping[str, Any]]], norm: 
         raise
     except BaseException:
         if any(batch.version() != version for (batch, _, _), (version, _) in zip(work, before, strict=True)):
-            for (batch, gradients, overrides), (version, finished) in zip(work, before, strict=True):
-                if batch.version() == version:
-                    batch.step(gradients, overrides, norm)
-                else:
-                    batch.finish(finished, overrides)
+            with deferred():
+                for (batch, gradients, overrides), (version, finished) in zip(work, before, strict=True):
+                    if batch.version() == version:
+                        batch.step(gradients, overrides, norm)
+                    else:
+                        batch.finish(finished, overrides)
         raise
->>>>>>> w-torch
 
 
 def _sealed(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
