@@ -94,9 +94,10 @@ def test_a_jitted_step_has_the_bits_of_an_eager_one(name: str) -> None:
     tx, params, grads = made(name), tree(START), tree({"parabola": [0.3, -2.0, 1e-30], "rosenbrock": [7.0, -0.0]})
     state = tx.init(params)
     assert_same_trees(jax.jit(tx.init)(params), state)
+    update = jax.jit(tx.update)
     for _ in range(2):
         eager = tx.update(grads, state, params)
-        assert_same_trees(jax.jit(tx.update)(grads, state, params), eager)
+        assert_same_trees(update(grads, state, params), eager)
         params, state = optax.apply_updates(params, eager[0]), eager[1]
 
 
@@ -116,9 +117,9 @@ def test_types_shapes_and_structure_stay_through_a_step(name: str, dtype: str) -
             return optax.apply_updates(params, updates), state
 
         before = jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), (params, state))
-        carry = (params, state)
+        carry, compiled = (params, state), jax.jit(step)
         for which in (True, False):
-            carry = jax.jit(step)(carry, which)
+            carry = compiled(carry, which)
             assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), carry) == before
         updates, _ = tx.update(params, state, params)
         assert {u.dtype for u in updates.values()} == {jnp.dtype(dtype)}
@@ -158,9 +159,9 @@ def test_accumulation_begins_with_updates_of_zero(name: str, dtype: str) -> None
     tx = optax.MultiSteps(made(name), every_k_schedule=4)
     params = jnp.asarray([1.0, 2.0], dtype)
     state = tx.init(params)
-    found = []
+    found, update = [], jax.jit(tx.update)
     for _ in range(4):
-        updates, state = jax.jit(tx.update)(2 * params, state, params)
+        updates, state = update(2 * params, state, params)
         assert updates.dtype == params.dtype
         found.append(bool(jnp.any(updates != 0)))
     assert found == [False, False, False, True]
@@ -238,8 +239,9 @@ def test_the_first_steps_agree_with_those_of_optax(name: str) -> None:
     found = []
     for tx in (made(name), theirs):
         carry = (tree(START), tx.init(tree(START)))
+        step = jax.jit(stepping(tx))
         for _ in range(20):
-            carry = jax.jit(stepping(tx))(carry)
+            carry = step(carry)
         found.append(carry[0])
     for ours, native in zip(*map(jax.tree.leaves, found), strict=True):
         # optax computes its coefficients in float32.

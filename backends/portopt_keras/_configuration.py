@@ -88,9 +88,8 @@ def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | N
             "keras.optimizers.deserialize, or make its counterpart here, such as portopt_keras.Adam(dialect='keras3')"
         )
     name = str(config.get("class_name")).lower().removeprefix(_PREFIX)
-    classes: dict[str, type[KerasOptimizer]] = {
-        cls.__name__.lower(): cls for cls in (KerasOptimizer, *CLASSES.values())
-    }
+    classes: dict[str, type[KerasOptimizer]] = {KerasOptimizer.__name__.lower(): KerasOptimizer}
+    classes |= {rule.lower(): cls for rule, cls in CLASSES.items()}
     if name in classes and isinstance(config.get("config"), Mapping):
         optimizer: KerasOptimizer = classes[name].from_config(config["config"], custom_objects)
         return optimizer
