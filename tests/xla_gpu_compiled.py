@@ -75,10 +75,8 @@ def sharding() -> Iterator[SingleDeviceSharding]:
 def ptx_of(function: Callable[..., Any], arguments: Any, sharding: SingleDeviceSharding) -> str:
     """Return the PTX of a function for the described device."""
     shutil.rmtree(DUMP, ignore_errors=True)
-    shapes = jax.tree_util.tree_map(
-        lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding),
-        jax.tree_util.tree_map(jnp.asarray, arguments),
-    )
+    shape: Any = jax.ShapeDtypeStruct
+    shapes = jax.tree_util.tree_map(lambda x: shape(np.shape(x), jnp.asarray(x).dtype, sharding=sharding), arguments)
     # The norm and the scalars of a state are traced outside the step's own primitive, which knows its platform.
     with lowering_for("cuda"):
         jax.jit(function).trace(*shapes).lower(lowering_platforms=("cuda",)).compile()

@@ -26,7 +26,12 @@ _SHOWN = 4
 
 def run(options: Options) -> Mapping[str, Any]:
     """Return counts by backend and dtype; the rows stand in `bits.json`."""
-    jobs = [{"rule": rule.__name__, "clipped": clipped} for clipped in (False, True) for rule in portopt.RULES]
+    jobs = [
+        {"rule": rule.__name__, "clipped": clipped}
+        for clipped in (False, True)
+        for rule in portopt.RULES
+        if any(options.chosen(_name(rule, c, dtype, clipped=clipped)) for c in _chosen(rule) for dtype in _DTYPES)
+    ]
     limit = max(10.0, min(95.0, options.left() * 0.5 - 15) / -(-len(jobs) // options.jobs))
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         results = list(pool.map(lambda job: run_worker(options, "bits", job, limit), jobs))
@@ -57,6 +62,10 @@ def _chosen(rule: type[portopt.Optimizer]) -> Sequence[Configuration]:
     return sorted(named, key=lambda c: (c.name != "default", not c.dialect))
 
 
+def _name(rule: type[portopt.Optimizer], configuration: Configuration, dtype: str, *, clipped: bool) -> str:
+    return f"{rule.__name__}/{configuration.name}/{dtype}" + "/clipnorm" * clipped
+
+
 def work(options: Options, argument: Mapping[str, Any], keep: Keep) -> None:
     """Compare one rule, with or without clipnorm, until time is up."""
     start, compared = time.monotonic(), targets(options)
@@ -69,7 +78,7 @@ def work(options: Options, argument: Mapping[str, Any], keep: Keep) -> None:
                 keep({"rows": rows, "complete": False})
                 return
             optimizer = configuration.optimizer(clipnorm=1.0) if clipped else configuration.optimizer()
-            name = f"{rule.__name__}/{configuration.name}/{dtype}" + "/clipnorm" * clipped
+            name = _name(rule, configuration, dtype, clipped=clipped)
             if options.chosen(name):
                 rows += _compare(options, optimizer, name, dtype, compared, clipped=clipped)
                 keep({"rows": rows, "complete": False})

@@ -49,7 +49,7 @@ def run(options: Options) -> Mapping[str, Any]:
 
 def _jobs(options: Options) -> Iterator[dict[str, Any]]:
     for name, target in targets(options).items():
-        groups = [[layer for layer in (0, 1) if layer in options.layers]]
+        groups = [[layer for layer in options.layers if layer < 2]]
         groups += [[layer] for layer in options.layers if layer > 1 and (layer < 5 or name == "jax")]
         job: dict[str, Any] = {"name": name, "backend": target.backend.name, "device": target.device, "mode": ""}
         for layers in filter(None, groups):

@@ -42,7 +42,9 @@ def run(options: Options) -> Mapping[str, Any]:
         found[name] = run_worker(options, "semantics", {"name": name}, _LIMIT)
     wrong = []
     for name, result in found.items():
-        text = last_line(result["text"]) if "text" in result else json.dumps(result.get("found"))
+        text = (
+            last_line(result["text"]) if "text" in result else result.get("skipped") or json.dumps(result.get("found"))
+        )
         if "text" in result or result.get("wrong"):
             wrong.append(name)
         print(f"  {name}: {'WRONG: ' * (name in wrong)}{text[:400]}", flush=True)

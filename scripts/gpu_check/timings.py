@@ -60,7 +60,8 @@ def _rules() -> dict[str, portopt.Optimizer]:
 
 def work(options: Options, argument: Mapping[str, Any], keep: Keep) -> None:
     """Time until time is up: Adam on all shapes, then the other rules on the largest array."""
-    start, rows = time.monotonic(), []
+    start = time.monotonic()
+    rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {"rows": rows, "copy_gb_s": _copy_rate(options)}
     sets, rules = _shape_sets(options), _rules()
     largest = "one-10K" if options.small else "one-100M"

@@ -17,6 +17,9 @@ from gpu_check.options import Options
 
 GRACE = 25
 """Seconds beyond its limit that a worker has to import what it needs."""
+_STOPPED = 124
+_KEPT = 60_000
+"""Characters of what a process printed."""
 
 Keep = Callable[[Any], None]
 Work = Callable[[Options, Mapping[str, Any], Keep], None]
@@ -54,7 +57,7 @@ def run_worker(options: Options, worker: str, argument: Mapping[str, Any], limit
     """
     limit = min(limit, options.left())
     if limit < 1:
-        return {"text": "no time was left"}
+        return {"skipped": "NOT RUN: no time was left"}
     with tempfile.TemporaryDirectory(prefix="portopt_worker_") as folder:
         result, printed = Path(folder, "result.json"), Path(folder, "printed")
         given = json.dumps({**argument, "result": str(result), "limit": limit})
@@ -70,12 +73,13 @@ def run_worker(options: Options, worker: str, argument: Mapping[str, Any], limit
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-                code = 124
+                code = _STOPPED
         found: dict[str, Any] = {}
         with contextlib.suppress(FileNotFoundError):
             found = json.loads(result.read_text(encoding="utf-8"))
         if code:
-            found |= {"exit": code, "text": printed.read_text(encoding="utf-8", errors="replace")[-60_000:]}
+            text = printed.read_text(encoding="utf-8", errors="replace")[-_KEPT:]
+            found |= {"exit": code, "text": text + "\nit was stopped: it ran on after its time" * (code == _STOPPED)}
         return found
 
 
