@@ -125,12 +125,13 @@ test-minimal: WITHOUT := $(FRAMEWORKS) numba
 test-lowest test-newest: WITHOUT := $(FRAMEWORKS)
 test-lowest-jax test-newest-jax: WITHOUT := $(BUT_JAX)
 test-lowest-jax test-newest-jax: VERSION_TESTS := $(JAX_VERSION_TESTS)
+VERSION_PYTHON = $(PYTHON)
 build/minimal-venv/.installed: REQUIRED := pinned checkpoints
 build/lowest-venv/.installed: REQUIRED := lowest checkpoints fused
 build/newest-venv/.installed: REQUIRED := newest checkpoints fused
 build/lowest-jax-venv/.installed: REQUIRED := lowest checkpoints fused jax optax
 build/newest-jax-venv/.installed: REQUIRED := newest checkpoints fused jax optax
-build/newest-venv/.installed build/newest-jax-venv/.installed: PYTHON = $(NEWEST_PYTHON)
+build/newest-venv/.installed build/newest-jax-venv/.installed: VERSION_PYTHON = $(NEWEST_PYTHON)
 
 .PHONY: versions
 versions: ## run quick tests without frameworks, with the lowest and with the newest versions
@@ -145,7 +146,7 @@ $(VERSIONS) $(JAX_VERSIONS): test-%: build/%-venv/.installed
 
 build/%-venv/.installed: pyproject.toml constraints.txt scripts/version_requirements.py
 	@rm -rf $(@D) && mkdir -p $(@D)
-	@python='$(PYTHON)'; test -n "$$python" || exit 0; set -e; \
+	@python='$(VERSION_PYTHON)'; test -n "$$python" || exit 0; set -e; \
 	    $$python -m venv $(@D); \
 	    $(@D)/bin/python scripts/version_requirements.py $(REQUIRED) --tools $(VERSION_TOOLS) > $(@D)/requirements.txt; \
 	    $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $(@D)/requirements.txt; \
