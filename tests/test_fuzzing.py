@@ -10,6 +10,7 @@ from fuzzing.episodes import Episode
 from fuzzing.worlds import Difference
 
 import portopt
+from portopt.backend import is_interpreted
 from portopt.host import plan
 
 EPISODES = 40
@@ -30,7 +31,7 @@ def stale_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def any_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan that does not look at the number of steps."""
-    monkeypatch.setattr(plan.Plan, "_is_for", lambda self, state: not plan.is_interpreted())
+    monkeypatch.setattr(plan.Plan, "_is_for", lambda self, state: not is_interpreted())
 
 
 def half_steps(monkeypatch: pytest.MonkeyPatch) -> None:
