@@ -4,20 +4,18 @@ Kernels run without the GIL on threads of the operating system rather than OpenM
 brings its own) can deadlock or oversubscribe, and GNU's does not survive `fork`. The threads are made for one call and end
 before it returns, in one compiled function. So nothing can be raised while they write, no thread writes later, and there is
 nothing that a fork could break. How the elements are split never changes a bit, because each element is computed alone.
+
+`import portopt` imports this module, so it imports what it needs when it is needed.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import math
 import os
 from array import array
 from collections.abc import Sequence
 from typing import Any
-
-from portopt.host.cgroups import cpu_quota
-from portopt.host.compiler import compile_function
 
 ELEMENTS_PER_THREAD = 1 << 18
 """A thread gets at least so many elements: starting one costs about 50 µs, in which Adam updates this many."""
@@ -77,6 +75,8 @@ def get_num_threads() -> int:
 
 @functools.cache
 def _quota() -> float | None:
+    from portopt.host.cgroups import cpu_quota
+
     return cpu_quota()
 
 
@@ -134,21 +134,25 @@ def split(part: int, records: array[int], words: int) -> None:
 @functools.cache
 def compiled_split() -> Any:
     """Return the compiled function, with arguments as `split` has them in `SPLIT` after two unused addresses."""
+    from portopt.host.compiler import compile_function
+
     return compile_function(_SOURCE, "split")
 
 
 @functools.cache
 def thread_functions() -> tuple[int, int]:
     """Return the addresses of what starts a thread and what waits for its end; zeros where there are no POSIX threads."""
+    import ctypes
+
     try:
         library = ctypes.CDLL(None)
-        functions = library.pthread_create, library.pthread_join
+        return address_of(library.pthread_create), address_of(library.pthread_join)
     except (AttributeError, OSError, TypeError):
         return 0, 0
-    create, join = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions)
-    return create, join
 
 
 def address_of(function: Any) -> int:
     """Return the address of a function as ctypes has it."""
+    import ctypes
+
     return ctypes.cast(function, ctypes.c_void_p).value or 0
