@@ -25,7 +25,7 @@ NARROW_SLOTS = (("float32", "float16"), ("float32", "bfloat16"), ("float16", "fl
 DIALECT_DTYPES = ("float32", "bfloat16")
 """Dtypes in which every dialect of every rule is tested."""
 
-SAMPLE = (("clipped", "float32"), ("default", "bfloat16"))
+SAMPLE = (("clipped", "float32"), ("default", "bfloat16"), ("default", "float16"))
 """Configurations and dtypes for modes of which only a sample is tested."""
 
 
