@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import Any, NoReturn, TypeVar, cast
 
 import jax
-import jax.extend
+import jax.extend.backend
 import jax.numpy as jnp
 import numpy as np
 from jax import lax

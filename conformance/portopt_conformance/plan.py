@@ -26,7 +26,7 @@ OTHER_GRADIENTS = (("float32", "bfloat16"), ("bfloat16", "float32"), ("float32",
 DIALECT_DTYPES = ("float32", "bfloat16")
 """Dtypes in which every dialect of every rule is tested."""
 
-SAMPLE = (("clipped", "float32"), ("default", "bfloat16"))
+SAMPLE = (("clipped", "float32"), ("default", "bfloat16"), ("default", "float16"))
 """Configurations and dtypes for modes of which only a sample is tested."""
 SAMPLE_SCHEDULE = "CosineDecay_warmup"
 """The schedule that stands for all in modes offered for tests only."""

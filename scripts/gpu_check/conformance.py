@@ -56,9 +56,10 @@ def _jobs(options: Options) -> Iterator[dict[str, Any]]:
             parts = _PROCESSES.get(layers[0], 1)
             for part in range(parts):
                 yield {**job, "layers": layers, "part": part, "of": parts}
-        if 1 in options.layers:
-            # Here the library's own kernels do each operation; the quick cases leave that out.
-            yield {**job, "layers": [1], "mode": "interpreted", "part": 0, "of": 1}
+        # What the quick cases leave out: each operation by the library's own kernels, and two steps in one computation.
+        for layer, mode in ((1, "interpreted"), (5, "pairs")):
+            if layer in options.layers and mode in {**target.backend.modes, **target.backend.extra_modes}:
+                yield {**job, "layers": [layer], "mode": mode, "part": 0, "of": 1}
 
 
 def _run_all(options: Options, job: Mapping[str, Any], limit: float) -> dict[str, Any]:
