@@ -5,9 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO
+
+TESTS = Path(__file__).parent
+
+
+def run_script(name: str, *arguments: str, **environment: str) -> str:
+    """Run a script of this folder with what this process can import; return what it printed. Its failure is one of the test."""
+    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
+    command = [sys.executable, str(TESTS / name), *arguments]
+    [result] = side_by_side([command], [{"PYTHONPATH": path, **environment}])
+    assert result.returncode == 0, f"{name} {' '.join(arguments)} ended with {result.returncode}:\n{result.stderr}"
+    return result.stdout
 
 
 def side_by_side(

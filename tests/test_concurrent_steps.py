@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from bits import assert_same_bits
 from libraries import BY_NAME, Library
-from subprocesses import run_script
+from processes import run_script
 
 import portopt
 from portopt.host import threads

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from bits import assert_same_bits
-from subprocesses import run_script
+from processes import run_script
 
 import portopt
 from portopt.host import threads
