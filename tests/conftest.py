@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -47,6 +49,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         needed = {library for mark in item.iter_markers("needs") for library in mark.args}
         if absent.ABSENT & needed:
             item.add_marker(pytest.mark.skip(reason=_reason(needed)))
+    if seed := os.environ.get("PORTOPT_TESTS_SEED"):
+        # Modules stay together, so that what they share is made once.
+        rng = random.Random(seed)
+        modules = {item.path: rng.random() for item in items}
+        items.sort(key=lambda item: (modules[item.path], rng.random()))
 
 
 def _reason(needed: Iterable[str]) -> str:
