@@ -19,7 +19,7 @@ from bits import assert_same_bits
 
 import portopt
 from portopt.rules import RULES
-from portopt_jax import _kernel
+from portopt_jax import _handler, _kernel
 from portopt_jax._kernel import without_kernels
 
 CALL = 'custom_call_target="portopt_'
@@ -241,3 +241,18 @@ def test_a_compiled_step_from_jax_cache_on_disk_finds_its_kernel(tmp_path: Any) 
     assert kept
     assert run_python(source, **cache) == first
     assert {path.name for path in tmp_path.iterdir() if "apply" in path.name} == kept
+
+
+def test_no_parameter_of_the_primitive_has_a_name_that_older_jax_cannot_pass_on() -> None:
+    optimizer, params = portopt.Adam(), parameters()
+    traced = jax.make_jaxpr(optimizer.apply)(params, params, optimizer.init(params))
+    found = [set(equation.params) for equation in traced.eqns if equation.primitive.name == "portopt_step"]
+    assert found == [{"program", "kernel_key"}]
+
+
+@pytest.mark.parametrize(("version", "fits"), [("0.8.0", False), ("0.8.1", True), ("0.10.2", True), ("1.0.0rc1", True)])
+def test_kernels_are_registered_where_jaxlib_takes_them(
+    monkeypatch: pytest.MonkeyPatch, version: str, fits: bool
+) -> None:
+    monkeypatch.setattr("jaxlib.__version__", version)
+    assert _handler.supported.__wrapped__() is fits
