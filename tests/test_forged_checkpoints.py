@@ -92,7 +92,12 @@ def deep(levels: int, kind: str = "list") -> Any:
 
 
 FORGED: list[tuple[str, Any, str]] = [
-    ("step", None, "the entry 'step' of its metadata must be the number of finished steps, but is None"),
+    (
+        "step",
+        None,
+        "the entry 'step' of its metadata must be the number of finished steps, at most 2147483647, but is None",
+    ),
+    ("step", 2**31, "the number of finished steps, at most 2147483647, but is 2147483648"),
     ("step", True, "the entry 'step'"),
     ("step", -1, "the entry 'step'"),
     ("step", 10**400, "the entry 'step'"),

@@ -224,3 +224,7 @@ def test_check_step_tells_without_doing() -> None:
         assert torch.equal(w, torch.ones(3))
     with pytest.raises(ValueError, match=r"Adam.apply beta_1 must be in \[0, 1\), but 2.0 was given"):
         rule.check_step(w, torch.ones(3), state, beta_1=2.0)
+    with pytest.raises(
+        ValueError, match="state.step must be at most 2147483646 before a step, but 2147483647 was given"
+    ):
+        rule.check_step(w, torch.ones(3), state._replace(step=2**31 - 1))

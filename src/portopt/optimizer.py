@@ -407,7 +407,7 @@ class Optimizer(_Declarations):
             backend, overrides = checked.backend, checked.overrides
         else:
             backend, overrides = plan.backend, self.check_overrides(overrides)
-        _concrete_step(state.step)
+        _concrete_step(state.step, further=1)
         if is_schedule(overrides.get("learning_rate", self.learning_rate)):
             self.step_scalars(backend, self.program(overrides), state, overrides, lambda: 1.0)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from portopt.checkpoints.structure import ARRAY, DEEPEST
+from portopt.scalars import MOST_STEPS
 
 ITEM_SIZES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 """Bytes of an element, by the name of its dtype in the file."""
@@ -121,7 +122,8 @@ def check_document(document: Mapping[str, Any], tensors: Iterable[str], fail: Fa
         if name not in document:
             raise fail(f"it lacks the entry {name!r} in its metadata: it was not written by portopt.save")
     expect(type(document["backend"]) is str, "backend", "a name")
-    expect(_is_count(document["step"]), "step", "the number of finished steps")
+    step = document["step"]
+    expect(_is_count(step) and step <= MOST_STEPS, "step", f"the number of finished steps, at most {MOST_STEPS}")
     config = document["optimizer"]
     expect(
         type(config) is dict and type(config.get("class_name")) is str and type(config.get("config")) is dict,
