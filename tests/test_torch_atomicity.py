@@ -66,7 +66,11 @@ DAMAGES: dict[str, tuple[Callable[[list[Any], TorchOptimizer], object], type[Exc
         TypeError,
         r"state.slots\['v'\]\[0\] has dtype float64",
     ),
-    "slot that is no tensor": (lambda params, o: _state(params, o, m=[0.0, 0.0, 0.0]), AttributeError, "dtype"),
+    "slot that is no tensor": (
+        lambda params, o: _state(params, o, m=[0.0, 0.0, 0.0]),
+        TypeError,
+        "the state: 'm' must be a tensor, but ",
+    ),
     "slot of several parameters": (
         lambda params, o: _state(params, o, m=o.state[params[0]]["m"]),
         ValueError,
@@ -225,6 +229,6 @@ def test_check_step_tells_without_doing() -> None:
     with pytest.raises(ValueError, match=r"Adam.apply beta_1 must be in \[0, 1\), but 2.0 was given"):
         rule.check_step(w, torch.ones(3), state, beta_1=2.0)
     with pytest.raises(
-        ValueError, match="state.step must be at most 2147483646 before a step, but 2147483647 was given"
+        ValueError, match=r"state\.step must be at most 2147483646 before a step, but 2147483647 was given"
     ):
         rule.check_step(w, torch.ones(3), state._replace(step=2**31 - 1))

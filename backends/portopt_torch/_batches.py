@@ -10,7 +10,7 @@ from typing import Any
 from portopt import Optimizer, OptimizerState
 from portopt.primitives import slot_dtypes
 from portopt_torch._backend import backend
-from portopt_torch._saved_state import finished_steps, number_of
+from portopt_torch._saved_state import finished_steps, number_of, tensor_of
 from portopt_torch._sharded import is_sharded, local_part
 
 
@@ -122,8 +122,7 @@ class Batches:
         parts: dict[Any, list[int]] = {}
         for i, (p, state) in enumerate(zip(parameters, states, strict=True)):
             scalars = (number_of("the state", name, state[name]) for name in rule.scalar_slots)
-            # What is no tensor is refused with all else that is wrong.
-            dtypes = (getattr(state[name], "dtype", None) for name in rule.slots)
+            dtypes = (tensor_of("the state", name, state[name]).dtype for name in rule.slots)
             finished = finished_steps("the state", state["step"])
             parts.setdefault((finished, *scalars, p.dtype, p.device, *dtypes), []).append(i)
         copies += [copy.copy(rule) for _ in range(len(parts) - len(copies))]

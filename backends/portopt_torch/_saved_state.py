@@ -49,7 +49,7 @@ def checked_state(
         )
     scalars = {name: number_of(where, name, entry[name]) for name in rule.scalar_slots}
     slots = {
-        name: _checked_slot(f"{where}: {name!r}", slot, parameter, current.get(name))
+        name: _checked_slot(f"{where}: {name!r}", tensor_of(where, name, slot), parameter, current.get(name))
         for name, slot in entry.items()
         if name != "step" and name not in scalars
     }
@@ -76,9 +76,16 @@ def number_of(where: str, name: str, value: Any) -> float:
     return float(value)
 
 
+def tensor_of(where: str, name: str, value: Any) -> torch.Tensor:
+    """Return a slot of a parameter's state, which must be a tensor."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"{where}: {name!r} must be a tensor, but {value!r:.80} of type {type(value).__name__} was given"
+        )
+    return value
+
+
 def _checked_slot(where: str, slot: Any, parameter: Any, current: Any) -> Any:
-    if not isinstance(slot, torch.Tensor):
-        raise TypeError(f"{where} must be a tensor, but {type(slot).__name__} was given")
     if slot.shape != parameter.shape:
         raise ValueError(f"{where} has shape {tuple(slot.shape)}, but its parameter has {tuple(parameter.shape)}")
     allowed = slot_dtypes(backend.dtype_name(parameter))
