@@ -588,7 +588,7 @@ def _replaced(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
             ValueError,
             "has exp_avg, m, step, v, but Adam with these options has m, step, v: load",
         ),
-        (_replaced("m", 0), TypeError, "'m' must be a tensor, but int was given"),
+        (_replaced("m", 0), TypeError, "'m' must be a tensor, but 0 of type int was given"),
         (_replaced("m", torch.ones(4)), ValueError, r"'m' has shape \(4,\), but its parameter has \(5,\)"),
         (
             _replaced("m", torch.ones(5).double()),
