@@ -23,7 +23,7 @@ def _not_compiled(function: Any) -> Any:
         return function
     import torch
 
-    return torch.compiler.disable(function)
+    return torch.compiler.disable(function)  # type: ignore[no-untyped-call]  # of torch
 
 
 @_not_compiled
