@@ -6,7 +6,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import torch
 from keras.src.backend.common.stateless_scope import in_stateless_scope
 
 from portopt.optimizer import OptimizerState
@@ -17,8 +16,17 @@ def tensor(value: Any) -> Any:
     return keras.ops.convert_to_tensor(value)
 
 
-# Keras compiles the whole training step if it is asked to; what torch would make of this one has other bits.
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # of torch
+def _not_compiled(function: Any) -> Any:
+    """Keep a function out of `torch.compile`, which Keras applies to a whole training step: its bits would differ."""
+    if keras.backend.backend() != "torch":
+        # Torch's compiler, imported after TensorFlow, can end the process.
+        return function
+    import torch
+
+    return torch.compiler.disable(function)  # type: ignore[no-untyped-call]  # of torch
+
+
+@_not_compiled
 def update(
     optimizer: Any,
     variables: list[Any],
