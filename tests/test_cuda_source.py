@@ -7,13 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from absent import ABSENT
 from bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
-from cuda_on_host import HostArray, HostStream, Kernel, compile_on_host, host_cupy, on_device
+from cuda_on_host import HostArray, HostDevice, HostStream, Kernel, compile_on_host, host_cupy, on_device
 from gpu_cases import (
     DTYPES,
     PAIRS,
@@ -43,6 +44,8 @@ from portopt.interpreter import evaluate_scalars
 from portopt.primitives import round_scalar, slot_dtypes
 from portopt.program import Program
 from portopt.scalars import HOST
+from portopt_cupy._backend import CupyBackend
+from portopt_cupy._conversion import widened
 
 
 def source_of(optimizer: portopt.Optimizer, dtype: str) -> str:
@@ -447,3 +450,46 @@ def test_the_host_waits_for_no_scalar(rule: type[portopt.Optimizer], clipped: bo
     assert [split.program.ops[i].label for i in split.given] == (["clipnorm"] if clipped else [])
     assert len(split.rounded_on_device) == clipped
     assert not any(split.needs_norm(i) for i in split.program.scalar_outputs.values())
+
+
+def test_cupy_widens_subnormals_exactly() -> None:
+    words = random_words((4000,), "float32", 7)
+    subnormal = np.arange(1, 0x00800000, 9973, dtype=np.uint32)
+    edges = np.array([0, 1, 0x007FFFFF, 0x00800000, 0x7F800000, 0x7FC00000, 0x3F800000], np.uint32)
+    x = np.concatenate([words.view(np.uint32), subnormal, edges]).view(np.float32)
+    x = np.concatenate([x, -x])
+    with np.errstate(invalid="ignore"):
+        assert_same_bits(widened(np, x), x.astype(np.float64))
+        assert_same_bits(widened(np, x[1]), x[1].astype(np.float64))
+
+
+class ZeroFillingCupy:
+    """As CuPy does it: arrays without axes are filled, and zeros are bytes."""
+
+    @staticmethod
+    def array(x: Array) -> Array:
+        return np.zeros_like(x) if x.ndim == 0 and x == 0 else np.array(x)
+
+    @staticmethod
+    def full(shape: tuple[int, ...], value: float, dtype: str) -> Array:
+        return np.full(shape, value + 0.0 if value else 0.0, dtype)
+
+    negative = staticmethod(np.negative)
+
+
+def test_cupy_keeps_the_sign_of_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = CupyBackend()
+    monkeypatch.setattr(CupyBackend, "_cupy", ZeroFillingCupy)
+    monkeypatch.setattr(CupyBackend, "devices", lambda self: {"cuda:0": None})
+    monkeypatch.setattr(ZeroFillingCupy, "cuda", SimpleNamespace(Device=HostDevice), raising=False)
+    zero = np.asarray(-0.0, np.float32)
+    like = zero.view(HostArray)
+    found = (
+        backend.from_numpy(zero, "cuda"),
+        backend.rounded_scalar(-0.0, "float32", like),
+        backend.full(like, -0.0, "float32"),
+    )
+    for array in found:
+        assert_same_bits(array, zero)
+    assert_same_bits(backend.full(like, 0.0, "float32"), np.asarray(0.0, np.float32))
+    assert_same_bits(backend.rounded_scalar(0.1, "float32", like), np.asarray(0.1, np.float32))

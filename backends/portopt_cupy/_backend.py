@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from portopt.backend import (
     IN_PLACE,
@@ -19,7 +22,9 @@ from portopt.cuda.graphs import capture_error
 from portopt.cuda.norm_dependence import GradientNorm
 from portopt.imports import imported
 from portopt.interpreter import StepScalars
+from portopt.primitives import Primitives, round_scalar
 from portopt.program import Program
+from portopt_cupy._conversion import widened
 from portopt_cupy._driver import driver_version, install_command
 
 
@@ -70,7 +75,9 @@ class CupyBackend(ArrayAPIBackend):
 
     def full(self, like: Any, value: float, dtype: str) -> Any:
         with like.device:
-            return self._cupy.full(like.shape, value, dtype=dtype)
+            filled = self._cupy.full(like.shape, value, dtype=dtype)
+            # CuPy takes -0 for 0, whose bytes it sets.
+            return filled if value or math.copysign(1.0, value) > 0 else self._cupy.negative(filled)
 
     def to_numpy(self, array: Any) -> Any:
         return self._cupy.asnumpy(array)
@@ -81,7 +88,21 @@ class CupyBackend(ArrayAPIBackend):
         if name not in usable:
             raise ValueError(f"cupy cannot use the device {device!r}; usable are {usable or 'none'}")
         with self._cupy.cuda.Device(int(name.partition(":")[2])):
-            return self._cupy.array(array)
+            # CuPy would fill an array without axes with a number, which loses the sign of -0; others it copies.
+            return (
+                self._cupy.array(array.reshape(-1)).reshape(array.shape) if array.ndim == 0 else self._cupy.array(array)
+            )
+
+    def rounded_scalar(self, value: Any, compute_dtype: str, like: Any) -> Any:
+        rounded = np.asarray(round_scalar(float(value), compute_dtype), compute_dtype)
+        return self.from_numpy(rounded, self.describe(like).device)
+
+    def primitives(self, compute_dtype: str) -> Primitives:
+        found = super().primitives(compute_dtype)
+        if compute_dtype == "float32":
+            return found
+        load = {"load": lambda x: widened(self._cupy, x) if x.dtype == "float32" else found.load(x)}
+        return Primitives(self.xp, found.dtype, compute_dtype, load)
 
     @property
     def _kernel(self) -> Any:

@@ -81,7 +81,7 @@ class TorchArrays:
         return self._tensor(values).requires_grad_(layout == "requires_grad")
 
     def _tensor(self, values: Any) -> Any:
-        return portopt.get_backend("torch").from_numpy(np.ascontiguousarray(values), "cpu")
+        return portopt.get_backend("torch").from_numpy(np.array(values, order="C"), "cpu")
 
     def values(self, array: Any) -> Any:
         return portopt.get_backend("torch").to_numpy(array.detach())
