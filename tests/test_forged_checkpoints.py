@@ -332,12 +332,12 @@ numbers = st.one_of(
     st.floats(),
     st.integers(-3, 70),
 )
-values = st.recursive(
-    st.one_of(st.none(), st.booleans(), numbers, words, st.text(max_size=5)),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4), st.dictionaries(st.one_of(words, st.text(max_size=3)), inner, max_size=3)
-    ),
-    max_leaves=8,
+values: st.SearchStrategy[Any] = st.deferred(
+    lambda: st.one_of(
+        *(st.none(), st.booleans(), numbers, words, st.text(max_size=5)),
+        st.lists(values, max_size=4),
+        st.dictionaries(st.one_of(words, st.text(max_size=3)), values, max_size=3),
+    )
 )
 
 

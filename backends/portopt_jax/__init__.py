@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
 
+from portopt.imports import imported
 from portopt.optimizer import OptimizerState
 from portopt_jax._backend import JaxBackend as JaxBackend
 from portopt_jax._backend import backend as backend
 from portopt_jax._backend import register_for_export as _register_for_export
 
-if "jax" in sys.modules:
+if imported("jax") is not None:
     # A process that only calls exported functions uses nothing else of this package.
     _register_for_export(OptimizerState)
 

@@ -293,11 +293,6 @@ class JaxBackend:
         pending = {i: inputs[n].words for i, n in enumerate(names) if isinstance(inputs[n], PendingScalar)}
         known = np.array([0.0 if i in pending else inputs[n] for i, n in enumerate(names)], np.float64)
         words, step = known.view(np.uint32).reshape(-1, 2), int(inputs.get("t", 0))
-        if step > _LARGEST_STEP:
-            raise ValueError(
-                f"state.step is {step - 1}, but on JAX arrays steps are counted in int32, up to {_LARGEST_STEP}: begin with a "
-                "state from init, or take a smaller step"
-            )
         by_kernel = self._kernels.can_run()
         results, outputs = self._compiled_update(program, by_kernel, words, pending, step, list(parameters))
         scalars.provide(outputs)
@@ -389,9 +384,6 @@ def register_for_export(state: type[Any]) -> None:
     name = f"{state.__module__.partition('.')[0]}.{state.__name__}"
     with contextlib.suppress(ValueError):  # somebody has done so already
         importlib.import_module("jax.export").register_namedtuple_serialization(state, serialized_name=name)
-
-
-_LARGEST_STEP = 2**31 - 1
 
 
 class PendingScalar:
