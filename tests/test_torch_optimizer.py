@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -21,7 +20,6 @@ from torch.optim import lr_scheduler
 import portopt
 from portopt import schedules
 from portopt_torch import TorchOptimizer
-from portopt_torch._batches import Batch
 
 TORCH = BY_NAME["torch"]
 SHAPES = ((3, 4), (5,), (), (2, 1, 3))
@@ -775,23 +773,3 @@ def test_groups_that_share_memory_are_refused_before_anything_moves() -> None:
             optimizer.step()
     assert memory.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert optimizer.state[first]["step"] == 0
-
-
-def test_ctrl_c_between_two_batches_is_raised_after_both_have_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    params = [torch.nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.float32, torch.float64)]
-    optimizer = TorchOptimizer(params, portopt.Adam(0.1))
-    for p in params:
-        p.grad = torch.ones_like(p)
-    optimizer.step()
-    before = [p.detach().clone() for p in params]
-    step = Batch.step
-
-    def interrupted_step(batch: Batch, *arguments: Any) -> None:
-        step(batch, *arguments)
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Batch, "step", interrupted_step)
-    with pytest.raises(KeyboardInterrupt):
-        optimizer.step()
-    assert all((p != old).all() for p, old in zip(params, before, strict=True))
-    assert [optimizer.state[p]["step"] for p in params] == [2, 2]
