@@ -13,7 +13,7 @@ import portopt
 from portopt.backend import is_interpreted
 from portopt.host import plan
 
-EPISODES = 40
+EPISODES = 28
 
 
 @pytest.mark.needs("torch")
