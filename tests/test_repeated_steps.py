@@ -423,3 +423,15 @@ jax.tree_util.register_pytree_node(type("Held", (), {}), flatten, lambda *_: Non
 def test_arrays_that_live_until_the_interpreter_ends_say_nothing_then() -> None:
     run = subprocess.run([sys.executable, "-c", HELD_TO_THE_END], capture_output=True, text=True, timeout=300)
     assert (run.returncode, run.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("steps", [1, 4], ids=["checked", "planned"])
+def test_the_slots_of_a_state_keep_their_order(steps: int) -> None:
+    optimizer, w = portopt.Nadam(), np.ones(3)
+    first = optimizer.init(w)
+    names = list(reversed(first.slots))
+    state = first._replace(slots={name: first.slots[name] for name in names})
+    for _ in range(steps):
+        state = optimizer.apply_(w, np.ones(3), state)
+        assert list(state.slots) == names
+    assert list(optimizer.apply(w, np.ones(3), state)[1].slots) == names

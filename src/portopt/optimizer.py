@@ -449,7 +449,8 @@ class Optimizer(_Declarations):
         for name in self.slots:
             new_slots[name] = state.slots[name] if in_place else backend.trees.unflatten(definition, slots[name])
         new_params = params if in_place else backend.trees.unflatten(definition, leaves)
-        return new_params, OptimizerState(step, new_slots)
+        # In the order of the given state, as a planned step leaves it.
+        return new_params, OptimizerState(step, {name: new_slots[name] for name in state.slots})
 
     def _plan_next_step(
         self,
