@@ -28,7 +28,7 @@ from portopt.host.plan import make_plan
 from portopt.imports import imported
 from portopt.interpreter import StepScalars
 from portopt.interrupts import finish
-from portopt.primitives import Primitives
+from portopt.primitives import COMPUTE_DTYPE, Primitives
 from portopt.program import Program
 
 
@@ -98,11 +98,12 @@ class TorchBackend(ArrayAPIBackend):
         reason = known.get(str(device), known.get(f"{device}:0", f"it has {', '.join(known)}"))
         if reason is not None:
             raise ValueError(f"torch cannot use the device {device!r}: {reason}")
-        copy = np.array(array, copy=True, order="C")
         # Not `from_numpy`, whose tensors can never be resized.
-        if copy.dtype.name == "bfloat16":
-            return torch.tensor(copy.view(np.int16)).view(torch.bfloat16).to(device)
-        return torch.tensor(copy).to(device)
+        if array.dtype.name not in COMPUTE_DTYPE:
+            return torch.tensor(array).to(device)
+        tensor = self._empty(array.shape, self.dtype(array.dtype.name), "cpu")
+        _bits(tensor)[...] = np.array(array, order="C", copy=None).view(f"i{array.dtype.itemsize}")
+        return tensor.to(device)
 
     def primitives(self, compute_dtype: str) -> Primitives:
         return Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides={"sqrt": self._sqrt})
@@ -172,7 +173,7 @@ class TorchBackend(ArrayAPIBackend):
         """Run the fused kernel on the tensors' own memory."""
         names = tuple(program.array_outputs)
         dtypes = [{name: self.dtype_name(tensor) for name, tensor in arrays.items()} for arrays in parameters]
-        inputs = [{name: _bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
+        inputs = [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
         if in_place:
             written = [arrays[name] for arrays in parameters for name in names]
             kernel.update(
@@ -180,7 +181,7 @@ class TorchBackend(ArrayAPIBackend):
             )
             return [{name: arrays[name] for name in names} for arrays in parameters]
         outputs = [{n: self._empty(a[n].shape, a[n].dtype, "cpu") for n in names} for a in parameters]
-        kernel.update(program, scalars, dtypes, inputs, [{n: _bits(t) for n, t in o.items()} for o in outputs])
+        kernel.update(program, scalars, dtypes, inputs, [{n: _known_bits(t) for n, t in o.items()} for o in outputs])
         return outputs
 
     def plan(self, program: Program, trees: Any, parameters: Sequence[Arrays]) -> Any:
@@ -277,14 +278,29 @@ def _reader() -> watch.ArrayReader | None:
 
 
 @functools.cache
+def _layout() -> Any:
+    return importlib.import_module("portopt_torch._layout")
+
+
+@functools.cache
 def _text(thing: Any) -> str:
     """Return the text of a dtype or device; torch writes it anew each time."""
     return str(thing)
 
 
+_INTEGERS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
+
+
 def _bits(tensor: Any) -> Any:
     """Return a NumPy view of a tensor on the CPU that shows its elements as integers of their size."""
-    return _memory(tensor, np.dtype(f"i{tensor.element_size()}"))
+    return _memory(tensor, _INTEGERS[tensor.itemsize])
+
+
+def _known_bits(tensor: Any) -> Any:
+    """Return what `_bits` does of a tensor that was looked at before: only its storage can have changed since."""
+    if tensor.numel() and _is_whole(tensor):
+        return np.asarray(_Memory(tensor, _INTEGERS[tensor.itemsize]))
+    return _bits(tensor)
 
 
 class _Memory:
@@ -297,7 +313,7 @@ class _Memory:
             "shape": tuple(tensor.shape),
             "typestr": dtype.str,
             "data": (tensor.data_ptr(), False),
-            "strides": tuple(stride * dtype.itemsize for stride in tensor.stride()),
+            "strides": None if tensor.is_contiguous() else tuple(n * dtype.itemsize for n in tensor.stride()),
         }
 
 
@@ -310,17 +326,27 @@ def _memory(tensor: Any, dtype: np.dtype[Any]) -> Any:
     return np.asarray(_Memory(tensor, dtype))
 
 
+def _is_whole(tensor: Any) -> bool:
+    """Tell whether a tensor is contiguous and lies in its storage."""
+    if not tensor.is_contiguous():
+        return False
+    needed: int = (tensor.storage_offset() + tensor.numel()) * tensor.itemsize
+    return needed <= int(tensor.untyped_storage().nbytes())
+
+
 def _why_without_elements(tensor: Any) -> str | None:
     """Return why the memory of a tensor does not hold its elements; None if it does, but for their signs."""
-    torch = sys.modules["torch"]
+    torch, layout = sys.modules["torch"], _layout()
+    # Almost all are plain tensors in the host's memory, contiguous, and this is called for each array of a step.
+    mask, expected = layout.plain_keys()
+    if layout.dispatch_keys(tensor) & mask == expected and _is_whole(tensor):
+        return None
     if torch._is_zerotensor(tensor):
         return "tensors of zeros without memory (torch._efficientzerotensor) are not supported; convert with clone()"
     if torch._is_functional_tensor(tensor):
         return "functionalized tensors are not supported: they are recorded, not computed; step outside of functionalization"
     if tensor.device.type != "cpu":
         return None
-    layout = importlib.import_module("portopt_torch._layout")
-    mask, expected = layout.plain_keys()
     if layout.dispatch_keys(tensor.resolve_neg()) & mask != expected:
         return (
             f"tensors of type {type(tensor).__name__} with {torch._C._dispatch_keys(tensor)} are not supported: they have no "
