@@ -80,7 +80,7 @@ def add_a_group(world: TorchWorld, rng: random.Random) -> str:
 def save_and_load(world: TorchWorld, rng: random.Random) -> str:
     saved = world.optimizer.state_dict()
     if rng.random() < 0.5:
-        world.optimizer.step()
+        world.step()
     try:
         world.optimizer.load_state_dict(saved)
     except (TypeError, ValueError) as error:
