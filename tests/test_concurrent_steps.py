@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import pytest
 from bits import assert_same_bits
 from libraries import BY_NAME, Library
 from processes import run_script
+from threads_at_once import at_once
 
 import portopt
 from portopt.host import threads
@@ -25,32 +24,36 @@ LARGE = 2 * threads.ELEMENTS_PER_THREAD + 1
 
 @pytest.fixture(autouse=True)
 def _restored() -> Iterator[None]:
-    interval = sys.getswitchinterval()
     yield
-    sys.setswitchinterval(interval)
     portopt.set_num_threads(None)
 
 
-def at_once(work: Callable[[int], None], count: int) -> None:
-    """Call `work` with each number in a thread, all of them begun together; raise what one of them raised."""
-    sys.setswitchinterval(1e-6)
-    start = threading.Barrier(count, timeout=600)
-    errors: list[BaseException] = []
+def test_first_steps_of_one_optimizer_at_once() -> None:
+    for _ in range(100):
+        optimizer = portopt.Adagrad(decay=0.5)
 
-    def run(number: int) -> None:
-        try:
-            start.wait()
-            work(number)
-        except BaseException as error:
-            errors.append(error)
+        def work(number: int, optimizer: portopt.Optimizer = optimizer) -> None:
+            w = np.ones(3, np.float32)
+            with portopt.interpreted():
+                state = optimizer.init(w)
+                for _ in range(3):
+                    state = optimizer.apply_(w, w, state)
 
-    running = [threading.Thread(target=run, args=(number,)) for number in range(count)]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
-    if errors:
-        raise errors[0]
+        at_once(work, 6)
+
+
+@each_planned
+def test_steps_leave_the_attributes_of_an_optimizer_alone(library: Library) -> None:
+    # Another thread may be copying it, attribute by attribute.
+    optimizer = portopt.Adam(clipnorm=1.0)
+    before = dict(vars(optimizer))
+    params = library.arrays({"w": np.ones(3, np.float32)})
+    state = optimizer.init(params)
+    for _ in range(4):
+        state = optimizer.apply_(params, params, state, learning_rate=0.5)
+        optimizer.apply(params, params, state)
+    assert list(vars(optimizer)) == list(before)
+    assert all(vars(optimizer)[name] is value for name, value in before.items())
 
 
 @each_planned

@@ -35,7 +35,7 @@ def tree(seed: int, dtypes: dict[str, str] | None = None) -> dict[str, Any]:
 
 
 def plans(optimizer: portopt.Optimizer) -> int:
-    return len(vars(optimizer).get("_plans", ()))
+    return len(optimizer._cache.plans)
 
 
 class Twin:
@@ -414,7 +414,7 @@ optimizer = portopt.Adam()
 state = optimizer.init(params)
 for _ in range(4):
     state = optimizer.apply_(params, grads, state)
-assert optimizer.__dict__["_plans"]
+assert optimizer._cache.plans
 flatten = lambda tree: (params, grads, state, optimizer)
 jax.tree_util.register_pytree_node(type("Held", (), {}), flatten, lambda *_: None)
 """

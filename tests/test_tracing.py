@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from bits import assert_same_bits, ordinary, random_words
 from libraries import LIBRARIES, RUNS, Library, Run, steps
+from processes import side_by_side
 
 import portopt
 from portopt import UnsupportedOperationError
@@ -627,3 +631,18 @@ def test_update_runs_as_written_on_strict_arrays(optimizer: portopt.Optimizer) -
         np.testing.assert_allclose(np.asarray(new_slots[name]), expected_state.slots[name], rtol=1e-15)
     for name in optimizer.scalar_slots:
         assert c[name] == expected_state.slots[name]
+
+
+def test_pickled_program_has_its_hash_in_another_process(tmp_path: Path) -> None:
+    # Hashes of strings, and so of programs, differ between processes.
+    code = """
+import pickle, sys, portopt
+program, expected = pickle.load(open(sys.argv[1], "rb")), portopt.Adam().program()
+assert program == expected and hash(program) == hash(expected)
+"""
+    path, program = tmp_path / "program", portopt.Adam().program()
+    hash(program)
+    path.write_bytes(pickle.dumps(program))
+    seeds = [{"PYTHONHASHSEED": seed} for seed in ("1", "2")]
+    for done in side_by_side([[sys.executable, "-c", code, str(path)]] * 2, seeds):
+        assert done.returncode == 0, done.stderr

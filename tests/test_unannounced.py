@@ -17,6 +17,7 @@ import pytest
 from bits import assert_same_bits, ordinary, random_words
 from libraries import LIBRARIES
 from small_library import Function, Wrapped, make_library, plain
+from threads_at_once import at_once
 
 import portopt
 import portopt.backend
@@ -77,6 +78,32 @@ def test_library_without_a_module_of_its_own_works() -> None:
     params = [kind(host), Yours(host)]
     new, _ = optimizer.apply(params, params[::-1], optimizer.init(params))
     assert [plain(x).tolist() for x in new] == [[0.5] * 3] * 2
+
+
+class Namespace:
+    """Names of an array library; equal to itself only."""
+
+    def __init__(self, names: Mapping[str, Any]) -> None:
+        vars(self).update(names)
+
+
+@pytest.mark.parametrize("is_made_anew", [False, True], ids=["one namespace", "made anew each time"])
+def test_library_that_threads_meet_at_once_has_one_backend(is_made_anew: bool) -> None:
+    for _ in range(30):
+
+        def namespace(_: object) -> Any:
+            return Namespace(vars(xp))  # noqa: B023  # called in this turn of the loop only
+
+        xp = make_library(fresh_name(), members={"__array_namespace__": namespace} if is_made_anew else {})
+        found: dict[int, Any] = {}
+
+        def work(number: int, kind: Any = xp.Array, found: dict[int, Any] = found) -> None:
+            found[number] = find_backend(kind(np.zeros(2, np.float32)))
+
+        at_once(work, 8)
+        assert len(found) == 8
+        assert found[0] is not None
+        assert all(backend is found[0] for backend in found.values())
 
 
 def test_two_libraries_of_one_name_are_two() -> None:

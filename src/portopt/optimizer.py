@@ -32,6 +32,7 @@ from portopt.primitives import COMPUTE_DTYPE, gradient_dtypes, round_scalar, slo
 from portopt.program import Program
 from portopt.scalars import HOST, MOST_STEPS, Scalar
 from portopt.schedules import configuration_of, is_schedule, rate_at, schedule_from_configuration
+from portopt.step_cache import StepCache
 from portopt.tracing import trace
 from portopt.trees import STANDARD_TREES, TreeDefinition, explain_difference
 
@@ -134,6 +135,7 @@ class Optimizer(_Declarations):
     _fields_by_dialect: ClassVar[dict[str | None, dict[str, Hyperparameter]]] = {}
     _fields: ClassVar[dict[str, Hyperparameter]] = {}  # an instance of another than the default dialect has its own
     _aliases: ClassVar[dict[str, Alias]] = {}
+    _cache: ClassVar[StepCache]  # each instance has its own, from its making on
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -157,6 +159,7 @@ class Optimizer(_Declarations):
             cls.__signature__ = _signature(fields, aliases)  # type: ignore[attr-defined]  # what inspect looks for
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.__dict__["_cache"] = StepCache()
         owner = type(self).__name__
         positional = [name for name, field in self._fields.items() if not field.kw_only]
         if len(args) > len(positional):
@@ -377,12 +380,12 @@ class Optimizer(_Declarations):
         """
         if gradient_norm is not None:
             hyperparameters = _with_norm(hyperparameters, gradient_norm)
-        plans = self.__dict__.get("_plans", ())
+        plans = self._cache.plans
         for plan in plans:
             done: OptimizerState | None = plan.step(self, params, grads, state, hyperparameters)
             if done is not None:
                 if plan is not plans[0]:
-                    self.__dict__["_plans"] = (plan, *(other for other in plans if other is not plan))
+                    self._cache.add(plan)
                 return done
         return self._step(params, grads, state, hyperparameters, in_place=True)[1]
 
@@ -401,7 +404,7 @@ class Optimizer(_Declarations):
             ValueError: grads has shape (2,), but params has shape (1,); they must agree
         """
         overrides = _with_norm(hyperparameters, gradient_norm)
-        plan = next((p for p in self.__dict__.get("_plans", ()) if p.fits(params, grads, state)), None)
+        plan = next((p for p in self._cache.plans if p.fits(params, grads, state)), None)
         if plan is None:
             checked = self._check_arguments(params, grads, state, overrides, in_place=True)
             backend, overrides = checked.backend, checked.overrides
@@ -462,14 +465,11 @@ class Optimizer(_Declarations):
         """Let the backend prepare the next step on the same arrays, once a second step on them shows that there is a loop."""
         arrays = [tuple(map(id, named.values())) for named in parameters]
         looping = hash((program, *((*ids[:1], *ids[2:]) for ids in arrays)))
-        seen: list[int] = self.__dict__.setdefault("_seen", [])
-        if looping not in seen:
-            self.__dict__["_seen"] = [looping, *seen[: _MOST_PLANS - 1]]
+        if not self._cache.has_seen(looping):
             return
         plan = backend.plan(program, trees, parameters)
         if plan is not None:
-            # Threads may do so at once; what one of them loses is only planned once more.
-            self.__dict__["_plans"] = (plan, *self.__dict__.get("_plans", ())[: _MOST_PLANS - 1])
+            self._cache.add(plan)
 
     def step_scalars(
         self,
@@ -534,7 +534,7 @@ class Optimizer(_Declarations):
                 store p <- a3
                 store moment <- a2
         """
-        cache: dict[frozenset[str] | None, Program] = self.__dict__.setdefault("_programs", {})
+        cache = self._cache.programs
         if not overrides and None in cache:
             return cache[None]
         overrides = overrides or {}
@@ -683,7 +683,8 @@ class Optimizer(_Declarations):
     # Immutable value ---------------------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._declared or name in self._aliases or "_programs" in self.__dict__:
+        cache = self.__dict__.get("_cache")
+        if name in self._declared or name in self._aliases or (cache is not None and cache.programs):
             raise AttributeError(
                 f"an optimizer is immutable, so {name!r} cannot be set: give a value for one step as apply(..., {name}=x), "
                 f"or make another optimizer with replace({name}=x)"
@@ -697,7 +698,7 @@ class Optimizer(_Declarations):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._arguments().items())})"
 
     def _key(self) -> tuple[Any, ...]:
-        return (type(self), *((n, v) for n, v in sorted(self.__dict__.items()) if n not in _CACHES))
+        return (type(self), *((n, v) for n, v in sorted(self.__dict__.items()) if n not in _NO_VALUES))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Optimizer) and self._key() == other._key()
@@ -706,10 +707,10 @@ class Optimizer(_Declarations):
         return hash(self._key())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in _CACHES}
+        return {name: value for name, value in self.__dict__.items() if name not in _NO_VALUES}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        self.__dict__.update(state, _cache=StepCache())
         self._choose_dialect(state)
 
     def _flatten_slots(
@@ -732,10 +733,8 @@ class Optimizer(_Declarations):
         }
 
 
-_CACHES = frozenset({"_programs", "_plans", "_seen", "_fields"})
+_NO_VALUES = frozenset({"_cache", "_fields"})
 """Attributes of an optimizer that are no part of its value."""
-_MOST_PLANS = 16
-"""How many sets of arrays an optimizer may be stepping in turns before it forgets about the first."""
 
 _NORM = "gradient_norm"
 """The norm's name among a program's scalar inputs, and among the values given for one step."""

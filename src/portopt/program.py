@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 __all__ = ["ARRAY_OPERATIONS", "Kind", "Op", "Program"]
 
@@ -92,6 +93,10 @@ class Program:
             found = hash((self.name, self.ops, tuple(self.array_outputs.items()), tuple(self.scalar_outputs.items())))
             object.__setattr__(self, "_hash", found)
         return int(found)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the hash: another process has others of the same strings.
+        return type(self), (self.name, self.ops, self.array_outputs, self.scalar_outputs)
 
     @property
     def scalar_inputs(self) -> tuple[str, ...]:

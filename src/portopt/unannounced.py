@@ -133,7 +133,8 @@ def backend_of(leaf: object) -> UnannouncedBackend | None:
         namespace = _namespace_of(leaf)
         if namespace is None:
             return None
-        backend = _by_type[kind] = _backend_of_namespace(namespace, _name_of(namespace, kind))
+        # Of threads that meet the type at once, the first one's is the backend of all.
+        backend = _by_type.setdefault(kind, _backend_of_namespace(namespace, _name_of(namespace, kind)))
     return backend
 
 
@@ -157,7 +158,7 @@ def backend_named(name: str, *, may_import: bool = True) -> Backend | None:
                 array = namespace.asarray(0.0)
                 backend = find_backend(array)
                 if backend is None:
-                    backend = _by_type[type(array)] = _backend_of_namespace(namespace, name)
+                    backend = _by_type.setdefault(type(array), _backend_of_namespace(namespace, name))
                 return backend
     return None
 
@@ -181,9 +182,15 @@ def _name_of(namespace: Any, kind: type) -> str:
 
 
 def _backend_of_namespace(namespace: Any, name: str) -> UnannouncedBackend:
+    found = _met_before(namespace)
+    if found is None:
+        _backends.append(UnannouncedBackend(name, namespace))
+        # Another thread may meet the library at the same time; the first of the list is the backend of both.
+        found = _met_before(namespace)
+        assert found is not None
+    return found
+
+
+def _met_before(namespace: Any) -> UnannouncedBackend | None:
     # Some libraries make an equal namespace anew each time that they are asked.
-    for backend in _backends:
-        if backend.xp is namespace or backend.xp == namespace:
-            return backend
-    _backends.append(UnannouncedBackend(name, namespace))
-    return _backends[-1]
+    return next((b for b in _backends if b.xp is namespace or b.xp == namespace), None)

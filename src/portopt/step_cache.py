@@ -1,0 +1,43 @@
+"""What an optimizer remembers between steps: the programs that it traced and the plans of the arrays that it steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from portopt.host.plan import Plan
+    from portopt.program import Program
+
+_MOST_PLANS = 16
+"""How many sets of arrays an optimizer may be stepping in turns before it forgets about the first."""
+
+
+class StepCache:
+    """One optimizer's programs and plans; no part of its value.
+
+    Several threads may use it at once. It is made with the optimizer, whose own attributes so never change: a copy that one
+    thread makes while another does the first step finds what it expects.
+
+    Attributes:
+        programs: traced programs by the hyperparameters that are on; under None, that of a step without values of its own.
+        plans: the plans to try, that of the last step first.
+    """
+
+    __slots__ = ("_seen", "plans", "programs")
+
+    def __init__(self) -> None:
+        self.programs: dict[frozenset[str] | None, Program] = {}
+        self.plans: tuple[Plan, ...] = ()
+        self._seen: tuple[int, ...] = ()
+
+    def has_seen(self, arrays: int) -> bool:
+        """Tell whether there was a step on these arrays, given the hash of their identities, and remember that there was."""
+        seen = self._seen
+        if arrays in seen:
+            return True
+        self._seen = (arrays, *seen[: _MOST_PLANS - 1])
+        return False
+
+    def add(self, plan: Plan) -> None:
+        """Try this plan first from now on; what one of two threads loses that do so at once is only planned once more."""
+        self.plans = (plan, *[other for other in self.plans if other is not plan][: _MOST_PLANS - 1])
