@@ -181,7 +181,7 @@ class TorchBackend(ArrayAPIBackend):
             )
             return [{name: arrays[name] for name in names} for arrays in parameters]
         outputs = [{n: self._empty(a[n].shape, a[n].dtype, "cpu") for n in names} for a in parameters]
-        kernel.update(program, scalars, dtypes, inputs, [{n: _known_bits(t) for n, t in o.items()} for o in outputs])
+        kernel.update(program, scalars, dtypes, inputs, [{n: _new_bits(t) for n, t in o.items()} for o in outputs])
         return outputs
 
     def plan(self, program: Program, trees: Any, parameters: Sequence[Arrays]) -> Any:
@@ -298,9 +298,12 @@ def _bits(tensor: Any) -> Any:
 
 def _known_bits(tensor: Any) -> Any:
     """Return what `_bits` does of a tensor that was looked at before: only its storage can have changed since."""
-    if tensor.numel() and _is_whole(tensor):
-        return np.asarray(_Memory(tensor, _INTEGERS[tensor.itemsize]))
-    return _bits(tensor)
+    return _new_bits(tensor) if _is_whole(tensor) else _bits(tensor)
+
+
+def _new_bits(tensor: Any) -> Any:
+    """Return what `_bits` does of a contiguous tensor that was just made."""
+    return _view(tensor, _INTEGERS[tensor.itemsize])
 
 
 class _Memory:
@@ -321,9 +324,11 @@ def _memory(tensor: Any, dtype: np.dtype[Any]) -> Any:
     """Return a view of a tensor's own memory, its elements as a dtype of their size."""
     if (reason := _why_without_elements(tensor)) is not None:
         raise TypeError(reason)
-    if tensor.numel() == 0:
-        return np.empty(tuple(tensor.shape), dtype)
-    return np.asarray(_Memory(tensor, dtype))
+    return _view(tensor, dtype)
+
+
+def _view(tensor: Any, dtype: np.dtype[Any]) -> Any:
+    return np.asarray(_Memory(tensor, dtype)) if tensor.numel() else np.empty(tuple(tensor.shape), dtype)
 
 
 def _is_whole(tensor: Any) -> bool:
