@@ -241,7 +241,10 @@ def change_an_arrays_memory(world: World, rng: random.Random) -> str:
     where = list(places(tree))
     if not where:
         return "no place"
-    world.arrays.change_memory(rng.choice(where)[2], rng)
+    array = rng.choice(where)[2]
+    if world.has_view(array):
+        return "no place"
+    world.arrays.change_memory(array, rng)
     return world.step()
 
 

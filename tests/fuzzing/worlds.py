@@ -137,6 +137,10 @@ class World:
             found[f"array {i}"] = (values.dtype.name, values.shape, (words(values) if is_float else values).tobytes())
         return found
 
+    def has_view(self, array: Any) -> bool:
+        """Tell whether there was a view of a NumPy array: one that is resized would leave it on memory that others get."""
+        return any(isinstance(known, np.ndarray) and known.base is array for known in self._known)
+
     def _described(self, tree: Any) -> Any:
         if isinstance(tree, dict):
             return (type(tree).__name__, [(k, self._described(v)) for k, v in tree.items()])
