@@ -131,6 +131,8 @@ build/lowest-venv/.installed: REQUIRED := lowest checkpoints fused
 build/newest-venv/.installed: REQUIRED := newest checkpoints fused
 build/lowest-jax-venv/.installed: REQUIRED := lowest checkpoints fused jax optax
 build/newest-jax-venv/.installed: REQUIRED := newest checkpoints fused jax optax
+# What jax.export writes files with.
+build/lowest-jax-venv/.installed build/newest-jax-venv/.installed: VERSION_TOOLS += flatbuffers
 build/newest-venv/.installed build/newest-jax-venv/.installed: VERSION_PYTHON = $(NEWEST_PYTHON)
 
 .PHONY: versions

@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -182,6 +183,14 @@ def test_clipnorm_on_concrete_arrays_waits_for_nothing(monkeypatch: pytest.Monke
     monkeypatch.setattr(PendingScalar, "__float__", lambda self: pytest.fail("the norm was waited for"))
     found, _ = optimizer.apply(params, params, optimizer.init(params))
     assert_same_trees(found, expected)
+
+
+def test_llvm_that_cannot_read_the_handler_leaves_steps_to_xla(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parse(source: str) -> None:
+        raise RuntimeError("LLVM IR parsing error: expected type")
+
+    monkeypatch.setattr(_handler, "_llvm", lambda: SimpleNamespace(parse_assembly=parse))
+    assert not _handler.supported.__wrapped__()
 
 
 def test_the_norm_of_concrete_gradients_is_a_number_when_one_is_asked_for() -> None:

@@ -23,13 +23,22 @@ _engines: list[Any] = []
 
 @functools.cache
 def supported() -> bool:
-    """Tell whether the handler fits this system: a 64-bit processor, a C library with the names of POSIX, and a fit jaxlib.
+    """Tell whether the handler fits this system: a 64-bit processor, a C library with the names of POSIX, a fit jaxlib and LLVM.
 
-    jaxlib 0.8.0 ends the process when a handler made outside of it is registered.
+    jaxlib 0.8.0 ends the process when a handler made outside of it is registered, and llvmlite before 0.45, which comes with
+    numba before 0.62, does not know the pointers that the handler is written with.
     """
     version: str = importlib.import_module("jaxlib").__version__
     release = tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())
-    return sys.platform in ("linux", "darwin") and sys.maxsize > 2**32 and release > (0, 8, 0)
+    return sys.platform in ("linux", "darwin") and sys.maxsize > 2**32 and release > (0, 8, 0) and _parses_pointers()
+
+
+def _parses_pointers() -> bool:
+    try:
+        _llvm().parse_assembly("declare void @function(ptr)")
+    except RuntimeError:
+        return False
+    return True
 
 
 def make_handler(kernel: Any, operands: int, *, in_place: bool, has_outputs: bool) -> Any:
