@@ -50,7 +50,9 @@ class NumPyArrays:
         kind = rng.choice(("resize", "flags", "smaller"))
         with contextlib.suppress(ValueError):
             if kind == "resize":
-                array.resize((array.size + 3,), refcheck=False)
+                # NumPy gives one that is read-only memory with whatever was there.
+                if array.flags.writeable:
+                    array.resize((array.size + 3,), refcheck=False)
             elif kind == "smaller":
                 array.resize((max(array.size - 1, 0),), refcheck=False)
             else:

@@ -104,7 +104,8 @@ def spoil_a_state(world: TorchWorld, rng: random.Random) -> str:
     name = rng.choice(sorted(entry))
     before = entry[name]
     if name == "step":
-        entry[name] = rng.choice((-1, 2**63 - 1, before + 3, "1"))
+        # A spoilt one stays where the parameter has no gradient.
+        entry[name] = rng.choice((-1, 2**63 - 1, before + 3 if isinstance(before, int) else 3, "1"))
     elif is_array(before):
         values = world.arrays.values(before)
         entry[name] = rng.choice(
