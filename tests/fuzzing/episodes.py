@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-import sys
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from threads_at_once import at_once
 
 import portopt
 from fuzzing import operations as tree_operations
@@ -113,28 +112,13 @@ class Episode:
         pairs = self._pairs(THREADS)
         plans = [self._operations(4 if self.is_large else OPERATIONS_PER_EPISODE) for _ in pairs]
         outcomes: list[list[str]] = [[] for _ in pairs]
-        failures: list[BaseException] = []
 
         def work(i: int) -> None:
-            try:
-                with np.errstate(all="ignore"):
-                    for name, seed in plans[i]:
-                        outcomes[i].append(self._do(pairs[i][0], name, seed))
-            except BaseException as error:
-                failures.append(error)
+            with np.errstate(all="ignore"):
+                for name, seed in plans[i]:
+                    outcomes[i].append(self._do(pairs[i][0], name, seed))
 
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)
-        try:
-            threads = [threading.Thread(target=work, args=(i,)) for i in range(len(pairs))]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:
-            sys.setswitchinterval(interval)
-        if failures:
-            raise failures[0]
+        at_once(work, len(pairs))
         for (real, model), operations, found in zip(pairs, plans, outcomes, strict=True):
             self._compare(real, model, operations, found)
         return sum(map(len, plans))
