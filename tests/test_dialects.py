@@ -26,9 +26,9 @@ from bits import Array, assert_same_bits, ordinary
 from dialect_settings import SETTINGS, gradients, parameters, rate_at, settings
 
 import portopt
-from portopt.command_line import main
 from portopt.dialects import DEFAULT_DIALECT, DIALECTS
 from portopt.hyperparameters import listed
+from portopt_tools.command_line import main
 
 TOLERANCE = 1e-12
 """Relative to the largest magnitude on the way. The frameworks order factors and powers differently in the last bits."""

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import portopt
-from portopt import command_line
+from portopt_tools import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))

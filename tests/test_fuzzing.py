@@ -11,7 +11,7 @@ from fuzzing.worlds import Difference
 
 import portopt
 from portopt.backend import is_interpreted
-from portopt.host import plan
+from portopt.kernels import plan
 
 EPISODES = 28
 

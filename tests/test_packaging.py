@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import portopt
-from portopt.compare.inventory import describe_backend
 from portopt_cupy import _driver
+from portopt_tools.compare.inventory import describe_backend
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from libraries import BY_NAME, Library
 
 import portopt
-from portopt.host import threads
+from portopt.kernels.host import threads
 
 each_planned = pytest.mark.parametrize("library", [BY_NAME["numpy"], BY_NAME["torch"]], ids=str)
 
