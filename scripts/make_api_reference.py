@@ -19,7 +19,9 @@ from typing import Any
 import portopt
 import portopt_jax
 import portopt_torch
-from portopt import backend, optimizer, primitives, program, scalars, schedules, trees
+from portopt import backend, optimizer, program, scalars, schedules, trees
+from portopt.arithmetic import dtypes
+from portopt.program import primitives
 from portopt.rules import dialect_rule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -98,7 +100,8 @@ def sections() -> list[tuple[str, str, list[tuple[str, Any]]]]:
             [
                 *of("portopt", portopt, "backends", "get_backend", "Backend", "ArrayAPIBackend"),
                 *of("portopt.backend", backend, "Mode", "ArrayInfo", "accept"),
-                *of("portopt.primitives", primitives, "Primitives", "round_scalar"),
+                *of("portopt.program.primitives", primitives, "Primitives"),
+                *of("portopt.arithmetic.dtypes", dtypes, "round_scalar"),
                 *of("portopt.trees", trees, "Trees"),
             ],
         ),

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from portopt.bench.markdown import as_markdown
+from portopt_tools.bench.markdown import as_markdown
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 START, END = "<!-- bench-tables -->", "<!-- /bench-tables -->"

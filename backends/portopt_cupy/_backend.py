@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from portopt.arithmetic.dtypes import round_scalar
 from portopt.backend import (
     IN_PLACE,
     INTERPRETED,
@@ -18,12 +19,12 @@ from portopt.backend import (
     Mode,
     is_interpreted,
 )
-from portopt.cuda.graphs import capture_error
-from portopt.cuda.norm_dependence import GradientNorm
 from portopt.imports import imported
-from portopt.interpreter import StepScalars
-from portopt.primitives import Primitives, round_scalar
+from portopt.kernels.cuda.graphs import capture_error
+from portopt.kernels.cuda.norm_dependence import GradientNorm
 from portopt.program import Program
+from portopt.program.interpreter import StepScalars
+from portopt.program.primitives import Primitives
 from portopt_cupy._conversion import widened
 from portopt_cupy._driver import driver_version, install_command
 

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from portopt._version import __version__
-from portopt.cuda import tables
-from portopt.cuda.cuda_source import (
+from portopt.arithmetic.dtypes import round_scalar
+from portopt.kernels import cache, launch
+from portopt.kernels.cuda.norm_dependence import GradientNorm, norm_dependence
+from portopt.kernels.cuda.source import (
     CHUNK,
     LARGEST_GRADIENT,
     SCALARS_OF_NORM,
@@ -26,12 +28,9 @@ from portopt.cuda.cuda_source import (
     norm_source,
     rows_of_table,
 )
-from portopt.cuda.norm_dependence import GradientNorm, norm_dependence
-from portopt.host import cache
-from portopt.interpreter import StepScalars
-from portopt.primitives import round_scalar
 from portopt.program import Program
-from portopt.reductions import rounding_constants
+from portopt.program.interpreter import StepScalars
+from portopt.program.reductions import rounding_constants
 
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
 """NVRTC's options: IEEE arithmetic, one rounding per operation."""
@@ -135,9 +134,9 @@ def gradient_norm(gradients: Sequence[Any], compute: Callable[[], float]) -> Any
         constants = tuple(map(np.float64, rounding_constants(sum(g.size for g in gradients))))
         dense = [_dense(g) for g in gradients]
         launches = [
-            (_norm_source(dtype), _by_value(launch.table), launch.chunks)
-            for dtype, members in tables.grouped([g.dtype.name for g in dense]).items()
-            for launch in tables.launches(
+            (_norm_source(dtype), _by_value(part.table), part.chunks)
+            for dtype, members in launch.grouped([g.dtype.name for g in dense]).items()
+            for part in launch.launches(
                 [[_address(dense[i])] for i in members], [dense[i].size for i in members], rows_of_table(1, 4), CHUNK
             )
         ]
@@ -174,7 +173,7 @@ def update(
     names = tuple(program.array_outputs)
     dense = [{name: _dense(array) for name, array in arrays.items()} for arrays in parameters]
     if in_place:
-        for i in tables.overwritten(dense, program, _memory):
+        for i in launch.overwritten(dense, program, _memory):
             dense[i]["g"] = dense[i]["g"].copy()
         outputs = dense
     else:
@@ -183,8 +182,8 @@ def update(
         (arrays["p"].device.id, tuple(sorted((name, array.dtype.name) for name, array in arrays.items())))
         for arrays in dense
     ]
-    for (device, dtypes), members in tables.grouped(kinds).items():
-        key = tables.kernel_key(dict(dtypes), in_place=in_place)
+    for (device, dtypes), members in launch.grouped(kinds).items():
+        key = launch.kernel_key(dict(dtypes), in_place=in_place)
         source = _source(program, key)
         columns = key.columns(program)
         real = np.dtype(key.compute_dtype).type
@@ -195,11 +194,11 @@ def update(
                 given = [_scalar(values[i]) for i in split.given]
                 _function(source, SCALARS_OF_NORM, device)((1,), (1,), (norm.words, *given, from_norm))  # type: ignore[union-attr]  # checked above
                 rounded.append(from_norm)
-            addresses = tables.rows_of(columns, [dense[i] for i in members], [outputs[i] for i in members], _address)
+            addresses = launch.rows_of(columns, [dense[i] for i in members], [outputs[i] for i in members], _address)
             sizes = [dense[i]["p"].size for i in members]
             rows = rows_of_table(len(columns), len(split.rounded_on_host) + 1)
-            for launch in tables.launches(addresses, sizes, rows, CHUNK):
-                _launch(_function(source, UPDATE, device), launch.chunks, (_by_value(launch.table), *rounded))
+            for part in launch.launches(addresses, sizes, rows, CHUNK):
+                _launch(_function(source, UPDATE, device), part.chunks, (_by_value(part.table), *rounded))
     if not in_place:
         return outputs
     for original, written in zip(parameters, dense, strict=True):

@@ -9,13 +9,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE, SMALLEST_NORMAL, round_scalar
 from portopt.backend import ArrayInfo, Arrays, Mode, is_interpreted
 from portopt.imports import imported
-from portopt.interpreter import StepScalars, interpret
 from portopt.optimizer import OptimizerState
-from portopt.primitives import COMPUTE_DTYPE, SMALLEST_NORMAL, Primitives, round_scalar
 from portopt.program import Program
-from portopt.reductions import partial_sums, rounding_constants
+from portopt.program.interpreter import StepScalars, interpret
+from portopt.program.primitives import Primitives
+from portopt.program.reductions import partial_sums, rounding_constants
 from portopt.scalars import HOST, Arithmetic
 from portopt.trees import item
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from portopt.expansion import loads_to_flush
 from portopt.program import Op, Program
+from portopt.program.expansion import loads_to_flush
 
 
 @functools.lru_cache(maxsize=512)

@@ -15,7 +15,7 @@ import string
 import sys
 from typing import Any
 
-from portopt.host.threads import ELEMENTS_PER_THREAD
+from portopt.kernels.host.threads import ELEMENTS_PER_THREAD
 
 _CHUNKS_PER_THREAD = 4
 _engines: list[Any] = []
@@ -49,7 +49,7 @@ def make_handler(kernel: Any, operands: int, *, in_place: bool, has_outputs: boo
     each.
 
     Args:
-        kernel: as `portopt.host.compiler.compile_kernel` returns it.
+        kernel: as `portopt.kernels.host.compiler.compile_kernel` returns it.
         operands: how many arrays each parameter has among the operands.
         in_place: whether the kernel overwrites its operands; then XLA must give the results the memory of the operands.
         has_outputs: whether the kernel has scalar outputs.

@@ -23,10 +23,10 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from portopt._version import __version__
-from portopt.host.compiler import available, compile_kernel, default_flush
-from portopt.host.source import KernelKey, kernel_source
-from portopt.interpreter import StepScalars
+from portopt.kernels.host.compiler import available, compile_kernel, default_flush
+from portopt.kernels.host.source import KernelKey, kernel_source
 from portopt.program import Program
+from portopt.program.interpreter import StepScalars
 from portopt_jax import _handler
 from portopt_jax._scalars import JaxArithmetic, lowering_for, step_number
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from portopt import elementary
-from portopt.primitives import COMPUTE_DTYPE, TINY_FLOAT32
-from portopt.primitives import SMALLEST_NORMAL as ARRAY_SMALLEST_NORMAL
+from portopt.arithmetic import elementary
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE, TINY_FLOAT32
+from portopt.arithmetic.dtypes import SMALLEST_NORMAL as ARRAY_SMALLEST_NORMAL
 from portopt.scalars import HOST, SMALLEST_NORMAL, UnknownValueError
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -391,7 +391,7 @@ def _narrowed_jvp(dtype: str, values: tuple[Any], tangents: tuple[Any]) -> tuple
 
 
 def round_traced(x: Any, compute_dtype: str) -> Any:
-    """Do `portopt.primitives.round_scalar` on traced float64 values; must be called with x64 enabled."""
+    """Do `portopt.arithmetic.dtypes.round_scalar` on traced float64 values; must be called with x64 enabled."""
     if compute_dtype == "float64":
         return x.astype(compute_dtype)
     return narrowed(_zero_where(jnp.abs(x) < TINY_FLOAT32, x), compute_dtype)

@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from portopt.native import NativeOptimizer
-from portopt.native_frameworks import Correspondence
+from portopt.interchange.frameworks import Correspondence
+from portopt.interchange.native import NativeOptimizer
 from portopt.optimizer import Optimizer, OptimizerState
 from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
 from portopt.trees import Trees

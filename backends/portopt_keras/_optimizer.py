@@ -9,9 +9,9 @@ import numpy as np
 from keras.src.utils.naming import auto_name
 
 import portopt
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.backend import find_backend
 from portopt.interrupts import deferred
-from portopt.primitives import COMPUTE_DTYPE
 from portopt.schedules import is_schedule
 from portopt_keras._learning_rate import ScheduleOfSteps, nearest, on_keras_backend, scalar_of
 from portopt_keras._options import check_options

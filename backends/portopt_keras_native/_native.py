@@ -14,7 +14,7 @@ import numpy as np
 
 from portopt.backend import ArrayInfo, backends
 from portopt.imports import imported
-from portopt.native_frameworks import Counterpart, NativeArrays, Tree
+from portopt.interchange.frameworks import Counterpart, NativeArrays, Tree
 from portopt.optimizer import Optimizer
 from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
 from portopt.trees import STANDARD_TREES, Trees

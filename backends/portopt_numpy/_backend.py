@@ -20,11 +20,11 @@ from portopt.backend import (
     Mode,
     is_interpreted,
 )
-from portopt.host import compiler, kernel, norm, watch
-from portopt.host.plan import make_plan
-from portopt.interpreter import StepScalars
 from portopt.interrupts import finish
+from portopt.kernels.host import compiler, kernel, norm, watch
+from portopt.kernels.plan import make_plan
 from portopt.program import Program
+from portopt.program.interpreter import StepScalars
 
 _PLAIN = frozenset({np.ndarray, np.memmap})
 """Types of arrays that are numbers and nothing else."""

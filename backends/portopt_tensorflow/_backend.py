@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE, SMALLEST_NORMAL, round_scalar
 from portopt.backend import PURE, ArrayAPIBackend, ArrayInfo, Mode, Step
 from portopt.imports import imported
-from portopt.primitives import COMPUTE_DTYPE, SMALLEST_NORMAL, Primitives, round_scalar
 from portopt.program import Program
-from portopt.reductions import partial_sums, rounding_constants
+from portopt.program.primitives import Primitives
+from portopt.program.reductions import partial_sums, rounding_constants
 from portopt.scalars import HOST, Arithmetic
 
 if TYPE_CHECKING:

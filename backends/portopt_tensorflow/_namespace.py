@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from portopt.primitives import TINY_FLOAT32
+from portopt.arithmetic.dtypes import TINY_FLOAT32
 
 abs = tf.abs
 where = tf.where

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import tensorflow as tf
 
-from portopt import elementary
+from portopt.arithmetic import elementary
 from portopt.scalars import HOST, SMALLEST_NORMAL, UnknownValueError
 from portopt_tensorflow import _namespace as xp
 
@@ -183,7 +183,7 @@ def divide(a: Any, b: Any, smallest_normal: float, scale: float) -> Any:
 
 
 def round_symbolic(x: Any, dtype: Any) -> Any:
-    """Do `portopt.primitives.round_scalar` on a symbolic float64."""
+    """Do `portopt.arithmetic.dtypes.round_scalar` on a symbolic float64."""
     if dtype == tf.float32:
         x = tf.where(tf.abs(x) < 2.0**-126 * (1 - 2.0**-25), xp.zero_of_sign(x), x)
     return tf.cast(x, dtype)

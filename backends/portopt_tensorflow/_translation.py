@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from portopt.native_frameworks import Correspondence
+from portopt.interchange.frameworks import Correspondence
 from portopt.optimizer import Optimizer, OptimizerState
 from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
 from portopt.trees import STANDARD_TREES, Trees

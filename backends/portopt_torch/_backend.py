@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.backend import (
     IN_PLACE,
     INTERPRETED,
@@ -20,16 +21,16 @@ from portopt.backend import (
     Mode,
     is_interpreted,
 )
-from portopt.cuda.graphs import capture_error
-from portopt.cuda.norm_dependence import GradientNorm
-from portopt.host import compiler, kernel, norm, watch
-from portopt.host.memory import use_huge_pages
-from portopt.host.plan import make_plan
 from portopt.imports import imported
-from portopt.interpreter import StepScalars
 from portopt.interrupts import finish
-from portopt.primitives import COMPUTE_DTYPE, Primitives
+from portopt.kernels.cuda.graphs import capture_error
+from portopt.kernels.cuda.norm_dependence import GradientNorm
+from portopt.kernels.host import compiler, kernel, norm, watch
+from portopt.kernels.host.memory import use_huge_pages
+from portopt.kernels.plan import make_plan
 from portopt.program import Program
+from portopt.program.interpreter import StepScalars
+from portopt.program.primitives import Primitives
 
 
 class TorchBackend(ArrayAPIBackend):

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from portopt import Optimizer, OptimizerState
-from portopt.primitives import slot_dtypes
+from portopt.arithmetic.dtypes import slot_dtypes
 from portopt_torch._backend import backend
 from portopt_torch._saved_state import finished_steps, number_of, tensor_of
 from portopt_torch._sharded import is_sharded, local_part

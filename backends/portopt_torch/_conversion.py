@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from portopt import Optimizer
-from portopt.native_frameworks import Correspondence
-from portopt.primitives import COMPUTE_DTYPE
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
+from portopt.interchange.frameworks import Correspondence
 from portopt.schedules import is_schedule
 from portopt_torch._backend import backend
 from portopt_torch._groups import hyperparameter_names

@@ -13,7 +13,7 @@ import numpy as np
 
 from portopt.backend import ArrayInfo
 from portopt.imports import imported
-from portopt.native_frameworks import Counterpart, Tree
+from portopt.interchange.frameworks import Counterpart, Tree
 from portopt.optimizer import Optimizer
 from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
 from portopt.trees import Trees

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from portopt import Optimizer
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.interrupts import deferred
-from portopt.primitives import COMPUTE_DTYPE
 from portopt_torch._backend import backend
 from portopt_torch._batches import Batch, Batches, is_usable, lacking, same
 from portopt_torch._conversion import is_native, own_state_dict, to_torch

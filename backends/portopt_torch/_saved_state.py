@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from portopt import Optimizer
-from portopt.primitives import slot_dtypes
+from portopt.arithmetic.dtypes import slot_dtypes
 from portopt_torch._backend import backend
 from portopt_torch._sharded import is_sharded
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.imports import imported
-from portopt.primitives import COMPUTE_DTYPE
-from portopt.reductions import PASSES, largest_magnitude, norm_of_sums, scaling, sums_of_parts
+from portopt.program.reductions import PASSES, largest_magnitude, norm_of_sums, scaling, sums_of_parts
 from portopt_torch._backend import backend
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from portopt.cuda import tables
-from portopt.cuda.norm_dependence import GradientNorm, norm_dependence
-from portopt.cuda.triton_source import (
+from portopt.arithmetic.dtypes import round_scalar
+from portopt.kernels import launch
+from portopt.kernels.cuda.norm_dependence import GradientNorm, norm_dependence
+from portopt.kernels.triton.source import (
     CHUNK,
     LARGEST_GRADIENT,
     SCALARS_OF_NORM,
@@ -27,10 +28,9 @@ from portopt.cuda.triton_source import (
     norm_source,
     triton_source,
 )
-from portopt.interpreter import StepScalars
-from portopt.primitives import round_scalar
 from portopt.program import Program
-from portopt.reductions import rounding_constants
+from portopt.program.interpreter import StepScalars
+from portopt.program.reductions import rounding_constants
 
 OPTIONS: Mapping[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": False}
 """Triton's options: one rounding per operation."""
@@ -81,7 +81,7 @@ class _Layout:
     """
 
     def __init__(self, sizes: tuple[int, ...], device: Any) -> None:
-        self.starts = tables.chunk_starts(sizes, CHUNK)
+        self.starts = launch.chunk_starts(sizes, CHUNK)
         rows = np.repeat(np.arange(len(sizes), dtype=np.int32), np.diff(self.starts))
         self._rows = _upload(rows, device)
         self._stream = self._uploaded = None
@@ -151,7 +151,7 @@ def gradient_norm(gradients: Sequence[Any], compute: Callable[[], float]) -> Any
                 [[_address(dense[i])] for i in members],
                 [dense[i].numel() for i in members],
             )
-            for dtype, members in tables.grouped([_dtype(g) for g in dense]).items()
+            for dtype, members in launch.grouped([_dtype(g) for g in dense]).items()
         ]
         for module, addresses, sizes in groups:
             _launch(getattr(module, LARGEST_GRADIENT), addresses, sizes, device, largest(norm))
@@ -197,7 +197,7 @@ def update(
     dense = [{name: tensor.contiguous() for name, tensor in arrays.items()} for arrays in parameters]
     outputs = dense
     if in_place:
-        for i in tables.overwritten(dense, program, _memory):
+        for i in launch.overwritten(dense, program, _memory):
             dense[i]["g"] = dense[i]["g"].clone()
     else:
         outputs = [
@@ -208,8 +208,8 @@ def update(
         (arrays["p"].device, tuple(sorted((name, _dtype(tensor)) for name, tensor in arrays.items())))
         for arrays in dense
     ]
-    for (device, dtypes), members in tables.grouped(kinds).items():
-        key = tables.kernel_key(dict(dtypes), in_place=in_place)
+    for (device, dtypes), members in launch.grouped(kinds).items():
+        key = launch.kernel_key(dict(dtypes), in_place=in_place)
         module = load_module(_source(program, key))
         real = key.compute_dtype
         # At least one element: an address is needed even if nothing is read.
@@ -222,7 +222,7 @@ def update(
                 one = {**OPTIONS, "num_warps": 1}
                 getattr(module, SCALARS_OF_NORM)[(1,)](largest(norm), sums(norm), given, from_norm, **one)
                 arguments.append(from_norm)
-            addresses = tables.rows_of(
+            addresses = launch.rows_of(
                 key.columns(program), [dense[i] for i in members], [outputs[i] for i in members], _address
             )
             _launch(getattr(module, UPDATE), addresses, [dense[i]["p"].numel() for i in members], device, *arguments)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.backend import find_backend
-from portopt.primitives import COMPUTE_DTYPE
 from portopt_conformance.platform import Platform
 from portopt_conformance.words import random_words, special_words, to_floats, to_words
 

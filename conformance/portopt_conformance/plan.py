@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import portopt
 from portopt import Backend, Optimizer
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.backend import IN_PLACE
-from portopt.primitives import COMPUTE_DTYPE
 from portopt_conformance import primitives, rules
 from portopt_conformance.configurations import Configuration, configurations
 from portopt_conformance.experiment import Experiment

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from portopt import Optimizer
-from portopt.primitives import COMPUTE_DTYPE
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.program import ARRAY_OPERATIONS
 from portopt_conformance.experiment import Experiment
 from portopt_conformance.platform import Platform

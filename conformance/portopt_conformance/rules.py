@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from portopt import Optimizer, OptimizerState
-from portopt.primitives import COMPUTE_DTYPE
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt_conformance.configurations import SCHEDULES, Configuration
 from portopt_conformance.experiment import Experiment
 from portopt_conformance.platform import Platform

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 import portopt
 from portopt import Backend, Optimizer
-from portopt.primitives import COMPUTE_DTYPE
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt_conformance import contract, plan, purity
 from portopt_conformance.case import Case, Outcome
 from portopt_conformance.committed import Vectors

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from portopt import Backend
-from portopt.primitives import COMPUTE_DTYPE
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt_conformance.runner import Report, Result
 from portopt_conformance.suite import LAYERS
 

@@ -18,7 +18,7 @@ from gpu_check.measuring import kernels_of, measure
 from gpu_check.options import Options
 from gpu_check.targets import synchronize, torch_device
 from gpu_check.workers import Keep, failure, last_line, run_worker
-from portopt.bench.shapes import SHAPE_SETS
+from portopt_tools.bench.shapes import SHAPE_SETS
 
 _SHARE = 0.36
 """Of the time that is left."""

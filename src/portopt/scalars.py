@@ -14,7 +14,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast, overload
 
-from portopt import elementary
+from portopt.arithmetic import elementary
 
 Number = float | int
 """A concrete scalar. An `int` counts (steps, exponents) and is exact; it becomes a float64 where it meets one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from portopt.host.plan import Plan
+    from portopt.kernels.plan import Plan
     from portopt.program import Program
 
 _MOST_PLANS = 16

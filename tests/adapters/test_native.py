@@ -21,7 +21,7 @@ import torch
 from support.entry_points import further_entry_points
 
 import portopt
-from portopt.native_frameworks import frameworks, get_framework
+from portopt.interchange.frameworks import frameworks, get_framework
 
 STEPS = 4
 
@@ -453,7 +453,7 @@ class TestErrors:
 def test_no_framework_is_imported_to_find_out_what_something_is() -> None:
     code = (
         "import sys, portopt, contextlib\n"
-        "from portopt.native_frameworks import find_framework, frameworks\n"
+        "from portopt.interchange.frameworks import find_framework, frameworks\n"
         "assert sorted(frameworks()) == ['keras', 'optax', 'tensorflow', 'torch'], frameworks()\n"
         "assert find_framework(object()) is None\n"
         "for name in ('keras', 'optax', 'tensorflow', 'tf_keras', 'torch', 'jax'):\n"

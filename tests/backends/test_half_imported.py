@@ -13,7 +13,7 @@ import sys, threading, traceback
 import numpy as np
 import portopt
 from portopt.backend import backends
-from portopt.native_frameworks import frameworks
+from portopt.interchange.frameworks import frameworks
 
 library = sys.argv[1]
 backend = backends()[library]
@@ -64,7 +64,7 @@ import sys, threading
 from types import ModuleType
 import importlib.machinery, portopt
 from portopt.backend import backends
-from portopt.native_frameworks import frameworks
+from portopt.interchange.frameworks import frameworks
 import numpy as np
 
 for name in ("torch", "torch.distributed.tensor", "jax", "optax", "cupy", "tensorflow", "tf_keras", "keras"):

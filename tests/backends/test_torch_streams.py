@@ -12,7 +12,7 @@ import torch
 
 import portopt
 import portopt_torch
-from portopt.cuda.graphs import capture_error
+from portopt.kernels.cuda.graphs import capture_error
 from portopt_torch import TorchOptimizer, _triton
 from portopt_torch._backend import TorchBackend
 

@@ -21,9 +21,8 @@ from support.threads_at_once import at_once
 
 import portopt
 import portopt.backend
-from portopt import operation_checks
-from portopt.backend import UnknownBackendError, accept, find_backend, get_backend, prefer
-from portopt.operation_checks import WrongOperationError
+from portopt.backend import UnknownBackendError, accept, find_backend, get_backend, operation_checks, prefer
+from portopt.backend.operation_checks import WrongOperationError
 
 numbers = itertools.count()
 
@@ -388,7 +387,7 @@ FORKED_DURING_A_LOOK = """
 import os, threading, warnings
 import numpy as np
 import portopt
-from portopt import operation_checks
+from portopt.backend import operation_checks
 from support.small_library import make_library
 
 warnings.simplefilter("ignore")
@@ -577,7 +576,7 @@ def test_number_with_a_unit_is_refused_as_a_value_for_one_step(carried: str, nam
 WITHOUT_JAX = """
 import sys
 sys.modules["jax"] = None
-from portopt.command_line import main
+from portopt_tools.command_line import main
 sys.exit(main(["conform", "--backend", "jax", *sys.argv[1:]]))
 """
 

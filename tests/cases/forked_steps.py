@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import portopt
-from portopt.host import threads
+from portopt.kernels.host import threads
 
 SIZE = 4 * threads.ELEMENTS_PER_THREAD + 1
 OPTIMIZER = portopt.Adam(0.1)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import portopt
-from portopt.host import compiler, threads
+from portopt.kernels.host import compiler, threads
 
 SIZE = 4 * threads.ELEMENTS_PER_THREAD
 PATIENCE = 240

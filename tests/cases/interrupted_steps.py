@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import portopt
-from portopt.host import threads
+from portopt.kernels.host import threads
 
 SIZE = 2 * threads.ELEMENTS_PER_THREAD + 1
 INTERRUPTS = 20

@@ -21,7 +21,7 @@ from support.case_runner import run_cases
 
 import portopt
 import portopt_keras
-from portopt.primitives import COMPUTE_DTYPE
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 
 BACKEND = keras.backend.backend()
 SHAPES: tuple[tuple[int, ...], ...] = ((3, 4), (4,), ())

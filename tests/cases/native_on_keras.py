@@ -527,7 +527,7 @@ def check_tensorflow_translation() -> None:
 
 
 def check_compare() -> None:
-    from portopt.compare.comparison import Settings, Verdict, compare
+    from portopt_tools.compare.comparison import Settings, Verdict, compare
 
     against = [
         name for name in ("keras", "tensorflow") if name == "keras" or os.environ["KERAS_BACKEND"] == "tensorflow"

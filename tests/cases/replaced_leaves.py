@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import portopt
-from portopt.host import threads
+from portopt.kernels.host import threads
 
 
 def ones(library: str, size: int) -> Any:

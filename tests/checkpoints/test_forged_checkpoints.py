@@ -299,7 +299,7 @@ def test_a_native_optimizer_is_not_made_for_a_file(
     def refuse(name: str) -> Any:
         raise SystemExit(f"{name} was imported")
 
-    monkeypatch.setattr("portopt.native.get_framework", refuse)
+    monkeypatch.setattr("portopt.interchange.native.get_framework", refuse)
     document, header, data = opened(whole[0])
     config = {"framework": "torch", "optimizer": "SGD", "arguments": {"lr": 0.1}}
     written(path, closed({**document, "optimizer": {"class_name": name, "config": config}}, header, data))

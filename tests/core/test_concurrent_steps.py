@@ -15,7 +15,7 @@ from support.processes import run_script
 from support.threads_at_once import at_once
 
 import portopt
-from portopt.host import threads
+from portopt.kernels.host import threads
 
 each_planned = pytest.mark.parametrize("library", [BY_NAME["numpy"], BY_NAME["torch"]], ids=str)
 each_name = pytest.mark.parametrize("library", ["numpy", "torch"])

@@ -12,7 +12,7 @@ from support.bits import assert_same_bits, numpy_dtype, ordinary, random_words
 from support.libraries import LIBRARIES, RUNS, Library, Run, steps
 
 import portopt
-from portopt.primitives import COMPUTE_DTYPE
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 
 CASES = [(library, dtype) for library in LIBRARIES for dtype in library.backend.dtypes()]
 each_case = pytest.mark.parametrize(("library", "dtype"), CASES, ids=lambda x: str(x))

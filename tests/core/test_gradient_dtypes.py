@@ -14,8 +14,8 @@ from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_
 from support.libraries import BY_NAME, LIBRARIES, RUNS, Library, Run
 
 import portopt
-from portopt.host import compiler, kernel, norm
-from portopt.primitives import COMPUTE_DTYPE
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
+from portopt.kernels.host import compiler, kernel, norm
 from portopt_torch import TorchOptimizer
 
 DTYPES = tuple(COMPUTE_DTYPE)

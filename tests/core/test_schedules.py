@@ -23,7 +23,7 @@ from support.libraries import LIBRARIES, Library
 
 import portopt
 from portopt import scalars, schedules
-from portopt.interpreter import evaluate_scalars
+from portopt.program.interpreter import evaluate_scalars
 from portopt.scalars import HOST, Scalar
 from portopt.schedules import (
     Constant,

@@ -22,7 +22,7 @@ import pytest
 from support.places import ROOT
 
 import portopt
-from portopt import command_line
+from portopt_tools import command_line
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS]

@@ -11,7 +11,7 @@ import portopt
 from fuzzing.episodes import Episode
 from fuzzing.worlds import Difference
 from portopt.backend import is_interpreted
-from portopt.host import plan
+from portopt.kernels import plan
 
 EPISODES = 28
 

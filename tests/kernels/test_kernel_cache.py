@@ -15,8 +15,9 @@ import pytest
 from support.processes import import_path, side_by_side
 
 import portopt
-from portopt.host import cache, compiler
-from portopt.host.source import KernelKey
+from portopt.kernels import cache
+from portopt.kernels.host import compiler
+from portopt.kernels.host.source import KernelKey
 
 KEY = {"source": "def kernel", "cpu": "some"}
 CODE = bytes(range(100))
@@ -235,7 +236,7 @@ def test_without_a_home_directory_steps_are_compiled_and_not_kept(setting: str |
     environment |= import_path()
     if setting is not None:
         environment["PORTOPT_CACHE_DIR"] = setting
-    code = nobody + STEP + "from portopt.host.cache import cache_directory\nprint(cache_directory())"
+    code = nobody + STEP + "from portopt.kernels.cache import cache_directory\nprint(cache_directory())"
     result = subprocess.run(
         [sys.executable, "-c", code],
         env=environment,

@@ -20,7 +20,7 @@ from support.bits import assert_same_bits, random_words
 from support.libraries import BY_NAME, Library
 
 import portopt
-from portopt.host import threads
+from portopt.kernels.host import threads
 
 each_planned = pytest.mark.parametrize("library", [BY_NAME["numpy"], BY_NAME["torch"]], ids=str)
 

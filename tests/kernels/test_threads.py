@@ -18,8 +18,8 @@ from support.bits import assert_same_bits
 from support.processes import run_script
 
 import portopt
-from portopt.host import threads
-from portopt.host.cgroups import cpu_quota
+from portopt.kernels.host import threads
+from portopt.kernels.host.cgroups import cpu_quota
 
 SIZE = 4 * threads.ELEMENTS_PER_THREAD + 1
 

@@ -19,7 +19,7 @@ from support.processes import side_by_side
 import portopt
 from portopt import UnsupportedOperationError
 from portopt.program import ARRAY_OPERATIONS, Kind
-from portopt.tracing import SUPPORTED
+from portopt.program.tracing import SUPPORTED
 
 Update = Callable[..., Any]
 

@@ -24,9 +24,9 @@ from support.places import ROOT
 from support.processes import run_script
 
 import portopt
-from portopt.command_line import main
 from portopt.dialects import DEFAULT_DIALECT, DIALECTS
 from portopt.hyperparameters import listed
+from portopt_tools.command_line import main
 
 TOLERANCE = 1e-12
 """Relative to the largest magnitude on the way. The frameworks order factors and powers differently in the last bits."""

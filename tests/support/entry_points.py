@@ -15,7 +15,7 @@ import pytest
 
 import portopt
 import portopt.backend
-from portopt import native_frameworks
+from portopt.interchange import frameworks as native_frameworks
 
 Add = Callable[[str, str], None]
 """Adds an entry point of a name and `module:attribute`."""

@@ -11,13 +11,13 @@ import pytest
 from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
 
 import portopt
-from portopt import elementary
-from portopt.cuda import tables
-from portopt.host.source import KernelKey
-from portopt.primitives import COMPUTE_DTYPE
+from portopt.arithmetic import elementary
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
+from portopt.kernels import launch
+from portopt.kernels.host.source import KernelKey
 from portopt.program import Kind, Program
-from portopt.reductions import host_norm, partial_sums, rounding_constants
-from portopt.tracing import Builder, Node
+from portopt.program.reductions import host_norm, partial_sums, rounding_constants
+from portopt.program.tracing import Builder, Node
 from portopt_conformance.configurations import configurations
 from portopt_conformance.words import products_near_smallest_normal, special_words, to_floats
 
@@ -41,7 +41,7 @@ def key_of(
     gradient_dtype: str | None = None,
 ) -> KernelKey:
     slots = dict.fromkeys(optimizer.slots, slot_dtype or COMPUTE_DTYPE[dtype])
-    return tables.kernel_key({"p": dtype, "g": gradient_dtype or dtype, **slots}, in_place=in_place)
+    return launch.kernel_key({"p": dtype, "g": gradient_dtype or dtype, **slots}, in_place=in_place)
 
 
 def words_of(dtype: str, seed: int, count: int = 2000) -> Array:

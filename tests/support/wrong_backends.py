@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from portopt.backend import Arrays
-from portopt.primitives import Primitives
 from portopt.program import Program
+from portopt.program.primitives import Primitives
 from portopt_conformance.platform import ReferenceBackend
 
 Overrides = Mapping[str, Callable[..., Any]]

@@ -18,12 +18,12 @@ from support.places import ROOT
 
 import portopt
 from portopt.backend import get_backend
-from portopt.bench import benchmark, cases, contenders, first_step, machine, measuring, tables
-from portopt.bench.contenders import PEERS, Inputs, portopt_contenders
-from portopt.bench.markdown import as_markdown, nearest_ratio
-from portopt.bench.shapes import QUICK_ELEMENTS, QUICK_TENSORS, SHAPE_SETS, ShapeSet
-from portopt.command_line import main
-from portopt.native_frameworks import get_framework
+from portopt.interchange.frameworks import get_framework
+from portopt_tools.bench import benchmark, cases, contenders, first_step, machine, measuring, tables
+from portopt_tools.bench.contenders import PEERS, Inputs, portopt_contenders
+from portopt_tools.bench.markdown import as_markdown, nearest_ratio
+from portopt_tools.bench.shapes import QUICK_ELEMENTS, QUICK_TENSORS, SHAPE_SETS, ShapeSet
+from portopt_tools.command_line import main
 
 pytestmark = pytest.mark.needs("jax", "matplotlib", "optax", "torch")
 

@@ -15,9 +15,9 @@ import pytest
 from support.entry_points import further_entry_points
 
 import portopt
-from portopt import command_line
-from portopt.command_line import main
-from portopt.compare import inventory
+from portopt_tools import command_line
+from portopt_tools.command_line import main
+from portopt_tools.compare import inventory
 
 OUTPUT = pytest.CaptureFixture[str]
 Provide = Callable[[str, str], None]
@@ -66,7 +66,7 @@ class TestHelp:
 
     def test_the_library_and_the_parser_import_nothing_that_only_a_command_needs(self) -> None:
         code = (
-            "import sys, portopt, portopt.command_line as c\n"
+            "import sys, portopt, portopt_tools.command_line as c\n"
             "c._parser()\n"
             "print([m for m in ('rich', 'sklearn', 'matplotlib', 'torch', 'jax', 'cupy') if m in sys.modules])"
         )
@@ -166,7 +166,7 @@ class TestUnusableArguments:
             def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
                 return p - c.lr * g, {}
 
-        from portopt.compare.comparison import Settings, plan
+        from portopt_tools.compare.comparison import Settings, plan
 
         with pytest.raises(ValueError, match=r"torch has no counterpart of Own\(.*\); --against torch works with SGD"):
             plan(Settings(Own(), against=["torch"]))
@@ -220,7 +220,7 @@ class TestBackends:
         self, monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT
     ) -> None:
         absent = inventory.HelperPackage("no-such-package", "nothing", "pip install no-such-package")
-        monkeypatch.setattr("portopt.compare.tables.HELPER_PACKAGES", [absent])
+        monkeypatch.setattr("portopt_tools.compare.tables.HELPER_PACKAGES", [absent])
         assert main(["backends"]) == 0
         assert "no-such-package: not installed\n    pip install no-such-package" in capsys.readouterr().out
 
@@ -287,6 +287,6 @@ def test_an_interrupt_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch, 
     def interrupt(settings: Any, watch: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("portopt.compare.comparison.compare", interrupt)
+    monkeypatch.setattr("portopt_tools.compare.comparison.compare", interrupt)
     assert main(["compare"]) == 130
     assert capsys.readouterr().err == ""

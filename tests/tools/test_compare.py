@@ -16,14 +16,14 @@ from support.entry_points import further_entry_points
 
 import portopt
 from portopt.backend import Backend, Mode
-from portopt.command_line import main
-from portopt.compare import bits, comparison, digits, reports
-from portopt.compare.bits import Trajectory, canonical, digest, first_difference
-from portopt.compare.comparison import Settings, Verdict, compare
-from portopt.compare.runners import BackendRunner
-from portopt.compare.training import train
-from portopt.primitives import Primitives
+from portopt.program.primitives import Primitives
 from portopt_numpy import NumpyBackend
+from portopt_tools.command_line import main
+from portopt_tools.compare import bits, comparison, digits, reports
+from portopt_tools.compare.bits import Trajectory, canonical, digest, first_difference
+from portopt_tools.compare.comparison import Settings, Verdict, compare
+from portopt_tools.compare.runners import BackendRunner
+from portopt_tools.compare.training import train
 
 pytestmark = pytest.mark.needs("jax", "matplotlib", "optax", "sklearn", "torch")
 

@@ -13,8 +13,8 @@ import pytest
 from support.places import ROOT
 
 import portopt
-from portopt.compare.inventory import describe_backend
 from portopt_cupy import _driver
+from portopt_tools.compare.inventory import describe_backend
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import pytest
 
 import portopt
-from portopt.command_line import main
-from portopt.primitives import COMPUTE_DTYPE
-from portopt.show import TARGETS, show
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
+from portopt_tools.command_line import main
+from portopt_tools.show import TARGETS, show
 
 OUTPUT = pytest.CaptureFixture[str]
 SOURCES = [target for target in TARGETS if target != "program"]

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE, slot_dtypes
 from portopt.backend import Backend, UnknownBackendError, find_backend, get_backend, known_backend
 from portopt.checkpoints import file_format, structure
 from portopt.checkpoints.file_format import CheckpointError as CheckpointError
 from portopt.checkpoints.file_format import Reader, Tensor
 from portopt.checkpoints.saving import slot_name
-from portopt.configuration import find_class
+from portopt.interchange.configuration import find_class
 from portopt.optimizer import Optimizer, OptimizerState
-from portopt.primitives import COMPUTE_DTYPE, slot_dtypes
 from portopt.trees import STANDARD_TREES, Trees
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from portopt._version import __version__
 from portopt.backend import Backend
 from portopt.checkpoints import file_format, structure
-from portopt.configuration import serialize
+from portopt.interchange.configuration import serialize
 from portopt.optimizer import Optimizer, OptimizerState, check_state
 
 

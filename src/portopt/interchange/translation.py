@@ -1,0 +1,256 @@
+"""Runs that begin in one framework and go on in another: `from_native` and `to_native`.
+
+Each framework's package lists what corresponds to a rule in the dialect of that name; here the lists are applied.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from portopt.backend import find_backend
+from portopt.dialects import DEFAULT_DIALECT
+from portopt.interchange.configuration import deserialize
+from portopt.interchange.frameworks import (
+    Correspondence,
+    Counterpart,
+    NativeFramework,
+    Translator,
+    find_framework,
+    frameworks,
+    get_framework,
+)
+from portopt.interchange.native import NativeOptimizer
+from portopt.optimizer import Optimizer, OptimizerState
+from portopt.schedules import is_schedule
+
+
+def from_native(
+    native: Any, state: Any = None, *, params: Any = None, **hyperparameters: Any
+) -> tuple[Optimizer, OptimizerState]:
+    """Return the portopt optimizer with the formula of a framework's optimizer, and its state.
+
+    Args:
+        native: a `torch.optim` or Keras optimizer that has its parameters, or a `NativeOptimizer`, whose state follows. An optax
+            transformation does not know its hyperparameters: give `NativeOptimizer(optax.adam, learning_rate=0.1)` instead.
+            Or a config of Keras 2, `{"class_name": ..., "config": ...}`, which the optimizer's weights follow.
+        state: the state that goes with a `NativeOptimizer`, its own or that of optax; the list that `get_weights` of Keras 2
+            gave.
+        params: the tree that the slots shall be like, whose leaves are the very parameters of a `torch.optim` or Keras
+            optimizer; by default a list of them in the optimizer's order. Otherwise the parameters.
+        **hyperparameters: portopt's, in place of those of `native`.
+
+    Raises:
+        ValueError: something of the optimizer has no counterpart; it is named. Parameter groups of a `torch.optim` optimizer that
+            differ among it: `portopt_torch.from_torch` keeps them.
+        TypeError: `native` is none of the above.
+
+    Warns:
+        UserWarning: a scheduler of torch sets the learning rate, and no other was given: the present one becomes a constant.
+            `portopt_torch.from_torch` keeps schedulers.
+
+    Example:
+        >>> import portopt, torch
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> native = torch.optim.Adam([w], lr=0.1)
+        >>> w.grad = torch.ones(2)
+        >>> native.step()
+        >>> opt, state = portopt.from_native(native, params={"w": w})
+        >>> opt.dialect, opt.learning_rate, state.step, state.slots["m"]
+        ('torch', 0.1, 1, {'w': tensor([0.1000, 0.1000])})
+    """
+    if isinstance(native, Mapping):
+        opt = deserialize(native).replace(**hyperparameters)
+        return opt, opt.set_weights(opt.init(params), state)
+    if isinstance(native, NativeOptimizer):
+        framework = get_framework(native.framework)
+        translator = _translator(framework.name)
+        name, arguments = translator.arguments(native._native)
+        if not isinstance(state, OptimizerState):
+            state = translator.own_state(native._native, state, params)
+        return _translated(translator, name, arguments, state, params, hyperparameters)
+    found = find_framework(native)
+    if found is not None:
+        translator = _translator(found.name)
+        name, arguments, state, params = translator.capture(native, params)
+        why_not_constant = getattr(translator, "why_not_constant", lambda native: None)(native)
+        if why_not_constant is not None and not _gives_rate(hyperparameters):
+            warnings.warn(
+                f"{why_not_constant}, but the optimizer that from_native returns has its present value in all steps: give "
+                "learning_rate, a number or one of portopt's schedules",
+                UserWarning,
+                stacklevel=2,
+            )
+        return _translated(translator, name, arguments, state, params, hyperparameters)
+    raise TypeError(
+        "from_native takes a torch.optim or Keras optimizer, or a NativeOptimizer and its state, such as "
+        f"NativeOptimizer(optax.adam, learning_rate=0.1) and optax's state, but {type(native).__module__}."
+        f"{type(native).__qualname__} was given"
+    )
+
+
+def to_native(opt: Optimizer, state: OptimizerState, framework: str, params: Any) -> Any:
+    """Return the framework's optimizer that goes on where `opt` and `state` are.
+
+    Args:
+        opt: an optimizer in the framework's dialect.
+        state: its state, on the framework's arrays.
+        framework: `"torch"`, `"optax"`, `"keras"`, or `"tensorflow"` for the optimizers of Keras 2 in `tf_keras`.
+        params: what the optimizer shall update, a tree like the slots: tensors for torch, Keras variables for Keras.
+
+    Returns:
+        An optimizer of `torch.optim`, `keras.optimizers` or `tf_keras.optimizers.legacy`, or an optax transformation and its
+        state.
+
+    Raises:
+        ValueError: `opt` is in another dialect, or something has no counterpart; it is named.
+
+    Example:
+        >>> import portopt, torch
+        >>> opt, w = portopt.Adam(0.1, dialect="torch"), torch.nn.Parameter(torch.ones(2))
+        >>> native = portopt.to_native(opt, opt.init(w), "torch", w)
+        >>> type(native).__name__, native.param_groups[0]["lr"]
+        ('Adam', 0.1)
+    """
+    translator = _translator(framework)
+    correspondence, arguments = _correspondence(translator, framework, opt)
+    return translator.release(correspondence, arguments, opt, state, params)
+
+
+def counterpart_of(framework: NativeFramework, opt: Optimizer) -> Counterpart | None:
+    """Return what is nearest to `opt` in a framework, clipping apart: exactly it, if `opt` is in the framework's dialect.
+
+    Raises:
+        ValueError: `opt` is in the framework's dialect, but something has no counterpart.
+    """
+    dialect = getattr(opt, "dialect", DEFAULT_DIALECT)
+    if dialect == DEFAULT_DIALECT:
+        return framework.counterpart(opt)
+    translator = getattr(framework, "translator", None)
+    if translator is None or translator.dialect != dialect:
+        return None
+    rate = float(opt.learning_rate_at(1))
+    plain = opt.replace(learning_rate=rate, clipnorm=None, clipvalue=None)
+    correspondence, arguments = _correspondence(translator, framework.name, plain)
+    factory, arguments = translator.call(correspondence, arguments)
+    name = next(theirs for theirs, ours in correspondence.hyperparameters.items() if ours == "learning_rate")
+    return Counterpart(f"{translator.package}.{correspondence.name}", factory, arguments, name)
+
+
+def _correspondence(translator: Translator, framework: str, opt: Optimizer) -> tuple[Correspondence, dict[str, Any]]:
+    """Return what is to be made of an optimizer, and the arguments."""
+    dialect = getattr(opt, "dialect", None)
+    rule = type(opt)
+    possible = [c for c in translator.correspondences if c.rule is rule]
+    if not possible:
+        known = ", ".join(dict.fromkeys(c.rule.__name__ for c in translator.correspondences))
+        raise ValueError(f"{framework} has no counterpart of {rule.__name__}; translated are {known}")
+    if dialect != translator.dialect:
+        raise ValueError(
+            f"{framework} has no counterpart of {rule.__name__} in the dialect {dialect!r}, which is another formula; in the "
+            f"dialect {translator.dialect!r} it has"
+        )
+    if is_schedule(opt.learning_rate):
+        raise ValueError(f"{framework} has no counterpart of the schedule {opt.learning_rate!r}: give a number")
+    ours = {name: value for name, value in opt.get_config().items() if value is not None and name != "dialect"}
+    correspondence = next((c for c in possible if all(ours.get(k) == v for k, v in c.fixed.items())), possible[-1])
+    names = {ours_name: theirs for theirs, ours_name in correspondence.hyperparameters.items()}
+    arguments: dict[str, Any] = {}
+    defaults = rule.defaults(translator.dialect)
+    for name, value in ours.items():
+        if name in names:
+            arguments[names[name]] = value
+        elif name not in correspondence.fixed and value != defaults.get(name):
+            raise ValueError(f"{correspondence.name} has no counterpart of {name}={value!r} of {rule.__name__}")
+    return correspondence, arguments
+
+
+def _gives_rate(hyperparameters: Mapping[str, Any]) -> bool:
+    return not {"learning_rate", "lr"}.isdisjoint(hyperparameters)
+
+
+def _translator(name: str) -> Translator:
+    translator = getattr(get_framework(name), "translator", None)
+    if translator is None:
+        able = [n for n, framework in frameworks().items() if getattr(framework, "translator", None) is not None]
+        raise ValueError(f"optimizers of {name!r} are not translated; those of {', '.join(able)} are")
+    return translator  # type: ignore[no-any-return]  # optional in a framework
+
+
+def _translated(
+    translator: Translator,
+    name: str,
+    arguments: Mapping[str, Any],
+    native: OptimizerState,
+    params: Any,
+    hyperparameters: Mapping[str, Any],
+) -> tuple[Optimizer, OptimizerState]:
+    correspondence = next((c for c in translator.correspondences if c.name == name), None)
+    if correspondence is None:
+        known = ", ".join(c.name for c in translator.correspondences)
+        raise ValueError(f"portopt has no counterpart of {name}; translated are {known}")
+    ours: dict[str, Any] = dict(correspondence.fixed)
+    unset = translator.defaults(correspondence)
+    for argument, value in arguments.items():
+        target = correspondence.hyperparameters.get(argument)
+        if target == "learning_rate" and (value is None or callable(value) or isinstance(value, Mapping)):
+            if not _gives_rate(hyperparameters):
+                raise ValueError(
+                    f"portopt has no counterpart of {argument}={value!r:.80} of {name}: give learning_rate, a number or one of "
+                    "portopt's schedules"
+                )
+        elif target is not None:
+            if value is not None:
+                ours[target] = value
+        elif argument not in correspondence.ignored and value != unset.get(argument):
+            raise ValueError(f"portopt has no counterpart of {argument}={value!r} of {name}")
+    opt = correspondence.rule(dialect=translator.dialect, **ours).replace(**hyperparameters)
+    return opt, _state(translator, correspondence, opt, native, params)
+
+
+def _state(
+    translator: Translator, correspondence: Correspondence, opt: Optimizer, native: OptimizerState, params: Any
+) -> OptimizerState:
+    trees = translator.trees
+    slots: dict[str, Any] = {}
+    if not native.slots and (opt.slots or opt.scalar_slots):
+        if params is None:
+            raise ValueError("the optimizer has no state yet, so the parameters are needed: give params")
+        slots = dict(opt.init(params).slots)
+    step = native.step
+    for name, slot in native.slots.items():
+        target = correspondence.slots.get(name.rpartition(".")[2])
+        if target == "step":
+            step = _one(trees, slot, "the numbers of steps", int)
+        elif target is not None and target in opt.scalar_slots:
+            slots[target] = _one(trees, slot, f"the values of {name}", float)
+        elif target is not None and target.lstrip("-") in opt.slots:
+            leaves, definition = trees.flatten(slot)
+            missing = [i for i, leaf in enumerate(leaves) if leaf is None]
+            if missing and step:
+                raise ValueError(
+                    f"{correspondence.name} has no {name} for parameter {missing[0]}, which has made no step yet, but others "
+                    "have: portopt counts one number of steps"
+                )
+            if not missing:
+                changed = [-leaf for leaf in leaves] if target.startswith("-") else leaves
+                slots[target.lstrip("-")] = trees.unflatten(definition, changed)
+    absent = [name for name in (*opt.scalar_slots, *opt.slots) if name not in slots]
+    if absent:
+        raise ValueError(f"the state of {correspondence.name} has nothing that corresponds to {', '.join(absent)}")
+    if opt.scalar_slots:
+        first = next(leaf for name in opt.slots for leaf in trees.flatten(slots[name])[0] if leaf is not None)
+        backend = find_backend(first)
+        for name in opt.scalar_slots:
+            slots[name] = slots[name] if backend is None else backend.stored_scalar(slots[name])
+    return OptimizerState(step, {name: slots[name] for name in (*opt.scalar_slots, *opt.slots)})
+
+
+def _one(trees: Any, slot: Any, what: str, kind: type) -> Any:
+    values = {kind(leaf) for leaf in trees.flatten(slot)[0] if leaf is not None}
+    if len(values) > 1:
+        raise ValueError(
+            f"{what} differ between the parameters ({', '.join(map(str, sorted(values)))}), but portopt has one for all"
+        )
+    return values.pop() if values else kind()

@@ -1,0 +1,105 @@
+"""A program's scalars, split by whether they need the norm of the gradients.
+
+The norm is known on the GPU only, and to ask for it would make the host wait. What does not need it is computed on the host,
+as always; the few scalars that do are computed on the GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from portopt.program import Op, Program
+from portopt.program.canonical import without_dead_code
+from portopt.program.expansion import expand_elementary
+from portopt.program.interpreter import StepScalars
+from portopt.scalars import HOST
+
+
+class GradientNorm:
+    """The norm of all gradients, on the device: `float` of it waits for the device, the fused step does not.
+
+    Attributes:
+        words: the bits of max |g| as float64, and the three exact sums, in memory of the device.
+    """
+
+    def __init__(self, words: Any, compute: Callable[[], float]) -> None:
+        self.words = words
+        self._compute = compute
+
+    def __float__(self) -> float:
+        return self._compute()
+
+
+@dataclass(frozen=True)
+class NormDependence:
+    """Which scalars of a program need the norm of the gradients.
+
+    Indices are those of `program`.
+
+    Attributes:
+        program: the program, its elementary functions written out.
+        dependent: the scalar operations that need the norm, in order, without the input itself.
+        given: the scalars that those take from the host, constants apart.
+        rounded_on_host: each `round` of a scalar of the host, and that scalar.
+        rounded_on_device: each `round` of a scalar that needs the norm, and that scalar.
+    """
+
+    program: Program
+    dependent: tuple[int, ...]
+    given: tuple[int, ...]
+    rounded_on_host: tuple[tuple[int, int], ...]
+    rounded_on_device: tuple[tuple[int, int], ...]
+
+    def needs_norm(self, i: int) -> bool:
+        """Tell whether scalar `i` needs the norm."""
+        return i in self.dependent or _is_norm(self.program.ops[i])
+
+    def host_scalars(self, inputs: Mapping[str, Any]) -> dict[int, Any]:
+        """Return the scalars that are computed on the host: those given to the device or rounded for it, by index.
+
+        Args:
+            inputs: the program's scalar inputs by name; the norm is not looked at.
+        """
+        program = _host_program(self)
+        values = StepScalars(program, HOST, {n: v for n, v in inputs.items() if n in program.scalar_inputs}).outputs()
+        return {int(name): value for name, value in values.items() if name.isdigit()}
+
+    def state_scalars(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the new scalars of the state, by name, if none of them needs the norm."""
+        values = self.host_scalars(inputs)
+        return {name: values[i] for name, i in self.program.scalar_outputs.items()}
+
+
+@functools.lru_cache(maxsize=512)
+def norm_dependence(program: Program) -> NormDependence:
+    """Return which scalars of a program need the norm of the gradients."""
+    program = expand_elementary(program)
+    ops = program.ops
+    reached = {i for i, op in enumerate(ops) if _is_norm(op)}
+    dependent: list[int] = []
+    for i, op in enumerate(ops):
+        if op.kind.is_scalar and reached.intersection(op.args):
+            reached.add(i)
+            dependent.append(i)
+    arguments = sorted({j for i in dependent for j in ops[i].args})
+    return NormDependence(
+        program=program,
+        dependent=tuple(dependent),
+        given=tuple(j for j in arguments if j not in reached and ops[j].name != "constant"),
+        rounded_on_host=tuple((i, j) for i, j in program.rounded_scalars if j not in reached),
+        rounded_on_device=tuple((i, j) for i, j in program.rounded_scalars if j in reached),
+    )
+
+
+@functools.lru_cache(maxsize=512)
+def _host_program(split: NormDependence) -> Program:
+    wanted = [*split.given, *(j for _, j in split.rounded_on_host), *split.program.scalar_outputs.values()]
+    outputs = {str(j): j for j in wanted if not split.needs_norm(j)}
+    return without_dead_code(split.program.name, list(split.program.ops), {}, outputs)
+
+
+def _is_norm(op: Op) -> bool:
+    return op.name == "input" and op.label == "gradient_norm"

@@ -1,0 +1,173 @@
+"""From a kernel's source to a function in memory: numba compiles, llvmlite loads.
+
+numba serves as a compiler only. What runs is always the object code that it made, loaded by llvmlite, whether it was made
+just now or comes from the cache; so a process that finds its kernels in the cache never imports numba.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import ctypes
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import threading
+from typing import Any
+
+from portopt._version import __version__
+from portopt.kernels import cache
+from portopt.kernels.host.source import Flush, KernelKey, kernel_source
+from portopt.program import Program
+
+ENTRY = "portopt_kernel"
+_POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
+# numba's calling convention: first where the result goes, and where a description of an exception goes. What is returned is 0,
+# and 1 if an exception was raised.
+_PROTOTYPES = {
+    "kernel": ctypes.CFUNCTYPE(
+        ctypes.c_int, _POINTER, _POINTER,
+        _POINTER, _POINTER, _INTEGER, _INTEGER, _INTEGER, _POINTER, _INTEGER, _POINTER,
+    ),
+    "norm": ctypes.CFUNCTYPE(
+        ctypes.c_int, _POINTER, _POINTER,
+        _POINTER, _INTEGER, _INTEGER, _POINTER, *[_INTEGER] * 3, _POINTER, _POINTER, _INTEGER,
+    ),
+    # Looks at Python objects, so it holds the GIL.
+    "watch": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 7),
+    "part": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER),
+    "split": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 6),
+}  # fmt: skip
+_lock = threading.RLock()
+_engines: list[Any] = []
+
+
+# A process forks between two compilations, never in one: numba and LLVM have locks of their own, which a child would get locked.
+def _before_fork() -> None:
+    _lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    with contextlib.suppress(RuntimeError):  # it was not acquired, because waiting for it was interrupted
+        _lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+@functools.cache
+def available() -> bool:
+    """Tell whether kernels can be compiled here: numba (which brings llvmlite) is installed."""
+    return all(importlib.util.find_spec(name) is not None for name in ("numba", "llvmlite"))
+
+
+def default_flush() -> Flush:
+    """Return how this processor makes subnormals zero.
+
+    Only x86 decides tininess after rounding when it flushes, which is what the contract says.
+    """
+    return "register" if platform.machine().lower() in ("x86_64", "amd64") else "where"
+
+
+@functools.cache
+def _llvm() -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm
+
+
+@functools.cache
+def _target_machine() -> Any:
+    llvm = _llvm()
+    target = llvm.Target.from_default_triple()
+    return target.create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=_features(), opt=3, reloc="default", codemodel="jitdefault", jit=True
+    )
+
+
+def _features() -> str:
+    return str(_llvm().get_host_cpu_features().flatten())
+
+
+@functools.cache
+def _environment() -> dict[str, str]:
+    """Return what machine code depends on beside its source."""
+    return {
+        "portopt": __version__,
+        "numba": importlib.metadata.version("numba"),
+        "llvmlite": importlib.metadata.version("llvmlite"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _llvm().get_host_cpu_name(),
+        "features": _features(),
+    }
+
+
+def compile_kernel(program: Program, key: KernelKey) -> Any:
+    """Return the kernel as a function that ctypes calls without the GIL."""
+    return compile_function(kernel_source(program, key), "kernel")
+
+
+def compile_function(source: str, prototype: str) -> Any:
+    """Return the function called `kernel` in a source, of the named prototype, as ctypes calls it.
+
+    All but `"watch"` run without the GIL.
+    """
+    with _lock:
+        cache_key = {**_environment(), "source": source}
+        code = cache.load(cache_key)
+        if code is None:
+            code = _compile(source, prototype)
+            cache.store(cache_key, code)
+        return _PROTOTYPES[prototype](_load(code))
+
+
+def _compile(source: str, prototype: str) -> bytes:
+    """Compile a kernel's source to an object file that needs nothing of numba's."""
+    import numba
+
+    from portopt.kernels.host import support
+
+    namespace = dict(support.NAMESPACE)
+    exec(compile(source, "<portopt kernel>", "exec"), namespace)
+    options: Any = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    for name in _functions(source):
+        if name != "kernel":
+            namespace[name] = numba.njit(**options)(namespace[name])
+    dispatcher = numba.njit(support.SIGNATURES[prototype], **options)(namespace["kernel"])
+    result = next(iter(dispatcher.overloads.values()))
+    llvm = _llvm()
+    module = llvm.parse_assembly(result.library.get_llvm_str())
+    for function in module.functions:
+        if not function.is_declaration:
+            function.linkage = "external" if function.name == result.fndesc.mangled_name else "internal"
+    module.get_function(result.fndesc.mangled_name).name = ENTRY
+    foreign = [f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")]
+    unexpected = [name for name in foreign if name not in ("sqrt", "sqrtf", "floor", "memset", "memcpy")]
+    if unexpected:
+        raise RuntimeError(f"the compiled kernel calls {', '.join(unexpected)}, which is not there without numba")
+    return bytes(_target_machine().emit_object(module))
+
+
+def _functions(source: str) -> list[str]:
+    return [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+
+
+def _load(code: bytes) -> int:
+    llvm = _llvm()
+    module = llvm.parse_assembly("")
+    engine = llvm.create_mcjit_compiler(module, _target_machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    return int(engine.get_function_address(ENTRY))

@@ -1,0 +1,35 @@
+"""Names in generated source: those of the rule where the language allows them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Set
+
+from portopt.kernels.host.source import KernelKey
+from portopt.program import Program
+
+_TAKEN_SUFFIXES = ("_i", "_word", "_exponent", "_float16", "_bfloat16", "_float32", "_float64", "_of")
+"""Names that end so are the source's own, as are those that a program counts its results with."""
+_COUNTED = re.compile(r"[as][0-9]+")
+
+
+def array_names(key: KernelKey, reserved: Set[str]) -> dict[str, str]:
+    """Return the name in the source of each array of a kernel, by its name in the program, which need not read all of them."""
+    return {name: _identifier(name, f"slot_{k}", reserved) for k, (name, _) in enumerate(key.dtypes)}
+
+
+def identifiers(program: Program, arrays: dict[str, str], reserved: Set[str]) -> list[str]:
+    """Return a name for each operation's result; loaded values are named apart from the arrays."""
+    names = program.names()
+    for i, op in enumerate(program.ops):
+        if op.name == "load":
+            names[i] = f"{arrays[str(op.label)]}_i"
+        elif op.name == "input":
+            names[i] = _identifier(str(op.label), f"scalar_{i}", reserved)
+    return names
+
+
+def _identifier(name: str, otherwise: str, reserved: Set[str]) -> str:
+    plain = re.fullmatch(r"[a-z]+[0-9]*(_[a-z0-9]+)*|[A-Z][a-z0-9]+", name) is not None
+    taken = name in reserved or name.endswith(_TAKEN_SUFFIXES) or name.startswith(("slot_", "scalar_", "new_"))
+    return name if plain and not taken and _COUNTED.fullmatch(name) is None else otherwise

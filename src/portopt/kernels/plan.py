@@ -1,0 +1,209 @@
+"""Repeated steps in place: what was checked in the last step is not checked again.
+
+A training loop calls `apply_` with the same parameter and slot arrays and new gradients each time. A plan holds what the full
+check found out about them: the tables of addresses, sizes and the kernels. The next step only makes sure that the arrays are
+the same objects with the same memory and that the gradients fit (`watch.py`), and calls the kernels; if anything is not as it
+was, the plan steps aside and the full check says what is wrong, or makes a new plan.
+
+A plan does not keep arrays alive, and has no weak references to them either: NumPy would not let them be resized any more. Should
+other arrays take the place of dead ones in memory, they are found to be as the plan says, or they are not.
+
+What a step needs besides, it has to itself, so that any number of threads may use a plan at once.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from portopt.backend import Backend, is_interpreted
+from portopt.kernels.host import threads
+from portopt.kernels.host.kernel import Work, get_kernel
+from portopt.kernels.host.norm import GradientTable, gradient_norm
+from portopt.kernels.host.watch import ArrayReader, Call, Group, Watch
+from portopt.scalars import MOST_STEPS
+from portopt.schedules import Schedule, is_schedule
+
+if TYPE_CHECKING:
+    from portopt.optimizer import Optimizer, OptimizerState
+    from portopt.program import Program
+
+Trees = tuple[Any, Any, "OptimizerState"]
+"""Parameters, gradients and the state, as a step was given them."""
+
+
+class Plan:
+    """One optimizer's step in place on one set of arrays.
+
+    Args:
+        backend: of the arrays.
+        program: what the kernels do.
+        trees: the step's arguments.
+        watch: knows the arrays.
+        groups: kernels and their parameters.
+        is_noted: whether somebody is told of the written arrays.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        program: Program,
+        trees: Trees,
+        watch: Watch,
+        groups: Sequence[Group],
+        *,
+        is_noted: bool,
+    ) -> None:
+        self.program = program
+        self.backend = backend
+        self._watch = watch
+        self._groups = groups
+        self._inputs = groups[0].work.kernel.inputs
+        self._state_type: type[OptimizerState] = type(trees[2])
+        self._total = sum(int(group.work.sizes.sum()) for group in groups)
+        self._runs_at_once = threads.is_small(self._total)
+        self._needs_call = is_noted or not self._runs_at_once
+        # Inputs of the last step and the hyperparameters that were given for it.
+        self._kept: tuple[array[float], dict[str, Any]] | None = None
+
+    def step(
+        self, optimizer: Optimizer, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
+    ) -> OptimizerState | None:
+        """Do a step and return the new state; None, with nothing done, if anything is not as it was.
+
+        A step that has begun to write is finished, whatever is raised meanwhile.
+        """
+        if not self._is_for(state):
+            return None
+        slots, finished = state.slots, state.step + 1
+        kept, call = self._kept, None
+        if kept is not None and _same_numbers(overrides, kept[1]):
+            inputs = kept[0]
+        else:
+            try:
+                checked = optimizer.check_overrides(overrides)
+                if optimizer.program(checked) is not self.program:
+                    return None
+                norm = None
+                needs_norm = self.program.uses_gradient_norm and "gradient_norm" not in checked
+                if needs_norm or _is_of_the_user(checked.get("learning_rate", optimizer.learning_rate)):
+                    # No schedule of a user's is called for a step that another plan does.
+                    call = self._watch.begin()
+                    if not self._watch.look(params, grads, slots, call=call):
+                        return None
+                    norm = gradient_norm(self._gradients(call)) if needs_norm else None
+                new_inputs = self._new_inputs(optimizer, state, checked, norm)
+            except Exception:
+                # Of several things that are wrong, the full check has an order of its own.
+                if self._watch.look(params, grads, slots):
+                    raise
+                return None
+            if new_inputs is None:
+                return None
+            inputs = new_inputs
+            self._keep(inputs, optimizer, overrides, checked)
+        address = inputs.buffer_info()[0]
+        if self._needs_call:
+            call = call or self._watch.begin()
+            if not self._runs_at_once:
+                self._watch.share(call, self._total, address, finished, address + 8 * len(self._inputs))
+        if not self._watch.look(params, grads, slots, address, finished, call):
+            return None
+        names = self.program.scalar_outputs
+        if names:
+            slots = {**slots, **dict(zip(names, inputs[len(self._inputs) :], strict=True))}
+        new_state: OptimizerState = self._state_type(finished, slots)
+        return new_state
+
+    def _gradients(self, call: Call) -> list[GradientTable]:
+        first = call.table.buffer_info()[0]
+        return [
+            GradientTable(
+                dict(kernel.key.dtypes)["g"], first + offset, len(kernel.columns), kernel.columns.index("g"), sizes
+            )
+            for (_, (kernel, _, sizes)), offset in zip(self._groups, self._watch.offsets, strict=True)
+        ]
+
+    def fits(self, params: Any, grads: Any, state: Any) -> bool:
+        """Tell whether the plan could do a step on these arrays, doing nothing."""
+        return self._is_for(state) and self._watch.look(params, grads, state.slots)
+
+    def _is_for(self, state: Any) -> bool:
+        if type(state) is not self._state_type or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:
+            return False
+        return not is_interpreted()
+
+    def _new_inputs(
+        self, optimizer: Optimizer, state: Any, overrides: Mapping[str, Any], norm: float | None
+    ) -> array[float] | None:
+        scalars = optimizer.step_scalars(self.backend, self.program, state, overrides, lambda: norm)[0]
+        values = [scalars.inputs[name] for name in self._inputs]
+        if not all(type(v) in (int, float) for v in values):
+            return None
+        return array("d", [*values, *[0.0] * len(self.program.scalar_outputs)])
+
+    def _keep(
+        self, inputs: array[float], optimizer: Optimizer, overrides: dict[str, Any], checked: Mapping[str, Any]
+    ) -> None:
+        """Keep the inputs for the next step if only the given numbers decide about them."""
+        rate = checked.get("learning_rate", optimizer.learning_rate)
+        is_constant = not (self.program.uses_gradient_norm or self.program.scalar_outputs or is_schedule(rate))
+        self._kept = (inputs, overrides) if is_constant else None
+
+
+def _is_of_the_user(rate: Any) -> bool:
+    return is_schedule(rate) and not isinstance(rate, Schedule)
+
+
+def _same_numbers(overrides: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Tell whether the same hyperparameters have the same values, all of them Python numbers."""
+    if len(overrides) != len(others):
+        return False
+    return all(
+        type(v) in (int, float) and name in others and type(others[name]) is type(v) and repr(v) == repr(others[name])
+        for name, v in overrides.items()
+    )
+
+
+def make_plan(
+    backend: Backend,
+    program: Program,
+    trees: Trees,
+    arrays: Sequence[Mapping[str, Any]],
+    dtypes: Sequence[Mapping[str, str]],
+    reader: ArrayReader,
+    note_written: Callable[[list[Any]], object] | None = None,
+) -> Plan | None:
+    """Return a plan for steps on C-contiguous arrays in host memory; None if it cannot watch them.
+
+    Args:
+        backend: of the arrays.
+        program: what the steps run.
+        trees: a step's parameters, gradients and state.
+        arrays: name to array, of each parameter, in the order of the tree.
+        dtypes: name to dtype name, of each parameter.
+        reader: how arrays are read.
+        note_written: a function written in C that, given a list of all written arrays after a step, notes that they were written.
+    """
+    params, grads, state = trees
+    if not arrays or type(state.slots) is not dict:
+        return None
+    members: dict[tuple[tuple[str, str], ...], list[int]] = {}
+    for i, names in enumerate(dtypes):
+        members.setdefault(tuple(names.items()), []).append(i)
+    groups = []
+    for kind, numbers in members.items():
+        kernel = get_kernel(program, dict(kind), in_place=True)
+        table = np.array([[reader.address(arrays[i][name]) for name in kernel.columns] for i in numbers], np.int64)
+        sizes = np.array([math.prod(arrays[i]["p"].shape) for i in numbers], np.int64)
+        groups.append(Group(numbers, Work(kernel, table, sizes)))
+    scalar_slots = [name for name in state.slots if name not in program.array_outputs]
+    inputs = len(groups[0].work.kernel.inputs)
+    watch = Watch(reader, (params, grads, state.slots), scalar_slots, arrays, groups, inputs, note_written)
+    if not watch.is_possible:
+        return None
+    return Plan(backend, program, trees, watch, groups, is_noted=note_written is not None)

@@ -1,0 +1,1 @@
+"""Source of fused kernels in Triton, and what they call."""

@@ -1,0 +1,67 @@
+"""Elementary functions of a program's scalars, written out in the operations that generated code has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from portopt.arithmetic import elementary
+from portopt.program import Kind, Program
+from portopt.program.canonical import without_dead_code
+from portopt.program.tracing import Builder, Node
+from portopt.scalars import HOST
+
+_EXPANDED = ("exp", "log", "cos", "power")
+
+
+class _FoldingBuilder(Builder):
+    """Computes what depends on constants alone at once: generated code gets shorter, and so does the time to compile it."""
+
+    def record(self, name: str, kind: Kind, *args: int, label: str | float | None = None) -> int:
+        operands = [self.ops[i] for i in args]
+        known = [op.name == "constant" for op in operands]
+        if name == "where" and kind.is_scalar and known[0]:
+            return args[1] if operands[0].label else args[2]
+        if kind.is_scalar and args and all(known):
+            value = getattr(HOST, name)(*(op.label for op in operands))
+            return super().record("constant", kind, label=value)
+        return super().record(name, kind, *args, label=label)
+
+
+def expand_elementary(program: Program) -> Program:
+    """Return the same program with `exp`, `log`, `cos` and `power` replaced by what `elementary.py` does."""
+    builder = _FoldingBuilder()
+    new_index: list[int] = []
+    for op in program.ops:
+        args = [new_index[i] for i in op.args]
+        if op.kind.is_scalar and op.name in _EXPANDED:
+            node: Any = getattr(elementary, op.name)(builder, *map(Node, args))
+            new_index.append(node.index)
+        else:
+            new_index.append(builder.record(op.name, op.kind, *args, label=op.label))
+    return without_dead_code(
+        program.name,
+        builder.ops,
+        {name: new_index[i] for name, i in program.array_outputs.items()},
+        {name: new_index[i] for name, i in program.scalar_outputs.items()},
+    )
+
+
+def loads_to_flush(program: Program) -> frozenset[int]:
+    """Return the loads whose subnormals could reach a result on a processor that flushes operands and results.
+
+    Arithmetic flushes its operands there, so a load needs an instruction of its own only if operations that merely pass bits
+    on (selection, sign) lead from it to an output.
+    """
+    passed_on: set[int] = set()
+    pending = list(program.array_outputs.values())
+    while pending:
+        i = pending.pop()
+        op = program.ops[i]
+        if i in passed_on or op.kind is not Kind.ARRAY:
+            continue
+        passed_on.add(i)
+        if op.name in ("negative", "absolute"):
+            pending.extend(op.args)
+        elif op.name == "where":
+            pending.extend(op.args[1:])
+    return frozenset(i for i in passed_on if program.ops[i].name == "load")

@@ -1,0 +1,96 @@
+"""The array operations of the contract, written once over the array API.
+
+Every array in a program is in the compute dtype and holds no subnormal, so flushing results is enough. A backend whose
+library gets one of these wrong replaces that one (`Primitives(..., overrides={"sqrt": ...})`) and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from portopt.arithmetic.dtypes import SMALLEST_NORMAL, TINY_FLOAT32
+
+_SCALE: Mapping[str, float] = {"float32": 2.0**64, "float64": 2.0**512}
+
+
+class Primitives:
+    """The operations of `ARRAY_OPERATIONS` for one array API namespace and compute dtype.
+
+    Args:
+        xp: an array API namespace.
+        dtype: the namespace's dtype object of `compute_dtype`.
+        compute_dtype: `"float32"` or `"float64"`.
+        overrides: operations to replace or add, by name.
+    """
+
+    def __init__(
+        self, xp: Any, dtype: Any, compute_dtype: str, overrides: Mapping[str, Callable[..., Any]] | None = None
+    ) -> None:
+        self.xp = xp
+        self.dtype = dtype
+        self.compute_dtype = compute_dtype
+        self.smallest_normal = SMALLEST_NORMAL[compute_dtype]
+        self.scale = _SCALE[compute_dtype]
+        for name, function in (overrides or {}).items():
+            setattr(self, name, function)
+
+    def flush(self, x: Any) -> Any:
+        """Make subnormals zero, keeping the sign."""
+        return self.xp.where(self.xp.abs(x) < self.smallest_normal, x * 0.0, x)
+
+    def load(self, x: Any) -> Any:
+        if self.compute_dtype == "float32" and x.dtype == getattr(self.xp, "float64", None):
+            # As a scalar is rounded: no subnormal is left, on the rounding of which libraries disagree.
+            return self.xp.astype(self.xp.where(self.xp.abs(x) < TINY_FLOAT32, x * 0.0, x), self.dtype)
+        return self.flush(self.xp.astype(x, self.dtype))
+
+    def add(self, a: Any, b: Any) -> Any:
+        return self.flush(a + b)
+
+    def subtract(self, a: Any, b: Any) -> Any:
+        return self.flush(a - b)
+
+    def multiply(self, a: Any, b: Any) -> Any:
+        # The scaled product is rounded with full precision however small it is: it tells what is tiny after rounding.
+        # Where the product is not tiny it may overflow, and compares false.
+        larger, smaller = (a, b) if a.ndim >= b.ndim else (b, a)
+        tiny = self.xp.abs((larger * self.scale) * smaller) < self.smallest_normal * self.scale
+        x = a * b
+        return self.xp.where(tiny, x * 0.0, x)
+
+    def divide(self, a: Any, b: Any) -> Any:
+        # As in `multiply`. One quotient alone needs it: (1 - 2**-p) * 2**-n over a power of two, with p bits of precision.
+        tiny = self.xp.abs((a * self.scale) / b) < self.smallest_normal * self.scale
+        x = a / b
+        return self.xp.where(tiny, x * 0.0, x)
+
+    def sqrt(self, a: Any) -> Any:
+        return self.xp.sqrt(a)
+
+    def negative(self, a: Any) -> Any:
+        return -a
+
+    def absolute(self, a: Any) -> Any:
+        return self.xp.abs(a)
+
+    def less(self, a: Any, b: Any) -> Any:
+        return a < b
+
+    def less_equal(self, a: Any, b: Any) -> Any:
+        return a <= b
+
+    def equal(self, a: Any, b: Any) -> Any:
+        return a == b
+
+    def logical_and(self, a: Any, b: Any) -> Any:
+        return self.xp.logical_and(a, b)
+
+    def logical_or(self, a: Any, b: Any) -> Any:
+        return self.xp.logical_or(a, b)
+
+    def logical_not(self, a: Any) -> Any:
+        return self.xp.logical_not(a)
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        return self.xp.where(condition, a, b)

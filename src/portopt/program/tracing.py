@@ -1,0 +1,471 @@
+"""From a rule to a `Program`: the rule's own code runs once on symbols that record what is asked of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from portopt.program import Kind, Op, Program
+from portopt.program.canonical import canonicalize
+from portopt.scalars import Scalar, where
+
+if TYPE_CHECKING:
+    from portopt.optimizer import Optimizer
+
+
+class UnsupportedOperationError(TypeError):
+    """A rule uses something that programs cannot hold."""
+
+
+class Builder:
+    """The operations recorded so far; equal ones are recorded once. As a scalar arithmetic, it records scalars."""
+
+    def __init__(self) -> None:
+        self.ops: list[Op] = []
+        self._index: dict[Any, int] = {}
+
+    def record(self, name: str, kind: Kind, *args: int, label: str | float | None = None) -> int:
+        """Append an operation and return its index, or the index of the same operation recorded earlier."""
+        key = (name, kind, args, repr(label))
+        if key not in self._index:
+            self._index[key] = len(self.ops)
+            self.ops.append(Op(name, kind, args, label))
+        return self._index[key]
+
+    def _scalar(self, value: Any) -> int:
+        if isinstance(value, Node):
+            return value.index
+        kind = Kind.INTEGER if isinstance(value, int) else Kind.FLOAT
+        return self.record("constant", kind, label=value)
+
+    def _record_scalar(self, name: str, *values: Any, kind: Kind | None = None) -> Node:
+        args = tuple(map(self._scalar, values))
+        if kind is None:
+            integers = all(self.ops[i].kind is Kind.INTEGER for i in args[-2:])
+            kind = Kind.INTEGER if integers else Kind.FLOAT
+        return Node(self.record(name, kind, *args))
+
+    def is_integer(self, value: Any) -> bool:
+        return self.ops[self._scalar(value)].kind is Kind.INTEGER
+
+    def add(self, a: Any, b: Any) -> Node:
+        return self._record_scalar("add", a, b)
+
+    def subtract(self, a: Any, b: Any) -> Node:
+        return self._record_scalar("subtract", a, b)
+
+    def multiply(self, a: Any, b: Any) -> Node:
+        return self._record_scalar("multiply", a, b)
+
+    def divide(self, a: Any, b: Any) -> Node:
+        return self._record_scalar("divide", a, b, kind=Kind.FLOAT)
+
+    def floor_divide(self, a: Any, b: Any) -> Node:
+        if self.is_integer(a) and self.is_integer(b):
+            return self._record_scalar("floor_divide", a, b)
+        return self.floor(self.divide(a, b))
+
+    def negative(self, a: Any) -> Node:
+        return self._record_scalar("negative", a)
+
+    def sqrt(self, a: Any) -> Node:
+        return self._record_scalar("sqrt", a, kind=Kind.FLOAT)
+
+    def floor(self, a: Any) -> Node:
+        return self._record_scalar("floor", a, kind=Kind.FLOAT)
+
+    def less(self, a: Any, b: Any) -> Node:
+        return self._record_scalar("less", a, b, kind=Kind.TRUTH)
+
+    def less_equal(self, a: Any, b: Any) -> Node:
+        return self._record_scalar("less_equal", a, b, kind=Kind.TRUTH)
+
+    def equal(self, a: Any, b: Any) -> Node:
+        return self._record_scalar("equal", a, b, kind=Kind.TRUTH)
+
+    def where(self, condition: Any, a: Any, b: Any) -> Node:
+        return self._record_scalar("where", condition, a, b)
+
+    def integer_power(self, base: Any, exponent: Any) -> Node:
+        return self._record_scalar("integer_power", base, exponent, kind=Kind.FLOAT)
+
+    def power(self, base: Any, exponent: Any) -> Node:
+        return self._record_scalar("power", base, exponent, kind=Kind.FLOAT)
+
+    def exp(self, a: Any) -> Node:
+        return self._record_scalar("exp", a, kind=Kind.FLOAT)
+
+    def log(self, a: Any) -> Node:
+        return self._record_scalar("log", a, kind=Kind.FLOAT)
+
+    def cos(self, a: Any) -> Node:
+        return self._record_scalar("cos", a, kind=Kind.FLOAT)
+
+    def to_float(self, a: Any) -> Node:
+        return self._record_scalar("to_float", a, kind=Kind.FLOAT)
+
+    def concrete(self, value: Any) -> NoReturn:
+        raise UnsupportedOperationError(
+            "a rule asked for the value of a scalar while it was traced, but hyperparameters and the step are inputs of the "
+            "compiled program: use portopt.scalars (where, sqrt, exp, log, cos, minimum, maximum) in place of `if`, "
+            "float() and math"
+        )
+
+
+class Node:
+    """A recorded scalar."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
+class ArraySymbol:
+    """Stands for a parameter, gradient, slot or intermediate array while a rule is traced."""
+
+    __slots__ = ("_builder", "_index")
+    __array_ufunc__ = None
+
+    def __init__(self, builder: Builder, index: int) -> None:
+        self._builder = builder
+        self._index = index
+
+    def __array_namespace__(self, *, api_version: str | None = None) -> SymbolicNamespace:
+        return SymbolicNamespace(self._builder)
+
+    def __add__(self, other: Any) -> ArraySymbol:
+        return _record("add", self, other)
+
+    def __radd__(self, other: Any) -> ArraySymbol:
+        return _record("add", other, self)
+
+    def __sub__(self, other: Any) -> ArraySymbol:
+        return _record("subtract", self, other)
+
+    def __rsub__(self, other: Any) -> ArraySymbol:
+        return _record("subtract", other, self)
+
+    def __mul__(self, other: Any) -> ArraySymbol:
+        return _record("multiply", self, other)
+
+    def __rmul__(self, other: Any) -> ArraySymbol:
+        return _record("multiply", other, self)
+
+    def __truediv__(self, other: Any) -> ArraySymbol:
+        return _record("divide", self, other)
+
+    def __rtruediv__(self, other: Any) -> ArraySymbol:
+        return _record("divide", other, self)
+
+    def __pow__(self, other: Any) -> ArraySymbol:
+        return _power(self, other)
+
+    def __neg__(self) -> ArraySymbol:
+        return _record("negative", self)
+
+    def __pos__(self) -> ArraySymbol:
+        return self
+
+    def __abs__(self) -> ArraySymbol:
+        return _record("absolute", self)
+
+    def __lt__(self, other: Any) -> ArraySymbol:
+        return _record("less", self, other, kind=Kind.MASK)
+
+    def __le__(self, other: Any) -> ArraySymbol:
+        return _record("less_equal", self, other, kind=Kind.MASK)
+
+    def __gt__(self, other: Any) -> ArraySymbol:
+        return _record("less", other, self, kind=Kind.MASK)
+
+    def __ge__(self, other: Any) -> ArraySymbol:
+        return _record("less_equal", other, self, kind=Kind.MASK)
+
+    def __eq__(self, other: object) -> ArraySymbol:  # type: ignore[override]  # arrays compare elementwise
+        return _record("equal", self, other, kind=Kind.MASK)
+
+    def __ne__(self, other: object) -> ArraySymbol:  # type: ignore[override]  # arrays compare elementwise
+        return _record("logical_not", self == other, kind=Kind.MASK)
+
+    def __and__(self, other: Any) -> ArraySymbol:
+        return _record("logical_and", self, other, kind=Kind.MASK)
+
+    def __or__(self, other: Any) -> ArraySymbol:
+        return _record("logical_or", self, other, kind=Kind.MASK)
+
+    def __invert__(self) -> ArraySymbol:
+        return _record("logical_not", self, kind=Kind.MASK)
+
+    __hash__ = None  # type: ignore[assignment]  # equality is elementwise
+
+    def __bool__(self) -> NoReturn:
+        raise UnsupportedOperationError(
+            "a rule asked for the truth value of an array while it was traced: use xp.where(condition, a, b) in place of `if`"
+        )
+
+    def __array__(self, *args: object, **kwargs: object) -> NoReturn:
+        raise UnsupportedOperationError(
+            "a rule called NumPy on an array: use the functions of its argument `xp`, so that it runs on every array library"
+        )
+
+    def __floordiv__(self, other: object) -> NoReturn:
+        _refuse("//")
+
+    def __rfloordiv__(self, other: object) -> NoReturn:
+        _refuse("//")
+
+    def __mod__(self, other: object) -> NoReturn:
+        _refuse("%")
+
+    def __rmod__(self, other: object) -> NoReturn:
+        _refuse("%")
+
+    def __rpow__(self, other: object) -> NoReturn:
+        _refuse("** with an array as the exponent")
+
+    def __matmul__(self, other: object) -> NoReturn:
+        _refuse("@")
+
+    def __rmatmul__(self, other: object) -> NoReturn:
+        _refuse("@")
+
+    def __xor__(self, other: object) -> NoReturn:
+        _refuse("^")
+
+    def __getitem__(self, key: object) -> NoReturn:
+        _refuse("[] (indexing)")
+
+    def __setitem__(self, key: object, value: object) -> NoReturn:
+        _refuse("[] (assignment to elements)")
+
+    def __iter__(self) -> NoReturn:
+        _refuse("iteration")
+
+    def __len__(self) -> NoReturn:  # noqa: PLE0303  # it always raises
+        _refuse("len()")
+
+    def __float__(self) -> NoReturn:
+        _refuse("float()")
+
+    def __int__(self) -> NoReturn:
+        _refuse("int()")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UnsupportedOperationError(
+            f"a rule used the array attribute .{name}, which programs cannot hold: a rule sees one parameter of any shape; "
+            f"supported are the operators + - * / ** (integer power) abs() comparisons & | ~ and xp.{', xp.'.join(SUPPORTED)}"
+        )
+
+
+def _refuse(operation: str) -> NoReturn:
+    raise UnsupportedOperationError(
+        f"a rule used {operation} on an array, which programs cannot hold; supported are the operators + - * / ** "
+        f"(integer power) abs() comparisons & | ~ and xp.{', xp.'.join(SUPPORTED)}"
+    )
+
+
+def _array_output(builder: Builder, name: str, value: Any) -> int:
+    index = _operand(builder, value)
+    if builder.ops[index].kind is Kind.MASK:
+        raise UnsupportedOperationError(
+            f"a rule returned a mask, the result of a comparison, as its new {name}: use xp.where(mask, a, b)"
+        )
+    return index
+
+
+def _operand(builder: Builder, value: Any) -> int:
+    if isinstance(value, ArraySymbol):
+        return value._index
+    if isinstance(value, Scalar):
+        value = value.value
+    if isinstance(value, Node):
+        return builder.record("round", Kind.ARRAY, value.index)
+    if isinstance(value, int | float):
+        constant = builder.record("constant", Kind.FLOAT, label=float(value))
+        return builder.record("round", Kind.ARRAY, constant)
+    raise UnsupportedOperationError(
+        f"a rule combined an array with {value!r} of type {type(value).__name__}: allowed are the parameter, its gradient and "
+        "slots, coefficients, hyperparameters and Python numbers"
+    )
+
+
+def _record(name: str, *values: Any, kind: Kind = Kind.ARRAY) -> ArraySymbol:
+    builder = next((v._builder for v in values if isinstance(v, ArraySymbol)), None)
+    if builder is None:
+        raise UnsupportedOperationError(
+            f"xp.{name} was called without an array: on scalars use the functions of portopt.scalars"
+        )
+    operands = [_operand(builder, v) for v in values]
+    for position, i in enumerate(operands):
+        takes_mask = name.startswith("logical") or (name == "where" and position == 0)
+        is_mask = builder.ops[i].kind is Kind.MASK
+        if is_mask and not takes_mask:
+            raise UnsupportedOperationError(
+                f"a rule gave xp.{name} a mask, the result of a comparison, which only xp.where and & | ~ take: "
+                "use xp.where(mask, a, b)"
+            )
+        if takes_mask and not is_mask:
+            raise UnsupportedOperationError(
+                f"a rule gave xp.{name} an array that is no mask: compare it first, as in xp.where(g > 0, a, b)"
+            )
+    return ArraySymbol(builder, builder.record(name, kind, *operands))
+
+
+def _power(base: Any, exponent: Any) -> ArraySymbol:
+    if isinstance(exponent, float) and exponent.is_integer():
+        exponent = int(exponent)
+    if not isinstance(exponent, int) or isinstance(exponent, bool) or exponent < 1:
+        raise UnsupportedOperationError(
+            f"a rule raised an array to the power {exponent!r}: allowed are positive integers, as repeated products; "
+            "use xp.sqrt for a root and a division for a negative power"
+        )
+    result = None
+    while exponent:
+        if exponent & 1:
+            result = base if result is None else result * base
+        exponent >>= 1
+        if exponent:
+            base = base * base
+    return result  # type: ignore[return-value]  # exponent >= 1, so the loop sets it
+
+
+class SymbolicNamespace:
+    """The part of the array API that a rule may use; each function records an operation."""
+
+    add = staticmethod(lambda a, b: _record("add", a, b))
+    subtract = staticmethod(lambda a, b: _record("subtract", a, b))
+    multiply = staticmethod(lambda a, b: _record("multiply", a, b))
+    divide = staticmethod(lambda a, b: _record("divide", a, b))
+    negative = staticmethod(lambda a: _record("negative", a))
+    positive = staticmethod(lambda a: a)
+    abs = staticmethod(lambda a: _record("absolute", a))
+    sqrt = staticmethod(lambda a: _record("sqrt", a))
+    square = staticmethod(lambda a: _record("multiply", a, a))
+    pow = staticmethod(_power)
+    sign = staticmethod(lambda a: _record("sign", a))
+    maximum = staticmethod(lambda a, b: _record("maximum", a, b))
+    minimum = staticmethod(lambda a, b: _record("minimum", a, b))
+    less = staticmethod(lambda a, b: _record("less", a, b, kind=Kind.MASK))
+    less_equal = staticmethod(lambda a, b: _record("less_equal", a, b, kind=Kind.MASK))
+    greater = staticmethod(lambda a, b: _record("less", b, a, kind=Kind.MASK))
+    greater_equal = staticmethod(lambda a, b: _record("less_equal", b, a, kind=Kind.MASK))
+    equal = staticmethod(lambda a, b: _record("equal", a, b, kind=Kind.MASK))
+    not_equal = staticmethod(
+        lambda a, b: _record("logical_not", _record("equal", a, b, kind=Kind.MASK), kind=Kind.MASK)
+    )
+    logical_and = staticmethod(lambda a, b: _record("logical_and", a, b, kind=Kind.MASK))
+    logical_or = staticmethod(lambda a, b: _record("logical_or", a, b, kind=Kind.MASK))
+    logical_not = staticmethod(lambda a: _record("logical_not", a, kind=Kind.MASK))
+    isnan = staticmethod(lambda a: ~(a == a))
+    where = staticmethod(lambda condition, a, b: _record("where", condition, a, b))
+
+    def __init__(self, builder: Builder) -> None:
+        self._builder = builder
+
+    @staticmethod
+    def clip(x: Any, /, min: Any = None, max: Any = None) -> Any:
+        if min is not None:
+            x = _record("maximum", x, min)
+        return x if max is None else _record("minimum", x, max)
+
+    def _constant(self, value: float) -> ArraySymbol:
+        return ArraySymbol(self._builder, _operand(self._builder, value))
+
+    def zeros_like(self, x: Any) -> ArraySymbol:
+        return self._constant(0.0)
+
+    def ones_like(self, x: Any) -> ArraySymbol:
+        return self._constant(1.0)
+
+    def full_like(self, x: Any, fill_value: Any) -> ArraySymbol:
+        return ArraySymbol(self._builder, _operand(self._builder, fill_value))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UnsupportedOperationError(
+            f"a rule used xp.{name}, which programs cannot hold; supported are xp.{', xp.'.join(SUPPORTED)}, and the operators "
+            "+ - * / ** (integer power) abs() comparisons & | ~"
+        )
+
+
+SUPPORTED: tuple[str, ...] = tuple(sorted(n for n in vars(SymbolicNamespace) if not n.startswith("_")))
+"""Names of the array API functions that a rule may use."""
+
+
+def trace(optimizer: Optimizer, active: frozenset[str], *, extra: Sequence[Callable[..., Any]] = ()) -> Program:
+    """Run the rule's `coefficients` and `update` on symbols and return the canonical program of one step.
+
+    `active` names the hyperparameters that are inputs of the program; the others keep the Python value they have.
+    """
+    _check_slot_names(optimizer)
+    builder = Builder()
+
+    def scalar_input(name: str, kind: Kind = Kind.FLOAT, *, structural: bool = False) -> Scalar:
+        return Scalar(Node(builder.record("input", kind, label=name)), builder, structural=structural)
+
+    def load(name: str) -> ArraySymbol:
+        return ArraySymbol(builder, builder.record("load", Kind.ARRAY, label=name))
+
+    symbolic = copy.copy(optimizer)
+    for name in optimizer.numeric_hyperparameters():
+        if name in active:
+            object.__setattr__(symbolic, name, scalar_input(name, structural=optimizer.is_optional(name)))
+    namespace = SymbolicNamespace(builder)
+    parameter, gradient = load("p"), load("g")
+    gradient = _clipped(symbolic, namespace, gradient, active, scalar_input)
+    slots = SimpleNamespace(**{name: load(name) for name in optimizer.slots})
+    state_scalars = {name: scalar_input(name) for name in optimizer.scalar_slots}
+
+    coefficients = dict(symbolic.coefficients(scalar_input("t", Kind.INTEGER), **state_scalars))
+    outputs = {name: coefficients.pop(name, state_scalars[name]) for name in state_scalars}
+    updated, new_slots = symbolic.update(namespace, parameter, gradient, slots, SimpleNamespace(**coefficients))
+    _check_slots(optimizer, new_slots)
+    return canonicalize(
+        Program(
+            name=type(optimizer).__name__,
+            ops=tuple(builder.ops),
+            array_outputs={
+                name: _array_output(builder, name, value)
+                for name, value in {"p": updated, **{n: new_slots[n] for n in optimizer.slots}}.items()
+            },
+            scalar_outputs={n: builder._scalar(v.value if isinstance(v, Scalar) else v) for n, v in outputs.items()},
+        )
+    )
+
+
+def _clipped(rule: Any, xp: Any, gradient: Any, active: frozenset[str], scalar_input: Callable[..., Scalar]) -> Any:
+    if "clipnorm" in active:
+        norm = scalar_input("gradient_norm")
+        # A NaN norm compares false and leaves the gradient as it is; an infinite one gives the factor zero.
+        gradient = gradient * where(norm >= rule.clipnorm, rule.clipnorm / norm, 1.0)
+    if "clipvalue" in active:
+        gradient = xp.clip(gradient, -rule.clipvalue, rule.clipvalue)
+    return gradient
+
+
+def _check_slot_names(optimizer: Optimizer) -> None:
+    names = [*optimizer.scalar_slots, *optimizer.slots]
+    for name, meaning in (("p", "the parameter"), ("g", "the gradient")):
+        if name in names:
+            raise ValueError(
+                f"{type(optimizer).__name__}: a slot cannot be called {name!r}, which is the name of {meaning}; rename it"
+            )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{type(optimizer).__name__} has two slots called {', '.join(twice)}; rename one of them")
+
+
+def _check_slots(optimizer: Optimizer, new_slots: Mapping[str, Any]) -> None:
+    missing = [name for name in optimizer.slots if name not in new_slots]
+    unknown = [name for name in new_slots if name not in optimizer.slots]
+    if missing or unknown:
+        raise ValueError(
+            f"{type(optimizer).__name__}.update must return a new value for each of its slots {list(optimizer.slots)}: "
+            f"missing {missing}, unknown {unknown}"
+        )

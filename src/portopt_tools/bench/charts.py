@@ -1,0 +1,76 @@
+"""How many times as fast as the best of the other libraries, as SVG text. Needs matplotlib."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from typing import Any
+
+from portopt_tools.bench.markdown import nearest_ratio, preferred
+from portopt_tools.bench.tables import Report, describe_set, shape_sets
+from portopt_tools.compare.errors import UnusableArgumentsError
+
+# Okabe and Ito's colours, which remain distinct to colour-blind readers.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+
+
+def require_matplotlib() -> None:
+    """Raise `UnusableArgumentsError` if there is no matplotlib."""
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise UnusableArgumentsError(
+            f'the plot needs matplotlib, which cannot be imported ({error}): pip install "portopt[bench]"'
+        ) from error
+
+
+def ratios_svg(report: Report) -> str:
+    """Return a panel for each shape set, with a bar for each rule and backend; without other libraries, steps per second."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    sets = list(shape_sets(report).values())
+    # Text stays text, so it is searchable and in the page's font; the salt makes the ids the same in every run.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "portopt", "font.family": "sans-serif"}):
+        figure = Figure(figsize=(8.5, max(1, len(sets)) * 2.9), layout="constrained")
+        axes: Any = figure.subplots(max(1, len(sets)), 1, squeeze=False)
+        labels: dict[str, Any] = {}
+        for axis, groups in zip(axes[:, 0], sets, strict=False):
+            _panel(axis, list(groups), labels)
+        if labels:
+            figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, frameon=False)
+        buffer = io.StringIO()
+        nothing: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(buffer, format="svg", metadata=nothing)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _panel(axis: Any, groups: list[Report], labels: dict[str, Any]) -> None:
+    names = list(dict.fromkeys(c["name"] for group in groups for c in preferred(group)))
+    width = 0.8 / max(1, len(names))
+    compared = False
+    for i, name in enumerate(names):
+        heights, against = [], ""
+        for group in groups:
+            contender = next((c for c in preferred(group) if c["name"] == name), None)
+            ratio = nearest_ratio(contender) if contender is not None else None
+            compared = compared or ratio is not None
+            against = f" against {ratio[0]}" if ratio else against
+            heights.append(_height(contender, ratio))
+        bars = axis.bar([x + i * width for x in range(len(groups))], heights, width, color=_COLORS[i % len(_COLORS)])
+        labels.setdefault(name + against, bars)
+    axis.set_title(describe_set(groups[0]), fontsize=10)
+    axis.set_ylabel("times as fast" if compared else "steps per second", fontsize=9)
+    axis.set_xticks([x + 0.4 - width / 2 for x in range(len(groups))], [group["rule"] for group in groups])
+    axis.set_yscale("log")
+    if compared:
+        axis.axhline(1.0, color="black", linewidth=0.8)
+    axis.grid(axis="y", alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _height(contender: Any, ratio: tuple[str, float] | None) -> float:
+    if contender is None:
+        return float("nan")
+    return ratio[1] if ratio else 1 / float(contender["seconds_per_step"])
