@@ -26,6 +26,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 # For example: make unit PYTEST_ARGS="-m 'not slow' -k adam"
 PYTEST_ARGS ?=
+# A folder of tests.
+WING ?=
 CONFORM_ARGS ?=
 COMPARE_ARGS ?=
 FUZZ_ARGS ?=
@@ -71,12 +73,13 @@ types: $(INSTALLED) ## check types, strictly
 	$(BIN)/mypy
 
 .PHONY: unit
-unit: $(INSTALLED) ## run the unit tests
-	$(BIN)/python -m pytest -n 2 --ignore=tests/test_docs.py --junitxml=$(RESULTS)/unit.xml $(PYTEST_ARGS)
+unit: $(INSTALLED) ## run the unit tests, or those of one wing: make unit WING=kernels
+	$(BIN)/python -m pytest -n 2 --junitxml=$(RESULTS)/unit.xml $(PYTEST_ARGS) \
+	    $(or $(WING:%=tests/%),--ignore=tests/docs/test_docs.py)
 
 .PHONY: doctest
 doctest: $(INSTALLED) ## run the examples in docstrings, README and docs/
-	$(BIN)/python -m pytest --doctest-modules src backends tests/test_docs.py \
+	$(BIN)/python -m pytest --doctest-modules src backends tests/docs/test_docs.py \
 	    --junitxml=$(RESULTS)/doctest.xml $(PYTEST_ARGS)
 
 REQUIRED_BACKENDS := conform-jax conform-numpy conform-torch conform-array_api_strict
@@ -113,10 +116,11 @@ FRAMEWORKS := torch jax jaxlib optax keras tensorflow tf_keras equinox flax ligh
 BUT_JAX := $(filter-out jax jaxlib optax,$(FRAMEWORKS))
 VERSION_TOOLS := array-api-strict hatchling hypothesis pytest pytest-timeout
 # For example: make test-lowest VERSION_TESTS=tests runs all that such an environment can.
-VERSION_TESTS ?= $(addprefix tests/test_,$(addsuffix .py,\
-	backends checkpoint_safety command_line configuration keras_weights kernel_cache rules show))
-JAX_VERSION_TESTS ?= $(VERSION_TESTS) $(addprefix tests/test_,$(addsuffix .py,\
-	elementary jax_kernel jax_transformations optax))
+VERSION_TESTS ?= $(addprefix tests/,$(addsuffix .py,\
+	backends/test_backends checkpoints/test_checkpoint_safety core/test_configuration kernels/test_kernel_cache \
+	rules/test_keras_weights rules/test_rules tools/test_command_line tools/test_show))
+JAX_VERSION_TESTS ?= $(VERSION_TESTS) $(addprefix tests/,$(addsuffix .py,\
+	adapters/test_optax backends/test_jax_transformations kernels/test_jax_kernel program/test_elementary))
 
 NEWEST_PYTHON ?= $(shell for python in python3.14 python3.13 $$(pyenv prefix 3.13 2>/dev/null)/bin/python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 13))' 2>/dev/null && echo $$python && break; done)
@@ -143,7 +147,7 @@ versions: ## run quick tests without frameworks, with the lowest and with the ne
 $(VERSIONS) $(JAX_VERSIONS): test-%: build/%-venv/.installed
 	@mkdir -p $(RESULTS) && rm -f $(RESULTS)/$@.xml
 	@test -x build/$*-venv/bin/python || { echo 'NOT RUN: there is no Python 3.13 or newer: make NEWEST_PYTHON=... $@'; exit; } && \
-	    PORTOPT_TESTS_WITHOUT='$(WITHOUT)' build/$*-venv/bin/python -m pytest -m 'not slow' --ignore=tests/test_docs.py \
+	    PORTOPT_TESTS_WITHOUT='$(WITHOUT)' build/$*-venv/bin/python -m pytest -m 'not slow' --ignore=tests/docs/test_docs.py \
 	    --junitxml=$(RESULTS)/$@.xml $(PYTEST_ARGS) $(VERSION_TESTS)
 
 build/%-venv/.installed: pyproject.toml constraints.txt scripts/version_requirements.py
@@ -172,11 +176,11 @@ PIP_NEWEST := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: gpu-static
 gpu-static: $(INSTALLED) $(XLA_GPU) $(NVRTC_13) $(TRITONS:%=$(COMPILERS)/triton-%/.installed) ## look at what GPU compilers make of steps, without a GPU
-	$(COMPILERS)/xla/bin/python -m pytest tests/xla_gpu_compiled.py --junitxml=$(RESULTS)/gpu-static-xla.xml $(PYTEST_ARGS)
-	$(COMPILERS)/nvrtc-13/bin/python -m pytest tests/test_cuda_source.py -k 'ptx or inexact or machine' \
+	$(COMPILERS)/xla/bin/python -m pytest tests/cases/xla_gpu_compiled.py --junitxml=$(RESULTS)/gpu-static-xla.xml $(PYTEST_ARGS)
+	$(COMPILERS)/nvrtc-13/bin/python -m pytest tests/kernels/test_cuda_source.py -k 'ptx or inexact or machine' \
 	    --junitxml=$(RESULTS)/gpu-static-nvrtc.xml $(PYTEST_ARGS)
 	set -e; for version in $(TRITONS); do \
-	    PYTHONPATH=$(COMPILERS)/triton-$$version $(BIN)/python -m pytest tests/test_triton_kernel.py \
+	    PYTHONPATH=$(COMPILERS)/triton-$$version $(BIN)/python -m pytest tests/kernels/test_triton_kernel.py \
 	        --junitxml=$(RESULTS)/gpu-static-triton-$$version.xml $(PYTEST_ARGS); \
 	done
 

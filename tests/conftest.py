@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import absent
 import hypothesis
 import pytest
+from support import absent
 
 import portopt
 
@@ -57,4 +57,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _reason(needed: Iterable[str]) -> str:
-    return f"NOT RUN: needs {', '.join(sorted(absent.ABSENT & set(needed)))}, which this run does without (tests/absent.py)"
+    return f"NOT RUN: needs {', '.join(sorted(absent.ABSENT & set(needed)))}, which this run does without (support/absent.py)"

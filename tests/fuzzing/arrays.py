@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from bits import numpy_dtype
+from support.bits import numpy_dtype
 
 import portopt
 from portopt_conformance.words import crossed, random_words, to_floats

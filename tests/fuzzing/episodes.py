@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from threads_at_once import at_once
+from support.threads_at_once import at_once
 
 import portopt
 from fuzzing import operations as tree_operations

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from bits import words
+from support.bits import words
 
 import portopt
 from fuzzing.arrays import ARRAYS, LARGE, SHAPES, random_values

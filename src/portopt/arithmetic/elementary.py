@@ -2,7 +2,7 @@
 
 Libraries' own versions differ in the last bits, so scalars use these: argument reduction and a truncated series, each
 step one contract operation, in a fixed order. Errors against the exact value are at most 1.2 ulp for exp, 2 for log, 2 for cos
-up to |x| = 100 and 3 up to 1e5, and 2 + 3 |y ln x| for the real power x**y (measured in `tests/test_elementary.py`).
+up to |x| = 100 and 3 up to 1e5, and 2 + 3 |y ln x| for the real power x**y (measured in `tests/program/test_elementary.py`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,67 @@
+"""torch's own list of optimizers and arguments, `optim_db`, through `TorchOptimizer`: see `torch_optim_db.py`."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import pytest
+from support.places import ROOT
+from support.processes import run_script
+
+from portopt_torch._translation import CORRESPONDENCES
+
+pytestmark = pytest.mark.slow
+
+NAMES = [c.name for c in CORRESPONDENCES]
+CHECKS = (
+    *("trajectory", "groups", "missing_gradients", "state_dict", "torchs_state_dict", "there_and_back"),
+    *("schedulers", "error_inputs"),
+)
+
+NOT_TRANSLATED = {
+    "ASGD": "portopt has no such rule",
+    "Adafactor": "it reduces over a parameter, which rules cannot yet",
+    "LBFGS": "it needs a closure that evaluates the loss again",
+    "Muon": "it multiplies matrices, which rules cannot yet",
+    "RAdam": "portopt has no such rule",
+    "Rprop": "portopt has no such rule",
+    "SparseAdam": "it takes sparse gradients only, which rules refuse",
+}
+"""What `optim_db` has beside; docs/torch.md says the same."""
+
+NOT_AN_ARGUMENT = "TypeError: Adam got an unknown argument 'foreach'"
+OTHERWISE = {
+    # These are refused as well, with another type of error.
+    "lr as Tensor doesn't work with foreach & not capturable": NOT_AN_ARGUMENT,
+    r"betas\[0\] as a Tensor is not supported for capturable=False and foreach=True": NOT_AN_ARGUMENT,
+    "betas must be either both floats or both Tensors": "TypeError: Adam beta_1 must be a Python number",
+}
+"""Errors of Adam and AdamW that differ from torch's, and what they are."""
+
+
+@functools.cache
+def results() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run_script("torch_optim_db"))
+    return found
+
+
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_torch_tests_its_optimizers_with_has_torchs_results(name: str, check: str) -> None:
+    outcomes = results()[name][check]
+    differing = OTHERWISE if check == "error_inputs" and name in ("Adam", "AdamW") else {}
+    assert outcomes
+    for given, outcome in outcomes.items():
+        if given in differing:
+            assert outcome.startswith(differing[given]), f"{given}: {outcome}"
+        else:
+            assert outcome == "passed", f"{given}: {outcome}"
+
+
+def test_every_optimizer_of_torch_is_run_or_has_a_reason_not_to_be() -> None:
+    text = ROOT.joinpath("docs", "torch.md").read_text()
+    for name, entries in results().items():
+        assert (name in NAMES) == (entries is not None)
+        assert f"| `{name}` | {NOT_TRANSLATED[name] if entries is None else 'all'}" in text

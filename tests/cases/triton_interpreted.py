@@ -1,0 +1,207 @@
+"""The Triton kernels in Triton's interpreter. Run by `test_triton_kernel.py` in a process of its own, with TRITON_INTERPRET=1.
+
+The interpreter works on CPU tensors, and does everything but compile: the same launches, tables and kernels as on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
+from support.gpu_cases import (
+    DTYPES,
+    PAIRS,
+    EveryOperation,
+    assert_gap_is_zero,
+    assert_gradient_need_not_be_read,
+    compare_gradients_of_another_dtype,
+    compare_steps,
+    each_case,
+    norm_program,
+    optimizer_of,
+    reference_norm,
+    reference_sums,
+    words_and_gradients,
+    words_of,
+)
+
+import portopt
+import portopt_torch
+from portopt.arithmetic.dtypes import round_scalar, slot_dtypes
+from portopt.kernels import launch
+from portopt.kernels.cuda.norm_dependence import GradientNorm, norm_dependence
+from portopt.kernels.host import compiler
+from portopt.kernels.triton.source import norm_source, triton_source
+from portopt.program.expansion import expand_elementary
+from portopt.program.interpreter import evaluate_scalars
+from portopt.scalars import HOST
+from portopt_torch import _triton
+from portopt_torch._backend import TorchBackend
+
+backend = portopt_torch.backend
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")
+
+
+@pytest.fixture(autouse=True)
+def _on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send CPU tensors to the Triton kernels, and fail if a step was done in another way."""
+    assert os.environ.get("TRITON_INTERPRET") == "1"
+    monkeypatch.setattr(TorchBackend, "_runs_triton", lambda self, tensor: True)
+    monkeypatch.setattr(compiler, "available", lambda: False)
+
+    def refuse(self: Any, program: Any, scalars: Any, compute_dtype: Any, like: Any) -> Any:
+        assert portopt.backend.is_interpreted(), "torch's own operations were used in place of the kernel"
+        return original(self, program, scalars, compute_dtype, like)
+
+    original = TorchBackend._rounded
+    monkeypatch.setattr(TorchBackend, "_rounded", refuse)
+    monkeypatch.setattr(GradientNorm, "__float__", lambda self: pytest.fail("the host waited for the device"))
+
+
+def to_torch(array: Any) -> Any:
+    return backend.from_numpy(np.asarray(array), "cpu")
+
+
+def to_numpy(tensor: Any) -> Array:
+    return np.asarray(backend.to_numpy(tensor))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@each_case
+def test_kernel_has_the_bits_of_the_interpreter(rule: type[portopt.Optimizer], clipped: bool, dtype: str) -> None:
+    params, gradients = words_and_gradients(dtype, clipped=clipped)
+    compare_steps(to_torch, to_numpy, optimizer_of(rule, clipped), params, gradients, seed=40)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_operation_on_all_pairs_of_special_words(dtype: str) -> None:
+    compare_steps(to_torch, to_numpy, EveryOperation(0.1), [words_of(dtype, 0)], [[words_of(dtype, 1)]])
+
+
+@pytest.mark.parametrize(("dtype", "gradient_dtype"), PAIRS)
+def test_gradients_of_another_dtype_are_loaded_into_the_compute_dtype(dtype: str, gradient_dtype: str) -> None:
+    compare_gradients_of_another_dtype(to_torch, to_numpy, dtype, gradient_dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_products_and_quotients_in_the_gap_are_zero(dtype: str) -> None:
+    assert_gap_is_zero(to_torch, to_numpy, dtype)
+
+
+@pytest.mark.parametrize(("dtype", "slot_dtype"), [(d, s) for d in DTYPES for s in slot_dtypes(d)[1:]])
+def test_narrow_slots_are_rounded_after_each_step(dtype: str, slot_dtype: str) -> None:
+    gradients = [[words_of(dtype, 1)], [ordinary(words_of(dtype, 1).shape, dtype, 2)]]
+    compare_steps(to_torch, to_numpy, portopt.Adam(0.1), [words_of(dtype, 0)], gradients, slot_dtype=slot_dtype, seed=3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_program_need_not_read_the_gradient(dtype: str) -> None:
+    assert_gradient_need_not_be_read(to_torch, to_numpy, dtype)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_any_number_of_parameters_of_any_size_and_dtype(in_place: bool) -> None:
+    shapes: list[tuple[int, ...]] = [(), (0,), (1,), (3000,), (1025,), (0, 3), *((k % 7,) for k in range(20))]
+    dtypes = [("float32", "float32", "float16", "float64")[i % 4] for i in range(len(shapes))]
+    params = [random_words(s, d, i) for i, (s, d) in enumerate(zip(shapes, dtypes, strict=True))]
+    gradients = [[ordinary(s, d, 100 + i) for i, (s, d) in enumerate(zip(shapes, dtypes, strict=True))]]
+    compare_steps(to_torch, to_numpy, portopt.Nadam(clipnorm=0.5), params, gradients, in_place=in_place)
+
+
+def test_step_in_place_on_strided_tensors_writes_them() -> None:
+    optimizer = portopt.Adam(0.1)
+    whole, gradient = ordinary((40, 30), "float32", 1), ordinary((30, 20), "float32", 2)
+    start = whole[::2].copy()
+    expected, _ = optimizer.apply(start, gradient.T.copy(), optimizer.init(start))
+    tensor = to_torch(whole)
+    optimizer.apply_(tensor[::2], to_torch(gradient).T, optimizer.init(tensor[::2]))
+    assert_same_bits(to_numpy(tensor)[::2], expected)
+    assert_same_bits(to_numpy(tensor)[1::2], whole[1::2])
+
+
+def test_gradients_in_the_memory_of_parameters_are_read_before_they_are_overwritten() -> None:
+    optimizer = portopt.SGD(1.0, momentum=0.5)
+    data = ordinary((9000,), "float32", 1)
+    start = [data[:3000].copy(), data[3000:6000].copy()]
+    expected, _ = optimizer.apply(start, [data[10:3010].copy(), data[:3000].copy()], optimizer.init(start))
+    tensor = to_torch(data)
+    params, grads = [tensor[:3000], tensor[3000:6000]], [tensor[10:3010], tensor[:3000]]
+    optimizer.apply_(params, grads, optimizer.init([p.clone() for p in params]))
+    for actual, wanted in zip(params, expected, strict=True):
+        assert_same_bits(to_numpy(actual), wanted)
+
+
+def test_leaves_that_require_grad_stay_leaves_and_autograd_sees_the_change() -> None:
+    optimizer = portopt.Adam(0.1)
+    leaf = torch.ones(5, requires_grad=True)
+    new, _ = optimizer.apply(leaf, torch.ones(5), optimizer.init(leaf))
+    assert new.requires_grad
+    assert new.is_leaf
+    loss = (leaf * leaf).sum()
+    optimizer.apply_(leaf, torch.ones(5), optimizer.init(leaf))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def device_norm(gradients: list[Array]) -> float:
+    found = _triton.gradient_norm([to_torch(g) for g in gradients], lambda: 0.0)
+    module = _triton.load_module(
+        norm_source("float64")
+        + "\n\n@triton.jit\ndef read(largest, sums, result):\n    tl.store(result, norm_of(tl.load(largest), sums))\n"
+    )
+    result = torch.zeros(1, dtype=torch.float64)
+    module.read[(1,)](_triton.largest(found), _triton.sums(found), result)
+    return float(result[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm_has_the_bits_of_the_reference_in_any_order(dtype: str) -> None:
+    rng = np.random.default_rng(1)
+    spread = ordinary((20_000,), "float64", 2) * 10.0 ** rng.uniform(-4, 4, 20_000)
+    gradients = [spread[:7000].astype(numpy_dtype(dtype)), spread[7000:].astype(numpy_dtype(dtype))]
+    expected = reference_norm(gradients)
+    assert 0 < expected < np.inf
+    assert device_norm(gradients).hex() == expected.hex()
+    sums = _triton.sums(_triton.gradient_norm(list(map(to_torch, gradients)), float)).tolist()
+    assert sums == reference_sums(gradients)
+    assert dtype in ("float16", "bfloat16") or all(sums)
+    assert device_norm([rng.permutation(g) for g in reversed(gradients)]).hex() == expected.hex()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.0, -0.0], [2.0**-1022], [2.0**-1023], [2.0**1023, 2.0**-1022], [1.5 * 2.0**1023, 2.0**1023], [3.0, 4.0],
+        [np.inf, 1.0], [1.0, np.nan], [np.nan, -np.inf], [2.0**-540, 2.0**-560], [2.0**-511, 3 * 2.0**-512],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_norm_of_extreme_gradients(values: list[float]) -> None:
+    expected, actual = reference_norm([np.asarray(values)]), device_norm([np.asarray(values)])
+    assert (actual.hex() == expected.hex()) or (np.isnan(actual) and np.isnan(expected))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("value", [0.25, 2.5, 37.0, 0.0, float("inf"), float("nan")])
+def test_scalars_that_need_the_norm_have_the_bits_of_the_host(dtype: str, value: float) -> None:
+    program = norm_program()
+    split = norm_dependence(program)
+    module = _triton.load_module(triton_source(program, launch.kernel_key({"p": dtype, "g": dtype}, in_place=True)))
+    inputs = {"gradient_norm": value, "t": 5, "learning_rate": 0.3}
+    finite = 0 < value < np.inf
+    # norm = u sqrt(Q1), and u is the power of two in the first word.
+    unit = 2.0 ** np.floor(np.log2(value)) if finite else 1.0
+    largest = torch.from_numpy(np.asarray([unit if finite else value]).view(np.int64))
+    sums = torch.tensor([(value / unit) ** 2, 0.0, 0.0], dtype=torch.float64)
+    values = split.host_scalars(inputs)
+    given = torch.tensor([float(values[i]) for i in split.given], dtype=torch.float64)
+    results = torch.zeros(len(split.rounded_on_device), dtype=getattr(torch, dtype))
+    module.scalars_of_norm[(1,)](largest, sums, given, results)
+    expected = evaluate_scalars(expand_elementary(program), HOST, inputs)
+    wanted = [round_scalar(float(expected[j]), dtype) for _, j in split.rounded_on_device]
+    assert len(wanted) == 18
+    assert_same_bits(results.numpy(), np.asarray(wanted, dtype))

@@ -1,0 +1,501 @@
+"""CUDA C without a GPU: what NVRTC makes of it, and the bits that the same source gives as C++ on the host."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from support.absent import ABSENT
+from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
+from support.cuda_on_host import HostArray, HostDevice, HostStream, Kernel, compile_on_host, host_cupy, on_device
+from support.gpu_cases import (
+    DTYPES,
+    PAIRS,
+    EveryOperation,
+    assert_gap_is_zero,
+    assert_gradient_need_not_be_read,
+    compare_gradients_of_another_dtype,
+    compare_steps,
+    each_case,
+    key_of,
+    norm_program,
+    optimizer_of,
+    reference_norm,
+    reference_sums,
+    words_and_gradients,
+    words_of,
+)
+
+import portopt
+import portopt_cupy._kernel as cupy_kernel
+from portopt.arithmetic.dtypes import round_scalar, slot_dtypes
+from portopt.kernels import launch
+from portopt.kernels.cuda.norm_dependence import norm_dependence
+from portopt.kernels.cuda.source import ARGUMENT_BYTES, cuda_source, norm_source, rows_of_table
+from portopt.kernels.host.source import KernelKey
+from portopt.program import Program
+from portopt.program.expansion import expand_elementary
+from portopt.program.interpreter import evaluate_scalars
+from portopt.scalars import HOST
+from portopt_cupy._backend import CupyBackend
+from portopt_cupy._conversion import widened
+
+
+def source_of(optimizer: portopt.Optimizer, dtype: str) -> str:
+    return cuda_source(optimizer.program(), key_of(optimizer, dtype))
+
+
+def test_source_has_one_line_for_each_operation() -> None:
+    source = source_of(portopt.SGD(momentum=0.9), "float16")
+    loop = source[source.rindex("for (long long i") :]
+    assert [line.strip() for line in loop.splitlines()[1:-3]] == [
+        "const float p_i = float16_to_float32(p[i]);",
+        "const float g_i = float16_to_float32(g[i]);",
+        "const float moment_i = flush(moment[i]);",
+        "const float a1 = product(a0, g_i);",
+        "const float a3 = product(a2, moment_i);",
+        "const float a4 = flush(a3 - a1);",
+        "const float a5 = flush(p_i + a4);",
+        "p[i] = float32_to_float16(a5);",
+        "moment[i] = a4;",
+    ]
+
+
+@each_case
+def test_arguments_of_a_launch_fit_into_every_device(rule: type[portopt.Optimizer], clipped: bool) -> None:
+    program = optimizer_of(rule, clipped).program()
+    for in_place in (True, False):
+        columns = key_of(optimizer_of(rule, clipped), "float32", in_place=in_place).columns(program)
+        scalars = len(program.rounded_scalars) + 1
+        rows = rows_of_table(len(columns), scalars)
+        assert rows > 30
+        assert 8 * (1 + rows * (2 + len(columns)) + scalars) <= ARGUMENT_BYTES
+
+
+# What NVRTC makes of it -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def _nvrtc() -> None:
+    if "cupy" in ABSENT:
+        pytest.skip("NOT RUN: needs CuPy and NVRTC, which this run does without (support/absent.py)")
+    importlib.import_module("cupy.cuda").nvrtc.getVersion()
+
+
+ARITHMETIC = re.compile(r"^\s*(?:@!?%p\d+\s+)?(mul|add|sub|div|sqrt|fma|mad)((?:\.\w+)*)\.(f32|f64|f16|bf16)\b", re.M)
+
+
+def instructions(ptx: str) -> dict[str, Counter[str]]:
+    """Return how often each kernel, and the functions that they call, have each operation, such as `"mul.rn.f32"`."""
+    functions, *entries = ptx.split(".entry ")
+    bodies = {"functions": functions, **{part.split("(", 1)[0].strip(): part for part in entries}}
+    return {
+        name: Counter("{}{}.{}".format(*match.groups()) for match in ARITHMETIC.finditer(body))
+        + Counter(call=body.count("call.uni"))
+        for name, body in bodies.items()
+    }
+
+
+def assert_only_rounded_once(ptx: str) -> None:
+    """Every operation is to be rounded to nearest, none contracted, approximate, flushed or kept in memory of a thread."""
+    for kernel, found in instructions(ptx).items():
+        assert found or kernel in ("largest_gradient", "functions")
+        for instruction in found.keys() - {"call"}:
+            assert re.fullmatch(r"(mul|add|sub|div|sqrt)\.rn\.f(32|64)", instruction), f"{kernel}: {instruction}"
+    assert not re.search(r"\.(ftz|approx|full|sat)\b|\bfma\b|\.local\b", ptx)
+
+
+def expected_instructions(program: Program, key: KernelKey) -> Counter[str]:
+    """Count what the loop of a program needs, with what `arithmetic.cuh` adds for subnormals and storage."""
+    ops = program.ops
+    count: Counter[str] = Counter()
+    for _, op in program.array_ops():
+        negated = op.name in ("add", "subtract") and ops[op.args[1]].name == "negative"
+        if op.name in ("add", "subtract"):
+            # The compiler writes a + (-b) as a - b, which is the same operation.
+            count["sub" if (op.name == "subtract") != negated else "add"] += 1
+        elif op.name in ("multiply", "divide", "sqrt"):
+            count[{"multiply": "mul", "divide": "div", "sqrt": "sqrt"}[op.name]] += 1
+            # Is the result tiny before it is rounded to a subnormal? A function knows.
+            count["call"] += op.name != "sqrt"
+        elif op.name == "load" and dict(key.dtypes)[str(op.label)] == "float16":
+            count["mul"] += 1
+    for name in program.array_outputs:
+        count["add"] += dict(key.dtypes)[name] == "float16"
+    suffix = "f64" if key.compute_dtype == "float64" else "f32"
+    return Counter({name if name == "call" else f"{name}.rn.{suffix}": n for name, n in count.items() if n})
+
+
+def ptx_of(source: str, architecture: int) -> str:
+    return cupy_kernel.compile_source(source, f"compute_{architecture}").decode()
+
+
+@pytest.mark.usefixtures("_nvrtc")
+@pytest.mark.parametrize("architecture", [pytest.param(80, marks=pytest.mark.slow), 90])
+@pytest.mark.parametrize("dtype", [pytest.param(d, marks=[pytest.mark.slow] * (d != "float32")) for d in DTYPES])
+@each_case
+def test_ptx_has_exactly_the_operations_of_the_program(
+    rule: type[portopt.Optimizer], clipped: bool, dtype: str, architecture: int
+) -> None:
+    optimizer = optimizer_of(rule, clipped)
+    ptx = ptx_of(source_of(optimizer, dtype), architecture)
+    assert_only_rounded_once(ptx)
+    found = instructions(ptx)
+    assert found.pop("update") == expected_instructions(optimizer.program(), key_of(optimizer, dtype))
+    assert set(found) == {"functions", *(["scalars_of_norm"] if clipped else [])}
+
+
+@pytest.mark.usefixtures("_nvrtc")
+@pytest.mark.parametrize(("dtype", "gradient_dtype"), PAIRS)
+def test_ptx_converts_gradients_of_another_dtype_without_flushing(dtype: str, gradient_dtype: str) -> None:
+    optimizer = portopt.SGD(0.1)
+    key = key_of(optimizer, dtype, gradient_dtype=gradient_dtype)
+    ptx = ptx_of(cuda_source(optimizer.program(), key), 90)
+    assert_only_rounded_once(ptx)
+    conversions = set(re.findall(r"\bcvt\.[\w.]*f(?:32|64)\.f(?:32|64)\b", ptx))
+    wanted = "cvt.rn.f32.f64" if gradient_dtype == "float64" else "cvt.f64.f32" if dtype == "float64" else None
+    assert conversions == ({wanted} if wanted else set())
+
+
+@pytest.mark.usefixtures("_nvrtc")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ptx_of_the_norm_is_rounded_once(dtype: str) -> None:
+    for architecture in (80, 90):
+        assert_only_rounded_once(ptx_of(norm_source(dtype), architecture))
+
+
+@pytest.mark.usefixtures("_nvrtc")
+@pytest.mark.parametrize("option", ["--fmad=true", "--ftz=true", "--prec-div=false", "--prec-sqrt=false"])
+def test_inexact_options_of_the_compiler_would_be_noticed(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = option.partition("=")[0]
+    options = [o for o in cupy_kernel.OPTIONS if not o.startswith(name)]
+    monkeypatch.setattr(cupy_kernel, "OPTIONS", (*options, option))
+    with pytest.raises(AssertionError):
+        assert_only_rounded_once(ptx_of(source_of(portopt.Adam(), "float32"), 90))
+
+
+@pytest.mark.usefixtures("_nvrtc")
+def test_machine_code_is_made_and_errors_of_the_compiler_are_shown() -> None:
+    assert cupy_kernel.compile_source(source_of(portopt.SGD(), "float32"), "sm_80")[:4] == b"\x7fELF"
+    with pytest.raises(RuntimeError, match=r"cannot compile a kernel for sm_80.*undefined_name"):
+        cupy_kernel.compile_source("__global__ void f(float *x) { *x = undefined_name; }", "sm_80")
+
+
+def test_target_is_the_device_or_ptx_for_a_newer_one() -> None:
+    assert cupy_kernel.target_of(90, [80, 90]) == "sm_90"
+    assert cupy_kernel.target_of(121, [80, 90, 120]) == "compute_120"
+    with pytest.raises(RuntimeError, match="compute capability 35"):
+        cupy_kernel.target_of(35, [80, 90])
+
+
+# The bits, on the host ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture
+def backend(kernels: Path) -> Iterator[Any]:
+    # For one test only: the others need the real NVRTC.
+    with host_cupy(kernels) as found:
+        yield found
+
+
+def assert_same_steps(*args: Any, **kwargs: Any) -> None:
+    compare_steps(on_device, np.asarray, *args, **kwargs)
+
+
+def on_view(array: Array) -> HostArray:
+    """Return the same memory as an array of the device."""
+    return array.view(HostArray)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", [pytest.param(d, marks=[pytest.mark.slow] * (d != "float32")) for d in DTYPES])
+@each_case
+def test_kernel_on_the_host_has_the_bits_of_the_interpreter(
+    rule: type[portopt.Optimizer], clipped: bool, dtype: str
+) -> None:
+    optimizer = optimizer_of(rule, clipped)
+    assert_same_steps(optimizer, *words_and_gradients(dtype, clipped=clipped), seed=40)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_operation_on_all_pairs_of_special_words(dtype: str) -> None:
+    compare_steps(on_device, np.asarray, EveryOperation(0.1), [words_of(dtype, 0)], [[words_of(dtype, 1)]])
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(("dtype", "gradient_dtype"), PAIRS)
+def test_gradients_of_another_dtype_are_loaded_into_the_compute_dtype(dtype: str, gradient_dtype: str) -> None:
+    compare_gradients_of_another_dtype(on_device, np.asarray, dtype, gradient_dtype)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_products_and_quotients_in_the_gap_are_zero(dtype: str) -> None:
+    assert_gap_is_zero(on_device, np.asarray, dtype)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(
+    ("dtype", "slot_dtype"), [(d, s) for d in DTYPES for s in slot_dtypes(d)[1:]], ids=lambda x: str(x)
+)
+def test_narrow_slots_are_rounded_after_each_step(dtype: str, slot_dtype: str) -> None:
+    params, gradients = [words_of(dtype, 0)], [[words_of(dtype, 1)], [ordinary(words_of(dtype, 1).shape, dtype, 2)]]
+    assert_same_steps(portopt.Adam(0.1), params, gradients, slot_dtype=slot_dtype, seed=3)
+
+
+@pytest.mark.usefixtures("backend")
+def test_every_float16_and_many_float32_words_are_converted_as_numpy_does(tmp_path: Path) -> None:
+    library = compile_on_host(
+        source_of(portopt.SGD(), "float16")
+        + """
+extern "C" __global__ void convert(
+    const float16_word *in, float *wide, const float *x, float16_word *h, bfloat16_word *b, long long n)
+{
+    for (long long i = 0; i < 65536; i++) wide[i] = float16_to_float32(in[i]);
+    for (long long i = 0; i < n; i++) { h[i] = float32_to_float16(x[i]); b[i] = float32_to_bfloat16(x[i]); }
+}
+""",
+        tmp_path,
+    )
+    every = np.arange(65536, dtype=np.uint16)
+    halves = every.view(np.float16).astype(np.float32)
+    # Around each float16 number and half-way between neighbours, where rounding is decided.
+    steps = np.array([-1, 0, 1, 0x0FFF, 0x1000, 0x1001], np.int64)
+    near = (halves.view(np.uint32).astype(np.int64)[:, None] + steps).astype(np.uint32).reshape(-1).view(np.float32)
+    x = np.concatenate([near, random_words((100_000,), "float32", 1)])
+    wide, h, b = np.zeros(65536, np.float32), np.zeros(x.size, np.uint16), np.zeros(x.size, np.uint16)
+    arrays = [on_view(a) for a in (every, wide, x, h, b)]
+    Kernel(library, "convert")((1,), (1,), (*arrays, np.int64(x.size)))
+    assert_same_bits(wide, halves)
+    with np.errstate(all="ignore"):
+        assert_same_bits(h.view(np.float16), x.astype(np.float16))
+        assert_same_bits(b.view(numpy_dtype("bfloat16")), x.astype(numpy_dtype("bfloat16")))
+
+
+# Launches -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("in_place", [False, True])
+def test_any_number_of_parameters_of_any_size(in_place: bool) -> None:
+    shapes: list[tuple[int, ...]] = [(), (0,), (1,), (5000,), (2049,), (0, 3), *((k % 7,) for k in range(120)), (6000,)]
+    params = [random_words(shape, "float32", i) for i, shape in enumerate(shapes)]
+    gradients = [[ordinary(shape, "float32", 1000 + i) for i, shape in enumerate(shapes)] for _ in range(2)]
+    assert_same_steps(portopt.Adam(clipnorm=0.5), params, gradients, in_place=in_place)
+
+
+@pytest.mark.usefixtures("backend")
+def test_parameters_of_several_dtypes_in_one_tree() -> None:
+    shapes = [("float32", 100), ("float16", 3000), ("float64", 50), ("float32", 4000), ("float64", 1)]
+    params = [random_words((n,), dtype, i) for i, (dtype, n) in enumerate(shapes)]
+    gradients = [[ordinary((n,), dtype, 10 + i) for i, (dtype, n) in enumerate(shapes)]]
+    assert_same_steps(portopt.Nadam(clipnorm=0.5, clipvalue=0.01), params, gradients)
+
+
+@pytest.mark.usefixtures("backend")
+def test_step_in_place_on_strided_arrays_writes_them() -> None:
+    optimizer = portopt.Adam(0.1)
+    whole, gradient = ordinary((40, 30), "float32", 1), ordinary((30, 20), "float32", 2)
+    expected, _ = optimizer.apply(whole[::2].copy(), gradient.T.copy(), optimizer.init(whole[::2].copy()))
+    device = on_device(whole)
+    optimizer.apply_(device[::2], on_device(gradient).T, optimizer.init(device[::2]))
+    assert_same_bits(np.asarray(device)[::2], expected)
+    assert_same_bits(np.asarray(device)[1::2], whole[1::2])
+
+
+@pytest.mark.usefixtures("backend")
+def test_gradients_in_the_memory_of_parameters_are_read_before_they_are_overwritten() -> None:
+    optimizer = portopt.SGD(1.0, momentum=0.5)
+    data = ordinary((9000,), "float32", 1)
+    first, second, third = (data[a : a + 3000].copy() for a in (0, 10, 3000))
+    start = [first, third]
+    expected, _ = optimizer.apply(start, [second, first], optimizer.init(start))
+    device = on_device(data)
+    params, grads = [device[:3000], device[3000:6000]], [device[10:3010], device[:3000]]
+    optimizer.apply_(params, grads, optimizer.init([on_device(x) for x in start]))
+    for actual, wanted in zip(params, expected, strict=True):
+        assert_same_bits(np.asarray(actual), wanted)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_program_need_not_read_the_gradient(dtype: str) -> None:
+    assert_gradient_need_not_be_read(on_device, np.asarray, dtype)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("clipnorm", [None, 1.0])
+def test_capture_in_a_cuda_graph_is_refused_before_anything_changes(
+    clipnorm: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer, p = portopt.Adam(clipnorm=clipnorm), on_device(ordinary((10,), "float32", 1))
+    state, before = optimizer.init(p), np.array(p)
+    monkeypatch.setattr(HostStream, "captured", True)
+    for step in (optimizer.apply, optimizer.apply_):
+        with pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
+            step(p, on_device(before), state)
+        with portopt.interpreted(), pytest.raises(RuntimeError, match="cannot be captured in a CUDA graph"):
+            step(p, on_device(before), state)
+    monkeypatch.setattr(HostStream, "ptr", 0)
+    assert_same_bits(np.asarray(p), before)
+    optimizer.apply_(p, on_device(before), state)
+    assert np.any(np.asarray(p) != before)
+
+
+@pytest.mark.usefixtures("backend")
+def test_apply_leaves_inputs_untouched() -> None:
+    optimizer = portopt.Adam(clipnorm=0.1)
+    p, g = ordinary((100,), "float32", 1), ordinary((100,), "float32", 2)
+    device_p, device_g = on_device(p), on_device(g)
+    state = optimizer.init(device_p)
+    new, new_state = optimizer.apply(device_p, device_g, state)
+    assert_same_bits(np.asarray(device_p), p)
+    assert_same_bits(np.asarray(device_g), g)
+    assert not np.any(np.asarray(state.slots["m"]))
+    assert not np.shares_memory(new, device_p)
+    assert np.any(np.asarray(new_state.slots["m"]))
+
+
+@pytest.mark.usefixtures("backend")
+def test_hyperparameters_of_one_step_compile_nothing() -> None:
+    optimizer, p = portopt.Adam(clipnorm=1.0), on_device(ordinary((10,), "float32", 1))
+    state = optimizer.init(p)
+    optimizer.apply(p, p, state)
+    before = cupy_kernel._module.cache_info().misses
+    for rate in (0.5, 0.25):
+        optimizer.apply(p, p, state, learning_rate=rate, clipnorm=rate)
+    assert cupy_kernel._module.cache_info().misses == before
+
+
+# The norm -------------------------------------------------------------------------------------------------------
+
+
+def device_norm(gradients: list[Array], tmp_path: Path) -> float:
+    found = cupy_kernel.gradient_norm([on_device(g) for g in gradients], lambda: 0.0)
+    library = compile_on_host(
+        norm_source("float64")
+        + 'extern "C" __global__ void read(const GradientNorm *norm, double *result) { *result = norm_of(norm); }',
+        tmp_path,
+    )
+    result = np.zeros(1)
+    Kernel(library, "read")((1,), (1,), (found.words, on_view(result)))
+    return float(result[0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norm_has_the_bits_of_the_reference_in_any_order(backend: Any, dtype: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    spread = ordinary((20_000,), "float64", 2) * 10.0 ** rng.uniform(-4, 4, 20_000)
+    gradients = [spread[:7000].astype(numpy_dtype(dtype)), spread[7000:].astype(numpy_dtype(dtype))]
+    expected = reference_norm(gradients)
+    assert 0 < expected < np.inf
+    assert device_norm(gradients, tmp_path).hex() == expected.hex()
+    sums = [float(x) for x in np.asarray(cupy_kernel.gradient_norm(list(map(on_device, gradients)), float).words)[1:]]
+    assert sums == reference_sums(gradients)
+    assert dtype in ("float16", "bfloat16") or all(sums)
+    shuffled = [rng.permutation(g) for g in reversed(gradients)]
+    assert device_norm(shuffled, tmp_path).hex() == expected.hex()
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.0, -0.0], [2.0**-1022], [2.0**-1023], [2.0**1023, 2.0**-1022], [1.5 * 2.0**1023, 2.0**1023], [3.0, 4.0],
+        [np.inf, 1.0], [1.0, np.nan], [np.nan, -np.inf], [2.0**-540, 2.0**-560], [2.0**-511, 3 * 2.0**-512],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_norm_of_extreme_gradients(values: list[float], tmp_path: Path) -> None:
+    expected, actual = reference_norm([np.asarray(values)]), device_norm([np.asarray(values)], tmp_path)
+    assert (actual.hex() == expected.hex()) or (np.isnan(actual) and np.isnan(expected))
+
+
+# Scalars that need the norm -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_scalars_that_need_the_norm_have_the_bits_of_the_host(dtype: str, tmp_path: Path) -> None:
+    program = norm_program()
+    split = norm_dependence(program)
+    library = compile_on_host(
+        cuda_source(program, launch.kernel_key({"p": dtype, "g": dtype}, in_place=True)), tmp_path
+    )
+    for value in (0.25, 2.5, 37.0, 0.0, float("inf"), float("nan")):
+        inputs = {"gradient_norm": value, "t": 5, "learning_rate": 0.3}
+        finite = 0 < value < np.inf
+        # norm = u sqrt(Q1), and u is the power of two in the first word.
+        unit = 2.0 ** np.floor(np.log2(value)) if finite else 1.0
+        norm = np.asarray([unit if finite else value, (value / unit) ** 2, 0.0, 0.0])
+        results = np.zeros(len(split.rounded_on_device), dtype)
+        values = split.host_scalars(inputs)
+        given = [cupy_kernel._scalar(values[i]) for i in split.given]
+        Kernel(library, "scalars_of_norm")((1,), (1,), (on_view(norm), *given, on_view(results)))
+        expected = evaluate_scalars(expand_elementary(program), HOST, inputs)
+        wanted = [round_scalar(float(expected[j]), dtype) for _, j in split.rounded_on_device]
+        assert len(wanted) == 18
+        assert_same_bits(results, np.asarray(wanted, dtype), f"norm {value}")
+
+
+@each_case
+def test_the_host_waits_for_no_scalar(rule: type[portopt.Optimizer], clipped: bool) -> None:
+    split = norm_dependence(optimizer_of(rule, clipped).program())
+    assert [split.program.ops[i].label for i in split.given] == (["clipnorm"] if clipped else [])
+    assert len(split.rounded_on_device) == clipped
+    assert not any(split.needs_norm(i) for i in split.program.scalar_outputs.values())
+
+
+def test_cupy_widens_subnormals_exactly() -> None:
+    words = random_words((4000,), "float32", 7)
+    subnormal = np.arange(1, 0x00800000, 9973, dtype=np.uint32)
+    edges = np.array([0, 1, 0x007FFFFF, 0x00800000, 0x7F800000, 0x7FC00000, 0x3F800000], np.uint32)
+    x = np.concatenate([words.view(np.uint32), subnormal, edges]).view(np.float32)
+    x = np.concatenate([x, -x])
+    with np.errstate(invalid="ignore"):
+        assert_same_bits(widened(np, x), x.astype(np.float64))
+        assert_same_bits(widened(np, x[1]), x[1].astype(np.float64))
+
+
+class ZeroFillingCupy:
+    """As CuPy does it: arrays without axes are filled, and zeros are bytes."""
+
+    @staticmethod
+    def array(x: Array) -> Array:
+        return np.zeros_like(x) if x.ndim == 0 and x == 0 else np.array(x)
+
+    @staticmethod
+    def full(shape: tuple[int, ...], value: float, dtype: str) -> Array:
+        return np.full(shape, value + 0.0 if value else 0.0, dtype)
+
+    negative = staticmethod(np.negative)
+
+
+def test_cupy_keeps_the_sign_of_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = CupyBackend()
+    monkeypatch.setattr(CupyBackend, "_cupy", ZeroFillingCupy)
+    monkeypatch.setattr(CupyBackend, "devices", lambda self: {"cuda:0": None})
+    monkeypatch.setattr(ZeroFillingCupy, "cuda", SimpleNamespace(Device=HostDevice), raising=False)
+    zero = np.asarray(-0.0, np.float32)
+    like = zero.view(HostArray)
+    found = (
+        backend.from_numpy(zero, "cuda"),
+        backend.rounded_scalar(-0.0, "float32", like),
+        backend.full(like, -0.0, "float32"),
+    )
+    for array in found:
+        assert_same_bits(array, zero)
+    assert_same_bits(backend.full(like, 0.0, "float32"), np.asarray(0.0, np.float32))
+    assert_same_bits(backend.rounded_scalar(0.1, "float32", like), np.asarray(0.1, np.float32))

@@ -1,0 +1,218 @@
+"""The threads of large steps: how many there are changes no bit, and they outlive a fork and torch's own threads."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.bits import assert_same_bits
+from support.processes import run_script
+
+import portopt
+from portopt.kernels.host import threads
+from portopt.kernels.host.cgroups import cpu_quota
+
+SIZE = 4 * threads.ELEMENTS_PER_THREAD + 1
+
+
+@pytest.fixture(autouse=True)
+def _restore_threads() -> Iterator[None]:
+    yield
+    portopt.set_num_threads(None)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.0, True, "2"])
+def test_the_number_of_threads_must_be_a_positive_integer(count: object) -> None:
+    message = re.escape(f"the number of threads must be an integer of at least 1 or None, but {count!r} was given")
+    with pytest.raises(ValueError, match=message):
+        portopt.set_num_threads(count)  # type: ignore[arg-type]  # what is tested
+
+
+def test_the_environment_sets_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PORTOPT_NUM_THREADS", "7")
+    assert portopt.get_num_threads() == 7
+    portopt.set_num_threads(2)
+    assert portopt.get_num_threads() == 2
+    portopt.set_num_threads(None)
+    for nonsense in ("0", "-1", "many", "", "²"):
+        monkeypatch.setenv("PORTOPT_NUM_THREADS", nonsense)
+        assert portopt.get_num_threads() >= 1
+
+
+V1 = "30 1 0:1 {root} {point} rw - cgroup cgroup rw,cpu,cpuacct\n"
+V2 = "31 1 0:2 {root} {point} rw,nosuid shared:9 - cgroup2 cgroup2 rw\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"cgroup": "0::/\n", "mountinfo": V2.format(root="/", point="/sys/fs/cgroup")}, None),
+        (
+            {
+                "cgroup": "0::/\n",
+                "mountinfo": V2.format(root="/", point="/sys/fs/cgroup"),
+                "/sys/fs/cgroup/cpu.max": "150000 100000",
+            },
+            1.5,
+        ),
+        (
+            {
+                "cgroup": "0::/\n",
+                "mountinfo": V2.format(root="/", point="/sys/fs/cgroup"),
+                "/sys/fs/cgroup/cpu.max": "max 100000",
+            },
+            None,
+        ),
+        (  # the group around it has less
+            {
+                "cgroup": "0::/outer/inner\n",
+                "mountinfo": V2.format(root="/", point="/cg\\0402"),
+                "/cg 2/outer/inner/cpu.max": "400000 100000",
+                "/cg 2/outer/cpu.max": "200000 100000",
+                "/cg 2/cpu.max": "max 100000",
+            },
+            2.0,
+        ),
+        (  # version 1, in a container that sees its own group as the root of the mount
+            {
+                "cgroup": "12:memory:/docker/1\n4:cpu,cpuacct:/docker/1\n0::/docker/1\n",
+                "mountinfo": V1.format(root="/docker/1", point="/sys/fs/cgroup/cpu"),
+                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000\n",
+                "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            0.5,
+        ),
+        (  # a group that the mount does not show
+            {
+                "cgroup": "4:cpu:/elsewhere\n0::/../../x\n",
+                "mountinfo": V1.format(root="/docker/1", point="/one") + V2.format(root="/", point="/two"),
+                "/one/cpu.cfs_quota_us": "300000",
+                "/one/cpu.cfs_period_us": "100000",
+                "/two/cpu.max": "700000 100000",
+            },
+            3.0,
+        ),
+        (
+            {
+                "cgroup": "4:cpu:/\n",
+                "mountinfo": V1.format(root="/", point="/one"),
+                "/one/cpu.cfs_quota_us": "-1",
+                "/one/cpu.cfs_period_us": "100000",
+            },
+            None,
+        ),
+    ],
+    ids=["no files", "no limit file", "1.5", "max", "nested", "version 1", "hidden groups", "version 1 without limit"],
+)
+def test_quota_of_the_control_group(files: dict[str, str], expected: float | None, tmp_path: Path) -> None:
+    for name, content in files.items():
+        path = tmp_path / (name[1:] if name.startswith("/") else f"proc/self/{name}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert cpu_quota(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    "nonsense", ["", "\n", "\0\xff", "0::", "a b c", "1 2", "0 100000", "100000 0", "-5 -5", "9" * 5000 + " 1"]
+)
+def test_nonsense_in_the_files_of_a_control_group_limits_nothing(nonsense: str, tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "cg").mkdir()
+    for cgroup in (nonsense, "0::/"):
+        for mountinfo in (nonsense, f"{nonsense} - cgroup2\n" + V2.format(root="/", point="/cg")):
+            (tmp_path / "proc/self/cgroup").write_text(cgroup, encoding="latin-1")
+            (tmp_path / "proc/self/mountinfo").write_text(mountinfo, encoding="latin-1")
+            (tmp_path / "cg/cpu.max").write_text(nonsense if nonsense != "1 2" else "1 b", encoding="latin-1")
+            assert cpu_quota(tmp_path) is None
+    (tmp_path / "cg/cpu.max").unlink()
+    (tmp_path / "cg/cpu.max").mkdir()
+    assert cpu_quota(tmp_path) is None
+
+
+def test_threads_are_no_more_than_the_control_group_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PORTOPT_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    for quota, expected in ((None, 64), (0.25, 1), (1.0, 1), (2.5, 3), (100.0, 64)):
+        monkeypatch.setattr(threads, "_quota", lambda quota=quota: quota)
+        assert portopt.get_num_threads() == expected
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 16])
+@pytest.mark.parametrize("total", [0, 1, SIZE - 1, SIZE, 10 * SIZE + 7])
+def test_each_element_is_in_one_range(total: int, count: int) -> None:
+    portopt.set_num_threads(count)
+    ranges = threads.ranges(total)
+    assert 1 <= len(ranges) <= count
+    assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
+    assert ranges[-1][1] == total
+
+
+def split(work: Callable[[int, int], object]) -> None:
+    """Call `work` with the range of each thread's record."""
+    part = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)(
+        lambda record, _: int(work(record[3], record[4]) is None)
+    )
+    threads.split(threads.address_of(part), threads.make_records(SIZE, (0,)), threads.HEAD + 1)
+
+
+def test_large_work_is_done_by_several_threads() -> None:
+    portopt.set_num_threads(2)
+    both = threading.Barrier(2, timeout=600)
+    split(lambda start, stop: both.wait())
+
+
+@pytest.mark.parametrize("functions", [(0, 0), None], ids=["none here", "none left"])
+def test_without_threads_the_caller_does_all(
+    functions: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)(lambda *_: errno.EAGAIN)
+    functions = functions or (threads.address_of(create), 0)
+    monkeypatch.setattr(threads, "thread_functions", lambda: functions)
+    portopt.set_num_threads(4)
+    done: list[tuple[int, int, int]] = []
+    split(lambda start, stop: done.append((start, stop, threading.get_ident())))
+    assert [(start, stop) for start, stop, _ in done] == threads.ranges(SIZE)
+    assert len(done) == 4
+    assert {thread for *_, thread in done} == {threading.get_ident()}
+
+
+def one_step(w: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    optimizer = portopt.Adam(0.1)
+    return torch.as_tensor(optimizer.apply(w, g, optimizer.init(w))[0])
+
+
+def test_steps_alternate_with_the_threads_of_torch() -> None:
+    w, g = torch.linspace(-1, 1, SIZE), torch.linspace(2, -3, SIZE)
+    portopt.set_num_threads(1)
+    expected = one_step(w, g).numpy()
+    portopt.set_num_threads(3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(5):
+            assert_same_bits(one_step(w + 0, g * 1).numpy(), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_steps_go_on_in_a_forked_process(library: str) -> None:
+    printed = run_script("forked_steps", library)
+    w, g = np.linspace(-1, 1, SIZE, dtype=np.float32), np.linspace(2, -3, SIZE, dtype=np.float32)
+    optimizer = portopt.Adam(0.1)
+    state = optimizer.init(w)
+    portopt.set_num_threads(1)
+    for _ in range(3):
+        state = optimizer.apply_(w, g, state)
+    assert printed.split() == [hashlib.sha256(w.tobytes()).hexdigest()] * 3

@@ -1,0 +1,648 @@
+"""From a rule's code to a program: its text, what it may hold, its canonical form, and rules of a user's own."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import array_api_strict
+import numpy as np
+import pytest
+from support.bits import assert_same_bits, ordinary, random_words
+from support.libraries import LIBRARIES, RUNS, Library, Run, steps
+from support.processes import side_by_side
+
+import portopt
+from portopt import UnsupportedOperationError
+from portopt.program import ARRAY_OPERATIONS, Kind
+from portopt.program.tracing import SUPPORTED
+
+Update = Callable[..., Any]
+
+
+def rule(update: Update, slots: tuple[str, ...] = (), coefficients: Update | None = None) -> portopt.Optimizer:
+    """Return an optimizer whose `update` is a function of `xp, p, g, slots, c`; a bare result has no slots."""
+
+    def method(self: Any, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        result = update(xp, p, g, slots, c)
+        return result if isinstance(result, tuple) else (result, {})
+
+    members: dict[str, Any] = {"update": method, "slots": slots}
+    if coefficients is not None:
+        members["coefficients"] = coefficients
+    custom: portopt.Optimizer = type("Custom", (portopt.Optimizer,), members)()
+    return custom
+
+
+def text(update: Update, **more: Any) -> list[str]:
+    """Return the lines of the program that compute or store, without their indentation."""
+    lines = str(rule(update, **more).program()).splitlines()
+    return [line.strip() for line in lines if line.startswith("    ")]
+
+
+# What a program looks like
+
+
+def test_program_text_of_adagrad() -> None:
+    assert str(portopt.Adagrad(decay=0.1, clipvalue=1.0).program()) == (
+        """\
+program Adagrad
+  scalars, float64, given learning_rate, clipvalue, epsilon, decay, t
+    s0 = negative(clipvalue)
+    s1 = t - 1
+    s2 = decay * s1
+    s3 = 1 + s2
+    s4 = 1 / s3
+    s5 = learning_rate * s4
+  arrays, compute dtype, loaded p, g, accumulator
+    a0 = round(s0)
+    a1 = a0 <= g
+    a2 = g == g
+    a3 = logical_not(a2)
+    a4 = a1 | a3
+    a5 = where(a4, g, a0)
+    a6 = round(clipvalue)
+    a7 = a5 <= a6
+    a8 = a5 == a5
+    a9 = logical_not(a8)
+    a10 = a7 | a9
+    a11 = where(a10, a5, a6)
+    a12 = a11 * a11
+    a13 = accumulator + a12
+    a14 = round(s5)
+    a15 = a14 * a11
+    a16 = sqrt(a13)
+    a17 = round(epsilon)
+    a18 = a16 + a17
+    a19 = a15 / a18
+    a20 = p - a19
+    store p <- a20
+    store accumulator <- a13"""
+    )
+
+
+def test_program_lists_scalars_of_the_state_among_its_outputs() -> None:
+    program = portopt.Nadam().program()
+    assert program.scalar_outputs.keys() == {"m_schedule"}
+    assert "    m_schedule <- s11" in str(program).splitlines()
+
+
+def test_program_tells_its_inputs() -> None:
+    program = portopt.Adam(clipnorm=1.0).program()
+    assert program.array_inputs == ("p", "g", "m", "v")
+    assert set(program.scalar_inputs) == {
+        "learning_rate",
+        "beta_1",
+        "beta_2",
+        "epsilon",
+        "clipnorm",
+        "gradient_norm",
+        "t",
+    }
+    assert program.uses_gradient_norm
+    assert not portopt.Adam().program().uses_gradient_norm
+
+
+@pytest.mark.parametrize("kind", portopt.RULES)
+def test_program_holds_only_the_operations_of_the_contract(kind: type[portopt.Optimizer]) -> None:
+    program = kind(clipnorm=1.0, clipvalue=1.0).program()
+    for i, op in enumerate(program.ops):
+        assert op.kind.is_scalar or op.name in ARRAY_OPERATIONS
+        assert all(j < i for j in op.args), "each operation stands after its operands"
+
+
+def test_program_is_traced_once_for_each_set_of_features() -> None:
+    optimizer = portopt.SGD()
+    assert optimizer.program() is optimizer.program()
+    assert optimizer.program({"momentum": 0.5}) is optimizer.program({"momentum": 0.9})
+    assert optimizer.program({"momentum": 0.5}) is not optimizer.program()
+
+
+# Canonical form
+
+
+def test_array_over_scalar_is_a_product_with_the_reciprocal() -> None:
+    assert text(lambda xp, p, g, slots, c: p - g / c.lr) == [
+        "s0 = 1.0 / learning_rate",
+        "a0 = round(s0)",
+        "a1 = g * a0",
+        "a2 = p - a1",
+        "store p <- a2",
+    ]
+    assert text(lambda xp, p, g, slots, c: g / 3)[:2] == ["s0 = 1.0 / 3.0", "a0 = round(s0)"]
+
+
+def test_scalar_over_array_and_array_over_array_stay_divisions() -> None:
+    assert "a1 = a0 / g" in text(lambda xp, p, g, slots, c: c.lr / g)
+    assert "a0 = p / g" in text(lambda xp, p, g, slots, c: p / g)
+
+
+def test_scalar_is_rounded_once_where_it_meets_an_array() -> None:
+    assert text(lambda xp, p, g, slots, c: p - 2 * c.lr * g - 2 * c.lr * p) == [
+        "s0 = 2 * learning_rate",
+        "a0 = round(s0)",
+        "a1 = a0 * g",
+        "a2 = p - a1",
+        "a3 = a0 * p",
+        "a4 = a2 - a3",
+        "store p <- a4",
+    ]
+
+
+def test_maximum_and_minimum_are_comparisons() -> None:
+    assert text(lambda xp, p, g, slots, c: xp.maximum(p, g)) == [
+        "a0 = g <= p",
+        "a1 = p == p",
+        "a2 = logical_not(a1)",
+        "a3 = a0 | a2",
+        "a4 = where(a3, p, g)",
+        "store p <- a4",
+    ]
+    assert text(lambda xp, p, g, slots, c: xp.minimum(p, g))[0] == "a0 = p <= g"
+
+
+def test_sign_is_comparisons() -> None:
+    assert text(lambda xp, p, g, slots, c: xp.sign(g)) == [
+        "a0 = round(0.0)",
+        "a1 = g < a0",
+        "a2 = round(-1.0)",
+        "a3 = where(a1, a2, g)",
+        "a4 = a0 < g",
+        "a5 = round(1.0)",
+        "a6 = where(a4, a5, a3)",
+        "store p <- a6",
+    ]
+
+
+def test_what_no_output_needs_is_gone() -> None:
+    def update(xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        xp.sqrt(g) + c.unused
+        return p - g
+
+    def coefficients(self: Any, t: Any) -> Mapping[str, Any]:
+        return {"unused": self.learning_rate_at(t) ** t}
+
+    program = rule(update, coefficients=coefficients).program()
+    assert text(update, coefficients=coefficients) == ["a0 = p - g", "store p <- a0"]
+    assert program.scalar_inputs == ()
+
+
+def test_equal_operations_are_one() -> None:
+    program = rule(lambda xp, p, g, slots, c: xp.sqrt(xp.square(g)) - g * g).program()
+    assert [op.name for op in program.ops if op.kind is Kind.ARRAY and op.name != "load"] == [
+        "multiply",
+        "sqrt",
+        "subtract",
+    ]
+
+
+def test_zeros_of_both_signs_are_two_constants() -> None:
+    lines = text(lambda xp, p, g, slots, c: xp.where(p < g, p * 0.0, p * -0.0))
+    assert {"a1 = round(0.0)", "a3 = round(-0.0)"} <= set(lines)
+
+
+@pytest.mark.parametrize(
+    ("exponent", "lines"),
+    [
+        (1, ["store p <- g"]),
+        (2, ["a0 = g * g", "store p <- a0"]),
+        (3, ["a0 = g * g", "a1 = g * a0", "store p <- a1"]),
+        (4.0, ["a0 = g * g", "a1 = a0 * a0", "store p <- a1"]),
+        (6, ["a0 = g * g", "a1 = a0 * a0", "a2 = a0 * a1", "store p <- a2"]),
+    ],
+)
+def test_integer_power_is_repeated_products(exponent: float, lines: list[str]) -> None:
+    assert text(lambda xp, p, g, slots, c: g**exponent) == lines
+    assert text(lambda xp, p, g, slots, c: xp.pow(g, exponent)) == lines
+
+
+# What every operation means, on every library
+
+SPECIAL = np.asarray(
+    [0.0, -0.0, 1.0, -1.0, 2.5, -2.5, np.inf, -np.inf, np.nan, 2.0**-126, -(2.0**-126), 3e38, 1e-20], np.float32
+)
+LEFT, RIGHT = (np.ascontiguousarray(x) for x in np.meshgrid(SPECIAL, SPECIAL, indexing="ij"))
+
+
+def choose(left: float, right: float, wins: bool) -> float:
+    return left if left != left or wins else right
+
+
+MEANING: dict[str, tuple[Update, Callable[[float, float], float]]] = {
+    "maximum": (lambda xp, p, g: xp.maximum(p, g), lambda a, b: choose(a, b, b <= a)),
+    "minimum": (lambda xp, p, g: xp.minimum(p, g), lambda a, b: choose(a, b, a <= b)),
+    "sign": (lambda xp, p, g: xp.sign(p), lambda a, b: 1.0 if a > 0 else -1.0 if a < 0 else a),
+    "clip": (
+        lambda xp, p, g: xp.clip(p, -1.0, 1.0),
+        lambda a, b: a if a != a else 1.0 if a > 1 else -1.0 if a < -1 else a,
+    ),
+    "clip below": (lambda xp, p, g: xp.clip(p, min=0.5), lambda a, b: a if a != a or a >= 0.5 else 0.5),
+    "clip above": (lambda xp, p, g: xp.clip(p, max=0.5), lambda a, b: a if a != a or a <= 0.5 else 0.5),
+    "abs": (lambda xp, p, g: abs(p), lambda a, b: abs(a)),
+    "negative": (lambda xp, p, g: -p, lambda a, b: -a),
+    "positive": (lambda xp, p, g: +p, lambda a, b: a),
+    "less": (lambda xp, p, g: xp.where(p < g, p, g), lambda a, b: a if a < b else b),
+    "greater": (lambda xp, p, g: xp.where(p > g, p, g), lambda a, b: a if a > b else b),
+    "less_equal": (lambda xp, p, g: xp.where(p <= g, p, g), lambda a, b: a if a <= b else b),
+    "greater_equal": (lambda xp, p, g: xp.where(p >= g, p, g), lambda a, b: a if a >= b else b),
+    "equal": (lambda xp, p, g: xp.where(p == g, p, g), lambda a, b: a if a == b else b),
+    "not_equal": (lambda xp, p, g: xp.where(p != g, p, g), lambda a, b: a if a != b else b),
+    "and": (lambda xp, p, g: xp.where((p < g) & (g < 1), p, g), lambda a, b: a if a < b and b < 1 else b),
+    "or": (lambda xp, p, g: xp.where((p < g) | (g < 1), p, g), lambda a, b: a if a < b or b < 1 else b),
+    "not": (lambda xp, p, g: xp.where(~(p < g), p, g), lambda a, b: b if a < b else a),
+    "isnan": (lambda xp, p, g: xp.where(xp.isnan(p), g, p), lambda a, b: b if a != a else a),
+    "zeros_like": (lambda xp, p, g: xp.where(p < g, xp.zeros_like(p), g), lambda a, b: 0.0 if a < b else b),
+    "ones_like": (lambda xp, p, g: xp.where(p < g, xp.ones_like(p), g), lambda a, b: 1.0 if a < b else b),
+    "full_like": (lambda xp, p, g: xp.where(p < g, xp.full_like(p, 2.5), g), lambda a, b: 2.5 if a < b else b),
+    "constant result": (lambda xp, p, g: xp.ones_like(p), lambda a, b: 1.0),
+}
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_operations_mean_the_same_on_every_library(run: Run) -> None:
+    """One program does all of them, and leaves each result in a slot of its own."""
+    names = {name: name.replace(" ", "_") for name in MEANING}
+
+    def update(xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return p, {slot: MEANING[name][0](xp, p, g) for name, slot in names.items()}
+
+    _, state = steps(run, rule(update, slots=tuple(names.values())), LEFT, [RIGHT], "float32")
+    for name, slot in names.items():
+        meaning = MEANING[name][1]
+        expected = np.asarray([[meaning(a, b) for b in SPECIAL.tolist()] for a in SPECIAL.tolist()], np.float32)
+        assert_same_bits(state.slots[slot], expected, name)
+
+
+def test_functions_and_operators_record_the_same() -> None:
+    pairs: list[tuple[Update, Update]] = [
+        (lambda xp, p, g: p + g, lambda xp, p, g: xp.add(p, g)),
+        (lambda xp, p, g: p - g, lambda xp, p, g: xp.subtract(p, g)),
+        (lambda xp, p, g: p * g, lambda xp, p, g: xp.multiply(p, g)),
+        (lambda xp, p, g: p / g, lambda xp, p, g: xp.divide(p, g)),
+        (lambda xp, p, g: -p, lambda xp, p, g: xp.negative(p)),
+        (lambda xp, p, g: +p, lambda xp, p, g: xp.positive(p)),
+        (lambda xp, p, g: abs(p), lambda xp, p, g: xp.abs(p)),
+        (lambda xp, p, g: p * p, lambda xp, p, g: xp.square(p)),
+        (lambda xp, p, g: xp.where(p < g, p, g), lambda xp, p, g: xp.where(xp.less(p, g), p, g)),
+        (lambda xp, p, g: xp.where(p <= g, p, g), lambda xp, p, g: xp.where(xp.less_equal(p, g), p, g)),
+        (lambda xp, p, g: xp.where(p > g, p, g), lambda xp, p, g: xp.where(xp.greater(p, g), p, g)),
+        (lambda xp, p, g: xp.where(p >= g, p, g), lambda xp, p, g: xp.where(xp.greater_equal(p, g), p, g)),
+        (lambda xp, p, g: xp.where(p == g, p, g), lambda xp, p, g: xp.where(xp.equal(p, g), p, g)),
+        (lambda xp, p, g: xp.where(p != g, p, g), lambda xp, p, g: xp.where(xp.not_equal(p, g), p, g)),
+        (
+            lambda xp, p, g: xp.where((p < 1) & ~(g < 1) | (p == 1), p, g),
+            lambda xp, p, g: xp.where(xp.logical_or(xp.logical_and(p < 1, xp.logical_not(g < 1)), p == 1), p, g),
+        ),
+    ]
+    for operators, functions in pairs:
+        one, other = (rule(lambda xp, p, g, slots, c, f=f: f(xp, p, g)).program() for f in (operators, functions))
+        assert one == other
+
+
+# What a rule may not do
+
+
+def refused(update: Update, **more: Any) -> str:
+    with pytest.raises(UnsupportedOperationError) as caught:
+        rule(update, **more).program()
+    assert isinstance(caught.value, TypeError)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["exp", "sum", "matmul", "linalg", "float32", "mean", "reciprocal"])
+def test_unsupported_function_is_named_and_the_supported_are_listed(name: str) -> None:
+    message = refused(lambda xp, p, g, slots, c: getattr(xp, name)(g))
+    assert message.startswith(f"a rule used xp.{name}, which programs cannot hold; supported are xp.abs, xp.add, ")
+    for supported in SUPPORTED:
+        assert f"xp.{supported}" in message
+    assert "the operators + - * / **" in message
+
+
+@pytest.mark.parametrize("name", ["shape", "T", "dtype", "sum", "astype", "ndim"])
+def test_array_attribute_is_refused(name: str) -> None:
+    message = refused(lambda xp, p, g, slots, c: getattr(g, name))
+    assert message.startswith(f"a rule used the array attribute .{name}, which programs cannot hold")
+    assert "supported are the operators + - * / **" in message
+    assert "xp.sqrt" in message
+
+
+@pytest.mark.parametrize(
+    ("symbol", "use"),
+    [
+        ("//", lambda xp, g: g // 2),
+        ("%", lambda xp, g: g % 2),
+        ("**", lambda xp, g: 2**g),
+        ("@", lambda xp, g: g @ g),
+        ("[", lambda xp, g: g[0]),
+        ("float", lambda xp, g: float(g)),
+        ("iter", lambda xp, g: list(g)),
+        ("len", lambda xp, g: len(g)),
+    ],
+)
+def test_other_python_operations_are_refused(symbol: str, use: Update) -> None:
+    message = refused(lambda xp, p, g, slots, c: use(xp, g))
+    assert symbol in message
+    assert "supported are" in message
+
+
+def test_if_on_an_array_is_refused() -> None:
+    message = refused(lambda xp, p, g, slots, c: p if g > 0 else g)
+    assert message == (
+        "a rule asked for the truth value of an array while it was traced: use xp.where(condition, a, b) in place of `if`"
+    )
+
+
+@pytest.mark.parametrize(
+    "use",
+    [lambda lr: 1 if lr > 0.5 else 2, float, int, lambda lr: [1, 2][lr], lambda lr: math_sqrt(lr)],
+    ids=["if", "float", "int", "index", "math"],
+)
+def test_value_of_a_scalar_cannot_be_asked_for(use: Callable[[Any], Any]) -> None:
+    def coefficients(self: Any, t: Any) -> Mapping[str, Any]:
+        return {"factor": use(self.learning_rate)}
+
+    message = refused(lambda xp, p, g, slots, c: c.factor * g, coefficients=coefficients)
+    assert message.startswith("a rule asked for the value of a scalar while it was traced")
+    assert "use portopt.scalars (where, sqrt, exp, log, cos, minimum, maximum)" in message
+
+
+def math_sqrt(x: Any) -> float:
+    import math
+
+    return math.sqrt(x)
+
+
+def test_numpy_on_an_array_is_refused() -> None:
+    message = refused(lambda xp, p, g, slots, c: np.asarray(g))
+    assert message == (
+        "a rule called NumPy on an array: use the functions of its argument `xp`, so that it runs on every array library"
+    )
+
+
+def test_function_without_an_array_is_refused() -> None:
+    message = refused(lambda xp, p, g, slots, c: g * xp.sqrt(2.0))
+    assert message == "xp.sqrt was called without an array: on scalars use the functions of portopt.scalars"
+
+
+@pytest.mark.parametrize("exponent", [0, -1, 0.5, True, 2.5, float("nan"), "2"], ids=repr)
+def test_power_that_is_no_positive_integer_is_refused(exponent: Any) -> None:
+    message = refused(lambda xp, p, g, slots, c: g**exponent)
+    assert message == (
+        f"a rule raised an array to the power {exponent!r}: allowed are positive integers, as repeated products; "
+        "use xp.sqrt for a root and a division for a negative power"
+    )
+
+
+@pytest.mark.parametrize("value", ["1", None, 1j, [1.0], {"a": 1}], ids=repr)
+def test_array_combined_with_something_else_is_refused(value: object) -> None:
+    message = refused(lambda xp, p, g, slots, c: g + value)
+    assert message == (
+        f"a rule combined an array with {value!r} of type {type(value).__name__}: allowed are the parameter, its gradient and "
+        "slots, coefficients, hyperparameters and Python numbers"
+    )
+    assert refused(lambda xp, p, g, slots, c: (value, {})) == message
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        lambda xp, p, g: (g > 0) * g,
+        lambda xp, p, g: xp.sqrt(g > 0),
+        lambda xp, p, g: xp.where(g, p, g),
+        lambda xp, p, g: xp.where(~g, p, g),
+        lambda xp, p, g: xp.where((g > 0) & p, p, g),
+        lambda xp, p, g: g > 0,
+    ],
+    ids=["times a mask", "root of a mask", "where an array", "not an array", "and an array", "a mask as result"],
+)
+def test_masks_and_arrays_do_not_mix(update: Update) -> None:
+    assert "mask" in refused(lambda xp, p, g, slots, c: update(xp, p, g))
+
+
+@pytest.mark.parametrize(
+    ("returned", "missing", "unknown"),
+    [
+        ({}, "['m', 'v']", "[]"),
+        ({"m": 0.0}, "['v']", "[]"),
+        ({"m": 0.0, "v": 0.0, "w": 0.0}, "[]", "['w']"),
+        ({"m": 0.0, "velocity": 0.0}, "['v']", "['velocity']"),
+    ],
+)
+def test_slots_that_do_not_fit_are_refused(returned: dict[str, float], missing: str, unknown: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  # the message is compared as a whole
+        rule(lambda xp, p, g, slots, c: (p, returned), slots=("m", "v")).program()
+    assert str(caught.value) == (
+        f"Custom.update must return a new value for each of its slots ['m', 'v']: missing {missing}, unknown {unknown}"
+    )
+
+
+@pytest.mark.parametrize("name", ["p", "g"])
+def test_slot_cannot_be_called_like_the_parameter_or_the_gradient(name: str) -> None:
+    with pytest.raises(ValueError, match=f"Custom.*slot.*'{name}'"):
+        rule(lambda xp, p, g, slots, c: (p, {name: g}), slots=(name,)).program()
+
+
+def test_rule_without_update_says_so() -> None:
+    class Nothing(portopt.Optimizer):
+        pass
+
+    with pytest.raises(NotImplementedError, match=r"Nothing must define update\(self, xp, p, g, slots, c\)"):
+        Nothing().program()
+
+
+def test_unknown_slot_or_coefficient_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="velocity"):
+        rule(lambda xp, p, g, slots, c: slots.velocity, slots=("v",)).program()
+    with pytest.raises(AttributeError, match="rate"):
+        rule(lambda xp, p, g, slots, c: c.rate * g).program()
+
+
+def test_error_in_a_rule_leaves_the_arrays_alone() -> None:
+    optimizer = rule(lambda xp, p, g, slots, c: xp.exp(g))
+    p = np.ones(2)
+    with pytest.raises(UnsupportedOperationError):
+        optimizer.apply_(p, p, portopt.OptimizerState(0, {}))
+    assert_same_bits(p, np.ones(2))
+
+
+# Rules of a user's own
+
+
+class Everything(portopt.Optimizer):
+    """A rule that uses hyperparameters, an option, a scalar slot, schedules, and most of the supported functions."""
+
+    slots = ("m", "largest")
+    scalar_slots = {"product": 1.0}  # noqa: RUF012  # a mapping that nothing writes to
+
+    beta: float = portopt.hyperparameter(default=0.9, at_least=0, below=1)
+    weight_decay: float = portopt.hyperparameter(default=0.0, at_least=0, off=0.0)
+    delta: float = portopt.hyperparameter(default=1e-3, above=0)
+    signed: bool = portopt.option(default=False)
+
+    def coefficients(self, t: Any, product: Any) -> Mapping[str, Any]:
+        product = product * self.beta
+        warm = portopt.scalars.minimum(1.0, t / 5)
+        return {"lr": self.learning_rate_at(t) * warm, "correction": 1 - product, "product": product}
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+        if self.weight_decay:
+            g = g + self.weight_decay * p
+        m = self.beta * slots.m + (1 - self.beta) * g
+        largest = xp.maximum(0.5 * slots.largest, xp.abs(g))
+        mean = m / c.correction
+        direction = xp.sign(mean) if self.signed else mean / ((xp.sqrt(largest) + self.delta) + 1e-8)
+        direction = xp.where(xp.isnan(direction), xp.zeros_like(p), xp.clip(direction, -10, 10))
+        return p - c.lr * direction / 7, {"m": m, "largest": largest}
+
+
+CONFIGURATIONS = [
+    Everything(0.1),
+    Everything(0.1, signed=True),
+    Everything(portopt.schedules.CosineDecay(0.1, 30, warmup_steps=3), weight_decay=0.01, clipnorm=1.0, clipvalue=0.5),
+]
+
+
+@pytest.mark.parametrize("optimizer", CONFIGURATIONS, ids=["plain", "signed", "all on"])
+@pytest.mark.parametrize(
+    ("make", "dtype"), [(ordinary, "float64"), (random_words, "float32")], ids=["ordinary float64", "raw float32"]
+)
+@pytest.mark.parametrize("run", RUNS[1:], ids=str)
+def test_custom_rule_gives_the_same_bits_on_every_library(
+    run: Run, make: Any, dtype: str, optimizer: portopt.Optimizer
+) -> None:
+    params = {"a": make((40, 5), dtype, 1), "b": [make((7,), dtype, 2)]}
+    gradients = [{"a": make((40, 5), dtype, 10 + i), "b": [make((7,), dtype, 20 + i)]} for i in range(4)]
+    expected, expected_state = steps(RUNS[0], optimizer, params, gradients, dtype)
+    actual, actual_state = steps(run, optimizer, params, gradients, dtype)
+    assert actual_state.step == 4
+    assert actual_state.slots["product"] == expected_state.slots["product"] == 0.9 * (0.9 * 0.9 * 0.9)
+    for ours, theirs in (
+        (actual, expected),
+        *((actual_state.slots[n], expected_state.slots[n]) for n in optimizer.slots),
+    ):
+        assert_same_bits(ours["a"], theirs["a"], "a")
+        assert_same_bits(ours["b"][0], theirs["b"][0], "b")
+
+
+def test_custom_rule_computes_what_it_says() -> None:
+    optimizer = Everything(0.1)
+    p, state = np.asarray([1.0, -2.0]), optimizer.init(np.zeros(2))
+    g = np.asarray([0.5, -4.0])
+    p, state = optimizer.apply(p, g, state)
+    direction = g / (np.sqrt(np.abs(g)) + 1e-3 + 1e-8)
+    assert p == pytest.approx(np.asarray([1.0, -2.0]) - 0.1 * 0.2 * direction / 7, rel=1e-14)
+    assert state.slots["product"] == 0.9
+
+
+def test_custom_rule_has_all_the_conveniences() -> None:
+    assert Everything(lr=0.5, beta=0.25).get_config() == {
+        "learning_rate": 0.5, "beta": 0.25, "weight_decay": 0.0, "delta": 0.001, "signed": False,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"Everything beta must be in \[0, 1\), but 1.0 was given"):
+        Everything(beta=1.0)
+    with pytest.raises(TypeError, match="Everything got an unknown argument 'bta'; did you mean 'beta'"):
+        Everything(bta=0.5)  # type: ignore[call-arg]  # the error is the subject
+    optimizer = Everything()
+    weights = optimizer.get_weights(optimizer.init([np.zeros(3)]))
+    assert [w.shape for w in weights] == [(), (), (3,), (3,)]
+
+
+def test_scalar_slot_that_coefficients_do_not_return_stays() -> None:
+    class Keeping(portopt.Optimizer):
+        scalar_slots = {"kept": 0.25}  # noqa: RUF012  # a mapping that nothing writes to
+
+        def coefficients(self, t: Any, kept: Any) -> Mapping[str, Any]:
+            return {"factor": 2 * kept}
+
+        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+            return p - c.factor * g, {}
+
+    optimizer = Keeping()
+    p = np.zeros(1)
+    state = optimizer.init(p)
+    for place in (-0.5, -1.0):
+        p, state = optimizer.apply(p, np.ones(1), state)
+        assert p[0] == place
+        assert state.slots["kept"] == 0.25
+
+
+def test_rule_may_do_without_the_gradient_or_the_parameter() -> None:
+    for update, expected in ((lambda xp, p, g, slots, c: p * 2, 6.0), (lambda xp, p, g, slots, c: g * 2, 10.0)):
+        optimizer = rule(update)
+        assert optimizer.apply(np.asarray(3.0), np.asarray(5.0), optimizer.init(np.asarray(3.0)))[0] == expected
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_slots_may_have_any_name(run: Run) -> None:
+    names = ("first", "last", "a0", "a1", "new_p", "sqrt", "class", "lr", "t", "learning_rate", "out", "i")
+
+    def update(xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        old = vars(slots)
+        return p - xp.sqrt(c.lr + old["sqrt"]), {name: old[name] + k * g for k, name in enumerate(names)}
+
+    params, state = steps(
+        run, rule(update, names), np.ones(3, np.float32), [np.full(3, 0.5, np.float32)] * 2, "float32"
+    )
+    root = np.sqrt(np.float32(0.01)), np.sqrt(np.float32(0.01) + np.float32(2.5))
+    assert_same_bits(params, np.full(3, (np.float32(1) - root[0]) - root[1], np.float32))
+    for k, name in enumerate(names):
+        assert_same_bits(state.slots[name], np.full(3, k, np.float32), name)
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=str)
+def test_result_that_depends_on_no_array_has_the_shape_of_the_parameter(library: Library) -> None:
+    optimizer = rule(lambda xp, p, g, slots, c: c.lr + xp.zeros_like(p))
+    p = library.arrays(np.ones((2, 3), np.float32))
+    actual = library.numpy(optimizer.apply(p, p, optimizer.init(p))[0])
+    assert_same_bits(actual, np.full((2, 3), 0.01, np.float32))
+
+
+# `update` is plain array API code
+
+
+def strict(x: Any) -> Any:
+    return array_api_strict.asarray(np.asarray(x, np.float64))
+
+
+@pytest.mark.parametrize(
+    "optimizer", [*(kind() for kind in portopt.RULES), portopt.Adam(amsgrad=True), Everything()], ids=repr
+)
+def test_update_runs_as_written_on_strict_arrays(optimizer: portopt.Optimizer) -> None:
+    """Only the reciprocal of `array / scalar` and zero for subnormals tell the program from the code it was traced from."""
+    p, g = ordinary((6,), "float64", 1), ordinary((6,), "float64", 2)
+    slots = {name: np.abs(ordinary((6,), "float64", 3)) for name in optimizer.slots}
+    first_step: Any = 1  # a number will do for a scalar
+    c = dict(optimizer.coefficients(first_step, **optimizer.scalar_slots))
+    new_p, new_slots = optimizer.update(
+        array_api_strict,
+        strict(p),
+        strict(g),
+        SimpleNamespace(**{name: strict(slot) for name, slot in slots.items()}),
+        SimpleNamespace(**c),
+    )
+    state = portopt.OptimizerState(0, {**optimizer.scalar_slots, **slots})
+    expected, expected_state = optimizer.apply(p, g, state)
+    np.testing.assert_allclose(np.asarray(new_p), expected, rtol=1e-15, atol=1e-16)
+    for name in optimizer.slots:
+        np.testing.assert_allclose(np.asarray(new_slots[name]), expected_state.slots[name], rtol=1e-15)
+    for name in optimizer.scalar_slots:
+        assert c[name] == expected_state.slots[name]
+
+
+def test_pickled_program_has_its_hash_in_another_process(tmp_path: Path) -> None:
+    # Hashes of strings, and so of programs, differ between processes.
+    code = """
+import pickle, sys, portopt
+program, expected = pickle.load(open(sys.argv[1], "rb")), portopt.Adam().program()
+assert program == expected and hash(program) == hash(expected)
+"""
+    path, program = tmp_path / "program", portopt.Adam().program()
+    hash(program)
+    path.write_bytes(pickle.dumps(program))
+    seeds = [{"PYTHONHASHSEED": seed} for seed in ("1", "2")]
+    for done in side_by_side([[sys.executable, "-c", code, str(path)]] * 2, seeds):
+        assert done.returncode == 0, done.stderr

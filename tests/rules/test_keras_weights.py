@@ -1,0 +1,249 @@
+"""`get_weights` and `set_weights`: Keras's order and shapes, its older short lists, and resuming from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from support.bits import Array, assert_same_bits, ordinary
+from support.libraries import LIBRARIES, RUNS, Library, Run
+
+import portopt
+from portopt import OptimizerState
+
+each_rule = pytest.mark.parametrize("rule", portopt.RULES)
+each_library = pytest.mark.parametrize("library", LIBRARIES, ids=str)
+
+SHAPES = [(2, 3), (3,), ()]
+ORDER: dict[str, list[str | None]] = {
+    "SGD": ["moment"],
+    "RMSprop": ["accumulator"],
+    "Adagrad": ["accumulator"],
+    "Adadelta": ["accumulator", "delta_accumulator"],
+    "Adam": ["m", "v", None],
+    "Adamax": ["m", "u"],
+    "Nadam": ["m", "v"],
+}
+"""The slots in Keras's order; None stands for the `vhat` of shape (1,) that Adam without amsgrad has for each parameter."""
+
+
+def arrays(seed: int, dtype: str = "float32") -> list[Array]:
+    return [ordinary(shape, dtype, seed + i) for i, shape in enumerate(SHAPES)]
+
+
+def trained(
+    library: Library, optimizer: portopt.Optimizer, steps: int, dtype: str = "float32"
+) -> tuple[Any, OptimizerState]:
+    params = library.arrays(arrays(1, dtype))
+    state = optimizer.init(params)
+    for i in range(steps):
+        params, state = optimizer.apply(params, library.arrays(arrays(10 * i + 10, dtype)), state)
+    return params, state
+
+
+@each_library
+@each_rule
+def test_weights_are_in_the_order_of_keras(rule: type[portopt.Optimizer], library: Library) -> None:
+    optimizer = rule()
+    _, state = trained(library, optimizer, 2)
+    weights = optimizer.get_weights(state)
+    assert (weights[0].dtype, weights[0].shape, int(weights[0])) == (np.int64, (), 2)
+    rest = weights[1:]
+    if rule is portopt.Nadam:
+        assert (rest[0].dtype, rest[0].shape) == (np.float64, ())
+        assert float(rest[0]) == library.numpy_state(state, ("m_schedule",)).slots["m_schedule"]
+        rest = rest[1:]
+    assert len(rest) == len(ORDER[rule.__name__]) * len(SHAPES)
+    for k, name in enumerate(ORDER[rule.__name__]):
+        group = rest[k * len(SHAPES) : (k + 1) * len(SHAPES)]
+        for i, weight in enumerate(group):
+            assert isinstance(weight, np.ndarray)
+            if name is None:
+                assert_same_bits(weight, np.zeros(1, np.float32))
+            else:
+                assert_same_bits(weight, library.numpy(state.slots[name][i]), name)
+
+
+def test_amsgrad_has_full_maxima() -> None:
+    optimizer = portopt.Adam(amsgrad=True)
+    _, state = trained(LIBRARIES[0], optimizer, 2)
+    weights = optimizer.get_weights(state)
+    assert [w.shape for w in weights] == [(), *SHAPES * 3]
+    for i in range(len(SHAPES)):
+        assert_same_bits(weights[7 + i], state.slots["vhat"][i])
+
+
+@each_library
+def test_weights_are_copies(library: Library) -> None:
+    optimizer = portopt.Adagrad()
+    _, state = trained(library, optimizer, 1)
+    weights = optimizer.get_weights(state)
+    before = library.numpy(state.slots["accumulator"][0])
+    weights[1][...] = 77.0
+    assert_same_bits(library.numpy(state.slots["accumulator"][0]), before)
+    given = optimizer.get_weights(state)
+    again = optimizer.set_weights(state, given)
+    given[1][...] = 77.0
+    assert_same_bits(library.numpy(again.slots["accumulator"][0]), before)
+
+
+def test_parameters_are_in_the_order_of_the_tree() -> None:
+    optimizer = portopt.Adagrad()
+    params = {"b": np.zeros(2), "a": [np.zeros(3), np.zeros(4)], "c": None}
+    weights = optimizer.get_weights(optimizer.init(params))
+    assert [w.shape for w in weights] == [(), (3,), (4,), (2,)]
+
+
+@each_library
+@pytest.mark.parametrize("optimizer", [*(rule() for rule in portopt.RULES), portopt.Adam(amsgrad=True)], ids=repr)
+def test_weights_give_the_state_back(optimizer: portopt.Optimizer, library: Library) -> None:
+    params, state = trained(library, optimizer, 3)
+    again = optimizer.set_weights(optimizer.init(params), optimizer.get_weights(state))
+    assert type(again) is OptimizerState
+    assert type(again.step) is int
+    assert again.step == 3
+    ours, theirs = (library.numpy_state(s, tuple(optimizer.scalar_slots)) for s in (again, state))
+    for name in optimizer.slots:
+        for one, other in zip(ours.slots[name], theirs.slots[name], strict=True):
+            assert_same_bits(one, other)
+        for one, other in zip(again.slots[name], params, strict=True):
+            assert type(one) is type(other)
+    for name in optimizer.scalar_slots:
+        assert ours.slots[name] == theirs.slots[name]
+
+
+COMPILED = [run for run in RUNS if run.mode.compiled]
+"""One rule is enough where each costs seconds of compilation: the one with a scalar in its state."""
+
+
+@pytest.mark.parametrize(
+    ("rule", "run"),
+    [(rule, run) for rule in portopt.RULES for run in RUNS if run not in COMPILED or rule is portopt.Nadam],
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)
+def test_resumed_training_equals_uninterrupted_training(rule: type[portopt.Optimizer], run: Run) -> None:
+    library, optimizer = run.library, rule(0.1, clipnorm=1.0)
+    gradients = [library.arrays(arrays(10 * i + 10)) for i in range(4)]
+    start = library.arrays(arrays(1))
+    expected, expected_state = run.mode.many(optimizer, start, gradients, optimizer.init(start))
+
+    start = library.arrays(arrays(1))
+    params, state = run.mode.many(optimizer, start, gradients[:2], optimizer.init(start))
+    weights, saved = optimizer.get_weights(state), library.numpy(params)
+    params = library.arrays(saved)
+    restored = optimizer.set_weights(optimizer.init(params), weights)
+    params, state = run.mode.many(optimizer, params, gradients[2:], restored)
+    for one, other in zip(library.numpy(params), library.numpy(expected), strict=True):
+        assert_same_bits(one, other)
+    for one, other in zip(optimizer.get_weights(state), optimizer.get_weights(expected_state), strict=True):
+        assert_same_bits(one, other)
+
+
+@each_library
+def test_weights_of_one_library_go_on_in_another(library: Library) -> None:
+    optimizer = portopt.Nadam(0.1)
+    params, state = trained(library, optimizer, 2)
+    expected = optimizer.get_weights(trained(library, optimizer, 3)[1])
+    host = library.numpy(params)
+    resumed = optimizer.set_weights(optimizer.init(host), optimizer.get_weights(state))
+    _, resumed = optimizer.apply(host, arrays(30), resumed)
+    for one, other in zip(optimizer.get_weights(resumed), expected, strict=True):
+        assert_same_bits(one, other)
+
+
+@each_library
+def test_values_are_converted_to_the_dtype_of_the_slots(library: Library) -> None:
+    optimizer = portopt.Adagrad()
+    params = library.arrays([np.zeros(2, np.float32)])
+    state = optimizer.set_weights(optimizer.init(params), [np.asarray(5.0), np.asarray([0.1, 0.2])])
+    assert state.step == 5
+    assert_same_bits(library.numpy(state.slots["accumulator"][0]), np.asarray([0.1, 0.2], np.float32))
+    assert optimizer.set_weights(optimizer.init(params), [5, [1.0, 2.0]]).slots["accumulator"][0][1] == 2.0
+
+
+def test_scalar_of_float32_from_keras_is_taken() -> None:
+    optimizer = portopt.Nadam()
+    state = optimizer.init([np.zeros(2)])
+    weights = [np.int64(3), np.float32(0.25), np.zeros(2), np.ones(2)]
+    assert optimizer.set_weights(state, weights).slots["m_schedule"] == 0.25
+
+
+# Lists that Keras 2.2.4 wrote
+
+
+@each_library
+@pytest.mark.parametrize("rule", [portopt.RMSprop, portopt.Adagrad, portopt.Adadelta])
+def test_short_list_without_iterations_starts_at_zero(rule: type[portopt.Optimizer], library: Library) -> None:
+    optimizer = rule()
+    params, state = trained(library, optimizer, 2)
+    weights = optimizer.get_weights(state)
+    old = optimizer.set_weights(optimizer.init(params), weights[1:])
+    assert old.step == 0
+    for one, other in zip(optimizer.get_weights(old)[1:], weights[1:], strict=True):
+        assert_same_bits(one, other)
+
+
+@each_library
+def test_short_list_of_nadam_lacks_the_momentum_schedule(library: Library) -> None:
+    optimizer = portopt.Nadam()
+    params, state = trained(library, optimizer, 2)
+    weights = optimizer.get_weights(state)
+    old = optimizer.set_weights(optimizer.init(params), [weights[0], *weights[2:]])
+    assert old.step == 2
+    assert library.numpy_state(old, ("m_schedule",)).slots["m_schedule"] == 1.0
+    for one, other in zip(optimizer.get_weights(old)[2:], weights[2:], strict=True):
+        assert_same_bits(one, other)
+
+
+# Errors
+
+
+@each_rule
+def test_wrong_number_of_weights_is_refused(rule: type[portopt.Optimizer]) -> None:
+    optimizer = rule()
+    params, state = trained(LIBRARIES[0], optimizer, 1)
+    weights = optimizer.get_weights(state)
+    short = {"SGD": 1, "Adam": 1, "Adamax": 1}.get(rule.__name__, 2)
+    for wrong in ([], weights[short:], [*weights, weights[-1]]):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011  # the message is compared as a whole
+            optimizer.set_weights(optimizer.init(params), wrong)
+        assert str(caught.value) == (
+            f"{rule.__name__} has {len(weights)} weights for these parameters, but a list of {len(wrong)} was given; "
+            "it must come from get_weights of the same optimizer with parameters of the same shapes"
+        )
+
+
+def test_wrong_shape_is_refused_by_its_place() -> None:
+    optimizer = portopt.Adagrad()
+    state = optimizer.init([np.zeros(2), np.zeros(3)])
+    with pytest.raises(ValueError, match=r"^weight 2 must have shape \(3,\), but an array of shape \(2,\) was given$"):
+        optimizer.set_weights(state, [np.asarray(1), np.zeros(2), np.zeros(2)])
+    with pytest.raises(ValueError, match=r"^weight 0 must have shape \(\), but an array of shape \(1,\) was given$"):
+        optimizer.set_weights(state, [np.ones(1), np.zeros(2), np.zeros(3)])
+
+
+@pytest.mark.parametrize("step", [-1, 0.5, np.nan, np.inf])
+def test_number_of_steps_must_be_a_count(step: float) -> None:
+    optimizer = portopt.Adagrad()
+    with pytest.raises(
+        ValueError,
+        match=rf"^weight 0 is the number of finished steps, an integer of at least 0, but {float(step)} was given$",
+    ):
+        optimizer.set_weights(optimizer.init([np.zeros(2)]), [np.asarray(step), np.zeros(2)])
+
+
+def test_state_without_arrays_is_refused() -> None:
+    optimizer = portopt.Adagrad()
+    with pytest.raises(ValueError, match=r"the state holds no array; start from init\(params\)"):
+        optimizer.get_weights(OptimizerState(0, {"accumulator": {}}))
+    with pytest.raises(ValueError, match=r"the state holds no array; start from init\(params\)"):
+        optimizer.set_weights(OptimizerState(0, {"accumulator": []}), [0])
+
+
+def test_state_given_is_left_alone() -> None:
+    optimizer = portopt.Adagrad()
+    state = optimizer.init([np.zeros(2)])
+    optimizer.set_weights(state, [np.asarray(3), np.ones(2)])
+    assert state.step == 0
+    assert_same_bits(state.slots["accumulator"][0], np.zeros(2))

@@ -1,0 +1,251 @@
+"""What both kinds of GPU kernels are tested with: rules, words, gradients, programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
+
+import portopt
+from portopt.arithmetic import elementary
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
+from portopt.kernels import launch
+from portopt.kernels.host.source import KernelKey
+from portopt.program import Kind, Program
+from portopt.program.reductions import host_norm, partial_sums, rounding_constants
+from portopt.program.tracing import Builder, Node
+from portopt_conformance.configurations import configurations
+from portopt_conformance.words import products_near_smallest_normal, special_words, to_floats
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+CASES = [(rule, clipped) for rule in portopt.RULES for clipped in (False, True)]
+PAIRS = [(p, g) for p in DTYPES for g in DTYPES if p != g]
+"""Dtypes of a parameter and of a gradient of another dtype."""
+each_case = pytest.mark.parametrize(("rule", "clipped"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))
+
+
+def optimizer_of(rule: type[portopt.Optimizer], clipped: bool) -> portopt.Optimizer:
+    """Return a rule with its defaults, or with all its options and both clippings."""
+    return configurations(rule)[-1 if clipped else 0].optimizer()
+
+
+def key_of(
+    optimizer: portopt.Optimizer,
+    dtype: str,
+    slot_dtype: str | None = None,
+    in_place: bool = True,
+    gradient_dtype: str | None = None,
+) -> KernelKey:
+    slots = dict.fromkeys(optimizer.slots, slot_dtype or COMPUTE_DTYPE[dtype])
+    return launch.kernel_key({"p": dtype, "g": gradient_dtype or dtype, **slots}, in_place=in_place)
+
+
+def words_of(dtype: str, seed: int, count: int = 2000) -> Array:
+    """Return special words, factors of products in the gap, and raw random words; an even and an odd seed make all pairs."""
+    specials = to_floats(special_words(dtype), dtype)
+    gap = products_near_smallest_normal("bfloat16" if dtype == "float16" else dtype, 64)
+    pairs = np.tile(specials, len(specials)) if seed % 2 else np.repeat(specials, len(specials))
+    return np.concatenate([pairs, to_floats(gap[seed % 2], dtype), random_words((count,), dtype, seed)])
+
+
+def words_and_gradients(dtype: str, *, clipped: bool) -> tuple[list[Array], list[list[Array]]]:
+    """Return parameters of raw words, and gradients of several steps: raw words first, then ordinary ones."""
+    params = [words_of(dtype, 0), random_words((7, 11), dtype, 5), random_words((), dtype, 6)]
+    raw = [words_of(dtype, 1), random_words((7, 11), dtype, 7), random_words((), dtype, 8)]
+    gradients = [raw, [ordinary(g.shape, dtype, 9 + i) for i, g in enumerate(raw)]]
+    if clipped:
+        one = numpy_dtype(dtype).type(1)
+        # NaN among the gradients would make the norm NaN, and everything else too.
+        with np.errstate(invalid="ignore"):
+            gradients[0] = [np.where(np.isfinite(g), g, one) for g in raw]
+        gradients.append([g * numpy_dtype(dtype).type(1e-3) for g in gradients[1]])
+    return params, gradients
+
+
+def compare_steps(
+    to_device: Callable[[Any], Any],
+    to_host: Callable[[Any], Array],
+    optimizer: portopt.Optimizer,
+    params: list[Array],
+    gradients: list[list[Array]],
+    *,
+    slot_dtype: str | None = None,
+    seed: int | None = None,
+    in_place: bool = False,
+) -> None:
+    """Compare steps on arrays of a device with the interpreter's on NumPy; slots are random words if there is a seed."""
+    state = optimizer.init(params, slot_dtype=slot_dtype)
+    if seed is not None:
+        for k, name in enumerate(optimizer.slots):
+            for i, slot in enumerate(state.slots[name]):
+                slot[...] = random_words(slot.shape, slot.dtype.name, seed + 100 * k + i)
+    actual: Any = [to_device(p) for p in params]
+    slots = {name: [to_device(x) for x in state.slots[name]] for name in optimizer.slots}
+    actual_state = state._replace(slots={**state.slots, **slots})
+    expected: Any = params
+    for gradient in gradients:
+        on_device = [to_device(g) for g in gradient]
+        # The kernels played on the host are NumPy's as well: it warns of overflow there.
+        with np.errstate(all="ignore"):
+            if in_place:
+                actual_state = optimizer.apply_(actual, on_device, actual_state)
+            else:
+                actual, actual_state = optimizer.apply(actual, on_device, actual_state)
+            with portopt.interpreted():
+                expected, state = optimizer.apply(expected, gradient, state)
+    for i in range(len(params)):
+        assert type(actual[i]) is type(to_device(params[i]))
+        assert_same_bits(to_host(actual[i]), expected[i], f"params[{i}]")
+        for name in optimizer.slots:
+            assert_same_bits(to_host(actual_state.slots[name][i]), state.slots[name][i], f"{name}[{i}]")
+    for name in optimizer.scalar_slots:
+        found = actual_state.slots[name]
+        # JAX's state holds the two words of a float64.
+        found = found if isinstance(found, float) else float(np.asarray(found).view(np.float64).item())
+        assert found.hex() == state.slots[name].hex()
+
+
+class Elementary(portopt.Optimizer):
+    """A product and a quotient of what it is given."""
+
+    slots = ("quotient",)
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return p * g, {"quotient": slots.quotient / g}
+
+
+class EveryOperation(portopt.Optimizer):
+    """Each operation of a program on the parameter and the gradient as they are."""
+
+    slots = ("sum", "difference", "root", "opposite", "size", "larger", "smaller", "sign", "chosen", "either", "same")
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        finite = xp.abs(g) < float("inf")
+        return g, {
+            "sum": p + g,
+            "difference": p - g,
+            "root": xp.sqrt(p),
+            "opposite": -p,
+            "size": xp.abs(p),
+            "larger": xp.maximum(p, g),
+            "smaller": xp.minimum(p, g),
+            "sign": xp.sign(p),
+            "chosen": xp.where((p <= g) & finite, p, g),
+            "either": xp.where((p == g) | ~finite, p, c.lr),
+            "same": p,
+        }
+
+
+class Keeping(portopt.Optimizer):
+    """Keeps the gradient as it is loaded, once as it is and once as arithmetic reads it."""
+
+    slots = ("passed", "doubled")
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return p - c.lr * g, {"passed": xp.where(g == g, g, g), "doubled": g + g}
+
+
+def compare_gradients_of_another_dtype(
+    to_device: Callable[[Any], Any], to_host: Callable[[Any], Array], dtype: str, gradient_dtype: str
+) -> None:
+    """Compare steps with gradients of raw words, and of numbers at which conversions part, with the interpreter's."""
+    numbers = [2.0**-126 * (1 - x) for x in (0.0, 2.0**-24, 2.0**-25, 2.0**-25 + 2.0**-52, 2.0**-26, 0.5)]
+    numbers += [2.0**-149, 3 * 2.0**-149, 2.0**-150, 2.0**-1074, 1 + 2.0**-24, 1 + 3 * 2.0**-24, 3.4028235e38, 1e300]
+    with np.errstate(all="ignore"):
+        special = np.asarray([*numbers, *(-x for x in numbers)]).astype(numpy_dtype(gradient_dtype))
+    gradient = np.concatenate([special, random_words((500,), gradient_dtype, 1)])
+    params = [random_words(gradient.shape, dtype, 2)]
+    compare_steps(to_device, to_host, Keeping(), params, [[gradient], [gradient]])
+    ordinary_gradient = ordinary(gradient.shape, gradient_dtype, 3)
+    compare_steps(to_device, to_host, portopt.Adam(0.1, clipnorm=1.0), params, [[ordinary_gradient]], in_place=True)
+
+
+class WithoutGradient(portopt.Optimizer):
+    """Exchanges the parameter and a slot: the gradient is given, but not read."""
+
+    slots = ("other",)
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return slots.other, {"other": p}
+
+
+def assert_gradient_need_not_be_read(
+    to_device: Callable[[Any], Any], to_host: Callable[[Any], Array], dtype: str
+) -> None:
+    """A kernel must do with arrays that its program does not read, whether it writes in place or not."""
+    for in_place in (False, True):
+        params, gradients = [words_of(dtype, 0)], [[words_of(dtype, 1)]]
+        compare_steps(to_device, to_host, WithoutGradient(0.1), params, gradients, seed=2, in_place=in_place)
+
+
+def assert_gap_is_zero(to_device: Callable[[Any], Any], to_host: Callable[[Any], Array], dtype: str) -> None:
+    """Products and quotients that round up to the smallest normal number from below must become zero."""
+    left, right = (to_floats(w, dtype) for w in products_near_smallest_normal(dtype, 4000))
+    tiny = np.finfo(dtype).smallest_normal
+    # Only (1 - 2**-p) 2**-n over a power of two is a quotient in the gap.
+    exponents = -np.arange(40)
+    numerators = np.ldexp(np.nextafter(np.ones(40, dtype), np.zeros(40, dtype)), exponents)
+    denominators = np.ldexp(1 / np.full(40, tiny), exponents)
+    optimizer = Elementary()
+    params, gradients = [left, numerators], [right, denominators]
+    state = optimizer.init(params)
+    state.slots["quotient"][1][...] = numerators
+    on_device = state._replace(slots={"quotient": [to_device(x) for x in state.slots["quotient"]]})
+    with np.errstate(all="ignore"):
+        p, actual = optimizer.apply([to_device(x) for x in params], [to_device(x) for x in gradients], on_device)
+        with portopt.interpreted():
+            expected, expected_state = optimizer.apply(params, gradients, state)
+        assert np.count_nonzero((expected[0] == 0) & (np.abs(left * right) == tiny)) > 1000
+        quotients = expected_state.slots["quotient"]
+        assert np.count_nonzero((quotients[1] == 0) & (np.abs(numerators / denominators) == tiny)) == 40
+    for i in range(2):
+        assert_same_bits(to_host(p[i]), expected[i])
+        assert_same_bits(to_host(actual.slots["quotient"][i]), quotients[i])
+
+
+def reference_norm(gradients: list[Array]) -> float:
+    numpy: Any = portopt.get_backend("numpy")
+    with np.errstate(all="ignore"):
+        loaded = [numpy.primitives(COMPUTE_DTYPE[g.dtype.name]).load(g) for g in gradients]
+        return host_norm(numpy.primitives("float64"), loaded)
+
+
+def reference_sums(gradients: list[Array]) -> list[float]:
+    """Return the three exact sums that the norm is computed from."""
+    numpy: Any = portopt.get_backend("numpy")
+    exponent = math.frexp(max(float(np.max(np.abs(g))) for g in gradients))[1] - 1
+    factors = (2.0 ** -(exponent // 2), 2.0 ** -(exponent - exponent // 2))
+    constants = rounding_constants(sum(g.size for g in gradients))
+    parts = [partial_sums(numpy.primitives("float64"), g.astype(np.float64), factors, constants) for g in gradients]
+    return [math.fsum(map(float, column)) for column in zip(*parts, strict=True)]
+
+
+def norm_program() -> Program:
+    """Return a program with every kind of scalar operation on the norm."""
+    b = Builder()
+    norm = Node(b.record("input", Kind.FLOAT, label="gradient_norm"))
+    t = Node(b.record("input", Kind.INTEGER, label="t"))
+    rate = Node(b.record("input", Kind.FLOAT, label="learning_rate"))
+    steps = b.where(b.less(norm, 3.0), b.subtract(b.multiply(t, -7), 2), b.add(t, 2))
+    values = [
+        elementary.exp(b, b.negative(norm)), elementary.log(b, norm), elementary.cos(b, norm), elementary.power(b, norm, rate),
+        b.integer_power(norm, steps), b.integer_power(b.multiply(norm, 2.0**-600), 2), b.floor_divide(steps, 4),
+        b.divide(b.add(norm, t), 3), b.sqrt(b.subtract(norm, 2.0)), b.floor(b.negative(norm)), b.to_float(steps),
+        b.where(b.equal(norm, norm), rate, float("inf")), b.where(b.less_equal(rate, norm), float("-inf"), norm),
+        b.add(rate, t), b.multiply(b.negative(steps), norm), b.multiply(norm, 2.0**-140),
+        # A quarter of these lies in the gap below the smallest normal float32, and just below the gap.
+        b.multiply(norm, 2.0**-124 * (1 - 2.0**-26)), b.multiply(norm, 2.0**-124 * (1 - 2.0**-25)),
+        b.multiply(norm, 2.0**-124 * (1 - 2.0**-24)),
+    ]  # fmt: skip
+    p = b.record("load", Kind.ARRAY, label="p")
+    rounded = [b.record("round", Kind.ARRAY, value.index) for value in values]
+    total = p
+    for i in rounded:
+        total = b.record("add", Kind.ARRAY, total, i)
+    g = b.record("load", Kind.ARRAY, label="g")
+    total = b.record("add", Kind.ARRAY, total, g)
+    return Program("Everything", tuple(b.ops), {"p": total})

@@ -1,0 +1,8 @@
+"""Folders of the repository that tests look into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parents[1]
+ROOT = TESTS.parent
