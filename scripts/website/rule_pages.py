@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
-from mkdocs.structure.pages import Page
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 RULES = Path(__file__).resolve().parents[2] / "src" / "portopt" / "rules"
 OVERVIEW = "api/portopt.rules.md"
@@ -39,6 +40,8 @@ def on_config(config: MkDocsConfig) -> None:
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
     """Write the pages."""
+    from mkdocs.structure.files import File
+
     for name, page in pages().items():
         files.append(File.generated(config, page, content=PAGE.format(name=name)))
 
