@@ -17,6 +17,13 @@ def import_path() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)}
 
 
+def run_python(code: str, *arguments: str, **environment: str) -> str:
+    """Run a program, and return what it printed. Its failure is one of the test."""
+    [result] = side_by_side([[sys.executable, "-c", code, *arguments]], [import_path() | environment])
+    assert result.returncode == 0, f"the program ended with {result.returncode}:\n{result.stdout}{result.stderr}"
+    return result.stdout
+
+
 def run_script(name: str, *arguments: str, **environment: str) -> str:
     """Run a module of the folder `cases`, and return what it printed. Its failure is one of the test."""
     command = [sys.executable, "-m", f"cases.{name}", *arguments]
