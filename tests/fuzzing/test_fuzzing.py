@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-import portopt
 from fuzzing.episodes import Episode
 from fuzzing.worlds import Difference
+from portopt import step
 from portopt.backend import is_interpreted
 from portopt.kernels import plan
 

@@ -73,9 +73,7 @@ class Mode:
     run: Callable[[Any, Any, Sequence[Any], OptimizerState], tuple[Any, OptimizerState]] | None = None
     compiled: bool = False
 
-    def many(
-        self, optimizer: Any, params: Any, gradients: Sequence[Any], state: OptimizerState
-    ) -> tuple[Any, Any]:
+    def many(self, optimizer: Any, params: Any, gradients: Sequence[Any], state: OptimizerState) -> tuple[Any, Any]:
         """Do one step for each element of `gradients`."""
         if self.run is not None:
             return self.run(optimizer, params, gradients, state)
