@@ -219,13 +219,13 @@ vectors: $(INSTALLED) ## regenerate the conformance suite's committed vectors
 	$(BIN)/python -m portopt_conformance.vectors
 
 .PHONY: api
-api: $(INSTALLED) ## rewrite docs/api.md and docs/dialects.md from the code
-	$(BIN)/python scripts/make_api_reference.py
+api: $(INSTALLED) ## rewrite docs/dialects.md from the code
 	$(BIN)/python scripts/make_dialect_tables.py
 
 .PHONY: docs
-docs: $(INSTALLED_DOCS) api ## build the documentation as a web site in build/site
+docs: $(INSTALLED_DOCS) ## build the documentation as a web site in build/site, strictly, and check it
 	$(BIN)/mkdocs build --strict
+	$(BIN)/python scripts/check_website.py build/site
 
 $(INSTALLED_DOCS): $(INSTALLED)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'
