@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
+from portopt.dialects import DEFAULT_DIALECT, DIALECTS
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.key import Flush, KernelKey
 from portopt.optimizer import Optimizer
 from portopt.program import Program
-from portopt_tools.compare.errors import UnusableArgumentsError
+from portopt_tools import rule_argument
+from portopt_tools.errors import SUCCESS, UnusableArgumentsError
+from portopt_tools.tool import Tool
 
 DEFAULT_DTYPE = "float32"
 
@@ -71,3 +75,44 @@ TARGETS: Mapping[str, Callable[[Program, str], str]] = {
     "triton": _triton,
 }
 """What can be shown: a function of the program and the dtype that returns the text."""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "optimizer",
+        type=rule_argument.as_argument_type(rule_argument.optimizer),
+        metavar="RULE",
+        help=rule_argument.OPTIMIZER_HELP,
+    )
+    parser.add_argument("--target", choices=tuple(TARGETS), default="program", help="what to print (default: program)")
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(COMPUTE_DTYPE),
+        help=f"of the parameters that the kernel updates (default: {DEFAULT_DTYPE}); a program has none",
+    )
+    parser.add_argument(
+        "--dialect",
+        choices=tuple(DIALECTS),
+        help=f"whose formula the rule has (default: {DEFAULT_DIALECT}, or the config's)",
+    )
+
+
+def _run(arguments: argparse.Namespace, command: str) -> int:
+    optimizer = arguments.optimizer
+    if arguments.dialect is not None:
+        try:
+            optimizer = optimizer.replace(dialect=arguments.dialect)
+        except (TypeError, ValueError) as error:
+            raise UnusableArgumentsError(str(error)) from error
+    print(show(optimizer, arguments.target, arguments.dtype).rstrip("\n"))
+    return SUCCESS
+
+
+TOOL = Tool(
+    name="show",
+    summary="print the program of a rule, or the source of a fused kernel",
+    description="Prints what a rule becomes: the program that every backend runs, or the source that is generated from it "
+    "for a fused kernel that updates parameters in place.",
+    add_arguments=_add_arguments,
+    run=_run,
+)

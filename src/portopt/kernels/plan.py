@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,14 +27,14 @@ from portopt.kernels.host.compiler import default_flush
 from portopt.kernels.host.kernel import Work, host_kernel
 from portopt.kernels.host.norm import GradientTable, gradient_norm
 from portopt.kernels.host.watch import ArrayReader, Call, Watch
+from portopt.program import Program
+from portopt.protocols import Rule
 from portopt.scalars import MOST_STEPS
 from portopt.schedules import Schedule, is_schedule
+from portopt.state import OptimizerState
+from portopt.step import step_scalars
 
-if TYPE_CHECKING:
-    from portopt.optimizer import Optimizer, OptimizerState
-    from portopt.program import Program
-
-Trees = tuple[Any, Any, "OptimizerState"]
+Trees = tuple[Any, Any, OptimizerState]
 """Parameters, gradients and the state, as a step was given them."""
 
 
@@ -72,9 +72,7 @@ class Plan:
         # Inputs of the last step and the hyperparameters that were given for it.
         self._kept: tuple[array[float], dict[str, Any]] | None = None
 
-    def step(
-        self, optimizer: Optimizer, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
-    ) -> OptimizerState | None:
+    def step(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> OptimizerState | None:
         """Do a step and return the new state; None, with nothing done, if anything is not as it was.
 
         A step that has begun to write is finished, whatever is raised meanwhile.
@@ -87,18 +85,18 @@ class Plan:
             inputs = kept[0]
         else:
             try:
-                checked = optimizer.check_overrides(overrides)
-                if optimizer.program(checked) is not self.program:
+                checked = rule.check_overrides(overrides)
+                if rule.program(checked) is not self.program:
                     return None
                 norm = None
                 needs_norm = self.program.uses_gradient_norm and "gradient_norm" not in checked
-                if needs_norm or _is_of_the_user(checked.get("learning_rate", optimizer.learning_rate)):
+                if needs_norm or _is_of_the_user(checked.get("learning_rate", rule.learning_rate)):
                     # No schedule of a user's is called for a step that another plan does.
                     call = self._watch.begin()
                     if not self._watch.look(params, grads, slots, call=call):
                         return None
                     norm = gradient_norm(self._gradients(call)) if needs_norm else None
-                new_inputs = self._new_inputs(optimizer, state, checked, norm)
+                new_inputs = self._new_inputs(rule, state, checked, norm)
             except Exception:
                 # Of several things that are wrong, the full check has an order of its own.
                 if self._watch.look(params, grads, slots):
@@ -107,7 +105,7 @@ class Plan:
             if new_inputs is None:
                 return None
             inputs = new_inputs
-            self._keep(inputs, optimizer, overrides, checked)
+            self._keep(inputs, rule, overrides, checked)
         address = inputs.buffer_info()[0]
         if self._needs_call:
             call = call or self._watch.begin()
@@ -140,19 +138,17 @@ class Plan:
         return not is_interpreted()
 
     def _new_inputs(
-        self, optimizer: Optimizer, state: Any, overrides: Mapping[str, Any], norm: float | None
+        self, rule: Rule, state: Any, overrides: Mapping[str, Any], norm: float | None
     ) -> array[float] | None:
-        scalars = optimizer.step_scalars(self.backend, self.program, state, overrides, lambda: norm)[0]
+        scalars = step_scalars(rule, self.backend, self.program, state, overrides, lambda: norm)[0]
         values = [scalars.inputs[name] for name in self._inputs]
         if not all(type(v) in (int, float) for v in values):
             return None
         return array("d", [*values, *[0.0] * len(self.program.scalar_outputs)])
 
-    def _keep(
-        self, inputs: array[float], optimizer: Optimizer, overrides: dict[str, Any], checked: Mapping[str, Any]
-    ) -> None:
+    def _keep(self, inputs: array[float], rule: Rule, overrides: dict[str, Any], checked: Mapping[str, Any]) -> None:
         """Keep the inputs for the next step if only the given numbers decide about them."""
-        rate = checked.get("learning_rate", optimizer.learning_rate)
+        rate = checked.get("learning_rate", rule.learning_rate)
         is_constant = not (self.program.uses_gradient_norm or self.program.scalar_outputs or is_schedule(rate))
         self._kept = (inputs, overrides) if is_constant else None
 
