@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 
 from portopt.backend import Backend, is_interpreted
+from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
-from portopt.kernels.host.kernel import Work, get_kernel
+from portopt.kernels.host.compiler import default_flush
+from portopt.kernels.host.kernel import Work, host_kernel
 from portopt.kernels.host.norm import GradientTable, gradient_norm
-from portopt.kernels.host.watch import ArrayReader, Call, Group, Watch
+from portopt.kernels.host.watch import ArrayReader, Call, Watch
 from portopt.program import Program
 from portopt.protocols import Rule
 from portopt.scalars import MOST_STEPS
@@ -44,7 +46,7 @@ class Plan:
         program: what the kernels do.
         trees: the step's arguments.
         watch: knows the arrays.
-        groups: kernels and their parameters.
+        work: kernels and their parameters.
         is_noted: whether somebody is told of the written arrays.
     """
 
@@ -54,17 +56,17 @@ class Plan:
         program: Program,
         trees: Trees,
         watch: Watch,
-        groups: Sequence[Group],
+        work: Sequence[Work],
         *,
         is_noted: bool,
     ) -> None:
         self.program = program
         self.backend = backend
         self._watch = watch
-        self._groups = groups
-        self._inputs = groups[0].work.kernel.inputs
+        self._work = work
+        self._inputs = work[0].kernel.inputs
         self._state_type: type[OptimizerState] = type(trees[2])
-        self._total = sum(int(group.work.sizes.sum()) for group in groups)
+        self._total = sum(int(part.sizes.sum()) for part in work)
         self._runs_at_once = threads.is_small(self._total)
         self._needs_call = is_noted or not self._runs_at_once
         # Inputs of the last step and the hyperparameters that were given for it.
@@ -123,7 +125,7 @@ class Plan:
             GradientTable(
                 dict(kernel.key.dtypes)["g"], first + offset, len(kernel.columns), kernel.columns.index("g"), sizes
             )
-            for (_, (kernel, _, sizes)), offset in zip(self._groups, self._watch.offsets, strict=True)
+            for (kernel, _, _, sizes), offset in zip(self._work, self._watch.offsets, strict=True)
         ]
 
     def fits(self, params: Any, grads: Any, state: Any) -> bool:
@@ -188,18 +190,15 @@ def make_plan(
     params, grads, state = trees
     if not arrays or type(state.slots) is not dict:
         return None
-    members: dict[tuple[tuple[str, str], ...], list[int]] = {}
-    for i, names in enumerate(dtypes):
-        members.setdefault(tuple(names.items()), []).append(i)
-    groups = []
-    for kind, numbers in members.items():
-        kernel = get_kernel(program, dict(kind), in_place=True)
-        table = np.array([[reader.address(arrays[i][name]) for name in kernel.columns] for i in numbers], np.int64)
-        sizes = np.array([math.prod(arrays[i]["p"].shape) for i in numbers], np.int64)
-        groups.append(Group(numbers, Work(kernel, table, sizes)))
+    work = []
+    for key, _, members in grouped(program, dtypes, in_place=True, flush=default_flush()):
+        kernel = host_kernel(program, key)
+        table = np.array([[reader.address(arrays[i][name]) for name in kernel.columns] for i in members], np.int64)
+        sizes = np.array([math.prod(arrays[i]["p"].shape) for i in members], np.int64)
+        work.append(Work(kernel, members, table, sizes))
     scalar_slots = [name for name in state.slots if name not in program.array_outputs]
-    inputs = len(groups[0].work.kernel.inputs)
-    watch = Watch(reader, (params, grads, state.slots), scalar_slots, arrays, groups, inputs, note_written)
+    inputs = len(work[0].kernel.inputs)
+    watch = Watch(reader, (params, grads, state.slots), scalar_slots, arrays, work, inputs, note_written)
     if not watch.is_possible:
         return None
-    return Plan(backend, program, trees, watch, groups, is_noted=note_written is not None)
+    return Plan(backend, program, trees, watch, work, is_noted=note_written is not None)
