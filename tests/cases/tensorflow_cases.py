@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import tensorflow_devices  # noqa: F401  # for what it does
 from support.bits import assert_same_bits, numpy_dtype, random_words
 
 import portopt

@@ -24,14 +24,6 @@ def run_python(code: str, *arguments: str, **environment: str) -> str:
     return result.stdout
 
 
-def run_script(name: str, *arguments: str, **environment: str) -> str:
-    """Run a module of the folder `cases`, and return what it printed. Its failure is one of the test."""
-    command = [sys.executable, "-m", f"cases.{name}", *arguments]
-    [result] = side_by_side([command], [import_path() | environment])
-    assert result.returncode == 0, f"{name} {' '.join(arguments)} ended with {result.returncode}:\n{result.stderr}"
-    return result.stdout
-
-
 def side_by_side(
     commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]] | None = None
 ) -> list[subprocess.CompletedProcess[str]]:
