@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 from portopt import keras_weights
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, gradient_dtypes, round_scalar, slot_dtypes
 from portopt.backend import ArrayInfo, Backend, find_backend
+from portopt.counterparts import Counterpart
 from portopt.dialects import DEFAULT_DIALECT, PerDialect
 from portopt.hyperparameters import (
     Alias,
@@ -121,6 +122,8 @@ class Optimizer(_Declarations):
     """Names and first values of the float64 scalars that the rule keeps for all parameters together."""
     first_values: ClassVar[Mapping[str, float]] = {}
     """Names of the slots whose elements are not zero at first, and their value."""
+    counterparts: ClassVar[tuple[Counterpart, ...]] = ()
+    """What has the rule's formula in other frameworks; a subclass, whose formula may be another, states its own."""
     keras_placeholder_slots: ClassVar[tuple[str, ...]] = ()
     """Slots that Keras lists after `slots` in its weights, as zeros of shape (1,), though the rule does not use them."""
     keras_short_list: ClassVar[tuple[int, float] | None] = None
