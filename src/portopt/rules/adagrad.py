@@ -47,6 +47,10 @@ class Adagrad(DialectRule):
 
     slots = ("accumulator",)
     keras_short_list = (0, 0.0)
+    worth_testing = (
+        {"dialect": "keras3", "initial_accumulator_value": 0.0},
+        {"dialect": "optax", "initial_accumulator_value": 0.0, "epsilon": 0.0},
+    )
 
     counterparts = (
         Counterpart("torch.optim.Adagrad", {"accumulator": "sum"}, epsilon="beside the root"),
