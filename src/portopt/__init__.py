@@ -30,7 +30,7 @@ from portopt.kernels.host.threads import set_num_threads as set_num_threads
 from portopt.optimizer import Optimizer as Optimizer
 from portopt.optimizer import OptimizerState as OptimizerState
 from portopt.program import Program as Program
-from portopt.program.tracing import UnsupportedOperationError as UnsupportedOperationError
+from portopt.program.builder import UnsupportedOperationError as UnsupportedOperationError
 from portopt.rules import RULES as RULES
 from portopt.rules import SGD as SGD
 from portopt.rules import Adadelta as Adadelta

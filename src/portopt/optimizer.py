@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, Self, dataclass_transform
 
 from portopt import keras_weights
+from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, gradient_dtypes, round_scalar, slot_dtypes
 from portopt.backend import ArrayInfo, Backend, find_backend
 from portopt.dialects import DEFAULT_DIALECT, PerDialect
@@ -31,7 +32,7 @@ from portopt.hyperparameters import (
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars, evaluate_scalars
 from portopt.program.tracing import trace
-from portopt.scalars import HOST, MOST_STEPS, Scalar
+from portopt.scalars import MOST_STEPS, Scalar
 from portopt.schedules import configuration_of, is_schedule, rate_at, schedule_from_configuration
 from portopt.step_cache import StepCache
 from portopt.trees import STANDARD_TREES, TreeDefinition, explain_difference

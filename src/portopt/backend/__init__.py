@@ -19,12 +19,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
+from portopt.arithmetic import HOST, Arithmetic
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, round_scalar
 from portopt.program import Program
 from portopt.program.interpreter import interpret
 from portopt.program.primitives import Primitives
 from portopt.program.reductions import host_norm
-from portopt.scalars import HOST, Arithmetic
 from portopt.trees import STANDARD_TREES, Trees
 
 if TYPE_CHECKING:
