@@ -31,6 +31,7 @@ WING ?=
 CONFORM_ARGS ?=
 COMPARE_ARGS ?=
 FUZZ_ARGS ?=
+HOUSE_ARGS ?=
 
 .PHONY: help
 help: ## list the targets
@@ -219,13 +220,17 @@ vectors: $(INSTALLED) ## regenerate the conformance suite's committed vectors
 	$(BIN)/python -m portopt_conformance.vectors
 
 .PHONY: api
-api: $(INSTALLED) ## rewrite docs/api.md and docs/dialects.md from the code
-	$(BIN)/python scripts/make_api_reference.py
+api: $(INSTALLED) ## rewrite docs/dialects.md from the code
 	$(BIN)/python scripts/make_dialect_tables.py
 
+.PHONY: house
+house: $(INSTALLED) ## measure rooms, floors, circles of imports, large files, duplicates; HOUSE_ARGS="--details --root PATH"
+	$(BIN)/python scripts/measure_house.py $(HOUSE_ARGS)
+
 .PHONY: docs
-docs: $(INSTALLED_DOCS) api ## build the documentation as a web site in build/site
+docs: $(INSTALLED_DOCS) ## build the documentation as a web site in build/site, strictly, and check it
 	$(BIN)/mkdocs build --strict
+	$(BIN)/python scripts/check_website.py build/site
 
 $(INSTALLED_DOCS): $(INSTALLED)
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[docs]'

@@ -426,3 +426,4 @@ def _power_of_two(exponent: Any) -> Any:
 
 
 backend = JaxBackend()
+"""The one that the entry point in `portopt.backends` names."""

@@ -366,3 +366,4 @@ def _why_without_elements(tensor: Any) -> str | None:
 
 
 backend = TorchBackend()
+"""The one that the entry point in `portopt.backends` names."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numbers
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, cast, overload
+from typing import Any, cast
 
 from portopt.arithmetic.host import HOST, flush
 from portopt.arithmetic.protocol import Arithmetic, Number
@@ -262,26 +262,29 @@ def _call(operation: str, *values: Any) -> Any:
     return Scalar(getattr(arithmetic, operation)(*plain), arithmetic)
 
 
-def _elementwise(operation: str, doc: str) -> Callable[[Any], Any]:
-    @overload
-    def function(x: Scalar) -> Scalar: ...
-    @overload
-    def function(x: float) -> float: ...
-    def function(x: Any) -> Any:
-        return _call(operation, x)
-
-    function.__name__ = function.__qualname__ = operation
-    function.__doc__ = doc
-    return function
+def sqrt(x: ScalarLike) -> Any:
+    """Return the square root of a scalar, correctly rounded; NaN for a negative one."""
+    return _call("sqrt", x)
 
 
-sqrt = _elementwise("sqrt", "Square root of a scalar, correctly rounded; NaN for a negative one.")
-exp = _elementwise("exp", "Exponential of a scalar, within 1.2 ulp, from contract operations only.")
-log = _elementwise("log", "Natural logarithm of a scalar, within 2 ulp, from contract operations only.")
-cos = _elementwise(
-    "cos", "Cosine of a scalar in radians, within 2 ulp for |x| <= 100 and 3 to 1e5, from contract operations only."
-)
-floor = _elementwise("floor", "Largest integral float64 not above a scalar.")
+def exp(x: ScalarLike) -> Any:
+    """Return the exponential of a scalar, within 1.2 ulp, from contract operations only."""
+    return _call("exp", x)
+
+
+def log(x: ScalarLike) -> Any:
+    """Return the natural logarithm of a scalar, within 2 ulp, from contract operations only."""
+    return _call("log", x)
+
+
+def cos(x: ScalarLike) -> Any:
+    """Return the cosine of a scalar in radians, within 2 ulp for |x| <= 100 and 3 to 1e5, from contract operations only."""
+    return _call("cos", x)
+
+
+def floor(x: ScalarLike) -> Any:
+    """Return the largest integral float64 not above a scalar."""
+    return _call("floor", x)
 
 
 def where(condition: Any, a: ScalarLike, b: ScalarLike) -> Any:

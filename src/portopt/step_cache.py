@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from portopt.kernels.plan import Plan
-    from portopt.program import Program
+from portopt.backend import Backend
+from portopt.program import Program
+from portopt.protocols import Rule
+from portopt.state import OptimizerState
 
 _MOST_PLANS = 16
 """How many sets of arrays an optimizer may be stepping in turns before it forgets about the first."""
+
+
+class PlannedStep(Protocol):
+    """What a backend's `plan` returns: further steps in place on the same arrays, with fewer checks."""
+
+    backend: Backend
+
+    def step(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> OptimizerState | None:
+        """Do a step and return the new state; None, with nothing done, if anything is not as it was."""
+
+    def fits(self, params: Any, grads: Any, state: Any) -> bool:
+        """Tell whether a step could be done on these arrays, doing nothing."""
 
 
 class StepCache:
@@ -27,7 +40,7 @@ class StepCache:
 
     def __init__(self) -> None:
         self.programs: dict[frozenset[str] | None, Program] = {}
-        self.plans: tuple[Plan, ...] = ()
+        self.plans: tuple[PlannedStep, ...] = ()
         self._seen: tuple[int, ...] = ()
 
     def has_seen(self, arrays: int) -> bool:
@@ -38,6 +51,6 @@ class StepCache:
         self._seen = (arrays, *seen[: _MOST_PLANS - 1])
         return False
 
-    def add(self, plan: Plan) -> None:
+    def add(self, plan: PlannedStep) -> None:
         """Try this plan first from now on; what one of two threads loses that do so at once is only planned once more."""
         self.plans = (plan, *[other for other in self.plans if other is not plan][: _MOST_PLANS - 1])

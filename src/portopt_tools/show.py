@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
+from portopt.dialects import DEFAULT_DIALECT, DIALECTS
+from portopt.kernels.groups import kernel_key
+from portopt.kernels.key import Flush, KernelKey
 from portopt.optimizer import Optimizer
 from portopt.program import Program
-from portopt_tools.compare.errors import UnusableArgumentsError
+from portopt_tools import rule_argument
+from portopt_tools.errors import SUCCESS, UnusableArgumentsError
+from portopt_tools.tool import Tool
 
 DEFAULT_DTYPE = "float32"
 
@@ -38,30 +44,28 @@ def show(optimizer: Optimizer, target: str, dtype: str | None = None) -> str:
         ) from error
 
 
-def _key_dtypes(program: Program, dtype: str) -> tuple[tuple[str, str], ...]:
-    slots = [name for name in program.array_outputs if name != "p"]
-    return (("p", dtype), ("g", dtype), *((name, COMPUTE_DTYPE[dtype]) for name in slots))
+def _key(program: Program, dtype: str, flush: Flush) -> KernelKey:
+    dtypes = {**dict.fromkeys(program.array_outputs, COMPUTE_DTYPE[dtype]), "p": dtype, "g": dtype}
+    return kernel_key(program, dtypes, in_place=True, flush=flush)
 
 
 def _numba(program: Program, dtype: str) -> str:
     from portopt.kernels.host.compiler import default_flush
-    from portopt.kernels.host.source import KernelKey, kernel_source
+    from portopt.kernels.host.source import kernel_source
 
-    return kernel_source(program, KernelKey(_key_dtypes(program, dtype), in_place=True, flush=default_flush()))
+    return kernel_source(program, _key(program, dtype, default_flush()))
 
 
 def _cuda(program: Program, dtype: str) -> str:
     from portopt.kernels.cuda.source import cuda_source
-    from portopt.kernels.host.source import KernelKey
 
-    return cuda_source(program, KernelKey(_key_dtypes(program, dtype), in_place=True, flush="where"))
+    return cuda_source(program, _key(program, dtype, "where"))
 
 
 def _triton(program: Program, dtype: str) -> str:
-    from portopt.kernels.host.source import KernelKey
     from portopt.kernels.triton.source import triton_source
 
-    return triton_source(program, KernelKey(_key_dtypes(program, dtype), in_place=True, flush="where"))
+    return triton_source(program, _key(program, dtype, "where"))
 
 
 TARGETS: Mapping[str, Callable[[Program, str], str]] = {
@@ -71,3 +75,44 @@ TARGETS: Mapping[str, Callable[[Program, str], str]] = {
     "triton": _triton,
 }
 """What can be shown: a function of the program and the dtype that returns the text."""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "optimizer",
+        type=rule_argument.as_argument_type(rule_argument.optimizer),
+        metavar="RULE",
+        help=rule_argument.OPTIMIZER_HELP,
+    )
+    parser.add_argument("--target", choices=tuple(TARGETS), default="program", help="what to print (default: program)")
+    parser.add_argument(
+        "--dtype",
+        choices=tuple(COMPUTE_DTYPE),
+        help=f"of the parameters that the kernel updates (default: {DEFAULT_DTYPE}); a program has none",
+    )
+    parser.add_argument(
+        "--dialect",
+        choices=tuple(DIALECTS),
+        help=f"whose formula the rule has (default: {DEFAULT_DIALECT}, or the config's)",
+    )
+
+
+def _run(arguments: argparse.Namespace, command: str) -> int:
+    optimizer = arguments.optimizer
+    if arguments.dialect is not None:
+        try:
+            optimizer = optimizer.replace(dialect=arguments.dialect)
+        except (TypeError, ValueError) as error:
+            raise UnusableArgumentsError(str(error)) from error
+    print(show(optimizer, arguments.target, arguments.dtype).rstrip("\n"))
+    return SUCCESS
+
+
+TOOL = Tool(
+    name="show",
+    summary="print the program of a rule, or the source of a fused kernel",
+    description="Prints what a rule becomes: the program that every backend runs, or the source that is generated from it "
+    "for a fused kernel that updates parameters in place.",
+    add_arguments=_add_arguments,
+    run=_run,
+)

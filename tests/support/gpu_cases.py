@@ -13,8 +13,8 @@ from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_
 import portopt
 from portopt.arithmetic import elementary
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt.kernels import launch
-from portopt.kernels.host.source import KernelKey
+from portopt.kernels.groups import kernel_key
+from portopt.kernels.key import KernelKey
 from portopt.program import Kind, Program
 from portopt.program.builder import Builder, Node
 from portopt.program.reductions import host_norm, partial_sums, rounding_constants
@@ -41,7 +41,8 @@ def key_of(
     gradient_dtype: str | None = None,
 ) -> KernelKey:
     slots = dict.fromkeys(optimizer.slots, slot_dtype or COMPUTE_DTYPE[dtype])
-    return launch.kernel_key({"p": dtype, "g": gradient_dtype or dtype, **slots}, in_place=in_place)
+    dtypes = {"p": dtype, "g": gradient_dtype or dtype, **slots}
+    return kernel_key(optimizer.program(), dtypes, in_place=in_place, flush="where")
 
 
 def words_of(dtype: str, seed: int, count: int = 2000) -> Array:

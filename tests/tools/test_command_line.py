@@ -15,9 +15,8 @@ import pytest
 from support.entry_points import further_entry_points
 
 import portopt
-from portopt_tools import command_line
+from portopt_tools import command_line, inventory
 from portopt_tools.command_line import main
-from portopt_tools.compare import inventory
 
 OUTPUT = pytest.CaptureFixture[str]
 Provide = Callable[[str, str], None]
@@ -67,7 +66,7 @@ class TestHelp:
     def test_the_library_and_the_parser_import_nothing_that_only_a_command_needs(self) -> None:
         code = (
             "import sys, portopt, portopt_tools.command_line as c\n"
-            "c._parser()\n"
+            "c.parser()\n"
             "print([m for m in ('rich', 'sklearn', 'matplotlib', 'torch', 'jax', 'cupy') if m in sys.modules])"
         )
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -181,11 +180,11 @@ class TestOptimizerOption:
     def test_takes(self, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         Path("config.json").write_text('\n{"class_name": "SGD", "config": {"momentum": 0.5}}')
-        parsed = command_line._parser().parse_args(["compare", "--optimizer", text])
+        parsed = command_line.parser().parse_args(["compare", "--optimizer", text])
         assert parsed.optimizer == portopt.SGD(momentum=0.0 if text == "SGD" else 0.5)
 
     def test_is_adam_by_default(self) -> None:
-        assert command_line._parser().parse_args(["compare"]).optimizer == portopt.Adam()
+        assert command_line.parser().parse_args(["compare"]).optimizer == portopt.Adam()
 
 
 class TestBackends:
@@ -220,7 +219,7 @@ class TestBackends:
         self, monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT
     ) -> None:
         absent = inventory.HelperPackage("no-such-package", "nothing", "pip install no-such-package")
-        monkeypatch.setattr("portopt_tools.compare.tables.HELPER_PACKAGES", [absent])
+        monkeypatch.setattr("portopt_tools.backends.HELPER_PACKAGES", [absent])
         assert main(["backends"]) == 0
         assert "no-such-package: not installed\n    pip install no-such-package" in capsys.readouterr().out
 

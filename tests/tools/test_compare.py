@@ -24,6 +24,7 @@ from portopt_tools.compare.bits import Trajectory, canonical, digest, first_diff
 from portopt_tools.compare.comparison import Settings, Verdict, compare
 from portopt_tools.compare.runners import BackendRunner
 from portopt_tools.compare.training import train
+from portopt_tools.output import write_files
 
 pytestmark = pytest.mark.needs("jax", "matplotlib", "optax", "sklearn", "torch")
 
@@ -395,7 +396,7 @@ class TestReport:
         with monkeypatch.context() as patch:
             patch.setattr(Path, "replace", fail)
             with pytest.raises(OSError, match="disk full"):
-                reports._write_atomically(path, "half")
+                write_files({path: "half"})
         assert path.read_text() == "the old one"
         assert list(tmp_path.iterdir()) == [path]
 

@@ -14,7 +14,7 @@ from support.places import ROOT
 
 import portopt
 from portopt_cupy import _driver
-from portopt_tools.compare.inventory import describe_backend
+from portopt_tools.inventory import describe_backend
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from portopt.arithmetic import HOST, Arithmetic
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, round_scalar
@@ -25,10 +25,9 @@ from portopt.program import Program
 from portopt.program.interpreter import interpret
 from portopt.program.primitives import Primitives
 from portopt.program.reductions import host_norm
+from portopt.protocols import SupportsApply
+from portopt.state import OptimizerState
 from portopt.trees import STANDARD_TREES, Trees
-
-if TYPE_CHECKING:
-    from portopt.optimizer import Optimizer, OptimizerState
 
 ENTRY_POINT_GROUP = "portopt.backends"
 
@@ -52,7 +51,7 @@ class MemoryRange(NamedTuple):
     end: int
 
 
-Step = Callable[..., tuple[Any, "OptimizerState"]]
+Step = Callable[..., tuple[Any, OptimizerState]]
 """Takes parameters, gradients, state and hyperparameters of the step; returns new parameters and state."""
 
 
@@ -62,20 +61,19 @@ class Mode:
 
     Attributes:
         name: what the mode is called in tables, such as `"eager"` or `"jit"`.
-        step: returns a function that does one step of an optimizer. The function may consume its arguments.
+        step: returns a function that does one step of an optimizer, of which it may ask all that an `Optimizer` has. The
+            function may consume its arguments.
         run: does several steps, one for each element of a list of gradients, and returns the final parameters and state.
             The default calls the mode's step for each.
         compiled: whether one step runs as a compiled whole, so that mistakes of a compiler can show.
     """
 
     name: str
-    step: Callable[[Optimizer], Step]
-    run: Callable[[Optimizer, Any, Sequence[Any], OptimizerState], tuple[Any, OptimizerState]] | None = None
+    step: Callable[[Any], Step]
+    run: Callable[[Any, Any, Sequence[Any], OptimizerState], tuple[Any, OptimizerState]] | None = None
     compiled: bool = False
 
-    def many(
-        self, optimizer: Optimizer, params: Any, gradients: Sequence[Any], state: OptimizerState
-    ) -> tuple[Any, Any]:
+    def many(self, optimizer: Any, params: Any, gradients: Sequence[Any], state: OptimizerState) -> tuple[Any, Any]:
         """Do one step for each element of `gradients`."""
         if self.run is not None:
             return self.run(optimizer, params, gradients, state)
@@ -85,7 +83,7 @@ class Mode:
         return params, state
 
 
-def apply_in_place(optimizer: Optimizer) -> Step:
+def apply_in_place(optimizer: SupportsApply) -> Step:
     """Return a step that changes the given parameters and state in place."""
 
     def step(params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any) -> tuple[Any, OptimizerState]:
@@ -119,7 +117,7 @@ def is_interpreted() -> bool:
     return _interpreted.get()
 
 
-def apply_interpreted(optimizer: Optimizer) -> Step:
+def apply_interpreted(optimizer: SupportsApply) -> Step:
     """Return a step without fused kernels."""
 
     def step(params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any) -> tuple[Any, OptimizerState]:

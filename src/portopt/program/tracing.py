@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from portopt.program.builder import Builder, Node, UnsupportedOperationError
 from portopt.program.canonical import canonicalize
@@ -12,8 +12,30 @@ from portopt.program.ir import Kind, Program
 from portopt.program.named_values import Coefficients, Slots
 from portopt.scalars import OPERATORS, Scalar, where
 
-if TYPE_CHECKING:
-    from portopt.optimizer import Optimizer
+
+class TracedRule(Protocol):
+    """What tracing asks of an optimizer."""
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the arrays that it keeps for each parameter."""
+
+    @property
+    def scalar_slots(self) -> Mapping[str, float]:
+        """Names of the scalars that it keeps for all parameters together."""
+
+    def numeric_hyperparameters(self) -> tuple[str, ...]:
+        """Return the names of the hyperparameters that are numbers, and so may be given for one step."""
+
+    def is_optional(self, name: str, /) -> bool:
+        """Tell whether a hyperparameter has a value that switches its feature off."""
+
+    @property
+    def coefficients(self) -> Callable[..., Mapping[str, Any]]:
+        """Returns the scalars of step number `t` that `update` uses, and the new values of `scalar_slots`."""
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any, /) -> tuple[Any, Mapping[str, Any]]:
+        """Return the new parameter, and the new value of each slot by name."""
 
 
 class ArraySymbol:
@@ -326,7 +348,7 @@ SUPPORTED: tuple[str, ...] = tuple(sorted(n for n in vars(SymbolicNamespace) if 
 """Names of the array API functions that a rule may use."""
 
 
-def trace(optimizer: Optimizer, active: frozenset[str], *, extra: Sequence[Callable[..., Any]] = ()) -> Program:
+def trace(optimizer: TracedRule, active: frozenset[str], *, extra: Sequence[Callable[..., Any]] = ()) -> Program:
     """Run the rule's `coefficients` and `update` on symbols and return the canonical program of one step.
 
     `active` names the hyperparameters that are inputs of the program; the others keep the Python value they have.
@@ -377,7 +399,7 @@ def _clipped(rule: Any, xp: Any, gradient: Any, active: frozenset[str], scalar_i
     return gradient
 
 
-def _check_slot_names(optimizer: Optimizer) -> None:
+def _check_slot_names(optimizer: TracedRule) -> None:
     names = [*optimizer.scalar_slots, *optimizer.slots]
     for name, meaning in (("p", "the parameter"), ("g", "the gradient")):
         if name in names:
@@ -389,7 +411,7 @@ def _check_slot_names(optimizer: Optimizer) -> None:
         raise ValueError(f"{type(optimizer).__name__} has two slots called {', '.join(twice)}; rename one of them")
 
 
-def _coefficients(optimizer: Optimizer, returned: Any) -> dict[str, Any]:
+def _coefficients(optimizer: TracedRule, returned: Any) -> dict[str, Any]:
     if not isinstance(returned, Mapping):
         raise TypeError(
             f"{type(optimizer).__name__}.coefficients must return the scalars of a step by name, as in "
@@ -398,7 +420,7 @@ def _coefficients(optimizer: Optimizer, returned: Any) -> dict[str, Any]:
     return dict(returned)
 
 
-def _returned(optimizer: Optimizer, result: Any) -> tuple[Any, Mapping[str, Any]]:
+def _returned(optimizer: TracedRule, result: Any) -> tuple[Any, Mapping[str, Any]]:
     """Return what `update` returned, after checking that it is a new parameter and a new value for each slot."""
     owner = f"{type(optimizer).__name__}.update"
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,14 +14,12 @@ from portopt.backend import UnknownBackendError, get_backend
 from portopt_tools.bench import cases, first_step, machine, measuring
 from portopt_tools.bench.contenders import PEERS, Contender, Inputs, Peer, memory_needed, portopt_contenders
 from portopt_tools.bench.shapes import SHAPE_SETS, ShapeSet
-from portopt_tools.compare.errors import UnusableArgumentsError
-from portopt_tools.compare.inventory import describe_backend, installed_backends
+from portopt_tools.errors import UnusableArgumentsError
+from portopt_tools.inventory import describe_backend, installed_backends
+from portopt_tools.progress import Watch
 
 SCHEMA_VERSION = 1
 """Version of the layout of the report; it changes when a key changes its meaning or goes away."""
-
-Watch = Callable[[str, int], Callable[[], None]]
-"""Given the name of a part and how many pieces it has, returns what is called after each piece."""
 
 
 @dataclass(frozen=True)

@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
-import io
+from collections.abc import Sequence
 from typing import Any
 
+from portopt_tools import svg
 from portopt_tools.bench.markdown import nearest_ratio, preferred
 from portopt_tools.bench.tables import Report, describe_set, shape_sets
-from portopt_tools.compare.errors import UnusableArgumentsError
 
-# Okabe and Ito's colours, which remain distinct to colour-blind readers.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-
-
-def require_matplotlib() -> None:
-    """Raise `UnusableArgumentsError` if there is no matplotlib."""
-    try:
-        importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise UnusableArgumentsError(
-            f'the plot needs matplotlib, which cannot be imported ({error}): pip install "portopt[bench]"'
-        ) from error
+_COLORS = (svg.BLUE, svg.VERMILLION, svg.GREEN, svg.PURPLE, svg.ORANGE)
 
 
 def ratios_svg(report: Report) -> str:
     """Return a panel for each shape set, with a bar for each rule and backend; without other libraries, steps per second."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     sets = list(shape_sets(report).values())
-    # Text stays text, so it is searchable and in the page's font; the salt makes the ids the same in every run.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "portopt", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(8.5, max(1, len(sets)) * 2.9), layout="constrained")
-        axes: Any = figure.subplots(max(1, len(sets)), 1, squeeze=False)
-        labels: dict[str, Any] = {}
-        for axis, groups in zip(axes[:, 0], sets, strict=False):
-            _panel(axis, list(groups), labels)
-        if labels:
-            figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, frameon=False)
-        buffer = io.StringIO()
-        nothing: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", metadata=nothing)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return svg.drawn(8.5, max(1, len(sets)) * 2.9, lambda figure: _draw(figure, sets))
+
+
+def _draw(figure: Any, sets: Sequence[list[Report]]) -> None:
+    axes: Any = figure.subplots(max(1, len(sets)), 1, squeeze=False)
+    labels: dict[str, Any] = {}
+    for axis, groups in zip(axes[:, 0], sets, strict=False):
+        _panel(axis, list(groups), labels)
+    if labels:
+        figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, frameon=False)
 
 
 def _panel(axis: Any, groups: list[Report], labels: dict[str, Any]) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from portopt._version import __version__
+from portopt_tools import inventory
 
 _PACKAGES = (
     "numpy",
@@ -28,13 +27,7 @@ _PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Return the versions of portopt, Python and the packages that take part."""
-    found = {"portopt": __version__, "python": f"{platform.python_implementation()} {platform.python_version()}"}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return inventory.versions(_PACKAGES)
 
 
 def machine() -> dict[str, Any]:

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from portopt_tools import svg
 from portopt_tools.compare.comparison import Comparison, Run, Verdict
-from portopt_tools.compare.errors import UnusableArgumentsError
 
-# Okabe and Ito's colours, which remain distinct to colour-blind readers.
-_COLORS = ("#56b4e9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#0072b2", "#000000")
-
-
-def require_matplotlib() -> None:
-    """Raise `UnusableArgumentsError` if there is no matplotlib."""
-    try:
-        importlib.import_module("matplotlib.figure")
-    except ImportError as error:
-        raise UnusableArgumentsError(
-            f'the curves of the report need matplotlib, which cannot be imported ({error}): pip install "portopt[demo]"'
-        ) from error
+_COLORS = (svg.SKY_BLUE, svg.VERMILLION, svg.GREEN, svg.PURPLE, svg.ORANGE, svg.BLUE, svg.BLACK)
 
 
 @dataclass(frozen=True)
@@ -38,48 +25,37 @@ def curves_svg(comparison: Comparison) -> str:
 
     Runs with the same bits share a line, since they would hide each other.
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     curves = _curves(comparison)
     distant = [c for c in curves if c.run.measurements and any(c.run.measurements.distances or ())]
-    panels = 3 if distant else 2
-    # Text stays text, so it is searchable and in the page's font; the salt makes the ids the same in every run.
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "portopt", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(4.6 * panels, 3.9), layout="constrained")
-        axes: Sequence[Any] = figure.subplots(1, panels)
-        for position, curve in enumerate(curves):
-            found = curve.run.measurements
-            assert found is not None
-            epochs = range(len(found.losses))
-            style: dict[str, Any] = {"color": _COLORS[position % len(_COLORS)], "label": curve.label}
-            style |= {"linewidth": 4} if position == 0 else {"linewidth": 1.3, "linestyle": (0, (4, 2))}
-            axes[0].plot(epochs, found.losses, **style)
-            axes[1].plot(epochs, found.accuracies, **style)
-            if curve in distant and found.distances is not None:
-                axes[2].plot(epochs, [value or float("nan") for value in found.distances], **style)
-        titles = (
-            "mean loss on the training images",
-            "accuracy on the test images",
-            "largest difference of a parameter",
-        )
-        for axis, title in zip(axes, titles, strict=False):
-            axis.set_title(title, fontsize=11)
-            axis.set_xlabel("epoch")
-            axis.grid(alpha=0.3)
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes[0].set_yscale("log")
-        if distant:
-            axes[2].set_yscale("log")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False)
-        buffer = io.StringIO()
-        nothing: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", metadata=nothing)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return svg.drawn(4.6 * (3 if distant else 2), 3.9, lambda figure: _draw(figure, curves, distant))
+
+
+def _draw(figure: Any, curves: Sequence[_Curve], distant: Sequence[_Curve]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes: Sequence[Any] = figure.subplots(1, 3 if distant else 2)
+    for position, curve in enumerate(curves):
+        found = curve.run.measurements
+        assert found is not None
+        epochs = range(len(found.losses))
+        style: dict[str, Any] = {"color": _COLORS[position % len(_COLORS)], "label": curve.label}
+        style |= {"linewidth": 4} if position == 0 else {"linewidth": 1.3, "linestyle": (0, (4, 2))}
+        axes[0].plot(epochs, found.losses, **style)
+        axes[1].plot(epochs, found.accuracies, **style)
+        if curve in distant and found.distances is not None:
+            axes[2].plot(epochs, [value or float("nan") for value in found.distances], **style)
+    titles = ("mean loss on the training images", "accuracy on the test images", "largest difference of a parameter")
+    for axis, title in zip(axes, titles, strict=False):
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].set_yscale("log")
+    if distant:
+        axes[2].set_yscale("log")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=1, frameon=False)
 
 
 def _curves(comparison: Comparison) -> list[_Curve]:

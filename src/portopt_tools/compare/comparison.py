@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from portopt.optimizer import Optimizer
 from portopt_tools.compare import digits
 from portopt_tools.compare.bits import Trajectory
-from portopt_tools.compare.errors import UnusableArgumentsError
 from portopt_tools.compare.planning import NotRun, plan_runs
 from portopt_tools.compare.runners import Runner, name_of
 from portopt_tools.compare.training import Measurements, Problem, train
+from portopt_tools.errors import UnusableArgumentsError
+from portopt_tools.progress import Watch, unwatched
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,6 @@ class Comparison:
         return next((run for run in self.runs if run.verdict is Verdict.REFERENCE), None)
 
 
-Watch = Callable[[str, int], Callable[[], None]]
-"""Called with the name and the number of steps of a run that begins; returns what is called after each step."""
-
-
 def plan(settings: Settings) -> tuple[Problem, list[Runner], list[NotRun]]:
     """Return everything that is needed before the first run.
 
@@ -120,7 +117,7 @@ def plan(settings: Settings) -> tuple[Problem, list[Runner], list[NotRun]]:
     return problem, runners, not_run
 
 
-def compare(settings: Settings, watch: Watch = lambda name, steps: lambda: None) -> Comparison:
+def compare(settings: Settings, watch: Watch = unwatched) -> Comparison:
     """Train once with each backend and mode, and compare the parameters after every step with those of the first run.
 
     Raises:

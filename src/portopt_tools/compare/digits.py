@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from portopt.trees import STANDARD_TREES
-from portopt_tools.compare.errors import UnusableArgumentsError
+from portopt_tools.errors import UnusableArgumentsError
 
 PIXELS, HIDDEN, CLASSES = 64, 32, 10
 TEST_IMAGES = 360

@@ -18,7 +18,7 @@ from portopt.interchange.native import NativeOptimizer
 from portopt.interchange.translation import counterpart_of
 from portopt.optimizer import Optimizer, OptimizerState
 from portopt_tools.compare.digits import Parameters
-from portopt_tools.compare.errors import UnusableArgumentsError
+from portopt_tools.errors import UnusableArgumentsError
 
 
 def other_runner(name: str, optimizer: Optimizer, devices: Sequence[str], dtype: str) -> NativeRunner:

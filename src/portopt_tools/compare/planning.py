@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from portopt.backend import UnknownBackendError, backends, get_backend
 from portopt.optimizer import Optimizer
-from portopt_tools.compare.errors import UnusableArgumentsError
-from portopt_tools.compare.inventory import BackendEntry, describe_backend, installed_backends
 from portopt_tools.compare.other_optimizers import other_runner
 from portopt_tools.compare.runners import BackendRunner, Runner
+from portopt_tools.errors import UnusableArgumentsError
+from portopt_tools.inventory import BackendEntry, describe_backend, installed_backends
 
 _FIRST = "numpy"
 """The backend whose first run is the reference unless backends are named: it is always installed, and needs no device."""

@@ -5,38 +5,25 @@ from __future__ import annotations
 import html
 import json
 import math
-import os
 import platform
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from portopt._version import __version__
 from portopt.interchange.configuration import serialize
+from portopt_tools import inventory
 from portopt_tools.compare.charts import curves_svg
 from portopt_tools.compare.comparison import Comparison, Run
 from portopt_tools.compare.digits import CLASSES, HIDDEN, PATHS, PIXELS
-from portopt_tools.compare.errors import UnusableArgumentsError
 from portopt_tools.compare.tables import conclusion, short_verdict, verdict_lines
+from portopt_tools.output import write_files
 
 SCHEMA_VERSION = 1
 """Version of the layout of `report.json`; it changes when a key changes its meaning or goes away."""
 
 _PACKAGES = ("numpy", "array-api-compat", "optree", "rich", "ml_dtypes", "scikit-learn", "matplotlib")
-
-
-def prepare_folder(folder: Path) -> None:
-    """Make the folder, and raise `UnusableArgumentsError` if no file can be written in it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UnusableArgumentsError(f"--out: no file can be written in {str(folder)!r} ({error})") from error
 
 
 def write_reports(folder: Path, comparison: Comparison, command: str) -> list[Path]:
@@ -48,23 +35,12 @@ def write_reports(folder: Path, comparison: Comparison, command: str) -> list[Pa
         command: the command line that gave them.
     """
     data = as_json(comparison, command)
-    written = {
-        folder / "report.json": json.dumps(data, indent=2, allow_nan=False) + "\n",
-        folder / "report.html": as_html(comparison, data),
-    }
-    for path, text in written.items():
-        _write_atomically(path, text)
-    return list(written)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    # In the same folder, so that the replacement is one rename and nobody sees half a file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return write_files(
+        {
+            folder / "report.json": json.dumps(data, indent=2, allow_nan=False) + "\n",
+            folder / "report.html": as_html(comparison, data),
+        }
+    )
 
 
 def as_json(comparison: Comparison, command: str) -> dict[str, Any]:
@@ -142,16 +118,8 @@ def _finite(value: Any) -> Any:
 
 
 def _versions(comparison: Comparison) -> dict[str, str]:
-    versions = {
-        "portopt": __version__,
-        "python": f"{platform.python_implementation()} {platform.python_version()}",
-        "platform": f"{platform.system()} {platform.release()} {platform.machine()}, {sys.byteorder}-endian",
-    }
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
+    system = f"{platform.system()} {platform.release()} {platform.machine()}, {sys.byteorder}-endian"
+    versions = {**inventory.versions(_PACKAGES), "platform": system}
     for run in comparison.runs:
         versions.setdefault(run.runner.backend, run.runner.version)
     return versions

@@ -1,8 +1,6 @@
-"""What `portopt backends` and `portopt compare` print."""
+"""What `portopt compare` prints."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
@@ -10,12 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from portopt_tools.compare.comparison import Comparison, Run, Verdict
-from portopt_tools.compare.inventory import HELPER_PACKAGES, BackendEntry
 
 SHORT_DIGEST = 8
-_WIDTH = 120
-"""Columns where there is no terminal to ask, as in a log."""
-
 _COLORS = {
     Verdict.REFERENCE: "green",
     Verdict.IDENTICAL: "green",
@@ -23,46 +17,6 @@ _COLORS = {
     Verdict.FAILED: "bold red",
     Verdict.OTHER_FORMULA: "dim",
 }
-
-
-def output_console() -> Console:
-    """Return the console for results."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = max(console.width, _WIDTH)
-    return console
-
-
-def print_inventory(console: Console, backends: Sequence[BackendEntry]) -> None:
-    """Print the backends, the helper packages, and how to get what is missing."""
-    table = Table(title="Backends", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("backend", "installed", "version", "devices", "dtypes", "modes"):
-        table.add_column(column, overflow="fold")
-    for entry in backends:
-        installed = "error" if entry.problem else "yes"
-        if entry.version is None and entry.install_command is not None:
-            installed = "no"
-        devices = [name if reason is None else f"({name}: {reason})" for name, reason in entry.devices.items()]
-        cells = (installed, entry.version or "", "\n".join(devices), " ".join(entry.dtypes), " ".join(entry.modes))
-        table.add_row(Text(entry.name, style="bold"), *map(Text, cells))
-    console.print(table)
-
-    helpers = Table(title="Helper packages", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("package", "installed", "version", "what for"):
-        helpers.add_column(column, overflow="fold")
-    for helper in HELPER_PACKAGES:
-        version = helper.version
-        helpers.add_row(
-            Text(helper.name, style="bold"), "no" if version is None else "yes", version or "", Text(helper.purpose)
-        )
-    console.print(helpers)
-
-    missing = [(e.name, e.problem, e.install_command) for e in backends if e.problem is not None]
-    missing += [(h.name, "not installed", h.install_command) for h in HELPER_PACKAGES if h.version is None]
-    for name, problem, command in missing:
-        console.print(Text(f"{name}: {problem}" + (f"\n    {command}" if command else "")), soft_wrap=True)
-    if not missing:
-        console.print("Nothing is missing.")
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:

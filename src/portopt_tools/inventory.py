@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
+from portopt._version import __version__
 from portopt.backend import ENTRY_POINT_GROUP, Backend
 
 
@@ -97,10 +99,7 @@ class HelperPackage:
     @property
     def version(self) -> str | None:
         """The installed version, None where there is none."""
-        try:
-            return metadata.version(self.name)
-        except metadata.PackageNotFoundError:
-            return None
+        return _version(self.name)
 
 
 HELPER_PACKAGES = (
@@ -115,3 +114,16 @@ def as_json(backends: list[BackendEntry]) -> dict[str, Any]:
     """Return the inventory as values that JSON can hold."""
     helpers = [{**asdict(helper), "version": helper.version} for helper in HELPER_PACKAGES]
     return {"schema_version": 1, "backends": [asdict(entry) for entry in backends], "helper_packages": helpers}
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of portopt, Python and these packages, of which some may not be installed."""
+    found = {"portopt": __version__, "python": f"{platform.python_implementation()} {platform.python_version()}"}
+    return found | {name: _version(name) or "not installed" for name in packages}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

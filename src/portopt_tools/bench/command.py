@@ -1,0 +1,108 @@
+"""`portopt bench` on the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from portopt_tools.arguments import positive
+from portopt_tools.bench.cases import RULES_BY_NAME
+from portopt_tools.bench.contenders import PEERS
+from portopt_tools.bench.shapes import SHAPE_SETS
+from portopt_tools.errors import FAILURE, SUCCESS
+from portopt_tools.progress import progress
+from portopt_tools.tool import Tool
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rule",
+        action="append",
+        type=str.lower,
+        choices=tuple(RULES_BY_NAME),
+        default=[],
+        dest="rules",
+        help="a rule, in any case; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--shapes",
+        action="append",
+        choices=tuple(SHAPE_SETS),
+        default=[],
+        help="a set of parameter shapes; may be repeated (default: all)",
+    )
+    parser.add_argument(
+        "--backend",
+        action="append",
+        default=[],
+        dest="backends",
+        metavar="NAME",
+        help="a backend of portopt, or an importable array API library; may be repeated (default: every installed one that can "
+        "be used)",
+    )
+    parser.add_argument(
+        "--against",
+        action="append",
+        choices=tuple(PEERS),
+        default=[],
+        help="another library's optimizers; may be repeated (default: all that are installed)",
+    )
+    parser.add_argument(
+        "--repeats", type=positive, metavar="N", help="samples of each time, of which the median counts (default: 11)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads for portopt, torch and XLA alike (default: each library's own default)",
+    )
+    parser.add_argument(
+        "--interpreted", action="store_true", help="also measure portopt without fused kernels, operation by operation"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="small arrays and few samples, by default Adam on the smallest set: shows that all works, not how fast",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write bench.json and bench.svg into this folder (needs matplotlib)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print no progress, only the results")
+
+
+def _run(arguments: argparse.Namespace, command: str) -> int:
+    from portopt_tools import output, svg
+    from portopt_tools.bench import benchmark, reports, tables
+
+    if arguments.out is not None:
+        svg.require_matplotlib("the plot", "bench")
+        output.prepare_folder(arguments.out)
+    settings = benchmark.Settings(
+        rules=arguments.rules,
+        shapes=arguments.shapes,
+        backends=arguments.backends,
+        against=arguments.against,
+        repeats=arguments.repeats,
+        threads=arguments.threads,
+        interpreted=arguments.interpreted,
+        quick=arguments.quick,
+    )
+    with progress(quiet=arguments.quiet) as shown:
+        report = benchmark.measure(settings, command, shown.part)
+    console = output.output_console()
+    tables.print_report(console, report)
+    if arguments.out is not None:
+        output.print_written(console, reports.write_reports(arguments.out, report))
+    return FAILURE if any(entry["failed"] for entry in report["not_run"]) else SUCCESS
+
+
+TOOL = Tool(
+    name="bench",
+    summary="measure the time of a step, side by side with torch.optim and optax",
+    description="Times steps of portopt, on each backend and mode, and of the same rules in torch.optim and optax, on the "
+    "same shapes, in one process, in turns, and prints the medians. Also measured: the bandwidth of copying memory, the "
+    "memory that a step takes beyond its arrays, and the first step of a process. The dtype is float32.",
+    add_arguments=_add_arguments,
+    run=_run,
+    epilog="exit status: 0, 1 if something that takes part failed, 2 if the arguments cannot be used",
+)
