@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 
 from portopt import RULES, Optimizer
+from portopt.arithmetic import HOST
 from portopt.hyperparameters import Alias, Range
-from portopt.scalars import HOST, Scalar
+from portopt.scalars import Scalar
 from portopt.schedules import is_schedule
 
 
