@@ -9,9 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from portopt.backend import find_backend
-from portopt.dialects import DEFAULT_DIALECT
+from portopt.dialects import Dialect
 from portopt.leaves import leaves_of_slot
 from portopt.state import OptimizerState
+
+DIALECT: Dialect = "keras2"
+"""The dialect whose lists these are."""
 
 
 class KerasRule(Protocol):
@@ -33,13 +36,23 @@ class KerasRule(Protocol):
     def keras_short_list(self) -> tuple[int, float] | None:
         """Index and value of the weight that the lists of Keras 2.2.4 lack."""
 
+    def dialects(self) -> tuple[str, ...]:
+        """Return the names of the dialects that it can have."""
+
+
+def has_keras_weights(optimizer: KerasRule) -> bool:
+    """Tell whether an optimizer has Keras 2's list of weights: in its dialect, and without any dialect."""
+    return getattr(optimizer, "dialect", DIALECT) == DIALECT
+
 
 def get_weights(optimizer: KerasRule, state: OptimizerState) -> list[Any]:
     """Return the state as Keras 2.3.1's list; see `Optimizer.get_weights`."""
-    if (dialect := getattr(optimizer, "dialect", DEFAULT_DIALECT)) != DEFAULT_DIALECT:
+    if not has_keras_weights(optimizer):
+        dialect = getattr(optimizer, "dialect", None)
+        choice = f", or choose dialect={DIALECT!r}" if DIALECT in optimizer.dialects() else ""
         raise ValueError(
             f"get_weights and set_weights are about the lists of Keras 2, but the dialect of this {type(optimizer).__name__} is "
-            f"{dialect!r}: keep the state itself, or choose dialect={DEFAULT_DIALECT!r}"
+            f"{dialect!r}: keep the state itself{choice}"
         )
     weights = [np.asarray(int(state.step), np.int64)]
     weights += [np.asarray(_concrete_scalar(state.slots[name]), np.float64) for name in optimizer.scalar_slots]

@@ -10,7 +10,7 @@ from portopt import keras_weights, step
 from portopt.backend import Backend
 from portopt.declarations import Declarations, Declares, Fields, OfClassOrInstance
 from portopt.dialects import DEFAULT_DIALECT
-from portopt.hyperparameters import GRADIENT_NORM, alias, hyperparameter
+from portopt.hyperparameters import GRADIENT_NORM, Hyperparameter, alias, hyperparameter
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 from portopt.program.tracing import trace
@@ -52,6 +52,8 @@ class Optimizer(Declares):
     """Names and first values of the float64 scalars that the rule keeps for all parameters together."""
     first_values: ClassVar[Mapping[str, float]] = {}
     """Names of the slots whose elements are not zero at first, and their value."""
+    worth_testing: ClassVar[tuple[Mapping[str, Any], ...]] = ()
+    """Arguments worth testing beside those that tests find from the hyperparameters; with `dialect`, if not the default one."""
     keras_placeholder_slots: ClassVar[tuple[str, ...]] = ()
     """Slots that Keras lists after `slots` in its weights, as zeros of shape (1,), though the rule does not use them."""
     keras_short_list: ClassVar[tuple[int, float] | None] = None
@@ -110,6 +112,12 @@ class Optimizer(Declares):
         if fields is None:
             raise ValueError(f"{cls.__name__} has no dialect {dialect!r}: it has {', '.join(cls.dialects()) or 'none'}")
         return {name: dialect if name == "dialect" and dialect else field.default for name, field in fields.items()}
+
+    @classmethod
+    def hyperparameters(cls, dialect: str | None = None) -> Mapping[str, Hyperparameter]:
+        """Return the hyperparameters that the rule has in a dialect, as declared; None means the default dialect."""
+        cls.defaults(dialect)
+        return cls._fields if dialect is None else cls._declarations.by_dialect[dialect]
 
     # The rule ----------------------------------------------------------------------------------------------------
 

@@ -46,6 +46,10 @@ class Adagrad(DialectRule):
 
     slots = ("accumulator",)
     keras_short_list = (0, 0.0)
+    worth_testing = (
+        {"dialect": "keras3", "initial_accumulator_value": 0.0},
+        {"dialect": "optax", "initial_accumulator_value": 0.0, "epsilon": 0.0},
+    )
 
     learning_rate: Any = hyperparameter(
         default=per_dialect(keras2=0.01, keras3=0.001, torch=0.01, optax=0.001), at_least=0, kw_only=False
