@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.backend import find_backend
-from portopt.dialects import DEFAULT_DIALECT
 from portopt.interchange.configuration import deserialize
 from portopt.interchange.frameworks import (
     Correspondence,
@@ -124,8 +123,8 @@ def counterpart_of(framework: NativeFramework, opt: Optimizer) -> Counterpart | 
     Raises:
         ValueError: `opt` is in the framework's dialect, but something has no counterpart.
     """
-    dialect = getattr(opt, "dialect", DEFAULT_DIALECT)
-    if dialect == DEFAULT_DIALECT:
+    dialect = getattr(opt, "dialect", None)
+    if dialect in (None, "keras2"):
         return framework.counterpart(opt)
     translator = getattr(framework, "translator", None)
     if translator is None or translator.dialect != dialect:

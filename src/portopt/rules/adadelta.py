@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from portopt.dialects import per_dialect
-from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter
+from portopt.dialects import Dialect, per_dialect
+from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
 
 
@@ -49,6 +49,7 @@ class Adadelta(DialectRule):
     slots = ("accumulator", "delta_accumulator")
     keras_short_list = (0, 0.0)
 
+    dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
     learning_rate: Any = hyperparameter(
         default=per_dialect(keras2=1.0, keras3=0.001, torch=1.0, optax=1.0), at_least=0, kw_only=False
     )

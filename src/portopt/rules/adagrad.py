@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from portopt.dialects import per_dialect
-from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter
+from portopt.dialects import Dialect, per_dialect
+from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
 
 
@@ -51,6 +51,7 @@ class Adagrad(DialectRule):
         {"dialect": "optax", "initial_accumulator_value": 0.0, "epsilon": 0.0},
     )
 
+    dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
     learning_rate: Any = hyperparameter(
         default=per_dialect(keras2=0.01, keras3=0.001, torch=0.01, optax=0.001), at_least=0, kw_only=False
     )

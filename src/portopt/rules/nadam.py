@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from portopt.dialects import per_dialect
-from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter, option
+from portopt.dialects import Dialect, per_dialect
+from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
 
 
@@ -60,6 +60,7 @@ class Nadam(DialectRule):
     slots = ("m", "v")
     keras_short_list = (1, 1.0)
 
+    dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
     learning_rate: Any = hyperparameter(
         default=per_dialect(keras2=0.002, keras3=0.001, torch=0.002, optax=0.001), at_least=0, kw_only=False
     )

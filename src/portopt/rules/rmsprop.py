@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from portopt.dialects import per_dialect
-from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter, option
+from portopt.dialects import Dialect, per_dialect
+from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
 
 
@@ -61,6 +61,7 @@ class RMSprop(DialectRule):
 
     keras_short_list = (0, 0.0)
 
+    dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
     learning_rate: Any = hyperparameter(
         default=per_dialect(keras2=0.001, keras3=0.001, torch=0.01, optax=0.001), at_least=0, kw_only=False
     )

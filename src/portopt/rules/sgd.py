@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from portopt.dialects import per_dialect
-from portopt.hyperparameters import hyperparameter, option
+from portopt.dialects import Dialect, per_dialect
+from portopt.hyperparameters import dialect_option, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
 from portopt.scalars import where
 
@@ -49,6 +49,7 @@ class SGD(DialectRule):
         https://proceedings.mlr.press/v28/sutskever13.html
     """
 
+    dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
     learning_rate: Any = hyperparameter(
         default=per_dialect(keras2=0.01, keras3=0.01, torch=0.001, optax=0.01), at_least=0, kw_only=False
     )
