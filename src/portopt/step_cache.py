@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
-from portopt.backend import Backend
+from portopt.backend import PlannedStep
 from portopt.program import Program
-from portopt.protocols import Rule
-from portopt.state import OptimizerState
 
 _MOST_PLANS = 16
 """How many sets of arrays an optimizer may be stepping in turns before it forgets about the first."""
-
-
-class PlannedStep(Protocol):
-    """What a backend's `plan` returns: further steps in place on the same arrays, with fewer checks."""
-
-    backend: Backend
-
-    def step(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> OptimizerState | None:
-        """Do a step and return the new state; None, with nothing done, if anything is not as it was."""
-
-    def fits(self, params: Any, grads: Any, state: Any) -> bool:
-        """Tell whether a step could be done on these arrays, doing nothing."""
 
 
 class StepCache:

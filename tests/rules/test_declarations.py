@@ -142,8 +142,8 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "plain value for an inherited one": (
         lambda: declare(learning_rate=0.5),
         (
-            r"^Mine learning_rate is 0\.5, but it inherits a hyperparameter of that name: to change its default or range, declare it "
-            r"anew, learning_rate = portopt\.hyperparameter\(default=\.\.\.\); if it has no other value, write fixed\(0\.5\)$"
+            r"^Mine learning_rate is 0\.5, but it inherits a hyperparameter of that name: to change its default or range, "
+            r"declare it anew, learning_rate = portopt\.hyperparameter\(default=\.\.\.\); if it has no other value, write fixed\(0\.5\)$"
         ),
     ),
     "name of a method": (

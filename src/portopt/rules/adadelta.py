@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from portopt.counterparts import Counterpart
 from portopt.dialects import Dialect, per_dialect
 from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
@@ -48,6 +49,31 @@ class Adadelta(DialectRule):
 
     slots = ("accumulator", "delta_accumulator")
     keras_short_list = (0, 0.0)
+
+    counterparts = (
+        Counterpart(
+            "torch.optim.Adadelta",
+            {"accumulator": "square_avg", "delta_accumulator": "acc_delta"},
+            epsilon="under the root",
+        ),
+        Counterpart(
+            "optax.adadelta",
+            {"accumulator": "e_g", "delta_accumulator": "e_x"},
+            counts=False,
+            epsilon="under the root",
+        ),
+        Counterpart(
+            "keras.optimizers.Adadelta",
+            {"accumulator": "accumulated_grad", "delta_accumulator": "accumulated_delta_var"},
+            epsilon="under the root",
+        ),
+        Counterpart(
+            "tf_keras.optimizers.legacy.Adadelta",
+            {"accumulator": "accum_grad", "delta_accumulator": "accum_var"},
+            epsilon="under the root",
+        ),
+        Counterpart("tf.compat.v1.train.AdadeltaOptimizer", epsilon="under the root"),
+    )
 
     dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
     learning_rate: Any = hyperparameter(

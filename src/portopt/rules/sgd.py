@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from portopt.counterparts import Counterpart
 from portopt.dialects import Dialect, per_dialect
 from portopt.hyperparameters import dialect_option, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
@@ -48,6 +49,15 @@ class SGD(DialectRule):
         Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum in deep learning", 2013,
         https://proceedings.mlr.press/v28/sutskever13.html
     """
+
+    counterparts = (
+        Counterpart("torch.optim.SGD", {"moment": "momentum_buffer"}, counts=False, needs={"nesterov": "momentum"}),
+        Counterpart("optax.sgd", {"moment": "trace"}, counts=False),
+        Counterpart("keras.optimizers.SGD", {"moment": "momentum"}),
+        Counterpart("tf_keras.optimizers.legacy.SGD", {"moment": "momentum"}),
+        Counterpart("tf.compat.v1.train.GradientDescentOptimizer", fixed={"momentum": 0.0}, lacks=("nesterov",)),
+        Counterpart("tf.compat.v1.train.MomentumOptimizer", names={"nesterov": "use_nesterov"}),
+    )
 
     dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
     learning_rate: Any = hyperparameter(
