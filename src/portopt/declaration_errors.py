@@ -152,7 +152,7 @@ def check_slots(
     names = (*slots, *scalar_slots)
     for name in names:
         taken = "a hyperparameter's" if name in hyperparameters else "the parameter's" if name == "p" else None
-        taken = "the gradient's" if name == "g" else "the number's of the step" if name == "t" else taken
+        taken = "the gradient's" if name == "g" else taken
         if taken is not None or names.count(name) > 1:
             raise TypeError(
                 f"{owner} has a slot {name!r}, but that is {taken or 'the name of another slot'}: rename the slot"

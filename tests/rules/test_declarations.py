@@ -143,7 +143,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: declare(learning_rate=0.5),
         (
             r"^Mine learning_rate is 0\.5, but it inherits a hyperparameter of that name: to change its default or range, "
-            r"declare it anew, learning_rate = portopt\.hyperparameter\(default=\.\.\.\); if it has no other value, write fixed\(0\.5\)$"
+            r"declare it anew, learning_rate = portopt\.hyperparameter\(default=\.\.\.\); if it has no .*, write fixed\(0\.5\)$"
         ),
     ),
     "name of a method": (
