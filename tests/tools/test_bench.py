@@ -78,7 +78,7 @@ class TestCases:
     def test_a_step_reads_parameter_gradient_and_slots_and_writes_all_but_the_gradient(
         self, name: str, arrays: int
     ) -> None:
-        assert cases.arrays_moved(cases.make_optimizer(cases.RULES_BY_NAME[name])) == arrays
+        assert cases.arrays_moved(cases.read(name).optimizer) == arrays
 
 
 SMALL = ShapeSet("small", ((3, 4), (5,)))
@@ -89,7 +89,7 @@ class TestContenders:
     @pytest.mark.parametrize("peer", PEERS)
     def test_every_counterpart_takes_steps(self, rule: type[portopt.Optimizer], peer: str) -> None:
         backend = get_backend(PEERS[peer].backend)
-        found = PEERS[peer].contenders(rule, backend)
+        found = PEERS[peer].contenders(cases.make_optimizer(rule), backend)
         assert found
         for contender in found:
             # Not in the quick report's path: here a mistake in a mapping of arguments shows as the error that it is.
@@ -103,7 +103,7 @@ class TestContenders:
         fused = {
             rule.__name__
             for rule in portopt.RULES
-            if "fused" in [c.mode for c in PEERS["torch"].contenders(rule, backend)]
+            if "fused" in [c.mode for c in PEERS["torch"].contenders(cases.make_optimizer(rule), backend)]
         }
         assert fused >= {"SGD", "Adagrad", "Adam"}
 
@@ -112,7 +112,7 @@ class TestContenders:
         inputs = Inputs(portopt.SGD(learning_rate=0.5), SMALL)
         parameters, _ = inputs.shared(backend)
         before = [p.clone() for p in parameters]
-        for contender in PEERS["torch"].contenders(portopt.SGD, backend):
+        for contender in PEERS["torch"].contenders(portopt.SGD(), backend):
             if contender.mode == "for-loop":
                 contender.prepare(inputs)()
         for p, old, g in zip(parameters, before, inputs.gradients(backend), strict=True):
@@ -296,6 +296,51 @@ def test_named_rules_shapes_and_backends_are_measured_in_order(tmp_path: Path, c
     assert f"1000x256: {QUICK_TENSORS} tensors" in printed
 
 
+OWN_RULE = """\
+import portopt
+
+
+class Own(portopt.Optimizer):
+    power: float = portopt.hyperparameter(default=1.0)
+
+    def update(self, xp, p, g, slots, c):
+        return p - c.lr * self.power * g, {}
+"""
+
+
+def test_a_rule_without_counterpart_is_measured_alone_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT
+) -> None:
+    (tmp_path / "own_rule_to_measure.py").write_text(OWN_RULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    config = {"class_name": "own_rule_to_measure:Own", "config": {"power": 2.0}}
+    rules = ["--rule", "own_rule_to_measure:Own", "--rule", json.dumps(config), "--rule", "sgd"]
+    report = report_of(*rules, "--backend", "numpy", "--against", "torch", tmp_path=tmp_path)
+    assert [(group["rule"], group["options"]) for group in report["groups"]] == [
+        ("Own", {}),
+        ("Own", {"power": 2.0}),
+        ("SGD", {"momentum": 0.9}),
+    ]
+    assert [{c["library"] for c in group["contenders"]} for group in report["groups"]] == [
+        {"portopt"},
+        {"portopt"},
+        {"portopt", "torch.optim"},
+    ]
+    assert [first["rule"] for first in report["first_steps"]] == ["Own"]
+    line = "not run: torch.optim (Own, mlp-digits): torch has no counterpart of Own("
+    assert line in capsys.readouterr().out
+    assert "| Own |" in as_markdown(report)
+
+
+def test_progress_is_printed_unless_quiet(capsys: OUTPUT) -> None:
+    arguments = ["bench", "--quick", "--repeats", "1", "--backend", "numpy", "--against", "torch"]
+    assert exit_status(arguments) == 0
+    assert "Adam, mlp-digits: 0/" in capsys.readouterr().err
+    assert exit_status([*arguments, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_the_number_of_threads_is_set_and_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -348,6 +393,20 @@ def test_a_contender_that_fails_is_reported_and_leaves_the_others_their_times(
     assert "times as fast" not in as_markdown(report)
 
 
+def test_a_first_step_that_fails_is_reported_and_leaves_the_others_their_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT
+) -> None:
+    def broken(*_: object) -> Any:
+        raise RuntimeError("-m first_step failed:\nTraceback\nOSError: no such disk\n")
+
+    monkeypatch.setattr(first_step, "measure", broken)
+    arguments = ["--backend", "numpy", "--against", "torch", "--out", str(tmp_path)]
+    assert exit_status(["bench", "--quick", *arguments]) == 1
+    report = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    assert len(report["groups"]) == 1
+    assert "not run: first step of Adam on numpy: failed: OSError: no such disk" in capsys.readouterr().out
+
+
 def test_what_does_not_fit_into_memory_is_left_out_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT
 ) -> None:
@@ -360,7 +419,8 @@ def test_what_does_not_fit_into_memory_is_left_out_with_the_reason(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rule", "adm"], "invalid choice: 'adm'"),
+        (["--rule", "adm"], "argument --rule: unknown optimizer: 'adm'; did you mean 'Adam'?"),
+        (["--rule", "nowhere:Adm"], "there is no module 'nowhere'"),
         (["--shapes", "one-1M"], "invalid choice: 'one-1M'"),
         (["--against", "tensorflow"], "invalid choice: 'tensorflow'"),
         (["--repeats", "0"], "--repeats: must be an integer of at least 1, but '0' was given"),
@@ -398,7 +458,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, capsys: OUTP
 
 
 def test_a_first_step_that_fails_says_why() -> None:
-    with pytest.raises(RuntimeError, match="KeyError: 'no such rule'"):
+    with pytest.raises(RuntimeError, match="unknown optimizer: 'no such rule'"):
         first_step.measure("no such rule", "numpy", 1)
 
 
