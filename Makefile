@@ -31,6 +31,7 @@ WING ?=
 CONFORM_ARGS ?=
 COMPARE_ARGS ?=
 FUZZ_ARGS ?=
+HOUSE_ARGS ?=
 
 .PHONY: help
 help: ## list the targets
@@ -221,6 +222,10 @@ vectors: $(INSTALLED) ## regenerate the conformance suite's committed vectors
 .PHONY: api
 api: $(INSTALLED) ## rewrite docs/dialects.md from the code
 	$(BIN)/python scripts/make_dialect_tables.py
+
+.PHONY: house
+house: $(INSTALLED) ## measure rooms, floors, circles of imports, large files, duplicates; HOUSE_ARGS="--details --root PATH"
+	$(BIN)/python scripts/measure_house.py $(HOUSE_ARGS)
 
 .PHONY: docs
 docs: $(INSTALLED_DOCS) ## build the documentation as a web site in build/site, strictly, and check it

@@ -9,7 +9,7 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,8 @@ COMMON = """
   `g = g + weight_decay * p`; with `decoupled_weight_decay`, `p = p * (1 - lr * weight_decay)`. optax has it in the step, see
   below; in Adadelta, `g = g + weight_decay * p`.
 - optax has no default learning rate. portopt takes that of Keras 3, and for Adadelta the paper's, which is 1.
-- Configs name the dialect unless it is `keras2`. `get_weights` and `set_weights` are about the lists of Keras 2, and so are for
-  that dialect only.
+- A rule's first dialect is its default one, and configs name any other. `get_weights` and `set_weights` are about the lists of
+  Keras 2, and so are for that dialect, and for rules without any.
 - A slot has one name in every dialect. The moment of SGD, which keras2 always has, is there in the other dialects only with
   momentum; a step cannot be given a momentum if the state has no slot for it.
 - A "–" means that the dialect does not have the argument.
@@ -92,25 +92,31 @@ def section(rule: type[portopt.Optimizer]) -> str:
     """Return the section of a rule: its docstring, formulas as a table, and a table of its arguments."""
     summary, _, description = inspect.cleandoc(rule.__doc__ or "").partition("\n\n")
     description = description.partition("\nArgs:\n")[0].strip()
+    columns = rule.dialects() or (None,)
     found = list(FORMULA.finditer(description))
-    if [match["dialect"] for match in found] != list(DIALECTS):
+    if [match["dialect"] for match in found] != list(rule.dialects()):
         raise SystemExit(
-            f"the docstring of {rule.__name__} must have one line `- dialect: formula` for each dialect, in order"
+            f"the docstring of {rule.__name__} must have one line `- dialect: formula` for each of its dialects, in order: "
+            f"{', '.join(rule.dialects()) or 'none'}"
         )
-    before, after = description[: found[0].start()].strip(), description[found[-1].end() :].strip()
-    table = "| dialect | formula |\n| --- | --- |\n"
-    table += "".join(f"| {match['dialect']} | {' '.join(match['text'].split())} |\n" for match in found)
-    parts = [f"## {rule.__name__}\n", f"{summary}\n", f"{before}\n" * bool(before), table, f"{after}\n" * bool(after)]
-    return "\n".join(part for part in [*parts, "".join(arguments(rule))] if part)
+    parts = [f"## {rule.__name__}\n", f"{summary}\n"]
+    if found:
+        before, after = description[: found[0].start()].strip(), description[found[-1].end() :].strip()
+        table = "| dialect | formula |\n| --- | --- |\n"
+        table += "".join(f"| {match['dialect']} | {' '.join(match['text'].split())} |\n" for match in found)
+        parts += [f"{before}\n" * bool(before), table, f"{after}\n" * bool(after)]
+    else:
+        parts.append(f"{description}\n")
+    return "\n".join(part for part in [*parts, "".join(arguments(rule, columns))] if part)
 
 
-def arguments(rule: type[portopt.Optimizer]) -> Iterator[str]:
+def arguments(rule: type[portopt.Optimizer], dialects: Sequence[str | None]) -> Iterator[str]:
     """Yield the lines of the table of a rule's arguments, those of all rules aside, with their defaults."""
-    yield f"| argument | {' | '.join(DIALECTS)} |\n| --- |{' --- |' * len(DIALECTS)}\n"
-    defaults = {dialect: rule.defaults(dialect) for dialect in DIALECTS}
+    yield f"| argument | {' | '.join(dialect or 'default' for dialect in dialects)} |\n| --- |{' --- |' * len(dialects)}\n"
+    defaults = [rule.defaults(dialect) for dialect in dialects]
     for name in inspect.signature(rule).parameters:
         if name not in ("lr", "clipnorm", "clipvalue", "dialect"):
-            cells = (default(name, defaults[dialect]) for dialect in DIALECTS)
+            cells = (default(name, of_dialect) for of_dialect in defaults)
             yield f"| `{name}` | {' | '.join(cells)} |\n"
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from portopt._version import __version__
 from portopt.arithmetic.dtypes import round_scalar
-from portopt.kernels import cache, launch
+from portopt.kernels import cache, groups, launch
 from portopt.kernels.cuda.norm_dependence import GradientNorm, norm_dependence
 from portopt.kernels.cuda.source import (
     CHUNK,
@@ -135,7 +135,7 @@ def gradient_norm(gradients: Sequence[Any], compute: Callable[[], float]) -> Any
         dense = [_dense(g) for g in gradients]
         launches = [
             (_norm_source(dtype), _by_value(part.table), part.chunks)
-            for dtype, members in launch.grouped([g.dtype.name for g in dense]).items()
+            for dtype, members in groups.positions([g.dtype.name for g in dense]).items()
             for part in launch.launches(
                 [[_address(dense[i])] for i in members], [dense[i].size for i in members], rows_of_table(1, 4), CHUNK
             )
@@ -178,12 +178,14 @@ def update(
         outputs = dense
     else:
         outputs = [{name: _empty_like(cupy, arrays[name]) for name in names} for arrays in parameters]
-    kinds = [
-        (arrays["p"].device.id, tuple(sorted((name, array.dtype.name) for name, array in arrays.items())))
-        for arrays in dense
-    ]
-    for (device, dtypes), members in launch.grouped(kinds).items():
-        key = launch.kernel_key(dict(dtypes), in_place=in_place)
+    kinds = groups.grouped(
+        program,
+        ({name: array.dtype.name for name, array in arrays.items()} for arrays in dense),
+        in_place=in_place,
+        flush="where",
+        devices=(arrays["p"].device.id for arrays in dense),
+    )
+    for key, device, members in kinds:
         source = _source(program, key)
         columns = key.columns(program)
         real = np.dtype(key.compute_dtype).type

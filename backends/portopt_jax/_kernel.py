@@ -23,8 +23,10 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from portopt._version import __version__
+from portopt.kernels.groups import grouped
 from portopt.kernels.host.compiler import available, compile_kernel, default_flush
-from portopt.kernels.host.source import KernelKey, kernel_source
+from portopt.kernels.host.source import kernel_source
+from portopt.kernels.key import KernelKey
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 from portopt_jax import _handler
@@ -81,28 +83,21 @@ def run(
     Returns:
         New parameter and slots of each parameter, and the new scalars of the state, float64.
     """
-    groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
-    for i, arrays in enumerate(parameters):
-        groups.setdefault(tuple((name, str(arrays[name].dtype)) for name in _columns(program)), []).append(i)
+    dtypes = ({name: str(array.dtype) for name, array in arrays.items()} for arrays in parameters)
     results: list[dict[str, Any]] = [{} for _ in parameters]
     outputs: dict[str, Any] = {}
     with jax.enable_x64(True):
         operands = [jnp.asarray(inputs), step_number(jnp.asarray(step))]
-        for dtypes, members in groups.items():
-            rows = [parameters[i][name] for i in members for name, _ in dtypes]
-            key = KernelKey(dtypes, in_place, default_flush())
+        for key, _, members in grouped(program, dtypes, in_place=in_place, flush=default_flush()):
+            # In the order of the key, which is that of the kernel's results too: JAX sorts what dicts hold.
+            rows = [parameters[i][name] for i in members for name, _ in key.dtypes]
             found = _step.bind(*operands, *rows, program=program, kernel_key=key)
             if program.scalar_outputs:
                 outputs = dict(zip(program.scalar_outputs, found.pop(0), strict=True))
             remaining = iter(found)
             for i in members:
-                results[i] = {name: next(remaining) for name, _ in dtypes if name != "g"}
+                results[i] = {name: next(remaining) for name, _ in key.dtypes if name != "g"}
     return results, outputs
-
-
-def _columns(program: Program) -> list[str]:
-    """Return the order of each parameter's arrays, which is that of the kernel's results too; JAX sorts what dicts hold."""
-    return ["p", "g", *(name for name in program.array_outputs if name != "p")]
 
 
 def _rows(key: KernelKey, operands: Sequence[Any]) -> list[dict[str, Any]]:

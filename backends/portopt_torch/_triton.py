@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from portopt.arithmetic.dtypes import round_scalar
-from portopt.kernels import launch
+from portopt.kernels import groups, launch
 from portopt.kernels.cuda.norm_dependence import GradientNorm, norm_dependence
 from portopt.kernels.triton.source import (
     CHUNK,
@@ -145,17 +145,17 @@ def gradient_norm(gradients: Sequence[Any], compute: Callable[[], float]) -> Any
         norm = GradientNorm(torch.zeros(4, dtype=torch.int64, device=device), compute)
         constants = _upload(np.asarray(rounding_constants(sum(g.numel() for g in gradients))), device)
         dense = [g.contiguous() for g in gradients]
-        groups = [
+        reductions = [
             (
                 load_module(norm_source(dtype)),
                 [[_address(dense[i])] for i in members],
                 [dense[i].numel() for i in members],
             )
-            for dtype, members in launch.grouped([_dtype(g) for g in dense]).items()
+            for dtype, members in groups.positions([_dtype(g) for g in dense]).items()
         ]
-        for module, addresses, sizes in groups:
+        for module, addresses, sizes in reductions:
             _launch(getattr(module, LARGEST_GRADIENT), addresses, sizes, device, largest(norm))
-        for module, addresses, sizes in groups:
+        for module, addresses, sizes in reductions:
             _launch(getattr(module, SUM_SQUARES), addresses, sizes, device, constants, largest(norm), sums(norm))
     return norm
 
@@ -204,12 +204,14 @@ def update(
             {n: torch.empty(arrays[n].shape, dtype=arrays[n].dtype, device=arrays[n].device) for n in names}
             for arrays in parameters
         ]
-    kinds = [
-        (arrays["p"].device, tuple(sorted((name, _dtype(tensor)) for name, tensor in arrays.items())))
-        for arrays in dense
-    ]
-    for (device, dtypes), members in launch.grouped(kinds).items():
-        key = launch.kernel_key(dict(dtypes), in_place=in_place)
+    kinds = groups.grouped(
+        program,
+        ({name: _dtype(tensor) for name, tensor in arrays.items()} for arrays in dense),
+        in_place=in_place,
+        flush="where",
+        devices=(arrays["p"].device for arrays in dense),
+    )
+    for key, device, members in kinds:
         module = load_module(_source(program, key))
         real = key.compute_dtype
         # At least one element: an address is needed even if nothing is read.

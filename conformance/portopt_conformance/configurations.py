@@ -1,13 +1,16 @@
-"""The one table of configurations: what every rule is tested with. A rule takes part with the options that it has."""
+"""The one table of configurations: what every rule is tested with. A rule takes part with the options that it has.
+
+Options that the table does not know are tested with the values that `portopt.rules.settings` finds for them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 from portopt import Optimizer, schedules
-from portopt.dialects import DEFAULT_DIALECT
+from portopt.rules.settings import other_values, together
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ _TABLE: tuple[tuple[str, bool, Mapping[str, Any]], ...] = (
 )
 _ALL_OPTIONS: Mapping[str, Any] = {"momentum": 0.9, "nesterov": True, "amsgrad": True}
 _DIALECT_OPTIONS: Mapping[str, Any] = {
-    **_ALL_OPTIONS,
+    "momentum": 0.9,
+    "amsgrad": True,
     "weight_decay": 0.1,
     "decoupled_weight_decay": True,
     "maximize": True,
@@ -55,8 +59,10 @@ _DIALECT_OPTIONS: Mapping[str, Any] = {
     "bias_correction": True,
     "eps_root": 1e-3,
     "decay": 0.0123,
+    "nesterov": True,
 }
-_NOT_TOGETHER = (("dampening", "nesterov"), ("amsgrad", "nesterov"))
+_AT_THEIR_DEFAULTS = frozenset({"initial_accumulator_value", "eps_in_sqrt"})
+"""Options that stay as they are where all options of a dialect are on: without the first, single steps start from slots given."""
 
 SCHEDULES: Mapping[str, schedules.Schedule] = {
     "Constant": schedules.Constant(0.1),
@@ -75,18 +81,24 @@ SCHEDULES: Mapping[str, schedules.Schedule] = {
 
 def configurations(rule: type[Optimizer]) -> list[Configuration]:
     """Return every configuration of a rule, the defaults first, all options together with clipping last."""
-    known = set(rule.defaults())
-    found = [Configuration(rule, name, given, core) for name, core, given in _TABLE if known.issuperset(given)]
-    dialects = [_in_dialect(rule, dialect) for dialect in rule.dialects() if dialect != DEFAULT_DIALECT]
-    options = {name: value for name, value in _ALL_OPTIONS.items() if name in known}
+    defaults = rule.defaults()
+    found = [Configuration(rule, name, given, core) for name, core, given in _TABLE if defaults.keys() >= given.keys()]
+    for name, value in _others(rule, None, known={option for _, _, given in _TABLE for option in given}).items():
+        found.append(Configuration(rule, name, {name: _DIALECT_OPTIONS.get(name, value)}))
+    dialects = [_in_dialect(rule, dialect) for dialect in rule.dialects()[1:]]
+    options = {name: value for name, value in _ALL_OPTIONS.items() if name in defaults}
     clipped = Configuration(rule, "clipped", {**options, "clipnorm": 1.0, "clipvalue": 0.01}, core=True)
     return [*found, *dialects, clipped]
 
 
 def _in_dialect(rule: type[Optimizer], dialect: str) -> Configuration:
-    """Return a configuration with every option that a rule has in a dialect."""
+    """Return a configuration with every option that a rule has in a dialect, as far as they go together."""
+    table = {option for _, _, given in _TABLE for option in given} | _AT_THEIR_DEFAULTS
     options = {name: value for name, value in _DIALECT_OPTIONS.items() if name in rule.defaults(dialect)}
-    for name, other in _NOT_TOGETHER:
-        if name in options:
-            options.pop(other, None)
-    return Configuration(rule, dialect, {"dialect": dialect, **options}, dialect=True)
+    options |= _others(rule, dialect, known=table | _DIALECT_OPTIONS.keys())
+    return Configuration(rule, dialect, {"dialect": dialect, **together(rule, dialect, options)}, dialect=True)
+
+
+def _others(rule: type[Optimizer], dialect: str | None, known: Set[str]) -> dict[str, Any]:
+    """Return values for the options that a rule has in a dialect, but the table does not know."""
+    return {name: value for name, value in other_values(rule, dialect).items() if name not in known}

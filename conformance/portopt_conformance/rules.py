@@ -10,6 +10,7 @@ import numpy as np
 
 from portopt import Optimizer, OptimizerState
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
+from portopt.keras_weights import has_keras_weights
 from portopt_conformance.configurations import SCHEDULES, Configuration
 from portopt_conformance.experiment import Experiment
 from portopt_conformance.platform import Platform
@@ -184,10 +185,22 @@ def _resumed(
     platform: Platform, optimizer: Optimizer, params: Any, gradients: list[Any], state: OptimizerState
 ) -> tuple[Any, OptimizerState]:
     params, state = platform.many(optimizer, params, gradients[:5], state)
-    weights = optimizer.get_weights(state)
-    params = {"w": platform.array(platform.to_numpy(params["w"]))}
-    state = optimizer.set_weights(optimizer.init(params), weights)
+    params, state = _carried(platform, optimizer, params, state)
     return platform.many(optimizer, params, gradients[5:], state)
+
+
+def _carried(
+    platform: Platform, optimizer: Optimizer, params: Any, state: OptimizerState
+) -> tuple[Any, OptimizerState]:
+    """Return parameters and state made anew from what a file would hold: Keras' list of weights, if the rule has one."""
+    carried = {"w": platform.array(platform.to_numpy(params["w"]))}
+    if has_keras_weights(optimizer):
+        return carried, optimizer.set_weights(optimizer.init(carried), optimizer.get_weights(state))
+    backend = platform.backend
+    words = {name: platform.to_numpy(state.slots[name]["w"]) for name in optimizer.slots}
+    new = _state(platform, optimizer, carried, words, finished=int(backend.scalar(state.step)))
+    scalars = {name: backend.stored_scalar(backend.scalar(state.slots[name])) for name in optimizer.scalar_slots}
+    return carried, new._replace(slots={**new.slots, **scalars})
 
 
 def _nested(

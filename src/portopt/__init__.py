@@ -30,14 +30,7 @@ from portopt.kernels.host.threads import set_num_threads as set_num_threads
 from portopt.optimizer import Optimizer as Optimizer
 from portopt.optimizer import OptimizerState as OptimizerState
 from portopt.program import Program as Program
-from portopt.program.tracing import UnsupportedOperationError as UnsupportedOperationError
-from portopt.rules import RULES as RULES
-from portopt.rules import SGD as SGD
-from portopt.rules import Adadelta as Adadelta
-from portopt.rules import Adagrad as Adagrad
-from portopt.rules import Adam as Adam
-from portopt.rules import Adamax as Adamax
-from portopt.rules import Nadam as Nadam
-from portopt.rules import RMSprop as RMSprop
+from portopt.program.builder import UnsupportedOperationError as UnsupportedOperationError
+from portopt.rules.registry import *  # noqa: F403  # a new rule is to need one line, in the registry
 from portopt.schedules import Schedule as Schedule
 from portopt.schedules import register_schedule as register_schedule

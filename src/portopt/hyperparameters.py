@@ -109,6 +109,24 @@ def check_number(owner: str, name: str, value: object) -> None:
         )
 
 
+GRADIENT_NORM = "gradient_norm"
+"""The norm's name among a program's scalar inputs, and among the values given for one step."""
+
+
+def check_norm(owner: str, value: Any) -> Any:
+    """Return a norm that was given for a step; NaN and infinity are norms too."""
+    check_number(owner, GRADIENT_NORM, value)
+    is_scalar = hasattr(value, "__float__") or is_array(value)  # a tensor of a graph of TensorFlow has no value yet
+    if isinstance(value, bool) or getattr(value, "shape", ()) != () or not is_scalar:
+        raise TypeError(
+            f"{owner} gradient_norm must be a Python number or a 0-d array, but {value!r:.80} of type "
+            f"{type(value).__name__} was given"
+        )
+    if isinstance(value, numbers.Real) and value < 0:
+        raise ValueError(f"{owner} gradient_norm must be at least 0, but {value!r} was given")
+    return value
+
+
 @dataclass(frozen=True)
 class Hyperparameter:
     """A rule's numeric hyperparameter or option, as declared in its class.

@@ -3,41 +3,62 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-from portopt.backend import Backend, find_backend
-from portopt.dialects import DEFAULT_DIALECT
-from portopt.trees import STANDARD_TREES
+from portopt.backend import find_backend
+from portopt.dialects import Dialect
+from portopt.leaves import leaves_of_slot
+from portopt.state import OptimizerState
 
-if TYPE_CHECKING:
-    from portopt.optimizer import Optimizer, OptimizerState
-
-
-def _leaves(tree: Any) -> tuple[Backend, list[Any], Any]:
-    leaves, definition = STANDARD_TREES.flatten(tree)
-    backend = next((b for b in map(find_backend, leaves) if b is not None), None)
-    if backend is None:
-        raise ValueError("the state holds no array; start from init(params)")
-    if backend.trees is not STANDARD_TREES:
-        leaves, definition = backend.trees.flatten(tree)
-    return backend, leaves, definition
+DIALECT: Dialect = "keras2"
+"""The dialect whose lists these are."""
 
 
-def get_weights(optimizer: Optimizer, state: OptimizerState) -> list[Any]:
+class KerasRule(Protocol):
+    """What the lists of Keras depend on."""
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the arrays that the rule keeps for each parameter."""
+
+    @property
+    def scalar_slots(self) -> Mapping[str, float]:
+        """Names of the scalars that it keeps for all parameters together."""
+
+    @property
+    def keras_placeholder_slots(self) -> tuple[str, ...]:
+        """Slots that Keras lists after `slots` as zeros."""
+
+    @property
+    def keras_short_list(self) -> tuple[int, float] | None:
+        """Index and value of the weight that the lists of Keras 2.2.4 lack."""
+
+    def dialects(self) -> tuple[str, ...]:
+        """Return the names of the dialects that it can have."""
+
+
+def has_keras_weights(optimizer: KerasRule) -> bool:
+    """Tell whether an optimizer has Keras 2's list of weights: in its dialect, and without any dialect."""
+    return getattr(optimizer, "dialect", DIALECT) == DIALECT
+
+
+def get_weights(optimizer: KerasRule, state: OptimizerState) -> list[Any]:
     """Return the state as Keras 2.3.1's list; see `Optimizer.get_weights`."""
-    if (dialect := getattr(optimizer, "dialect", DEFAULT_DIALECT)) != DEFAULT_DIALECT:
+    if not has_keras_weights(optimizer):
+        dialect = getattr(optimizer, "dialect", None)
+        choice = f", or choose dialect={DIALECT!r}" if DIALECT in optimizer.dialects() else ""
         raise ValueError(
             f"get_weights and set_weights are about the lists of Keras 2, but the dialect of this {type(optimizer).__name__} is "
-            f"{dialect!r}: keep the state itself, or choose dialect={DEFAULT_DIALECT!r}"
+            f"{dialect!r}: keep the state itself{choice}"
         )
     weights = [np.asarray(int(state.step), np.int64)]
     weights += [np.asarray(_concrete_scalar(state.slots[name]), np.float64) for name in optimizer.scalar_slots]
     count = 0
     for name in optimizer.slots:
-        backend, leaves, _ = _leaves(state.slots[name])
+        backend, leaves, _ = leaves_of_slot(state.slots[name])
         arrays = [backend.to_numpy(leaf) for leaf in leaves if leaf is not None]
         weights += arrays
         count = len(arrays)
@@ -49,7 +70,7 @@ def _concrete_scalar(value: Any) -> float:
     return float(value if backend is None else backend.scalar(value))
 
 
-def set_weights(optimizer: Optimizer, state: OptimizerState, weights: Sequence[Any]) -> OptimizerState:
+def set_weights(optimizer: KerasRule, state: OptimizerState, weights: Sequence[Any]) -> OptimizerState:
     """Return `state` with the values of such a list; see `Optimizer.set_weights`."""
     expected = get_weights(optimizer, state)
     values = [np.asarray(w) for w in weights]
@@ -70,7 +91,7 @@ def set_weights(optimizer: Optimizer, state: OptimizerState, weights: Sequence[A
     for name in optimizer.scalar_slots:
         slots[name] = _like_stored(state.slots[name], float(next(remaining)))
     for name in optimizer.slots:
-        backend, leaves, definition = _leaves(state.slots[name])
+        backend, leaves, definition = leaves_of_slot(state.slots[name])
         new_leaves = []
         for leaf in leaves:
             if leaf is not None:

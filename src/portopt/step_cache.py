@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from portopt.kernels.plan import Plan
-    from portopt.program import Program
+from portopt.backend import PlannedStep
+from portopt.program import Program
 
 _MOST_PLANS = 16
 """How many sets of arrays an optimizer may be stepping in turns before it forgets about the first."""
@@ -27,7 +24,7 @@ class StepCache:
 
     def __init__(self) -> None:
         self.programs: dict[frozenset[str] | None, Program] = {}
-        self.plans: tuple[Plan, ...] = ()
+        self.plans: tuple[PlannedStep, ...] = ()
         self._seen: tuple[int, ...] = ()
 
     def has_seen(self, arrays: int) -> bool:
@@ -38,6 +35,6 @@ class StepCache:
         self._seen = (arrays, *seen[: _MOST_PLANS - 1])
         return False
 
-    def add(self, plan: Plan) -> None:
+    def add(self, plan: PlannedStep) -> None:
         """Try this plan first from now on; what one of two threads loses that do so at once is only planned once more."""
         self.plans = (plan, *[other for other in self.plans if other is not plan][: _MOST_PLANS - 1])

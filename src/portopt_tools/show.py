@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.dialects import DEFAULT_DIALECT, DIALECTS
+from portopt.kernels.groups import kernel_key
+from portopt.kernels.key import Flush, KernelKey
 from portopt.optimizer import Optimizer
 from portopt.program import Program
 from portopt_tools import rule_argument
@@ -42,30 +44,28 @@ def show(optimizer: Optimizer, target: str, dtype: str | None = None) -> str:
         ) from error
 
 
-def _key_dtypes(program: Program, dtype: str) -> tuple[tuple[str, str], ...]:
-    slots = [name for name in program.array_outputs if name != "p"]
-    return (("p", dtype), ("g", dtype), *((name, COMPUTE_DTYPE[dtype]) for name in slots))
+def _key(program: Program, dtype: str, flush: Flush) -> KernelKey:
+    dtypes = {**dict.fromkeys(program.array_outputs, COMPUTE_DTYPE[dtype]), "p": dtype, "g": dtype}
+    return kernel_key(program, dtypes, in_place=True, flush=flush)
 
 
 def _numba(program: Program, dtype: str) -> str:
     from portopt.kernels.host.compiler import default_flush
-    from portopt.kernels.host.source import KernelKey, kernel_source
+    from portopt.kernels.host.source import kernel_source
 
-    return kernel_source(program, KernelKey(_key_dtypes(program, dtype), in_place=True, flush=default_flush()))
+    return kernel_source(program, _key(program, dtype, default_flush()))
 
 
 def _cuda(program: Program, dtype: str) -> str:
     from portopt.kernels.cuda.source import cuda_source
-    from portopt.kernels.host.source import KernelKey
 
-    return cuda_source(program, KernelKey(_key_dtypes(program, dtype), in_place=True, flush="where"))
+    return cuda_source(program, _key(program, dtype, "where"))
 
 
 def _triton(program: Program, dtype: str) -> str:
-    from portopt.kernels.host.source import KernelKey
     from portopt.kernels.triton.source import triton_source
 
-    return triton_source(program, KernelKey(_key_dtypes(program, dtype), in_place=True, flush="where"))
+    return triton_source(program, _key(program, dtype, "where"))
 
 
 TARGETS: Mapping[str, Callable[[Program, str], str]] = {

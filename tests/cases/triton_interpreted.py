@@ -31,14 +31,14 @@ from support.gpu_cases import (
 
 import portopt
 import portopt_torch
+from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar, slot_dtypes
-from portopt.kernels import launch
 from portopt.kernels.cuda.norm_dependence import GradientNorm, norm_dependence
+from portopt.kernels.groups import kernel_key
 from portopt.kernels.host import compiler
 from portopt.kernels.triton.source import norm_source, triton_source
 from portopt.program.expansion import expand_elementary
 from portopt.program.interpreter import evaluate_scalars
-from portopt.scalars import HOST
 from portopt_torch import _triton
 from portopt_torch._backend import TorchBackend
 
@@ -190,7 +190,8 @@ def test_norm_of_extreme_gradients(values: list[float]) -> None:
 def test_scalars_that_need_the_norm_have_the_bits_of_the_host(dtype: str, value: float) -> None:
     program = norm_program()
     split = norm_dependence(program)
-    module = _triton.load_module(triton_source(program, launch.kernel_key({"p": dtype, "g": dtype}, in_place=True)))
+    key = kernel_key(program, {"p": dtype, "g": dtype}, in_place=True, flush="where")
+    module = _triton.load_module(triton_source(program, key))
     inputs = {"gradient_norm": value, "t": 5, "learning_rate": 0.3}
     finite = 0 < value < np.inf
     # norm = u sqrt(Q1), and u is the power of two in the first word.

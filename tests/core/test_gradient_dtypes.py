@@ -15,6 +15,7 @@ from support.libraries import BY_NAME, LIBRARIES, RUNS, Library, Run
 
 import portopt
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
+from portopt.kernels.groups import kernel_key
 from portopt.kernels.host import compiler, kernel, norm
 from portopt_torch import TorchOptimizer
 
@@ -122,9 +123,9 @@ def test_the_host_kernel_loads_it_under_both_ways_to_flush(dtype: str, gradient_
     dtypes = {"p": dtype, "g": gradient_dtype, "passed": compute, "doubled": compute}
     arrays = {name: np.zeros(gradient.shape, numpy_dtype(kind)) for name, kind in dtypes.items()}
     arrays["g"] = gradient
-    fused = kernel.get_kernel(program, dtypes, in_place=True, flush=flush)
+    fused = kernel.host_kernel(program, kernel_key(program, dtypes, in_place=True, flush=flush))
     table = np.array([[arrays[name].ctypes.data for name in fused.columns]], np.int64)
-    kernel.run([kernel.Work(fused, table, np.array([gradient.size], np.int64))], {"learning_rate": 0.0, "t": 1})
+    kernel.run([kernel.Work(fused, [0], table, np.array([gradient.size], np.int64))], {"learning_rate": 0.0, "t": 1})
     for name, expected in zip(("passed", "doubled"), expected_of(dtype, gradient), strict=True):
         assert_same_bits(arrays[name], expected, name)
 

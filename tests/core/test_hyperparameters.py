@@ -18,7 +18,6 @@ from support.bits import assert_same_bits, ordinary
 from support.libraries import LIBRARIES, Library
 
 import portopt
-from portopt.dialects import DIALECTS
 from portopt.hyperparameters import Alias, Range
 
 each_rule = pytest.mark.parametrize("rule", portopt.RULES)
@@ -77,19 +76,27 @@ def escaped(text: str) -> str:
 # Construction
 
 
-@each_rule
-def test_defaults_are_those_of_keras(rule: type[portopt.Optimizer]) -> None:
-    expected = KERAS_DEFAULTS[rule.__name__]
+@pytest.mark.parametrize(("name", "expected"), KERAS_DEFAULTS.items())
+def test_defaults_are_those_of_keras(name: str, expected: dict[str, Any]) -> None:
+    rule = getattr(portopt, name)
+    assert rule.dialects()[0] == "keras2"
+    assert set(rule.defaults()) == {*expected, "clipnorm", "clipvalue", "dialect"}
     assert rule().get_config() == expected
     assert {name: getattr(rule(), name) for name in expected} == expected
     assert rule().clipnorm is None
     assert rule().clipvalue is None
 
 
+@pytest.mark.parametrize(("name", "names"), POSITIONAL.items())
+def test_positional_arguments_are_those_of_keras(name: str, names: list[str]) -> None:
+    assert [n for n, field in getattr(portopt, name).hyperparameters().items() if not field.kw_only] == names
+
+
 @each_rule
-def test_positional_arguments_are_those_of_keras(rule: type[portopt.Optimizer]) -> None:
-    names = POSITIONAL[rule.__name__]
-    values = [True if name in ("nesterov", "amsgrad") else 0.25 for name in names]
+def test_positional_arguments_come_in_the_order_of_their_declaration(rule: type[portopt.Optimizer]) -> None:
+    fields = {name: field for name, field in rule.hyperparameters().items() if not field.kw_only}
+    names = list(fields)
+    values = [0.25 if field.is_numeric else True for field in fields.values()]
     assert rule(*values) == rule(**dict(zip(names, values, strict=True)))
     with pytest.raises(
         TypeError,
@@ -102,11 +109,13 @@ def test_positional_arguments_are_those_of_keras(rule: type[portopt.Optimizer]) 
 @each_rule
 def test_signature_shows_every_argument(rule: type[portopt.Optimizer]) -> None:
     parameters = inspect.signature(rule).parameters
-    assert set(rule.defaults()) == {*KERAS_DEFAULTS[rule.__name__], "clipnorm", "clipvalue", "dialect"}
     aliases = {name for name in dir(rule) if isinstance(getattr(rule, name), Alias)}
-    assert set(parameters) == {*aliases, *(name for dialect in DIALECTS for name in rule.defaults(dialect))}
+    assert set(parameters) == {
+        *aliases,
+        *(name for dialect in rule.dialects() or [None] for name in rule.defaults(dialect)),
+    }
     positional = [p.name for p in parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    assert positional == POSITIONAL[rule.__name__]
+    assert positional == [name for name, field in rule.hyperparameters().items() if not field.kw_only]
 
 
 @each_rule
@@ -175,14 +184,16 @@ def samples(allowed: Range) -> tuple[list[float], list[float]]:
     return [x for x in candidates if fits(x)], [x for x in candidates if not fits(x)]
 
 
-def test_every_hyperparameter_has_its_range() -> None:
+def test_hyperparameters_of_keras_have_one_range_in_every_rule() -> None:
     for rule, name in NUMERIC:
-        assert str(rule._fields[name].range) == RANGES[name], (rule, name)
+        if name in RANGES:
+            assert str(rule.hyperparameters()[name].range) == RANGES[name], (rule, name)
+    assert set(RANGES) <= {name for _, name in NUMERIC}
 
 
 @each_numeric
 def test_values_in_the_range_are_kept_as_floats(rule: type[portopt.Optimizer], name: str) -> None:
-    allowed = rule._fields[name].range
+    allowed = rule.hyperparameters()[name].range
     assert allowed is not None
     inside, _ = samples(allowed)
     for value in inside:
@@ -193,16 +204,14 @@ def test_values_in_the_range_are_kept_as_floats(rule: type[portopt.Optimizer], n
 
 @each_numeric
 def test_values_outside_the_range_are_refused(rule: type[portopt.Optimizer], name: str) -> None:
-    allowed = rule._fields[name].range
+    allowed = rule.hyperparameters()[name].range
     assert allowed is not None
     _, outside = samples(allowed)
     assert any(math.isnan(x) for x in outside)
     assert math.inf in outside
     for value in outside:
-        with pytest.raises(
-            ValueError,
-            match=f"{rule.__name__} {name} must be in {escaped(RANGES[name])}, but {escaped(repr(value))} was given",
-        ):
+        message = f"{rule.__name__} {name} must be in {escaped(str(allowed))}, but {escaped(repr(value))} was given"
+        with pytest.raises(ValueError, match=message):
             rule(**{name: value})
 
 
@@ -211,7 +220,7 @@ def test_values_outside_the_range_are_refused(rule: type[portopt.Optimizer], nam
 def test_values_that_are_no_numbers_are_refused(rule: type[portopt.Optimizer], name: str, value: Any) -> None:
     with pytest.raises(
         TypeError,
-        match=f"{rule.__name__} {name} must be a Python number in {escaped(RANGES[name])}, but .*"
+        match=f"{rule.__name__} {name} must be a Python number in {escaped(str(rule.hyperparameters()[name].range))}, but .*"
         f"of type {type(value).__name__} was given",
     ):
         rule(**{name: value})

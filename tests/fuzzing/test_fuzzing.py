@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-import portopt
 from fuzzing.episodes import Episode
 from fuzzing.worlds import Difference
+from portopt import step
 from portopt.backend import is_interpreted
 from portopt.kernels import plan
 
@@ -36,18 +36,18 @@ def any_state(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def half_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step that writes before it refuses."""
-    step: Callable[..., Any] = portopt.Optimizer._step
+    do_step: Callable[..., Any] = step.do_step
 
-    def writing_step(optimizer: Any, params: Any, *arguments: Any, **named: Any) -> Any:
+    def writing_step(rule: Any, cache: Any, params: Any, *arguments: Any, **named: Any) -> Any:
         try:
-            return step(optimizer, params, *arguments, **named)
+            return do_step(rule, cache, params, *arguments, **named)
         except (TypeError, ValueError):
             for array in params if isinstance(params, list) else ():
                 if getattr(array, "size", 0) and array.flags.writeable:
                     array += 1
             raise
 
-    monkeypatch.setattr(portopt.Optimizer, "_step", writing_step)
+    monkeypatch.setattr(step, "do_step", writing_step)
 
 
 @pytest.mark.needs("numba")

@@ -35,15 +35,15 @@ from support.gpu_cases import (
 
 import portopt
 import portopt_cupy._kernel as cupy_kernel
+from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar, slot_dtypes
-from portopt.kernels import launch
 from portopt.kernels.cuda.norm_dependence import norm_dependence
 from portopt.kernels.cuda.source import ARGUMENT_BYTES, cuda_source, norm_source, rows_of_table
-from portopt.kernels.host.source import KernelKey
+from portopt.kernels.groups import kernel_key
+from portopt.kernels.key import KernelKey
 from portopt.program import Program
 from portopt.program.expansion import expand_elementary
 from portopt.program.interpreter import evaluate_scalars
-from portopt.scalars import HOST
 from portopt_cupy._backend import CupyBackend
 from portopt_cupy._conversion import widened
 
@@ -431,9 +431,8 @@ def test_norm_of_extreme_gradients(values: list[float], tmp_path: Path) -> None:
 def test_scalars_that_need_the_norm_have_the_bits_of_the_host(dtype: str, tmp_path: Path) -> None:
     program = norm_program()
     split = norm_dependence(program)
-    library = compile_on_host(
-        cuda_source(program, launch.kernel_key({"p": dtype, "g": dtype}, in_place=True)), tmp_path
-    )
+    key = kernel_key(program, {"p": dtype, "g": dtype}, in_place=True, flush="where")
+    library = compile_on_host(cuda_source(program, key), tmp_path)
     for value in (0.25, 2.5, 37.0, 0.0, float("inf"), float("nan")):
         inputs = {"gradient_norm": value, "t": 5, "learning_rate": 0.3}
         finite = 0 < value < np.inf

@@ -17,7 +17,7 @@ from support.processes import import_path, side_by_side
 import portopt
 from portopt.kernels import cache
 from portopt.kernels.host import compiler
-from portopt.kernels.host.source import KernelKey
+from portopt.kernels.key import KernelKey
 
 KEY = {"source": "def kernel", "cpu": "some"}
 CODE = bytes(range(100))

@@ -15,9 +15,9 @@ from support.places import TESTS
 
 import portopt
 import portopt_torch._triton as torch_kernel
-from portopt.kernels import launch
 from portopt.kernels.cuda.norm_dependence import norm_dependence
-from portopt.kernels.host.source import KernelKey
+from portopt.kernels.groups import kernel_key
+from portopt.kernels.key import KernelKey
 from portopt.kernels.triton.source import CHUNK, WARPS, norm_source, triton_source
 from portopt.program import Program
 
@@ -154,7 +154,7 @@ def test_ptx_converts_gradients_of_another_dtype_without_flushing(dtype: str, gr
 def test_ptx_of_scalars_of_the_norm_is_rounded_once(dtype: str, architecture: int) -> None:
     for program in (norm_program(), portopt.SGD(clipnorm=1.0).program()):
         slots = dict.fromkeys(set(program.array_outputs) - {"p"}, dtype)
-        key = launch.kernel_key({"p": dtype, "g": dtype, **slots}, in_place=True)
+        key = kernel_key(program, {"p": dtype, "g": dtype, **slots}, in_place=True, flush="where")
         assert norm_dependence(program).rounded_on_device
         assert_only_rounded_once(ptx_of(triton_source(program, key), "scalars_of_norm", dtype, architecture))
 

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -19,25 +19,31 @@ import optax
 import pytest
 import torch
 from support.bits import Array, assert_same_bits, ordinary
-from support.dialect_settings import SETTINGS, gradients, parameters, rate_at, settings
+from support.dialect_settings import gradients, parameters, rate_at, settings
 from support.places import ROOT
 from support.processes import run_script
 
 import portopt
-from portopt.dialects import DEFAULT_DIALECT, DIALECTS
-from portopt.hyperparameters import listed
+from portopt.dialects import DIALECTS, Dialect
+from portopt.hyperparameters import Alias, listed
+from portopt.rules.settings import other_values
+from portopt.rules.settings import settings as settings_of
 from portopt_tools.command_line import main
 
 TOLERANCE = 1e-12
 """Relative to the largest magnitude on the way. The frameworks order factors and powers differently in the last bits."""
 
 RULES = {rule.__name__: rule for rule in portopt.RULES}
-each_rule = pytest.mark.parametrize("rule", portopt.RULES)
+EACH = [(rule, dialect) for rule in portopt.RULES for dialect in rule.dialects()]
+each_rule_and_dialect = pytest.mark.parametrize(
+    ("rule", "dialect"), EACH, ids=[f"{rule.__name__}-{dialect}" for rule, dialect in EACH]
+)
 each_dialect = pytest.mark.parametrize("dialect", DIALECTS)
 
 
-def each_setting(dialect: str) -> pytest.MarkDecorator:
-    chosen = list(settings(dialect))
+def each_setting(dialect: str, having: Callable[[str], bool] = lambda rule: True) -> pytest.MarkDecorator:
+    """Parametrize with the settings of the rules that have a dialect, and a counterpart in its framework."""
+    chosen = [setting for setting in settings(dialect) if having(setting[0])]
     return pytest.mark.parametrize(
         ("rule", "number", "arguments"), chosen, ids=[f"{rule}-{n}" for rule, n, _ in chosen]
     )
@@ -67,10 +73,14 @@ def assert_close(actual: list[list[Array]], expected: list[list[Any]], tolerance
 
 # torch
 
-TORCH_CLASSES = {name: getattr(torch.optim, {"Nadam": "NAdam"}.get(name, name)) for name in RULES}
-TORCH_NAMES = {
-    "learning_rate": "lr", "epsilon": "eps", "schedule_decay": "momentum_decay", "decay": "lr_decay",
-}  # fmt: skip
+
+def torch_class(rule: str) -> Any:
+    """Return the class of torch that has a rule's name, whatever its case; None if there is none."""
+    return next((value for name, value in vars(torch.optim).items() if name.lower() == rule.lower()), None)
+
+
+def aliases(rule: str) -> dict[str, Alias]:
+    return {name: value for name in dir(RULES[rule]) if isinstance(value := getattr(RULES[rule], name), Alias)}
 
 
 @pytest.fixture
@@ -82,16 +92,19 @@ def float64_scalars() -> Iterator[None]:
 
 
 def torch_arguments(rule: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    names = {**TORCH_NAMES, "rho": "alpha" if rule == "RMSprop" else "rho"}
-    found = {names.get(name, name): value for name, value in arguments.items()}
-    if "beta_1" in found:
-        found["betas"] = (found.pop("beta_1"), found.pop("beta_2"))
+    """Return arguments under the names that torch's class has for them, which are the rule's other names in that dialect."""
+    known = inspect.signature(torch_class(rule)).parameters
+    found = dict(arguments)
+    for name, alias in aliases(rule).items():
+        if name in known and alias.targets[0] in found:
+            values = tuple(found.pop(target) for target in alias.targets)
+            found[name] = values if len(values) > 1 else values[0]
     return found
 
 
 def torch_trajectory(rule: str, arguments: Mapping[str, Any]) -> list[list[Array]]:
     tensors = [torch.nn.Parameter(torch.tensor(p)) for p in parameters()]
-    optimizer = TORCH_CLASSES[rule](tensors, **torch_arguments(rule, arguments))
+    optimizer = torch_class(rule)(tensors, **torch_arguments(rule, arguments))
     initial_rate = optimizer.param_groups[0]["lr"]
     found = []
     for step, gradient in enumerate(gradients()):
@@ -104,7 +117,7 @@ def torch_trajectory(rule: str, arguments: Mapping[str, Any]) -> list[list[Array
 
 
 @pytest.mark.usefixtures("float64_scalars")
-@each_setting("torch")
+@each_setting("torch", having=lambda rule: torch_class(rule) is not None)
 def test_torch_dialect_is_the_formula_of_torch(rule: str, number: int, arguments: Mapping[str, Any]) -> None:
     assert_close(portopt_trajectory(rule, "torch", arguments), torch_trajectory(rule, arguments))
 
@@ -118,16 +131,44 @@ def test_nadam_of_torch_as_it_comes_agrees_to_float32() -> None:
         assert_close(ours, theirs)
 
 
-@each_rule
+@pytest.mark.parametrize("rule", [rule for rule in portopt.RULES if "torch" in rule.dialects()])
 def test_defaults_of_torch_are_torchs(rule: type[portopt.Optimizer]) -> None:
     name = rule.__name__
-    theirs = {n: p.default for n, p in inspect.signature(TORCH_CLASSES[name]).parameters.items()}
+    if torch_class(name) is None:
+        return
+    theirs = {n: p.default for n, p in inspect.signature(torch_class(name)).parameters.items()}
     ours = {n: v for n, v in rule.defaults("torch").items() if n not in ("dialect", "clipnorm", "clipvalue")}
     for argument, value in torch_arguments(name, ours).items():
         assert theirs[argument] == value, argument
 
 
 # optax
+
+
+OPTAX_NAMES = {
+    "epsilon": ("eps",), "beta_1": ("b1",), "beta_2": ("b2",), "rho": ("decay",),
+    "initial_accumulator_value": ("initial_scale",),
+}  # fmt: skip
+"""Names that functions of optax have for some arguments, unless they have portopt's."""
+
+
+def optax_function(rule: str, given: Iterable[str] = ()) -> Any:
+    """Return optax's function of a rule's name, or the one with weight decay if that is given; None if there is none."""
+    function = getattr(optax, rule.lower(), None)
+    if (
+        function is not None
+        and "weight_decay" in given
+        and "weight_decay" not in inspect.signature(function).parameters
+    ):
+        function = getattr(optax, f"{rule.lower()}w", function)
+    return function
+
+
+def optax_names(function: Any, names: Iterable[str]) -> dict[str, str]:
+    known = inspect.signature(function).parameters
+    return {
+        name: next((other for other in (name, *OPTAX_NAMES.get(name, ())) if other in known), name) for name in names
+    }
 
 
 def optax_transformation(rule: str, arguments: Mapping[str, Any]) -> Any:
@@ -138,20 +179,16 @@ def optax_transformation(rule: str, arguments: Mapping[str, Any]) -> Any:
     def schedule(count: Any) -> Any:
         return jnp.where(count < len(gradients()) // 2, rate_at(0, rate), rate_at(len(gradients()), rate))
 
-    names = {
-        "epsilon": "eps", "beta_1": "b1", "beta_2": "b2", "initial_accumulator_value": "initial_scale", "rho": "decay",
-    }  # fmt: skip
-    if rule != "RMSprop":
-        del names["rho"], names["initial_accumulator_value"]
-    given = {names.get(name, name): value for name, value in given.items()}
-    if given.pop("amsgrad", False):
-        decay = given.pop("weight_decay", None)
-        without_rate = optax.amsgrad(optax.constant_schedule(-1.0), **given)  # cancels the sign of the rate
-        tail = [] if decay is None else [optax.add_decayed_weights(decay)]
-        return optax.chain(without_rate, *tail, optax.scale_by_learning_rate(schedule))
-    if rule in ("Adam", "Nadam", "Adamax") and "weight_decay" in given:
-        rule += "w"
-    return getattr(optax, rule.lower())(schedule, **given)
+    amsgrad = given.pop("amsgrad", False)
+    decay = given.pop("weight_decay", None) if amsgrad else None
+    function = optax.amsgrad if amsgrad else optax_function(rule, given)
+    names = optax_names(function, given)
+    given = {names[name]: value for name, value in given.items()}
+    if not amsgrad:
+        return function(schedule, **given)
+    without_rate = function(optax.constant_schedule(-1.0), **given)  # cancels the sign of the rate
+    tail = [] if decay is None else [optax.add_decayed_weights(decay)]
+    return optax.chain(without_rate, *tail, optax.scale_by_learning_rate(schedule))
 
 
 def optax_trajectory(rule: str, arguments: Mapping[str, Any]) -> list[list[Array]]:
@@ -174,29 +211,31 @@ def optax_trajectory(rule: str, arguments: Mapping[str, Any]) -> list[list[Array
     return [list(step) for step in zip(*found, strict=True)]
 
 
-@each_setting("optax")
+@each_setting("optax", having=lambda rule: optax_function(rule) is not None)
 def test_optax_dialect_is_the_formula_of_optax(rule: str, number: int, arguments: Mapping[str, Any]) -> None:
     assert_close(portopt_trajectory(rule, "optax", arguments), optax_trajectory(rule, arguments))
 
 
-@each_rule
+@pytest.mark.parametrize("rule", [rule for rule in portopt.RULES if "optax" in rule.dialects()])
 def test_defaults_of_optax_are_optaxs(rule: type[portopt.Optimizer]) -> None:
     """Apart from the learning rate, for which optax has no default."""
-    functions = (rule.__name__.lower(), f"{rule.__name__.lower()}w", "amsgrad")
-    named = {"epsilon": "eps", "beta_1": "b1", "beta_2": "b2"}
-    if rule is portopt.RMSprop:
-        named |= {"initial_accumulator_value": "initial_scale", "rho": "decay"}
-    theirs: dict[str, Any] = {}
-    for function in functions[: 1 if rule in (portopt.SGD, portopt.RMSprop, portopt.Adagrad, portopt.Adadelta) else 2]:
-        theirs = {n: p.default for n, p in inspect.signature(getattr(optax, function)).parameters.items()} | theirs
+    function = optax_function(rule.__name__)
+    if function is None:
+        return
+    with_decay = optax_function(rule.__name__, ["weight_decay"])
+    theirs, further = (
+        {name: p.default for name, p in inspect.signature(f).parameters.items()} for f in (function, with_decay)
+    )
+    names = optax_names(function, rule.defaults("optax"))
     for name, value in rule.defaults("optax").items():
         if name in ("learning_rate", "dialect", "clipnorm", "clipvalue", "amsgrad"):
             continue
-        if name == "weight_decay" and rule is not portopt.Adadelta:
+        if name == "weight_decay" and name not in theirs:
             assert value == 0.0  # optax has it on in functions of their own, such as adamw
+            assert name in further
             continue
         # optax says None where portopt's value for "off" is 0.
-        assert (theirs[named.get(name, name)] or 0) == value, name
+        assert (theirs[names[name]] or 0) == value, name
 
 
 # Keras 3
@@ -210,45 +249,44 @@ def keras3() -> Any:
 
 @each_setting("keras3")
 def test_keras3_dialect_is_the_formula_of_keras_3(rule: str, number: int, arguments: Mapping[str, Any]) -> None:
+    if rule not in keras3()["defaults"]:
+        return
     assert_close(portopt_trajectory(rule, "keras3", arguments), keras3()["trajectories"][f"{rule}/{number}"])
 
 
-@each_rule
+@pytest.mark.parametrize("rule", [rule for rule in portopt.RULES if "keras3" in rule.dialects()])
 def test_defaults_of_keras3_are_those_of_keras_3(rule: type[portopt.Optimizer]) -> None:
-    theirs = keras3()["defaults"][rule.__name__]
+    theirs = keras3()["defaults"].get(rule.__name__, {})
     ours = rule.defaults("keras3")
     assert {name: ours.get(name) for name in theirs if not name.startswith(("use_ema", "ema_"))} == {
         name: value for name, value in theirs.items() if not name.startswith(("use_ema", "ema_"))
     }
 
 
-def test_every_rule_and_dialect_has_five_settings() -> None:
-    assert set(SETTINGS) == set(RULES)
-    for dialects in SETTINGS.values():
-        assert set(dialects) == set(DIALECTS) - {DEFAULT_DIALECT}
-        assert all(len(chosen) >= 5 for chosen in dialects.values())
-
-
-@pytest.mark.parametrize("dialect", [d for d in DIALECTS if d != DEFAULT_DIALECT])
-@each_rule
+@each_rule_and_dialect
 def test_settings_cover_every_option_of_a_dialect(rule: type[portopt.Optimizer], dialect: str) -> None:
-    given = {name for arguments in SETTINGS[rule.__name__][dialect] for name in arguments}
+    given = {name for arguments in settings_of(rule, dialect) for name in arguments}
     assert given == set(rule.defaults(dialect)) - {"dialect", "clipnorm", "clipvalue"}
 
 
 # The dialect as an option
 
 
-def test_default_dialect_is_that_of_keras_2() -> None:
+def test_default_dialect_is_the_first() -> None:
     for rule in portopt.RULES:
-        assert rule().dialect == "keras2"  # type: ignore[attr-defined]  # every built-in rule has one
-        assert rule() == rule(dialect="keras2")
-        assert "dialect" not in rule().get_config()
-        assert "dialect" not in repr(rule())
+        for dialect in rule.dialects()[:1]:
+            assert rule().dialect == dialect  # type: ignore[attr-defined]  # rules with dialects have it
+            assert rule() == rule(dialect=dialect)
+            assert "dialect" not in rule().get_config()
+            assert "dialect" not in repr(rule())
 
 
-@each_dialect
-@each_rule
+def test_default_dialect_of_the_rules_of_keras_2_is_keras_2() -> None:
+    assert all(rule.dialects()[0] == "keras2" for rule in portopt.RULES if "keras2" in rule.dialects())
+    assert portopt.Adam.dialects() == tuple(DIALECTS)
+
+
+@each_rule_and_dialect
 def test_optimizer_of_a_dialect_survives_every_kind_of_copy(rule: type[portopt.Optimizer], dialect: str) -> None:
     optimizer = rule(dialect=dialect, learning_rate=0.25)
     optimizer.program()
@@ -265,7 +303,7 @@ def test_optimizer_of_a_dialect_survives_every_kind_of_copy(rule: type[portopt.O
         assert again.numeric_hyperparameters() == optimizer.numeric_hyperparameters()
         assert again.get_config() == optimizer.get_config()
     config = dict(serialized["config"])
-    assert config.pop("dialect", DEFAULT_DIALECT) == dialect
+    assert config.pop("dialect", rule.dialects()[0]) == dialect
     assert set(config) == {name for name, value in rule.defaults(dialect).items() if value is not None} - {
         "dialect"
     } | ({"epsilon"} & set(rule.defaults(dialect)))
@@ -273,7 +311,7 @@ def test_optimizer_of_a_dialect_survives_every_kind_of_copy(rule: type[portopt.O
 
 def test_dialects_are_different_optimizers() -> None:
     for rule in portopt.RULES:
-        assert len({rule(0.1, dialect=dialect) for dialect in DIALECTS}) == len(DIALECTS)
+        assert len({rule(0.1, dialect=dialect) for dialect in rule.dialects()}) == len(rule.dialects())
 
 
 def test_dialect_can_be_replaced() -> None:
@@ -301,27 +339,23 @@ def test_unknown_dialect_is_refused() -> None:
         portopt.Adam.defaults("pytorch")
 
 
-@each_dialect
-@each_rule
+@each_rule_and_dialect
 def test_option_of_another_dialect_is_refused(rule: type[portopt.Optimizer], dialect: str) -> None:
     """In the constructor, and for one step, before anything is changed."""
-    foreign = {name for other in DIALECTS for name in rule.defaults(other)} - set(rule.defaults(dialect))
-    assert foreign or (rule is portopt.Adagrad and dialect == "torch")
+    foreign = {name for other in rule.dialects() for name in rule.defaults(other)} - set(rule.defaults(dialect))
     optimizer, p = rule(dialect=dialect), np.ones(2)
     state = optimizer.init(p)
     for name in foreign:
-        having = listed([f"dialect={d!r}" for d in DIALECTS if name in rule.defaults(d)], "or")
+        having = listed([f"dialect={d!r}" for d in rule.dialects() if name in rule.defaults(d)], "or")
         message = rf"'{name}', which does not exist in the dialect '{dialect}': leave it out, or choose {having}$"
-        value: Any = True if name in FLAGS else 0.5
+        owner = next(d for d in rule.dialects() if name in rule.defaults(d))
+        value = other_values(rule, owner)[name]
         with pytest.raises(TypeError, match=f"^{rule.__name__} was given {message}"):
             rule(dialect=dialect, **{name: value})
         with pytest.raises(TypeError, match=rf"^{rule.__name__}\.apply was given {message}"):
             optimizer.apply_(p, np.ones(2), state, **{name: value})
         assert getattr(optimizer, name) is None
     assert_same_bits(p, np.ones(2))
-
-
-FLAGS = {"maximize", "centered", "nesterov", "eps_in_sqrt", "bias_correction", "decoupled_weight_decay"}
 
 
 def test_options_that_do_not_go_together_are_refused() -> None:
@@ -370,11 +404,10 @@ def test_lists_of_weights_are_keras_2s_only() -> None:
 
 
 def test_slots_have_one_name_in_every_dialect_and_are_there_only_if_used() -> None:
-    for rule in portopt.RULES:
-        for dialect in DIALECTS:
-            slots = rule(dialect=dialect).slots
-            assert slots == (() if rule is portopt.SGD and dialect != "keras2" else rule().slots)
-    for dialect in ("keras3", "torch", "optax"):
+    assert all(rule(dialect=name).slots == rule().slots for rule, name in EACH if rule is not portopt.SGD)
+    others: tuple[Dialect, ...] = ("keras3", "torch", "optax")
+    for dialect in others:
+        assert portopt.SGD(dialect=dialect).slots == ()
         assert portopt.SGD(dialect=dialect, momentum=0.5).slots == ("moment",)
         every = portopt.RMSprop(dialect=dialect, momentum=0.5, centered=True)
         assert every.slots == ("accumulator", "average_gradient", "moment")
@@ -403,8 +436,7 @@ def test_momentum_of_torch_begins_with_the_first_gradient() -> None:
         assert state.slots["moment"][0] == moment
 
 
-@each_dialect
-@each_rule
+@each_rule_and_dialect
 def test_option_of_a_dialect_that_is_off_adds_no_operation(rule: type[portopt.Optimizer], dialect: str) -> None:
     plain = rule(dialect=dialect)
     for name in plain.numeric_hyperparameters():
@@ -449,7 +481,9 @@ def test_page_of_dialects_follows_the_rules(monkeypatch: pytest.MonkeyPatch) -> 
     assert "| optax | `x` |" in module.render()
     monkeypatch.setattr(portopt.SGD, "__doc__", "Summary.\n\n- keras2: `x`\n")
     with pytest.raises(
-        SystemExit, match="the docstring of SGD must have one line `- dialect: formula` for each dialect"
+        SystemExit,
+        match="the docstring of SGD must have one line `- dialect: formula` for each of its dialects, in order: "
+        "keras2, keras3, torch, optax",
     ):
         module.render()
 

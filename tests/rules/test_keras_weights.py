@@ -11,11 +11,14 @@ from support.libraries import LIBRARIES, RUNS, Library, Run
 
 import portopt
 from portopt import OptimizerState
+from portopt.keras_weights import has_keras_weights
 
-each_rule = pytest.mark.parametrize("rule", portopt.RULES)
 each_library = pytest.mark.parametrize("library", LIBRARIES, ids=str)
 
 SHAPES = [(2, 3), (3,), ()]
+with_weights = [rule for rule in portopt.RULES if has_keras_weights(rule())]
+each_rule = pytest.mark.parametrize("rule", with_weights)
+
 ORDER: dict[str, list[str | None]] = {
     "SGD": ["moment"],
     "RMSprop": ["accumulator"],
@@ -23,9 +26,9 @@ ORDER: dict[str, list[str | None]] = {
     "Adadelta": ["accumulator", "delta_accumulator"],
     "Adam": ["m", "v", None],
     "Adamax": ["m", "u"],
-    "Nadam": ["m", "v"],
+    "Nadam": ["m_schedule", "m", "v"],
 }
-"""The slots in Keras's order; None stands for the `vhat` of shape (1,) that Adam without amsgrad has for each parameter."""
+"""The state in the order of Keras 2.3.1's classes; None stands for the `vhat` of shape (1,) that its Adam without amsgrad has."""
 
 
 def arrays(seed: int, dtype: str = "float32") -> list[Array]:
@@ -42,27 +45,38 @@ def trained(
     return params, state
 
 
+def order(optimizer: portopt.Optimizer) -> list[str | None]:
+    """Return the names of the state's entries in the order of the list, None for placeholders."""
+    return [*optimizer.scalar_slots, *optimizer.slots, *(None for _ in optimizer.keras_placeholder_slots)]
+
+
+@pytest.mark.parametrize(("name", "expected"), ORDER.items())
+def test_order_is_that_of_keras(name: str, expected: list[str | None]) -> None:
+    assert order(getattr(portopt, name)()) == expected
+
+
 @each_library
 @each_rule
-def test_weights_are_in_the_order_of_keras(rule: type[portopt.Optimizer], library: Library) -> None:
+def test_weights_are_in_the_order_that_the_rule_says(rule: type[portopt.Optimizer], library: Library) -> None:
     optimizer = rule()
     _, state = trained(library, optimizer, 2)
     weights = optimizer.get_weights(state)
     assert (weights[0].dtype, weights[0].shape, int(weights[0])) == (np.int64, (), 2)
-    rest = weights[1:]
-    if rule is portopt.Nadam:
-        assert (rest[0].dtype, rest[0].shape) == (np.float64, ())
-        assert float(rest[0]) == library.numpy_state(state, ("m_schedule",)).slots["m_schedule"]
-        rest = rest[1:]
-    assert len(rest) == len(ORDER[rule.__name__]) * len(SHAPES)
-    for k, name in enumerate(ORDER[rule.__name__]):
-        group = rest[k * len(SHAPES) : (k + 1) * len(SHAPES)]
-        for i, weight in enumerate(group):
+    rest = iter(weights[1:])
+    for name in order(optimizer):
+        if name is not None and name in optimizer.scalar_slots:
+            weight = next(rest)
+            assert (weight.dtype, weight.shape) == (np.float64, ())
+            assert float(weight) == library.numpy_state(state, (name,)).slots[name]
+            continue
+        for i in range(len(SHAPES)):
+            weight = next(rest)
             assert isinstance(weight, np.ndarray)
             if name is None:
                 assert_same_bits(weight, np.zeros(1, np.float32))
             else:
                 assert_same_bits(weight, library.numpy(state.slots[name][i]), name)
+    assert list(rest) == []
 
 
 def test_amsgrad_has_full_maxima() -> None:
@@ -96,7 +110,7 @@ def test_parameters_are_in_the_order_of_the_tree() -> None:
 
 
 @each_library
-@pytest.mark.parametrize("optimizer", [*(rule() for rule in portopt.RULES), portopt.Adam(amsgrad=True)], ids=repr)
+@pytest.mark.parametrize("optimizer", [*(rule() for rule in with_weights), portopt.Adam(amsgrad=True)], ids=repr)
 def test_weights_give_the_state_back(optimizer: portopt.Optimizer, library: Library) -> None:
     params, state = trained(library, optimizer, 3)
     again = optimizer.set_weights(optimizer.init(params), optimizer.get_weights(state))
@@ -119,7 +133,7 @@ COMPILED = [run for run in RUNS if run.mode.compiled]
 
 @pytest.mark.parametrize(
     ("rule", "run"),
-    [(rule, run) for rule in portopt.RULES for run in RUNS if run not in COMPILED or rule is portopt.Nadam],
+    [(rule, run) for rule in with_weights for run in RUNS if run not in COMPILED or rule is portopt.Nadam],
     ids=lambda x: getattr(x, "__name__", str(x)),
 )
 def test_resumed_training_equals_uninterrupted_training(rule: type[portopt.Optimizer], run: Run) -> None:
@@ -173,7 +187,7 @@ def test_scalar_of_float32_from_keras_is_taken() -> None:
 
 
 @each_library
-@pytest.mark.parametrize("rule", [portopt.RMSprop, portopt.Adagrad, portopt.Adadelta])
+@pytest.mark.parametrize("rule", [rule for rule in with_weights if rule.keras_short_list == (0, 0.0)])
 def test_short_list_without_iterations_starts_at_zero(rule: type[portopt.Optimizer], library: Library) -> None:
     optimizer = rule()
     params, state = trained(library, optimizer, 2)
@@ -204,7 +218,7 @@ def test_wrong_number_of_weights_is_refused(rule: type[portopt.Optimizer]) -> No
     optimizer = rule()
     params, state = trained(LIBRARIES[0], optimizer, 1)
     weights = optimizer.get_weights(state)
-    short = {"SGD": 1, "Adam": 1, "Adamax": 1}.get(rule.__name__, 2)
+    short = 2 if rule.keras_short_list else 1
     for wrong in ([], weights[short:], [*weights, weights[-1]]):
         with pytest.raises(ValueError) as caught:  # noqa: PT011  # the message is compared as a whole
             optimizer.set_weights(optimizer.init(params), wrong)
@@ -212,6 +226,14 @@ def test_wrong_number_of_weights_is_refused(rule: type[portopt.Optimizer]) -> No
             f"{rule.__name__} has {len(weights)} weights for these parameters, but a list of {len(wrong)} was given; "
             "it must come from get_weights of the same optimizer with parameters of the same shapes"
         )
+
+
+def test_short_lists_are_those_of_keras() -> None:
+    missing = {
+        rule: rule.keras_short_list for rule in (portopt.RMSprop, portopt.Adagrad, portopt.Adadelta, portopt.Nadam)
+    }
+    assert list(missing.values()) == [(0, 0.0), (0, 0.0), (0, 0.0), (1, 1.0)]
+    assert portopt.SGD.keras_short_list is portopt.Adam.keras_short_list is portopt.Adamax.keras_short_list is None
 
 
 def test_wrong_shape_is_refused_by_its_place() -> None:

@@ -51,5 +51,5 @@ def further_entry_points(folder: Path, group: str = portopt.backend.ENTRY_POINT_
 def forget() -> None:
     """Make portopt look at the entry points again."""
     portopt.backends.cache_clear()
-    portopt.backend._by_type.clear()
+    portopt.backend.registry.forget_types()
     native_frameworks.frameworks.cache_clear()

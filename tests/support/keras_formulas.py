@@ -67,15 +67,9 @@ def nadam(p: Array, g: Array, slots: Slots, t: int, lr: float, h: Hyperparameter
     return np.asarray(p - lr * m_bar / (np.sqrt(v / (1 - h["beta_2"] ** t)) + h["epsilon"]))
 
 
-FORMULAS: Mapping[str, Callable[..., Array]] = {
-    "SGD": sgd,
-    "RMSprop": rmsprop,
-    "Adagrad": adagrad,
-    "Adadelta": adadelta,
-    "Adam": adam,
-    "Adamax": adamax,
-    "Nadam": nadam,
-}
+def formula_of(rule: str) -> Callable[..., Array] | None:
+    """Return the function of a rule's name; None if Keras 2.3.1 has no such rule."""
+    return globals().get(rule.lower())
 
 
 def clipped(gradients: list[Array], clipnorm: float | None, clipvalue: float | None) -> list[Array]:
@@ -106,7 +100,8 @@ class KerasRun:
         lr = h["learning_rate"] * (1 / (1 + h.get("decay", 0.0) * self.finished))
         self.finished += 1
         gradients = clipped(gradients, h.get("clipnorm"), h.get("clipvalue"))
-        formula = FORMULAS[self.rule]
+        formula = formula_of(self.rule)
+        assert formula is not None
         self.params = [
             formula(p, g, slots, self.finished, lr, h)
             for p, g, slots in zip(self.params, gradients, self.slots, strict=True)

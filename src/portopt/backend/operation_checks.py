@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, SMALLEST_NORMAL
-from portopt.backend import ArrayAPIBackend, get_backend
+from portopt.backend.array_api import ArrayAPIBackend
+from portopt.backend.registry import get_backend
 from portopt.program import Kind, Program
 
 if TYPE_CHECKING:

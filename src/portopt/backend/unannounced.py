@@ -14,17 +14,11 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt.backend import (
-    PURE,
-    ArrayAPIBackend,
-    ArrayInfo,
-    Arrays,
-    Backend,
-    beside_numbers,
-    find_backend,
-    is_preferred,
-    operation_checks,
-)
+from portopt.backend import operation_checks
+from portopt.backend.array_api import ArrayAPIBackend, beside_numbers
+from portopt.backend.modes import PURE
+from portopt.backend.protocol import ArrayInfo, Arrays, Backend
+from portopt.backend.registry import find_backend, get_backend, is_preferred
 from portopt.program import Program
 
 
@@ -194,3 +188,28 @@ def _backend_of_namespace(namespace: Any, name: str) -> UnannouncedBackend:
 def _met_before(namespace: Any) -> UnannouncedBackend | None:
     # Some libraries make an equal namespace anew each time that they are asked.
     return next((b for b in _backends if b.xp is namespace or b.xp == namespace), None)
+
+
+def accept(name: str) -> None:
+    """Take arrays of a library without a backend as they are, though the look at its first use finds an operation wrong.
+
+    Steps then have whatever bits the library gives. The announced `backends` are not looked at: for them there is the
+    conformance suite.
+
+    Args:
+        name: the library's name, as the error has it.
+
+    Raises:
+        UnknownBackendError: there is no library of that name.
+        ValueError: the library has a backend of its own.
+
+    Example:
+        >>> import portopt.backend
+        >>> portopt.backend.accept("array_api_strict")
+    """
+    backend = get_backend(name)
+    if not isinstance(backend, UnannouncedBackend):
+        raise ValueError(
+            f"{name!r} has a backend of its own, whose operations nobody looks at, so there is nothing to accept"
+        )
+    backend.is_accepted = True

@@ -13,7 +13,8 @@ from portopt._version import __version__
 from portopt.backend import Backend
 from portopt.checkpoints import file_format, structure
 from portopt.interchange.configuration import serialize
-from portopt.optimizer import Optimizer, OptimizerState, check_state
+from portopt.optimizer import Optimizer, OptimizerState
+from portopt.step import check_state
 
 
 def save(path: str | os.PathLike[str], opt: Optimizer, params: Any, state: OptimizerState) -> None:

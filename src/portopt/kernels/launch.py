@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portopt.kernels.host.source import NEW, KernelKey
+from portopt.kernels.key import NEW
 from portopt.program import Program
 
 Arrays = Mapping[str, Any]
@@ -23,20 +23,6 @@ class Launch(NamedTuple):
 
     table: Any
     chunks: int
-
-
-def kernel_key(dtypes: Mapping[str, str], *, in_place: bool) -> KernelKey:
-    """Return the key of the kernel for arrays of these dtypes; GPU kernels flush by comparison."""
-    ordered = (("p", dtypes["p"]), ("g", dtypes["g"]), *(item for item in dtypes.items() if item[0] not in ("p", "g")))
-    return KernelKey(ordered, in_place, "where")
-
-
-def grouped(keys: Sequence[Any]) -> dict[Any, list[int]]:
-    """Return the positions of each key."""
-    groups: dict[Any, list[int]] = {}
-    for i, key in enumerate(keys):
-        groups.setdefault(key, []).append(i)
-    return groups
 
 
 def rows_of(

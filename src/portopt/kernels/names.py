@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Set
 
-from portopt.kernels.host.source import KernelKey
+from portopt.kernels.key import KernelKey
 from portopt.program import Program
 
 _TAKEN_SUFFIXES = ("_i", "_word", "_exponent", "_float16", "_bfloat16", "_float32", "_float64", "_of")

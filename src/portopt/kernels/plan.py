@@ -16,23 +16,25 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from portopt.backend import Backend, is_interpreted
+from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
-from portopt.kernels.host.kernel import Work, get_kernel
+from portopt.kernels.host.compiler import default_flush
+from portopt.kernels.host.kernel import Work, host_kernel
 from portopt.kernels.host.norm import GradientTable, gradient_norm
-from portopt.kernels.host.watch import ArrayReader, Call, Group, Watch
+from portopt.kernels.host.watch import ArrayReader, Call, Watch
+from portopt.program import Program
+from portopt.protocols import Rule
 from portopt.scalars import MOST_STEPS
 from portopt.schedules import Schedule, is_schedule
+from portopt.state import OptimizerState
+from portopt.step import step_scalars
 
-if TYPE_CHECKING:
-    from portopt.optimizer import Optimizer, OptimizerState
-    from portopt.program import Program
-
-Trees = tuple[Any, Any, "OptimizerState"]
+Trees = tuple[Any, Any, OptimizerState]
 """Parameters, gradients and the state, as a step was given them."""
 
 
@@ -44,7 +46,7 @@ class Plan:
         program: what the kernels do.
         trees: the step's arguments.
         watch: knows the arrays.
-        groups: kernels and their parameters.
+        work: kernels and their parameters.
         is_noted: whether somebody is told of the written arrays.
     """
 
@@ -54,25 +56,23 @@ class Plan:
         program: Program,
         trees: Trees,
         watch: Watch,
-        groups: Sequence[Group],
+        work: Sequence[Work],
         *,
         is_noted: bool,
     ) -> None:
         self.program = program
         self.backend = backend
         self._watch = watch
-        self._groups = groups
-        self._inputs = groups[0].work.kernel.inputs
+        self._work = work
+        self._inputs = work[0].kernel.inputs
         self._state_type: type[OptimizerState] = type(trees[2])
-        self._total = sum(int(group.work.sizes.sum()) for group in groups)
+        self._total = sum(int(part.sizes.sum()) for part in work)
         self._runs_at_once = threads.is_small(self._total)
         self._needs_call = is_noted or not self._runs_at_once
         # Inputs of the last step and the hyperparameters that were given for it.
         self._kept: tuple[array[float], dict[str, Any]] | None = None
 
-    def step(
-        self, optimizer: Optimizer, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
-    ) -> OptimizerState | None:
+    def step(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> OptimizerState | None:
         """Do a step and return the new state; None, with nothing done, if anything is not as it was.
 
         A step that has begun to write is finished, whatever is raised meanwhile.
@@ -85,18 +85,18 @@ class Plan:
             inputs = kept[0]
         else:
             try:
-                checked = optimizer.check_overrides(overrides)
-                if optimizer.program(checked) is not self.program:
+                checked = rule.check_overrides(overrides)
+                if rule.program(checked) is not self.program:
                     return None
                 norm = None
                 needs_norm = self.program.uses_gradient_norm and "gradient_norm" not in checked
-                if needs_norm or _is_of_the_user(checked.get("learning_rate", optimizer.learning_rate)):
+                if needs_norm or _is_of_the_user(checked.get("learning_rate", rule.learning_rate)):
                     # No schedule of a user's is called for a step that another plan does.
                     call = self._watch.begin()
                     if not self._watch.look(params, grads, slots, call=call):
                         return None
                     norm = gradient_norm(self._gradients(call)) if needs_norm else None
-                new_inputs = self._new_inputs(optimizer, state, checked, norm)
+                new_inputs = self._new_inputs(rule, state, checked, norm)
             except Exception:
                 # Of several things that are wrong, the full check has an order of its own.
                 if self._watch.look(params, grads, slots):
@@ -105,7 +105,7 @@ class Plan:
             if new_inputs is None:
                 return None
             inputs = new_inputs
-            self._keep(inputs, optimizer, overrides, checked)
+            self._keep(inputs, rule, overrides, checked)
         address = inputs.buffer_info()[0]
         if self._needs_call:
             call = call or self._watch.begin()
@@ -125,7 +125,7 @@ class Plan:
             GradientTable(
                 dict(kernel.key.dtypes)["g"], first + offset, len(kernel.columns), kernel.columns.index("g"), sizes
             )
-            for (_, (kernel, _, sizes)), offset in zip(self._groups, self._watch.offsets, strict=True)
+            for (kernel, _, _, sizes), offset in zip(self._work, self._watch.offsets, strict=True)
         ]
 
     def fits(self, params: Any, grads: Any, state: Any) -> bool:
@@ -138,19 +138,17 @@ class Plan:
         return not is_interpreted()
 
     def _new_inputs(
-        self, optimizer: Optimizer, state: Any, overrides: Mapping[str, Any], norm: float | None
+        self, rule: Rule, state: Any, overrides: Mapping[str, Any], norm: float | None
     ) -> array[float] | None:
-        scalars = optimizer.step_scalars(self.backend, self.program, state, overrides, lambda: norm)[0]
+        scalars = step_scalars(rule, self.backend, self.program, state, overrides, lambda: norm)[0]
         values = [scalars.inputs[name] for name in self._inputs]
         if not all(type(v) in (int, float) for v in values):
             return None
         return array("d", [*values, *[0.0] * len(self.program.scalar_outputs)])
 
-    def _keep(
-        self, inputs: array[float], optimizer: Optimizer, overrides: dict[str, Any], checked: Mapping[str, Any]
-    ) -> None:
+    def _keep(self, inputs: array[float], rule: Rule, overrides: dict[str, Any], checked: Mapping[str, Any]) -> None:
         """Keep the inputs for the next step if only the given numbers decide about them."""
-        rate = checked.get("learning_rate", optimizer.learning_rate)
+        rate = checked.get("learning_rate", rule.learning_rate)
         is_constant = not (self.program.uses_gradient_norm or self.program.scalar_outputs or is_schedule(rate))
         self._kept = (inputs, overrides) if is_constant else None
 
@@ -192,18 +190,15 @@ def make_plan(
     params, grads, state = trees
     if not arrays or type(state.slots) is not dict:
         return None
-    members: dict[tuple[tuple[str, str], ...], list[int]] = {}
-    for i, names in enumerate(dtypes):
-        members.setdefault(tuple(names.items()), []).append(i)
-    groups = []
-    for kind, numbers in members.items():
-        kernel = get_kernel(program, dict(kind), in_place=True)
-        table = np.array([[reader.address(arrays[i][name]) for name in kernel.columns] for i in numbers], np.int64)
-        sizes = np.array([math.prod(arrays[i]["p"].shape) for i in numbers], np.int64)
-        groups.append(Group(numbers, Work(kernel, table, sizes)))
+    work = []
+    for key, _, members in grouped(program, dtypes, in_place=True, flush=default_flush()):
+        kernel = host_kernel(program, key)
+        table = np.array([[reader.address(arrays[i][name]) for name in kernel.columns] for i in members], np.int64)
+        sizes = np.array([math.prod(arrays[i]["p"].shape) for i in members], np.int64)
+        work.append(Work(kernel, members, table, sizes))
     scalar_slots = [name for name in state.slots if name not in program.array_outputs]
-    inputs = len(groups[0].work.kernel.inputs)
-    watch = Watch(reader, (params, grads, state.slots), scalar_slots, arrays, groups, inputs, note_written)
+    inputs = len(work[0].kernel.inputs)
+    watch = Watch(reader, (params, grads, state.slots), scalar_slots, arrays, work, inputs, note_written)
     if not watch.is_possible:
         return None
-    return Plan(backend, program, trees, watch, groups, is_noted=note_written is not None)
+    return Plan(backend, program, trees, watch, work, is_noted=note_written is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from portopt.counterparts import Counterpart
 from portopt.dialects import per_dialect
 from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
@@ -46,6 +47,36 @@ class Adagrad(DialectRule):
 
     slots = ("accumulator",)
     keras_short_list = (0, 0.0)
+    worth_testing = (
+        {"dialect": "keras3", "initial_accumulator_value": 0.0},
+        {"dialect": "optax", "initial_accumulator_value": 0.0, "epsilon": 0.0},
+    )
+
+    counterparts = (
+        Counterpart("torch.optim.Adagrad", {"accumulator": "sum"}, epsilon="beside the root"),
+        Counterpart(
+            "optax.adagrad",
+            {"accumulator": "sum_of_squares"},
+            counts=False,
+            near={"initial_accumulator_value": 0.0},
+            epsilon="under the root",
+        ),
+        Counterpart(
+            "keras.optimizers.Adagrad",
+            {"accumulator": "accumulator"},
+            near={"initial_accumulator_value": 0.0},
+            epsilon="under the root",
+        ),
+        Counterpart(
+            "tf_keras.optimizers.legacy.Adagrad",
+            {"accumulator": "accumulator"},
+            # The first value of the accumulator is in the state.
+            ignored=("initial_accumulator_value",),
+            epsilon="beside the root",
+        ),
+        # It has no epsilon, but what keeps it from dividing by 0 as well.
+        Counterpart("tf.compat.v1.train.AdagradOptimizer", names={"epsilon": "initial_accumulator_value"}, exact=False),
+    )
 
     learning_rate: Any = hyperparameter(
         default=per_dialect(keras2=0.01, keras3=0.001, torch=0.01, optax=0.001), at_least=0, kw_only=False

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from portopt.backend import INTERPRETED, Backend, Mode
-from portopt.interchange.frameworks import Counterpart, get_framework
+from portopt.interchange.frameworks import Construction, get_framework
+from portopt.interchange.translation import counterpart_of
 from portopt.optimizer import Optimizer
 from portopt_tools.bench.measuring import Step
 from portopt_tools.bench.shapes import ShapeSet
@@ -234,8 +235,8 @@ class Optax:
         return prepare
 
 
-def _counterpart(framework: str, optimizer: Optimizer) -> Counterpart:
-    counterpart = get_framework(framework).counterpart(optimizer)
+def _counterpart(framework: str, optimizer: Optimizer) -> Construction:
+    counterpart = counterpart_of(get_framework(framework), optimizer)
     if counterpart is None:
         raise ValueError(f"{framework} has no counterpart of {optimizer!r}")
     return counterpart

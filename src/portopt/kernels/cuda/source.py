@@ -16,7 +16,7 @@ from pathlib import Path
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.kernels.cuda.norm_dependence import NormDependence, norm_dependence
-from portopt.kernels.host.source import NEW, KernelKey
+from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.names import array_names, identifiers
 from portopt.program import Kind, Op, Program
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from portopt._version import __version__
 from portopt.kernels import cache
-from portopt.kernels.host.source import Flush, KernelKey, kernel_source
+from portopt.kernels.host.source import kernel_source
+from portopt.kernels.key import Flush, KernelKey
 from portopt.program import Program
 
 ENTRY = "portopt_kernel"

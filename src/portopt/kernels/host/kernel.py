@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portopt.interrupts import finish
+from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function, compile_kernel, default_flush
-from portopt.kernels.host.source import NEW, Flush, KernelKey
+from portopt.kernels.key import NEW, KernelKey
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 
 GROUP_WORDS = 5
-"""Words that describe a group to compiled code: address of the kernel, offset of the table, sizes, their number and sum."""
+"""Words that tell compiled code of a group: address of the kernel, offset of the table, sizes, their number and sum."""
 
 RECORD_WORDS = threads.HEAD + 6
 """Words of a thread's record: what follows the head are address and number of groups, tables, inputs, step, outputs."""
@@ -60,11 +61,13 @@ class Work(NamedTuple):
 
     Attributes:
         kernel: the kernel.
+        members: the parameters' numbers.
         table: addresses, int64 of shape (parameters, columns), C-contiguous.
         sizes: number of elements of each parameter, int64.
     """
 
     kernel: HostKernel
+    members: Sequence[int]
     table: Any
     sizes: Any
 
@@ -80,11 +83,11 @@ def _part() -> Any:
     return compile_function(_PART_SOURCE, "part")
 
 
-def describe_groups(work: Sequence[Work], offsets: Sequence[int]) -> array[int]:
-    """Return the groups as compiled code reads them, given the offset of each table."""
+def group_words(work: Sequence[Work], offsets: Sequence[int]) -> array[int]:
+    """Return the work as compiled code reads it, `GROUP_WORDS` a group, given the offset of each table."""
     return array("q", [
         word
-        for (kernel, _, sizes), offset in zip(work, offsets, strict=True)
+        for (kernel, _, _, sizes), offset in zip(work, offsets, strict=True)
         for word in (kernel.address, offset, sizes.ctypes.data, len(sizes), int(sizes.sum()))
     ])  # fmt: skip
 
@@ -100,7 +103,7 @@ def run(work: Sequence[Work], inputs: Mapping[str, Any], then: Sequence[Callable
     outputs = array("d", bytes(8 * max(len(program.scalar_outputs), 1)))
     unused = array("q", bytes(8))
     values_at, outputs_at, unused_at = (buffer.buffer_info()[0] for buffer in (values, outputs, unused))
-    step, total = int(inputs.get("t", 0)), sum(int(sizes.sum()) for _, _, sizes in work)
+    step, total = int(inputs.get("t", 0)), sum(int(sizes.sum()) for _, _, _, sizes in work)
     calls: list[Callable[[], object]]
     if threads.is_small(total):
         calls = [
@@ -108,10 +111,10 @@ def run(work: Sequence[Work], inputs: Mapping[str, Any], then: Sequence[Callable
                 kernel.function, unused_at, unused_at, table.ctypes.data, sizes.ctypes.data, len(sizes), 0, int(sizes.sum()),
                 values_at, step, outputs_at,
             )
-            for kernel, table, sizes in work
+            for kernel, _, table, sizes in work
         ]  # fmt: skip
     else:
-        groups = describe_groups(work, [table.ctypes.data for _, table, _ in work])
+        groups = group_words(work, [table.ctypes.data for _, _, table, _ in work])
         records = threads.make_records(total, (groups.buffer_info()[0], len(work), 0, values_at, step, outputs_at))
         records_at = records.buffer_info()[0]
         calls = [
@@ -125,16 +128,9 @@ def run(work: Sequence[Work], inputs: Mapping[str, Any], then: Sequence[Callable
 
 
 @functools.lru_cache(maxsize=512)
-def _kernel(program: Program, key: KernelKey) -> HostKernel:
+def host_kernel(program: Program, key: KernelKey) -> HostKernel:
+    """Return the kernel of a key, compiling it if it is new."""
     return HostKernel(program, key)
-
-
-def get_kernel(
-    program: Program, dtypes: Mapping[str, str], *, in_place: bool, flush: Flush | None = None
-) -> HostKernel:
-    """Return the kernel for arrays of these dtypes, compiling it if it is new."""
-    ordered = (("p", dtypes["p"]), ("g", dtypes["g"]), *(item for item in dtypes.items() if item[0] not in ("p", "g")))
-    return _kernel(program, KernelKey(ordered, in_place, flush or default_flush()))
 
 
 def update(
@@ -159,22 +155,19 @@ def update(
         ValueError: a parameter's arrays differ in size. Nothing has been written then.
     """
     in_place = outputs is None
-    groups: dict[tuple[tuple[str, str], ...], list[int]] = {}
-    for i, names in enumerate(dtypes):
-        groups.setdefault(tuple(sorted(names.items())), []).append(i)
     dense = [{name: np.ascontiguousarray(array) for name, array in arrays.items()} for arrays in inputs]
     if in_place:
         _copy_overlapping_gradients(dense)
     work = []
-    for kind, members in groups.items():
-        kernel = get_kernel(program, dict(kind), in_place=in_place)
+    for key, _, members in grouped(program, dtypes, in_place=in_place, flush=default_flush()):
+        kernel = host_kernel(program, key)
         rows = [
             {**dense[i], **({} if outputs is None else {NEW + n: a for n, a in outputs[i].items()})} for i in members
         ]
         _check_sizes(rows)
         table = np.array([[_address(row[column]) for column in kernel.columns] for row in rows], np.int64)
         sizes = np.array([row["p"].size for row in rows], np.int64)
-        work.append(Work(kernel, table, sizes))
+        work.append(Work(kernel, members, table, sizes))
     if not work:
         return
     copies = []

@@ -16,7 +16,7 @@ import numpy as np
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function, default_flush
-from portopt.kernels.host.source import Flush
+from portopt.kernels.key import Flush
 from portopt.program.reductions import norm_of_sums, scaling
 
 _SOURCE = '''"""Maximum and exact sums of squares of {dtype} gradients; subnormals flushed by {flush}."""

@@ -14,47 +14,14 @@ import keyword
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
-from portopt.arithmetic.dtypes import COMPUTE_DTYPE
+from portopt.kernels.key import NEW, KernelKey
 from portopt.program import Kind, Op, Program
 from portopt.program.expansion import expand_elementary, loads_to_flush
-
-Flush = Literal["register", "where"]
 
 _ARITHMETIC = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
 _SCALED = {"multiply": "product", "divide": "quotient"}
 _COMPARISONS = {"less": "<", "less_equal": "<=", "equal": "=="}
-
-
-NEW = "new "
-"""Begins the name of a column for a result; with a space, no slot is called so by accident."""
-
-
-@dataclass(frozen=True)
-class KernelKey:
-    """What a kernel is compiled for.
-
-    Attributes:
-        dtypes: array name (`"p"`, `"g"`, slots) to its dtype, in the order of the table's columns.
-        in_place: whether results overwrite the parameter and slots; else they have columns of their own, after the inputs'.
-        flush: how subnormals become zero.
-    """
-
-    dtypes: tuple[tuple[str, str], ...]
-    in_place: bool
-    flush: Flush
-
-    @property
-    def compute_dtype(self) -> str:
-        """The dtype of the arithmetic."""
-        return COMPUTE_DTYPE[dict(self.dtypes)["p"]]
-
-    def columns(self, program: Program) -> tuple[str, ...]:
-        """Names of the table's columns: inputs, then, if not in place, `NEW` and the name of each output."""
-        inputs = tuple(name for name, _ in self.dtypes)
-        return inputs if self.in_place else inputs + tuple(NEW + name for name in program.array_outputs)
 
 
 def kernel_source(program: Program, key: KernelKey) -> str:

@@ -33,7 +33,7 @@ import numpy as np
 
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function
-from portopt.kernels.host.kernel import GROUP_WORDS, RECORD_WORDS, Work, compiled_part, describe_groups
+from portopt.kernels.host.kernel import GROUP_WORDS, RECORD_WORDS, Work, compiled_part, group_words
 from portopt.trees import STANDARD_TREES
 
 _SOURCE = f'''"""Compare trees of arrays with what a plan expects of them, and run its kernels if all is as expected."""
@@ -364,18 +364,6 @@ def dlpack_reader(
 NUMPY_READER = ArrayReader(0, lambda array: id(array.dtype), lambda array: int(array.ctypes.data))
 
 
-class Group(NamedTuple):
-    """Parameters that one kernel updates.
-
-    Attributes:
-        members: the parameters' numbers.
-        work: kernel, addresses and sizes.
-    """
-
-    members: Sequence[int]
-    work: Work
-
-
 class Call:
     """What one step needs to itself: references to all arrays, and a table of addresses.
 
@@ -411,7 +399,7 @@ class Watch:
         trees: parameters, gradients and slots (a dict by name) as trees.
         scalar_slots: the names of slots that are not looked at.
         arrays: name to array, of each parameter, gradient and slots included.
-        groups: all parameters, by kernel.
+        work: all parameters, by kernel.
         inputs: number of the kernels' inputs, after which the new scalars of the state are put.
         note_written: a function written in C that is called with the list of all written arrays after each step; then each step
             has a `Call`. None if nobody needs to know.
@@ -423,7 +411,7 @@ class Watch:
         trees: tuple[Any, Any, Mapping[str, Any]],
         scalar_slots: Sequence[str],
         arrays: Sequence[Mapping[str, Any]],
-        groups: Sequence[Group],
+        work: Sequence[Work],
         inputs: int,
         note_written: Callable[[list[Any]], object] | None = None,
     ) -> None:
@@ -450,10 +438,10 @@ class Watch:
         )
         shapes = [array("q", a["p"].shape or (0,)) for a in arrays]
         entries, table, offsets = array("q"), array("q"), []
-        for members, work in groups:
+        for kernel, members, addresses, _ in work:
             offsets.append(8 * len(table))
             for row, i in enumerate(members):
-                for column, name in enumerate(work.kernel.columns):
+                for column, name in enumerate(kernel.columns):
                     a = arrays[i][name]
                     entries.extend(
                         (
@@ -467,8 +455,8 @@ class Watch:
                             _itemsize(a),
                         )
                     )
-                    table.append(int(work.table[row, column]))
-        parts = describe_groups([group.work for group in groups], offsets)
+                    table.append(int(addresses[row, column]))
+        parts = group_words(work, offsets)
         scratch = array("q", bytes(8 * 16))
         stack = array("q", bytes(8 * 4 * (_DEEPEST + 2)))
         api = _api()
@@ -484,7 +472,7 @@ class Watch:
             at(entries), at(starts), at(ends), len(starts),
             reader.function, api.dict_next, api.compare, api.clear_error,
             id(str), at(scratch), at(stack), len(entries) // 8, at(known),
-            len(groups), at(parts), at(table), inputs,
+            len(work), at(parts), at(table), inputs,
             tuple.__basicsize__ // 8, api.set_item, api.hold, api.call, api.release,
             0 if note_written is None else id(note_written), api.save_thread, api.restore_thread,
             len(written), len(gradients), *(reader.layout or [0] * len(Layout._fields)),
@@ -495,7 +483,7 @@ class Watch:
         kinds = {type(v) for a in arrays for v in a.values()}
         dtypes = [a[n].dtype for a in arrays for n in a]
         self._keep_alive = (
-            scripts, written, gradients, known, starts, ends, shapes, entries, scratch, stack, groups, kinds, dtypes, reader,
+            scripts, written, gradients, known, starts, ends, shapes, entries, scratch, stack, work, kinds, dtypes, reader,
             note_written,
         )  # fmt: skip
         self._look = _compiled()
@@ -573,9 +561,10 @@ def works(reader: ArrayReader, make: Callable[[Any], Any], wrong: Callable[[Any]
     g1, g2, g3 = (make(np.zeros(shape, np.float32)) for shape in ((3, 4), (), (2, 1, 5)))
     arrays = [{"p": p, "g": g} for p, g in ((third, g3), (first, g1), (second, g2))]
     table = np.array([[reader.address(a["p"]), 0] for a in arrays], np.int64)
-    work = Work(_NoKernel(), table, np.array([_size(a["p"]) for a in arrays], np.int64))  # type: ignore[arg-type]  # it is not run
+    sizes = np.array([_size(a["p"]) for a in arrays], np.int64)
+    work = Work(_NoKernel(), range(3), table, sizes)  # type: ignore[arg-type]  # it is not run
     grads = {"b": [g1, (g2,)], "a": g3}
-    watch = Watch(reader, (params, grads, {}), (), arrays, [Group(range(3), work)], 0)
+    watch = Watch(reader, (params, grads, {}), (), arrays, [work], 0)
     call = watch.begin()
     if not watch.is_possible or not watch.look(params, grads, {}) or not watch.look(params, grads, {}, call=call):
         return False

@@ -1,0 +1,168 @@
+"""What a backend is: the protocol, and what its methods take and give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from portopt.arithmetic import Arithmetic
+from portopt.program import Program
+from portopt.protocols import Rule
+from portopt.state import OptimizerState
+from portopt.trees import Trees
+
+Arrays = Mapping[str, Any]
+"""Parameter `"p"`, gradient `"g"` and slots by name: one parameter's arrays."""
+
+
+class ArrayInfo(NamedTuple):
+    """Shape and device must agree between a parameter, its gradient and its slots; None is a device that is not known yet."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    device: str | None
+
+
+class MemoryRange(NamedTuple):
+    """First and one-past-last byte of an array's memory on one device; equal if the array is empty."""
+
+    device: str
+    start: int
+    end: int
+
+
+Step = Callable[..., tuple[Any, OptimizerState]]
+"""Takes parameters, gradients, state and hyperparameters of the step; returns new parameters and state."""
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One way in which a backend executes steps.
+
+    Attributes:
+        name: what the mode is called in tables, such as `"eager"` or `"jit"`.
+        step: returns a function that does one step of an optimizer, of which it may ask all that an `Optimizer` has. The
+            function may consume its arguments.
+        run: does several steps, one for each element of a list of gradients, and returns the final parameters and state.
+            The default calls the mode's step for each.
+        compiled: whether one step runs as a compiled whole, so that mistakes of a compiler can show.
+    """
+
+    name: str
+    step: Callable[[Any], Step]
+    run: Callable[[Any, Any, Sequence[Any], OptimizerState], tuple[Any, OptimizerState]] | None = None
+    compiled: bool = False
+
+    def many(self, optimizer: Any, params: Any, gradients: Sequence[Any], state: OptimizerState) -> tuple[Any, Any]:
+        """Do one step for each element of `gradients`."""
+        if self.run is not None:
+            return self.run(optimizer, params, gradients, state)
+        step = self.step(optimizer)
+        for gradient in gradients:
+            params, state = step(params, gradient, state)
+        return params, state
+
+
+class PlannedStep(Protocol):
+    """What a backend's `plan` returns: further steps in place on the same arrays, with fewer checks."""
+
+    backend: Backend
+    """The one that made the plan."""
+
+    def step(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> OptimizerState | None:
+        """Do a step and return the new state; None, with nothing done, if anything is not as it was."""
+
+    def fits(self, params: Any, grads: Any, state: Any) -> bool:
+        """Tell whether a step could be done on these arrays, doing nothing."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What portopt asks of an array library."""
+
+    name: str
+    """The name in `portopt.backends`, tables and messages."""
+    install_command: str
+    """The command that installs the library."""
+    trees: Trees
+    """How the library sees nested containers."""
+    modes: Mapping[str, Mode]
+    """Ways to execute steps, the first one being what `apply` does by default."""
+    extra_modes: Mapping[str, Mode]
+    """Further ways, which the conformance suite tests but `portopt compare` does not list."""
+    settings: Mapping[str, Callable[[], AbstractContextManager[Any]]]
+    """Settings of the library, as contexts, under each of which the bits must be the same."""
+
+    def owns(self, leaf: object) -> bool:
+        """Tell whether `leaf` is an array of this library, or a container that only this library can flatten."""
+
+    def version(self) -> str:
+        """Return the library's version; raise `ImportError` if it cannot be imported."""
+
+    def devices(self) -> Mapping[str, str | None]:
+        """Map each device's name to None if it can be used, else to the reason why not."""
+
+    def dtypes(self) -> tuple[str, ...]:
+        """Return the names of the supported parameter dtypes that the library has, inside `dtype_context`."""
+
+    def dtype_context(self, dtype: str) -> AbstractContextManager[Any]:
+        """Return a context in which arrays of a dtype can be made; most libraries need nothing."""
+
+    def describe(self, array: Any) -> ArrayInfo:
+        """Return shape, dtype name and device of an array; raise `TypeError` for a kind of array that is not supported."""
+
+    def full(self, like: Any, value: float, dtype: str) -> Any:
+        """Return a new array of the shape and device of `like`, filled with `value`."""
+
+    def to_numpy(self, array: Any) -> Any:
+        """Return a copy of an array as a NumPy array of the same dtype (bfloat16 as that of ml_dtypes)."""
+
+    def from_numpy(self, array: Any, device: str | None) -> Any:
+        """Return a copy of a NumPy array as an array of this library on `device`."""
+
+    def arithmetic(self, values: Iterable[Any]) -> Arithmetic:
+        """Return the arithmetic for scalars: the host's, unless one of `values` is only known at run time."""
+
+    def scalar(self, value: Any) -> Any:
+        """Return a number, 0-d array or stored scalar as a value of the arithmetic that `arithmetic([value])` returns."""
+
+    def stored_scalar(self, value: Any) -> Any:
+        """Return an arithmetic's float64 value in the form in which a state keeps it."""
+
+    def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        """Return the Euclidean norm of all gradients together, in any order of summation the same bits."""
+
+    def update(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
+    ) -> list[dict[str, Any]]:
+        """Run `program` on each of `parameters`.
+
+        Args:
+            program: what to run.
+            scalars: the value of each scalar operation, by its index in the program.
+            parameters: the arrays of each parameter.
+            in_place: write the results into the given parameter and slots. Nothing may have been written when an error is raised.
+
+        Returns:
+            New parameter and slots of each, the given ones if `in_place`.
+        """
+
+    def plan(
+        self, program: Program, trees: tuple[Any, Any, OptimizerState], parameters: Sequence[Arrays]
+    ) -> PlannedStep | None:
+        """Return what does further steps in place on these arrays with fewer checks, or None if every step is checked.
+
+        A plan is true as long as its arrays exist, and has `step(rule, params, grads, state, overrides)`, which returns
+        the new state, or None, with nothing done, if anything is not as it was in the step that it was made after. Its
+        `fits(params, grads, state)` tells beforehand whether the arrays are as they were, and `backend` is this one.
+
+        Args:
+            program: what the steps run.
+            trees: parameters, gradients and state as the step was given them.
+            parameters: the arrays of each parameter, in the order of the tree.
+        """
+
+    def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
+        """Raise an error if one of the arrays cannot be changed in place; `paths(i)` names parameter `i`."""

@@ -1,0 +1,50 @@
+"""What the parts below `Optimizer` ask of one; they know these protocols and not the class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from portopt.program import Program
+from portopt.state import OptimizerState
+
+
+class SupportsApply(Protocol):
+    """What can do steps."""
+
+    def apply(
+        self, params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any
+    ) -> tuple[Any, OptimizerState]:
+        """Return parameters and state after one step; the given ones stay untouched."""
+
+    def apply_(self, params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any) -> OptimizerState:
+        """Do one step in place; return the state to use from now on."""
+
+
+class Rule(Protocol):
+    """What a step asks of an optimizer."""
+
+    @property
+    def learning_rate(self) -> Any:
+        """A number or a schedule."""
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the arrays that it keeps for each parameter."""
+
+    @property
+    def scalar_slots(self) -> Mapping[str, float]:
+        """Names and first values of the scalars that it keeps for all parameters together."""
+
+    @property
+    def first_values(self) -> Mapping[str, float]:
+        """First values of the slots whose elements are not zero at first."""
+
+    def program(self, overrides: Mapping[str, Any] | None = None) -> Program:
+        """Return the program of a step for which these hyperparameters are given."""
+
+    def check_overrides(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """Return hyperparameters given for a step under their own names; raise an error if one is none."""
+
+    def check_value(self, owner: str, name: str, value: Any) -> Any:
+        """Return the value of a hyperparameter for a step; raise an error that begins with `owner` if it cannot have it."""

@@ -1,0 +1,19 @@
+"""The registry of rules: one line a rule. Everything walks `RULES`, which is what this module imported, in this order."""
+
+from portopt.optimizer import Optimizer as _Optimizer
+
+# isort: off
+from portopt.rules.sgd import SGD as SGD
+from portopt.rules.rmsprop import RMSprop as RMSprop
+from portopt.rules.adagrad import Adagrad as Adagrad
+from portopt.rules.adadelta import Adadelta as Adadelta
+from portopt.rules.adam import Adam as Adam
+from portopt.rules.adamax import Adamax as Adamax
+from portopt.rules.nadam import Nadam as Nadam
+# isort: on
+
+RULES: tuple[type[_Optimizer], ...] = tuple(
+    value
+    for name, value in list(vars().items())
+    if not name.startswith("_") and isinstance(value, type) and issubclass(value, _Optimizer)
+)
