@@ -21,7 +21,7 @@ from portopt.backend import (
 )
 from portopt.imports import imported
 from portopt.kernels.cuda.graphs import capture_error
-from portopt.kernels.cuda.norm_dependence import GradientNorm
+from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 from portopt.program.primitives import Primitives

@@ -16,18 +16,9 @@ import numpy as np
 from portopt._version import __version__
 from portopt.arithmetic.dtypes import round_scalar
 from portopt.kernels import cache, groups, launch
-from portopt.kernels.cuda.norm_dependence import GradientNorm, norm_dependence
-from portopt.kernels.cuda.source import (
-    CHUNK,
-    LARGEST_GRADIENT,
-    SCALARS_OF_NORM,
-    SUM_SQUARES,
-    THREADS,
-    UPDATE,
-    cuda_source,
-    norm_source,
-    rows_of_table,
-)
+from portopt.kernels.cuda.norm import LARGEST_GRADIENT, SUM_SQUARES, norm_source
+from portopt.kernels.cuda.source import CHUNK, SCALARS_OF_NORM, THREADS, UPDATE, cuda_source, rows_of_table
+from portopt.kernels.norm_dependence import GradientNorm, norm_dependence
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 from portopt.program.reductions import rounding_constants

@@ -24,9 +24,9 @@ from portopt.backend import (
 from portopt.imports import imported
 from portopt.interrupts import finish
 from portopt.kernels.cuda.graphs import capture_error
-from portopt.kernels.cuda.norm_dependence import GradientNorm
 from portopt.kernels.host import compiler, kernel, norm, watch
 from portopt.kernels.host.memory import use_huge_pages
+from portopt.kernels.norm_dependence import GradientNorm
 from portopt.kernels.plan import make_plan
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars

@@ -17,17 +17,9 @@ import numpy as np
 
 from portopt.arithmetic.dtypes import round_scalar
 from portopt.kernels import groups, launch
-from portopt.kernels.cuda.norm_dependence import GradientNorm, norm_dependence
-from portopt.kernels.triton.source import (
-    CHUNK,
-    LARGEST_GRADIENT,
-    SCALARS_OF_NORM,
-    SUM_SQUARES,
-    UPDATE,
-    WARPS,
-    norm_source,
-    triton_source,
-)
+from portopt.kernels.norm_dependence import GradientNorm, norm_dependence
+from portopt.kernels.triton.norm import LARGEST_GRADIENT, SUM_SQUARES, norm_source
+from portopt.kernels.triton.source import CHUNK, SCALARS_OF_NORM, UPDATE, WARPS, triton_source
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 from portopt.program.reductions import rounding_constants

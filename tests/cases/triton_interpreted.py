@@ -33,10 +33,11 @@ import portopt
 import portopt_torch
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar, slot_dtypes
-from portopt.kernels.cuda.norm_dependence import GradientNorm, norm_dependence
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.host import compiler
-from portopt.kernels.triton.source import norm_source, triton_source
+from portopt.kernels.norm_dependence import GradientNorm, norm_dependence
+from portopt.kernels.triton.norm import norm_source
+from portopt.kernels.triton.source import triton_source
 from portopt.program.expansion import expand_elementary
 from portopt.program.interpreter import evaluate_scalars
 from portopt_torch import _triton

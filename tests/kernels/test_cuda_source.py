@@ -37,10 +37,11 @@ import portopt
 import portopt_cupy._kernel as cupy_kernel
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar, slot_dtypes
-from portopt.kernels.cuda.norm_dependence import norm_dependence
-from portopt.kernels.cuda.source import ARGUMENT_BYTES, cuda_source, norm_source, rows_of_table
+from portopt.kernels.cuda.norm import norm_source
+from portopt.kernels.cuda.source import ARGUMENT_BYTES, cuda_source, rows_of_table
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.key import KernelKey
+from portopt.kernels.norm_dependence import norm_dependence
 from portopt.program import Program
 from portopt.program.expansion import expand_elementary
 from portopt.program.interpreter import evaluate_scalars
