@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from portopt.arithmetic import HOST, Arithmetic
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, SMALLEST_NORMAL, round_scalar
 from portopt.backend import ArrayInfo, Arrays, Mode, is_interpreted
 from portopt.imports import imported
@@ -17,7 +18,6 @@ from portopt.program import Program
 from portopt.program.interpreter import StepScalars, interpret
 from portopt.program.primitives import Primitives
 from portopt.program.reductions import partial_sums, rounding_constants
-from portopt.scalars import HOST, Arithmetic
 from portopt.trees import item
 
 

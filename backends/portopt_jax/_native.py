@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -13,9 +13,7 @@ import numpy as np
 
 from portopt.backend import ArrayInfo
 from portopt.imports import imported
-from portopt.interchange.frameworks import Counterpart, Tree
-from portopt.optimizer import Optimizer
-from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
+from portopt.interchange.frameworks import Tree
 from portopt.trees import Trees
 from portopt_jax._backend import backend
 
@@ -180,6 +178,10 @@ class OptaxFramework:
     accepts = "an optax transformation, or a function of optax with its arguments"
 
     @property
+    def vocabulary(self) -> Any:
+        return self.translator.vocabulary
+
+    @property
     def translator(self) -> Any:
         """What translates between optax and the dialect `optax`."""
         return importlib.import_module("portopt_jax._translation").translator
@@ -217,16 +219,6 @@ class OptaxFramework:
             raise ValueError(f"optax has no function {config['optimizer']!r}")
         return self.adopt(factory, dict(config["arguments"]))
 
-    def counterpart(self, optimizer: Optimizer) -> Counterpart | None:
-        if type(optimizer) not in COUNTERPARTS:
-            return None
-        name, arguments = COUNTERPARTS[type(optimizer)](optimizer)
-        arguments = {"learning_rate": float(optimizer.learning_rate_at(1)), **arguments}
-        return Counterpart(f"optax.{name}", getattr(importlib.import_module("optax"), name), arguments, "learning_rate")
-
-    def counterparts(self) -> Iterable[type[Optimizer]]:
-        return COUNTERPARTS
-
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         jitted: Callable[..., Any] = importlib.import_module("jax").jit(function)
         return jitted
@@ -240,20 +232,5 @@ class OptaxFramework:
     def fetch(self, array: Any) -> Any:
         return backend.to_numpy(array)
 
-
-def _adam(o: Any) -> tuple[str, dict[str, Any]]:
-    return "amsgrad" if o.amsgrad else "adam", {"b1": o.beta_1, "b2": o.beta_2, "eps": o.epsilon}
-
-
-COUNTERPARTS: Mapping[type[Optimizer], Callable[[Any], tuple[str, dict[str, Any]]]] = {
-    SGD: lambda o: ("sgd", {"momentum": o.momentum, "nesterov": o.nesterov}),
-    RMSprop: lambda o: ("rmsprop", {"decay": o.rho, "eps": o.epsilon, "eps_in_sqrt": False}),
-    Adagrad: lambda o: ("adagrad", {"eps": o.epsilon, "initial_accumulator_value": 0.0}),
-    Adadelta: lambda o: ("adadelta", {"rho": o.rho, "eps": o.epsilon}),
-    Adam: _adam,
-    Adamax: lambda o: ("adamax", {"b1": o.beta_1, "b2": o.beta_2, "eps": o.epsilon}),
-    Nadam: lambda o: ("nadam", {"b1": o.beta_1, "b2": o.beta_2, "eps": o.epsilon}),
-}
-"""Name and arguments, beside the learning rate, of the function in optax."""
 
 native = OptaxFramework()

@@ -14,10 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from portopt.arithmetic import elementary
-from portopt.arithmetic.dtypes import COMPUTE_DTYPE, TINY_FLOAT32
-from portopt.arithmetic.dtypes import SMALLEST_NORMAL as ARRAY_SMALLEST_NORMAL
-from portopt.scalars import HOST, SMALLEST_NORMAL, UnknownValueError
+from portopt.arithmetic import HOST, UnknownValueError, elementary
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE, SMALLEST_NORMAL, TINY_FLOAT32
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -70,7 +68,7 @@ def load(x: Any, compute_dtype: str) -> Any:
             return round_traced(x, compute_dtype)
     if compute_dtype == "float64" and name in ("float32", "bfloat16"):
         return _widened(x)
-    return flush(x.astype(compute_dtype), ARRAY_SMALLEST_NORMAL[compute_dtype])
+    return flush(x.astype(compute_dtype), SMALLEST_NORMAL[compute_dtype])
 
 
 def plain_load(x: Any, compute_dtype: str) -> Any:
@@ -176,6 +174,9 @@ class JaxArithmetic:
             return isinstance(value, int)
         return bool(jnp.issubdtype(value.dtype, jnp.integer))
 
+    def is_condition(self, value: Any) -> bool:
+        return isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool"
+
     def _float(self, value: Any) -> Any:
         """Return a float64 array; must be called with x64 enabled."""
         if isinstance(value, int | float):
@@ -192,27 +193,27 @@ class JaxArithmetic:
         if self._both_integers(a, b):
             return _counted_on(a, b) if isinstance(b, int) else a + b
         with jax.enable_x64(True):
-            return flush(self._float(a) + self._float(b), SMALLEST_NORMAL)
+            return flush(self._float(a) + self._float(b), SMALLEST_NORMAL["float64"])
 
     @_on_host_if_known
     def subtract(self, a: Any, b: Any) -> Any:
         if self._both_integers(a, b):
             return a - b
         with jax.enable_x64(True):
-            return flush(self._float(a) - self._float(b), SMALLEST_NORMAL)
+            return flush(self._float(a) - self._float(b), SMALLEST_NORMAL["float64"])
 
     @_on_host_if_known
     def multiply(self, a: Any, b: Any) -> Any:
         if self._both_integers(a, b):
             return a * b
         with jax.enable_x64(True):
-            return flush_product(self._float(a), self._float(b), SMALLEST_NORMAL, 2.0**512)
+            return flush_product(self._float(a), self._float(b), SMALLEST_NORMAL["float64"], 2.0**512)
 
     @_on_host_if_known
     def divide(self, a: Any, b: Any) -> Any:
         with jax.enable_x64(True):
             a, b = self._float(a), self._float(b)
-            return flush_quotient(a, hidden_divisor(a, constant_at_zero(b)), SMALLEST_NORMAL, 2.0**512)
+            return flush_quotient(a, hidden_divisor(a, constant_at_zero(b)), SMALLEST_NORMAL["float64"], 2.0**512)
 
     @_on_host_if_known
     def floor_divide(self, a: Any, b: Any) -> Any:
@@ -228,7 +229,7 @@ class JaxArithmetic:
     @_on_host_if_known
     def sqrt(self, a: Any) -> Any:
         with jax.enable_x64(True):
-            return flush(jnp.sqrt(constant_at_zero(self._float(a))), SMALLEST_NORMAL)
+            return flush(jnp.sqrt(constant_at_zero(self._float(a))), SMALLEST_NORMAL["float64"])
 
     @_on_host_if_known
     def floor(self, a: Any) -> Any:
@@ -305,7 +306,7 @@ class JaxArithmetic:
     @_on_host_if_known
     def to_float(self, a: Any) -> Any:
         with jax.enable_x64(True):
-            return flush(self._float(a), SMALLEST_NORMAL)
+            return flush(self._float(a), SMALLEST_NORMAL["float64"])
 
     def concrete(self, value: Any) -> NoReturn:
         raise UnknownValueError(

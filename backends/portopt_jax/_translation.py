@@ -7,74 +7,30 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from portopt.interchange.frameworks import Correspondence
+from portopt.interchange.correspondence import Correspondence, Vocabulary
 from portopt.interchange.native import NativeOptimizer
 from portopt.optimizer import Optimizer, OptimizerState
-from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
 from portopt.trees import Trees
 from portopt_jax._backend import backend
 from portopt_jax._native import OptaxNative, name_of
 
-RATE = {"learning_rate": "learning_rate"}
-BETAS = {**RATE, "b1": "beta_1", "b2": "beta_2", "eps": "epsilon"}
-ADAM = {**BETAS, "eps_root": "eps_root"}
-MEANS = {"count": "step", "mu": "m", "nu": "v"}
-NORM = {"count": "step", "mu": "m", "nu": "u"}
-DECAY = {"weight_decay": "weight_decay"}
-NESTEROV = {"nesterov": "nesterov"}
-IMPLIED = frozenset({"nesterov"})
-
-CORRESPONDENCES = (
-    Correspondence(SGD, "sgd", {**RATE, **NESTEROV, "momentum": "momentum"}, {"trace": "moment"}),
-    Correspondence(
-        RMSprop,
-        "rmsprop",
-        {
-            **RATE,
-            **NESTEROV,
-            "decay": "rho",
-            "eps": "epsilon",
-            "initial_scale": "initial_accumulator_value",
-            "eps_in_sqrt": "eps_in_sqrt",
-            "centered": "centered",
-            "momentum": "momentum",
-            "bias_correction": "bias_correction",
-        },
-        # The trace is of the updates, which have the sign of the step.
-        {"count": "step", "nu": "accumulator", "mu": "average_gradient", "trace": "-moment"},
-    ),
-    Correspondence(
-        Adagrad,
-        "adagrad",
-        {**RATE, "eps": "epsilon", "initial_accumulator_value": "initial_accumulator_value"},
-        {"sum_of_squares": "accumulator"},
-    ),
-    Correspondence(
-        Adadelta,
-        "adadelta",
-        {**RATE, **DECAY, "rho": "rho", "eps": "epsilon"},
-        {"e_g": "accumulator", "e_x": "delta_accumulator"},
-    ),
-    Correspondence(Adam, "amsgrad", ADAM, {**MEANS, "nu_max": "vhat"}, fixed={"amsgrad": True}),
-    Correspondence(Adam, "adam", {**ADAM, **NESTEROV}, MEANS, fixed={"amsgrad": False, "weight_decay": 0.0}),
-    Correspondence(Adam, "adamw", {**ADAM, **NESTEROV, **DECAY}, MEANS, fixed={"amsgrad": False}),
-    Correspondence(Adamax, "adamax", BETAS, NORM, fixed={"weight_decay": 0.0}),
-    Correspondence(Adamax, "adamaxw", {**BETAS, **DECAY}, NORM),
-    Correspondence(Nadam, "nadam", ADAM, MEANS, fixed={"weight_decay": 0.0}, ignored=IMPLIED),
-    Correspondence(Nadam, "nadamw", {**ADAM, **DECAY}, MEANS, ignored=IMPLIED),
+VOCABULARY = Vocabulary(
+    namespace="optax",
+    dialect="optax",
+    step="count",
+    names={"beta_1": "b1", "beta_2": "b2", "epsilon": "eps"},
+    lacks=frozenset({"clipnorm", "clipvalue"}),
 )
 
 
 class OptaxTranslator:
     """Functions of optax with their arguments, and the states of what they make."""
 
-    dialect = "optax"
-    package = "optax"
+    vocabulary = VOCABULARY
     trees: Trees = backend.trees
-    correspondences = CORRESPONDENCES
 
     def defaults(self, correspondence: Correspondence) -> Mapping[str, Any]:
-        function = getattr(importlib.import_module("optax"), correspondence.name)
+        function = self.vocabulary.find(correspondence.name)
         return {name: p.default for name, p in inspect.signature(function).parameters.items()}
 
     def arguments(self, native: OptaxNative) -> tuple[str, Mapping[str, Any]]:
@@ -95,9 +51,6 @@ class OptaxTranslator:
     def capture(self, native: Any, params: Any) -> Any:
         raise _opaque()
 
-    def call(self, correspondence: Correspondence, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return getattr(importlib.import_module("optax"), correspondence.name), dict(arguments)
-
     def release(
         self,
         correspondence: Correspondence,
@@ -107,7 +60,7 @@ class OptaxTranslator:
         params: Any,
     ) -> Any:
         jnp = importlib.import_module("jax.numpy")
-        factory, arguments = self.call(correspondence, arguments)
+        factory, arguments = self.vocabulary.call(correspondence, arguments)
         native = OptaxNative(factory(**arguments), factory, arguments)
         started: dict[str, Any] = {}
         for name, slot in NativeOptimizer(factory, **arguments).init(params).slots.items():

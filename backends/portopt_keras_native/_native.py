@@ -6,7 +6,7 @@ import contextlib
 import copy
 import importlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -14,9 +14,7 @@ import numpy as np
 
 from portopt.backend import ArrayInfo, backends
 from portopt.imports import imported
-from portopt.interchange.frameworks import Counterpart, NativeArrays, Tree
-from portopt.optimizer import Optimizer
-from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
+from portopt.interchange.frameworks import NativeArrays, Tree
 from portopt.trees import STANDARD_TREES, Trees
 
 
@@ -246,6 +244,10 @@ class KerasFramework:
     accepts = "a class of keras.optimizers with its arguments, or an instance"
 
     @property
+    def vocabulary(self) -> Any:
+        return self.translator.vocabulary
+
+    @property
     def translator(self) -> Any:
         """What translates between Keras 3 and the dialect `keras3`."""
         return importlib.import_module("portopt_keras_native._translation").translator
@@ -275,17 +277,6 @@ class KerasFramework:
             raise ValueError(f"keras.optimizers has no optimizer {config['optimizer']!r}")
         return KerasNative(cls.from_config(copy.deepcopy(dict(config["arguments"]))))  # type: ignore[attr-defined]  # checked by owns
 
-    def counterpart(self, optimizer: Optimizer) -> Counterpart | None:
-        if type(optimizer) not in COUNTERPARTS:
-            return None
-        name, arguments = COUNTERPARTS[type(optimizer)](optimizer)
-        arguments = {"learning_rate": float(optimizer.learning_rate_at(1)), **arguments}
-        factory = getattr(importlib.import_module("keras").optimizers, name)
-        return Counterpart(f"keras.optimizers.{name}", factory, arguments, "learning_rate")
-
-    def counterparts(self) -> Iterable[type[Optimizer]]:
-        return COUNTERPARTS
-
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if backend_arrays().name != "jax":
             return function
@@ -304,19 +295,5 @@ class KerasFramework:
     def fetch(self, array: Any) -> Any:
         return np.array(importlib.import_module("keras").ops.convert_to_numpy(array))
 
-
-COUNTERPARTS: Mapping[type[Optimizer], Callable[[Any], tuple[str, dict[str, Any]]]] = {
-    SGD: lambda o: ("SGD", {"momentum": o.momentum, "nesterov": o.nesterov}),
-    RMSprop: lambda o: ("RMSprop", {"rho": o.rho, "epsilon": o.epsilon}),
-    Adagrad: lambda o: ("Adagrad", {"epsilon": o.epsilon, "initial_accumulator_value": 0.0}),
-    Adadelta: lambda o: ("Adadelta", {"rho": o.rho, "epsilon": o.epsilon}),
-    Adam: lambda o: (
-        "Adam",
-        {"beta_1": o.beta_1, "beta_2": o.beta_2, "epsilon": o.epsilon, "amsgrad": o.amsgrad},
-    ),
-    Adamax: lambda o: ("Adamax", {"beta_1": o.beta_1, "beta_2": o.beta_2, "epsilon": o.epsilon}),
-    Nadam: lambda o: ("Nadam", {"beta_1": o.beta_1, "beta_2": o.beta_2, "epsilon": o.epsilon}),
-}
-"""Name and arguments, beside the learning rate, of the class in `keras.optimizers`."""
 
 native = KerasFramework()

@@ -6,79 +6,31 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from portopt.interchange.frameworks import Correspondence
+from portopt.interchange.correspondence import Correspondence, Vocabulary
 from portopt.optimizer import Optimizer, OptimizerState
-from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
 from portopt.trees import Trees
 from portopt_keras_native._native import KerasNative, backend_arrays
 
-COMMON = {
-    "learning_rate": "learning_rate",
-    "weight_decay": "weight_decay",
-    "global_clipnorm": "clipnorm",
-    "clipvalue": "clipvalue",
-}
-BETAS = {**COMMON, "beta_1": "beta_1", "beta_2": "beta_2", "epsilon": "epsilon"}
-MEANS = {"iteration": "step", "momentum": "m", "velocity": "v"}
-IGNORED = frozenset({"name", "ema_momentum", "ema_overwrite_frequency"})
-
-CORRESPONDENCES = (
-    Correspondence(
-        SGD,
-        "SGD",
-        {**COMMON, "momentum": "momentum", "nesterov": "nesterov"},
-        {"iteration": "step", "momentum": "moment"},
-        ignored=IGNORED,
-    ),
-    Correspondence(
-        RMSprop,
-        "RMSprop",
-        {**COMMON, "rho": "rho", "momentum": "momentum", "epsilon": "epsilon", "centered": "centered"},
-        {
-            "iteration": "step",
-            "velocity": "accumulator",
-            "momentum": "moment",
-            "average_gradient": "average_gradient",
-        },
-        ignored=IGNORED,
-    ),
-    Correspondence(
-        Adagrad,
-        "Adagrad",
-        {**COMMON, "epsilon": "epsilon", "initial_accumulator_value": "initial_accumulator_value"},
-        {"iteration": "step", "accumulator": "accumulator"},
-        ignored=IGNORED,
-    ),
-    Correspondence(
-        Adadelta,
-        "Adadelta",
-        {**COMMON, "rho": "rho", "epsilon": "epsilon"},
-        {"iteration": "step", "accumulated_grad": "accumulator", "accumulated_delta_var": "delta_accumulator"},
-        ignored=IGNORED,
-    ),
-    Correspondence(Adam, "Adam", {**BETAS, "amsgrad": "amsgrad"}, {**MEANS, "velocity_hat": "vhat"}, ignored=IGNORED),
-    Correspondence(Adam, "AdamW", {**BETAS, "amsgrad": "amsgrad"}, {**MEANS, "velocity_hat": "vhat"}, ignored=IGNORED),
-    Correspondence(Adamax, "Adamax", BETAS, {"iteration": "step", "momentum": "m", "norm": "u"}, ignored=IGNORED),
-    # The product of the momenta is a variable without a name.
-    Correspondence(Nadam, "Nadam", BETAS, {**MEANS, "variable": "m_schedule"}, ignored=IGNORED),
+VOCABULARY = Vocabulary(
+    namespace="keras.optimizers",
+    dialect="keras3",
+    step="iteration",
+    names={"clipnorm": "global_clipnorm"},
+    ignored=frozenset({"name", "ema_momentum", "ema_overwrite_frequency"}),
 )
 
 
 class KerasTranslator:
     """Optimizers of Keras 3, which hold their state once they are built."""
 
-    dialect = "keras3"
-    package = "keras.optimizers"
-    correspondences = CORRESPONDENCES
+    vocabulary = VOCABULARY
 
     @property
     def trees(self) -> Trees:
         return backend_arrays().trees
 
     def defaults(self, correspondence: Correspondence) -> Mapping[str, Any]:
-        defaults: Mapping[str, Any] = getattr(
-            importlib.import_module("keras").optimizers, correspondence.name
-        )().get_config()
+        defaults: Mapping[str, Any] = self.vocabulary.find(correspondence.name)().get_config()
         return defaults
 
     def arguments(self, native: KerasNative) -> tuple[str, Mapping[str, Any]]:
@@ -112,9 +64,6 @@ class KerasTranslator:
         tree = self.trees.unflatten(definition, [own[i].value for i in order])
         return name, native.get_config(), OptimizerState(0, slots), tree
 
-    def call(self, correspondence: Correspondence, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return getattr(importlib.import_module("keras").optimizers, correspondence.name), dict(arguments)
-
     def release(
         self,
         correspondence: Correspondence,
@@ -131,7 +80,7 @@ class KerasTranslator:
                 f"params must have Keras variables as its leaves, such as a model's trainable_variables, but it has "
                 f"{type(foreign).__name__}"
             )
-        factory, arguments = self.call(correspondence, arguments)
+        factory, arguments = self.vocabulary.call(correspondence, arguments)
         native = factory(**arguments)
         native.build(variables)
         bound = KerasNative(native).bind([v.value for v in variables])

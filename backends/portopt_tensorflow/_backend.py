@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from portopt.arithmetic import HOST, Arithmetic
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, SMALLEST_NORMAL, round_scalar
 from portopt.backend import PURE, ArrayAPIBackend, ArrayInfo, Mode, Step
 from portopt.imports import imported
 from portopt.program import Program
 from portopt.program.primitives import Primitives
 from portopt.program.reductions import partial_sums, rounding_constants
-from portopt.scalars import HOST, Arithmetic
 
 if TYPE_CHECKING:
     from portopt.optimizer import Optimizer

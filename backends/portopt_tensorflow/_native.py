@@ -16,9 +16,7 @@ import numpy as np
 
 from portopt.backend import ArrayInfo
 from portopt.imports import imported
-from portopt.interchange.frameworks import Counterpart, Tree
-from portopt.optimizer import Optimizer
-from portopt.rules import SGD, Adadelta, Adagrad, Adam, RMSprop
+from portopt.interchange.frameworks import Tree
 from portopt.trees import STANDARD_TREES, Trees
 
 ALIGNMENT = 64
@@ -196,6 +194,10 @@ class TensorFlowFramework:
     accepts = "a class of tf.compat.v1.train or tf_keras.optimizers with its arguments, or an instance"
 
     @property
+    def vocabulary(self) -> Any:
+        return importlib.import_module("portopt_tensorflow._translation").VERSION_1
+
+    @property
     def translator(self) -> Any:
         """What translates between `tf_keras.optimizers.legacy` and the dialect `keras2`."""
         return importlib.import_module("portopt_tensorflow._translation").translator
@@ -242,17 +244,6 @@ class TensorFlowFramework:
             raise ValueError(f"TensorFlow has no optimizer {name!r}")
         assert isinstance(cls, type)
         return self.adopt(cls, arguments) if package.startswith("tf.") else self.adopt(cls.from_config(arguments), {})  # type: ignore[attr-defined]  # checked by owns
-
-    def counterpart(self, optimizer: Optimizer) -> Counterpart | None:
-        if type(optimizer) not in COUNTERPARTS or getattr(optimizer, "amsgrad", False):
-            return None
-        name, arguments = COUNTERPARTS[type(optimizer)](optimizer)
-        factory = getattr(importlib.import_module("tensorflow").compat.v1.train, name)
-        arguments = {"learning_rate": float(optimizer.learning_rate_at(1)), **arguments}
-        return Counterpart(f"tf.compat.v1.train.{name}", factory, arguments, "learning_rate")
-
-    def counterparts(self) -> Iterable[type[Optimizer]]:
-        return COUNTERPARTS
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return function
@@ -340,18 +331,5 @@ def _plain(value: Any) -> Any:
 def _unknown(path: str, name: str, allowed: Iterable[str]) -> TypeError:
     return TypeError(f"{path} has no hyperparameter {name!r} for a step; allowed are {', '.join(allowed)}")
 
-
-COUNTERPARTS: Mapping[type[Optimizer], Callable[[Any], tuple[str, dict[str, Any]]]] = {
-    SGD: lambda o: (
-        ("MomentumOptimizer", {"momentum": o.momentum, "use_nesterov": o.nesterov})
-        if o.momentum
-        else ("GradientDescentOptimizer", {})
-    ),
-    RMSprop: lambda o: ("RMSPropOptimizer", {"decay": o.rho, "epsilon": o.epsilon}),
-    Adagrad: lambda o: ("AdagradOptimizer", {"initial_accumulator_value": o.epsilon}),
-    Adadelta: lambda o: ("AdadeltaOptimizer", {"rho": o.rho, "epsilon": o.epsilon}),
-    Adam: lambda o: ("AdamOptimizer", {"beta1": o.beta_1, "beta2": o.beta_2, "epsilon": o.epsilon}),
-}
-"""Name and arguments, beside the learning rate, of the class in `tf.compat.v1.train`, which has no Adamax and no Nadam."""
 
 native = TensorFlowFramework()

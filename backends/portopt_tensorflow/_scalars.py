@@ -8,8 +8,8 @@ from typing import Any, NoReturn, TypeVar, cast
 
 import tensorflow as tf
 
-from portopt.arithmetic import elementary
-from portopt.scalars import HOST, SMALLEST_NORMAL, UnknownValueError
+from portopt.arithmetic import HOST, UnknownValueError, elementary
+from portopt.arithmetic.dtypes import SMALLEST_NORMAL
 from portopt_tensorflow import _namespace as xp
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -48,6 +48,9 @@ class GraphArithmetic:
     def is_integer(self, value: Any) -> bool:
         return isinstance(value, int) or (not isinstance(value, float) and bool(value.dtype.is_integer))
 
+    def is_condition(self, value: Any) -> bool:
+        return isinstance(value, bool) or getattr(value, "dtype", None) == tf.bool
+
     def _float(self, value: Any) -> Any:
         if isinstance(value, int | float):
             return tf.where(self.never, tf.constant(1.0, tf.float64), xp.asarray(value, dtype=tf.float64))
@@ -62,23 +65,23 @@ class GraphArithmetic:
     def add(self, a: Any, b: Any) -> Any:
         if integers := self._integers(a, b):
             return integers[0] + integers[1]
-        return xp.flush(self._float(a) + self._float(b), SMALLEST_NORMAL)
+        return xp.flush(self._float(a) + self._float(b), SMALLEST_NORMAL["float64"])
 
     @_on_host_if_known
     def subtract(self, a: Any, b: Any) -> Any:
         if integers := self._integers(a, b):
             return integers[0] - integers[1]
-        return xp.flush(self._float(a) - self._float(b), SMALLEST_NORMAL)
+        return xp.flush(self._float(a) - self._float(b), SMALLEST_NORMAL["float64"])
 
     @_on_host_if_known
     def multiply(self, a: Any, b: Any) -> Any:
         if integers := self._integers(a, b):
             return integers[0] * integers[1]
-        return multiply(self._float(a), self._float(b), SMALLEST_NORMAL, _SCALE)
+        return multiply(self._float(a), self._float(b), SMALLEST_NORMAL["float64"], _SCALE)
 
     @_on_host_if_known
     def divide(self, a: Any, b: Any) -> Any:
-        return divide(self._float(a), self._float(b), SMALLEST_NORMAL, _SCALE)
+        return divide(self._float(a), self._float(b), SMALLEST_NORMAL["float64"], _SCALE)
 
     @_on_host_if_known
     def floor_divide(self, a: Any, b: Any) -> Any:
@@ -92,7 +95,7 @@ class GraphArithmetic:
 
     @_on_host_if_known
     def sqrt(self, a: Any) -> Any:
-        return xp.flush(tf.sqrt(self._float(a)), SMALLEST_NORMAL)
+        return xp.flush(tf.sqrt(self._float(a)), SMALLEST_NORMAL["float64"])
 
     @_on_host_if_known
     def floor(self, a: Any) -> Any:
@@ -159,7 +162,7 @@ class GraphArithmetic:
 
     @_on_host_if_known
     def to_float(self, a: Any) -> Any:
-        return xp.flush(self._float(a), SMALLEST_NORMAL)
+        return xp.flush(self._float(a), SMALLEST_NORMAL["float64"])
 
     def concrete(self, value: Any) -> NoReturn:
         raise UnknownValueError(

@@ -6,80 +6,36 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from portopt.interchange.frameworks import Correspondence
+from portopt.interchange.correspondence import Correspondence, Vocabulary
 from portopt.optimizer import Optimizer, OptimizerState
-from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
 from portopt.trees import STANDARD_TREES, Trees
 from portopt_tensorflow._native import TensorFlowNative, create_slots
 
-COMMON = {
-    "learning_rate": "learning_rate",
-    "decay": "decay",
-    "global_clipnorm": "clipnorm",
-    "clipvalue": "clipvalue",
-}
-BETAS = {**COMMON, "beta_1": "beta_1", "beta_2": "beta_2", "epsilon": "epsilon"}
-# The first value of the accumulators is in the state.
-IGNORED = frozenset({"name", "initial_accumulator_value"})
-
-CORRESPONDENCES = (
-    Correspondence(
-        SGD,
-        "SGD",
-        {**COMMON, "momentum": "momentum", "nesterov": "nesterov"},
-        {"iter": "step", "momentum": "moment"},
-        ignored=IGNORED,
-    ),
-    Correspondence(
-        RMSprop,
-        "RMSprop",
-        {**COMMON, "rho": "rho", "epsilon": "epsilon"},
-        {"iter": "step", "rms": "accumulator"},
-        ignored=IGNORED,
-    ),
-    Correspondence(
-        Adagrad,
-        "Adagrad",
-        {**COMMON, "epsilon": "epsilon"},
-        {"iter": "step", "accumulator": "accumulator"},
-        ignored=IGNORED,
-    ),
-    Correspondence(
-        Adadelta,
-        "Adadelta",
-        {**COMMON, "rho": "rho", "epsilon": "epsilon"},
-        {"iter": "step", "accum_grad": "accumulator", "accum_var": "delta_accumulator"},
-        ignored=IGNORED,
-    ),
-    Correspondence(
-        Adam,
-        "Adam",
-        {**BETAS, "amsgrad": "amsgrad"},
-        {"iter": "step", "m": "m", "v": "v", "vhat": "vhat"},
-        ignored=IGNORED,
-    ),
-    Correspondence(Adamax, "Adamax", BETAS, {"iter": "step", "m": "m", "v": "u"}, ignored=IGNORED),
-    Correspondence(
-        Nadam,
-        "Nadam",
-        {**BETAS, "decay": "schedule_decay"},
-        {"iter": "step", "momentum_cache": "m_schedule", "m": "m", "v": "v"},
-        ignored=IGNORED,
-    ),
+KERAS_2 = Vocabulary(
+    namespace="tf_keras.optimizers.legacy",
+    dialect="keras2",
+    step="iter",
+    names={"clipnorm": "global_clipnorm"},
+    ignored=frozenset({"name"}),
+)
+VERSION_1 = Vocabulary(
+    namespace="tf.compat.v1.train",
+    dialect="keras2",
+    names={"beta_1": "beta1", "beta_2": "beta2"},
+    lacks=frozenset({"clipnorm", "clipvalue", "decay"}),
+    package="tensorflow",
+    translated=False,
 )
 
 
 class TensorFlowTranslator:
     """Optimizers of `tf_keras.optimizers.legacy`, whose slots are found through the variables."""
 
-    dialect = "keras2"
-    package = "tf_keras.optimizers.legacy"
+    vocabulary = KERAS_2
     trees: Trees = STANDARD_TREES
-    correspondences = CORRESPONDENCES
 
     def defaults(self, correspondence: Correspondence) -> Mapping[str, Any]:
-        legacy = importlib.import_module("tf_keras").optimizers.legacy
-        defaults: Mapping[str, Any] = getattr(legacy, correspondence.name)().get_config()
+        defaults: Mapping[str, Any] = self.vocabulary.find(correspondence.name)().get_config()
         return defaults
 
     def arguments(self, native: TensorFlowNative) -> tuple[str, Mapping[str, Any]]:
@@ -109,9 +65,6 @@ class TensorFlowTranslator:
             slots[name] = self.trees.unflatten(definition, [tf.identity(v) for v in variables])
         return type(native).__name__, native.get_config(), OptimizerState(0, slots), params
 
-    def call(self, correspondence: Correspondence, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return getattr(importlib.import_module("tf_keras").optimizers.legacy, correspondence.name), dict(arguments)
-
     def release(
         self,
         correspondence: Correspondence,
@@ -121,7 +74,7 @@ class TensorFlowTranslator:
         params: Any,
     ) -> Any:
         leaves, definition = self.trees.flatten(params)
-        factory, arguments = self.call(correspondence, arguments)
+        factory, arguments = self.vocabulary.call(correspondence, arguments)
         native = factory(**arguments)
         per_parameter, scalars = create_slots(native, leaves)
         for name, variable in scalars.items():

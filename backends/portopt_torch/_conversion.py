@@ -6,19 +6,21 @@ import functools
 import inspect
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from portopt import Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt.interchange.frameworks import Correspondence
+from portopt.interchange.configuration import known_rules
+from portopt.interchange.correspondence import Correspondence
+from portopt.interchange.translation import corresponding, exact_correspondences
 from portopt.schedules import is_schedule
 from portopt_torch._backend import backend
 from portopt_torch._groups import hyperparameter_names
 from portopt_torch._saved_state import finished_steps
-from portopt_torch._translation import CORRESPONDENCES, FLAGS
+from portopt_torch._translation import VOCABULARY, name_of
 
 if TYPE_CHECKING:
     from portopt_torch._optimizer import TorchOptimizer
@@ -61,10 +63,9 @@ def from_torch(
     if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, TorchOptimizer):  # type: ignore[redundant-expr]  # callers may be untyped
         raise TypeError(f"from_torch takes an optimizer of torch.optim, but {type(optimizer).__name__} was given")
     name = type(optimizer).__name__
-    correspondence = next((c for c in CORRESPONDENCES if getattr(torch.optim, c.name) is type(optimizer)), None)
-    if correspondence is None:
-        known = ", ".join(c.name for c in CORRESPONDENCES)
-        raise ValueError(f"portopt has no counterpart of {_path(type(optimizer))}; translated are {known}")
+    correspondence = corresponding(
+        VOCABULARY, name_of(type(optimizer)), f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+    )
     attached = _schedulers_of(schedulers or (), optimizer)
     if schedulers is None and any("initial_lr" in group for group in optimizer.param_groups):
         warnings.warn(
@@ -73,14 +74,15 @@ def from_torch(
             UserWarning,
             stacklevel=2,
         )
-    given = {n: v for n, v in own_group(name, optimizer.defaults).items() if n in _arguments(correspondence)}
-    rate = given.pop("lr")
-    rule = correspondence.rule(dialect="torch", **{**correspondence.fixed, **given})
+    known = set(correspondence.hyperparameters.values())
+    own = {n: v for n, v in own_group(correspondence, optimizer.defaults).items() if n in known}
+    rate = own.pop("learning_rate")
+    rule = correspondence.optimizer(own)
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
-        own = own_group(name, group)
-        if isinstance(own["lr"], torch.Tensor):
-            own["lr"] = own["lr"].detach().clone()
+        own = own_group(correspondence, group)
+        if isinstance(own["learning_rate"], torch.Tensor):
+            own["learning_rate"] = own["learning_rate"].detach().clone()
         groups.append({**correspondence.fixed, **own, "params": list(group["params"])})
     converted = TorchOptimizer(groups, rule, lr=rate, slot_dtype=slot_dtype)
     for i, group in enumerate(optimizer.param_groups):
@@ -98,8 +100,9 @@ def to_torch(optimizer: TorchOptimizer, schedulers: Iterable[Any] | None) -> tor
     """Return the optimizer of `torch.optim` that goes on where `optimizer` is; see `TorchOptimizer.to_torch`."""
     rule, reader = optimizer.rule, optimizer._hyperparameters
     resolved = [reader.resolved(i, group) for i, group in enumerate(optimizer.param_groups)]
-    decoupled = all(getattr(one.rule, "decoupled_weight_decay", False) for one in resolved)
-    correspondence = correspondence_of(rule, "AdamW" if decoupled else "Adam")
+    possible = exact_correspondences(VOCABULARY, VOCABULARY.namespace, rule)
+    fitting = (c for c in possible if all(c.fits({n: getattr(one.rule, n) for n in c.fixed}) for one in resolved))
+    correspondence = next(fitting, possible[-1])
     name = correspondence.name
     if is_schedule(rule.learning_rate):
         raise ValueError(
@@ -107,7 +110,6 @@ def to_torch(optimizer: TorchOptimizer, schedulers: Iterable[Any] | None) -> tor
             "a scheduler of torch.optim.lr_scheduler"
         )
     attached = _schedulers_of(schedulers or (), optimizer)
-    arguments = _arguments(correspondence)
     groups = []
     for i, (group, one) in enumerate(zip(optimizer.param_groups, resolved, strict=True)):
         for clipping in ("clipnorm", "clipvalue"):
@@ -117,12 +119,12 @@ def to_torch(optimizer: TorchOptimizer, schedulers: Iterable[Any] | None) -> tor
                     "None, and clip with torch.nn.utils.clip_grad_norm_ or clip_grad_value_"
                 )
         labels = {n: v for n, v in group.items() if n not in hyperparameter_names() and n != "params"}
-        values = {n: group[n] if n in group else getattr(one.rule, n) for n in arguments}
+        values = _arguments(correspondence, lambda n, group=group, one=one: reader.value(group, one.rule, n))  # type: ignore[misc]  # binds both
         if isinstance(values["lr"], torch.Tensor):
             values["lr"] = values["lr"].detach().clone()
         groups.append({"params": list(group["params"]), **values, **labels})
-    defaults = {n: getattr(rule, n) for n in arguments}
-    native: torch.optim.Optimizer = getattr(torch.optim, name)(groups, **defaults)
+    defaults = _arguments(correspondence, lambda n: getattr(rule, n))
+    native: torch.optim.Optimizer = VOCABULARY.find(name)(groups, **defaults)
     for p, entry in optimizer.state.items():
         if entry["step"]:
             native.state[p] = _native_state(correspondence, entry, p)
@@ -130,25 +132,12 @@ def to_torch(optimizer: TorchOptimizer, schedulers: Iterable[Any] | None) -> tor
     return native
 
 
-def correspondence_of(rule: Optimizer, preferred: str = "Adam") -> Correspondence:
-    """Return what of `torch.optim` has the formula of a rule, of several the preferred one; raise `ValueError` if nothing has."""
-    possible = {c.name: c for c in CORRESPONDENCES if c.rule is type(rule)}
-    if not possible:
-        known = ", ".join(dict.fromkeys(c.rule.__name__ for c in CORRESPONDENCES))
-        raise ValueError(f"torch.optim has no counterpart of {type(rule).__name__}; translated are {known}")
-    if getattr(rule, "dialect", None) != "torch":
-        raise ValueError(
-            f"torch.optim has no counterpart of {type(rule).__name__} in the dialect {getattr(rule, 'dialect', None)!r}, which "
-            "is another formula; in the dialect 'torch' it has"
-        )
-    return possible.get(preferred) or next(iter(possible.values()))
-
-
 def is_native(state_dict: Mapping[str, Any]) -> bool:
     """Tell whether a state_dict is one of `torch.optim`."""
-    theirs = {name for c in CORRESPONDENCES for name in c.slots if name != "step"}
-    own = {name for c in CORRESPONDENCES for name in c.slots.values() if name != "step"}
-    return any(not FLAGS.isdisjoint(group) for group in state_dict["param_groups"]) or any(
+    correspondences = [c for rule in known_rules() for c in VOCABULARY.correspondences(rule)]
+    theirs = {name for c in correspondences for name in c.slots if name != "step"}
+    own = {name for c in correspondences for name in c.slots.values() if name != "step"}
+    return any(not VOCABULARY.ignored.isdisjoint(group) for group in state_dict["param_groups"]) or any(
         isinstance(entry, Mapping) and not theirs.isdisjoint(entry) and own.isdisjoint(entry)
         for entry in state_dict["state"].values()
     )
@@ -169,18 +158,23 @@ def own_state_dict(
         ValueError: it is one of another class, or the rule is in another dialect.
     """
     try:
-        correspondence = correspondence_of(rule)
+        possible = exact_correspondences(VOCABULARY, VOCABULARY.namespace, rule)
     except ValueError as error:
         raise ValueError(
             f"this is a state_dict of torch.optim, but {error}; see also portopt_torch.from_torch"
         ) from None
+    # The state of all of them is the same; a group says the rest.
+    correspondence = min(possible, key=lambda c: len(c.fixed))
     parameters = {
         k: p
         for own, saved in zip(groups, state_dict["param_groups"], strict=False)
         for k, p in zip(saved["params"], own["params"], strict=False)
     }
     # Earlier versions of torch had neither.
-    needed = _arguments(correspondence) - {"maximize", "decoupled_weight_decay"}
+    needed = {name.partition(".")[0] for name in correspondence.hyperparameters} - {
+        "maximize",
+        "decoupled_weight_decay",
+    }
     for i, saved in enumerate(state_dict["param_groups"]):
         if missing := sorted(needed - set(saved)):
             raise ValueError(
@@ -194,19 +188,26 @@ def own_state_dict(
         for k, entry in state_dict["state"].items()
         if entry
     }
-    saved_groups = [own_group(correspondence.name, saved) for saved in state_dict["param_groups"]]
+    saved_groups = [own_group(correspondence, saved) for saved in state_dict["param_groups"]]
     return {**state_dict, "state": state, "param_groups": saved_groups}
 
 
-def own_group(name: str, group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a group of `torch.optim` without what says how, rather than what, torch computes."""
+def own_group(correspondence: Correspondence, group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a group of `torch.optim` under the rule's names, without what says how, rather than what, torch computes."""
     for flag in ("capturable", "differentiable"):
         if group.get(flag):
             raise ValueError(
-                f"portopt has no counterpart of {flag}={group[flag]!r} of {name}: a step is neither captured in a CUDA graph nor "
-                f"differentiated. Where neither is needed, set group[{flag!r}] = False in each of param_groups"
+                f"portopt has no counterpart of {flag}={group[flag]!r} of {correspondence.name}: a step is neither captured in a "
+                f"CUDA graph nor differentiated. Where neither is needed, set group[{flag!r}] = False in each of param_groups"
             )
-    return {key: value for key, value in group.items() if key not in FLAGS}
+    names = correspondence.hyperparameters
+    own: dict[str, Any] = {}
+    for key, value in group.items():
+        if f"{key}.0" in names:
+            own |= {names[f"{key}.{i}"]: part for i, part in enumerate(value)}
+        elif key not in correspondence.ignored:
+            own[names.get(key, key)] = value
+    return own
 
 
 def own_state(
@@ -220,7 +221,7 @@ def own_state(
             "the class that it was saved from"
         )
     dtype = backend.dtype(slot_dtype or COMPUTE_DTYPE[backend.dtype_name(parameter)])
-    scalars = correspondence.rule(dialect="torch").scalar_slots
+    scalars = correspondence.optimizer({}).scalar_slots
     own: dict[str, Any] = {}
     for theirs, ours in correspondence.slots.items():
         value = entry.get(theirs)
@@ -249,13 +250,12 @@ def _native_state(correspondence: Correspondence, entry: Mapping[str, Any], para
     return native
 
 
-def _arguments(correspondence: Correspondence) -> set[str]:
-    """Return the names of the hyperparameters that a class of `torch.optim` takes, which are the rule's as well."""
-    return set(inspect.signature(getattr(torch.optim, correspondence.name)).parameters) - FLAGS - {"params"}
-
-
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+def _arguments(correspondence: Correspondence, value: Callable[[str], Any]) -> dict[str, Any]:
+    """Return the arguments of a class of `torch.optim` with the values that a function gives for the rule's hyperparameters."""
+    values = {theirs: value(ours) for theirs, ours in correspondence.hyperparameters.items()}
+    cls, arguments = VOCABULARY.call(correspondence, values)
+    # Earlier versions of torch have fewer.
+    return {name: argument for name, argument in arguments.items() if name in inspect.signature(cls).parameters}
 
 
 def _schedulers_of(schedulers: Iterable[Any], optimizer: torch.optim.Optimizer) -> list[Any]:

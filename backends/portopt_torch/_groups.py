@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 
 from portopt import RULES, Optimizer
+from portopt.arithmetic import HOST
 from portopt.hyperparameters import Alias, Range
-from portopt.scalars import HOST, Scalar
+from portopt.scalars import Scalar
 from portopt.schedules import is_schedule
 
 
@@ -63,6 +64,17 @@ class GroupHyperparameters:
         values = {held: tuple(getattr(self._rule, n) for n in names) for held, names in self._held.items()}
         plain = {held: value if held == "betas" else value[0] for held, value in values.items()}
         return {**plain, "lr": 1.0} if self._scheduled else plain
+
+    def value(self, group: Mapping[str, Any], rule: Optimizer, name: str) -> Any:
+        """Return the value that a group, whose rule is given, has for a hyperparameter of the rule."""
+        held = self.held_name(name)
+        if held != "betas":
+            return group[held] if held in group else getattr(rule, name)
+        return group[held][self._held[held].index(name)]
+
+    def held_name(self, name: str) -> str:
+        """Return under which name a group has a hyperparameter of the rule."""
+        return next((held for held, names in self._held.items() if name in names), name)
 
     def renamed(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """Return a group that was given with either name of what has two.

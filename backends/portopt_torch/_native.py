@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -13,9 +13,7 @@ import numpy as np
 
 from portopt.backend import ArrayInfo
 from portopt.imports import imported
-from portopt.interchange.frameworks import Counterpart, Tree
-from portopt.optimizer import Optimizer
-from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
+from portopt.interchange.frameworks import Tree
 from portopt.trees import Trees
 from portopt_torch._backend import backend
 
@@ -163,6 +161,10 @@ class TorchFramework:
     accepts = "a class of torch.optim with its arguments, or an instance"
 
     @property
+    def vocabulary(self) -> Any:
+        return self.translator.vocabulary
+
+    @property
     def translator(self) -> Any:
         """What translates between `torch.optim` and the dialect `torch`."""
         return importlib.import_module("portopt_torch._translation").translator
@@ -195,18 +197,6 @@ class TorchFramework:
             raise ValueError(f"torch.optim has no optimizer {config['optimizer']!r}")
         return TorchNative(cls, {k: tuple(v) if isinstance(v, list) else v for k, v in config["arguments"].items()})
 
-    def counterpart(self, optimizer: Optimizer) -> Counterpart | None:
-        if type(optimizer) not in COUNTERPARTS:
-            return None
-        name, arguments = COUNTERPARTS[type(optimizer)](optimizer)
-        arguments = {"lr": float(optimizer.learning_rate_at(1)), **arguments}
-        return Counterpart(
-            f"torch.optim.{name}", getattr(importlib.import_module("torch").optim, name), arguments, "lr"
-        )
-
-    def counterparts(self) -> Iterable[type[Optimizer]]:
-        return COUNTERPARTS
-
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return function
 
@@ -238,20 +228,5 @@ def hyperparameters_of(optimizer: Any) -> dict[str, Any]:
             )
     return groups[0]
 
-
-COUNTERPARTS: Mapping[type[Optimizer], Callable[[Any], tuple[str, dict[str, Any]]]] = {
-    # torch refuses nesterov without momentum, for which it means nothing.
-    SGD: lambda o: ("SGD", {"momentum": o.momentum, "nesterov": o.nesterov and o.momentum > 0}),
-    RMSprop: lambda o: ("RMSprop", {"alpha": o.rho, "eps": o.epsilon}),
-    Adagrad: lambda o: ("Adagrad", {"eps": o.epsilon}),
-    Adadelta: lambda o: ("Adadelta", {"rho": o.rho, "eps": o.epsilon}),
-    Adam: lambda o: ("Adam", {"betas": (o.beta_1, o.beta_2), "eps": o.epsilon, "amsgrad": o.amsgrad}),
-    Adamax: lambda o: ("Adamax", {"betas": (o.beta_1, o.beta_2), "eps": o.epsilon}),
-    Nadam: lambda o: (
-        "NAdam",
-        {"betas": (o.beta_1, o.beta_2), "eps": o.epsilon, "momentum_decay": o.schedule_decay},
-    ),
-}
-"""Name and arguments, beside the learning rate, of the class in `torch.optim`."""
 
 native = TorchFramework()

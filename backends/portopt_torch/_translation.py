@@ -6,102 +6,35 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from portopt.interchange.frameworks import Correspondence
+from portopt.interchange.correspondence import Correspondence, Vocabulary
 from portopt.optimizer import Optimizer, OptimizerState
-from portopt.rules import SGD, Adadelta, Adagrad, Adam, Adamax, Nadam, RMSprop
 from portopt.trees import Trees
 from portopt_torch._backend import backend
 from portopt_torch._native import TorchNative, hyperparameters_of
 
-COMMON = {"lr": "learning_rate", "weight_decay": "weight_decay", "maximize": "maximize"}
-BETAS = {"betas.0": "beta_1", "betas.1": "beta_2", "eps": "epsilon"}
-FLAGS = frozenset({"foreach", "capturable", "differentiable", "fused"})
-MEANS = {"step": "step", "exp_avg": "m", "exp_avg_sq": "v"}
-ADAM = {**COMMON, **BETAS, "amsgrad": "amsgrad"}
-
-CORRESPONDENCES = (
-    Correspondence(
-        SGD,
-        "SGD",
-        {**COMMON, "momentum": "momentum", "dampening": "dampening", "nesterov": "nesterov"},
-        {"momentum_buffer": "moment"},
-        ignored=FLAGS,
-    ),
-    Correspondence(
-        RMSprop,
-        "RMSprop",
-        {**COMMON, "alpha": "rho", "eps": "epsilon", "momentum": "momentum", "centered": "centered"},
-        {"step": "step", "square_avg": "accumulator", "grad_avg": "average_gradient", "momentum_buffer": "moment"},
-        ignored=FLAGS,
-    ),
-    Correspondence(
-        Adagrad,
-        "Adagrad",
-        {
-            **COMMON,
-            "lr_decay": "decay",
-            "eps": "epsilon",
-            "initial_accumulator_value": "initial_accumulator_value",
-        },
-        {"step": "step", "sum": "accumulator"},
-        ignored=FLAGS,
-    ),
-    Correspondence(
-        Adadelta,
-        "Adadelta",
-        {**COMMON, "rho": "rho", "eps": "epsilon"},
-        {"step": "step", "square_avg": "accumulator", "acc_delta": "delta_accumulator"},
-        ignored=FLAGS,
-    ),
-    Correspondence(
-        Adam,
-        "AdamW",
-        ADAM,
-        {**MEANS, "max_exp_avg_sq": "vhat"},
-        fixed={"decoupled_weight_decay": True},
-        ignored=FLAGS,
-    ),
-    Correspondence(
-        Adam,
-        "Adam",
-        {**ADAM, "decoupled_weight_decay": "decoupled_weight_decay"},
-        {**MEANS, "max_exp_avg_sq": "vhat"},
-        ignored=FLAGS,
-    ),
-    Correspondence(
-        Adamax, "Adamax", {**COMMON, **BETAS}, {"step": "step", "exp_avg": "m", "exp_inf": "u"}, ignored=FLAGS
-    ),
-    Correspondence(
-        Nadam,
-        "NAdam",
-        {
-            **COMMON,
-            **BETAS,
-            "momentum_decay": "schedule_decay",
-            "decoupled_weight_decay": "decoupled_weight_decay",
-        },
-        {**MEANS, "mu_product": "m_schedule"},
-        ignored=FLAGS,
-    ),
+VOCABULARY = Vocabulary(
+    namespace="torch.optim",
+    dialect="torch",
+    names={"learning_rate": "lr", "epsilon": "eps", "beta_1": "betas.0", "beta_2": "betas.1"},
+    lacks=frozenset({"clipnorm", "clipvalue"}),
+    ignored=frozenset({"foreach", "capturable", "differentiable", "fused"}),
 )
 
 
 class TorchTranslator:
     """Optimizers of `torch.optim`, which hold their parameters and state."""
 
-    dialect = "torch"
-    package = "torch.optim"
+    vocabulary = VOCABULARY
     trees: Trees = backend.trees
-    correspondences = CORRESPONDENCES
 
     def defaults(self, correspondence: Correspondence) -> Mapping[str, Any]:
         torch = importlib.import_module("torch")
-        return _flat(hyperparameters_of(getattr(torch.optim, correspondence.name)([torch.zeros(1)])))
+        return _flat(hyperparameters_of(self.vocabulary.find(correspondence.name)([torch.zeros(1)])))
 
     def arguments(self, native: TorchNative) -> tuple[str, Mapping[str, Any]]:
         torch = importlib.import_module("torch")
         cls, arguments = native.cls, native.arguments
-        return _name(cls), _flat(hyperparameters_of(cls([torch.zeros(1, 1)], **arguments)))
+        return name_of(cls), _flat(hyperparameters_of(cls([torch.zeros(1, 1)], **arguments)))
 
     def own_state(self, native: Any, state: Any, params: Any) -> OptimizerState:
         raise TypeError(
@@ -128,18 +61,12 @@ class TorchTranslator:
                 f"{sum(not state for state in states)} of the {len(states)} parameters of this {type(native).__name__} have made "
                 "no step yet, but others have: portopt counts one number of steps"
             )
-        return _name(type(native)), _flat(hyperparameters_of(native)), OptimizerState(step, slots), tree
+        return name_of(type(native)), _flat(hyperparameters_of(native)), OptimizerState(step, slots), tree
 
     def why_not_constant(self, native: Any) -> str | None:
         if not any("initial_lr" in group for group in native.param_groups):
             return None
         return f"a scheduler sets the learning rate of this {type(native).__name__} (portopt_torch.from_torch keeps schedulers)"
-
-    def call(self, correspondence: Correspondence, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        merged = {name: value for name, value in arguments.items() if "." not in name}
-        if "betas.0" in arguments:
-            merged["betas"] = (arguments["betas.0"], arguments["betas.1"])
-        return getattr(importlib.import_module("torch").optim, correspondence.name), merged
 
     def release(
         self,
@@ -151,7 +78,7 @@ class TorchTranslator:
     ) -> Any:
         torch = importlib.import_module("torch")
         leaves, definition = self.trees.flatten(params)
-        factory, merged = self.call(correspondence, arguments)
+        factory, merged = self.vocabulary.call(correspondence, arguments)
         native = factory(leaves, **merged)
         finished = int(state.step)
         if not finished:
@@ -175,7 +102,7 @@ class TorchTranslator:
         return native
 
 
-def _name(cls: type) -> str:
+def name_of(cls: type) -> str:
     """Return the name of a class in `torch.optim`; of another, which may compute something else, with its module."""
     own = getattr(importlib.import_module("torch").optim, cls.__name__, None) is cls
     return cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"

@@ -30,7 +30,7 @@ from portopt.kernels.host.threads import set_num_threads as set_num_threads
 from portopt.optimizer import Optimizer as Optimizer
 from portopt.optimizer import OptimizerState as OptimizerState
 from portopt.program import Program as Program
-from portopt.program.tracing import UnsupportedOperationError as UnsupportedOperationError
+from portopt.program.builder import UnsupportedOperationError as UnsupportedOperationError
 from portopt.rules.registry import *  # noqa: F403  # a new rule is to need one line, in the registry
 from portopt.schedules import Schedule as Schedule
 from portopt.schedules import register_schedule as register_schedule

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 
 from portopt import keras_weights, step
 from portopt.backend import Backend
+from portopt.counterparts import Counterpart
 from portopt.declarations import Declarations, Declares, Fields, OfClassOrInstance
 from portopt.dialects import DEFAULT_DIALECT
 from portopt.hyperparameters import GRADIENT_NORM, Hyperparameter, alias, hyperparameter
@@ -52,6 +53,8 @@ class Optimizer(Declares):
     """Names and first values of the float64 scalars that the rule keeps for all parameters together."""
     first_values: ClassVar[Mapping[str, float]] = {}
     """Names of the slots whose elements are not zero at first, and their value."""
+    counterparts: ClassVar[tuple[Counterpart, ...]] = ()
+    """What has the rule's formula in other frameworks; a subclass, whose formula may be another, states its own."""
     worth_testing: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     """Arguments worth testing beside those that tests find from the hyperparameters; with `dialect`, if not the default one."""
     keras_placeholder_slots: ClassVar[tuple[str, ...]] = ()

@@ -8,164 +8,25 @@ host, inside a JAX jit, and symbolically while a rule is traced, because a `Scal
 
 from __future__ import annotations
 
-import math
 import numbers
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
-from portopt.arithmetic import elementary
-
-Number = float | int
-"""A concrete scalar. An `int` counts (steps, exponents) and is exact; it becomes a float64 where it meets one."""
-
-SMALLEST_NORMAL = 2.0**-1022
+from portopt.arithmetic.host import HOST, flush
+from portopt.arithmetic.protocol import Arithmetic, Number
 
 MOST_STEPS = 2**31 - 1
 """How many steps can be finished: as many as a JAX program can count, for a state may move from any library to any other."""
 
 
-class UnknownValueError(TypeError):
-    """The number behind a scalar was asked for where it is not known yet."""
-
-
-class Arithmetic(Protocol):
-    """Float64 operations on one kind of value: Python floats, traced JAX scalars, or nodes of a program.
-
-    Values are of three kinds: integers (exact, for steps and exponents), float64, and truth values. Operators accept a
-    Python number in place of a value. Each float64 result is rounded once, to nearest even, and a subnormal result
-    becomes zero of the same sign.
-    """
-
-    def is_integer(self, value: Any) -> bool:
-        """Tell whether `value` is an exact integer rather than a float64."""
-
-    def add(self, a: Any, b: Any) -> Any: ...
-    def subtract(self, a: Any, b: Any) -> Any: ...
-    def multiply(self, a: Any, b: Any) -> Any: ...
-    def divide(self, a: Any, b: Any) -> Any: ...
-    def floor_divide(self, a: Any, b: Any) -> Any: ...
-    def negative(self, a: Any) -> Any: ...
-    def sqrt(self, a: Any) -> Any: ...
-    def floor(self, a: Any) -> Any: ...
-    def less(self, a: Any, b: Any) -> Any: ...
-    def less_equal(self, a: Any, b: Any) -> Any: ...
-    def equal(self, a: Any, b: Any) -> Any: ...
-    def where(self, condition: Any, a: Any, b: Any) -> Any: ...
-    def integer_power(self, base: Any, exponent: Any) -> Any: ...
-    def power(self, base: Any, exponent: Any) -> Any: ...
-    def exp(self, a: Any) -> Any: ...
-    def log(self, a: Any) -> Any: ...
-    def cos(self, a: Any) -> Any: ...
-    def to_float(self, a: Any) -> Any: ...
-    def concrete(self, value: Any) -> Number | bool:
-        """Return the Python number behind `value`, or raise `UnknownValueError` where there is none yet."""
-
-
-def flush(x: float) -> float:
-    """Return `x`, or zero of the same sign where `x` is subnormal."""
-    return x * 0.0 if -SMALLEST_NORMAL < x < SMALLEST_NORMAL else x
-
-
-class HostArithmetic:
-    """The contract on Python numbers."""
-
-    def is_integer(self, value: Number) -> bool:
-        return isinstance(value, int)
-
-    def add(self, a: Number, b: Number) -> Number:
-        return a + b if isinstance(a, int) and isinstance(b, int) else flush(float(a) + float(b))
-
-    def subtract(self, a: Number, b: Number) -> Number:
-        return a - b if isinstance(a, int) and isinstance(b, int) else flush(float(a) - float(b))
-
-    def multiply(self, a: Number, b: Number) -> Number:
-        if isinstance(a, int) and isinstance(b, int):
-            return a * b
-        a, b = float(a), float(b)
-        x = a * b
-        # Tininess is decided after rounding, as processors do that flush in hardware: a product just below the smallest
-        # normal number that only the coarser subnormal spacing rounds up to it is still flushed.
-        if -SMALLEST_NORMAL <= x <= SMALLEST_NORMAL and abs((a * 2.0**512) * b) < 2.0**-510:
-            return x * 0.0
-        return x
-
-    def divide(self, a: Number, b: Number) -> float:
-        a, b = float(a), float(b)
-        if b == 0.0:
-            if a == 0.0 or a != a:
-                return math.nan
-            return math.copysign(math.inf, a) * math.copysign(1.0, b)
-        x = a / b
-        tiny = -SMALLEST_NORMAL <= x <= SMALLEST_NORMAL and abs((a * 2.0**512) / b) < 2.0**-510
-        return x * 0.0 if tiny else x
-
-    def floor_divide(self, a: Number, b: Number) -> Number:
-        return a // b if isinstance(a, int) and isinstance(b, int) else self.floor(self.divide(a, b))
-
-    def negative(self, a: Number) -> Number:
-        return -a
-
-    def sqrt(self, a: Number) -> float:
-        a = float(a)
-        return math.sqrt(a) if a >= 0.0 else math.nan
-
-    def floor(self, a: Number) -> float:
-        a = float(a)
-        return float(math.floor(a)) if math.isfinite(a) and a != 0.0 else a
-
-    def less(self, a: Number, b: Number) -> bool:
-        return a < b
-
-    def less_equal(self, a: Number, b: Number) -> bool:
-        return a <= b
-
-    def equal(self, a: Number, b: Number) -> bool:
-        return a == b
-
-    def where(self, condition: bool, a: Number, b: Number) -> Number:
-        return a if condition else b
-
-    def integer_power(self, base: Number, exponent: int) -> float:
-        base, result = float(base), 1.0
-        n = abs(exponent)
-        while n:
-            if n & 1:
-                result = cast(float, self.multiply(result, base))
-            n >>= 1
-            if n:
-                base = cast(float, self.multiply(base, base))
-        return self.divide(1.0, result) if exponent < 0 else result
-
-    def power(self, base: Number, exponent: Number) -> float:
-        return cast(float, elementary.power(self, base, exponent))
-
-    def exp(self, a: Number) -> float:
-        return cast(float, elementary.exp(self, a))
-
-    def log(self, a: Number) -> float:
-        return cast(float, elementary.log(self, a))
-
-    def cos(self, a: Number) -> float:
-        return cast(float, elementary.cos(self, a))
-
-    def to_float(self, a: Number) -> float:
-        return flush(float(a))
-
-    def concrete(self, value: Number) -> Number:
-        return value
-
-
-HOST = HostArithmetic()
-
-
 class Scalar:
     """A scalar value together with the arithmetic that computes with it.
 
-    Rules and schedules receive scalars and combine them, and Python numbers, with `+ - * / **`, comparisons, and the
-    functions `sqrt`, `exp`, `log`, `cos`, `floor`, `minimum`, `maximum` and `where` of `portopt.scalars`. A scalar whose
-    value is known (outside a jit) also converts to `int`, `float` and `bool`, so that `if step < 100` or `table[step]` work,
-    and NumPy's functions take it as the number that it is.
+    Rules and schedules receive scalars and combine them, and Python numbers, with `+ - * / **`, comparisons, `& | ~` on
+    the results of comparisons, and the functions `sqrt`, `exp`, `log`, `cos`, `floor`, `minimum`, `maximum` and `where` of
+    `portopt.scalars`. A scalar whose value is known (outside a jit) also converts to `int`, `float` and `bool`, so that
+    `if step < 100` or `table[step]` work, and NumPy's functions take it as the number that it is.
     """
 
     __slots__ = ("arithmetic", "structural", "value")
@@ -260,7 +121,43 @@ class Scalar:
 
     def __ne__(self, other: object) -> Any:
         equal = self._operate("equal", other)
-        return equal if equal is NotImplemented else where(equal, False, True)
+        return equal if equal is NotImplemented else ~equal
+
+    def _condition(self, value: Any, operator: str) -> Any:
+        if isinstance(value, Scalar):
+            value = value.value
+        if not self.arithmetic.is_condition(value):
+            example = "~(x > 0)" if operator == "~" else f"(x > 0) {operator} (y > 0)"
+            raise TypeError(
+                f"{operator} was used on a scalar that is a number, but only conditions, the results of comparisons, can be "
+                f"combined so: compare it first, as in {example}"
+            )
+        return value
+
+    def _combined(self, other: object, operator: str) -> Any:
+        """Return a condition made of two by way of numbers, as every arithmetic has `where` of those."""
+        if not isinstance(other, Scalar | bool):
+            if isinstance(other, numbers.Real):
+                self._condition(other, operator)
+            return NotImplemented
+        a, b, ar = self._condition(self, operator), self._condition(other, operator), self.arithmetic
+        second = ar.where(b, 1.0, 0.0)
+        either = ar.where(a, second, 0.0) if operator == "&" else ar.where(a, 1.0, second)
+        return Scalar(ar.less(0.0, either), ar)
+
+    def __and__(self, other: ScalarLike) -> Scalar:
+        return cast(Scalar, self._combined(other, "&"))
+
+    def __or__(self, other: ScalarLike) -> Scalar:
+        return cast(Scalar, self._combined(other, "|"))
+
+    # Either order gives the same truth value.
+    __rand__ = __and__
+    __ror__ = __or__
+
+    def __invert__(self) -> Scalar:
+        ar = self.arithmetic
+        return Scalar(ar.less(ar.where(self._condition(self, "~"), 1.0, 0.0), 1.0), ar)
 
     __hash__ = None  # type: ignore[assignment]  # equality may be symbolic, so a scalar cannot be a key
 
@@ -288,7 +185,7 @@ class Scalar:
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """Do what NumPy was asked for: an operator as the contract has it, and any other function on the plain number."""
-        operation = _OPERATORS.get(ufunc.__name__) if method == "__call__" and not options else None
+        operation = OPERATORS.get(ufunc.__name__) if method == "__call__" and not options else None
         if operation is not None:
             # NumPy compares its numbers as arrays of no dimension.
             operands = [x[()] if getattr(x, "ndim", None) == 0 else x for x in inputs]
@@ -296,7 +193,12 @@ class Scalar:
                 return NotImplemented
             # The scalar's own operator has to be the one that is called, not NumPy's again.
             return operation(*(x if isinstance(x, Scalar) else _number(x) for x in operands))
-        plain = (x.arithmetic.concrete(x.value) if isinstance(x, Scalar) else x for x in inputs)
+        try:
+            plain = [x.arithmetic.concrete(x.value) if isinstance(x, Scalar) else x for x in inputs]
+        except TypeError as error:
+            raise type(error)(
+                f"numpy.{ufunc.__name__} was called on a scalar: {_instead_of(ufunc.__name__)}; {error}"
+            ) from None
         return getattr(ufunc, method)(*plain, **options)
 
     def __repr__(self) -> str:
@@ -306,7 +208,7 @@ class Scalar:
 ScalarLike = Scalar | float | int
 
 
-_OPERATORS: Mapping[str, Callable[..., Any]] = {
+OPERATORS: Mapping[str, Callable[..., Any]] = {
     "add": operator.add,
     "subtract": operator.sub,
     "multiply": operator.mul,
@@ -322,6 +224,18 @@ _OPERATORS: Mapping[str, Callable[..., Any]] = {
     "not_equal": operator.ne,
 }
 """The operators by the names of the functions that NumPy's numbers call for them."""
+
+
+_FUNCTIONS = ("sqrt", "exp", "log", "cos", "floor", "minimum", "maximum", "where")
+
+
+def _instead_of(name: str) -> str:
+    """Return what to use in place of one of NumPy's functions."""
+    if name == "absolute":
+        return "use abs()"
+    if name in _FUNCTIONS:
+        return f"use portopt.scalars.{name}"
+    return f"scalars have the operators + - * / ** // % abs(), comparisons, & | ~ and portopt.scalars.{', '.join(_FUNCTIONS)}"
 
 
 def _number(x: Any) -> Any:

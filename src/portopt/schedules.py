@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from portopt.arithmetic import HOST, UnknownValueError
 from portopt.hyperparameters import Range, unknown_argument
-from portopt.scalars import HOST, Scalar, UnknownValueError, cos, floor, minimum, where
+from portopt.scalars import Scalar, cos, floor, minimum, where
 
 _RATE = Range(at_least=0)
 _STEPS = Range(above=0)

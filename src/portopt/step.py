@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, round_scalar
 from portopt.backend import Backend, Leaf
 from portopt.hyperparameters import GRADIENT_NORM
@@ -12,7 +13,7 @@ from portopt.leaves import Leaves, check_gradients, check_slot_dtype, check_slot
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars, evaluate_scalars
 from portopt.protocols import Rule
-from portopt.scalars import HOST, Scalar
+from portopt.scalars import Scalar
 from portopt.schedules import is_schedule, rate_at
 from portopt.state import OptimizerState, finished_steps
 from portopt.step_cache import StepCache

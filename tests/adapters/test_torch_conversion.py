@@ -17,8 +17,9 @@ from torch.optim import lr_scheduler
 
 import portopt
 import portopt_torch
+from portopt.interchange.translation import translations
 from portopt_torch import TorchOptimizer
-from portopt_torch._translation import CORRESPONDENCES
+from portopt_torch._translation import VOCABULARY
 
 TORCH = BY_NAME["torch"]
 SHAPES = ((3, 4), (5,), (), (2, 3))
@@ -43,15 +44,16 @@ def assert_close(name: str, actual: Any, expected: Any) -> None:
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
+NAMES = list(translations(VOCABULARY))
 RUNS: list[Any] = [
-    *(pytest.param(c.name, {}, id=c.name) for c in CORRESPONDENCES),
-    *(pytest.param(c.name, {"maximize": True}, id=f"{c.name}, maximize") for c in CORRESPONDENCES),
-    *(pytest.param(c.name, {"weight_decay": 0.1}, id=f"{c.name}, weight decay") for c in CORRESPONDENCES),
+    *(pytest.param(name, {}, id=name) for name in NAMES),
+    *(pytest.param(name, {"maximize": True}, id=f"{name}, maximize") for name in NAMES),
+    *(pytest.param(name, {"weight_decay": 0.1}, id=f"{name}, weight decay") for name in NAMES),
     *(
-        pytest.param(c.name, {"lr": torch.tensor(0.01, dtype=torch.float64)}, id=f"{c.name}, a tensor as rate")
-        for c in CORRESPONDENCES
+        pytest.param(name, {"lr": torch.tensor(0.01, dtype=torch.float64)}, id=f"{name}, a tensor as rate")
+        for name in NAMES
     ),
-    *(pytest.param(c.name, {"foreach": True}, id=f"{c.name}, foreach") for c in CORRESPONDENCES),
+    *(pytest.param(name, {"foreach": True}, id=f"{name}, foreach") for name in NAMES),
     pytest.param("SGD", {"momentum": 0.9}, id="momentum"),
     pytest.param("SGD", {"momentum": 0.9, "nesterov": True}, id="nesterov"),
     pytest.param("SGD", {"momentum": 0.9, "dampening": 0.5}, id="dampening"),
@@ -103,7 +105,7 @@ def test_a_state_dict_of_torch_is_loaded(name: str, arguments: dict[str, Any], b
     torch.save(native.state_dict(), tmp_path / "saved.pt")
     saved = torch.load(tmp_path / "saved.pt", weights_only=True)
     others = [nn.Parameter(p.detach().clone()) for p in params]
-    rule = next(c.rule for c in CORRESPONDENCES if c.name == name)
+    rule = translations(VOCABULARY)[name].rule
     loaded = TorchOptimizer(groups_of(others), rule(dialect="torch"))
     kept = copy.deepcopy(saved)
     loaded.load_state_dict(saved)

@@ -17,8 +17,9 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import portopt
+from portopt.interchange.translation import translations
 from portopt_torch import TorchOptimizer
-from portopt_torch._translation import CORRESPONDENCES, FLAGS
+from portopt_torch._translation import VOCABULARY
 
 TORCH = BY_NAME["torch"]
 SHAPES = ((3, 4), (5,), ())
@@ -197,10 +198,12 @@ def test_a_feature_may_rest_and_return() -> None:
 # torch's names
 
 
-@pytest.mark.parametrize("correspondence", CORRESPONDENCES, ids=lambda c: c.name)
+@pytest.mark.parametrize("correspondence", translations(VOCABULARY).values(), ids=lambda c: c.name)
 def test_rules_and_groups_take_what_torchs_constructors_take(correspondence: Any) -> None:
     cls = getattr(torch.optim, correspondence.name)
-    values = {n: p.default for n, p in inspect.signature(cls).parameters.items() if n not in {"params", *FLAGS}}
+    values = {
+        n: p.default for n, p in inspect.signature(cls).parameters.items() if n not in {"params", *VOCABULARY.ignored}
+    }
     values["lr"] = 0.125
     values.update({name: 0.0625 for name in ("eps", "alpha", "lr_decay", "momentum_decay") if name in values})
     if "betas" in values:
@@ -211,7 +214,7 @@ def test_rules_and_groups_take_what_torchs_constructors_take(correspondence: Any
     group = optimizer.param_groups[0]
     assert {name: group[name] for name in values} == values
     native = cls([{"params": parameters(), **values}])
-    assert {n for n in native.param_groups[0] if n not in FLAGS} - set(group) <= {"decoupled_weight_decay"}
+    assert {n for n in native.param_groups[0] if n not in VOCABULARY.ignored} - set(group) <= {"decoupled_weight_decay"}
     with pytest.raises(
         TypeError, match="was given 'eps', as 'epsilon' is called in the dialect 'torch': in the dialect 'keras2' give"
     ):
@@ -283,7 +286,7 @@ def test_learning_rates_of_other_shapes_are_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["OneCycleLR", "CyclicLR"])
-@pytest.mark.parametrize("correspondence", CORRESPONDENCES, ids=lambda c: c.name)
+@pytest.mark.parametrize("correspondence", translations(VOCABULARY).values(), ids=lambda c: c.name)
 def test_schedulers_cycle_momentum_as_in_torchs_own_optimizers(name: str, correspondence: Any) -> None:
     params, others = parameters(), parameters()
     native: Any = getattr(torch.optim, correspondence.name)(others, lr=0.01)

@@ -10,11 +10,12 @@ import pytest
 from support.places import ROOT
 from support.processes import run_script
 
-from portopt_torch._translation import CORRESPONDENCES
+from portopt.interchange.translation import translations
+from portopt_torch._translation import VOCABULARY
 
 pytestmark = pytest.mark.slow
 
-NAMES = [c.name for c in CORRESPONDENCES]
+NAMES = list(translations(VOCABULARY))
 CHECKS = (
     *("trajectory", "groups", "missing_gradients", "state_dict", "torchs_state_dict", "there_and_back"),
     *("schedulers", "error_inputs"),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax import lax
 from support.bits import assert_same_bits, ordinary, random_words
+from support.conditional_rule import Conditional, expected_slots
 
 import portopt
 import portopt_jax
@@ -225,6 +226,26 @@ def test_vmap_over_learning_rates_gives_the_bits_of_each(x64: bool, jit: bool) -
         for lane, rate in enumerate(rates.tolist()):
             expected, _ = optimizer.apply(params, tree(20), state, learning_rate=rate)
             assert_same_trees(jax.tree_util.tree_map(lambda x, lane=lane: x[lane], results), expected)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
+@each_x64
+def test_conditions_of_scalars_choose_between_arrays_in_each_lane(x64: bool, jit: bool) -> None:
+    p, g = np.asarray([1.0, -2.0], np.float32), np.asarray([-0.5, 3.0], np.float32)
+    optimizer = Conditional()
+    with jax.enable_x64(x64):
+        state = optimizer.init(jnp.asarray(p))
+        finished, rates = np.asarray([0, 0, 1, 1, 2], np.int32), [0.25, 0.0625, 0.25, 0.0625, 0.0625]
+
+        def step(done: Any, rate: Any) -> Any:
+            given = portopt.OptimizerState(done, state.slots)
+            return optimizer.apply(jnp.asarray(p), jnp.asarray(g), given, learning_rate=rate)[1].slots
+
+        lanes: Callable[..., Any] = jax.jit(jax.vmap(step)) if jit else jax.vmap(step)
+        slots = lanes(jnp.asarray(finished), jnp.asarray(rates, jnp.float32))
+        for lane, rate in enumerate(rates):
+            for name, expected in expected_slots(p, g, int(finished[lane]) + 1, rate).items():
+                assert_same_bits(np.asarray(slots[name][lane]), expected, f"{name} {lane}")
 
 
 def test_vmap_over_every_hyperparameter() -> None:

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from support.bits import assert_same_bits, numpy_dtype, random_words
 from support.case_runner import run_cases
+from support.conditional_rule import Conditional, expected_slots
 
 import portopt
 import portopt_tensorflow
@@ -109,6 +110,27 @@ def case_a_function_of_a_user_has_the_bits_of_numpy(folder: Path) -> None:
         params, state = optimizer.apply(params, gradient, state)
     assert int(finished) == 3
     assert_same_bits(ours["w"].numpy(), params["w"])
+
+
+def case_conditions_of_scalars_choose_between_arrays(folder: Path) -> None:
+    """In a graph that knows neither the step nor the learning rate, and in every mode."""
+    optimizer = Conditional()
+    p, g = np.asarray([1.0, -2.0], np.float32), np.asarray([-0.5, 3.0], np.float32)
+    step = tf.function(
+        lambda p, g, slots, finished, rate: (
+            optimizer.apply(p, g, portopt.OptimizerState(finished, slots), learning_rate=rate)[1].slots
+        ),
+        autograph=False,
+    )
+    state = optimizer.init(tf.constant(p))
+    for finished, rate in ((0, 0.2), (0, 0.05), (1, 0.2), (1, 0.05), (2, 0.05)):
+        slots = step(tf.constant(p), tf.constant(g), state.slots, tf.constant(finished), tf.constant(rate, tf.float64))
+        for name, expected in expected_slots(p, g, finished + 1, rate).items():
+            assert_same_bits(slots[name].numpy(), expected, name)
+    for mode in portopt_tensorflow.backend.modes.values():
+        _, state = mode.many(Conditional(0.2), tf.Variable(p), [tf.constant(g)], Conditional().init(tf.constant(p)))
+        for name, expected in expected_slots(p, g, 1, 0.2).items():
+            assert_same_bits(state.slots[name].numpy(), expected, f"{mode.name} {name}")
 
 
 def case_a_python_step_in_a_function_has_the_bits_of_numpy(folder: Path) -> None:

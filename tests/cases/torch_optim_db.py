@@ -20,8 +20,9 @@ import torch
 
 import portopt
 import portopt_torch
+from portopt.interchange.translation import translations
 from portopt_torch import TorchOptimizer
-from portopt_torch._translation import CORRESPONDENCES, FLAGS
+from portopt_torch._translation import VOCABULARY
 
 if importlib.util.find_spec("expecttest") is None:
     # torch's utilities derive a class of theirs from it, which is not used here.
@@ -35,14 +36,14 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
 
-RULES = {c.name: c for c in CORRESPONDENCES}
+RULES = translations(VOCABULARY)
 TOLERANCE = 1e-12
 
 
 def ours(name: str, params: Any, **arguments: Any) -> TorchOptimizer:
     """Make what torch's suite takes for the class: that name's rule in a `TorchOptimizer`."""
     rate = arguments.pop("lr", None)
-    arguments = {key: value for key, value in arguments.items() if key not in FLAGS or value}
+    arguments = {key: value for key, value in arguments.items() if key not in VOCABULARY.ignored or value}
     rule = RULES[name].rule(dialect="torch", **{**defaults(name), **arguments})
     return TorchOptimizer(params, rule, lr=rate)
 

@@ -31,6 +31,7 @@ from support.gpu_cases import (
 
 import portopt
 import portopt_torch
+from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar, slot_dtypes
 from portopt.kernels.cuda.norm_dependence import GradientNorm, norm_dependence
 from portopt.kernels.groups import kernel_key
@@ -38,7 +39,6 @@ from portopt.kernels.host import compiler
 from portopt.kernels.triton.source import norm_source, triton_source
 from portopt.program.expansion import expand_elementary
 from portopt.program.interpreter import evaluate_scalars
-from portopt.scalars import HOST
 from portopt_torch import _triton
 from portopt_torch._backend import TorchBackend
 

@@ -23,8 +23,9 @@ from support.libraries import LIBRARIES, Library
 
 import portopt
 from portopt import scalars, schedules
+from portopt.arithmetic import HOST
 from portopt.program.interpreter import evaluate_scalars
-from portopt.scalars import HOST, Scalar
+from portopt.scalars import Scalar
 from portopt.schedules import (
     Constant,
     CosineDecay,
@@ -530,7 +531,7 @@ def test_a_traced_rate_may_come_from_the_schedule_alone() -> None:
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64, np.int32])
 def test_numbers_of_numpy_meet_scalars_as_numbers(kind: Any) -> None:
-    step = scalars.Scalar(3, scalars.HOST)
+    step = scalars.Scalar(3, HOST)
     two = kind(2)
     found = [two * step, step * two, two / step, step / two, step - two, two - step, step**two, two**step, step % two]
     plain = [2 * step, step * 2, 2 / step, step / 2, step - 2, 2 - step, step**2, 2**step, step % 2]
@@ -541,7 +542,7 @@ def test_numbers_of_numpy_meet_scalars_as_numbers(kind: Any) -> None:
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
 def test_floats_of_numpy_keep_their_fraction_beside_scalars(kind: Any) -> None:
-    step, half = scalars.Scalar(3, scalars.HOST), kind(0.5)
+    step, half = scalars.Scalar(3, HOST), kind(0.5)
     assert [float(step**half), float(scalars.where(step < 1, 0.0, half))] == [float(step**0.5), 0.5]
 
 

@@ -35,6 +35,7 @@ from support.gpu_cases import (
 
 import portopt
 import portopt_cupy._kernel as cupy_kernel
+from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar, slot_dtypes
 from portopt.kernels.cuda.norm_dependence import norm_dependence
 from portopt.kernels.cuda.source import ARGUMENT_BYTES, cuda_source, norm_source, rows_of_table
@@ -43,7 +44,6 @@ from portopt.kernels.key import KernelKey
 from portopt.program import Program
 from portopt.program.expansion import expand_elementary
 from portopt.program.interpreter import evaluate_scalars
-from portopt.scalars import HOST
 from portopt_cupy._backend import CupyBackend
 from portopt_cupy._conversion import widened
 

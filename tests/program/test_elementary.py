@@ -18,7 +18,10 @@ from support.bits import Array, assert_same_bits, float_bits, random_words
 from support.jax_evaluation import jitted
 
 from portopt import scalars
-from portopt.scalars import HOST, SMALLEST_NORMAL, Scalar
+from portopt.arithmetic import HOST, dtypes
+from portopt.scalars import Scalar
+
+SMALLEST_NORMAL = dtypes.SMALLEST_NORMAL["float64"]
 
 DIGITS = 60
 PI = Decimal(

@@ -16,7 +16,10 @@ from support.bits import Array, assert_same_bits, float_bits, random_words
 from support.jax_evaluation import jitted
 
 from portopt import scalars
-from portopt.scalars import HOST, SMALLEST_NORMAL, Scalar, maximum, minimum, where
+from portopt.arithmetic import HOST, dtypes
+from portopt.scalars import Scalar, maximum, minimum, where
+
+SMALLEST_NORMAL = dtypes.SMALLEST_NORMAL["float64"]
 
 INF, NAN = math.inf, math.nan
 
@@ -166,6 +169,45 @@ def test_where_minimum_and_maximum() -> None:
     assert float_bits(maximum(Scalar(-0.0, HOST), 0.0).value) == "-0x0.0p+0"
     assert math.isnan(minimum(Scalar(NAN, HOST), 1.0).value)
     assert minimum(Scalar(1.0, HOST), NAN).value == 1.0
+
+
+CONDITIONS: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]] = {
+    "and": (lambda a, b: (a < b) & (a > 0), lambda a, b: a < b and a > 0),
+    "or": (lambda a, b: (a < b) | (a > 0), lambda a, b: a < b or a > 0),
+    "not": (lambda a, b: ~(a < b), lambda a, b: not a < b),
+    "unequal": (lambda a, b: a != b, lambda a, b: a != b),
+    "with a bool": (lambda a, b: (True & (a < b)) | False, lambda a, b: a < b),
+    "of conditions": (lambda a, b: ~((a < b) & ~(a > 0)) | (a != b), lambda a, b: not (a < b and not a > 0) or a != b),
+}
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_conditions_combine(name: str) -> None:
+    combined, expected = CONDITIONS[name]
+    for a in (-1.0, 0.0, 2.0, NAN):
+        for b in (-1.0, 0.0, 3.0, NAN):
+            for x, y in ((Scalar(a, HOST), Scalar(b, HOST)), (Scalar(a, HOST), b)):
+                found = combined(x, y)
+                assert isinstance(found, Scalar)
+                assert found.value is expected(a, b)
+
+
+@pytest.mark.parametrize(("name", "use"), [("&", operator.and_), ("|", operator.or_), ("~", lambda a, b: ~a)])
+@pytest.mark.parametrize("number", [3, 0.5])
+def test_only_conditions_combine(name: str, use: Callable[[Any, Any], Any], number: float) -> None:
+    condition = Scalar(1.0, HOST) < 2
+    pairs: list[tuple[Any, Any]] = [(Scalar(number, HOST), condition), (Scalar(number, HOST), number)]
+    pairs += [] if name == "~" else [(condition, number), (condition, Scalar(number, HOST)), (number, condition)]
+    for a, b in pairs:
+        with pytest.raises(TypeError) as caught:
+            use(a, b)
+        assert str(caught.value) == (
+            f"{name} was used on a scalar that is a number, but only conditions, the results of comparisons, can be "
+            f"combined so: compare it first, as in {'~(x > 0)' if name == '~' else f'(x > 0) {name} (y > 0)'}"
+        )
+    if name != "~":
+        with pytest.raises(TypeError, match="unsupported operand"):
+            use(condition, "x")
 
 
 def test_functions_of_plain_numbers_give_plain_numbers() -> None:
@@ -417,6 +459,14 @@ def test_selection_gives_the_same_bits_on_jax(x64: bool) -> None:
         lambda a, b: where(a != b, -a, +b),
     ):
         compare(function, A, B, x64=x64)
+
+
+@each_x64
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_conditions_combine_on_jax(name: str, x64: bool) -> None:
+    combined = CONDITIONS[name][0]
+    compare(lambda a, b: where(combined(a, b), a, b), A, B, x64=x64)
+    compare(lambda a, b: where(combined(a, b), 0.5, b), np.arange(-5, 5), np.arange(5, -5, -1), x64=x64)
 
 
 def test_value_inside_jit_cannot_be_asked_for() -> None:

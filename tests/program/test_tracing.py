@@ -13,6 +13,7 @@ import array_api_strict
 import numpy as np
 import pytest
 from support.bits import assert_same_bits, ordinary, random_words
+from support.conditional_rule import Conditional, expected_slots
 from support.libraries import LIBRARIES, RUNS, Library, Run, steps
 from support.processes import side_by_side
 
@@ -303,6 +304,55 @@ def test_functions_and_operators_record_the_same() -> None:
         assert one == other
 
 
+# Conditions of scalars
+
+
+def test_condition_of_scalars_is_a_rounded_scalar_above_zero() -> None:
+    assert text(lambda xp, p, g, slots, c: xp.where(c.lr > 0.5, p, g)) == [
+        "s0 = 0.5 < learning_rate",
+        "s1 = where(s0, 1.0, 0.0)",
+        "a0 = round(0.0)",
+        "a1 = round(s1)",
+        "a2 = a0 < a1",
+        "a3 = where(a2, p, g)",
+        "store p <- a3",
+    ]
+    assert text(lambda xp, p, g, slots, c: xp.where(True, p, g))[:3] == [
+        "a0 = round(0.0)",
+        "a1 = round(1.0)",
+        "a2 = a0 < a1",
+    ]
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+@pytest.mark.parametrize("rate", [0.2, 0.05])
+def test_conditions_of_scalars_choose_between_arrays_on_every_library(run: Run, rate: float) -> None:
+    p, g = LEFT[0], RIGHT[:, 0]
+    states = [steps(run, Conditional(rate), p, [g] * n, "float32")[1] for n in (1, 2, 3)]
+    moved = [p, *(steps(RUNS[0], Conditional(rate), p, [g] * n, "float32")[0] for n in (1, 2))]
+    for t, (state, before) in enumerate(zip(states, moved, strict=True), start=1):
+        with np.errstate(all="ignore"):
+            expected = expected_slots(before, g, t, rate)
+        assert expected.keys() == state.slots.keys()
+        for name, values in expected.items():
+            assert_same_bits(state.slots[name], values, f"{name} in step {t}")
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda xp, p, g, c: xp.where(c.lr, p, g), "a rule gave xp.where an array that is no mask: compare it first"),
+        (lambda xp, p, g, c: xp.where((g > 0) & c.lr, p, g), "a rule gave xp.logical_and an array that is no mask"),
+        (lambda xp, p, g, c: xp.where(c.lr > 0, 1.0, c.lr), "xp.where was called without an array: on scalars use"),
+        (lambda xp, p, g, c: p if c.lr > 0 else g, "xp.where(condition, a, b) to choose between arrays"),
+        (lambda xp, p, g, c: c.lr > 0 and p, "xp.where(condition, a, b) to choose between arrays"),
+    ],
+    ids=["number", "number beside a mask", "no array", "if", "and"],
+)
+def test_what_is_no_condition_of_scalars_is_refused(use: Update, message: str) -> None:
+    assert message in refused(lambda xp, p, g, slots, c: use(xp, p, g, c))
+
+
 # What a rule may not do
 
 
@@ -367,13 +417,64 @@ def test_value_of_a_scalar_cannot_be_asked_for(use: Callable[[Any], Any]) -> Non
 
     message = refused(lambda xp, p, g, slots, c: c.factor * g, coefficients=coefficients)
     assert message.startswith("a rule asked for the value of a scalar while it was traced")
-    assert "use portopt.scalars (where, sqrt, exp, log, cos, minimum, maximum)" in message
+    assert "use portopt.scalars (where, sqrt, exp, log, cos, floor, minimum, maximum) in place of `if`" in message
 
 
 def math_sqrt(x: Any) -> float:
     import math
 
     return math.sqrt(x)
+
+
+@pytest.mark.parametrize(
+    ("use", "instead"),
+    [
+        (np.sqrt, "numpy.sqrt was called on a scalar: use portopt.scalars.sqrt; "),
+        (np.exp, "numpy.exp was called on a scalar: use portopt.scalars.exp; "),
+        (lambda x: np.minimum(x, 0.5), "numpy.minimum was called on a scalar: use portopt.scalars.minimum; "),
+        (np.abs, "numpy.absolute was called on a scalar: use abs(); "),
+        (
+            np.tanh,
+            "numpy.tanh was called on a scalar: scalars have the operators + - * / ** // % abs(), comparisons, & | ~ and ",
+        ),
+        (np.tanh, "portopt.scalars.sqrt, exp, log, cos, floor, minimum, maximum, where; "),
+    ],
+    ids=["sqrt", "exp", "minimum", "abs", "tanh", "tanh and all"],
+)
+def test_numpy_on_a_scalar_names_the_function_to_use(use: Callable[[Any], Any], instead: str) -> None:
+    def coefficients(self: Any, t: Any) -> Mapping[str, Any]:
+        return {"factor": use(self.learning_rate / t)}
+
+    message = refused(lambda xp, p, g, slots, c: c.factor * g, coefficients=coefficients)
+    assert instead in message
+    assert message.startswith("numpy.")
+    assert "a rule asked for the value of a scalar while it was traced" in message
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (np.sqrt, "a rule called numpy.sqrt on an array: use xp.sqrt"),
+        (np.abs, "a rule called numpy.absolute on an array: use xp.abs"),
+        (
+            np.tanh,
+            "a rule called numpy.tanh on an array: which programs cannot hold; supported are the operators + - * / **",
+        ),
+        (lambda g: np.ones(2) * g, "a rule combined an array with array([1., 1.]) of type ndarray"),
+        (lambda g: np.add.reduce(g), "a rule called numpy.add on an array: use xp.add"),
+    ],
+    ids=["sqrt", "abs", "tanh", "times an array of NumPy", "reduction"],
+)
+def test_numpy_function_of_an_array_names_the_function_to_use(use: Callable[[Any], Any], message: str) -> None:
+    assert refused(lambda xp, p, g, slots, c: use(g)).startswith(message)
+
+
+def test_numbers_of_numpy_combine_with_arrays() -> None:
+    for use in (lambda g, x: x * g, lambda g, x: g * x, lambda g, x: x - g, lambda g, x: x / g):
+        assert text(lambda xp, p, g, slots, c, f=use: f(g, np.float64(0.5))) == text(
+            lambda xp, p, g, slots, c, f=use: f(g, 0.5)
+        )
+    assert "a1 = a0 < g" in text(lambda xp, p, g, slots, c: xp.where(np.float64(0.5) < g, p, g))
 
 
 def test_numpy_on_an_array_is_refused() -> None:
@@ -405,6 +506,44 @@ def test_array_combined_with_something_else_is_refused(value: object) -> None:
         "slots, coefficients, hyperparameters and Python numbers"
     )
     assert refused(lambda xp, p, g, slots, c: (value, {})) == message
+
+
+@pytest.mark.parametrize(
+    ("returned", "what"),
+    [
+        (lambda p, g: p, "one array"),
+        (lambda p, g: [p, g], "a list of 2: one array, one array"),
+        (lambda p, g: (p, g, {}), "a tuple of 3: one array, one array, an object of type dict"),
+        (lambda p, g: None, "None"),
+    ],
+    ids=["array", "list", "three", "None"],
+)
+@pytest.mark.parametrize("slots", [(), ("m", "v")], ids=["no slots", "slots"])
+def test_update_says_what_to_return(returned: Update, what: str, slots: tuple[str, ...]) -> None:
+    kind = type("Custom", (portopt.Optimizer,), {"slots": slots, "update": lambda self, xp, p, g, s, c: returned(p, g)})
+    form = '{"m": new_m, "v": new_v}' if slots else "{}"
+    with pytest.raises(TypeError) as caught:
+        kind().program()
+    assert str(caught.value) == (
+        f"Custom.update must return the new parameter and a dict with the new value of each slot, `return new_p, {form}`, "
+        f"but it returned {what}"
+    )
+
+
+def test_slots_must_be_a_mapping() -> None:
+    with pytest.raises(TypeError, match="but it returned a tuple of 2: one array, one array"):
+        rule(lambda xp, p, g, slots, c: (p, g), slots=("m",)).program()
+
+
+@pytest.mark.parametrize(("returned", "what"), [(None, "None"), (0.5, "an object of type float")])
+def test_coefficients_says_what_to_return(returned: Any, what: str) -> None:
+    message = (
+        'Custom.coefficients must return the scalars of a step by name, as in `return {"lr": self.learning_rate_at(t)}`, '
+        f"but it returned {what}"
+    )
+    with pytest.raises(TypeError) as caught:
+        rule(lambda xp, p, g, slots, c: p, coefficients=lambda self, t: returned).program()
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize(
@@ -454,11 +593,29 @@ def test_rule_without_update_says_so() -> None:
         Nothing().program()
 
 
-def test_unknown_slot_or_coefficient_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="velocity"):
-        rule(lambda xp, p, g, slots, c: slots.velocity, slots=("v",)).program()
-    with pytest.raises(AttributeError, match="rate"):
+def test_misspelt_slot_or_coefficient_names_what_there_is() -> None:
+    with pytest.raises(AttributeError) as caught:
+        rule(lambda xp, p, g, slots, c: slots.velocty, slots=("m", "velocity")).program()
+    assert str(caught.value) == (
+        "a rule asked for the slot 'velocty', which it does not have; did you mean 'velocity'? it has m, velocity: "
+        "name it in the rule's `slots` too"
+    )
+    with pytest.raises(AttributeError) as caught:
         rule(lambda xp, p, g, slots, c: c.rate * g).program()
+    assert str(caught.value) == (
+        "a rule asked for the coefficient 'rate', which it does not have; it has lr: "
+        "return it from the rule's `coefficients` too"
+    )
+    with pytest.raises(AttributeError, match="the slot 'm', which it does not have; it has none: name it"):
+        rule(lambda xp, p, g, slots, c: slots.m).program()
+
+
+def test_a_rule_may_ask_whether_there_is_a_slot_or_a_coefficient() -> None:
+    def update(xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        assert (hasattr(slots, "m"), hasattr(slots, "v"), getattr(c, "rate", None)) == (True, False, None)
+        return p, {"m": g}
+
+    rule(update, slots=("m",)).program()
 
 
 def test_error_in_a_rule_leaves_the_arrays_alone() -> None:

@@ -16,8 +16,8 @@ from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.key import KernelKey
 from portopt.program import Kind, Program
+from portopt.program.builder import Builder, Node
 from portopt.program.reductions import host_norm, partial_sums, rounding_constants
-from portopt.program.tracing import Builder, Node
 from portopt_conformance.configurations import configurations
 from portopt_conformance.words import products_near_smallest_normal, special_words, to_floats
 
@@ -122,7 +122,10 @@ class Elementary(portopt.Optimizer):
 class EveryOperation(portopt.Optimizer):
     """Each operation of a program on the parameter and the gradient as they are."""
 
-    slots = ("sum", "difference", "root", "opposite", "size", "larger", "smaller", "sign", "chosen", "either", "same")
+    slots = (
+        "sum", "difference", "root", "opposite", "size", "larger", "smaller", "sign", "chosen", "either", "same", "by_scalars",
+        "by_both",
+    )  # fmt: skip
 
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
         finite = xp.abs(g) < float("inf")
@@ -138,6 +141,8 @@ class EveryOperation(portopt.Optimizer):
             "chosen": xp.where((p <= g) & finite, p, g),
             "either": xp.where((p == g) | ~finite, p, c.lr),
             "same": p,
+            "by_scalars": xp.where((c.lr > 0.05) & ~(c.lr > 1), p, g),
+            "by_both": xp.where((c.lr > 1) | (p < g), p, c.lr),
         }
 
 

@@ -12,7 +12,8 @@ from jax import lax
 from support.bits import Array
 
 import portopt
-from portopt.scalars import Arithmetic, Scalar
+from portopt.arithmetic import Arithmetic
+from portopt.scalars import Scalar
 from portopt_jax._scalars import from_words, to_words
 
 

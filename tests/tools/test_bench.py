@@ -19,6 +19,7 @@ from support.places import ROOT
 import portopt
 from portopt.backend import get_backend
 from portopt.interchange.frameworks import get_framework
+from portopt.interchange.translation import rules_with_counterpart
 from portopt_tools.bench import benchmark, cases, contenders, first_step, machine, measuring, tables
 from portopt_tools.bench.contenders import PEERS, Inputs, portopt_contenders
 from portopt_tools.bench.markdown import as_markdown, nearest_ratio
@@ -68,8 +69,8 @@ class TestShapes:
 
 class TestCases:
     def test_every_rule_has_counterparts(self) -> None:
-        assert set(get_framework("torch").counterparts()) == set(get_framework("optax").counterparts())
-        assert set(get_framework("torch").counterparts()) == set(portopt.RULES)
+        for name in ("torch", "optax"):
+            assert set(rules_with_counterpart(get_framework(name).vocabulary)) >= set(portopt.RULES)
 
     @pytest.mark.parametrize(
         ("name", "arrays"),

@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from portopt.scalars import Arithmetic
+    from portopt.arithmetic.protocol import Arithmetic
 
 # ln 2 and pi/2 in parts: the first ones have trailing zero bits, so that a small integer times them is exact.
 _LN2_HIGH = float.fromhex("0x1.62E42FEE00000p-1")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from portopt.arithmetic import HOST, Arithmetic
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, round_scalar
 from portopt.backend.modes import IN_PLACE, PURE
 from portopt.backend.protocol import ArrayInfo, Arrays, MemoryRange, Mode, PlannedStep, described
@@ -18,7 +19,6 @@ from portopt.program import Program
 from portopt.program.interpreter import interpret
 from portopt.program.primitives import Primitives
 from portopt.program.reductions import host_norm
-from portopt.scalars import HOST, Arithmetic
 from portopt.state import OptimizerState
 from portopt.trees import STANDARD_TREES, Trees
 

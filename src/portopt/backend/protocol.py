@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+from portopt.arithmetic import Arithmetic
 from portopt.program import Program
 from portopt.protocols import Rule
-from portopt.scalars import Arithmetic
 from portopt.state import OptimizerState
 from portopt.trees import Trees
 

@@ -40,6 +40,11 @@ def register(cls: AnyRule) -> AnyRule:
     return cls
 
 
+def known_rules() -> list[type[Optimizer]]:
+    """Return the built-in rules and those that were registered."""
+    return list(_known().values())
+
+
 def _known() -> dict[str, type[Optimizer]]:
     return {**{rule.__name__.lower(): rule for rule in RULES}, **_registered}
 

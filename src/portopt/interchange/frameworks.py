@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from portopt.backend import ArrayInfo
+from portopt.interchange.correspondence import Correspondence, Vocabulary
 from portopt.optimizer import Optimizer, OptimizerState
 from portopt.trees import Trees
 
@@ -101,6 +102,8 @@ class NativeFramework(Protocol):
     """The command that installs the framework."""
     accepts: str
     """What may be given to `NativeOptimizer`, for messages."""
+    vocabulary: Vocabulary
+    """Of the optimizers with which rules are compared."""
 
     def owns(self, thing: object) -> bool:
         """Tell whether `thing` is an optimizer of this framework, or a class or factory of them, importing nothing."""
@@ -113,12 +116,6 @@ class NativeFramework(Protocol):
 
     def from_config(self, config: Mapping[str, Any]) -> Native:
         """Return the native optimizer that `Native.config` described."""
-
-    def counterpart(self, optimizer: Optimizer) -> Counterpart | None:
-        """Return what is nearest to a portopt optimizer, with its hyperparameters but without clipping; None if nothing is."""
-
-    def counterparts(self) -> Iterable[type[Optimizer]]:
-        """Return the rules that have a counterpart."""
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function of arrays compiled as the framework's users would; itself where they would not."""
@@ -133,13 +130,13 @@ class NativeFramework(Protocol):
         """Return a copy of such an array as a NumPy array."""
 
 
-class Counterpart(NamedTuple):
-    """What makes the native optimizer nearest to one of portopt's.
+class Construction(NamedTuple):
+    """What constructs an optimizer of a framework.
 
     Attributes:
         name: how users of the framework call it, such as `"torch.optim.Adam"`.
         factory: a class or function of the framework.
-        arguments: its arguments; the learning rate is that of the first step.
+        arguments: its arguments.
         learning_rate: the name of the argument that is the learning rate.
     """
 
@@ -149,37 +146,14 @@ class Counterpart(NamedTuple):
     learning_rate: str
 
 
-class Correspondence(NamedTuple):
-    """What of a framework's optimizer corresponds to what of a rule in the framework's dialect.
-
-    Attributes:
-        rule: portopt's.
-        name: how users of the framework call the optimizer, such as `"torch.optim.Adam"`.
-        hyperparameters: argument of the framework to the rule's hyperparameter; `"betas.0"` is the first of several values.
-        slots: last part of the name of a framework's slot to the rule's slot, `"step"`, or `"-slot"` for one of other sign.
-        fixed: hyperparameters of the rule that the optimizer implies.
-        ignored: arguments that do not change what is computed.
-    """
-
-    rule: Any
-    name: str
-    hyperparameters: Mapping[str, str]
-    slots: Mapping[str, str]
-    fixed: Mapping[str, Any] = {}
-    ignored: frozenset[str] = frozenset()
-
-
 class Translator(Protocol):
     """How a framework's optimizers are translated; an attribute `translator` of a `NativeFramework` that has one.
 
     It may also have `why_not_constant(native)`, which says who changes the learning rate of a live optimizer, or returns None.
     """
 
-    dialect: str
-    package: str
-    """Where users of the framework find its optimizers."""
+    vocabulary: Vocabulary
     trees: Trees
-    correspondences: Sequence[Correspondence]
 
     def defaults(self, correspondence: Correspondence) -> Mapping[str, Any]:
         """Return the arguments' values that switch their features off."""
@@ -192,9 +166,6 @@ class Translator(Protocol):
 
     def capture(self, native: Any, params: Any) -> tuple[str, Mapping[str, Any], OptimizerState, Any]:
         """Return name, arguments, state as a `NativeOptimizer`'s, and parameters of a live optimizer."""
-
-    def call(self, correspondence: Correspondence, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Return what makes the optimizer, and its arguments as it takes them."""
 
     def release(
         self,

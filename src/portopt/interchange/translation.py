@@ -1,6 +1,6 @@
 """Runs that begin in one framework and go on in another: `from_native` and `to_native`.
 
-Each framework's package lists what corresponds to a rule in the dialect of that name; here the lists are applied.
+What corresponds to what is in `portopt.interchange.correspondence`; here it is applied.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.backend import find_backend
-from portopt.dialects import DEFAULT_DIALECT
-from portopt.interchange.configuration import deserialize
+from portopt.interchange.configuration import deserialize, known_rules
+from portopt.interchange.correspondence import STEP, Correspondence, Vocabulary, most_specific
 from portopt.interchange.frameworks import (
-    Correspondence,
-    Counterpart,
+    Construction,
     NativeFramework,
     Translator,
     find_framework,
@@ -114,56 +113,90 @@ def to_native(opt: Optimizer, state: OptimizerState, framework: str, params: Any
         ('Adam', 0.1)
     """
     translator = _translator(framework)
-    correspondence, arguments = _correspondence(translator, framework, opt)
+    correspondence, arguments = _correspondence(translator.vocabulary, framework, opt)
     return translator.release(correspondence, arguments, opt, state, params)
 
 
-def counterpart_of(framework: NativeFramework, opt: Optimizer) -> Counterpart | None:
-    """Return what is nearest to `opt` in a framework, clipping apart: exactly it, if `opt` is in the framework's dialect.
+def rules_with_counterpart(vocabulary: Vocabulary) -> list[type[Optimizer]]:
+    """Return the rules that state a counterpart in a namespace."""
+    return [rule for rule in known_rules() if vocabulary.correspondences(rule)]
+
+
+def counterpart_of(framework: NativeFramework, opt: Optimizer) -> Construction | None:
+    """Return what constructs the optimizer of a framework that is nearest to `opt`, clipping and `decay` of the rate apart.
+
+    It has the formula of `opt` if `opt` is in the framework's dialect, or has no dialect. It is also returned for the rule's
+    default dialect, then with the arguments that both dialects have.
 
     Raises:
         ValueError: `opt` is in the framework's dialect, but something has no counterpart.
     """
-    dialect = getattr(opt, "dialect", DEFAULT_DIALECT)
-    if dialect == DEFAULT_DIALECT:
-        return framework.counterpart(opt)
-    translator = getattr(framework, "translator", None)
-    if translator is None or translator.dialect != dialect:
+    vocabulary, dialect = framework.vocabulary, getattr(opt, "dialect", None)
+    possible = vocabulary.correspondences(type(opt))
+    # Whoever does the steps gives each its rate, in which schedule and `decay` are.
+    apart = dict.fromkeys(("clipnorm", "clipvalue")) | ({"decay": 0.0} if getattr(opt, "decay", None) else {})
+    plain = opt.replace(learning_rate=float(opt.learning_rate_at(1)), **apart)
+    if any(c.translated and c.dialect == dialect for c in possible):
+        correspondence, arguments = _correspondence(vocabulary, framework.name, plain)
+    elif dialect in (None, *type(opt).dialects()[:1]):
+        near = [(c, _nearest(c, plain)) for c in possible]
+        found = next(((c, values) for c, values in near if c.fits({**c.rule.defaults(c.dialect), **values})), None)
+        if found is None:
+            return None
+        correspondence, arguments = found[0], _renamed(found[0], found[1])
+    else:
         return None
-    rate = float(opt.learning_rate_at(1))
-    plain = opt.replace(learning_rate=rate, clipnorm=None, clipvalue=None)
-    correspondence, arguments = _correspondence(translator, framework.name, plain)
-    factory, arguments = translator.call(correspondence, arguments)
     name = next(theirs for theirs, ours in correspondence.hyperparameters.items() if ours == "learning_rate")
-    return Counterpart(f"{translator.package}.{correspondence.name}", factory, arguments, name)
+    return Construction(correspondence.counterpart.name, *vocabulary.call(correspondence, arguments), name)
 
 
-def _correspondence(translator: Translator, framework: str, opt: Optimizer) -> tuple[Correspondence, dict[str, Any]]:
+def _nearest(correspondence: Correspondence, opt: Optimizer) -> dict[str, Any]:
+    """Return the hyperparameters of the rule in the framework's dialect that are nearest to `opt`."""
+    has = correspondence.rule.defaults(correspondence.dialect)
+    values = {n: v for n, v in _given(opt).items() if n in has and n != "decay"}
+    needs = correspondence.counterpart.needs
+    meant = {n: v for n, v in values.items() if n not in needs or values[needs[n]]}
+    return {**meant, **correspondence.counterpart.near}
+
+
+def _given(opt: Optimizer) -> dict[str, Any]:
+    return {name: value for name, value in opt.get_config().items() if value is not None and name != "dialect"}
+
+
+def _renamed(correspondence: Correspondence, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that the optimizer of the framework has for hyperparameters."""
+    return {there: values[ours] for there, ours in correspondence.hyperparameters.items() if ours in values}
+
+
+def _correspondence(vocabulary: Vocabulary, framework: str, opt: Optimizer) -> tuple[Correspondence, dict[str, Any]]:
     """Return what is to be made of an optimizer, and the arguments."""
-    dialect = getattr(opt, "dialect", None)
-    rule = type(opt)
-    possible = [c for c in translator.correspondences if c.rule is rule]
-    if not possible:
-        known = ", ".join(dict.fromkeys(c.rule.__name__ for c in translator.correspondences))
-        raise ValueError(f"{framework} has no counterpart of {rule.__name__}; translated are {known}")
-    if dialect != translator.dialect:
-        raise ValueError(
-            f"{framework} has no counterpart of {rule.__name__} in the dialect {dialect!r}, which is another formula; in the "
-            f"dialect {translator.dialect!r} it has"
-        )
+    possible = exact_correspondences(vocabulary, framework, opt)
     if is_schedule(opt.learning_rate):
         raise ValueError(f"{framework} has no counterpart of the schedule {opt.learning_rate!r}: give a number")
-    ours = {name: value for name, value in opt.get_config().items() if value is not None and name != "dialect"}
-    correspondence = next((c for c in possible if all(ours.get(k) == v for k, v in c.fixed.items())), possible[-1])
-    names = {ours_name: theirs for theirs, ours_name in correspondence.hyperparameters.items()}
-    arguments: dict[str, Any] = {}
-    defaults = rule.defaults(translator.dialect)
+    ours = _given(opt)
+    correspondence = next((c for c in possible if c.fits(ours)), possible[-1])
+    arguments = _renamed(correspondence, ours)
+    defaults = opt.defaults(correspondence.dialect)
     for name, value in ours.items():
-        if name in names:
-            arguments[names[name]] = value
-        elif name not in correspondence.fixed and value != defaults.get(name):
-            raise ValueError(f"{correspondence.name} has no counterpart of {name}={value!r} of {rule.__name__}")
+        taken = name in correspondence.fixed or name in correspondence.hyperparameters.values()
+        if not taken and value != defaults.get(name):
+            raise ValueError(f"{correspondence.name} has no counterpart of {name}={value!r} of {type(opt).__name__}")
     return correspondence, arguments
+
+
+def exact_correspondences(vocabulary: Vocabulary, framework: str, opt: Optimizer) -> list[Correspondence]:
+    """Return what has the formula of an optimizer; raise `ValueError` if nothing has."""
+    dialect, rule = getattr(opt, "dialect", None), type(opt).__name__
+    possible = [c for c in vocabulary.correspondences(type(opt)) if c.translated]
+    if not possible:
+        known = ", ".join(known_rule.__name__ for known_rule in rules_with_counterpart(vocabulary))
+        raise ValueError(f"{framework} has no counterpart of {rule}; translated are {known}")
+    if dialect != possible[0].dialect:
+        raise ValueError(
+            f"{framework} has no counterpart of {rule} in the dialect {dialect!r}, which is another formula; in the dialect "
+            f"{possible[0].dialect!r} it has"
+        )
+    return possible
 
 
 def _gives_rate(hyperparameters: Mapping[str, Any]) -> bool:
@@ -186,11 +219,8 @@ def _translated(
     params: Any,
     hyperparameters: Mapping[str, Any],
 ) -> tuple[Optimizer, OptimizerState]:
-    correspondence = next((c for c in translator.correspondences if c.name == name), None)
-    if correspondence is None:
-        known = ", ".join(c.name for c in translator.correspondences)
-        raise ValueError(f"portopt has no counterpart of {name}; translated are {known}")
-    ours: dict[str, Any] = dict(correspondence.fixed)
+    correspondence = corresponding(translator.vocabulary, name)
+    ours: dict[str, Any] = {}
     unset = translator.defaults(correspondence)
     for argument, value in arguments.items():
         target = correspondence.hyperparameters.get(argument)
@@ -205,8 +235,24 @@ def _translated(
                 ours[target] = value
         elif argument not in correspondence.ignored and value != unset.get(argument):
             raise ValueError(f"portopt has no counterpart of {argument}={value!r} of {name}")
-    opt = correspondence.rule(dialect=translator.dialect, **ours).replace(**hyperparameters)
+    opt = correspondence.optimizer(ours).replace(**hyperparameters)
     return opt, _state(translator, correspondence, opt, native, params)
+
+
+def translations(vocabulary: Vocabulary) -> dict[str, Correspondence]:
+    """Return what each optimizer in a namespace is translated to, by its name."""
+    possible = [c for rule in known_rules() for c in vocabulary.correspondences(rule) if c.translated]
+    return {
+        name: most_specific(c for c in possible if c.name == name) for name in dict.fromkeys(c.name for c in possible)
+    }
+
+
+def corresponding(vocabulary: Vocabulary, name: str, described: str = "") -> Correspondence:
+    """Return what the optimizer of that name in a namespace is translated to; raise `ValueError` if it is not."""
+    known = translations(vocabulary)
+    if name not in known:
+        raise ValueError(f"portopt has no counterpart of {described or name}; translated are {', '.join(known)}")
+    return known[name]
 
 
 def _state(
@@ -221,7 +267,7 @@ def _state(
     step = native.step
     for name, slot in native.slots.items():
         target = correspondence.slots.get(name.rpartition(".")[2])
-        if target == "step":
+        if target == STEP:
             step = _one(trees, slot, "the numbers of steps", int)
         elif target is not None and target in opt.scalar_slots:
             slots[target] = _one(trees, slot, f"the values of {name}", float)

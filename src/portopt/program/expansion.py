@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from portopt.arithmetic import elementary
-from portopt.program import Kind, Program
-from portopt.program.canonical import without_dead_code
-from portopt.program.tracing import Builder, Node
-from portopt.scalars import HOST
+from portopt.arithmetic.host import HOST
+from portopt.program.builder import Builder, Node, rewritten
+from portopt.program.ir import Kind, Op, Program
 
 _EXPANDED = ("exp", "log", "cos", "power")
 
@@ -30,20 +27,14 @@ class _FoldingBuilder(Builder):
 def expand_elementary(program: Program) -> Program:
     """Return the same program with `exp`, `log`, `cos` and `power` replaced by what `elementary.py` does."""
     builder = _FoldingBuilder()
-    new_index: list[int] = []
-    for op in program.ops:
-        args = [new_index[i] for i in op.args]
+
+    def record(op: Op, args: tuple[int, ...]) -> int:
         if op.kind.is_scalar and op.name in _EXPANDED:
-            node: Any = getattr(elementary, op.name)(builder, *map(Node, args))
-            new_index.append(node.index)
-        else:
-            new_index.append(builder.record(op.name, op.kind, *args, label=op.label))
-    return without_dead_code(
-        program.name,
-        builder.ops,
-        {name: new_index[i] for name, i in program.array_outputs.items()},
-        {name: new_index[i] for name, i in program.scalar_outputs.items()},
-    )
+            node: Node = getattr(elementary, op.name)(builder, *map(Node, args))
+            return node.index
+        return builder.record(op.name, op.kind, *args, label=op.label)
+
+    return rewritten(program, builder, record)
 
 
 def loads_to_flush(program: Program) -> frozenset[int]:

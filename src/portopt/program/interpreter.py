@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from portopt.arithmetic import Arithmetic
 from portopt.program import Program
 from portopt.program.primitives import Primitives
-from portopt.scalars import Arithmetic
 
 
 class StepScalars(Sequence[Any]):

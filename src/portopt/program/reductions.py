@@ -22,8 +22,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from portopt.arithmetic import HOST
 from portopt.program.primitives import Primitives
-from portopt.scalars import HOST
 
 PASSES = 3
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, NoReturn, Protocol
 
-from portopt.program import Kind, Op, Program
+from portopt.program.builder import Builder, Node, UnsupportedOperationError
 from portopt.program.canonical import canonicalize
-from portopt.scalars import Scalar, where
-
-
-class UnsupportedOperationError(TypeError):
-    """A rule uses something that programs cannot hold."""
+from portopt.program.ir import Kind, Program
+from portopt.program.named_values import Coefficients, Slots
+from portopt.scalars import OPERATORS, Scalar, where
 
 
 class TracedRule(Protocol):
@@ -41,115 +38,10 @@ class TracedRule(Protocol):
         """Return the new parameter, and the new value of each slot by name."""
 
 
-class Builder:
-    """The operations recorded so far; equal ones are recorded once. As a scalar arithmetic, it records scalars."""
-
-    def __init__(self) -> None:
-        self.ops: list[Op] = []
-        self._index: dict[Any, int] = {}
-
-    def record(self, name: str, kind: Kind, *args: int, label: str | float | None = None) -> int:
-        """Append an operation and return its index, or the index of the same operation recorded earlier."""
-        key = (name, kind, args, repr(label))
-        if key not in self._index:
-            self._index[key] = len(self.ops)
-            self.ops.append(Op(name, kind, args, label))
-        return self._index[key]
-
-    def _scalar(self, value: Any) -> int:
-        if isinstance(value, Node):
-            return value.index
-        kind = Kind.INTEGER if isinstance(value, int) else Kind.FLOAT
-        return self.record("constant", kind, label=value)
-
-    def _record_scalar(self, name: str, *values: Any, kind: Kind | None = None) -> Node:
-        args = tuple(map(self._scalar, values))
-        if kind is None:
-            integers = all(self.ops[i].kind is Kind.INTEGER for i in args[-2:])
-            kind = Kind.INTEGER if integers else Kind.FLOAT
-        return Node(self.record(name, kind, *args))
-
-    def is_integer(self, value: Any) -> bool:
-        return self.ops[self._scalar(value)].kind is Kind.INTEGER
-
-    def add(self, a: Any, b: Any) -> Node:
-        return self._record_scalar("add", a, b)
-
-    def subtract(self, a: Any, b: Any) -> Node:
-        return self._record_scalar("subtract", a, b)
-
-    def multiply(self, a: Any, b: Any) -> Node:
-        return self._record_scalar("multiply", a, b)
-
-    def divide(self, a: Any, b: Any) -> Node:
-        return self._record_scalar("divide", a, b, kind=Kind.FLOAT)
-
-    def floor_divide(self, a: Any, b: Any) -> Node:
-        if self.is_integer(a) and self.is_integer(b):
-            return self._record_scalar("floor_divide", a, b)
-        return self.floor(self.divide(a, b))
-
-    def negative(self, a: Any) -> Node:
-        return self._record_scalar("negative", a)
-
-    def sqrt(self, a: Any) -> Node:
-        return self._record_scalar("sqrt", a, kind=Kind.FLOAT)
-
-    def floor(self, a: Any) -> Node:
-        return self._record_scalar("floor", a, kind=Kind.FLOAT)
-
-    def less(self, a: Any, b: Any) -> Node:
-        return self._record_scalar("less", a, b, kind=Kind.TRUTH)
-
-    def less_equal(self, a: Any, b: Any) -> Node:
-        return self._record_scalar("less_equal", a, b, kind=Kind.TRUTH)
-
-    def equal(self, a: Any, b: Any) -> Node:
-        return self._record_scalar("equal", a, b, kind=Kind.TRUTH)
-
-    def where(self, condition: Any, a: Any, b: Any) -> Node:
-        return self._record_scalar("where", condition, a, b)
-
-    def integer_power(self, base: Any, exponent: Any) -> Node:
-        return self._record_scalar("integer_power", base, exponent, kind=Kind.FLOAT)
-
-    def power(self, base: Any, exponent: Any) -> Node:
-        return self._record_scalar("power", base, exponent, kind=Kind.FLOAT)
-
-    def exp(self, a: Any) -> Node:
-        return self._record_scalar("exp", a, kind=Kind.FLOAT)
-
-    def log(self, a: Any) -> Node:
-        return self._record_scalar("log", a, kind=Kind.FLOAT)
-
-    def cos(self, a: Any) -> Node:
-        return self._record_scalar("cos", a, kind=Kind.FLOAT)
-
-    def to_float(self, a: Any) -> Node:
-        return self._record_scalar("to_float", a, kind=Kind.FLOAT)
-
-    def concrete(self, value: Any) -> NoReturn:
-        raise UnsupportedOperationError(
-            "a rule asked for the value of a scalar while it was traced, but hyperparameters and the step are inputs of the "
-            "compiled program: use portopt.scalars (where, sqrt, exp, log, cos, minimum, maximum) in place of `if`, "
-            "float() and math"
-        )
-
-
-class Node:
-    """A recorded scalar."""
-
-    __slots__ = ("index",)
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-
 class ArraySymbol:
     """Stands for a parameter, gradient, slot or intermediate array while a rule is traced."""
 
     __slots__ = ("_builder", "_index")
-    __array_ufunc__ = None
 
     def __init__(self, builder: Builder, index: int) -> None:
         self._builder = builder
@@ -215,8 +107,14 @@ class ArraySymbol:
     def __and__(self, other: Any) -> ArraySymbol:
         return _record("logical_and", self, other, kind=Kind.MASK)
 
+    def __rand__(self, other: Any) -> ArraySymbol:
+        return _record("logical_and", other, self, kind=Kind.MASK)
+
     def __or__(self, other: Any) -> ArraySymbol:
         return _record("logical_or", self, other, kind=Kind.MASK)
+
+    def __ror__(self, other: Any) -> ArraySymbol:
+        return _record("logical_or", other, self, kind=Kind.MASK)
 
     def __invert__(self) -> ArraySymbol:
         return _record("logical_not", self, kind=Kind.MASK)
@@ -227,6 +125,19 @@ class ArraySymbol:
         raise UnsupportedOperationError(
             "a rule asked for the truth value of an array while it was traced: use xp.where(condition, a, b) in place of `if`"
         )
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """Do the operator that a number of NumPy's asks for; refuse every other function of NumPy's."""
+        operation = OPERATORS.get(ufunc.__name__) if method == "__call__" and not options else None
+        if operation is not None:
+            # The symbol's own operator has to be the one that is called, not NumPy's again.
+            operands = [
+                x[()] if not isinstance(x, ArraySymbol) and getattr(x, "ndim", None) == 0 else x for x in inputs
+            ]
+            return operation(*(float(x) if isinstance(x, float) else _checked(self._builder, x) for x in operands))
+        name = "abs" if ufunc.__name__ == "absolute" else ufunc.__name__
+        remedy = f"use xp.{name}" if name in SUPPORTED else f"which programs cannot hold; {_supported()}"
+        raise UnsupportedOperationError(f"a rule called numpy.{ufunc.__name__} on an array: {remedy}")
 
     def __array__(self, *args: object, **kwargs: object) -> NoReturn:
         raise UnsupportedOperationError(
@@ -280,15 +191,22 @@ class ArraySymbol:
             raise AttributeError(name)
         raise UnsupportedOperationError(
             f"a rule used the array attribute .{name}, which programs cannot hold: a rule sees one parameter of any shape; "
-            f"supported are the operators + - * / ** (integer power) abs() comparisons & | ~ and xp.{', xp.'.join(SUPPORTED)}"
+            f"{_supported()}"
         )
 
 
+def _supported() -> str:
+    return f"supported are the operators + - * / ** (integer power) abs() comparisons & | ~ and xp.{', xp.'.join(SUPPORTED)}"
+
+
 def _refuse(operation: str) -> NoReturn:
-    raise UnsupportedOperationError(
-        f"a rule used {operation} on an array, which programs cannot hold; supported are the operators + - * / ** "
-        f"(integer power) abs() comparisons & | ~ and xp.{', xp.'.join(SUPPORTED)}"
-    )
+    raise UnsupportedOperationError(f"a rule used {operation} on an array, which programs cannot hold; {_supported()}")
+
+
+def _checked(builder: Builder, value: Any) -> Any:
+    """Return what may be combined with an array, or raise an error."""
+    _operand(builder, value)
+    return value
 
 
 def _array_output(builder: Builder, name: str, value: Any) -> int:
@@ -306,14 +224,22 @@ def _operand(builder: Builder, value: Any) -> int:
     if isinstance(value, Scalar):
         value = value.value
     if isinstance(value, Node):
-        return builder.record("round", Kind.ARRAY, value.index)
+        number = builder.where(value, 1.0, 0.0) if builder.is_condition(value) else value
+        return builder.record("round", Kind.ARRAY, number.index)
     if isinstance(value, int | float):
-        constant = builder.record("constant", Kind.FLOAT, label=float(value))
-        return builder.record("round", Kind.ARRAY, constant)
+        return builder.rounded_constant(float(value))
     raise UnsupportedOperationError(
         f"a rule combined an array with {value!r} of type {type(value).__name__}: allowed are the parameter, its gradient and "
         "slots, coefficients, hyperparameters and Python numbers"
     )
+
+
+def _mask_operand(builder: Builder, value: Any) -> int:
+    """Return the index of a mask; a condition of scalars becomes one that is the same for all elements."""
+    plain = value.value if isinstance(value, Scalar) else value
+    if builder.is_condition(plain):
+        return builder.record("condition", Kind.MASK, builder.scalar(plain))
+    return _operand(builder, value)
 
 
 def _record(name: str, *values: Any, kind: Kind = Kind.ARRAY) -> ArraySymbol:
@@ -322,9 +248,11 @@ def _record(name: str, *values: Any, kind: Kind = Kind.ARRAY) -> ArraySymbol:
         raise UnsupportedOperationError(
             f"xp.{name} was called without an array: on scalars use the functions of portopt.scalars"
         )
-    operands = [_operand(builder, v) for v in values]
-    for position, i in enumerate(operands):
+    operands = []
+    for position, value in enumerate(values):
         takes_mask = name.startswith("logical") or (name == "where" and position == 0)
+        i = _mask_operand(builder, value) if takes_mask else _operand(builder, value)
+        operands.append(i)
         is_mask = builder.ops[i].kind is Kind.MASK
         if is_mask and not takes_mask:
             raise UnsupportedOperationError(
@@ -441,13 +369,13 @@ def trace(optimizer: TracedRule, active: frozenset[str], *, extra: Sequence[Call
     namespace = SymbolicNamespace(builder)
     parameter, gradient = load("p"), load("g")
     gradient = _clipped(symbolic, namespace, gradient, active, scalar_input)
-    slots = SimpleNamespace(**{name: load(name) for name in optimizer.slots})
+    slots = Slots(**{name: load(name) for name in optimizer.slots})
     state_scalars = {name: scalar_input(name) for name in optimizer.scalar_slots}
 
-    coefficients = dict(symbolic.coefficients(scalar_input("t", Kind.INTEGER), **state_scalars))
+    coefficients = _coefficients(optimizer, symbolic.coefficients(scalar_input("t", Kind.INTEGER), **state_scalars))
     outputs = {name: coefficients.pop(name, state_scalars[name]) for name in state_scalars}
-    updated, new_slots = symbolic.update(namespace, parameter, gradient, slots, SimpleNamespace(**coefficients))
-    _check_slots(optimizer, new_slots)
+    result = symbolic.update(namespace, parameter, gradient, slots, Coefficients(**coefficients))
+    updated, new_slots = _returned(optimizer, result)
     return canonicalize(
         Program(
             name=type(optimizer).__name__,
@@ -456,7 +384,7 @@ def trace(optimizer: TracedRule, active: frozenset[str], *, extra: Sequence[Call
                 name: _array_output(builder, name, value)
                 for name, value in {"p": updated, **{n: new_slots[n] for n in optimizer.slots}}.items()
             },
-            scalar_outputs={n: builder._scalar(v.value if isinstance(v, Scalar) else v) for n, v in outputs.items()},
+            scalar_outputs={n: builder.scalar(v.value if isinstance(v, Scalar) else v) for n, v in outputs.items()},
         )
     )
 
@@ -483,11 +411,40 @@ def _check_slot_names(optimizer: TracedRule) -> None:
         raise ValueError(f"{type(optimizer).__name__} has two slots called {', '.join(twice)}; rename one of them")
 
 
-def _check_slots(optimizer: TracedRule, new_slots: Mapping[str, Any]) -> None:
+def _coefficients(optimizer: TracedRule, returned: Any) -> dict[str, Any]:
+    if not isinstance(returned, Mapping):
+        raise TypeError(
+            f"{type(optimizer).__name__}.coefficients must return the scalars of a step by name, as in "
+            f'`return {{"lr": self.learning_rate_at(t)}}`, but it returned {_described(returned)}'
+        )
+    return dict(returned)
+
+
+def _returned(optimizer: TracedRule, result: Any) -> tuple[Any, Mapping[str, Any]]:
+    """Return what `update` returned, after checking that it is a new parameter and a new value for each slot."""
+    owner = f"{type(optimizer).__name__}.update"
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
+        slots = ", ".join(f'"{name}": new_{name}' for name in optimizer.slots)
+        raise TypeError(
+            f"{owner} must return the new parameter and a dict with the new value of each slot, `return new_p, {{{slots}}}`, "
+            f"but it returned {_described(result)}"
+        )
+    new_slots = result[1]
     missing = [name for name in optimizer.slots if name not in new_slots]
     unknown = [name for name in new_slots if name not in optimizer.slots]
     if missing or unknown:
         raise ValueError(
-            f"{type(optimizer).__name__}.update must return a new value for each of its slots {list(optimizer.slots)}: "
+            f"{owner} must return a new value for each of its slots {list(optimizer.slots)}: "
             f"missing {missing}, unknown {unknown}"
         )
+    return result[0], new_slots
+
+
+def _described(value: Any) -> str:
+    if value is None:
+        return "None"
+    if isinstance(value, ArraySymbol):
+        return "one array"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}: {', '.join(map(_described, value)) or 'nothing'}"
+    return f"an object of type {type(value).__name__}"

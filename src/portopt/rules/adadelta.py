@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from portopt.counterparts import Counterpart
 from portopt.dialects import per_dialect
 from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
@@ -48,6 +49,31 @@ class Adadelta(DialectRule):
 
     slots = ("accumulator", "delta_accumulator")
     keras_short_list = (0, 0.0)
+
+    counterparts = (
+        Counterpart(
+            "torch.optim.Adadelta",
+            {"accumulator": "square_avg", "delta_accumulator": "acc_delta"},
+            epsilon="under the root",
+        ),
+        Counterpart(
+            "optax.adadelta",
+            {"accumulator": "e_g", "delta_accumulator": "e_x"},
+            counts=False,
+            epsilon="under the root",
+        ),
+        Counterpart(
+            "keras.optimizers.Adadelta",
+            {"accumulator": "accumulated_grad", "delta_accumulator": "accumulated_delta_var"},
+            epsilon="under the root",
+        ),
+        Counterpart(
+            "tf_keras.optimizers.legacy.Adadelta",
+            {"accumulator": "accum_grad", "delta_accumulator": "accum_var"},
+            epsilon="under the root",
+        ),
+        Counterpart("tf.compat.v1.train.AdadeltaOptimizer", epsilon="under the root"),
+    )
 
     learning_rate: Any = hyperparameter(
         default=per_dialect(keras2=1.0, keras3=0.001, torch=1.0, optax=1.0), at_least=0, kw_only=False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from portopt.counterparts import Counterpart
 from portopt.dialects import per_dialect
 from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
@@ -49,6 +50,32 @@ class Adagrad(DialectRule):
     worth_testing = (
         {"dialect": "keras3", "initial_accumulator_value": 0.0},
         {"dialect": "optax", "initial_accumulator_value": 0.0, "epsilon": 0.0},
+    )
+
+    counterparts = (
+        Counterpart("torch.optim.Adagrad", {"accumulator": "sum"}, epsilon="beside the root"),
+        Counterpart(
+            "optax.adagrad",
+            {"accumulator": "sum_of_squares"},
+            counts=False,
+            near={"initial_accumulator_value": 0.0},
+            epsilon="under the root",
+        ),
+        Counterpart(
+            "keras.optimizers.Adagrad",
+            {"accumulator": "accumulator"},
+            near={"initial_accumulator_value": 0.0},
+            epsilon="under the root",
+        ),
+        Counterpart(
+            "tf_keras.optimizers.legacy.Adagrad",
+            {"accumulator": "accumulator"},
+            # The first value of the accumulator is in the state.
+            ignored=("initial_accumulator_value",),
+            epsilon="beside the root",
+        ),
+        # It has no epsilon, but what keeps it from dividing by 0 as well.
+        Counterpart("tf.compat.v1.train.AdagradOptimizer", names={"epsilon": "initial_accumulator_value"}, exact=False),
     )
 
     learning_rate: Any = hyperparameter(

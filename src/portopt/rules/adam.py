@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from portopt.counterparts import Counterpart
 from portopt.dialects import per_dialect
 from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
@@ -61,6 +62,51 @@ class Adam(DialectRule):
         Reddi, Kale, Kumar, "On the convergence of Adam and beyond", 2018, https://openreview.net/forum?id=ryQu7f-RZ;
         Loshchilov, Hutter, "Decoupled weight decay regularization", 2017, https://arxiv.org/abs/1711.05101
     """
+
+    counterparts = (
+        Counterpart(
+            "torch.optim.AdamW",
+            {"m": "exp_avg", "v": "exp_avg_sq", "vhat": "max_exp_avg_sq"},
+            fixed={"decoupled_weight_decay": True},
+            epsilon="beside the corrected root",
+        ),
+        Counterpart(
+            "torch.optim.Adam",
+            {"m": "exp_avg", "v": "exp_avg_sq", "vhat": "max_exp_avg_sq"},
+            epsilon="beside the corrected root",
+        ),
+        Counterpart(
+            "optax.amsgrad",
+            {"m": "mu", "v": "nu", "vhat": "nu_max"},
+            fixed={"amsgrad": True},
+            lacks=("nesterov", "weight_decay"),
+            epsilon="beside the corrected root",
+        ),
+        Counterpart(
+            "optax.adam",
+            {"m": "mu", "v": "nu"},
+            fixed={"amsgrad": False, "weight_decay": 0.0},
+            epsilon="beside the corrected root",
+        ),
+        Counterpart(
+            "optax.adamw",
+            {"m": "mu", "v": "nu"},
+            fixed={"amsgrad": False},
+            epsilon="beside the corrected root",
+        ),
+        Counterpart(
+            "keras.optimizers.Adam",
+            {"m": "momentum", "v": "velocity", "vhat": "velocity_hat"},
+            epsilon="beside the root",
+        ),
+        Counterpart(
+            "keras.optimizers.AdamW",
+            {"m": "momentum", "v": "velocity", "vhat": "velocity_hat"},
+            epsilon="beside the root",
+        ),
+        Counterpart("tf_keras.optimizers.legacy.Adam", {"m": "m", "v": "v", "vhat": "vhat"}, epsilon="beside the root"),
+        Counterpart("tf.compat.v1.train.AdamOptimizer", fixed={"amsgrad": False}, epsilon="beside the root"),
+    )
 
     learning_rate: Any = hyperparameter(default=0.001, at_least=0, kw_only=False)
     beta_1: float = hyperparameter(default=0.9, at_least=0, below=1, kw_only=False)

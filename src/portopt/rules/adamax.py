@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from portopt.counterparts import Counterpart
 from portopt.dialects import per_dialect
 from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
@@ -48,6 +49,14 @@ class Adamax(DialectRule):
     """
 
     slots = ("m", "u")
+
+    counterparts = (
+        Counterpart("torch.optim.Adamax", {"m": "exp_avg", "u": "exp_inf"}, epsilon="in the maximum"),
+        Counterpart("optax.adamax", {"m": "mu", "u": "nu"}, fixed={"weight_decay": 0.0}, epsilon="in the maximum"),
+        Counterpart("optax.adamaxw", {"m": "mu", "u": "nu"}, epsilon="in the maximum"),
+        Counterpart("keras.optimizers.Adamax", {"m": "momentum", "u": "norm"}, epsilon="beside the norm"),
+        Counterpart("tf_keras.optimizers.legacy.Adamax", {"m": "m", "u": "v"}, epsilon="beside the norm"),
+    )
 
     learning_rate: Any = hyperparameter(
         default=per_dialect(keras2=0.002, keras3=0.001, torch=0.002, optax=0.001), at_least=0, kw_only=False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from portopt.counterparts import Counterpart
 from portopt.dialects import per_dialect
 from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
@@ -59,6 +60,34 @@ class Nadam(DialectRule):
 
     slots = ("m", "v")
     keras_short_list = (1, 1.0)
+
+    counterparts = (
+        Counterpart(
+            "torch.optim.NAdam",
+            {"m": "exp_avg", "v": "exp_avg_sq", "m_schedule": "mu_product"},
+            epsilon="beside the corrected root",
+        ),
+        Counterpart(
+            "optax.nadam",
+            {"m": "mu", "v": "nu"},
+            fixed={"weight_decay": 0.0},
+            ignored=("nesterov",),
+            epsilon="beside the corrected root",
+        ),
+        Counterpart("optax.nadamw", {"m": "mu", "v": "nu"}, ignored=("nesterov",), epsilon="beside the corrected root"),
+        Counterpart(
+            "keras.optimizers.Nadam",
+            # The product of the momenta is a variable without a name.
+            {"m": "momentum", "v": "velocity", "m_schedule": "variable"},
+            epsilon="beside the corrected root",
+        ),
+        Counterpart(
+            "tf_keras.optimizers.legacy.Nadam",
+            {"m": "m", "v": "v", "m_schedule": "momentum_cache"},
+            names={"schedule_decay": "decay"},
+            epsilon="beside the corrected root",
+        ),
+    )
 
     learning_rate: Any = hyperparameter(
         default=per_dialect(keras2=0.002, keras3=0.001, torch=0.002, optax=0.001), at_least=0, kw_only=False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from portopt.counterparts import Counterpart
 from portopt.dialects import per_dialect
 from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
@@ -60,6 +61,31 @@ class RMSprop(DialectRule):
     """
 
     keras_short_list = (0, 0.0)
+
+    counterparts = (
+        Counterpart(
+            "torch.optim.RMSprop",
+            {"accumulator": "square_avg", "average_gradient": "grad_avg", "moment": "momentum_buffer"},
+            epsilon="beside the root",
+        ),
+        Counterpart(
+            "optax.rmsprop",
+            # The trace is of the updates, which have the sign of the step.
+            {"accumulator": "nu", "average_gradient": "mu", "moment": "-trace"},
+            names={"rho": "decay", "initial_accumulator_value": "initial_scale"},
+            near={"eps_in_sqrt": False},
+            epsilon="under the root",
+        ),
+        Counterpart(
+            "keras.optimizers.RMSprop",
+            {"accumulator": "velocity", "average_gradient": "average_gradient", "moment": "momentum"},
+            epsilon="under the root",
+        ),
+        Counterpart("tf_keras.optimizers.legacy.RMSprop", {"accumulator": "rms"}, epsilon="beside the root"),
+        Counterpart(
+            "tf.compat.v1.train.RMSPropOptimizer", names={"rho": "decay"}, exact=False, epsilon="under the root"
+        ),
+    )
 
     learning_rate: Any = hyperparameter(
         default=per_dialect(keras2=0.001, keras3=0.001, torch=0.01, optax=0.001), at_least=0, kw_only=False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from portopt.counterparts import Counterpart
 from portopt.dialects import per_dialect
 from portopt.hyperparameters import hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
@@ -48,6 +49,15 @@ class SGD(DialectRule):
         Sutskever, Martens, Dahl, Hinton, "On the importance of initialization and momentum in deep learning", 2013,
         https://proceedings.mlr.press/v28/sutskever13.html
     """
+
+    counterparts = (
+        Counterpart("torch.optim.SGD", {"moment": "momentum_buffer"}, counts=False, needs={"nesterov": "momentum"}),
+        Counterpart("optax.sgd", {"moment": "trace"}, counts=False),
+        Counterpart("keras.optimizers.SGD", {"moment": "momentum"}),
+        Counterpart("tf_keras.optimizers.legacy.SGD", {"moment": "momentum"}),
+        Counterpart("tf.compat.v1.train.GradientDescentOptimizer", fixed={"momentum": 0.0}, lacks=("nesterov",)),
+        Counterpart("tf.compat.v1.train.MomentumOptimizer", names={"nesterov": "use_nesterov"}),
+    )
 
     learning_rate: Any = hyperparameter(
         default=per_dialect(keras2=0.01, keras3=0.01, torch=0.001, optax=0.01), at_least=0, kw_only=False

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from portopt.backend import INTERPRETED, Backend, Mode
-from portopt.interchange.frameworks import Counterpart, get_framework
+from portopt.interchange.frameworks import Construction, get_framework
+from portopt.interchange.translation import counterpart_of
 from portopt.optimizer import Optimizer
 from portopt_tools.bench import cases
 from portopt_tools.bench.measuring import Step
@@ -153,7 +154,7 @@ class Peer(Protocol):
         """Return the version; raise `ImportError` if it cannot be imported."""
 
     def contenders(self, rule: type[Optimizer], backend: Backend) -> list[Contender]:
-        """Return the implementations that the library has of a rule."""
+        """Return the implementations that the library has of a rule; none if the rule states no counterpart."""
 
 
 class TorchOptim:
@@ -165,6 +166,8 @@ class TorchOptim:
         return str(importlib.import_module("torch").__version__)
 
     def contenders(self, rule: type[Optimizer], backend: Backend) -> list[Contender]:
+        if not _has_counterpart("torch", rule):
+            return []
         implementations: dict[str, dict[str, Any]] = {"foreach": {"foreach": True}, "for-loop": {"foreach": False}}
         if self._has_fused(rule):
             implementations = {"fused": {"fused": True}, **implementations}
@@ -208,6 +211,8 @@ class Optax:
         return str(importlib.import_module("optax").__version__)
 
     def contenders(self, rule: type[Optimizer], backend: Backend) -> list[Contender]:
+        if not _has_counterpart("optax", rule):
+            return []
         return [Contender(self.name, backend.name, "jit, donated", self._step(backend))]
 
     def _step(self, backend: Backend) -> Callable[[Inputs], Step]:
@@ -233,8 +238,12 @@ class Optax:
         return prepare
 
 
-def _counterpart(framework: str, optimizer: Optimizer) -> Counterpart:
-    counterpart = get_framework(framework).counterpart(optimizer)
+def _has_counterpart(framework: str, rule: type[Optimizer]) -> bool:
+    return counterpart_of(get_framework(framework), cases.make_optimizer(rule)) is not None
+
+
+def _counterpart(framework: str, optimizer: Optimizer) -> Construction:
+    counterpart = counterpart_of(get_framework(framework), optimizer)
     if counterpart is None:
         raise ValueError(f"{framework} has no counterpart of {optimizer!r}")
     return counterpart

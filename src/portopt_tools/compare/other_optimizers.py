@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from portopt.interchange.frameworks import Counterpart, NativeFramework, get_framework
+from portopt.interchange.frameworks import Construction, NativeFramework, get_framework
 from portopt.interchange.native import NativeOptimizer
-from portopt.interchange.translation import counterpart_of
+from portopt.interchange.translation import counterpart_of, rules_with_counterpart
 from portopt.optimizer import Optimizer, OptimizerState
 from portopt_tools.compare.digits import Parameters
 from portopt_tools.errors import UnusableArgumentsError
@@ -45,7 +45,7 @@ def other_runner(name: str, optimizer: Optimizer, devices: Sequence[str], dtype:
     except ValueError as error:
         raise UnusableArgumentsError(str(error)) from error
     if counterpart is None:
-        known = ", ".join(rule.__name__ for rule in framework.counterparts())
+        known = ", ".join(rule.__name__ for rule in rules_with_counterpart(framework.vocabulary))
         raise UnusableArgumentsError(
             f"{name} has no counterpart of {optimizer!r}; --against {name} works with {known}, in the default dialect or that of "
             f"{name}"
@@ -61,7 +61,7 @@ class NativeRunner:
     def __init__(
         self,
         framework: NativeFramework,
-        counterpart: Counterpart,
+        counterpart: Construction,
         version: str,
         device: str,
         optimizer: Optimizer,

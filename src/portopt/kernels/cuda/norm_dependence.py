@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from portopt.arithmetic import HOST
 from portopt.program import Op, Program
-from portopt.program.canonical import without_dead_code
+from portopt.program.builder import without_dead_code
 from portopt.program.expansion import expand_elementary
 from portopt.program.interpreter import StepScalars
-from portopt.scalars import HOST
 
 
 class GradientNorm:

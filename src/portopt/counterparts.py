@@ -1,0 +1,71 @@
+"""What optimizers of other frameworks have in common with a rule: a fact that the rule's class states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Epsilon = Literal[
+    "", "beside the root", "under the root", "beside the corrected root", "beside the norm", "in the maximum"
+]
+"""Where a formula has epsilon. A corrected root is that of a running mean that is corrected for its start at zero."""
+
+
+@dataclass(frozen=True)
+class Counterpart:
+    """An optimizer of another framework that has a rule's formula, in the dialect of that framework if the rule has dialects.
+
+    A rule lists its counterparts in its class, as `counterparts`: it is translated to and from them, and compared with them.
+    A hyperparameter is an argument under the rule's own name, unless an alias of the dialect, the framework's package (such as
+    `lr` for all of `torch.optim`) or `names` says otherwise.
+
+    Attributes:
+        name: how users of the framework call it, such as `"torch.optim.AdamW"`.
+        slots: slot of the rule to the last part of the name that it has there; `"-trace"` for one of other sign.
+        names: hyperparameter of the rule to the argument there.
+        fixed: hyperparameters of the rule that always have one value there, and are no arguments.
+        lacks: hyperparameters of the rule that are no arguments there; they must have their defaults.
+        ignored: arguments that do not change what is computed.
+        counts: whether its state has the number of steps.
+        exact: whether it has the formula. One that has not is compared, but nothing is translated.
+        epsilon: where epsilon stands, such as `"under the root"`; empty where there is none. What is compared with another
+            dialect, which has it elsewhere, comes out different by this.
+        near: hyperparameters of the rule in the framework's dialect that make it nearest to the rule's default dialect.
+        needs: option of the rule to the hyperparameter without which the option means nothing, and is refused there.
+
+    Example:
+        >>> import portopt
+        >>> from portopt.counterparts import Counterpart
+        >>> class PlainDescent(portopt.Optimizer):
+        ...     counterparts = (Counterpart("torch.optim.SGD", counts=False),)
+        ...
+        ...     def update(self, xp, p, g, slots, c):
+        ...         return p - c.lr * g, {}
+        >>> import torch
+        >>> opt, w = PlainDescent(0.5), torch.nn.Parameter(torch.ones(2))
+        >>> portopt.to_native(opt, opt.init(w), "torch", w).param_groups[0]["lr"]
+        0.5
+    """
+
+    name: str
+    slots: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    lacks: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    counts: bool = True
+    exact: bool = True
+    epsilon: Epsilon = ""
+    near: Mapping[str, Any] = field(default_factory=dict)
+    needs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def namespace(self) -> str:
+        """The part of the name before its last dot, such as `"torch.optim"`."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def short_name(self) -> str:
+        """The name in its namespace, such as `"AdamW"`."""
+        return self.name.rpartition(".")[2]

@@ -1,0 +1,37 @@
+"""What `update` sees as `slots` and `c`: values by name, as attributes."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, NoReturn
+
+
+class _Values:
+    """Values as attributes, and nothing else in `vars`; to ask for another one is an error that says what there is."""
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+    def _refuse(self, name: str, what: str, remedy: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        close = difflib.get_close_matches(name, vars(self), n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise AttributeError(
+            f"a rule asked for the {what} {name!r}, which it does not have; {hint}"
+            f"it has {', '.join(vars(self)) or 'none'}: {remedy}"
+        )
+
+
+class Slots(_Values):
+    """The slots of one parameter."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        self._refuse(name, "slot", "name it in the rule's `slots` too")
+
+
+class Coefficients(_Values):
+    """The coefficients of a step."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        self._refuse(name, "coefficient", "return it from the rule's `coefficients` too")
