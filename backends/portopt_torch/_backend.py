@@ -25,10 +25,11 @@ from portopt.backend import (
 )
 from portopt.imports import imported
 from portopt.interrupts import finish
+from portopt.kernels import launch
 from portopt.kernels.cuda.graphs import capture_error
-from portopt.kernels.cuda.norm_dependence import GradientNorm
 from portopt.kernels.host import compiler, kernel, norm, watch
 from portopt.kernels.host.memory import use_huge_pages
+from portopt.kernels.norm_dependence import GradientNorm
 from portopt.kernels.plan import make_plan
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
@@ -142,7 +143,7 @@ class TorchBackend(ArrayAPIBackend):
             if compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in detached):
                 results = self._update_on_host(program, scalars, detached, in_place=in_place)
             elif all(self._runs_triton(arrays["p"]) for arrays in detached):
-                results = self._triton.update(program, scalars, detached, in_place=in_place)
+                results = launch.update(self._triton.LIBRARY, program, scalars, detached, in_place=in_place)
                 if in_place and results is not None:
                     written = [tensor for outputs in results for tensor in outputs.values()]
                     self._torch.autograd.graph.increment_version(written)
@@ -206,7 +207,7 @@ class TorchBackend(ArrayAPIBackend):
         detached = [g.detach().resolve_neg() for g in gradients]
         compute = super().gradient_norm
         if not is_interpreted() and all(map(self._runs_triton, detached)):
-            on_device = self._triton.gradient_norm(detached, lambda: compute(detached))
+            on_device = launch.gradient_norm(self._triton.LIBRARY, detached, lambda: compute(detached))
             if on_device is not None:
                 return on_device
         if not is_interpreted() and compiler.available() and all(g.is_cpu for g in detached):
