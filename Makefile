@@ -63,6 +63,7 @@ test: lint types unit versions doctest conform wheel ## everything that must hol
 lint: $(INSTALLED) ## check formatting, lint rules, and who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python scripts/check_private_names.py src backends conformance
 	$(BIN)/lint-imports --no-logo --cache-dir build/import-linter
 
 .PHONY: format
