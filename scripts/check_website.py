@@ -51,8 +51,7 @@ def documented_modules() -> list[str]:
 def expected_names() -> set[str]:
     """Return the names that the reference must have."""
     names = {f"{module}.{name}" for module in documented_modules() for name in public_names(module)}
-    # The list of the rules is the page of `portopt.rules`.
-    return names - {"portopt.RULES", "portopt.rules.RULES"}
+    return names | {f"portopt.{rule.__name__}" for rule in portopt.RULES}
 
 
 def inventory(site: Path) -> set[str]:

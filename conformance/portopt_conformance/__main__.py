@@ -11,18 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from portopt import Backend
+import portopt
+from portopt import Backend, Optimizer
 from portopt_conformance import known_failures, summary
 from portopt_conformance.case import Case
 from portopt_conformance.find import UnavailableBackendError, find
-from portopt_conformance.platform import Platform, UnusableDeviceError, choose_device
+from portopt_conformance.platform import Platform, UnusableDeviceError, choose_device, reference
 from portopt_conformance.runner import Report, Result, run
 from portopt_conformance.suite import LAYERS, cases, untested_dtypes
+from portopt_tools import rule_argument, stopping
+from portopt_tools.output import write_files
+from portopt_tools.progress import Progress, progress
 
 PASSED, FAILED, UNUSABLE = 0, 1, 2
-"""Exit statuses."""
+"""Exit statuses; one that is stopped by a signal has 128 and the signal's number."""
 
 
 def parser(prog: str = "python -m portopt_conformance") -> argparse.ArgumentParser:
@@ -30,7 +33,8 @@ def parser(prog: str = "python -m portopt_conformance") -> argparse.ArgumentPars
     result = argparse.ArgumentParser(
         prog=prog,
         description="Check that a backend gives the bits that the arithmetic contract promises.",
-        epilog="Exit status: 0 if every case passed, 1 if one failed, 2 for unusable arguments or a backend that is not there.",
+        epilog="Exit status: 0 if every case passed, 1 if one failed, 2 for unusable arguments or a backend that is not there, "
+        "130 or 143 if it was stopped; what was run by then is printed and written.",
     )
     add_arguments(result)
     return result
@@ -56,6 +60,16 @@ def add_arguments(to: argparse.ArgumentParser) -> None:
         help="run only this layer; may be repeated: " + "; ".join(f"{n} {title}" for n, title in LAYERS.items()),
     )
     to.add_argument(
+        "--rule",
+        type=rule_argument.as_argument_type(_tested_rule),
+        action="append",
+        default=[],
+        dest="rules",
+        metavar="RULE",
+        help=f"run only the cases of this rule; may be repeated: {rule_argument.CLASS_HELP}, which is compared with the "
+        "interpreter on NumPy",
+    )
+    to.add_argument(
         "--if-available", action="store_true", help="where the library or device is missing, say NOT RUN and succeed"
     )
     to.add_argument(
@@ -67,15 +81,27 @@ def add_arguments(to: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="cases that are expected to fail: lines of `PATTERN | REASON | LINK`",
     )
+    to.add_argument("--quiet", action="store_true", help="print no progress, only the results")
+
+
+def _tested_rule(text: str) -> type[Optimizer]:
+    rule = rule_argument.rule_class(text)
+    # The suite gives each rule the arguments that it knows, and none to begin with.
+    rule_argument.optimizer(text)
+    return rule
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m portopt_conformance") -> int:
     """Run the suite as the arguments say and return the exit status."""
-    return execute(parser(prog).parse_args(argv))
+    arguments = parser(prog).parse_args(argv)
+    try:
+        with stopping.stoppable():
+            return _execute(arguments)
+    except KeyboardInterrupt as interrupt:
+        return stopping.as_stopped(interrupt).status
 
 
-def execute(arguments: argparse.Namespace) -> int:
-    """Run the suite as parsed arguments say and return the exit status."""
+def _execute(arguments: argparse.Namespace) -> int:
     # Threads of OpenMP that wait by spinning slow small steps down many times where another process wants the processor. It is
     # read when the backend's library is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -103,9 +129,12 @@ def execute(arguments: argparse.Namespace) -> int:
         return UNUSABLE
 
     console.print(f"{backend.name} {backend.version()} on {device}", markup=False)
-    report = _run(console, backend, device, arguments, against, known)
+    with progress(quiet=arguments.quiet) as shown:
+        report = _run(shown, backend, device, arguments, against, known)
     summary.printed(console, report)
     _write(arguments.json, summary.as_json(report, backend, name, device))
+    if report.interrupt is not None:
+        return stopping.as_stopped(report.interrupt).status
     return FAILED if report.failed else PASSED
 
 
@@ -115,37 +144,59 @@ def _other(name: str) -> Platform:
 
 
 def _run(
-    console: Console,
+    shown: Progress,
     backend: Backend,
     device: str,
     arguments: argparse.Namespace,
     against: Platform | None,
     known: list[known_failures.KnownFailure],
 ) -> Report:
-    layers = tuple(arguments.layer or LAYERS)
-    chosen = list(cases(backend, device=device, layers=layers, quick=arguments.quick, against=against))
-    with Progress(
-        TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True
-    ) as progress:
-        task = progress.add_task("", total=len(chosen))
+    chosen = _chosen(backend, device, arguments, against)
+    advance = shown.part(f"{backend.name} {device}", len(chosen))
 
-        def watch(result: Result) -> None:
-            progress.update(task, advance=1, description=result.case.id)
-            if result.status == "failed":
-                progress.console.print(f"FAILED {result.case.id}", style="red", markup=False)
+    def watch(result: Result) -> None:
+        if result.status == "failed":
+            shown.say(f"FAILED {result.case.id}")
+        advance(result.case.id)
 
-        report = run(chosen, known, watch)
-    every: list[Case] = list(cases(backend, device=device)) if known else []
+    report = run(chosen, known, watch)
+    if report.interrupt is not None:
+        stopped = stopping.as_stopped(report.interrupt)
+        report.errors.append(f"{stopped} after {len(report.results)} of {len(chosen)} cases")
+    every = [*cases(backend, device=device), *chosen] if known else []
     for line in known_failures.without_a_case(known, (case.id for case in every)):
         report.errors.append(f"the known failure `{line.pattern}` matches no case of the suite: remove it")
     report.not_run += [f"{dtype}: {reason}" for dtype, reason in untested_dtypes(backend, against).items()]
     return report
 
 
+def _chosen(backend: Backend, device: str, arguments: argparse.Namespace, against: Platform | None) -> list[Case]:
+    """Return the cases to run; with `--rule`, those of these rules alone."""
+    layers = tuple(arguments.layer or LAYERS)
+    found = list(cases(backend, device=device, layers=layers, quick=arguments.quick, against=against))
+    if not arguments.rules:
+        return found
+    built_in = {rule.__name__ for rule in arguments.rules if rule in portopt.RULES}
+    found = [case for case in found if case.subject in built_in]
+    for rule in arguments.rules:
+        if rule not in portopt.RULES:
+            # Though it may have the name of a rule with committed vectors, they are not its own.
+            of_rule = cases(
+                backend,
+                device=device,
+                layers=layers,
+                quick=arguments.quick,
+                rules=[rule],
+                against=against or reference(),
+            )
+            found += [case for case in of_rule if case.subject == rule.__name__]
+    return found
+
+
 def _write(path: Path | None, values: dict[str, Any]) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_files({path: json.dumps(values, indent=1, allow_nan=False) + "\n"})
 
 
 if __name__ == "__main__":

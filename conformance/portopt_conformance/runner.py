@@ -40,11 +40,13 @@ class Report:
         results: one for each case.
         errors: what is wrong with the run itself, each counted as a failure.
         not_run: what was not tested, and why.
+        interrupt: what ended the run before its last case; None if nothing did.
     """
 
     results: list[Result] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     not_run: list[str] = field(default_factory=list)
+    interrupt: KeyboardInterrupt | None = None
 
     @property
     def passed(self) -> int:
@@ -66,7 +68,7 @@ class Report:
 def run(
     cases: Iterable[Case], known: Sequence[KnownFailure] = (), watch: Callable[[Result], None] | None = None
 ) -> Report:
-    """Run cases one after the other.
+    """Run cases one after the other; an interrupt ends the run, and what was found by then is returned.
 
     Args:
         cases: what to run.
@@ -74,12 +76,15 @@ def run(
         watch: called after each case.
     """
     report = Report()
-    for case in cases:
-        line = next((line for line in known if line.matches(case.id)), None)
-        result = Result(case, case.run(), line)
-        report.results.append(result)
-        if watch is not None:
-            watch(result)
+    try:
+        for case in cases:
+            line = next((line for line in known if line.matches(case.id)), None)
+            result = Result(case, case.run(), line)
+            report.results.append(result)
+            if watch is not None:
+                watch(result)
+    except KeyboardInterrupt as interrupt:
+        report.interrupt = interrupt
     if not report.results:
         report.errors.append("no case was run")
     return report

@@ -106,8 +106,9 @@ def printed(console: Console, report: Report) -> None:
 
 
 def as_json(report: Report, backend: Backend | None, name: str, device: str | None) -> dict[str, Any]:
-    """Return a run as JSON values. `passed` and `failed` are numbers of cases."""
+    """Return a run as JSON values. `passed` and `failed` are numbers of cases; a run that was stopped is `partial`."""
     return {
+        "partial": report.interrupt is not None,
         "passed": report.passed,
         "failed": report.failed,
         "known_failures": report.known,

@@ -22,12 +22,11 @@ class Place:
 
 
 def rules(root: Path) -> set[str]:
-    """Return the names of the rules: those of the classes that the package of the rules imports for its users."""
-    tree = ast.parse((root / RULES / "__init__.py").read_text(encoding="utf-8"))
-    imports = [
-        node for node in tree.body if isinstance(node, ast.ImportFrom) and str(node.module).startswith("portopt.rules")
-    ]
-    return {alias.name for node in imports for alias in node.names if alias.name == alias.asname}
+    """Return the names of the rules: of what a module of their folder imports from another one for its users."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted((root / RULES).glob("*.py"))]
+    imports = [node for tree in trees for node in tree.body if isinstance(node, ast.ImportFrom)]
+    from_rules = [node for node in imports if str(node.module).startswith("portopt.rules.")]
+    return {alias.name for node in from_rules for alias in node.names if alias.name == alias.asname}
 
 
 def files(root: Path) -> list[Place]:

@@ -24,8 +24,10 @@ PAGE = """\
 
 
 def pages() -> dict[str, str]:
-    """Map the name of each module to where its page lies."""
-    names = sorted(path.stem for path in RULES.glob("[a-z]*.py"))
+    """Map the name of each module with a class, a rule or what rules share, to where its page lies."""
+    names = sorted(
+        path.stem for path in RULES.glob("[a-z]*.py") if any(isinstance(n, ast.ClassDef) for n in parsed(path).body)
+    )
     return {name: f"api/portopt.rules.{name}.md" for name in names}
 
 
@@ -55,5 +57,8 @@ def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
 
 
 def summary(name: str) -> str:
-    module = ast.parse((RULES / f"{name}.py").read_text(encoding="utf-8"))
-    return (ast.get_docstring(module) or "").partition("\n")[0]
+    return (ast.get_docstring(parsed(RULES / f"{name}.py")) or "").partition("\n")[0]
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))

@@ -57,8 +57,10 @@ def test_every_rule_has_a_page() -> None:
 
 
 def test_a_new_rule_gets_a_page_and_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "newest.py").write_text('"""Newest: a rule of tomorrow.\n\nMore."""\n', encoding="utf-8")
-    (tmp_path / "__init__.py").touch()
+    (tmp_path / "newest.py").write_text(
+        '"""Newest: a rule of tomorrow.\n\nMore."""\n\n\nclass Newest: ...\n', encoding="utf-8"
+    )
+    (tmp_path / "registry.py").write_text("from portopt.rules.newest import Newest as Newest\n", encoding="utf-8")
     monkeypatch.setattr(rule_pages, "RULES", tmp_path)
     assert rule_pages.pages() == {"newest": "api/portopt.rules.newest.md"}
     assert rule_pages.summary("newest") == "Newest: a rule of tomorrow."

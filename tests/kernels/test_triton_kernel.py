@@ -15,10 +15,11 @@ from support.places import TESTS
 
 import portopt
 import portopt_torch._triton as torch_kernel
-from portopt.kernels.cuda.norm_dependence import norm_dependence
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.key import KernelKey
-from portopt.kernels.triton.source import CHUNK, WARPS, norm_source, triton_source
+from portopt.kernels.norm_dependence import norm_dependence
+from portopt.kernels.triton.norm import norm_source
+from portopt.kernels.triton.source import CHUNK, WARPS, triton_source
 from portopt.program import Program
 
 needs_triton = pytest.mark.needs("triton")

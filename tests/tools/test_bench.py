@@ -18,8 +18,6 @@ from support.places import ROOT
 
 import portopt
 from portopt.backend import get_backend
-from portopt.interchange.frameworks import get_framework
-from portopt.interchange.translation import rules_with_counterpart
 from portopt_tools.bench import benchmark, cases, contenders, first_step, machine, measuring, tables
 from portopt_tools.bench.contenders import PEERS, Inputs, portopt_contenders
 from portopt_tools.bench.markdown import as_markdown, nearest_ratio
@@ -68,18 +66,22 @@ class TestShapes:
 
 
 class TestCases:
-    def test_every_rule_has_counterparts(self) -> None:
-        for name in ("torch", "optax"):
-            assert set(rules_with_counterpart(get_framework(name).vocabulary)) >= set(portopt.RULES)
-
-    @pytest.mark.parametrize(
-        ("name", "arrays"),
-        [("sgd", 5), ("rmsprop", 5), ("adagrad", 5), ("adadelta", 7), ("adam", 7), ("adamax", 7), ("nadam", 7)],
-    )
+    @every_rule
     def test_a_step_reads_parameter_gradient_and_slots_and_writes_all_but_the_gradient(
-        self, name: str, arrays: int
+        self, rule: type[portopt.Optimizer]
     ) -> None:
-        assert cases.arrays_moved(cases.make_optimizer(cases.RULES_BY_NAME[name])) == arrays
+        optimizer = cases.make_optimizer(rule)
+        assert cases.arrays_moved(optimizer) == (2 + len(optimizer.slots)) + (1 + len(optimizer.slots))
+
+    def test_sgd_is_measured_with_momentum_for_without_it_there_is_no_slot_to_move(self) -> None:
+        assert cases.arrays_moved(cases.read("sgd").optimizer) == 5
+
+    @every_rule
+    def test_a_rule_is_compared_where_it_states_a_counterpart(self, rule: type[portopt.Optimizer]) -> None:
+        stated = {counterpart.name.partition(".")[0] for counterpart in rule.counterparts}
+        optimizer = cases.make_optimizer(rule)
+        compared = {name for name, peer in PEERS.items() if contenders.why_not_compared(peer, optimizer) is None}
+        assert compared == stated & set(PEERS)
 
 
 SMALL = ShapeSet("small", ((3, 4), (5,)))
@@ -89,22 +91,25 @@ class TestContenders:
     @every_rule
     @pytest.mark.parametrize("peer", PEERS)
     def test_every_counterpart_takes_steps(self, rule: type[portopt.Optimizer], peer: str) -> None:
-        backend = get_backend(PEERS[peer].backend)
-        found = PEERS[peer].contenders(rule, backend)
-        assert found
+        backend, optimizer = get_backend(PEERS[peer].backend), cases.make_optimizer(rule)
+        compared = contenders.why_not_compared(PEERS[peer], optimizer) is None
+        found = PEERS[peer].contenders(optimizer, backend) if compared else []
+        assert bool(found) == compared
         for contender in found:
             # Not in the quick report's path: here a mistake in a mapping of arguments shows as the error that it is.
-            inputs = Inputs(cases.make_optimizer(rule), SMALL)
+            inputs = Inputs(optimizer, SMALL)
             step = contender.prepare(inputs)
             step()
             step()
 
     def test_torch_has_fused_implementations_of_three_rules_on_the_cpu(self) -> None:
-        backend = get_backend("torch")
+        backend, torch_optim = get_backend("torch"), PEERS["torch"]
+        optimizers = [case.optimizer for case in cases.built_in()]
+        compared = [o for o in optimizers if contenders.why_not_compared(torch_optim, o) is None]
         fused = {
-            rule.__name__
-            for rule in portopt.RULES
-            if "fused" in [c.mode for c in PEERS["torch"].contenders(rule, backend)]
+            type(optimizer).__name__
+            for optimizer in compared
+            if "fused" in [contender.mode for contender in torch_optim.contenders(optimizer, backend)]
         }
         assert fused >= {"SGD", "Adagrad", "Adam"}
 
@@ -113,7 +118,7 @@ class TestContenders:
         inputs = Inputs(portopt.SGD(learning_rate=0.5), SMALL)
         parameters, _ = inputs.shared(backend)
         before = [p.clone() for p in parameters]
-        for contender in PEERS["torch"].contenders(portopt.SGD, backend):
+        for contender in PEERS["torch"].contenders(portopt.SGD(), backend):
             if contender.mode == "for-loop":
                 contender.prepare(inputs)()
         for p, old, g in zip(parameters, before, inputs.gradients(backend), strict=True):
@@ -297,6 +302,51 @@ def test_named_rules_shapes_and_backends_are_measured_in_order(tmp_path: Path, c
     assert f"1000x256: {QUICK_TENSORS} tensors" in printed
 
 
+OWN_RULE = """\
+import portopt
+
+
+class Own(portopt.Optimizer):
+    power: float = portopt.hyperparameter(default=1.0)
+
+    def update(self, xp, p, g, slots, c):
+        return p - c.lr * self.power * g, {}
+"""
+
+
+def test_a_rule_without_counterpart_is_measured_alone_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT
+) -> None:
+    (tmp_path / "own_rule_to_measure.py").write_text(OWN_RULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    config = {"class_name": "own_rule_to_measure:Own", "config": {"power": 2.0}}
+    rules = ["--rule", "own_rule_to_measure:Own", "--rule", json.dumps(config), "--rule", "sgd"]
+    report = report_of(*rules, "--backend", "numpy", "--against", "torch", tmp_path=tmp_path)
+    assert [(group["rule"], group["options"]) for group in report["groups"]] == [
+        ("Own", {}),
+        ("Own", {"power": 2.0}),
+        ("SGD", {"momentum": 0.9}),
+    ]
+    assert [{c["library"] for c in group["contenders"]} for group in report["groups"]] == [
+        {"portopt"},
+        {"portopt"},
+        {"portopt", "torch.optim"},
+    ]
+    assert [first["rule"] for first in report["first_steps"]] == ["Own"]
+    line = "not run: torch.optim (Own, mlp-digits): torch has no counterpart of Own("
+    assert line in capsys.readouterr().out
+    assert "| Own |" in as_markdown(report)
+
+
+def test_progress_is_printed_unless_quiet(capsys: OUTPUT) -> None:
+    arguments = ["bench", "--quick", "--repeats", "1", "--backend", "numpy", "--against", "torch"]
+    assert exit_status(arguments) == 0
+    assert "Adam, mlp-digits: 0/" in capsys.readouterr().err
+    assert exit_status([*arguments, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_the_number_of_threads_is_set_and_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -349,6 +399,20 @@ def test_a_contender_that_fails_is_reported_and_leaves_the_others_their_times(
     assert "times as fast" not in as_markdown(report)
 
 
+def test_a_first_step_that_fails_is_reported_and_leaves_the_others_their_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT
+) -> None:
+    def broken(*_: object) -> Any:
+        raise RuntimeError("-m first_step failed:\nTraceback\nOSError: no such disk\n")
+
+    monkeypatch.setattr(first_step, "measure", broken)
+    arguments = ["--backend", "numpy", "--against", "torch", "--out", str(tmp_path)]
+    assert exit_status(["bench", "--quick", *arguments]) == 1
+    report = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
+    assert len(report["groups"]) == 1
+    assert "not run: first step of Adam on numpy: failed: OSError: no such disk" in capsys.readouterr().out
+
+
 def test_what_does_not_fit_into_memory_is_left_out_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT
 ) -> None:
@@ -361,7 +425,8 @@ def test_what_does_not_fit_into_memory_is_left_out_with_the_reason(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rule", "adm"], "invalid choice: 'adm'"),
+        (["--rule", "adm"], "argument --rule: unknown optimizer: 'adm'; did you mean 'Adam'?"),
+        (["--rule", "nowhere:Adm"], "there is no module 'nowhere'"),
         (["--shapes", "one-1M"], "invalid choice: 'one-1M'"),
         (["--against", "tensorflow"], "invalid choice: 'tensorflow'"),
         (["--repeats", "0"], "--repeats: must be an integer of at least 1, but '0' was given"),
@@ -399,7 +464,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, capsys: OUTP
 
 
 def test_a_first_step_that_fails_says_why() -> None:
-    with pytest.raises(RuntimeError, match="KeyError: 'no such rule'"):
+    with pytest.raises(RuntimeError, match="unknown optimizer: 'no such rule'"):
         first_step.measure("no such rule", "numpy", 1)
 
 

@@ -457,6 +457,77 @@ def test_against_another_backend(capsys: pytest.CaptureFixture[str]) -> None:
     assert "NOT RUN bfloat16: array_api_strict has no bfloat16" in output
 
 
+class Unknown(portopt.Optimizer):
+    """A rule that the suite does not know."""
+
+    slots = ("m",)
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+        return p - c.lr * xp.sqrt(xp.abs(slots.m)), {"m": slots.m + g}
+
+
+class NeedsArguments(Unknown):
+    def __new__(cls, *, power: float) -> Any:
+        return super().__new__(cls)
+
+
+def subjects(path: Path) -> set[str]:
+    return {case["id"].split("/")[1] for case in json.loads(path.read_text(encoding="utf-8"))["cases"]}
+
+
+def test_the_cases_of_named_rules_alone_are_run(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    arguments = ["--quick", "--layer", "4", "--quiet", "--json", str(path)]
+    assert main([*arguments, "--rule", "ADAM", "--rule", f"{__name__}:Unknown"]) == 0
+    assert subjects(path) == {"Adam", "Unknown"}
+    whole = {case.id for case in cases(portopt.get_backend("numpy"), quick=True, layers=[4])}
+    ran = {case["id"] for case in json.loads(path.read_text(encoding="utf-8"))["cases"]}
+    assert {i for i in ran if "/Adam/" in i} == {i for i in whole if "/Adam/" in i}
+
+
+def test_a_rule_of_ones_own_is_compared_with_the_interpreter_on_numpy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "result.json"
+    arguments = ["--rule", f"{__name__}:Unknown", "--quick", "--layer", "2", "--quiet", "--json", str(path)]
+    assert main(["--backend", "numpy", *arguments]) == 0
+    assert subjects(path) == {"Unknown"}
+    assert main(["--backend", f"{__name__}:wrong_root", *arguments]) == 1
+    assert "FAILED 2/Unknown/default/float32/apply/raw" in capsys.readouterr().out
+
+
+def test_a_rule_of_ones_own_has_no_vectors_though_its_name_has(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    # With Adam's vectors, from which the class of this module differs, it would fail.
+    arguments = ["--rule", f"{__name__}:Adam", "--quick", "--layer", "2", "--quiet", "--json", str(path)]
+    assert main(arguments) == 0
+    assert subjects(path) == {"Adam"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("adm", "argument --rule: unknown optimizer: 'adm'; did you mean 'Adam'?"),
+        (f"{__name__}:Unknwon", "has no 'Unknwon'; did you mean 'Unknown'?"),
+        (f"{__name__}:NeedsArguments", "cannot be made without arguments"),
+    ],
+)
+def test_what_is_no_rule_is_refused(rule: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["--rule", rule])
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_progress_is_printed_on_the_standard_error_and_not_if_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--rule", "sgd", "--quick", "--layer", "4"]
+    assert main(arguments) == 0
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert (first, last.split(",")[0]) == ("numpy cpu: 0/11", "numpy cpu: 11/11")
+    assert main([*arguments, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_dtypes_that_are_not_tested_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--backend", "array_api_strict", "--quick", "--layer", "0"]) == 0
     assert "NOT RUN bfloat16: array_api_strict has no bfloat16" in capsys.readouterr().out

@@ -57,5 +57,8 @@ def apply_interpreted(optimizer: SupportsApply) -> Step:
 
 
 PURE = Mode("apply", lambda optimizer: optimizer.apply)
+"""Steps by `apply`."""
 IN_PLACE = Mode("apply_", apply_in_place)
+"""Steps by `apply_`."""
 INTERPRETED = Mode("interpreted", apply_interpreted)
+"""Steps by `apply`, operation by operation."""

@@ -11,6 +11,7 @@ from typing import Protocol
 from portopt.backend.protocol import Backend
 
 ENTRY_POINT_GROUP = "portopt.backends"
+"""The group of entry points in which packages announce their backends."""
 
 
 class Finder(Protocol):

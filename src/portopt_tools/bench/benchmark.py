@@ -6,13 +6,23 @@ import contextlib
 import importlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import portopt.kernels.host.threads as host_threads
 from portopt.backend import UnknownBackendError, get_backend
+from portopt_tools import stopping
 from portopt_tools.bench import cases, first_step, machine, measuring
-from portopt_tools.bench.contenders import PEERS, Contender, Inputs, Peer, memory_needed, portopt_contenders
+from portopt_tools.bench.cases import Case
+from portopt_tools.bench.contenders import (
+    PEERS,
+    Contender,
+    Inputs,
+    Peer,
+    memory_needed,
+    portopt_contenders,
+    why_not_compared,
+)
 from portopt_tools.bench.shapes import SHAPE_SETS, ShapeSet
 from portopt_tools.errors import UnusableArgumentsError
 from portopt_tools.inventory import describe_backend, installed_backends
@@ -27,7 +37,7 @@ class Settings:
     """What to measure.
 
     Attributes:
-        rules: lower-case names of rules; none means all (with `quick`, Adam).
+        rules: the rules; none means all (with `quick`, Adam).
         shapes: names of shape sets; none means all (with `quick`, the smallest).
         backends: names of backends; none means all that can be used.
         against: keys of `PEERS`; none means all that are installed.
@@ -37,7 +47,7 @@ class Settings:
         quick: small sets, short samples and few of them.
     """
 
-    rules: Sequence[str] = ()
+    rules: Sequence[Case] = ()
     shapes: Sequence[str] = ()
     backends: Sequence[str] = ()
     against: Sequence[str] = ()
@@ -57,18 +67,23 @@ class _Effort:
 
 _FULL = _Effort(repeats=11, sample_seconds=0.05, copy_bytes=256 << 20, first_step_repeats=1)
 _QUICK = _Effort(repeats=2, sample_seconds=0.001, copy_bytes=16 << 20, first_step_repeats=1)
-_QUICK_RULES, _QUICK_SHAPES = ("adam",), ("mlp-digits",)
+_QUICK_RULES, _QUICK_SHAPES = (cases.read("adam"),), ("mlp-digits",)
 _FIRST = "numpy"
 """The backend that stands first in tables: it is always installed."""
 
 
-def measure(settings: Settings, command: str, watch: Watch) -> dict[str, Any]:
+def measure(settings: Settings, command: str, watch: Watch) -> tuple[dict[str, Any], KeyboardInterrupt | None]:
     """Measure, and return the report.
+
+    An interrupt ends the measurement, and the report, marked as partial, has what was finished by then.
 
     Args:
         settings: what to measure.
         command: the command line that asked for it.
         watch: is told how far it is.
+
+    Returns:
+        The report, and the interrupt if there was one.
 
     Raises:
         UnusableArgumentsError: something that was named cannot be used.
@@ -76,6 +91,9 @@ def measure(settings: Settings, command: str, watch: Watch) -> dict[str, Any]:
     effort = _QUICK if settings.quick else _FULL
     repeats = settings.repeats or effort.repeats
     not_run: list[dict[str, Any]] = []
+    groups: list[dict[str, Any]] = []
+    first_steps: list[dict[str, Any]] = []
+    interrupt: KeyboardInterrupt | None = None
     with _threads(settings.threads):
         backends = _usable_backends(settings, not_run)
         peers = _usable_peers(settings, not_run)
@@ -83,33 +101,46 @@ def measure(settings: Settings, command: str, watch: Watch) -> dict[str, Any]:
             _set_library_threads(settings.threads)
         found_machine = machine.machine()
         copy_threads = settings.threads or host_threads.get_num_threads()
-        streams = [
-            measuring.Stream(effort.copy_bytes, n, in_place=in_place)
-            for in_place in (False, True)
-            for n in sorted({1, copy_threads})
-        ]
-        groups = []
-        for shapes in _shape_sets(settings):
-            for name in _rules(settings):
-                group = _Group(name, shapes, backends, peers, settings.interpreted)
-                groups.append(group.measure(streams, effort.sample_seconds, repeats, watch, not_run))
-        first_steps = _first_steps(settings, backends, effort, watch)
-    return {
+        left = [(shapes, case) for shapes in _shape_sets(settings) for case in _cases(settings)]
+        try:
+            streams = [
+                measuring.Stream(effort.copy_bytes, n, in_place=in_place)
+                for in_place in (False, True)
+                for n in sorted({1, copy_threads})
+            ]
+            while left:
+                shapes, case = left[0]
+                group = _Group(case, shapes, backends, peers, not_run, interpreted=settings.interpreted)
+                measured = group.measure(streams, effort.sample_seconds, repeats, watch, not_run)
+                groups += [measured] if measured is not None else []
+                del left[0]
+            _measure_first_steps(settings, backends, effort, watch, first_steps, not_run)
+        except KeyboardInterrupt as stop:
+            interrupt = stopping.as_stopped(stop)
+            not_run += [_not_run(_name(case, shapes), str(interrupt)) for shapes, case in left]
+    report = {
         "schema_version": SCHEMA_VERSION,
         "command": command,
-        "settings": {**asdict(settings), "repeats": repeats, "dtype": "float32"},
+        "partial": interrupt is not None,
+        "settings": {
+            **vars(settings),
+            "rules": [case.text for case in settings.rules],
+            "repeats": repeats,
+            "dtype": "float32",
+        },
         "versions": machine.versions(),
         "machine": found_machine,
         "threads": {"copy": copy_threads, "portopt": settings.threads or host_threads.get_num_threads()},
         "extra_memory_method": measuring.memory_method(),
-        "groups": [group for group in groups if group is not None],
+        "groups": groups,
         "first_steps": first_steps,
         "not_run": not_run,
     }
+    return report, interrupt
 
 
-def _rules(settings: Settings) -> list[str]:
-    return list(dict.fromkeys(settings.rules or (_QUICK_RULES if settings.quick else cases.RULES_BY_NAME)))
+def _cases(settings: Settings) -> list[Case]:
+    return list(dict.fromkeys(settings.rules or (_QUICK_RULES if settings.quick else cases.built_in())))
 
 
 def _shape_sets(settings: Settings) -> list[ShapeSet]:
@@ -184,20 +215,36 @@ def _not_run(name: str, reason: str, install_command: str | None = None, *, fail
     return {"name": name, "reason": reason, "install_command": install_command, "failed": failed}
 
 
+def _name(case: Case, shapes: ShapeSet) -> str:
+    return f"{case.rule}, {shapes.name}"
+
+
 class _Group:
-    """One rule on one set of shapes."""
+    """One rule on one set of shapes; a peer without a counterpart of the rule is added to `not_run`."""
 
     def __init__(
-        self, rule: str, shapes: ShapeSet, backends: Sequence[str], peers: Sequence[Peer], interpreted: bool
+        self,
+        case: Case,
+        shapes: ShapeSet,
+        backends: Sequence[str],
+        peers: Sequence[Peer],
+        not_run: list[dict[str, Any]],
+        *,
+        interpreted: bool,
     ) -> None:
-        self.rule = cases.RULES_BY_NAME[rule]
+        self.case = case
         self.shapes = shapes
-        self.optimizer = cases.make_optimizer(self.rule)
+        self.name = _name(case, shapes)
         self.contenders = [
             c for name in backends for c in portopt_contenders(get_backend(name), interpreted=interpreted)
         ]
-        self.contenders += [c for peer in peers for c in peer.contenders(self.rule, get_backend(peer.backend))]
-        self.bytes_moved = 4 * cases.arrays_moved(self.optimizer) * shapes.parameters
+        for peer in peers:
+            reason = why_not_compared(peer, case.optimizer)
+            if reason is None:
+                self.contenders += peer.contenders(case.optimizer, get_backend(peer.backend))
+            else:
+                not_run.append(_not_run(f"{peer.name} ({self.name})", reason))
+        self.bytes_moved = 4 * cases.arrays_moved(case.optimizer) * shapes.parameters
 
     def measure(
         self,
@@ -207,17 +254,15 @@ class _Group:
         watch: Watch,
         not_run: list[dict[str, Any]],
     ) -> dict[str, Any] | None:
-        name = f"{self.rule.__name__}, {self.shapes.name}"
-        needed, available = (
-            memory_needed(self.contenders, self.optimizer, self.shapes.parameters),
-            machine.available_memory(),
-        )
+        optimizer = self.case.optimizer
+        needed = memory_needed(self.contenders, optimizer, self.shapes.parameters)
+        available = machine.available_memory()
         if available is not None and needed > available:
             reason = f"needs about {needed / 2**30:.1f} GiB of memory, of which {available / 2**30:.1f} GiB are free"
-            not_run.append(_not_run(name, f"{reason}; name fewer backends"))
+            not_run.append(_not_run(self.name, f"{reason}; name fewer backends"))
             return None
-        advance = watch(name, (repeats + 1) * len(self.contenders) + repeats * len(streams))
-        inputs = Inputs(self.optimizer, self.shapes)
+        advance = watch(self.name, (repeats + 1) * len(self.contenders) + repeats * len(streams))
+        inputs = Inputs(optimizer, self.shapes)
         taking_part: list[Contender] = []
         steps: list[measuring.Step] = []
         counts: list[int] = []
@@ -228,9 +273,10 @@ class _Group:
                 count = measuring.steps_per_sample(step, sample_seconds)
                 extra = measuring.extra_memory(step)
             except Exception as error:
+                stopping.check()
                 # One that fails must not take the times of the others with it.
                 reason = f"failed: {type(error).__name__}: {error}"
-                not_run.append(_not_run(f"{contender.name} ({name})", reason, failed=True))
+                not_run.append(_not_run(f"{contender.name} ({self.name})", reason, failed=True))
                 continue
             finally:
                 advance()
@@ -260,8 +306,8 @@ class _Group:
         ]
         _add_ratios(found)
         return {
-            "rule": self.rule.__name__,
-            "options": cases.OPTIONS.get(self.rule, {}),
+            "rule": self.case.rule,
+            "options": dict(self.case.options),
             "shapes": self.shapes.name,
             "tensors": len(self.shapes.shapes),
             "parameters": self.shapes.parameters,
@@ -302,24 +348,35 @@ def _add_ratios(contenders: list[dict[str, Any]]) -> None:
             c["times_as_fast_as"] = {library: seconds / c["seconds_per_step"] for library, seconds in best.items()}
 
 
-def _first_steps(settings: Settings, backends: Sequence[str], effort: _Effort, watch: Watch) -> list[dict[str, Any]]:
+def _measure_first_steps(
+    settings: Settings,
+    backends: Sequence[str],
+    effort: _Effort,
+    watch: Watch,
+    found: list[dict[str, Any]],
+    not_run: list[dict[str, Any]],
+) -> None:
     # The quick run only shows that it works, and importing the larger libraries takes most of its time.
-    rules, measured = _rules(settings), list(backends)
+    chosen, measured = _cases(settings), list(backends)
     if settings.quick:
-        rules, measured = rules[:1], measured[:1]
-    advance = watch("first step of a process", len(rules) * len(measured))
-    found = []
-    for rule in rules:
+        chosen, measured = chosen[:1], measured[:1]
+    advance = watch("first step of a process", len(chosen) * len(measured))
+    for case in chosen:
         for backend in measured:
-            first = first_step.measure(rule, backend, effort.first_step_repeats)
-            found.append(
-                {
-                    "rule": cases.RULES_BY_NAME[rule].__name__,
-                    "backend": first.backend,
-                    "mode": first.mode,
-                    "seconds_cold": first.cold,
-                    "seconds_cached": first.cached,
-                }
-            )
+            try:
+                first = first_step.measure(case.text, backend, effort.first_step_repeats)
+            except RuntimeError as error:
+                stopping.check()
+                reason = f"failed: {str(error).splitlines()[-1]}"
+                not_run.append(_not_run(f"first step of {case.rule} on {backend}", reason, failed=True))
+            else:
+                found.append(
+                    {
+                        "rule": case.rule,
+                        "backend": first.backend,
+                        "mode": first.mode,
+                        "seconds_cold": first.cold,
+                        "seconds_cached": first.cached,
+                    }
+                )
             advance()
-    return found

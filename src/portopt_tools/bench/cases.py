@@ -3,15 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from portopt.optimizer import Optimizer
 from portopt.rules import RULES, SGD
+from portopt_tools import rule_argument
 
 OPTIONS: Mapping[type[Optimizer], dict[str, Any]] = {SGD: {"momentum": 0.9}}
 """Arguments that are not the defaults: plain gradient descent keeps no slots, and nobody waits for it."""
 
-RULES_BY_NAME: Mapping[str, type[Optimizer]] = {rule.__name__.lower(): rule for rule in RULES}
+
+@dataclass(frozen=True)
+class Case:
+    """A rule that is measured, with its hyperparameters.
+
+    Attributes:
+        text: what names it on a command line.
+        optimizer: the rule.
+        options: arguments that are not the defaults.
+    """
+
+    text: str
+    optimizer: Optimizer
+    options: Mapping[str, Any] = field(compare=False)
+
+    @property
+    def rule(self) -> str:
+        """The rule's name."""
+        return type(self.optimizer).__name__
+
+
+def built_in() -> list[Case]:
+    """Return a case for each of portopt's own rules."""
+    return [_of_class(rule, rule.__name__.lower()) for rule in RULES]
+
+
+def read(text: str) -> Case:
+    """Return the case of a rule as a command line names it, see `rule_argument.optimizer`.
+
+    Raises:
+        ValueError, TypeError, OSError: there is no such rule; the message says why.
+    """
+    config = rule_argument.configuration(text)
+    if config is not None:
+        return Case(text, rule_argument.optimizer(text), config["config"])
+    rule = rule_argument.rule_class(text)
+    if rule not in OPTIONS:
+        # Who needs arguments is told how to give them.
+        return Case(_name(rule, text), rule_argument.optimizer(text), {})
+    return _of_class(rule, _name(rule, text))
+
+
+def _name(rule: type[Optimizer], text: str) -> str:
+    return text.lower() if rule in RULES else text
+
+
+def _of_class(rule: type[Optimizer], text: str) -> Case:
+    return Case(text, make_optimizer(rule), OPTIONS.get(rule, {}))
 
 
 def make_optimizer(rule: type[Optimizer]) -> Optimizer:

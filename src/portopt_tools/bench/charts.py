@@ -15,14 +15,16 @@ _COLORS = (svg.BLUE, svg.VERMILLION, svg.GREEN, svg.PURPLE, svg.ORANGE)
 def ratios_svg(report: Report) -> str:
     """Return a panel for each shape set, with a bar for each rule and backend; without other libraries, steps per second."""
     sets = list(shape_sets(report).values())
-    return svg.drawn(8.5, max(1, len(sets)) * 2.9, lambda figure: _draw(figure, sets))
+    return svg.drawn(8.5, max(1, len(sets)) * 2.9, lambda figure: _draw(figure, sets, partial=report["partial"]))
 
 
-def _draw(figure: Any, sets: Sequence[list[Report]]) -> None:
+def _draw(figure: Any, sets: Sequence[list[Report]], *, partial: bool) -> None:
     axes: Any = figure.subplots(max(1, len(sets)), 1, squeeze=False)
     labels: dict[str, Any] = {}
     for axis, groups in zip(axes[:, 0], sets, strict=False):
         _panel(axis, list(groups), labels)
+    if partial:
+        figure.suptitle("partial: the measurement was stopped", fontsize=10)
     if labels:
         figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, frameon=False)
 

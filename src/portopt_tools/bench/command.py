@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from portopt_tools import rule_argument, stopping
 from portopt_tools.arguments import positive
-from portopt_tools.bench.cases import RULES_BY_NAME
+from portopt_tools.bench import cases
 from portopt_tools.bench.contenders import PEERS
 from portopt_tools.bench.shapes import SHAPE_SETS
 from portopt_tools.errors import FAILURE, SUCCESS
@@ -18,11 +19,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rule",
         action="append",
-        type=str.lower,
-        choices=tuple(RULES_BY_NAME),
+        type=rule_argument.as_argument_type(cases.read),
         default=[],
         dest="rules",
-        help="a rule, in any case; may be repeated (default: all)",
+        metavar="RULE",
+        help=f"{rule_argument.OPTIMIZER_HELP}; may be repeated (default: all of portopt's)",
     )
     parser.add_argument(
         "--shapes",
@@ -88,11 +89,13 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
         quick=arguments.quick,
     )
     with progress(quiet=arguments.quiet) as shown:
-        report = benchmark.measure(settings, command, shown.part)
+        report, interrupt = benchmark.measure(settings, command, shown.part)
     console = output.output_console()
     tables.print_report(console, report)
     if arguments.out is not None:
         output.print_written(console, reports.write_reports(arguments.out, report))
+    if interrupt is not None:
+        return stopping.as_stopped(interrupt).status
     return FAILURE if any(entry["failed"] for entry in report["not_run"]) else SUCCESS
 
 
@@ -104,5 +107,6 @@ TOOL = Tool(
     "memory that a step takes beyond its arrays, and the first step of a process. The dtype is float32.",
     add_arguments=_add_arguments,
     run=_run,
-    epilog="exit status: 0, 1 if something that takes part failed, 2 if the arguments cannot be used",
+    epilog="exit status: 0, 1 if something that takes part failed, 2 if the arguments cannot be used, 130 or 143 if it was "
+    "stopped by Ctrl-C or SIGTERM; what was finished by then is printed and written",
 )

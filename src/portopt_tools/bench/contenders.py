@@ -19,7 +19,6 @@ from portopt.backend import INTERPRETED, Backend, Mode
 from portopt.interchange.frameworks import Construction, get_framework
 from portopt.interchange.translation import counterpart_of
 from portopt.optimizer import Optimizer
-from portopt_tools.bench import cases
 from portopt_tools.bench.measuring import Step
 from portopt_tools.bench.shapes import ShapeSet
 
@@ -146,6 +145,8 @@ class Peer(Protocol):
 
     name: str
     """What tables call it."""
+    framework: str
+    """What `portopt.interchange` calls it."""
     backend: str
     """The backend whose arrays they update."""
     install_command: str
@@ -153,41 +154,38 @@ class Peer(Protocol):
     def version(self) -> str:
         """Return the version; raise `ImportError` if it cannot be imported."""
 
-    def contenders(self, rule: type[Optimizer], backend: Backend) -> list[Contender]:
-        """Return the implementations that the library has of a rule; none if the rule states no counterpart."""
+    def contenders(self, optimizer: Optimizer, backend: Backend) -> list[Contender]:
+        """Return the implementations that the library has of a rule of which it has a counterpart."""
 
 
 class TorchOptim:
     """`torch.optim`, in each of its implementations."""
 
-    name, backend, install_command = "torch.optim", "torch", 'pip install "portopt[torch]"'
+    name, framework, backend = "torch.optim", "torch", "torch"
+    install_command = 'pip install "portopt[torch]"'
 
     def version(self) -> str:
         return str(importlib.import_module("torch").__version__)
 
-    def contenders(self, rule: type[Optimizer], backend: Backend) -> list[Contender]:
-        if not _has_counterpart("torch", rule):
-            return []
+    def contenders(self, optimizer: Optimizer, backend: Backend) -> list[Contender]:
         implementations: dict[str, dict[str, Any]] = {"foreach": {"foreach": True}, "for-loop": {"foreach": False}}
-        if self._has_fused(rule):
+        if self._has_fused(optimizer):
             implementations = {"fused": {"fused": True}, **implementations}
         return [
             Contender(self.name, backend.name, mode, self._step(backend, arguments))
             for mode, arguments in implementations.items()
         ]
 
-    def _has_fused(self, rule: type[Optimizer]) -> bool:
+    def _has_fused(self, optimizer: Optimizer) -> bool:
         torch = importlib.import_module("torch")
-        optimizer = self._make(cases.make_optimizer(rule), [torch.zeros(1)], {})
+        made = self._make(optimizer, [torch.zeros(1)], {})
         try:
-            return "fused" in optimizer.defaults and bool(
-                self._make(cases.make_optimizer(rule), [torch.zeros(1)], {"fused": True})
-            )
+            return "fused" in made.defaults and bool(self._make(optimizer, [torch.zeros(1)], {"fused": True}))
         except (RuntimeError, TypeError):
             return False
 
     def _make(self, optimizer: Optimizer, tensors: list[Any], arguments: dict[str, Any]) -> Any:
-        counterpart = _counterpart("torch", optimizer)
+        counterpart = _counterpart(self.framework, optimizer)
         return counterpart.factory(tensors, **counterpart.arguments, **arguments)
 
     def _step(self, backend: Backend, arguments: dict[str, Any]) -> Callable[[Inputs], Callable[[], object]]:
@@ -204,21 +202,20 @@ class TorchOptim:
 class Optax:
     """optax under a jit that is donated parameters and state."""
 
-    name, backend, install_command = "optax", "jax", 'pip install "portopt[bench,jax]"'
+    name, framework, backend = "optax", "optax", "jax"
+    install_command = 'pip install "portopt[bench,jax]"'
 
     def version(self) -> str:
         importlib.import_module("jax")
         return str(importlib.import_module("optax").__version__)
 
-    def contenders(self, rule: type[Optimizer], backend: Backend) -> list[Contender]:
-        if not _has_counterpart("optax", rule):
-            return []
+    def contenders(self, optimizer: Optimizer, backend: Backend) -> list[Contender]:
         return [Contender(self.name, backend.name, "jit, donated", self._step(backend))]
 
     def _step(self, backend: Backend) -> Callable[[Inputs], Step]:
         def prepare(inputs: Inputs) -> Step:
             jax, optax = importlib.import_module("jax"), importlib.import_module("optax")
-            counterpart = _counterpart("optax", inputs.optimizer)
+            counterpart = _counterpart(self.framework, inputs.optimizer)
             transformation = counterpart.factory(**counterpart.arguments)
             gradients = inputs.gradients(backend)
 
@@ -238,10 +235,6 @@ class Optax:
         return prepare
 
 
-def _has_counterpart(framework: str, rule: type[Optimizer]) -> bool:
-    return counterpart_of(get_framework(framework), cases.make_optimizer(rule)) is not None
-
-
 def _counterpart(framework: str, optimizer: Optimizer) -> Construction:
     counterpart = counterpart_of(get_framework(framework), optimizer)
     if counterpart is None:
@@ -249,7 +242,16 @@ def _counterpart(framework: str, optimizer: Optimizer) -> Construction:
     return counterpart
 
 
-PEERS: Mapping[str, Peer] = {"torch": TorchOptim(), "optax": Optax()}
+def why_not_compared(peer: Peer, optimizer: Optimizer) -> str | None:
+    """Return why there is nothing in a library to compare with; None if it has a counterpart."""
+    try:
+        _counterpart(peer.framework, optimizer)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+PEERS: Mapping[str, Peer] = {peer.framework: peer for peer in (TorchOptim(), Optax())}
 """The values of `--against`."""
 
 

@@ -48,7 +48,7 @@ def preferred_mode(modes: Sequence[str]) -> str:
 
 
 def measure(rule: str, backend: str, repeats: int) -> FirstStep:
-    """Return the median of each time over `repeats` pairs of processes."""
+    """Return the median of each time over `repeats` pairs of processes; `rule` is a text that `cases.read` reads."""
     mode = preferred_mode([c.mode for c in portopt_contenders(get_backend(backend), interpreted=False)])
     cold, cached = [], []
     for _ in range(repeats):
@@ -79,8 +79,7 @@ def _in_new_process(rule: str, backend: str, mode: str, cache: str) -> float:
 def main(rule: str, backend_name: str, mode: str) -> None:
     """Print the seconds of one first step."""
     backend = get_backend(backend_name)
-    optimizer = cases.make_optimizer(cases.RULES_BY_NAME[rule])
-    inputs = Inputs(optimizer, SHAPE_SETS[_SHAPES])
+    inputs = Inputs(cases.read(rule).optimizer, SHAPE_SETS[_SHAPES])
     contender = next(c for c in portopt_contenders(backend, interpreted=True) if c.mode == mode)
     # Imports the library and makes the arrays.
     step = contender.prepare(inputs)

@@ -73,6 +73,8 @@ def print_report(console: Console, report: Report) -> None:
         _print_first_steps(console, report)
     for line in not_run_lines(report):
         console.print(Text(line), soft_wrap=True)
+    if report["partial"]:
+        console.print(Text("These results are partial: the measurement was stopped.", style="bold red"))
 
 
 def bandwidth(groups: list[Report]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.interchange.frameworks import frameworks
-from portopt_tools import rule_argument
+from portopt_tools import rule_argument, stopping
 from portopt_tools.arguments import positive, seed
 from portopt_tools.errors import FAILURE, SUCCESS
 from portopt_tools.progress import progress
@@ -104,6 +104,8 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
         paths = reports.write_reports(arguments.out, result, command)
         if not arguments.quiet:
             output.print_written(console, paths)
+    if result.interrupt is not None:
+        return stopping.as_stopped(result.interrupt).status
     return SUCCESS if result.identical else FAILURE
 
 
@@ -116,5 +118,6 @@ TOOL = Tool(
     "compared with those of the first run after every step.",
     add_arguments=_add_arguments,
     run=_run,
-    epilog="exit status: 0 if all bits agree, 1 if not, 2 if the arguments cannot be used",
+    epilog="exit status: 0 if all bits agree, 1 if not, 2 if the arguments cannot be used, 130 or 143 if it was stopped by "
+    "Ctrl-C or SIGTERM; what was finished by then is printed and written",
 )

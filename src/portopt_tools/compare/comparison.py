@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from portopt.optimizer import Optimizer
+from portopt_tools import stopping
 from portopt_tools.compare import digits
 from portopt_tools.compare.bits import Trajectory
 from portopt_tools.compare.planning import NotRun, plan_runs
@@ -68,16 +69,26 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs, the reference among them."""
+    """All runs, the reference among them.
+
+    Attributes:
+        interrupt: what ended the comparison before its last run; None if nothing did.
+    """
 
     settings: Settings
     problem: Problem
     runs: Sequence[Run]
     not_run: Sequence[NotRun]
+    interrupt: KeyboardInterrupt | None = None
 
     @property
     def identical(self) -> bool:
         """Whether all runs with portopt's formula finished and have the reference's bits after every step."""
+        return self.interrupt is None and self.agreeing
+
+    @property
+    def agreeing(self) -> bool:
+        """Whether those of these runs that finished have the reference's bits after every step."""
         return all(run.verdict in (Verdict.REFERENCE, Verdict.IDENTICAL) for run in self.portopt_runs)
 
     @property
@@ -120,33 +131,42 @@ def plan(settings: Settings) -> tuple[Problem, list[Runner], list[NotRun]]:
 def compare(settings: Settings, watch: Watch = unwatched) -> Comparison:
     """Train once with each backend and mode, and compare the parameters after every step with those of the first run.
 
+    An interrupt ends the comparison, and what was finished by then is returned.
+
     Raises:
         UnusableArgumentsError: the settings cannot be acted on.
     """
     problem, runners, not_run = plan(settings)
     runs: list[Run] = []
+    interrupt: KeyboardInterrupt | None = None
     with Trajectory(problem.initial) as reference:
-        has_reference = False
-        for runner in runners:
-            on_step = watch(name_of(runner), problem.steps)
-            is_reference = not has_reference and runner.formula is None
-            try:
-                measured = train(
-                    problem,
-                    runner,
-                    reference=reference if has_reference else None,
-                    record=reference if is_reference else None,
-                    on_step=on_step,
-                )
-            except Exception as error:
-                # One library that breaks must not hide what the others did.
-                if is_reference:
-                    reference.clear()
-                runs.append(Run(runner, Verdict.FAILED, error=f"{type(error).__name__}: {error}"))
-                continue
-            has_reference = has_reference or is_reference
-            runs.append(Run(runner, _verdict(runner, measured, is_reference), measured))
-    return Comparison(settings, problem, runs, not_run)
+        try:
+            for runner in runners:
+                has_reference = any(run.verdict is Verdict.REFERENCE for run in runs)
+                runs.append(_run(problem, runner, reference, watch, has_reference=has_reference))
+        except KeyboardInterrupt as stop:
+            interrupt = stopping.as_stopped(stop)
+            not_run += [NotRun(name_of(runner), str(interrupt)) for runner in runners[len(runs) :]]
+    return Comparison(settings, problem, runs, not_run, interrupt)
+
+
+def _run(problem: Problem, runner: Runner, reference: Trajectory, watch: Watch, *, has_reference: bool) -> Run:
+    is_reference = not has_reference and runner.formula is None
+    try:
+        measured = train(
+            problem,
+            runner,
+            reference=reference if has_reference else None,
+            record=reference if is_reference else None,
+            on_step=watch(name_of(runner), problem.steps),
+        )
+    except Exception as error:
+        stopping.check()
+        # One library that breaks must not hide what the others did.
+        if is_reference:
+            reference.clear()
+        return Run(runner, Verdict.FAILED, error=f"{type(error).__name__}: {error}")
+    return Run(runner, _verdict(runner, measured, is_reference), measured)
 
 
 def _verdict(runner: Runner, measured: Measurements, is_reference: bool) -> Verdict:

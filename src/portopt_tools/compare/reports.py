@@ -50,6 +50,7 @@ def as_json(comparison: Comparison, command: str) -> dict[str, Any]:
     report = {
         "schema_version": SCHEMA_VERSION,
         "command": command,
+        "partial": comparison.interrupt is not None,
         "identical": comparison.identical,
         "conclusion": conclusion(comparison),
         "reference": reference.name if reference else None,
@@ -133,7 +134,7 @@ def as_html(comparison: Comparison, report: Mapping[str, Any]) -> str:
     versions = "\n".join(f"<tr><th>{_text(k)}</th><td>{_text(v)}</td></tr>" for k, v in report["versions"].items())
     return _PAGE.format(
         title=f"portopt compare: {_text(settings['optimizer']['class_name'])}, {_text(settings['dtype'])}",
-        outcome="same" if comparison.identical else "different",
+        outcome=_outcome(comparison),
         conclusion=_text(report["conclusion"]),
         command=_text(report["command"]),
         optimizer=_text(json.dumps(settings["optimizer"])),
@@ -145,6 +146,12 @@ def as_html(comparison: Comparison, report: Mapping[str, Any]) -> str:
         curves=curves_svg(comparison),
         versions=versions,
     )
+
+
+def _outcome(comparison: Comparison) -> str:
+    if not comparison.agreeing:
+        return "different"
+    return "same" if comparison.interrupt is None else "partial"
 
 
 def _row(run: Run, data: Mapping[str, Any]) -> str:
@@ -177,6 +184,7 @@ h1 {{ font-size: 1.5rem; margin-bottom: .3rem; }}
 h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
 .conclusion {{ font-size: 1.1rem; font-weight: 600; padding: .6rem .9rem; border-left: .35rem solid; }}
 .same {{ border-color: #009e73; background: #eefaf5; }}
+.partial {{ border-color: #e69f00; background: #fdf8ec; }}
 .different {{ border-color: #c22f2f; background: #fdf0f0; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; }}

@@ -88,12 +88,21 @@ def conclusion(comparison: Comparison) -> str:
     runs = comparison.portopt_runs
     differing = sum(run.verdict is Verdict.DIFFERENT for run in runs)
     failed = sum(run.verdict is Verdict.FAILED for run in runs)
-    if comparison.identical:
-        return f"All {len(runs)} runs have the same bits after each of {comparison.problem.steps} steps."
+    if comparison.agreeing:
+        found = f"{len(runs)} runs have the same bits after each of {comparison.problem.steps} steps."
+        if comparison.interrupt is None:
+            return f"All {found}"
+        return f"{_partial(comparison)}{f'; those {found}' if len(runs) > 1 else '.'}"
     failures = f"{failed} of {len(runs)} runs failed" if failed else ""
     differences = (
         f"{differing} of {len(runs)} runs differ from {comparison.reference.name}"
         if differing and comparison.reference
         else ""
     )
-    return " and ".join(filter(None, (differences, failures))) + "."
+    found = " and ".join(filter(None, (differences, failures))) + "."
+    return found if comparison.interrupt is None else f"{_partial(comparison)}; {found}"
+
+
+def _partial(comparison: Comparison) -> str:
+    count = len(comparison.runs)
+    return f"Partial, {comparison.interrupt} after {count} run" + "s" * (count != 1)

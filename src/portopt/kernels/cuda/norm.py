@@ -1,0 +1,26 @@
+"""The norm of all gradients together, in CUDA C: the kernels of `norm_kernels.cuh` for gradients of a dtype."""
+
+from __future__ import annotations
+
+from portopt.arithmetic.dtypes import COMPUTE_DTYPE
+from portopt.kernels.cuda.source import LANGUAGE, common_source, rows_of_table, source_file
+
+ROWS = rows_of_table(1, 4)
+"""How many gradients one launch can take."""
+
+
+def norm_source(dtype: str) -> str:
+    """Return the source of the kernels that reduce gradients of a dtype to what their norm is computed from."""
+    loaded = LANGUAGE.loaded(dtype, COMPUTE_DTYPE[dtype], "g")
+    return "\n".join(
+        [
+            f"// The norm of gradients in {dtype}.",
+            common_source(1, ROWS),
+            source_file("norm.cuh"),
+            f"typedef {LANGUAGE.storage[dtype]} gradient;",
+            "",
+            f"__device__ __forceinline__ double load(gradient g) {{ return (double){loaded}; }}",
+            "",
+            source_file("norm_kernels.cuh"),
+        ]
+    )

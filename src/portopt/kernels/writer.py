@@ -1,0 +1,202 @@
+"""Sources of kernels: what they share, whatever the language.
+
+A target has a table, its `Language`, which says how each operation is written, and a frame, which puts the lines that a
+`Writer` makes of a program into the functions of a kernel. A readable line stands for each operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field
+
+from portopt.kernels.key import NEW, KernelKey
+from portopt.kernels.names import array_names, identifiers
+from portopt.kernels.norm_dependence import NormDependence
+from portopt.program import Kind, Op, Program
+
+
+@dataclass(frozen=True)
+class Language:
+    """How a target writes the operations of a program.
+
+    Expressions are templates: `{0}`, `{1}` and `{2}` are the operands, `{real}` is the compute dtype.
+
+    Attributes:
+        name: what the target is called in messages.
+        reserved: names that a source needs for itself.
+        arrays: array operations. Where it has one, `"scale"` is the product of a rounded scalar and an array.
+        scalars: scalar operations, in float64.
+        integers: those that are written in another way if they give an integer.
+        constant: returns a constant as an operand of a kind.
+        as_float: an integer as an operand of a float64 operation.
+        element: an element of an array, given the array.
+        store: the statement that writes an element, given the array and the value.
+        flush: a number of the compute dtype, zero if it was subnormal.
+        conversions: from a dtype to another one.
+        assignment: the statement that names a result, of `{type}`, `{name}` and `{value}`.
+        types: of results.
+        storage: of elements in memory, by dtype.
+    """
+
+    name: str
+    reserved: frozenset[str]
+    arrays: Mapping[str, str]
+    scalars: Mapping[str, str]
+    integers: Mapping[str, str]
+    constant: Callable[[Op, Kind], str]
+    as_float: str
+    element: str
+    store: str
+    flush: str
+    conversions: Mapping[tuple[str, str], str]
+    assignment: str = "{name} = {value}"
+    types: Mapping[Kind, str] = field(default_factory=dict)
+    storage: Mapping[str, str] = field(default_factory=dict)
+
+    def loaded(self, dtype: str, compute_dtype: str, value: str, *, flush: bool = True) -> str:
+        """Return a value of a dtype in the compute dtype, without subnormals unless arithmetic drops them anyway."""
+        # What is converted is subnormal only if the dtype before has the same range.
+        same_range = dtype == compute_dtype or (dtype, compute_dtype) == ("bfloat16", "float32")
+        value = self.converted(dtype, compute_dtype, value)
+        return self.flush.format(value, real=compute_dtype) if flush and same_range else value
+
+    def converted(self, dtype: str, other: str, value: str) -> str:
+        """Return a value of a dtype in another one."""
+        return value if dtype == other else self.conversions[dtype, other].format(value)
+
+
+def functions_for_conversions() -> dict[tuple[str, str], str]:
+    """Return the conversions of a target that has a function for each, called `float16_to_float32` and so on."""
+    dtypes = ("float16", "bfloat16", "float32", "float64")
+    return {(a, b): f"{a}_to_{b}({{0}})" for a in dtypes for b in dtypes if a != b}
+
+
+class Writer:
+    """Makes lines of a program.
+
+    Args:
+        language: the target's table.
+        program: what the kernel does, its elementary functions written out.
+        key: the dtypes and whether results overwrite what they replace.
+        flushed_loads: the loads whose subnormals become zero by an operation of their own; None for all that may have any.
+
+    Attributes:
+        columns: names of the arrays of a parameter, those of results included, in the order in which a kernel gets them.
+        names: the name of each operation's result.
+        dtypes: of the arrays that a step reads.
+        real: the compute dtype.
+    """
+
+    def __init__(
+        self, language: Language, program: Program, key: KernelKey, flushed_loads: Container[int] | None = None
+    ) -> None:
+        self.program = program
+        self.columns = key.columns(program)
+        self.dtypes = dict(key.dtypes)
+        self.real = key.compute_dtype
+        self._language = language
+        self._in_place = key.in_place
+        self._flushed_loads = flushed_loads
+        self._arrays = array_names(key, language.reserved)
+        self.names = identifiers(program, self._arrays, language.reserved)
+
+    def array(self, column: str) -> str:
+        """Return the name of an array, given its column."""
+        return "new_" * column.startswith(NEW) + self._arrays[column.removeprefix(NEW)]
+
+    def dtype(self, column: str) -> str:
+        """Return the dtype of an array, given its column."""
+        return self.dtypes[column.removeprefix(NEW)]
+
+    # Arrays ------------------------------------------------------------------------------------------------------
+
+    def element(self, *, loads_first: bool = False) -> list[str]:
+        """Return the statements that do a step on one element.
+
+        Args:
+            loads_first: whether loads come before all other operations, so that all are on their way before the first branch.
+        """
+        ops = list(self.program.array_ops())
+        if loads_first:
+            ops.sort(key=lambda numbered: numbered[1].name != "load")
+        lines = [self.assigned(i, self._array_expression(i, op)) for i, op in ops]
+        for name, i in self.program.array_outputs.items():
+            target = self.array(name if self._in_place else NEW + name)
+            value = self._language.converted(self.real, self.dtypes[name], self.names[i])
+            lines.append(self._language.store.format(target, value))
+        return lines
+
+    def _array_expression(self, i: int, op: Op) -> str:
+        if op.name == "load":
+            name = str(op.label)
+            flush = self._flushed_loads is None or i in self._flushed_loads
+            element = self._language.element.format(self._arrays[name])
+            return self._language.loaded(self.dtypes[name], self.real, element, flush=flush)
+        table, name = self._language.arrays, op.name
+        if name == "multiply" and "scale" in table and self.program.ops[op.args[0]].name == "round":
+            name = "scale"
+        if name not in table:
+            raise NotImplementedError(f"{self._language.name} has no array operation {op.name!r}")
+        return table[name].format(*(self.names[j] for j in op.args), real=self.real)
+
+    # Scalars -----------------------------------------------------------------------------------------------------
+
+    def scalar(self, i: int) -> str:
+        """Return the statement that computes a scalar."""
+        language, op = self._language, self.program.ops[i]
+        table = language.integers if op.kind is Kind.INTEGER and op.name in language.integers else language.scalars
+        if op.name not in table:
+            raise NotImplementedError(f"{language.name} has no scalar operation {op.name!r}")
+        return self.assigned(i, table[op.name].format(*map(self.operand, op.args, _operand_kinds(op))))
+
+    def operand(self, i: int, kind: Kind = Kind.FLOAT) -> str:
+        """Return a scalar as an operand of a kind."""
+        op = self.program.ops[i]
+        if op.name == "constant":
+            return self._language.constant(op, kind)
+        is_converted = kind is Kind.FLOAT and op.kind is not Kind.FLOAT
+        return self._language.as_float.format(self.names[i]) if is_converted else self.names[i]
+
+    def rounded(self, i: int) -> str:
+        """Return a scalar rounded to the compute dtype."""
+        return f"round_to_{self.real}({self.operand(i)})"
+
+    def scalars_of_norm(self, split: NormDependence, norm: str, result: str) -> list[str]:
+        """Return the statements that compute, and round, the scalars that need the norm of the gradients.
+
+        Args:
+            split: which ones those are, of the same program.
+            norm: the norm, as an expression.
+            result: the statement that writes a result, given its number and value.
+        """
+        lines = []
+        for i, op in enumerate(self.program.ops):
+            if op.name == "input" and split.needs_norm(i):
+                lines.append(self.assigned(i, norm))
+            elif i in split.dependent:
+                lines.append(self.scalar(i))
+        rounded = (self.rounded(scalar) for _, scalar in split.rounded_on_device)
+        return lines + [result.format(position, value) for position, value in enumerate(rounded)]
+
+    def assigned(self, i: int, value: str) -> str:
+        """Return the statement that gives an operation's result its name."""
+        kind, language = self.program.ops[i].kind, self._language
+        written = language.storage.get(self.real) if kind is Kind.ARRAY else language.types.get(kind)
+        return language.assignment.format(type=written, name=self.names[i], value=value)
+
+
+def _operand_kinds(op: Op) -> tuple[Kind, ...]:
+    """Return of which kind the operands of a scalar operation must be."""
+    match op.name:
+        case "where":
+            return Kind.TRUTH, op.kind, op.kind
+        case "integer_power":
+            return Kind.FLOAT, Kind.INTEGER
+        case "floor_divide":
+            return Kind.INTEGER, Kind.INTEGER
+        case "negative":
+            return (op.kind,)
+        case "add" | "subtract" | "multiply" if op.kind is Kind.INTEGER:
+            return Kind.INTEGER, Kind.INTEGER
+        case _:
+            return (Kind.FLOAT,) * len(op.args)

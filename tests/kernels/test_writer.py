@@ -1,0 +1,88 @@
+"""What the writers of all targets share: names, and tables that have every operation."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable
+
+import pytest
+from support.gpu_cases import EveryOperation, key_of, norm_program
+
+from portopt.kernels.cuda.source import LANGUAGE as CUDA
+from portopt.kernels.cuda.source import cuda_source
+from portopt.kernels.groups import kernel_key
+from portopt.kernels.host.source import LANGUAGES, kernel_source
+from portopt.kernels.key import Flush, KernelKey
+from portopt.kernels.names import array_names, identifiers
+from portopt.kernels.triton.source import LANGUAGE as TRITON
+from portopt.kernels.triton.source import triton_source
+from portopt.kernels.writer import Language
+from portopt.program import ARRAY_OPERATIONS, Kind, Op, Program
+from portopt.program.expansion import expand_elementary
+
+Source = Callable[[Program, KernelKey], str]
+EACH: dict[str, tuple[Language, Source, Flush]] = {
+    "numba, register": (LANGUAGES["register"], kernel_source, "register"),
+    "numba, where": (LANGUAGES["where"], kernel_source, "where"),
+    "Triton": (TRITON, triton_source, "where"),
+    "CUDA C": (CUDA, cuda_source, "where"),
+}
+each = pytest.mark.parametrize(("language", "source", "flush"), EACH.values(), ids=EACH)
+
+
+def globals_of(source: str) -> set[str]:
+    """Return the names that Python source uses and does not make."""
+    names = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+    made = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    made |= {node.arg for node in ast.walk(ast.parse(source)) if isinstance(node, ast.arg)}
+    return {node.id for node in names} - made
+
+
+@pytest.mark.parametrize("target", [name for name in EACH if name != "CUDA C"])
+def test_no_name_of_a_rule_hides_what_the_source_uses(target: str) -> None:
+    language, source, flush = EACH[target]
+    optimizer, norm = EveryOperation(0.1, clipnorm=1.0), norm_program()
+    keys = [key_of(optimizer, dtype) for dtype in ("float16", "bfloat16", "float32", "float64")]
+    used = set[str]()
+    for key in keys:
+        used |= globals_of(source(optimizer.program(), KernelKey(key.dtypes, key.in_place, flush)))
+    used |= globals_of(source(norm, kernel_key(norm, {"p": "float32", "g": "float32"}, in_place=True, flush=flush)))
+    assert len(used) > 10
+    names = array_names(KernelKey(tuple((name, "float32") for name in used), True, flush), language.reserved)
+    assert [name for name in used if names[name] == name] == []
+    inputs = tuple(Op("input", Kind.FLOAT, label=name) for name in sorted(used))
+    assert not used.intersection(identifiers(Program("Named", inputs, {}), {}, language.reserved))
+
+
+@each
+def test_every_operation_can_be_written(language: Language, source: Source, flush: Flush) -> None:
+    assert set(ARRAY_OPERATIONS) - {"load", "round"} <= set(language.arrays)
+    scalars = {op.name for op in expand_elementary(norm_program()).ops if op.kind.is_scalar}
+    assert scalars - {"input", "constant"} <= set(language.scalars)
+
+
+@each
+def test_an_operation_that_a_table_lacks_is_named(language: Language, source: Source, flush: Flush) -> None:
+    load, norm = Op("load", Kind.ARRAY, label="p"), Op("input", Kind.FLOAT, label="gradient_norm")
+    with_array = Program("Tangent", (load, Op("tangent", Kind.ARRAY, (0,))), {"p": 1})
+    tangent = Op("round", Kind.ARRAY, (2,))
+    with_scalar = Program(
+        "Tangent",
+        (load, norm, Op("tangent", Kind.FLOAT, (1,)), tangent, Op("add", Kind.ARRAY, (0, 3))),
+        {"p": 4},
+    )
+    for program, kind in ((with_array, "array"), (with_scalar, "scalar")):
+        key = kernel_key(program, {"p": "float32", "g": "float32"}, in_place=True, flush=flush)
+        with pytest.raises(
+            NotImplementedError, match=rf"^{re.escape(language.name)} has no {kind} operation 'tangent'$"
+        ):
+            source(program, key)
+
+
+@each
+def test_names_that_a_source_cannot_use_are_numbered(language: Language, source: Source, flush: Flush) -> None:
+    names = ("table", "Größe", "momentOfG", "p_i", "new_p", "slot_3", "a0", "mean_of")
+    key = KernelKey(tuple((name, "float32") for name in ("p", "g", *names)), True, flush)
+    found = array_names(key, language.reserved)
+    assert found == {"p": "p", "g": "g", **{name: f"slot_{i}" for i, name in enumerate(names, start=2)}}
