@@ -1,54 +1,14 @@
-"""The page about the house: what it names exists, and no room is missing."""
+"""The page about the house: no room is missing, on the page or in the picture."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
-from typing import Any
 
-import pytest
 from house import modules
 from support.places import ROOT
 
 PAGE = (ROOT / "docs" / "house.md").read_text(encoding="utf-8")
 PICTURE = (ROOT / "docs" / "assets" / "house.svg").read_text(encoding="utf-8")
-NAME = re.compile(r"`(portopt\w*(?:\.\w+)*)`")
-
-
-def exists(name: str) -> bool:
-    """Tell whether there is such a module, or such an attribute of one; a package of a framework is only looked for."""
-    module, _, attribute = name.rpartition(".")
-    if not module:
-        return importlib.util.find_spec(name) is not None
-    if not exists(module):
-        return False
-    try:
-        return hasattr(_get(module), attribute) or importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # an attribute of what is no package
-        return False
-
-
-def _get(name: str) -> Any:
-    """Return a module or an attribute of one that exists."""
-    module, _, attribute = name.rpartition(".")
-    return (
-        getattr(_get(module), attribute, None) or importlib.import_module(name)
-        if module
-        else importlib.import_module(name)
-    )
-
-
-@pytest.mark.parametrize("name", sorted(set(NAME.findall(PAGE))))
-def test_what_the_page_names_exists(name: str) -> None:
-    assert exists(name), f"docs/house.md names {name}, which does not exist"
-
-
-def test_a_name_that_does_not_exist_is_noticed() -> None:
-    assert exists("portopt.step.do_step")
-    assert not exists("portopt.step.do_nothing")
-    assert not exists("portopt.no_such_module")
-    assert not exists("portopt_no_such_package")
 
 
 def test_every_room_is_on_the_page() -> None:
