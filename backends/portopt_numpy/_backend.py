@@ -21,8 +21,9 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.interrupts import finish
-from portopt.kernels.host import compiler, kernel, norm, watch
-from portopt.kernels.plan import make_plan
+from portopt.kernels.host import compiler, kernel, norm, trial
+from portopt.kernels.host.plan import make_plan
+from portopt.kernels.host.readers import NUMPY_READER
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 
@@ -91,7 +92,7 @@ class NumpyBackend(ArrayAPIBackend):
         if not compiler.available() or is_interpreted() or not ordinary or not _watch_works():
             return None
         dtypes = [{name: _dtype_name(array.dtype) for name, array in arrays.items()} for arrays in parameters]
-        return make_plan(self, program, trees, parameters, dtypes, watch.NUMPY_READER)
+        return make_plan(self, program, trees, parameters, dtypes, NUMPY_READER)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         if is_interpreted() or not compiler.available():
@@ -135,7 +136,7 @@ def _watch_works() -> bool:
             np.zeros((4, 3), np.float32).T,
         ]
 
-    return watch.works(watch.NUMPY_READER, np.copy, wrong)
+    return trial.works(NUMPY_READER, np.copy, wrong)
 
 
 def _overlaps_itself(array: Any) -> bool:
