@@ -21,7 +21,7 @@ def __getattr__(name: str) -> Any:
 
         return from_torch
     if name == "native":
-        from portopt_torch._native import native
+        from portopt_torch._framework import native
 
         return native
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

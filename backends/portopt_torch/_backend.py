@@ -17,8 +17,10 @@ from portopt.backend import (
     ArrayAPIBackend,
     ArrayInfo,
     Arrays,
+    Leaf,
     MemoryRange,
     Mode,
+    described,
     is_interpreted,
 )
 from portopt.imports import imported
@@ -132,7 +134,10 @@ class TorchBackend(ArrayAPIBackend):
     ) -> list[dict[str, Any]]:
         self.refuse_capture(arrays["p"] for arrays in parameters)
         # The imaginary part of a conjugate is a view that torch negates when it is read.
-        detached = [{name: tensor.detach().resolve_neg() for name, tensor in arrays.items()} for arrays in parameters]
+        detached = [
+            Leaf({name: tensor.detach().resolve_neg() for name, tensor in leaf.items()}, leaf.infos)
+            for leaf in described(self, parameters)
+        ]
         results: list[dict[str, Any]] | None = None
         if isinstance(scalars, StepScalars) and not is_interpreted():
             if compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in detached):
@@ -174,7 +179,7 @@ class TorchBackend(ArrayAPIBackend):
     ) -> list[dict[str, Any]]:
         """Run the fused kernel on the tensors' own memory."""
         names = tuple(program.array_outputs)
-        dtypes = [{name: self.dtype_name(tensor) for name, tensor in arrays.items()} for arrays in parameters]
+        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
         inputs = [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
         if in_place:
             written = [arrays[name] for arrays in parameters for name in names]
@@ -194,7 +199,7 @@ class TorchBackend(ArrayAPIBackend):
         )
         if not compiler.available() or is_interpreted() or not ordinary or (reader := _reader()) is None:
             return None
-        dtypes = [{name: self.dtype_name(tensor) for name, tensor in arrays.items()} for arrays in parameters]
+        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
         return make_plan(self, program, trees, parameters, dtypes, reader, _increment_version())
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
