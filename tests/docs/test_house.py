@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import tomllib
 
 from house import modules
 from support.places import ROOT
@@ -19,9 +21,21 @@ def test_every_room_is_on_the_page() -> None:
     assert not missing, f"docs/house.md lacks {', '.join(missing)}"
 
 
-def test_the_picture_has_the_wings_that_there_are() -> None:
-    names = re.findall(r'class="name"[^>]*>([^<]+)<', PICTURE)
-    words = [word for name in names for word in re.findall(r"\w+", name.partition(":")[0])]
-    for word in words:
-        found = [ROOT / folder / word for folder in ("src", "backends", "conformance", "src/portopt", ".")]
-        assert any(path.is_dir() or path.with_suffix(".py").is_file() for path in found), f"there is no wing {word}"
+def floor_of() -> dict[str, int]:
+    """Map what the contracts of imports name to its floor, from the top."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    library, wings = ([layer.split(" | ") for layer in contract["layers"]] for contract in contracts[:2])
+    return {name: floor for floor, layer in enumerate([*wings, *library]) for name in layer}
+
+
+def test_the_picture_is_that_of_the_contract() -> None:
+    floors = floor_of()
+    names = re.findall(r'class="name">([^<]+)<', PICTURE)
+    stacked = [[floors[word] for word in re.findall(r"\w+", name)] for name in names]
+    # One storey of the picture may hold several floors; none of them is above one of the storey before.
+    assert all(max(above) <= min(below) for above, below in itertools.pairwise(stacked))
+    assert {"portopt", "rules", "kernels", "portopt_tools"} <= {
+        word for name in names for word in re.findall(r"\w+", name)
+    }
