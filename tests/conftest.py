@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from support import absent
+from support.elsewhere import Elsewhere
 
 import portopt
 
@@ -25,6 +26,13 @@ def _restore_epsilon() -> Iterator[None]:
     before = portopt.epsilon()
     yield
     portopt.set_epsilon(before)
+
+
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
+    """Call cases in other processes, which are kept until the tests end."""
+    with contextlib.closing(Elsewhere(tmp_path_factory.mktemp("keras"))) as processes:
+        yield processes
 
 
 def pytest_configure() -> None:

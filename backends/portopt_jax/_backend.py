@@ -295,7 +295,7 @@ class JaxBackend:
         known = np.array([0.0 if i in pending else inputs[n] for i, n in enumerate(names)], np.float64)
         words, step = known.view(np.uint32).reshape(-1, 2), int(inputs.get("t", 0))
         by_kernel = self._kernels.can_run()
-        results, outputs = self._compiled_update(program, by_kernel, words, pending, step, list(parameters))
+        results, outputs = self._compiled_update(program, by_kernel, words, pending, step, list(map(dict, parameters)))
         scalars.provide(outputs)
         return list(results)
 

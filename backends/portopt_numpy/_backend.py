@@ -18,6 +18,7 @@ from portopt.backend import (
     Arrays,
     MemoryRange,
     Mode,
+    described,
     is_interpreted,
 )
 from portopt.interrupts import finish
@@ -80,7 +81,7 @@ class NumpyBackend(ArrayAPIBackend):
     ) -> list[dict[str, Any]]:
         if not isinstance(scalars, StepScalars) or is_interpreted() or not compiler.available():
             return super().update(program, scalars, parameters, in_place=in_place)
-        dtypes = [{name: _dtype_name(array.dtype) for name, array in arrays.items()} for arrays in parameters]
+        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
         names = tuple(program.array_outputs)
         outputs = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
         kernel.update(program, scalars, dtypes, parameters, outputs)
@@ -90,7 +91,7 @@ class NumpyBackend(ArrayAPIBackend):
         ordinary = all(type(a) is np.ndarray and a.flags.c_contiguous for arrays in parameters for a in arrays.values())
         if not compiler.available() or is_interpreted() or not ordinary or not _watch_works():
             return None
-        dtypes = [{name: _dtype_name(array.dtype) for name, array in arrays.items()} for arrays in parameters]
+        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
         return make_plan(self, program, trees, parameters, dtypes, watch.NUMPY_READER)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:

@@ -7,16 +7,18 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, dataclass_transform
 
-from portopt.dialects import DEFAULT_DIALECT, PerDialect
+from portopt.declaration_errors import check_declarations
+from portopt.dialects import PerDialect
 from portopt.hyperparameters import (
     GRADIENT_NORM,
     Alias,
+    Fixed,
     Hyperparameter,
     alias,
     check_norm,
     dialect_option,
     epsilon_hyperparameter,
-    fields_by_dialect,
+    fixed,
     hyperparameter,
     not_in_dialect,
     option,
@@ -26,7 +28,8 @@ from portopt.schedules import is_schedule
 
 
 @dataclass_transform(
-    kw_only_default=True, field_specifiers=(hyperparameter, option, dialect_option, epsilon_hyperparameter, alias)
+    kw_only_default=True,
+    field_specifiers=(hyperparameter, option, dialect_option, epsilon_hyperparameter, alias, fixed),
 )
 class Declares:
     """Makes type checkers read hyperparameters as constructor arguments; they skip the decorated class's own fields."""
@@ -36,32 +39,46 @@ class Declarations:
     """The hyperparameters of a class in each of its dialects, and their other names.
 
     Attributes:
-        declared: all hyperparameters by name, as they stand in the class.
-        aliases: all other names.
+        dialects: the names of the dialects, the default one first; none in a rule without dialects.
+        declared: the hyperparameters of all dialects together by name, as they stand in the class.
+        absent: names of those that the class inherits, but none of its dialects has; None in every optimizer.
+        aliases: the other names.
         by_dialect: a dialect's name, None in a rule without dialects, to what it has; the default one first.
     """
 
     def __init__(self, owner: type) -> None:
-        self.declared: dict[str, Hyperparameter] = {}
-        self.aliases: dict[str, Alias] = {}
+        declared: dict[str, Hyperparameter] = {}
+        aliases: dict[str, Alias] = {}
         for base in reversed(owner.__mro__):
             for name, value in vars(base).items():
-                self.aliases.pop(name, None)
+                aliases.pop(name, None)
                 if isinstance(value, Hyperparameter):
-                    self.declared[name] = value
+                    declared[name] = value
                 elif isinstance(value, Alias):
-                    self.aliases[name] = value
-        self.by_dialect = {d: Fields(self, d, fields) for d, fields in fields_by_dialect(self.declared).items()}
+                    aliases[name] = value
+                elif isinstance(value, Fixed):
+                    declared.pop(name, None)
+        self.dialects = declared["dialect"].choices if "dialect" in declared else ()
+        check_declarations(owner, declared, aliases, self.dialects)
+        self.declared = {n: f for n, f in declared.items() if not self.dialects or f.dialects(self.dialects)}
+        self.absent = tuple(declared.keys() - self.declared.keys())
+        self.aliases = {n: a for n, a in aliases.items() if self._has_alias(a)}
+        self.by_dialect = {d: Fields(self, d, self._of_dialect(d)) for d in self.dialects or (None,)}
+
+    def _has_alias(self, alias: Alias) -> bool:
+        return alias.dialect in (None, *self.dialects) and self.declared.keys() >= set(alias.targets)
+
+    def _of_dialect(self, dialect: str | None) -> dict[str, Hyperparameter]:
+        if dialect is None:
+            return dict(self.declared)
+        first = self.dialects[0]
+        fields = {name: field.of_dialect(dialect, first) for name, field in self.declared.items()}
+        return {name: field for name, field in fields.items() if dialect in self.declared[name].dialects(self.dialects)}
 
     @property
     def default(self) -> Fields:
         """What the default dialect has."""
         return next(iter(self.by_dialect.values()))
-
-    @property
-    def dialects(self) -> tuple[str, ...]:
-        """The names of the dialects, the default one first; none in a rule without dialects."""
-        return tuple(name for name in self.by_dialect if name is not None)
 
     def chosen(self, owner: str, arguments: Mapping[str, Any]) -> Fields:
         """Return what the dialect among a constructor's arguments has."""
@@ -78,7 +95,7 @@ class Declarations:
         kinds = inspect.Parameter
         fields = self.declared
         declared = {n: f.default for n, f in fields.items()}
-        defaults = {n: d.of(DEFAULT_DIALECT) if isinstance(d, PerDialect) else d for n, d in declared.items()}
+        defaults = {n: d.of(self.dialects[0]) if isinstance(d, PerDialect) else d for n, d in declared.items()}
         positional = [
             kinds(n, kinds.POSITIONAL_OR_KEYWORD, default=defaults[n]) for n, f in fields.items() if not f.kw_only
         ]
@@ -122,7 +139,8 @@ class Fields(dict[str, Hyperparameter]):
                     f"{owner} was given {names} at once, which are one hyperparameter; give only one of them"
                 )
             given[target] = value
-        return {name: self._value_of(owner, name, given) for name in declared}
+        values = {name: self._value_of(owner, name, given) for name in declared}
+        return values | dict.fromkeys(self._declarations.absent)
 
     def _value_of(self, owner: str, name: str, given: Mapping[str, Any]) -> Any:
         field = self.get(name)
@@ -173,7 +191,7 @@ class Fields(dict[str, Hyperparameter]):
         alias = declarations.aliases.get(name)
         if alias is not None and alias.dialect is not None:
             return alias.elsewhere(owner, name, str(self.dialect))
-        dialects = declarations.declared[declarations.targets(name)[0]].dialects
+        dialects = declarations.declared[declarations.targets(name)[0]].dialects(declarations.dialects)
         return not_in_dialect(owner, name, str(self.dialect), dialects)
 
 

@@ -15,9 +15,7 @@ DIALECTS: Mapping[Dialect, str] = {
     "torch": "torch.optim of PyTorch 2.13",
     "optax": "optax 0.2.8",
 }
-"""The dialects and what each one follows. This is the one list of them: rules, tests, conformance and documentation walk it."""
-
-DEFAULT_DIALECT: Dialect = "keras2"
+"""The dialects and what each one follows. A rule states which of them it has, the default one first."""
 
 assert tuple(DIALECTS) == get_args(Dialect)
 
@@ -39,5 +37,13 @@ class PerDialect:
 
 
 def per_dialect(**defaults: Any) -> PerDialect:
-    """Return a default that differs between dialects; those that are not named lack the hyperparameter."""
+    """Return a default that differs between dialects; those that are not named lack the hyperparameter.
+
+    Raises:
+        ValueError: a name is none of `DIALECTS`, or none is given.
+    """
+    if unknown := [name for name in defaults if name not in DIALECTS]:
+        raise ValueError(f"per_dialect was given {', '.join(unknown)}, but the dialects are {', '.join(DIALECTS)}")
+    if not defaults:
+        raise ValueError("per_dialect needs at least one dialect with its default, such as per_dialect(torch=0.1)")
     return PerDialect(tuple(defaults.items()))

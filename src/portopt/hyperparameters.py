@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from portopt.backend import beside_numbers
-from portopt.dialects import DEFAULT_DIALECT, DIALECTS, Dialect, PerDialect
+from portopt.dialects import DIALECTS, Dialect, PerDialect
 
 _epsilon = 1e-7
 
@@ -156,17 +156,18 @@ class Hyperparameter:
         """Whether it is a number that may be given for one step, rather than fixed at construction."""
         return self.range is not None and not self.at_init
 
-    @property
-    def dialects(self) -> tuple[str, ...]:
-        """The dialects that have it."""
-        return self.default.dialects if isinstance(self.default, PerDialect) else tuple(DIALECTS)
+    def dialects(self, of_rule: Sequence[str]) -> tuple[str, ...]:
+        """Return those of a rule's dialects that have it."""
+        if not isinstance(self.default, PerDialect):
+            return tuple(of_rule)
+        return tuple(dialect for dialect in of_rule if dialect in self.default.dialects)
 
-    def of_dialect(self, dialect: str) -> Hyperparameter:
-        """Return it as a dialect has it, with one default."""
+    def of_dialect(self, dialect: str, default_dialect: str) -> Hyperparameter:
+        """Return it as a dialect has it, with one default; None is that default if the default dialect lacks it."""
         if not isinstance(self.default, PerDialect):
             return self
         default = self.default.of(dialect)
-        may_be_none = self.none_means is not None or DEFAULT_DIALECT not in self.dialects
+        may_be_none = self.none_means is not None or default_dialect not in self.default.dialects
         return replace(self, default=default, none_is_default=may_be_none and default is not None)
 
     @property
@@ -253,6 +254,34 @@ class Alias:
         return dict(zip(self.targets, values, strict=True))
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """An inherited hyperparameter that has one value in a class, and is no argument there."""
+
+    value: Any
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        return self if instance is None else self.value
+
+
+def fixed(value: Any, *, init: Literal[False] = False) -> Any:
+    """Give an inherited hyperparameter one value in the body of a subclass, whose constructor no longer takes it.
+
+    Args:
+        value: what it always is.
+        init: False; for type checkers.
+
+    Example:
+        >>> import portopt
+        >>> from portopt.hyperparameters import fixed
+        >>> class Nesterov(portopt.SGD):
+        ...     nesterov: bool = fixed(True)
+        >>> Nesterov(0.5, 0.9)
+        Nesterov(learning_rate=0.5, momentum=0.9, decay=0.0)
+    """
+    return Fixed(value)
+
+
 def hyperparameter(
     *,
     default: float | PerDialect | None,
@@ -299,9 +328,25 @@ def option(*, default: bool | PerDialect, kw_only: bool = True) -> Any:
     return Hyperparameter(default, None, kw_only)
 
 
-def dialect_option(*, default: str, kw_only: bool = True) -> Any:
-    """Declare the dialect, fixed at construction, which decides what other hyperparameters there are."""
-    return Hyperparameter(default, None, kw_only, choices=tuple(DIALECTS))
+def dialect_option(*, default: Dialect, others: Sequence[Dialect] = (), kw_only: bool = True) -> Any:
+    """Declare the dialects of a rule; the one that is chosen at construction decides what other hyperparameters there are.
+
+    Args:
+        default: the first dialect, which an optimizer has if none is given.
+        others: the further ones.
+        kw_only: whether the constructor takes it by name only.
+
+    Raises:
+        ValueError: a name is none of `portopt.dialects.DIALECTS`, or stands there twice.
+    """
+    names = (default, *others)
+    if unknown := [name for name in names if name not in DIALECTS]:
+        raise ValueError(f"dialect_option was given {', '.join(unknown)}, but the dialects are {', '.join(DIALECTS)}")
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"dialect_option was given {', '.join(names)}; each dialect stands there once, the default one first"
+        )
+    return Hyperparameter(default, None, kw_only, choices=names)
 
 
 def epsilon_hyperparameter(*, default: float | PerDialect | None = None, kw_only: bool = True) -> Any:
@@ -329,16 +374,6 @@ def unknown_argument(owner: str, name: str, known: Iterable[str]) -> TypeError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     suggestion = f"did you mean {near[0]!r}? " if near else ""
     return TypeError(f"{owner} got an unknown argument {name!r}; {suggestion}allowed are {', '.join(known)}")
-
-
-def fields_by_dialect(declared: Mapping[str, Hyperparameter]) -> dict[str | None, dict[str, Hyperparameter]]:
-    """Return the hyperparameters that a rule has in each dialect; under the key None if it has no dialects."""
-    if "dialect" not in declared:
-        return {None: dict(declared)}
-    return {
-        dialect: {name: field.of_dialect(dialect) for name, field in declared.items() if dialect in field.dialects}
-        for dialect in DIALECTS
-    }
 
 
 def not_in_dialect(owner: str, name: str, dialect: str, dialects: Iterable[str]) -> TypeError:

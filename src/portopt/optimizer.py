@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 from portopt import keras_weights, step
 from portopt.backend import Backend
 from portopt.counterparts import Counterpart
+from portopt.declaration_errors import check_slots
 from portopt.declarations import Declarations, Declares, Fields, OfClassOrInstance
-from portopt.dialects import DEFAULT_DIALECT
 from portopt.hyperparameters import GRADIENT_NORM, Hyperparameter, alias, hyperparameter
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
@@ -87,6 +87,7 @@ class Optimizer(Declares):
         fields = self._declarations.chosen(owner, kwargs)
         self.__dict__.update(fields.values_of(owner, args, kwargs), _cache=StepCache(), _fields=fields)
         self.check_combination()
+        check_slots(owner, self.slots, self.scalar_slots, self.first_values, self._declarations.declared)
 
     @classmethod
     def dialects(cls) -> tuple[str, ...]:
@@ -143,7 +144,10 @@ class Optimizer(Declares):
             slots: its slots, as attributes.
             c: the coefficients, as attributes.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define update(self, xp, p, g, slots, c)")
+        raise NotImplementedError(
+            f"{type(self).__name__} must define update(self, xp, p, g, slots, c): it returns the new parameter and the new value "
+            "of each slot by name, such as `return p - c.lr * g, {}` without slots"
+        )
 
     def check_combination(self) -> None:
         """Raise ValueError if hyperparameters, each of which is in its range, cannot go together."""
@@ -397,7 +401,7 @@ class Optimizer(Declares):
     def _arguments(self) -> dict[str, Any]:
         """Return the hyperparameters that are not None, and the dialect if it is not the default one."""
         values = {name: getattr(self, name) for name in self._fields}
-        default = {"dialect": DEFAULT_DIALECT}
+        default = {"dialect": next(iter(self.dialects()), None)}
         return {n: v for n, v in values.items() if v is not None and v != default.get(n)}
 
     @classmethod
@@ -447,7 +451,8 @@ class Optimizer(Declares):
     def __setattr__(self, name: str, value: Any) -> None:
         cache = self.__dict__.get("_cache")
         names = self._declarations
-        if name in names.declared or name in names.aliases or (cache is not None and cache.programs):
+        known = name in names.declared or name in names.aliases or name in names.absent
+        if known or (cache is not None and cache.programs):
             raise AttributeError(
                 f"an optimizer is immutable, so {name!r} cannot be set: give a value for one step as apply(..., {name}=x), "
                 f"or make another optimizer with replace({name}=x)"

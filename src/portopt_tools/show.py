@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt.dialects import DEFAULT_DIALECT, DIALECTS
+from portopt.dialects import DIALECTS
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.key import Flush, KernelKey
 from portopt.optimizer import Optimizer
@@ -93,7 +93,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dialect",
         choices=tuple(DIALECTS),
-        help=f"whose formula the rule has (default: {DEFAULT_DIALECT}, or the config's)",
+        help="whose formula the rule has (default: the config's, or the rule's first)",
     )
 
 

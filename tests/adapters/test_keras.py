@@ -1,38 +1,58 @@
-"""`portopt_keras` on each backend of Keras: what holds there is in `keras_cases.py`."""
+"""`portopt_keras` on each backend of Keras: what holds there is in the modules `keras_cases`, `keras_option_cases` and
+`keras_golden_cases`."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support.case_runner import outcomes
+from support.case_names import cases_of
+from support.elsewhere import Elsewhere
+from support.processes import run_python
 
 pytestmark = pytest.mark.needs("jax", "keras", "tensorflow", "torch")
 
+BACKENDS = ("jax", "torch", "tensorflow")
+MODULES = ("keras_cases", "keras_option_cases", "keras_golden_cases")
 
-def test_every_case_holds_on_every_backend_of_keras(tmp_path: Path, subtests: pytest.Subtests) -> None:
-    # In one test and in this order: models saved on one backend are loaded on those after it.
-    for backend in ("jax", "torch", "tensorflow"):
-        found = outcomes("keras_cases", tmp_path, KERAS_BACKEND=backend)
-        assert len(found) > 20
-        for name, failure in found.items():
-            with subtests.test(backend=backend, case=name):
-                assert failure is None, failure
+
+@pytest.mark.parametrize(
+    ("backend", "module", "case"),
+    [(b, module, case) for b in BACKENDS for module in MODULES for case in cases_of(module, b)],
+)
+def test_case_holds(backend: str, module: str, case: str, elsewhere: Elsewhere, tmp_path: Path) -> None:
+    elsewhere.call(module, case, tmp_path, KERAS_BACKEND=backend)
+
+
+@pytest.fixture(scope="module")
+def saved(
+    request: pytest.FixtureRequest, elsewhere: Elsewhere, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, object]:
+    """Return the file of a model that was saved on a backend of Keras, and the weights in it."""
+    path = tmp_path_factory.mktemp("saved") / "model.keras"
+    return path, elsewhere.call("keras_cases", "save_trained_model", path, KERAS_BACKEND=request.param)
+
+
+@pytest.mark.parametrize("saved", BACKENDS, indirect=True)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_model_saved_on_one_backend_goes_on_with_the_same_bits_on_another(
+    saved: tuple[Path, object], backend: str, elsewhere: Elsewhere
+) -> None:
+    elsewhere.call("keras_cases", "go_on_with_saved_model", *saved, KERAS_BACKEND=backend)
 
 
 def test_a_backend_of_keras_that_does_not_train_is_refused(tmp_path: Path) -> None:
     code = """
-import keras, numpy as np, portopt_keras
+import keras, numpy as np, portopt_keras, pytest
 variable = keras.Variable(np.ones(2))
 optimizer = portopt_keras.Adam()
 optimizer.build([variable])
-optimizer.apply([np.ones(2)], [variable])
+with pytest.raises(Exception) as caught:
+    optimizer.apply([np.ones(2)], [variable])
+print(caught.value)
 """
-    environment = {"KERAS_BACKEND": "numpy", "KERAS_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert "trains on Keras' jax, torch and tensorflow backends, but Keras runs on 'numpy'" in done.stderr
+    printed = run_python(code, KERAS_BACKEND="numpy", KERAS_HOME=str(tmp_path))
+    assert "trains on Keras' jax, torch and tensorflow backends, but Keras runs on 'numpy'" in printed
 
 
 def test_importing_the_package_registers_the_classes_and_its_native_sibling_imports_nothing(tmp_path: Path) -> None:
@@ -40,6 +60,4 @@ def test_importing_the_package_registers_the_classes_and_its_native_sibling_impo
         "import sys, portopt_keras_native; assert 'keras' not in sys.modules; import portopt_keras, keras;"
         "print(type(keras.optimizers.get('portopt>adam')).__module__)"
     )
-    environment = {"KERAS_BACKEND": "jax", "KERAS_HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "portopt_keras", done.stderr
+    assert run_python(code, KERAS_BACKEND="jax", KERAS_HOME=str(tmp_path)).strip() == "portopt_keras"

@@ -1,26 +1,19 @@
-"""`portopt_tensorflow`: what holds is in `tensorflow_cases.py`, as TensorFlow takes long to import."""
+"""`portopt_tensorflow`: what holds is in the module `tensorflow_cases`, as TensorFlow takes long to import."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-from support.case_runner import outcomes
+from support.case_names import cases_of
+from support.elsewhere import Elsewhere
+from support.processes import run_python
 
 pytestmark = pytest.mark.needs("tensorflow")
 
 
-def test_every_case_holds(tmp_path: Path, subtests: pytest.Subtests) -> None:
-    found = outcomes("tensorflow_cases", tmp_path)
-    assert len(found) >= 10
-    for name, failure in found.items():
-        with subtests.test(case=name):
-            assert failure is None, failure
+@pytest.mark.parametrize("case", cases_of("tensorflow_cases", "tensorflow"))
+def test_case_holds(case: str, elsewhere: Elsewhere) -> None:
+    elsewhere.call("tensorflow_cases", case, KERAS_BACKEND="tensorflow")
 
 
 def test_importing_the_backend_imports_no_tensorflow() -> None:
-    code = "import sys, portopt_tensorflow; print('tensorflow' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert run_python("import sys, portopt_tensorflow; print('tensorflow' in sys.modules)").strip() == "False"

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import json
-from typing import Any
-
 import pytest
+from support.elsewhere import Elsewhere
 from support.places import ROOT
-from support.processes import run_script
 
 from portopt.interchange.translation import translations
 from portopt_torch._translation import VOCABULARY
@@ -42,16 +38,10 @@ OTHERWISE = {
 """Errors of Adam and AdamW that differ from torch's, and what they are."""
 
 
-@functools.cache
-def results() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(run_script("torch_optim_db"))
-    return found
-
-
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", NAMES)
-def test_what_torch_tests_its_optimizers_with_has_torchs_results(name: str, check: str) -> None:
-    outcomes = results()[name][check]
+def test_what_torch_tests_its_optimizers_with_has_torchs_results(name: str, check: str, elsewhere: Elsewhere) -> None:
+    outcomes = elsewhere.call("torch_optim_db", "outcomes", name, check)
     differing = OTHERWISE if check == "error_inputs" and name in ("Adam", "AdamW") else {}
     assert outcomes
     for given, outcome in outcomes.items():
@@ -61,8 +51,7 @@ def test_what_torch_tests_its_optimizers_with_has_torchs_results(name: str, chec
             assert outcome == "passed", f"{given}: {outcome}"
 
 
-def test_every_optimizer_of_torch_is_run_or_has_a_reason_not_to_be() -> None:
+def test_every_optimizer_of_torch_is_run_or_has_a_reason_not_to_be(elsewhere: Elsewhere) -> None:
     text = ROOT.joinpath("docs", "torch.md").read_text()
-    for name, entries in results().items():
-        assert (name in NAMES) == (entries is not None)
-        assert f"| `{name}` | {NOT_TRANSLATED[name] if entries is None else 'all'}" in text
+    for name in elsewhere.call("torch_optim_db", "names"):
+        assert f"| `{name}` | {'all' if name in NAMES else NOT_TRANSLATED[name]}" in text

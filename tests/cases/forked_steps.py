@@ -1,13 +1,9 @@
-"""A process that does large steps in its threads, forks, and does them again in the child and in the parent.
-
-Run as `python forked_steps.py numpy|torch`; prints a digest of the bits of each of the three results.
-"""
+"""A process that does large steps in its threads, forks, and does them again in the child and in the parent."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from typing import Any
 
 import numpy as np
@@ -33,20 +29,22 @@ def run(library: str) -> tuple[Any, Any, Any]:
     return w, g, OPTIMIZER.init(w)
 
 
-def steps(w: Any, g: Any, state: Any) -> None:
+def steps(w: Any, g: Any, state: Any) -> str:
     for _ in range(3):
         state = OPTIMIZER.apply_(w, g, state)
-    print(hashlib.sha256(np.asarray(w).tobytes()).hexdigest(), flush=True)
+    return hashlib.sha256(np.asarray(w).tobytes()).hexdigest()
 
 
-if __name__ == "__main__":
-    runs = [run(sys.argv[1]) for _ in range(3)]
+def digests(library: str) -> list[str]:
+    """Return a digest of the bits of each of the three results."""
+    runs = [run(library) for _ in range(3)]
     portopt.set_num_threads(3)
-    steps(*runs[0])
+    before = steps(*runs[0])
+    read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        steps(*runs[1])
+        os.write(write, steps(*runs[1]).encode())
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert status == 0
-    steps(*runs[2])
+    return [before, os.read(read, 1000).decode(), steps(*runs[2])]

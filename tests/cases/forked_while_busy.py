@@ -1,13 +1,12 @@
 """A process that forks while another thread compiles, or while another thread is in a large step; the child then does steps.
 
-Run as `python forked_while_busy.py compiling|stepping`. The child ends by an alarm if it hangs.
+The child ends by an alarm if it hangs. Its process must not be used again: nobody can tell how its threads are.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -77,8 +76,7 @@ def while_stepping() -> None:
         thread.join()
 
 
-if __name__ == "__main__":
-    warnings.simplefilter(
-        "ignore", DeprecationWarning
-    )  # Python's of forks where there are threads, which is what is tested
-    while_compiling() if sys.argv[1] == "compiling" else while_stepping()
+def run(busy: str) -> None:
+    # Python warns of forks where there are threads, which is what is tested.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    {"compiling": while_compiling, "stepping": while_stepping}[busy]()

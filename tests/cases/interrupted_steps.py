@@ -1,7 +1,4 @@
-"""A process that interrupts large steps again and again, and each time looks whether all or nothing was written.
-
-Run as `python interrupted_steps.py numpy|torch planned|unplanned|strided|mixed|interpreted signal|thread`.
-"""
+"""A process that interrupts large steps again and again, and each time looks whether all or nothing was written."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import contextlib
 import ctypes
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -72,7 +68,8 @@ def value(array: Any) -> float:
     return float(elements[0])
 
 
-def run(library: str, kind: str, how: str) -> None:
+def run(library: str, kind: str, how: str) -> str:
+    """Interrupt steps planned, unplanned, strided, mixed or interpreted, by a signal or from a thread."""
     portopt.set_num_threads(2)
     optimizer = portopt.SGD(1.0, momentum=1.0) if kind != "strided" else portopt.SGD(1.0)
     params = new_arrays(library, kind)
@@ -105,8 +102,4 @@ def run(library: str, kind: str, how: str) -> None:
         time.sleep(0.002)
         for tree in (params, state.slots["moment"]):
             assert len({value(a) for a in tree.values()}) == 1, "something was written later"
-
-
-if __name__ == "__main__":
-    run(*sys.argv[1:])
-    print("whole")
+    return "whole"

@@ -1,18 +1,12 @@
-"""Runs Keras 3's optimizers on every setting and prints the trajectories as JSON: a process of its own, as Keras has one backend.
+"""Keras 3's optimizers on every setting that it has a class for, in float64.
 
-Rules that have no class of their name there are left out. The backend is JAX with x64, the only one of Keras 3 that keeps
-float64 where float64 is asked for.
+For JAX with x64, the only one of its backends that keeps float64 where float64 is asked for.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
-import os
-import sys
 from typing import Any
-
-os.environ.update(KERAS_BACKEND="jax", JAX_ENABLE_X64="1", JAX_PLATFORMS="cpu")
 
 import keras
 import numpy as np
@@ -38,17 +32,11 @@ def defaults(rule: str) -> dict[str, Any]:
     return {name: p.default for name, p in signature.parameters.items() if isinstance(p.default, bool | float)}
 
 
-def main() -> None:
+def results() -> dict[str, Any]:
+    """Return the defaults of each optimizer, and its trajectory on each setting."""
     keras.backend.set_floatx("float64")
     chosen = [setting for setting in settings("keras3") if hasattr(keras.optimizers, setting[0])]
-    json.dump(
-        {
-            "defaults": {rule: defaults(rule) for rule, _, _ in chosen},
-            "trajectories": {f"{r}/{n}": trajectory(r, dict(given)) for r, n, given in chosen},
-        },
-        sys.stdout,
-    )
-
-
-if __name__ == "__main__":
-    main()
+    return {
+        "defaults": {rule: defaults(rule) for rule, _, _ in chosen},
+        "trajectories": {f"{r}/{n}": trajectory(r, dict(given)) for r, n, given in chosen},
+    }

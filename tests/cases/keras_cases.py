@@ -1,13 +1,9 @@
-"""What holds on each backend of Keras. Keras chooses its backend when it is imported, so `test_keras.py` runs this per backend.
-
-Run as `python -m cases.keras_cases FOLDER`, with KERAS_BACKEND set.
-"""
+"""What holds on each backend of Keras."""
 
 from __future__ import annotations
 
 import functools
 import json
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,14 +12,14 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from cases.keras_backend import BACKEND
 from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
-from support.case_runner import run_cases
+from support.case_names import on
 
 import portopt
 import portopt_keras
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 
-BACKEND = keras.backend.backend()
 SHAPES: tuple[tuple[int, ...], ...] = ((3, 4), (4,), ())
 RULES = portopt.RULES
 
@@ -279,10 +275,9 @@ def case_a_variable_without_gradient_stays(folder: Path) -> None:
     assert to_numpy(variables[1]).tolist() != [1.0, 1.0]
 
 
+# On TensorFlow, Keras refuses it.
+@on("jax", "torch")
 def case_stateless_apply_leaves_its_arguments(folder: Path) -> None:
-    if BACKEND == "tensorflow":
-        # Keras refuses it there.
-        return
     data = arrays(1)
     optimizer = portopt_keras.Nadam(learning_rate=0.013)
     variables = [keras.Variable(value) for value in data[0]]
@@ -361,29 +356,27 @@ def case_save_load_continue_has_the_bits_of_the_uninterrupted_run(folder: Path) 
         assert_same_weights(loaded, uninterrupted)
 
 
-def case_saved_for_the_other_backends(folder: Path) -> None:
-    """Saves a model in training, and the step that portopt does next, for `case_a_model_saved_on_another_backend`."""
+def save_trained_model(path: Path) -> list[Array]:
+    """Save a model in training, and return its weights."""
     trained = model(portopt_keras.KerasOptimizer(portopt.Nadam(0.01, clipnorm=1.0)))
     fit(trained)
-    trained.save(folder / f"{BACKEND}-for-others.keras")
-    np.savez(folder / f"{BACKEND}-for-others.npz", *weights_of(trained))
+    trained.save(path)
+    return weights_of(trained)
 
 
-def case_a_model_saved_on_another_backend_goes_on_with_the_same_bits(folder: Path) -> None:
-    for path in sorted(folder.glob("*-for-others.keras")):
-        loaded = keras.models.load_model(path)
-        with np.load(path.with_suffix(".npz")) as saved:
-            expected = [saved[name] for name in saved.files]
-        for actual, value in zip(weights_of(loaded), expected, strict=True):
-            # The types of counters differ between backends of Keras; every value must be equal.
-            assert_same_bits(actual.astype(value.dtype), value)
-        optimizer, params = loaded.optimizer, list(map(to_numpy, loaded.trainable_variables))
-        state = portopt.OptimizerState(int(optimizer.iterations), state_of(optimizer))
-        gradients = [ordinary(p.shape, "float32", i) for i, p in enumerate(params)]
-        params, _ = optimizer.optimizer.apply(params, gradients, state)
-        optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients], loaded.trainable_variables)
-        for variable, value in zip(loaded.trainable_variables, params, strict=True):
-            assert_same_bits(to_numpy(variable), value)
+def go_on_with_saved_model(path: Path, expected: list[Array]) -> None:
+    """Load a model that was saved on any backend: it has the weights, and the step that portopt does next."""
+    loaded = keras.models.load_model(path)
+    for actual, value in zip(weights_of(loaded), expected, strict=True):
+        # The types of counters differ between backends of Keras; every value must be equal.
+        assert_same_bits(actual.astype(value.dtype), value)
+    optimizer, params = loaded.optimizer, list(map(to_numpy, loaded.trainable_variables))
+    state = portopt.OptimizerState(int(optimizer.iterations), state_of(optimizer))
+    gradients = [ordinary(p.shape, "float32", i) for i, p in enumerate(params)]
+    params, _ = optimizer.optimizer.apply(params, gradients, state)
+    optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients], loaded.trainable_variables)
+    for variable, value in zip(loaded.trainable_variables, params, strict=True):
+        assert_same_bits(to_numpy(variable), value)
 
 
 def case_examples_of_the_keras_2_documentation_run(folder: Path) -> None:
@@ -506,9 +499,8 @@ def case_wrong_arguments_are_refused(folder: Path) -> None:
         portopt_keras.KerasOptimizer(unknown).get_config()
 
 
+@on("tensorflow")
 def case_xla_gives_the_bits_of_numpy(folder: Path) -> None:
-    if BACKEND != "tensorflow":
-        return
     data = arrays(4, make=random_words)
     for optimizer in (portopt.Adam(0.013), portopt.SGD(0.1, 0.9, True, clipnorm=0.5)):
         wrapped = portopt_keras.KerasOptimizer(optimizer)
@@ -516,9 +508,8 @@ def case_xla_gives_the_bits_of_numpy(folder: Path) -> None:
         assert_same(steps_in_keras(wrapped, data, run=run), steps_in_portopt(optimizer, data), repr(optimizer))
 
 
+@on("tensorflow")
 def case_a_mirrored_strategy_gives_the_bits_of_one_device(folder: Path) -> None:
-    if BACKEND != "tensorflow":
-        return
     import tensorflow as tf
 
     data = arrays(3)
@@ -538,12 +529,3 @@ def case_a_mirrored_strategy_gives_the_bits_of_one_device(folder: Path) -> None:
         step(halves)
     actual = [variable.numpy() for variable in variables], state_of(optimizer)
     assert_same(actual, steps_in_portopt(portopt.Adam(0.013, clipnorm=1.0), data), "mirrored")
-
-
-if __name__ == "__main__":
-    if BACKEND == "tensorflow":
-        import tensorflow as tf
-
-        one, two = tf.config.LogicalDeviceConfiguration(), tf.config.LogicalDeviceConfiguration()
-        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [one, two])
-    run_cases(globals(), Path(sys.argv[1]))

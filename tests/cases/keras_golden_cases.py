@@ -1,7 +1,6 @@
 """The behaviour that Keras 3's own tests ask of its optimizers, asked of portopt's in the dialect keras3.
 
-The numbers are those of Keras 3.15, and so are the tolerances; the tests are written anew. `keras_option_cases.py` runs them, on
-each backend of Keras.
+The numbers are those of Keras 3.15, and so are the tolerances; the tests are written anew.
 """
 
 from __future__ import annotations
@@ -13,12 +12,13 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from cases.keras_backend import BACKEND
 from cases.keras_cases import compiled
+from support.case_names import on
 
 import portopt
 import portopt_keras
 
-BACKEND = keras.backend.backend()
 GRADIENT = (1.0, 6.0, 7.0, 2.0)
 
 SINGLE_STEPS: dict[str, tuple[dict[str, Any], list[float]]] = {
@@ -371,9 +371,8 @@ def case_several_optimizers_share_a_model(folder: Path) -> None:
     assert [type(each) for each in copy.optimizers] == [portopt_keras.SGD] * 3
 
 
+@on("tensorflow")
 def case_checkpoints_of_tensorflow_hold_the_optimizer(folder: Path) -> None:
-    if BACKEND != "tensorflow":
-        return
     import tensorflow as tf
 
     net, optimizer = keras.Sequential([keras.layers.Dense(2)]), made("Adam")
@@ -390,9 +389,8 @@ def case_checkpoints_of_tensorflow_hold_the_optimizer(folder: Path) -> None:
     assert found[0] == found[1]
 
 
+@on("tensorflow")
 def case_variables_of_tensorflow_and_of_keras_go_together(folder: Path) -> None:
-    if BACKEND != "tensorflow":
-        return
     import tensorflow as tf
 
     x, y = variable([[1.0, 2.0], [3.0, 4.0]]), tf.Variable([[1.0, 2.0], [3.0, 4.0]], name="plain")

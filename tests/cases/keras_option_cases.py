@@ -1,13 +1,9 @@
-"""What Keras' interface gives an optimizer, on each backend of Keras: honoured as by Keras' own optimizers, or refused.
-
-Run as `python -m cases.keras_option_cases FOLDER`, with KERAS_BACKEND set; `test_keras_options.py` does.
-"""
+"""What Keras' interface gives an optimizer, on each backend of Keras: honoured as by Keras' own optimizers, or refused."""
 
 from __future__ import annotations
 
 import json
 import pickle
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from cases import keras_golden_cases
+from cases.keras_backend import BACKEND
 from cases.keras_cases import (
-    BACKEND,
     RULES,
     arrays,
     assert_same,
@@ -32,7 +27,6 @@ from cases.keras_cases import (
     to_numpy,
 )
 from support.bits import assert_same_bits, random_words
-from support.case_runner import run_cases
 
 import portopt
 import portopt_keras
@@ -404,7 +398,3 @@ def case_optimizers_can_be_pickled(folder: Path) -> None:
         optimizer.exclude_from_weight_decay(var_names=["bias"])
         copy = pickle.loads(pickle.dumps(optimizer))
         assert copy.get_config() == optimizer.get_config()
-
-
-if __name__ == "__main__":
-    run_cases({**globals(), **vars(keras_golden_cases)}, Path(sys.argv[1]))

@@ -1,13 +1,8 @@
-"""A process whose children save a checkpoint over an older one and are killed while they do.
-
-Run as `python killed_writers.py FOLDER`; prints one JSON line for each child: where it was to stop, whether it was killed, and
-the step of the checkpoint that is there afterwards.
-"""
+"""A process whose children save a checkpoint over an older one and are killed while they do."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import resource
 import signal
@@ -79,7 +74,9 @@ def child(arrange: Callable[[], None], save: Callable[[], None]) -> str:
     return ("done", "refused")[os.WEXITSTATUS(status)]
 
 
-def main(folder: Path) -> None:
+def killed(folder: Path) -> list[dict[str, Any]]:
+    """Return for each child where it was to stop, whether it was killed, and the step of the checkpoint that is there then."""
+    found: list[dict[str, Any]] = []
     path = folder / "run.safetensors"
     optimizer = portopt.Adam()
     params = {"w": np.ones((30, 5))}
@@ -91,10 +88,7 @@ def main(folder: Path) -> None:
         files = len(list(folder.iterdir()))
         how = child(arrange, lambda: portopt.save(path, optimizer, params, new))
         step = portopt.load(path)[2].step
-        print(
-            json.dumps({"what": what, "how": how, "step": step, "left": len(list(folder.iterdir())) - files}),
-            flush=True,
-        )
+        found.append({"what": what, "how": how, "step": step, "left": len(list(folder.iterdir())) - files})
         return how
 
     attempt("half written", kill_half_written)
@@ -102,7 +96,4 @@ def main(folder: Path) -> None:
     number = 1
     while attempt(f"line {number}", kill_at_line(number)) == "SIGKILL":
         number += 1
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    return found

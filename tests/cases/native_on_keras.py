@@ -1,23 +1,18 @@
-"""Checks of `NativeOptimizer` with Keras and TensorFlow, in a process of their own: Keras chooses its backend once a process,
-and TensorFlow cannot be loaded beside Triton.
-
-Prints JSON on the last line: the name of each check to None, or to the traceback of its failure.
-"""
+"""`NativeOptimizer` with Keras and TensorFlow."""
 
 from __future__ import annotations
 
 import functools
 import json
-import os
 import re
-import sys
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import optree
 import pytest
+from cases.keras_backend import BACKEND
+from support.case_names import on
 
 import portopt
 
@@ -91,7 +86,7 @@ def keras_optimizers() -> dict[str, Callable[[], Any]]:
     }
 
 
-def check_keras_bits() -> None:
+def case_keras_bits() -> None:
     for name, make in keras_optimizers().items():
         expected = keras_loop(make())
         opt = portopt.NativeOptimizer(make())
@@ -101,7 +96,7 @@ def check_keras_bits() -> None:
             assert state.step == STEPS
 
 
-def check_keras_scaled_loss() -> None:
+def case_keras_scaled_loss() -> None:
     import keras
 
     native = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5), initial_scale=4.0)
@@ -112,7 +107,7 @@ def check_keras_scaled_loss() -> None:
     assert new.tolist() == [0.5, 0.5], "a step with an infinite gradient is left out"
 
 
-def check_keras_purity() -> None:
+def case_keras_purity() -> None:
     import keras
 
     opt = portopt.NativeOptimizer(keras.optimizers.Adam, learning_rate=0.1)
@@ -128,7 +123,7 @@ def check_keras_purity() -> None:
         assert bits((params, grads, state.slots)) == before
 
 
-def check_keras_in_place() -> None:
+def case_keras_in_place() -> None:
     import keras
 
     opt = portopt.NativeOptimizer(keras.optimizers.SGD, learning_rate=0.5)
@@ -145,7 +140,7 @@ def check_keras_in_place() -> None:
         assert host(tensor).tolist() == [0.25, 0.25]
 
 
-def check_keras_missing_gradient() -> None:
+def case_keras_missing_gradient() -> None:
     import keras
 
     opt = portopt.NativeOptimizer(keras.optimizers.SGD(0.5))
@@ -154,7 +149,7 @@ def check_keras_missing_gradient() -> None:
     assert (new["a"].tolist(), new["b"].tolist()) == ([1, 1], [0.5] * 3)
 
 
-def check_keras_learning_rate() -> None:
+def case_keras_learning_rate() -> None:
     import keras
 
     w = np.ones(2, np.float32)
@@ -166,7 +161,7 @@ def check_keras_learning_rate() -> None:
     refused(TypeError, "is a schedule", lambda: scheduled.apply(w, w, scheduled.init(w), learning_rate=1))
 
 
-def check_keras_config() -> None:
+def case_keras_config() -> None:
     import keras
 
     for name, make in [*keras_optimizers().items()][:4]:
@@ -183,7 +178,7 @@ def check_keras_config() -> None:
     refused(ValueError, "keras.optimizers has no optimizer 'no'", lambda: portopt.NativeOptimizer.from_config(config))
 
 
-def check_keras_errors() -> None:
+def case_keras_errors() -> None:
     import keras
 
     w = np.ones(2, np.float32)
@@ -194,7 +189,7 @@ def check_keras_errors() -> None:
     refused(TypeError, "SGD was given as an instance", lambda: portopt.NativeOptimizer(sgd, momentum=0.5))
 
 
-def check_keras_kind() -> None:
+def case_keras_kind() -> None:
     import keras
 
     backend = keras.backend.backend()
@@ -203,7 +198,8 @@ def check_keras_kind() -> None:
     assert type(opt) is (portopt.TFOptimizer if backend == "tensorflow" else portopt.NativeOptimizer)
 
 
-def check_jit() -> None:
+@on("jax")
+def case_jit() -> None:
     import jax
     import keras
 
@@ -231,7 +227,7 @@ def translated_rules() -> dict[str, portopt.Optimizer]:
     }
 
 
-def check_keras_translation() -> None:
+def case_keras_translation() -> None:
     """A run begins in Keras, goes on in portopt, and returns."""
     import keras
 
@@ -297,7 +293,7 @@ def assert_close(actual: Any, expected: Any, start: Any, tolerance: float, name:
         assert error <= tolerance * np.max(np.abs(theirs - first)) + rounding, (name, error)
 
 
-def check_keras_translation_errors() -> None:
+def case_keras_translation_errors() -> None:
     import keras
 
     sgd = keras.optimizers.SGD(0.5)
@@ -354,7 +350,8 @@ def tf_variables(tree: Any) -> Any:
     return mapped(tf.Variable, tree)
 
 
-def check_tensorflow_bits() -> None:
+@on("tensorflow")
+def case_tensorflow_bits() -> None:
     import tensorflow as tf
 
     for name, make in tensorflow_optimizers().items():
@@ -372,7 +369,8 @@ def check_tensorflow_bits() -> None:
             assert state.step == STEPS
 
 
-def check_tensorflow_purity() -> None:
+@on("tensorflow")
+def case_tensorflow_purity() -> None:
     for name, make in tensorflow_optimizers().items():
         opt = portopt.NativeOptimizer(make())
         params, state = run(opt, tf_variables)
@@ -384,7 +382,8 @@ def check_tensorflow_purity() -> None:
         assert bits(opt.apply(params, grads, state)) == bits((new, new_state)), name
 
 
-def check_tensorflow_in_place() -> None:
+@on("tensorflow")
+def case_tensorflow_in_place() -> None:
     import tensorflow as tf
 
     opt = portopt.TFOptimizer(tf.compat.v1.train.GradientDescentOptimizer, learning_rate=0.5)
@@ -394,7 +393,8 @@ def check_tensorflow_in_place() -> None:
     assert variable.numpy().tolist() == w.tolist() == [0.5, 0.5]
 
 
-def check_tensorflow_memory() -> None:
+@on("tensorflow")
+def case_tensorflow_memory() -> None:
     """Aligned NumPy arrays are lent, and others, which would end the process, are copied."""
     import tensorflow as tf
 
@@ -415,7 +415,8 @@ def check_tensorflow_memory() -> None:
     assert opt.apply(read_only, read_only, opt.init(read_only))[0].tolist() == [0.5, 0.5]
 
 
-def check_tensorflow_hyperparameters() -> None:
+@on("tensorflow")
+def case_tensorflow_hyperparameters() -> None:
     import tensorflow as tf
     import tf_keras
 
@@ -435,7 +436,8 @@ def check_tensorflow_hyperparameters() -> None:
     refused(TypeError, message, lambda: instance.apply(w, w, instance.init(w), learning_rate=1))
 
 
-def check_tensorflow_config() -> None:
+@on("tensorflow")
+def case_tensorflow_config() -> None:
     import tensorflow as tf
     import tf_keras
 
@@ -463,7 +465,8 @@ def check_tensorflow_config() -> None:
     refused(ValueError, "is no class of tf_keras.optimizers", portopt.NativeOptimizer(OwnKeras(0.1)).get_config)
 
 
-def check_tensorflow_errors() -> None:
+@on("tensorflow")
+def case_tensorflow_errors() -> None:
     import tensorflow as tf
 
     train, w = tf.compat.v1.train, np.ones(2, np.float32)
@@ -478,7 +481,8 @@ def check_tensorflow_errors() -> None:
     refused(Exception, "needs eager execution here", lambda: graph(tf.constant(w)))
 
 
-def check_tensorflow_translation() -> None:
+@on("tensorflow")
+def case_tensorflow_translation() -> None:
     """The optimizers of Keras 2 are the dialect keras2, up to their float32 scalars."""
     import tensorflow as tf
     import tf_keras
@@ -526,12 +530,11 @@ def check_tensorflow_translation() -> None:
     refused(ValueError, "no counterpart of centered=True", lambda: portopt.from_native(centered, params=[variable]))
 
 
-def check_compare() -> None:
+@on("jax", "tensorflow")
+def case_compare() -> None:
     from portopt_tools.compare.comparison import Settings, Verdict, compare
 
-    against = [
-        name for name in ("keras", "tensorflow") if name == "keras" or os.environ["KERAS_BACKEND"] == "tensorflow"
-    ]
+    against = [name for name in ("keras", "tensorflow") if name == "keras" or BACKEND == "tensorflow"]
     for optimizer in (portopt.SGD(0.1, momentum=0.9, nesterov=True, decay=0.1), portopt.Adam(clipnorm=0.5)):
         result = compare(Settings(optimizer, 1, 512, "float32", backends=["numpy"], against=against))
         for run in result.runs[-len(against) :]:
@@ -547,60 +550,3 @@ def check_compare() -> None:
 def refused(kind: type[Exception], message: str, call: Callable[[], Any]) -> None:
     with pytest.raises(kind, match=re.escape(message)):
         call()
-
-
-CHECKS = [
-    check_keras_bits,
-    check_keras_scaled_loss,
-    check_keras_purity,
-    check_keras_in_place,
-    check_keras_missing_gradient,
-    check_keras_learning_rate,
-    check_keras_config,
-    check_keras_errors,
-    check_keras_kind,
-    check_keras_translation,
-    check_keras_translation_errors,
-]
-"""Checks for each backend of Keras."""
-OF_BACKEND = {
-    "jax": [check_jit, check_compare],
-    "tensorflow": [
-        check_tensorflow_bits,
-        check_tensorflow_purity,
-        check_tensorflow_in_place,
-        check_tensorflow_memory,
-        check_tensorflow_hyperparameters,
-        check_tensorflow_config,
-        check_tensorflow_errors,
-        check_tensorflow_translation,
-        check_compare,
-    ],
-}
-
-
-def checks_for(backend: str) -> list[Callable[[], None]]:
-    """Return the checks that are run for a backend of Keras."""
-    return [*CHECKS, *OF_BACKEND.get(backend, [])]
-
-
-def main(backend: str) -> None:
-    import time
-
-    import keras
-
-    assert keras.backend.backend() == backend
-    results: dict[str, str | None] = {}
-    for check in checks_for(backend):
-        begin = time.perf_counter()
-        try:
-            check()
-            results[check.__name__] = None
-        except Exception:
-            results[check.__name__] = traceback.format_exc()
-        print(check.__name__, round(time.perf_counter() - begin, 2), file=sys.stderr)
-    print(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main(os.environ["KERAS_BACKEND"])

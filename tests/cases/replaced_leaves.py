@@ -1,7 +1,6 @@
-"""A process whose gradients are replaced, and so freed, while steps run.
+"""Gradients that are replaced, and so freed, while steps run.
 
-Run as `python replaced_leaves.py numpy|torch small|large`: another thread replaces them all the time.
-Or as `python replaced_leaves.py numpy|torch schedule`: the schedule, which runs after the norm of the gradients, does.
+By another thread all the time, or by the schedule, which runs after the norm of the gradients.
 """
 
 from __future__ import annotations
@@ -75,10 +74,9 @@ def by_schedule(library: str) -> None:
     assert (run() == -6).all(), run()
 
 
-if __name__ == "__main__":
-    library, what = sys.argv[1:]
+def run(library: str, what: str) -> str:
     if what == "schedule":
         by_schedule(library)
     else:
         by_thread(library, *((1, 20_000) if what == "small" else (4 * threads.ELEMENTS_PER_THREAD, 60)))
-    print("right")
+    return "right"

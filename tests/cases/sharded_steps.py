@@ -1,16 +1,12 @@
-"""Steps on arrays that are spread over eight devices, compared with those on one; run in a process of its own.
+"""Steps on arrays that are spread over eight devices, compared with those on one.
 
-The number of host devices is fixed when JAX starts. Prints one line for each way of stepping that gave the bits of one device,
-with state and parameters where they were.
+How many devices a host has is fixed when JAX starts, by XLA_FLAGS.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
-
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
 import numpy as np
@@ -147,26 +143,26 @@ def check_given_norm(optimizer: portopt.Optimizer, mesh: Any) -> None:
         assert_same_bits(np.asarray(found[name]), expected[name], name)
 
 
-def main() -> None:
-    assert len(jax.devices()) == 8
-    everywhere = dict.fromkeys(SPECS, spec())
+def line() -> Any:
+    return jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+
+
+def plane(kind: str) -> Any:
+    return jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType[kind], AxisType[kind]))
+
+
+def case_parts(rule: str) -> None:
+    optimizer = portopt.get({"class_name": rule, "config": {"learning_rate": 0.1, "clipnorm": 0.5}})
+    check_parts(optimizer, line())
+    check_given_norm(optimizer, line())
+
+
+def case_norm(kind: str) -> None:
+    check_norm(plane(kind), SPECS)
+
+
+def case_steps(kind: str, way: str, gradients: str) -> None:
+    specs = {"placed": SPECS, "everywhere": dict.fromkeys(SPECS, spec())}[gradients]
     optimizer = portopt.Adam(0.1, clipnorm=0.5)
-    line = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
-    for clipped in (optimizer, portopt.Nadam(0.1, clipnorm=0.5)):
-        check_parts(clipped, line)
-        check_given_norm(clipped, line)
-        print(f"shard_map: {type(clipped).__name__}")
-    for kind in (AxisType.Auto, AxisType.Explicit):
-        mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind, kind))
-        check_norm(mesh, SPECS)
-        print(f"{kind.name}: norm")
-        for name, init, step in ways(optimizer):
-            check(optimizer, mesh, init, step, SPECS)
-            print(f"{kind.name}: {name}")
-            if kind is AxisType.Auto and "apply" in name:
-                check(optimizer, mesh, init, step, everywhere)
-                print(f"{kind.name}: {name} with gradients on all devices")
-
-
-if __name__ == "__main__":
-    main()
+    [(init, step)] = [(init, step) for name, init, step in ways(optimizer) if name == way]
+    check(optimizer, plane(kind), init, step, specs)

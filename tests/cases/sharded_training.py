@@ -1,12 +1,10 @@
-"""One of two processes that train together; run by test_torch_sharded.py, to which it leaves a file with what went wrong."""
+"""What holds for two processes that train together: each calls the same case at the same time."""
 
 from __future__ import annotations
 
 import copy
 import datetime
-import json
-import sys
-import traceback
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,26 +251,16 @@ def cases(folder: Path) -> dict[str, Callable[[], None]]:
     }
 
 
-def main(folder: Path, rank: int) -> None:
-    """Run all cases as process `rank` of two."""
+def run(case: str, folder: Path) -> None:
+    """Run a case together with the other process; RANK says which of the two this one is."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         # If one process fails, the other waits for it no longer than this; a busy machine needs some of it to start both.
         "gloo",
         init_method=f"file://{folder / 'meeting'}",
-        rank=rank,
+        rank=int(os.environ["RANK"]),
         world_size=2,
         timeout=datetime.timedelta(minutes=10),
     )
-    failures = {}
-    for name, case in cases(folder).items():
-        try:
-            case()
-        except Exception:
-            failures[name] = traceback.format_exc()
-    (folder / f"failures-{rank}.json").write_text(json.dumps(failures))
+    cases(folder)[case]()
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,16 +1,14 @@
-"""What holds for TensorFlow's arrays. Run as `python tensorflow_cases.py FOLDER`."""
+"""What holds for TensorFlow's arrays."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from cases import tensorflow_devices  # noqa: F401  # for what it does
 from support.bits import assert_same_bits, numpy_dtype, random_words
-from support.case_runner import run_cases
 from support.conditional_rule import Conditional, expected_slots
 
 import portopt
@@ -25,15 +23,15 @@ def conform(*beginnings: str) -> None:
     assert [result.case.id for result in run(chosen).failures] == []
 
 
-def case_the_contract_of_backends_holds(folder: Path) -> None:
+def case_the_contract_of_backends_holds() -> None:
     conform("0/")
 
 
-def case_operations_scalars_and_norm_have_the_bits_of_the_vectors(folder: Path) -> None:
+def case_operations_scalars_and_norm_have_the_bits_of_the_vectors() -> None:
     conform("1/")
 
 
-def case_rules_in_graphs_have_the_bits_of_the_vectors(folder: Path) -> None:
+def case_rules_in_graphs_have_the_bits_of_the_vectors() -> None:
     conform("5/Adagrad/", "5/SGD/")
 
 
@@ -46,7 +44,7 @@ class Keeping(portopt.Optimizer):
         return p, {"kept": xp.where(g == g, g, g)}
 
 
-def case_gradients_of_another_dtype_are_loaded_into_the_compute_dtype(folder: Path) -> None:
+def case_gradients_of_another_dtype_are_loaded_into_the_compute_dtype() -> None:
     dtypes = ("float16", "bfloat16", "float32", "float64")
     for dtype, gradient_dtype in ((p, g) for p in dtypes for g in dtypes if p != g):
         kind, tiny = numpy_dtype(gradient_dtype), 2.0**-126 * (1 - 2.0**-25)
@@ -72,7 +70,7 @@ def tensors(tree: dict[str, Any]) -> dict[str, Any]:
     return {name: tf.constant(array) for name, array in tree.items()}
 
 
-def case_variables_are_changed_in_place(folder: Path) -> None:
+def case_variables_are_changed_in_place() -> None:
     optimizer, params, gradients = portopt.Nadam(0.1, clipvalue=0.5), arrays(0), [arrays(2), arrays(4)]
     variables = {name: tf.Variable(array) for name, array in params.items()}
     state, expected = optimizer.init(variables), optimizer.init(params)
@@ -86,13 +84,13 @@ def case_variables_are_changed_in_place(folder: Path) -> None:
         assert_same_bits(state.slots["v"][name].numpy(), expected.slots["v"][name])
 
 
-def case_tensors_cannot_be_changed_in_place(folder: Path) -> None:
+def case_tensors_cannot_be_changed_in_place() -> None:
     params = tensors(arrays(0))
     with pytest.raises(TypeError, match=r'params\["b"\] is a tensor of TensorFlow and no tf.Variable'):
         portopt.SGD().apply_(params, params, portopt.SGD().init(params))
 
 
-def case_a_function_of_a_user_has_the_bits_of_numpy(folder: Path) -> None:
+def case_a_function_of_a_user_has_the_bits_of_numpy() -> None:
     """Converted by AutoGraph, with a step, a learning rate and gradients that are not known when it is traced."""
     optimizer = portopt.Adam(portopt.schedules.CosineDecay(0.1, 10), clipnorm=1.0, decay=0.1)
 
@@ -112,7 +110,7 @@ def case_a_function_of_a_user_has_the_bits_of_numpy(folder: Path) -> None:
     assert_same_bits(ours["w"].numpy(), params["w"])
 
 
-def case_conditions_of_scalars_choose_between_arrays(folder: Path) -> None:
+def case_conditions_of_scalars_choose_between_arrays() -> None:
     """In a graph that knows neither the step nor the learning rate, and in every mode."""
     optimizer = Conditional()
     p, g = np.asarray([1.0, -2.0], np.float32), np.asarray([-0.5, 3.0], np.float32)
@@ -133,7 +131,7 @@ def case_conditions_of_scalars_choose_between_arrays(folder: Path) -> None:
             assert_same_bits(state.slots[name].numpy(), expected, f"{mode.name} {name}")
 
 
-def case_a_python_step_in_a_function_has_the_bits_of_numpy(folder: Path) -> None:
+def case_a_python_step_in_a_function_has_the_bits_of_numpy() -> None:
     optimizer, params, gradient = portopt.Adagrad(0.1, epsilon=0.0), arrays(0), arrays(2)
     state = optimizer.init(tensors(params))
     step = tf.function(lambda p, g: optimizer.apply(p, g, state)[0], autograph=False)
@@ -142,7 +140,7 @@ def case_a_python_step_in_a_function_has_the_bits_of_numpy(folder: Path) -> None
         assert_same_bits(value.numpy(), expected[name])
 
 
-def case_a_schedule_that_asks_for_the_step_is_refused_in_a_graph(folder: Path) -> None:
+def case_a_schedule_that_asks_for_the_step_is_refused_in_a_graph() -> None:
     optimizer, params = portopt.SGD(lambda step: 0.1 if step < 3 else 0.01), tensors(arrays(0))
     state = optimizer.init(params)
     step = tf.function(lambda finished: optimizer.apply(params, params, state._replace(step=finished)), autograph=False)
@@ -150,16 +148,12 @@ def case_a_schedule_that_asks_for_the_step_is_refused_in_a_graph(folder: Path) -
         step(tf.constant(0))
 
 
-def case_an_unknown_device_is_refused(folder: Path) -> None:
+def case_an_unknown_device_is_refused() -> None:
     with pytest.raises(ValueError, match=r"tensorflow has no device 'gpu:7'; it has cpu"):
         portopt_tensorflow.backend.from_numpy(np.ones(2), "gpu:7")
 
 
-def case_arrays_of_tensorflow_and_numpy_are_not_mixed(folder: Path) -> None:
+def case_arrays_of_tensorflow_and_numpy_are_not_mixed() -> None:
     params = arrays(0)
     with pytest.raises(TypeError, match=r"is an array of tensorflow, but .* has arrays of numpy"):
         portopt.SGD().apply(params, tensors(params), portopt.SGD().init(params))
-
-
-if __name__ == "__main__":
-    run_cases(globals(), Path(sys.argv[1]))

@@ -1,6 +1,6 @@
-"""Runs torch's list of optimizers and arguments, `optim_db`, through `TorchOptimizer`, and prints what came out as JSON.
+"""torch's list of optimizers and arguments, `optim_db`, through `TorchOptimizer`.
 
-A process of its own: importing torch's test utilities changes settings of torch for good.
+Importing torch's test utilities changes settings of torch for good, as does this module.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.util
-import json
 import pickle
 import sys
 import warnings
@@ -198,6 +197,10 @@ def error_inputs(info: Any) -> Iterator[tuple[str, str]]:
         yield given.desc, outcome(check)
 
 
+WHOLE = {"schedulers": schedulers, "error_inputs": error_inputs}
+"""Checks that go through lists of torch's own."""
+
+
 def arguments_of(info: Any, number: int) -> dict[str, Any]:
     # Made anew each time: schedulers write into tensors.
     return dict(info.optim_inputs_func("cpu")[number].kwargs)
@@ -211,25 +214,20 @@ def outcome(check: Callable[[], None]) -> str:
     return "passed"
 
 
-def main() -> None:
+def names() -> list[str]:
+    """Return the names of all optimizers that torch tests."""
+    return [info.name for info in optim_db]
+
+
+def outcomes(name: str, check: str) -> dict[str, str]:
+    """Return what came of a check for each list of arguments that torch has for an optimizer."""
     torch.set_default_dtype(torch.float64)
-    results: dict[str, Any] = {}
+    [info] = [info for info in optim_db if info.name == name]
     with portopt.interpreted():
-        for info in optim_db:
-            if info.name not in RULES:
-                results[info.name] = None
-                continue
-            entries: dict[str, dict[str, str]] = {check.__name__: {} for check in CHECKS}
-            for i, given in enumerate(info.optim_inputs_func("cpu")):
-                arguments = functools.partial(arguments_of, info, i)
-                for check in CHECKS:
-                    done = outcome(functools.partial(check, info.name, arguments))
-                    entries[check.__name__][f"{i}: {given.desc}"] = done
-            entries["schedulers"] = dict(schedulers(info))
-            entries["error_inputs"] = dict(error_inputs(info))
-            results[info.name] = entries
-    json.dump(results, sys.stdout)
-
-
-if __name__ == "__main__":
-    main()
+        if check in WHOLE:
+            return dict(WHOLE[check](info))
+        [function] = [each for each in CHECKS if each.__name__ == check]
+        return {
+            f"{i}: {given.desc}": outcome(functools.partial(function, name, functools.partial(arguments_of, info, i)))
+            for i, given in enumerate(info.optim_inputs_func("cpu"))
+        }

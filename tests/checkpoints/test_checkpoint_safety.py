@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.processes import run_script
+from support.elsewhere import Elsewhere
 
 import portopt
 from portopt.files import replacing
@@ -84,9 +83,8 @@ def test_any_replaced_stretch_is_refused(large: tuple[Path, bytes], data: st.Dat
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("killed")
-    return [json.loads(line) for line in run_script("killed_writers", str(folder)).splitlines()]
+def killed(elsewhere: Elsewhere, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return elsewhere.call_alone("killed_writers", "killed", tmp_path_factory.mktemp("killed"))
 
 
 def test_a_writer_killed_at_any_line_leaves_the_old_or_the_new_checkpoint(killed: list[dict[str, Any]]) -> None:

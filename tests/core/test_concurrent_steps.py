@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from support.bits import assert_same_bits
+from support.elsewhere import Elsewhere
 from support.libraries import BY_NAME, Library
-from support.processes import run_script
 from support.threads_at_once import at_once
 
 import portopt
@@ -145,8 +145,8 @@ def test_large_steps_at_once_with_more_and_more_threads() -> None:
 
 @each_name
 @pytest.mark.parametrize("what", ["small", "large", "schedule"])
-def test_gradients_may_be_replaced_while_a_step_runs(what: str, library: str) -> None:
-    assert run_script("replaced_leaves", library, what) == "right\n"
+def test_gradients_may_be_replaced_while_a_step_runs(what: str, library: str, elsewhere: Elsewhere) -> None:
+    assert elsewhere.call_alone("replaced_leaves", "run", library, what) == "right"
 
 
 INTERRUPTED = [
@@ -165,11 +165,11 @@ INTERRUPTED = [
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no setitimer here")
 @pytest.mark.parametrize(("library", "kind", "how"), INTERRUPTED)
-def test_interrupted_step_is_finished(library: str, kind: str, how: str) -> None:
-    assert run_script("interrupted_steps", library, kind, how) == "whole\n"
+def test_interrupted_step_is_finished(library: str, kind: str, how: str, elsewhere: Elsewhere) -> None:
+    assert elsewhere.call_alone("interrupted_steps", "run", library, kind, how) == "whole"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("what", ["compiling", "stepping"])
-def test_child_forked_while_another_thread_is_busy_works(what: str) -> None:
-    run_script("forked_while_busy", what, PORTOPT_CACHE_DIR="")
+def test_child_forked_while_another_thread_is_busy_works(what: str, elsewhere: Elsewhere) -> None:
+    elsewhere.call_alone("forked_while_busy", "run", what, PORTOPT_CACHE_DIR="")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from support.bits import assert_same_bits
-from support.processes import run_script
+from support.elsewhere import Elsewhere
 
 import portopt
 from portopt.kernels.host import threads
@@ -207,12 +207,12 @@ def test_steps_alternate_with_the_threads_of_torch() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("library", ["numpy", "torch"])
-def test_steps_go_on_in_a_forked_process(library: str) -> None:
-    printed = run_script("forked_steps", library)
+def test_steps_go_on_in_a_forked_process(library: str, elsewhere: Elsewhere) -> None:
+    found = elsewhere.call_alone("forked_steps", "digests", library)
     w, g = np.linspace(-1, 1, SIZE, dtype=np.float32), np.linspace(2, -3, SIZE, dtype=np.float32)
     optimizer = portopt.Adam(0.1)
     state = optimizer.init(w)
     portopt.set_num_threads(1)
     for _ in range(3):
         state = optimizer.apply_(w, g, state)
-    assert printed.split() == [hashlib.sha256(w.tobytes()).hexdigest()] * 3
+    assert found == [hashlib.sha256(w.tobytes()).hexdigest()] * 3

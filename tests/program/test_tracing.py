@@ -579,12 +579,6 @@ def test_slots_that_do_not_fit_are_refused(returned: dict[str, float], missing: 
     )
 
 
-@pytest.mark.parametrize("name", ["p", "g"])
-def test_slot_cannot_be_called_like_the_parameter_or_the_gradient(name: str) -> None:
-    with pytest.raises(ValueError, match=f"Custom.*slot.*'{name}'"):
-        rule(lambda xp, p, g, slots, c: (p, {name: g}), slots=(name,)).program()
-
-
 def test_rule_without_update_says_so() -> None:
     class Nothing(portopt.Optimizer):
         pass
@@ -735,7 +729,7 @@ def test_rule_may_do_without_the_gradient_or_the_parameter() -> None:
 
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_slots_may_have_any_name(run: Run) -> None:
-    names = ("first", "last", "a0", "a1", "new_p", "sqrt", "class", "lr", "t", "learning_rate", "out", "i")
+    names = ("first", "last", "a0", "a1", "new_p", "sqrt", "class", "lr", "t", "out", "i")
 
     def update(xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
         old = vars(slots)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import importlib.util
 import inspect
 import json
@@ -20,8 +19,8 @@ import pytest
 import torch
 from support.bits import Array, assert_same_bits, ordinary
 from support.dialect_settings import gradients, parameters, rate_at, settings
+from support.elsewhere import Elsewhere
 from support.places import ROOT
-from support.processes import run_script
 
 import portopt
 from portopt.dialects import DIALECTS, Dialect
@@ -241,22 +240,24 @@ def test_defaults_of_optax_are_optaxs(rule: type[portopt.Optimizer]) -> None:
 # Keras 3
 
 
-@functools.cache
-def keras3() -> Any:
-    """Return what `keras3_run.py` prints."""
-    return json.loads(run_script("keras3_run"))
+@pytest.fixture(scope="module")
+def keras3(elsewhere: Elsewhere) -> Any:
+    environment = {"KERAS_BACKEND": "jax", "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
+    return elsewhere.call("keras3_run", "results", **environment)
 
 
 @each_setting("keras3")
-def test_keras3_dialect_is_the_formula_of_keras_3(rule: str, number: int, arguments: Mapping[str, Any]) -> None:
-    if rule not in keras3()["defaults"]:
+def test_keras3_dialect_is_the_formula_of_keras_3(
+    rule: str, number: int, arguments: Mapping[str, Any], keras3: Any
+) -> None:
+    if rule not in keras3["defaults"]:
         return
-    assert_close(portopt_trajectory(rule, "keras3", arguments), keras3()["trajectories"][f"{rule}/{number}"])
+    assert_close(portopt_trajectory(rule, "keras3", arguments), keras3["trajectories"][f"{rule}/{number}"])
 
 
 @pytest.mark.parametrize("rule", [rule for rule in portopt.RULES if "keras3" in rule.dialects()])
-def test_defaults_of_keras3_are_those_of_keras_3(rule: type[portopt.Optimizer]) -> None:
-    theirs = keras3()["defaults"].get(rule.__name__, {})
+def test_defaults_of_keras3_are_those_of_keras_3(rule: type[portopt.Optimizer], keras3: Any) -> None:
+    theirs = keras3["defaults"].get(rule.__name__, {})
     ours = rule.defaults("keras3")
     assert {name: ours.get(name) for name in theirs if not name.startswith(("use_ema", "ema_"))} == {
         name: value for name, value in theirs.items() if not name.startswith(("use_ema", "ema_"))

@@ -17,11 +17,10 @@ def import_path() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)}
 
 
-def run_script(name: str, *arguments: str, **environment: str) -> str:
-    """Run a module of the folder `cases`, and return what it printed. Its failure is one of the test."""
-    command = [sys.executable, "-m", f"cases.{name}", *arguments]
-    [result] = side_by_side([command], [import_path() | environment])
-    assert result.returncode == 0, f"{name} {' '.join(arguments)} ended with {result.returncode}:\n{result.stderr}"
+def run_python(code: str, *arguments: str, **environment: str) -> str:
+    """Run a program, and return what it printed. Its failure is one of the test."""
+    [result] = side_by_side([[sys.executable, "-c", code, *arguments]], [import_path() | environment])
+    assert result.returncode == 0, f"the program ended with {result.returncode}:\n{result.stdout}{result.stderr}"
     return result.stdout
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from portopt.arithmetic import HOST, Arithmetic
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, round_scalar
 from portopt.backend.modes import IN_PLACE, PURE
-from portopt.backend.protocol import ArrayInfo, Arrays, MemoryRange, Mode, PlannedStep
+from portopt.backend.protocol import ArrayInfo, Arrays, MemoryRange, Mode, PlannedStep, described
 from portopt.program import Program
 from portopt.program.interpreter import interpret
 from portopt.program.primitives import Primitives
@@ -173,15 +173,15 @@ class ArrayAPIBackend:
     def update(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
     ) -> list[dict[str, Any]]:
-        rounded: dict[tuple[str, str], dict[int, Any]] = {}
+        rounded: dict[tuple[str, str | None], dict[int, Any]] = {}
         results = []
         with self.quiet():
-            for arrays in parameters:
-                parameter = arrays["p"]
-                compute = COMPUTE_DTYPE[self.dtype_name(parameter)]
-                key = (compute, str(getattr(parameter, "device", "")))
+            for arrays in described(self, parameters):
+                info = arrays.infos["p"]
+                compute = COMPUTE_DTYPE[info.dtype]
+                key = (compute, info.device)
                 if key not in rounded:
-                    rounded[key] = self._rounded(program, scalars, compute, parameter)
+                    rounded[key] = self._rounded(program, scalars, compute, arrays["p"])
                 outputs = interpret(program, self.primitives(compute), arrays, rounded[key])
                 results.append({name: self._stored(value, arrays[name]) for name, value in outputs.items()})
             if not in_place:

@@ -353,7 +353,6 @@ def trace(optimizer: TracedRule, active: frozenset[str], *, extra: Sequence[Call
 
     `active` names the hyperparameters that are inputs of the program; the others keep the Python value they have.
     """
-    _check_slot_names(optimizer)
     builder = Builder()
 
     def scalar_input(name: str, kind: Kind = Kind.FLOAT, *, structural: bool = False) -> Scalar:
@@ -397,18 +396,6 @@ def _clipped(rule: Any, xp: Any, gradient: Any, active: frozenset[str], scalar_i
     if "clipvalue" in active:
         gradient = xp.clip(gradient, -rule.clipvalue, rule.clipvalue)
     return gradient
-
-
-def _check_slot_names(optimizer: TracedRule) -> None:
-    names = [*optimizer.scalar_slots, *optimizer.slots]
-    for name, meaning in (("p", "the parameter"), ("g", "the gradient")):
-        if name in names:
-            raise ValueError(
-                f"{type(optimizer).__name__}: a slot cannot be called {name!r}, which is the name of {meaning}; rename it"
-            )
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{type(optimizer).__name__} has two slots called {', '.join(twice)}; rename one of them")
 
 
 def _coefficients(optimizer: TracedRule, returned: Any) -> dict[str, Any]:

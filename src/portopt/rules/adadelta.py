@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.counterparts import Counterpart
-from portopt.dialects import per_dialect
-from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter
+from portopt.dialects import Dialect, per_dialect
+from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
 
 
@@ -75,6 +75,7 @@ class Adadelta(DialectRule):
         Counterpart("tf.compat.v1.train.AdadeltaOptimizer", epsilon="under the root"),
     )
 
+    dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
     learning_rate: Any = hyperparameter(
         default=per_dialect(keras2=1.0, keras3=0.001, torch=1.0, optax=1.0), at_least=0, kw_only=False
     )

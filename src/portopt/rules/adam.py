@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.counterparts import Counterpart
-from portopt.dialects import per_dialect
-from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter, option
+from portopt.dialects import Dialect, per_dialect
+from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
 from portopt.scalars import sqrt
 
@@ -108,6 +108,7 @@ class Adam(DialectRule):
         Counterpart("tf.compat.v1.train.AdamOptimizer", fixed={"amsgrad": False}, epsilon="beside the root"),
     )
 
+    dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
     learning_rate: Any = hyperparameter(default=0.001, at_least=0, kw_only=False)
     beta_1: float = hyperparameter(default=0.9, at_least=0, below=1, kw_only=False)
     beta_2: float = hyperparameter(default=0.999, at_least=0, below=1, kw_only=False)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from portopt.dialects import DEFAULT_DIALECT, Dialect, per_dialect
+from portopt.dialects import Dialect, per_dialect
 from portopt.hyperparameters import dialect_option, hyperparameter, option
 from portopt.optimizer import Optimizer
 
 
 class DialectRule(Optimizer):
     """A rule with the formula, defaults and options of one of several frameworks.
+
+    A subclass states which dialects it has, `dialect: Dialect = dialect_option(default="torch", others=("optax",))`; of what it
+    inherits, it has what one of them has.
 
     Keras 3 and torch decay weights, and torch maximizes, before the formula of any rule (`prepare`). Clipping comes before
     that, and is the same in all dialects: that of Keras 2.
@@ -21,7 +24,7 @@ class DialectRule(Optimizer):
         maximize: torch: whether to go up rather than down, `g = -g`.
     """
 
-    dialect: Dialect = dialect_option(default=DEFAULT_DIALECT)
+    dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
     weight_decay: float | None = hyperparameter(default=per_dialect(keras3=0.0, torch=0.0), at_least=0, off=0.0)
     maximize: bool | None = option(default=per_dialect(torch=False))
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.counterparts import Counterpart
-from portopt.dialects import per_dialect
-from portopt.hyperparameters import alias, epsilon_hyperparameter, hyperparameter, option
+from portopt.dialects import Dialect, per_dialect
+from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
 
 
@@ -87,6 +87,7 @@ class RMSprop(DialectRule):
         ),
     )
 
+    dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
     learning_rate: Any = hyperparameter(
         default=per_dialect(keras2=0.001, keras3=0.001, torch=0.01, optax=0.001), at_least=0, kw_only=False
     )

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.counterparts import Counterpart
-from portopt.dialects import per_dialect
-from portopt.hyperparameters import hyperparameter, option
+from portopt.dialects import Dialect, per_dialect
+from portopt.hyperparameters import dialect_option, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
 from portopt.scalars import where
 
@@ -59,6 +59,7 @@ class SGD(DialectRule):
         Counterpart("tf.compat.v1.train.MomentumOptimizer", names={"nesterov": "use_nesterov"}),
     )
 
+    dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
     learning_rate: Any = hyperparameter(
         default=per_dialect(keras2=0.01, keras3=0.01, torch=0.001, optax=0.01), at_least=0, kw_only=False
     )
