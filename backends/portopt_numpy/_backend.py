@@ -48,7 +48,7 @@ class NumpyBackend(ArrayAPIBackend):
     def devices(self) -> Mapping[str, str | None]:
         return {"cpu": None}
 
-    def _has_dtype(self, name: str) -> bool:
+    def has_dtype(self, name: str) -> bool:
         return name != "bfloat16" or importlib.util.find_spec("ml_dtypes") is not None
 
     def dtype(self, name: str) -> Any:
@@ -73,7 +73,7 @@ class NumpyBackend(ArrayAPIBackend):
             raise ValueError(f"numpy has no device {device!r}; it has cpu")
         return np.array(array, copy=True)
 
-    def _stored(self, value: Any, like: Any) -> Any:
+    def stored(self, value: Any, like: Any) -> Any:
         return np.array(np.broadcast_to(value, like.shape), dtype=like.dtype, copy=True)
 
     def update(

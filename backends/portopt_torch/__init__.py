@@ -6,7 +6,7 @@ from portopt_torch._backend import TorchBackend as TorchBackend
 from portopt_torch._backend import backend as backend
 
 if TYPE_CHECKING:
-    from portopt_torch._conversion import from_torch as from_torch
+    from portopt_torch._from_torch import from_torch as from_torch
     from portopt_torch._optimizer import TorchOptimizer as TorchOptimizer
 
 
@@ -17,7 +17,7 @@ def __getattr__(name: str) -> Any:
 
         return TorchOptimizer
     if name == "from_torch":
-        from portopt_torch._conversion import from_torch
+        from portopt_torch._from_torch import from_torch
 
         return from_torch
     if name == "native":

@@ -126,7 +126,7 @@ class TorchBackend(ArrayAPIBackend):
         stack.enter_context(self._torch.no_grad())
         return stack
 
-    def _stored(self, value: Any, like: Any) -> Any:
+    def stored(self, value: Any, like: Any) -> Any:
         return value.broadcast_to(like.shape).to(like.dtype, copy=True).contiguous()
 
     def update(

@@ -485,4 +485,4 @@ class Optimizer(Declares):
 _NO_VALUES = frozenset({"_cache", "_fields"})
 """Attributes of an optimizer that are no part of its value."""
 
-Optimizer._declare()
+Optimizer._declare()  # noqa: SLF001  # of this module

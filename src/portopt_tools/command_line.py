@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from portopt._version import __version__
+from portopt import __version__
 from portopt_tools import backends, conform, show, stopping
 from portopt_tools.bench import command as bench
 from portopt_tools.compare import command as compare

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
-from portopt._version import __version__
+from portopt import __version__
 from portopt.backend import ENTRY_POINT_GROUP, Backend
 
 

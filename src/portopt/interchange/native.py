@@ -53,6 +53,11 @@ class NativeOptimizer:
         return f"{type(self).__name__}({self._native.describe()})"
 
     @property
+    def native(self) -> Native:
+        """The framework's optimizer, as portopt drives it."""
+        return self._native
+
+    @property
     def framework(self) -> str:
         """The name of the framework."""
         return self._framework.name
@@ -160,7 +165,7 @@ class NativeOptimizer:
             )
         framework = get_framework(config["framework"])
         optimizer = cls.__new__(cls)
-        optimizer._set(framework, framework.from_config(config))
+        optimizer._set(framework, framework.from_config(config))  # noqa: SLF001  # of this class
         return optimizer
 
 
@@ -195,5 +200,5 @@ def wrap(optimizer: Any) -> NativeOptimizer | None:
         return None
     native = framework.adopt(optimizer, {})
     wrapped = NativeOptimizer.__new__(_BY_LIBRARY.get(native.arrays.name, NativeOptimizer))
-    wrapped._set(framework, native)
+    wrapped._set(framework, native)  # noqa: SLF001  # of this module
     return wrapped

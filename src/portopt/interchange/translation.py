@@ -66,9 +66,9 @@ def from_native(
     if isinstance(native, NativeOptimizer):
         framework = get_framework(native.framework)
         translator = _translator(framework.name)
-        name, arguments = translator.arguments(native._native)
+        name, arguments = translator.arguments(native.native)
         if not isinstance(state, OptimizerState):
-            state = translator.own_state(native._native, state, params)
+            state = translator.own_state(native.native, state, params)
         return _translated(translator, name, arguments, state, params, hyperparameters)
     found = find_framework(native)
     if found is not None:
