@@ -13,7 +13,6 @@ import portopt
 import portopt_torch
 from portopt.backend import get_backend
 from portopt.counterparts import Counterpart
-from portopt.interchange import configuration
 from portopt.interchange.correspondence import most_specific
 from portopt.interchange.frameworks import get_framework
 from portopt.interchange.translation import counterpart_of
@@ -52,9 +51,9 @@ class Unknown(portopt.Optimizer):
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have `Heavy` found before SGD, which has the same counterparts."""
+    """Have `Heavy` found in place of SGD, which has the same counterparts."""
     monkeypatch.setattr(portopt.SGD, "counterparts", ())
-    monkeypatch.setitem(vars(configuration)["_registered"], "heavy", Heavy)
+    portopt.register(Heavy)
 
 
 def descend(native: Any, w: Any, steps: int) -> None:
@@ -104,9 +103,7 @@ class TestARuleOfAUsers:
             portopt_torch.from_torch(torch.optim.SGD([w], 0.25, momentum=0.75, dampening=0.5))
 
     def test_is_compared_with_its_counterpart(self) -> None:
-        found = counterpart_of(
-            get_framework("torch"), Heavy(0.25, decay=0.5) if "decay" in Heavy.defaults() else Heavy(0.25)
-        )
+        found = counterpart_of(get_framework("torch"), Heavy(0.25))
         assert found is not None
         assert (found.factory, found.arguments) == (torch.optim.SGD, {"lr": 0.25, "momentum": 0.5})
         for peer in PEERS.values():
