@@ -22,8 +22,9 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.interrupts import finish
-from portopt.kernels.host import compiler, kernel, norm, watch
-from portopt.kernels.plan import make_plan
+from portopt.kernels.host import compiler, kernel, norm, trial
+from portopt.kernels.host.plan import make_plan
+from portopt.kernels.host.readers import NUMPY_READER
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 
@@ -92,7 +93,7 @@ class NumpyBackend(ArrayAPIBackend):
         if not compiler.available() or is_interpreted() or not ordinary or not _watch_works():
             return None
         dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-        return make_plan(self, program, trees, parameters, dtypes, watch.NUMPY_READER)
+        return make_plan(self, program, trees, parameters, dtypes, NUMPY_READER)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         if is_interpreted() or not compiler.available():
@@ -136,7 +137,7 @@ def _watch_works() -> bool:
             np.zeros((4, 3), np.float32).T,
         ]
 
-    return watch.works(watch.NUMPY_READER, np.copy, wrong)
+    return trial.works(NUMPY_READER, np.copy, wrong)
 
 
 def _overlaps_itself(array: Any) -> bool:
