@@ -20,7 +20,7 @@ from portopt.program.tracing import trace
 from portopt.scalars import Scalar
 from portopt.schedules import LearningRate, configuration_of, is_schedule, schedule_from_configuration
 from portopt.state import OptimizerState as OptimizerState
-from portopt.step_cache import StepCache
+from portopt.step_cache import StepCache, shared
 from portopt.trees import Tree
 
 
@@ -335,7 +335,7 @@ class Optimizer(Declares):
         )
         if active not in cache:
             # Should two threads trace at once, both get the program of the first.
-            cache.setdefault(active, trace(self, active))
+            cache.setdefault(active, shared(trace(self, active)))
         if not overrides:
             cache[None] = cache[active]
         return cache[active]
