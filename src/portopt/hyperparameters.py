@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 from portopt.backend import beside_numbers
 from portopt.dialects import DIALECTS, Dialect, PerDialect
@@ -108,6 +108,9 @@ def check_number(owner: str, name: str, value: object) -> None:
             "be dropped; give a Python number or a plain 0-d array"
         )
 
+
+StepValue = SupportsFloat | Sequence[SupportsFloat] | None
+"""A value for one step: a Python number or a 0-d array, several for a name that stands for several, or None for off."""
 
 GRADIENT_NORM = "gradient_norm"
 """The norm's name among a program's scalar inputs, and among the values given for one step."""
