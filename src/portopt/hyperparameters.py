@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from portopt.backend import beside_numbers
 from portopt.dialects import DIALECTS, Dialect, PerDialect
+from portopt.program.reductions import GRADIENT_NORM
 
 _epsilon = 1e-7
 
@@ -107,10 +108,6 @@ def check_number(owner: str, name: str, value: object) -> None:
             f"{owner} {name} must be a number, but {value!r:.80} of type {type(value).__name__} was given, whose {carried} would "
             "be dropped; give a Python number or a plain 0-d array"
         )
-
-
-GRADIENT_NORM = "gradient_norm"
-"""The norm's name among a program's scalar inputs, and among the values given for one step."""
 
 
 def check_norm(owner: str, value: Any) -> Any:
