@@ -60,9 +60,11 @@ demo: $(INSTALLED_DEMO) ## train with every installed backend and compare the bi
 test: lint types unit versions doctest conform wheel ## everything that must hold
 
 .PHONY: lint
-lint: $(INSTALLED) ## check formatting and lint rules
+lint: $(INSTALLED) ## check formatting, lint rules, and who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python scripts/check_private_names.py src backends conformance
+	$(BIN)/lint-imports --no-logo --cache-dir build/import-linter
 
 .PHONY: format
 format: $(INSTALLED) ## rewrite the files as lint wants them
@@ -216,8 +218,8 @@ fuzz: $(INSTALLED) ## random steps against the interpreter, for MINUTES=60; FUZZ
 	PYTHONPATH=tests $(BIN)/python -m fuzzing --minutes $(MINUTES) $(FUZZ_ARGS)
 
 .PHONY: vectors
-vectors: $(INSTALLED) ## regenerate the conformance suite's committed vectors
-	$(BIN)/python -m portopt_conformance.vectors
+vectors: $(INSTALLED) ## regenerate the conformance suite's committed vectors, or one rule's: make vectors RULE=Adam
+	$(BIN)/python -m portopt_conformance.vectors $(RULE:%=--rule %)
 
 .PHONY: api
 api: $(INSTALLED) ## rewrite docs/dialects.md from the code

@@ -66,7 +66,7 @@ class CupyBackend(ArrayAPIBackend):
             return {"cuda": f"no CUDA device was found ({error})"}
         return {f"cuda:{i}": None for i in range(count)}
 
-    def _has_dtype(self, name: str) -> bool:
+    def has_dtype(self, name: str) -> bool:
         return name != "bfloat16"
 
     def dtype_name(self, array: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portopt._version import __version__
+from portopt import __version__
 from portopt.kernels import cache
 from portopt.kernels.cuda.norm import ROWS as NORM_ROWS
 from portopt.kernels.cuda.norm import norm_source

@@ -22,8 +22,9 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.interrupts import finish
-from portopt.kernels.host import compiler, kernel, norm, watch
-from portopt.kernels.plan import make_plan
+from portopt.kernels.host import compiler, kernel, norm, trial
+from portopt.kernels.host.plan import make_plan
+from portopt.kernels.host.readers import NUMPY_READER
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 
@@ -48,7 +49,7 @@ class NumpyBackend(ArrayAPIBackend):
     def devices(self) -> Mapping[str, str | None]:
         return {"cpu": None}
 
-    def _has_dtype(self, name: str) -> bool:
+    def has_dtype(self, name: str) -> bool:
         return name != "bfloat16" or importlib.util.find_spec("ml_dtypes") is not None
 
     def dtype(self, name: str) -> Any:
@@ -73,7 +74,7 @@ class NumpyBackend(ArrayAPIBackend):
             raise ValueError(f"numpy has no device {device!r}; it has cpu")
         return np.array(array, copy=True)
 
-    def _stored(self, value: Any, like: Any) -> Any:
+    def stored(self, value: Any, like: Any) -> Any:
         return np.array(np.broadcast_to(value, like.shape), dtype=like.dtype, copy=True)
 
     def update(
@@ -92,7 +93,7 @@ class NumpyBackend(ArrayAPIBackend):
         if not compiler.available() or is_interpreted() or not ordinary or not _watch_works():
             return None
         dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-        return make_plan(self, program, trees, parameters, dtypes, watch.NUMPY_READER)
+        return make_plan(self, program, trees, parameters, dtypes, NUMPY_READER)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         if is_interpreted() or not compiler.available():
@@ -136,7 +137,7 @@ def _watch_works() -> bool:
             np.zeros((4, 3), np.float32).T,
         ]
 
-    return watch.works(watch.NUMPY_READER, np.copy, wrong)
+    return trial.works(NUMPY_READER, np.copy, wrong)
 
 
 def _overlaps_itself(array: Any) -> bool:

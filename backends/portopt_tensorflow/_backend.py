@@ -54,7 +54,7 @@ class TensorFlowBackend(ArrayAPIBackend):
     def devices(self) -> Mapping[str, str | None]:
         return dict.fromkeys(_short_name(device.name) for device in self._tf.config.list_logical_devices())
 
-    def _has_dtype(self, name: str) -> bool:
+    def has_dtype(self, name: str) -> bool:
         return True
 
     def dtype(self, name: str) -> Any:
@@ -128,8 +128,10 @@ class TensorFlowBackend(ArrayAPIBackend):
             return 0.0
         return self.scalar(traced_norm(self.primitives("float64"), wide, self._scalars.GraphArithmetic))
 
-    def _rounded(self, program: Program, scalars: Sequence[Any], compute_dtype: str, like: Any) -> dict[int, Any]:
-        rounded = super()._rounded(program, scalars, compute_dtype, like)
+    def rounded_scalars(
+        self, program: Program, scalars: Sequence[Any], compute_dtype: str, like: Any
+    ) -> dict[int, Any]:
+        rounded = super().rounded_scalars(program, scalars, compute_dtype, like)
         if not self._is_symbolic(like):
             return rounded
         arithmetic: Any = getattr(scalars, "arithmetic", HOST)
@@ -150,7 +152,7 @@ class TensorFlowBackend(ArrayAPIBackend):
             round_scalar(float(value), compute_dtype), dtype=self.dtype(compute_dtype), device=self._device(like)
         )
 
-    def _stored(self, value: Any, like: Any) -> Any:
+    def stored(self, value: Any, like: Any) -> Any:
         return self._tf.cast(self._tf.broadcast_to(value, like.shape), like.dtype)
 
     def assign(self, target: Any, value: Any) -> None:

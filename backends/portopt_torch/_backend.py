@@ -27,10 +27,10 @@ from portopt.imports import imported
 from portopt.interrupts import finish
 from portopt.kernels import launch
 from portopt.kernels.cuda.graphs import capture_error
-from portopt.kernels.host import compiler, kernel, norm, watch
+from portopt.kernels.host import compiler, kernel, norm, readers, trial
 from portopt.kernels.host.memory import use_huge_pages
+from portopt.kernels.host.plan import make_plan
 from portopt.kernels.norm_dependence import GradientNorm
-from portopt.kernels.plan import make_plan
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 from portopt.program.primitives import Primitives
@@ -126,7 +126,7 @@ class TorchBackend(ArrayAPIBackend):
         stack.enter_context(self._torch.no_grad())
         return stack
 
-    def _stored(self, value: Any, like: Any) -> Any:
+    def stored(self, value: Any, like: Any) -> Any:
         return value.broadcast_to(like.shape).to(like.dtype, copy=True).contiguous()
 
     def update(
@@ -254,14 +254,14 @@ def _increment_version() -> Any:
 
 
 @functools.cache
-def _reader() -> watch.ArrayReader | None:
+def _reader() -> readers.ArrayReader | None:
     """Return how the compiled look reads tensors; None where torch (before 2.10) has no DLPack exchange API."""
     torch = sys.modules["torch"]
     memory = importlib.import_module("portopt_torch._layout")
     layout = memory.find_layout()
     if layout is None:
         return None
-    reader = watch.dlpack_reader(torch.Tensor, backend.dtype_name, lambda tensor: int(tensor.data_ptr()), layout)
+    reader = readers.dlpack_reader(torch.Tensor, backend.dtype_name, lambda tensor: int(tensor.data_ptr()), layout)
     if reader is None:
         return None
 
@@ -281,7 +281,7 @@ def _reader() -> watch.ArrayReader | None:
             torch.zeros(3, 4, device="meta"),
         ]
 
-    return reader if memory.elsewhere(lambda: watch.works(reader, torch.tensor, wrong)) else None
+    return reader if memory.elsewhere(lambda: trial.works(reader, torch.tensor, wrong)) else None
 
 
 @functools.cache

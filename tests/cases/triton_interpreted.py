@@ -59,8 +59,8 @@ def _on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         assert portopt.backend.is_interpreted(), "torch's own operations were used in place of the kernel"
         return original(self, program, scalars, compute_dtype, like)
 
-    original = TorchBackend._rounded
-    monkeypatch.setattr(TorchBackend, "_rounded", refuse)
+    original = TorchBackend.rounded_scalars
+    monkeypatch.setattr(TorchBackend, "rounded_scalars", refuse)
     monkeypatch.setattr(GradientNorm, "__float__", lambda self: pytest.fail("the host waited for the device"))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from portopt.backend import find_backend
 from portopt.interchange.configuration import deserialize, known_rules
-from portopt.interchange.correspondence import STEP, Correspondence, Vocabulary, most_specific
+from portopt.interchange.correspondence import STEP, Correspondence, Vocabulary, most_specific, split_sign
 from portopt.interchange.frameworks import (
     Construction,
     NativeFramework,
@@ -21,8 +21,9 @@ from portopt.interchange.frameworks import (
     get_framework,
 )
 from portopt.interchange.native import NativeOptimizer
-from portopt.optimizer import Optimizer, OptimizerState
+from portopt.optimizer import Optimizer
 from portopt.schedules import is_schedule
+from portopt.state import OptimizerState
 
 
 def from_native(
@@ -65,15 +66,15 @@ def from_native(
     if isinstance(native, NativeOptimizer):
         framework = get_framework(native.framework)
         translator = _translator(framework.name)
-        name, arguments = translator.arguments(native._native)
+        name, arguments = translator.arguments(native.native)
         if not isinstance(state, OptimizerState):
-            state = translator.own_state(native._native, state, params)
+            state = translator.own_state(native.native, state, params)
         return _translated(translator, name, arguments, state, params, hyperparameters)
     found = find_framework(native)
     if found is not None:
         translator = _translator(found.name)
         name, arguments, state, params = translator.capture(native, params)
-        why_not_constant = getattr(translator, "why_not_constant", lambda native: None)(native)
+        why_not_constant = translator.why_not_constant(native)
         if why_not_constant is not None and not _gives_rate(hyperparameters):
             warnings.warn(
                 f"{why_not_constant}, but the optimizer that from_native returns has its present value in all steps: give "
@@ -146,8 +147,22 @@ def counterpart_of(framework: NativeFramework, opt: Optimizer) -> Construction |
         correspondence, arguments = found[0], _renamed(found[0], found[1])
     else:
         return None
-    name = next(theirs for theirs, ours in correspondence.hyperparameters.items() if ours == "learning_rate")
-    return Construction(correspondence.counterpart.name, *vocabulary.call(correspondence, arguments), name)
+    rate = next(theirs for theirs, ours in correspondence.hyperparameters.items() if ours == "learning_rate")
+    call = vocabulary.call(correspondence, arguments)
+    return Construction(correspondence.counterpart.name, *call, rate, _difference(correspondence, plain))
+
+
+def _difference(correspondence: Correspondence, opt: Optimizer) -> str:
+    """Return how a formula differs from that of an optimizer in another dialect, as far as the counterparts of its rule say."""
+    there, dialect = correspondence.counterpart, getattr(opt, "dialect", None)
+    has = {*correspondence.rule.defaults(correspondence.dialect), "decay"}
+    differences = [f"it has no {name}" for name in _given(opt) if name not in has]
+    vocabularies = [f.translator.vocabulary for f in frameworks().values() if f.translator is not None]
+    own = [c for v in vocabularies if v.dialect == dialect for c in v.correspondences(type(opt))]
+    here = next((c.counterpart.epsilon for c in own if c.translated and c.fits(_given(opt))), "")
+    if "" not in (here, there.epsilon) and here != there.epsilon:
+        differences.append(f"it has epsilon {there.epsilon}, and portopt's {dialect} {here}")
+    return "; ".join(differences)
 
 
 def _nearest(correspondence: Correspondence, opt: Optimizer) -> dict[str, Any]:
@@ -204,11 +219,11 @@ def _gives_rate(hyperparameters: Mapping[str, Any]) -> bool:
 
 
 def _translator(name: str) -> Translator:
-    translator = getattr(get_framework(name), "translator", None)
+    translator = get_framework(name).translator
     if translator is None:
-        able = [n for n, framework in frameworks().items() if getattr(framework, "translator", None) is not None]
+        able = [n for n, framework in frameworks().items() if framework.translator is not None]
         raise ValueError(f"optimizers of {name!r} are not translated; those of {', '.join(able)} are")
-    return translator  # type: ignore[no-any-return]  # optional in a framework
+    return translator
 
 
 def _translated(
@@ -266,12 +281,12 @@ def _state(
         slots = dict(opt.init(params).slots)
     step = native.step
     for name, slot in native.slots.items():
-        target = correspondence.slots.get(name.rpartition(".")[2])
+        target, negated = split_sign(correspondence.slots.get(name.rpartition(".")[2], ""))
         if target == STEP:
             step = _one(trees, slot, "the numbers of steps", int)
-        elif target is not None and target in opt.scalar_slots:
+        elif target in opt.scalar_slots:
             slots[target] = _one(trees, slot, f"the values of {name}", float)
-        elif target is not None and target.lstrip("-") in opt.slots:
+        elif target in opt.slots:
             leaves, definition = trees.flatten(slot)
             missing = [i for i, leaf in enumerate(leaves) if leaf is None]
             if missing and step:
@@ -280,8 +295,7 @@ def _state(
                     "have: portopt counts one number of steps"
                 )
             if not missing:
-                changed = [-leaf for leaf in leaves] if target.startswith("-") else leaves
-                slots[target.lstrip("-")] = trees.unflatten(definition, changed)
+                slots[target] = trees.unflatten(definition, [-leaf for leaf in leaves] if negated else leaves)
     absent = [name for name in (*opt.scalar_slots, *opt.slots) if name not in slots]
     if absent:
         raise ValueError(f"the state of {correspondence.name} has nothing that corresponds to {', '.join(absent)}")

@@ -74,7 +74,7 @@ class RMSprop(DialectRule):
             {"accumulator": "nu", "average_gradient": "mu", "moment": "-trace"},
             names={"rho": "decay", "initial_accumulator_value": "initial_scale"},
             near={"eps_in_sqrt": False},
-            epsilon="under the root",
+            epsilon="beside the root",
         ),
         Counterpart(
             "keras.optimizers.RMSprop",

@@ -71,8 +71,9 @@ def verdict_lines(comparison: Comparison) -> list[str]:
         elif run.verdict is Verdict.DIFFERENT and reference is not None:
             lines.append(f"{run.name} differs from {reference.name} first at {difference}")
         elif run.verdict is Verdict.OTHER_FORMULA:
+            why = f"; {run.runner.difference}" if run.runner.difference else ""
             lines.append(
-                f"{run.name} computes a different formula, so it is no part of the verdict{_distance(run, reference)}"
+                f"{run.name} computes a different formula, so it is no part of the verdict{_distance(run, reference)}{why}"
             )
     return lines
 
