@@ -368,7 +368,7 @@ def trace(optimizer: TracedRule, active: frozenset[str]) -> Program:
             object.__setattr__(symbolic, name, scalar_input(name, structural=optimizer.is_optional(name)))
     namespace = SymbolicNamespace(builder)
     parameter, gradient = load("p"), load("g")
-    gradient = _clipped(symbolic, namespace, gradient, active)
+    gradient = _clipped(builder, symbolic, namespace, gradient, active)
     slots = Slots(**{name: load(name) for name in optimizer.slots})
     state_scalars = {name: scalar_input(name) for name in optimizer.scalar_slots}
 
@@ -389,19 +389,15 @@ def trace(optimizer: TracedRule, active: frozenset[str]) -> Program:
     )
 
 
-def _clipped(rule: Any, xp: Any, gradient: ArraySymbol, active: frozenset[str]) -> ArraySymbol:
+def _clipped(builder: Builder, rule: Any, xp: Any, gradient: ArraySymbol, active: frozenset[str]) -> ArraySymbol:
     if "clipnorm" in active:
-        norm = _total(GRADIENT_NORM, "total_norm", gradient)
+        total = builder.record("total_norm", Kind.FLOAT, _operand(builder, gradient), label=GRADIENT_NORM)
+        norm = Scalar(Node(total), builder)
         # A NaN norm compares false and leaves the gradient as it is; an infinite one gives the factor zero.
         gradient = gradient * where(norm >= rule.clipnorm, rule.clipnorm / norm, 1.0)
     if "clipvalue" in active:
         gradient = xp.clip(gradient, -rule.clipvalue, rule.clipvalue)
     return gradient
-
-
-def _total(name: str, operation: str, array: ArraySymbol) -> Scalar:
-    builder = array._builder
-    return Scalar(Node(builder.record(operation, Kind.FLOAT, array._index, label=name)), builder)
 
 
 def _coefficients(optimizer: TracedRule, returned: Any) -> dict[str, Any]:
