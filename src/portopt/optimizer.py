@@ -58,6 +58,8 @@ class Optimizer(Declares):
     """What has the rule's formula in other frameworks; a subclass, whose formula may be another, states its own."""
     worth_testing: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     """Arguments worth testing beside those that tests find from the hyperparameters; with `dialect`, if not the default one."""
+    worth_measuring: ClassVar[Mapping[str, Any]] = {}
+    """Arguments with which `portopt bench` measures the rule, where those are not its defaults."""
     keras_placeholder_slots: ClassVar[tuple[str, ...]] = ()
     """Slots that Keras lists after `slots` in its weights, as zeros of shape (1,), though the rule does not use them."""
     keras_short_list: ClassVar[tuple[int, float] | None] = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from portopt.counterparts import Counterpart
 from portopt.dialects import Dialect, per_dialect
@@ -50,6 +50,8 @@ class SGD(DialectRule):
         https://proceedings.mlr.press/v28/sutskever13.html
     """
 
+    # Plain gradient descent keeps no slots in most dialects, and nobody waits for it.
+    worth_measuring: ClassVar[Mapping[str, Any]] = {"momentum": 0.9}
     counterparts = (
         Counterpart("torch.optim.SGD", {"moment": "momentum_buffer"}, counts=False, needs={"nesterov": "momentum"}),
         Counterpart("optax.sgd", {"moment": "trace"}, counts=False),

@@ -33,7 +33,6 @@ from portopt.protocols import Rule
 from portopt.scalars import MOST_STEPS
 from portopt.schedules import Schedule, is_schedule
 from portopt.state import OptimizerState
-from portopt.step import step_scalars
 
 Trees = tuple[Any, Any, OptimizerState]
 """Parameters, gradients and the state, as a step was given them."""
@@ -152,7 +151,7 @@ class Plan:
     def _new_inputs(
         self, rule: Rule, state: Any, overrides: Mapping[str, Any], totals: Mapping[Op, float]
     ) -> array[float] | None:
-        scalars = step_scalars(rule, self.backend, self.program, state, overrides, totals.__getitem__)[0]
+        scalars, _ = rule.step_scalars(self.backend, self.program, state, overrides, totals.__getitem__)
         values = [scalars.inputs[name] for name in self._inputs]
         if not all(type(v) in (int, float) for v in values):
             return None
