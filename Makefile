@@ -74,6 +74,7 @@ format: $(INSTALLED) ## rewrite the files as lint wants them
 .PHONY: types
 types: $(INSTALLED) ## check types, strictly
 	$(BIN)/mypy
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 .PHONY: unit
 unit: $(INSTALLED) ## run the unit tests, or those of one wing: make unit WING=kernels

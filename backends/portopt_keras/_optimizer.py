@@ -201,7 +201,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
             return {"learning_rate": learning_rate}
         # Keras' variable is as narrow as its floatx. While it holds what the given number was rounded to, the number itself is
         # meant, so that the bits are those of the same optimizer outside of Keras.
-        given = self.optimizer.learning_rate
+        given: Any = self.optimizer.learning_rate
         value = scalar_of(learning_rate)
         held = value.arithmetic.equal(value.value, nearest(given))
         return {"learning_rate": value.arithmetic.where(held, given, value.value)}
@@ -321,7 +321,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         if not isinstance(self._learning_rate, keras.Variable):
             return self.optimizer
         value = float(keras.ops.convert_to_numpy(self._learning_rate))
-        given = self.optimizer.learning_rate
+        given: Any = self.optimizer.learning_rate
         return self.optimizer if value == nearest(given) else self.optimizer.replace(learning_rate=value)
 
 

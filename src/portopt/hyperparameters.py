@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 from portopt.backend import beside_numbers
 from portopt.dialects import DIALECTS, Dialect, PerDialect
@@ -108,6 +108,10 @@ def check_number(owner: str, name: str, value: object) -> None:
             f"{owner} {name} must be a number, but {value!r:.80} of type {type(value).__name__} was given, whose {carried} would "
             "be dropped; give a Python number or a plain 0-d array"
         )
+
+
+StepValue = SupportsFloat | Sequence[SupportsFloat] | None
+"""A value for one step: a Python number or a 0-d array, several for a name that stands for several, or None for off."""
 
 
 def check_norm(owner: str, value: Any) -> Any:

@@ -8,17 +8,18 @@ from typing import Any, Protocol
 from portopt.program import Op, Program
 from portopt.program.interpreter import StepScalars
 from portopt.state import OptimizerState
+from portopt.trees import Tree
 
 
 class SupportsApply(Protocol):
     """What can do steps."""
 
     def apply(
-        self, params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any
-    ) -> tuple[Any, OptimizerState]:
+        self, params: Tree, grads: object, state: OptimizerState, **hyperparameters: Any
+    ) -> tuple[Tree, OptimizerState]:
         """Return parameters and state after one step; the given ones stay untouched."""
 
-    def apply_(self, params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any) -> OptimizerState:
+    def apply_(self, params: object, grads: object, state: OptimizerState, **hyperparameters: Any) -> OptimizerState:
         """Do one step in place; return the state to use from now on."""
 
 

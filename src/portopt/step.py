@@ -17,6 +17,7 @@ from portopt.scalars import Scalar
 from portopt.schedules import is_schedule, rate_at
 from portopt.state import OptimizerState, finished_steps
 from portopt.step_cache import StepCache
+from portopt.trees import Tree
 
 
 class _Arguments(NamedTuple):
@@ -29,7 +30,7 @@ class _Arguments(NamedTuple):
     parameters: list[Leaf]
 
 
-def first_state(rule: Rule, params: Any, slot_dtype: str | None) -> OptimizerState:
+def first_state(rule: Rule, params: object, slot_dtype: str | None) -> OptimizerState:
     """Return the state before the first step; see `Optimizer.init`."""
     found = leaves_of(params)
     backend = found.backend
@@ -51,13 +52,13 @@ def first_state(rule: Rule, params: Any, slot_dtype: str | None) -> OptimizerSta
 def do_step(
     rule: Rule,
     cache: StepCache,
-    params: Any,
-    grads: Any,
+    params: Tree,
+    grads: object,
     state: OptimizerState,
     overrides: Mapping[str, Any],
     *,
     in_place: bool,
-) -> tuple[Any, OptimizerState]:
+) -> tuple[Tree, OptimizerState]:
     """Do one step; see `Optimizer.apply` and `Optimizer.apply_`."""
     found, slots, overrides, moving, parameters = _check_arguments(
         rule, params, grads, state, overrides, in_place=in_place
@@ -85,7 +86,7 @@ def do_step(
 
 
 def check_step(
-    rule: Rule, cache: StepCache, params: Any, grads: Any, state: OptimizerState, overrides: Mapping[str, Any]
+    rule: Rule, cache: StepCache, params: object, grads: object, state: OptimizerState, overrides: Mapping[str, Any]
 ) -> None:
     """Raise what a step in place would raise; change nothing."""
     plan = next((p for p in cache.plans if p.fits(params, grads, state)), None)
@@ -99,7 +100,7 @@ def check_step(
         step_scalars(rule, backend, rule.program(overrides), state, overrides, lambda _: 1.0)
 
 
-def check_state(rule: Rule, params: Any, state: OptimizerState) -> tuple[Backend, int]:
+def check_state(rule: Rule, params: object, state: OptimizerState) -> tuple[Backend, int]:
     """Return the backend of parameters and the finished steps of their state, after checking that the two fit together."""
     found = leaves_of(params)
     check_slots(found, params, _slots(rule, found, params, state))
@@ -152,7 +153,7 @@ def step_scalars(
 
 
 def _check_arguments(
-    rule: Rule, params: Any, grads: Any, state: OptimizerState, overrides: Mapping[str, Any], *, in_place: bool
+    rule: Rule, params: object, grads: object, state: OptimizerState, overrides: Mapping[str, Any], *, in_place: bool
 ) -> _Arguments:
     found = leaves_of(params)
     gradients = gradients_of(found, params, grads)
@@ -171,7 +172,7 @@ def _check_arguments(
     return _Arguments(found, slots, overrides, moving, parameters)
 
 
-def _slots(rule: Rule, found: Leaves, params: Any, state: OptimizerState) -> dict[str, list[Any]]:
+def _slots(rule: Rule, found: Leaves, params: object, state: OptimizerState) -> dict[str, list[Any]]:
     return slots_of(found, params, state, rule.slots, tuple(rule.scalar_slots), type(rule).__name__)
 
 
@@ -179,7 +180,7 @@ def _plan_next_step(
     cache: StepCache,
     backend: Backend,
     program: Program,
-    trees: tuple[Any, Any, OptimizerState],
+    trees: tuple[object, object, OptimizerState],
     parameters: list[Leaf],
 ) -> None:
     """Let the backend prepare the next step on the same arrays, once a second step on them shows that there is a loop."""

@@ -10,6 +10,7 @@ from portopt.dialects import Dialect, per_dialect
 from portopt.hyperparameters import dialect_option, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
 from portopt.scalars import where
+from portopt.schedules import LearningRate
 
 
 class SGD(DialectRule):
@@ -62,7 +63,7 @@ class SGD(DialectRule):
     )
 
     dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
-    learning_rate: Any = hyperparameter(
+    learning_rate: LearningRate = hyperparameter(
         default=per_dialect(keras2=0.01, keras3=0.01, torch=0.001, optax=0.01), at_least=0, kw_only=False
     )
     momentum: float = hyperparameter(default=0.0, at_least=0, at_most=1, off=0.0, kw_only=False)
