@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import portopt
-from portopt.interchange.translation import translations
+from portopt.interchange.matching import translations
 from portopt_torch import TorchOptimizer
 from portopt_torch._translation import VOCABULARY
 

@@ -17,7 +17,7 @@ from support.case_names import on
 
 import portopt
 from portopt.interchange.frameworks import get_framework
-from portopt.interchange.translation import counterpart_of
+from portopt.interchange.nearest import counterpart_of
 
 STEPS = 3
 
