@@ -60,9 +60,11 @@ demo: $(INSTALLED_DEMO) ## train with every installed backend and compare the bi
 test: lint types unit versions doctest conform wheel ## everything that must hold
 
 .PHONY: lint
-lint: $(INSTALLED) ## check formatting and lint rules
+lint: $(INSTALLED) ## check formatting, lint rules, and who imports whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python scripts/check_private_names.py src backends conformance
+	$(BIN)/lint-imports --no-logo --cache-dir build/import-linter
 
 .PHONY: format
 format: $(INSTALLED) ## rewrite the files as lint wants them

@@ -6,6 +6,7 @@ Run it with that environment's Python, from a folder outside the repository.
 import argparse
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,21 +15,14 @@ import numpy as np
 
 import portopt
 
-PACKAGES = (
-    "portopt",
-    "portopt_numpy",
-    "portopt_torch",
-    "portopt_jax",
-    "portopt_cupy",
-    "portopt_keras",
-    "portopt_keras_native",
-    "portopt_tensorflow",
-    "portopt_conformance",
-)
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("src", "backends", "conformance")
+"""The repository's folders of packages that are installed."""
 
 
 def check_installed_files() -> None:
-    for name in PACKAGES:
+    packages = [file.parent.name for folder in FOLDERS for file in sorted((ROOT / folder).glob("portopt*/__init__.py"))]
+    for name in packages:
         spec = find_spec(name)
         if spec is None or spec.origin is None:
             raise SystemExit(f"the wheel lacks the package {name}")
@@ -38,9 +32,13 @@ def check_installed_files() -> None:
         if not (folder / "py.typed").is_file():
             raise SystemExit(f"{name} was installed without its py.typed")
 
-    backends = {entry_point.name for entry_point in entry_points(group="portopt.backends")}
-    if backends != {"numpy", "torch", "jax", "cupy"}:
-        raise SystemExit(f"the wheel's backend entry points are {sorted(backends)}")
+
+def check_entry_points() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+    for group, wanted in declared.items():
+        found = {entry_point.name: entry_point.value for entry_point in entry_points(group=group)}
+        if found != wanted:
+            raise SystemExit(f"the wheel's entry points of {group} are {found}, but pyproject.toml has {wanted}")
 
 
 def check_three_adam_steps() -> None:
@@ -72,9 +70,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     check_installed_files()
+    check_entry_points()
     check_three_adam_steps()
     run_command("--help")
     run_command("backends")
+    run_command("show", "adam", "--target", "program")
     run_command("conform", "--backend", "numpy", "--quick", "--json", arguments.json)
 
 

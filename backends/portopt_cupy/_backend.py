@@ -20,6 +20,7 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.imports import imported
+from portopt.kernels import launch
 from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program
@@ -65,7 +66,7 @@ class CupyBackend(ArrayAPIBackend):
             return {"cuda": f"no CUDA device was found ({error})"}
         return {f"cuda:{i}": None for i in range(count)}
 
-    def _has_dtype(self, name: str) -> bool:
+    def has_dtype(self, name: str) -> bool:
         return name != "bfloat16"
 
     def dtype_name(self, array: Any) -> str:
@@ -106,8 +107,9 @@ class CupyBackend(ArrayAPIBackend):
         return Primitives(self.xp, found.dtype, compute_dtype, load)
 
     @property
-    def _kernel(self) -> Any:
-        return importlib.import_module("portopt_cupy._kernel")
+    def _library(self) -> launch.Library:
+        found: launch.Library = importlib.import_module("portopt_cupy._kernel").LIBRARY
+        return found
 
     def _refuse_capture(self, arrays: Iterable[Any]) -> None:
         """Refuse to do a step on arrays of a device whose work is being captured in a CUDA graph."""
@@ -123,7 +125,7 @@ class CupyBackend(ArrayAPIBackend):
         self._refuse_capture(gradients)
         if not is_interpreted():
             compute = super().gradient_norm
-            norm = self._kernel.gradient_norm(gradients, lambda: compute(gradients))
+            norm = launch.gradient_norm(self._library, gradients, lambda: compute(gradients))
             if norm is not None:
                 return norm
         return super().gradient_norm(gradients)
@@ -136,7 +138,7 @@ class CupyBackend(ArrayAPIBackend):
     ) -> list[dict[str, Any]]:
         self._refuse_capture(arrays["p"] for arrays in parameters)
         if isinstance(scalars, StepScalars) and not is_interpreted():
-            results: list[dict[str, Any]] | None = self._kernel.update(program, scalars, parameters, in_place=in_place)
+            results = launch.update(self._library, program, scalars, parameters, in_place=in_place)
             if results is not None:
                 return results
         return super().update(program, scalars, parameters, in_place=in_place)

@@ -1,4 +1,4 @@
-"""Fused steps on CuPy arrays: CUDA C, compiled by NVRTC, all parameters of a dtype in few launches, the host never waiting.
+"""Fused steps on CuPy arrays: CUDA C, compiled by NVRTC.
 
 CuPy's own `RawModule` always compiles with `-ftz=true`. The contract flushes by comparison, with tininess decided after
 rounding, so the modules are compiled through NVRTC directly and then loaded by CuPy.
@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from portopt._version import __version__
-from portopt.arithmetic.dtypes import round_scalar
-from portopt.kernels import cache, groups, launch
-from portopt.kernels.cuda.norm import LARGEST_GRADIENT, SUM_SQUARES, norm_source
-from portopt.kernels.cuda.source import CHUNK, SCALARS_OF_NORM, THREADS, UPDATE, cuda_source, rows_of_table
-from portopt.kernels.norm_dependence import GradientNorm, norm_dependence
+from portopt import __version__
+from portopt.kernels import cache
+from portopt.kernels.cuda.norm import ROWS as NORM_ROWS
+from portopt.kernels.cuda.norm import norm_source
+from portopt.kernels.cuda.source import CHUNK, THREADS, cuda_source, rows_of_update
+from portopt.kernels.cuda.tables import Launch, launches
+from portopt.kernels.key import KernelKey
+from portopt.kernels.launch import Library
+from portopt.kernels.names import SCALARS_OF_NORM
+from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program
-from portopt.program.interpreter import StepScalars
-from portopt.program.reductions import rounding_constants
 
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
 """NVRTC's options: IEEE arithmetic, one rounding per operation."""
 _MOST_BLOCKS = 65535
 """Of a grid; blocks take further chunks when there are more."""
-
-Arrays = Mapping[str, Any]
-
 
 # Compiling ------------------------------------------------------------------------------------------------------
 
@@ -64,13 +64,25 @@ def target_of(capability: int, supported: Sequence[int]) -> str:
     return f"compute_{max(older)}"
 
 
+class _Module(NamedTuple):
+    """A module of CUDA C.
+
+    Attributes:
+        source: of its kernels.
+        rows: how many parameters one launch can take.
+    """
+
+    source: str
+    rows: int
+
+
 @functools.lru_cache(maxsize=1024)
 def _function(source: str, name: str, device: int) -> Any:
-    return _module(source, device).get_function(name)
+    return _loaded(source, device).get_function(name)
 
 
 @functools.lru_cache(maxsize=512)
-def _module(source: str, device: int) -> Any:
+def _loaded(source: str, device: int) -> Any:
     cuda = importlib.import_module("cupy.cuda")
     target = target_of(int(cuda.Device(device).compute_capability), list(map(int, cuda.nvrtc.getSupportedArchs())))
     compiler = ".".join(map(str, cuda.nvrtc.getVersion()))
@@ -85,141 +97,92 @@ def _module(source: str, device: int) -> Any:
 
 
 @functools.lru_cache(maxsize=512)
-def _source(program: Program, key: Any) -> str:
-    return cuda_source(program, key)
+def _update_module(program: Program, key: KernelKey) -> _Module:
+    return _Module(cuda_source(program, key), rows_of_update(program, key))
 
 
 @functools.lru_cache
-def _norm_source(dtype: str) -> str:
-    return norm_source(dtype)
+def _norm_module(dtype: str) -> _Module:
+    return _Module(norm_source(dtype), NORM_ROWS)
 
 
 # Launching ------------------------------------------------------------------------------------------------------
 
 
-def _by_value(table: Any) -> Any:
-    """Return a table in the form in which CuPy passes an argument by value."""
-    return table.view(np.dtype([("words", np.int64, table.shape)]))
+class _Cupy:
+    """CuPy as `portopt.kernels.launch` asks for it; a device is its number."""
+
+    device = operator.attrgetter("device.id")
+    dtype = operator.attrgetter("dtype.name")
+    size = operator.attrgetter("size")
+    address = operator.attrgetter("data.ptr")
+    copied = operator.methodcaller("copy")
+
+    def memory(self, array: Any) -> tuple[str, int, int]:
+        start = int(array.data.ptr)
+        return str(array.device.id), start, start + int(array.nbytes)
+
+    def dense(self, array: Any) -> Any:
+        if array.flags.c_contiguous:
+            return array
+        with array.device:
+            return array.copy(order="C")
+
+    def empty_like(self, array: Any) -> Any:
+        with array.device:
+            return _cupy().empty(array.shape, array.dtype)
+
+    def assign(self, target: Any, value: Any) -> None:
+        target[...] = value
+
+    def on(self, device: int) -> Any:
+        return _cupy().cuda.Device(device)
+
+    def module(self, program: Program, key: KernelKey) -> _Module:
+        return _update_module(program, key)
+
+    def norm_module(self, dtype: str) -> _Module:
+        return _norm_module(dtype)
+
+    def arguments(self, values: Sequence[float], dtype: str, device: int) -> list[Any]:
+        return list(map(np.dtype(dtype).type, values))
+
+    def tables(self, module: _Module, addresses: Sequence[Sequence[int]], sizes: Sequence[int]) -> Iterator[Launch]:
+        return launches(addresses, sizes, module.rows, CHUNK)
+
+    def launch(self, module: _Module, kernel: str, table: Launch, arguments: Sequence[Any], device: int) -> None:
+        words, chunks = table
+        # CuPy passes a structure by value.
+        by_value = words.view(np.dtype([("words", np.int64, words.shape)]))
+        _function(module.source, kernel, device)((min(chunks, _MOST_BLOCKS),), (THREADS,), (by_value, *arguments))
+
+    def scalars_of_norm(
+        self, module: _Module, norm: GradientNorm, given: Sequence[Any], count: int, dtype: str, device: int
+    ) -> Any:
+        results = _cupy().empty(count, dtype)
+        arguments = (norm.words, *map(typed_scalar, given), results)
+        _function(module.source, SCALARS_OF_NORM, device)((1,), (1,), arguments)
+        return results
+
+    def new_norm(self, device: int, compute: Callable[[], float]) -> GradientNorm:
+        return GradientNorm(_cupy().zeros(4, np.float64), compute)
+
+    def largest(self, norm: GradientNorm) -> list[Any]:
+        return [norm.words]
+
+    def sums(self, norm: GradientNorm) -> list[Any]:
+        return [norm.words]
 
 
-def _launch(function: Any, chunks: int, arguments: tuple[Any, ...]) -> None:
-    function((min(chunks, _MOST_BLOCKS),), (THREADS,), arguments)
-
-
-def _address(array: Any) -> int:
-    return int(array.data.ptr)
-
-
-def gradient_norm(gradients: Sequence[Any], compute: Callable[[], float]) -> Any:
-    """Return the norm of all gradients, left on their device; None unless they are all on one.
-
-    Args:
-        gradients: arrays of any dtypes.
-        compute: returns the same norm as a Python float.
-    """
-    cupy = importlib.import_module("cupy")
-    if len({g.device.id for g in gradients}) != 1:
-        return None
-    with gradients[0].device as device:
-        words = cupy.zeros(4, np.float64)
-        constants = tuple(map(np.float64, rounding_constants(sum(g.size for g in gradients))))
-        dense = [_dense(g) for g in gradients]
-        launches = [
-            (_norm_source(dtype), _by_value(part.table), part.chunks)
-            for dtype, members in groups.positions([g.dtype.name for g in dense]).items()
-            for part in launch.launches(
-                [[_address(dense[i])] for i in members], [dense[i].size for i in members], rows_of_table(1, 4), CHUNK
-            )
-        ]
-        for source, table, chunks in launches:
-            _launch(_function(source, LARGEST_GRADIENT, device.id), chunks, (table, words))
-        for source, table, chunks in launches:
-            _launch(_function(source, SUM_SQUARES, device.id), chunks, (table, *constants, words))
-    return GradientNorm(words, compute)
-
-
-def update(
-    program: Program, scalars: StepScalars, parameters: Sequence[Arrays], *, in_place: bool
-) -> list[dict[str, Any]] | None:
-    """Do a step by fused kernels; None if the norm of the gradients is not on the parameters' device.
-
-    Args:
-        program: what to run.
-        scalars: the step's scalars; those of the state are put into it if the norm is on the device.
-        parameters: the arrays of each parameter.
-        in_place: write the results into the given arrays.
-    """
-    cupy = importlib.import_module("cupy")
-    norm = scalars.inputs.get("gradient_norm")
-    split = norm_dependence(program)
-    if split.rounded_on_device and (
-        not isinstance(norm, GradientNorm)
-        or any(split.needs_norm(i) for i in split.program.scalar_outputs.values())
-        or any(arrays["p"].device.id != norm.words.device.id for arrays in parameters)
-    ):
-        return None
-    values = split.host_scalars(scalars.inputs)
-    if split.rounded_on_device:
-        scalars.provide(split.state_scalars(scalars.inputs))
-    names = tuple(program.array_outputs)
-    dense = [{name: _dense(array) for name, array in arrays.items()} for arrays in parameters]
-    if in_place:
-        for i in launch.overwritten(dense, program, _memory):
-            dense[i]["g"] = dense[i]["g"].copy()
-        outputs = dense
-    else:
-        outputs = [{name: _empty_like(cupy, arrays[name]) for name in names} for arrays in parameters]
-    kinds = groups.grouped(
-        program,
-        ({name: array.dtype.name for name, array in arrays.items()} for arrays in dense),
-        in_place=in_place,
-        flush="where",
-        devices=(arrays["p"].device.id for arrays in dense),
-    )
-    for key, device, members in kinds:
-        source = _source(program, key)
-        columns = key.columns(program)
-        real = np.dtype(key.compute_dtype).type
-        rounded = [real(round_scalar(float(values[j]), key.compute_dtype)) for _, j in split.rounded_on_host]
-        with cupy.cuda.Device(device):
-            if split.rounded_on_device:
-                from_norm = cupy.empty(len(split.rounded_on_device), key.compute_dtype)
-                given = [_scalar(values[i]) for i in split.given]
-                _function(source, SCALARS_OF_NORM, device)((1,), (1,), (norm.words, *given, from_norm))  # type: ignore[union-attr]  # checked above
-                rounded.append(from_norm)
-            addresses = launch.rows_of(columns, [dense[i] for i in members], [outputs[i] for i in members], _address)
-            sizes = [dense[i]["p"].size for i in members]
-            rows = rows_of_table(len(columns), len(split.rounded_on_host) + 1)
-            for part in launch.launches(addresses, sizes, rows, CHUNK):
-                _launch(_function(source, UPDATE, device), part.chunks, (_by_value(part.table), *rounded))
-    if not in_place:
-        return outputs
-    for original, written in zip(parameters, dense, strict=True):
-        for name in names:
-            if written[name] is not original[name]:
-                original[name][...] = written[name]
-    return [{name: arrays[name] for name in names} for arrays in parameters]
-
-
-def _scalar(value: Any) -> Any:
+def typed_scalar(value: Any) -> Any:
     """Return a scalar in the type that the kernel declares for it."""
     return (
         np.bool_(value) if isinstance(value, bool) else np.int64(value) if isinstance(value, int) else np.float64(value)
     )
 
 
-def _empty_like(cupy: Any, array: Any) -> Any:
-    with array.device:
-        return cupy.empty(array.shape, array.dtype)
+def _cupy() -> Any:
+    return importlib.import_module("cupy")
 
 
-def _dense(array: Any) -> Any:
-    if array.flags.c_contiguous:
-        return array
-    with array.device:
-        return array.copy(order="C")
-
-
-def _memory(array: Any) -> tuple[str, int, int]:
-    """Return device, first and one-past-last byte of a C-contiguous array."""
-    return str(array.device.id), _address(array), _address(array) + int(array.nbytes)
+LIBRARY: Library = _Cupy()

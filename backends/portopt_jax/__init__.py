@@ -25,7 +25,7 @@ else:
 
     def __getattr__(name: str) -> Any:
         if name == "native":
-            return importlib.import_module("portopt_jax._native").native
+            return importlib.import_module("portopt_jax._framework").native
         if name not in _OPTAX:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         try:

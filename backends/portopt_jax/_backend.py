@@ -295,7 +295,7 @@ class JaxBackend:
         known = np.array([0.0 if i in pending else inputs[n] for i, n in enumerate(names)], np.float64)
         words, step = known.view(np.uint32).reshape(-1, 2), int(inputs.get("t", 0))
         by_kernel = self._kernels.can_run()
-        results, outputs = self._compiled_update(program, by_kernel, words, pending, step, list(parameters))
+        results, outputs = self._compiled_update(program, by_kernel, words, pending, step, list(map(dict, parameters)))
         scalars.provide(outputs)
         return list(results)
 
@@ -342,7 +342,7 @@ class JaxBackend:
                 rounded[compute] = {i: self._rounded(scalars[j], compute, never) for i, j in program.rounded_scalars}
             with self._jax.enable_x64(compute == "float64" or self._jax.config.jax_enable_x64):
                 outputs = interpret(program, self.primitives(compute), arrays, rounded[compute])
-                results.append({name: self._stored(value, arrays[name]) for name, value in outputs.items()})
+                results.append({name: self.stored(value, arrays[name]) for name, value in outputs.items()})
         return results
 
     def _never(self, scalars: Sequence[Any], arrays: Arrays) -> Any:
@@ -363,7 +363,7 @@ class JaxBackend:
             rounded = self._jnp.asarray(round_scalar(float(value), compute), dtype=compute)
             return rounded if never is None else self._jnp.where(never, self._jnp.ones_like(rounded), rounded)
 
-    def _stored(self, value: Any, like: Any) -> Any:
+    def stored(self, value: Any, like: Any) -> Any:
         stored = value if value.dtype == like.dtype else self._scalars.narrowed(value, str(like.dtype))
         return self._jnp.broadcast_to(stored, like.shape)
 

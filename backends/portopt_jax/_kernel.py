@@ -22,7 +22,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from portopt._version import __version__
+from portopt import __version__
 from portopt.kernels.groups import grouped
 from portopt.kernels.host.compiler import available, compile_kernel, default_flush
 from portopt.kernels.host.source import kernel_source

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from portopt.backend import ArrayInfo
-from portopt.imports import imported
-from portopt.interchange.frameworks import Tree
+from portopt.interchange.exchange import Native, NativeArrays, Tree, expression
 from portopt.trees import Trees
 from portopt_jax._backend import backend
 
@@ -21,12 +19,11 @@ EXTRA_ARGUMENTS = ("value", "grad", "value_fn")
 """What optax's `update` may be given beside gradients, state and parameters."""
 
 
-class JaxArrays:
+class JaxArrays(NativeArrays):
     """JAX arrays, on the memory of NumPy arrays where JAX finds it aligned well enough."""
 
     name = "jax"
     trees: Trees = backend.trees
-    shares_memory = False
 
     def owns(self, leaf: object) -> bool:
         return backend.owns(leaf)
@@ -42,15 +39,11 @@ class JaxArrays:
             return jax.dlpack.from_dlpack(array, device=cpu)
         return jax.device_put(array, cpu)
 
-    def give_back(self, array: Any) -> Any:
-        # A copy: JAX may hand on one buffer as several arrays, a given one among them, and nobody may write into those.
-        return np.array(array)
+    def copy(self, array: Any) -> Any:
+        return array.copy()
 
     def why_read_only(self, array: Any) -> str | None:
         return "is a JAX array"
-
-    def assign(self, target: Any, value: Any) -> None:
-        raise TypeError("JAX arrays cannot be changed")
 
     def dtype_context(self, dtype: str) -> AbstractContextManager[Any]:
         return backend.dtype_context(dtype)
@@ -63,11 +56,10 @@ class _Structure(NamedTuple):
     definition: Any
 
 
-class OptaxNative:
+class OptaxNative(Native):
     """One gradient transformation; slots are named by their path in optax's state, such as `0.mu`."""
 
     arrays = JaxArrays()
-    updates_in_place = False
 
     def __init__(self, transformation: Any, factory: Any, arguments: dict[str, Any]) -> None:
         self.factory, self.arguments = factory, arguments
@@ -77,8 +69,7 @@ class OptaxNative:
     def describe(self) -> str:
         if self.factory is None:
             return "an optax transformation"
-        arguments = "".join(f", {name}={value!r}" for name, value in self.arguments.items())
-        return f"optax.{name_of(self.factory)}{arguments}"
+        return expression(f"optax.{name_of(self.factory)}", self.arguments)
 
     def config(self) -> dict[str, Any]:
         if self.factory is None:
@@ -116,11 +107,7 @@ class OptaxNative:
                 )
         params = tree.unflatten(leaves)
         structure = self._structure(params)
-        if set(slots) != set(structure.names):
-            raise ValueError(
-                f"state has the slots {sorted(slots)}, but {self.describe()} has {sorted(structure.names)}: start from "
-                "init(params) of this optimizer"
-            )
+        self.check_slots(slots, structure.names)
         state = self.state_of(params, slots)
         extra = {name: value for name, value in hyperparameters.items() if name in EXTRA_ARGUMENTS}
         changes = {name: value for name, value in hyperparameters.items() if name not in EXTRA_ARGUMENTS}
@@ -168,69 +155,3 @@ def name_of(factory: Any) -> str:
     return next(
         (name for name, value in named.items() if value is factory), getattr(factory, "__name__", repr(factory))
     )
-
-
-class OptaxFramework:
-    """optax."""
-
-    name = "optax"
-    install_command = 'pip install "portopt[jax,optax]"'
-    accepts = "an optax transformation, or a function of optax with its arguments"
-
-    @property
-    def vocabulary(self) -> Any:
-        return self.translator.vocabulary
-
-    @property
-    def translator(self) -> Any:
-        """What translates between optax and the dialect `optax`."""
-        return importlib.import_module("portopt_jax._translation").translator
-
-    def owns(self, thing: object) -> bool:
-        optax = imported("optax")
-        if optax is None:
-            return False
-        if isinstance(thing, optax.GradientTransformation):
-            return True
-        function = thing.func if isinstance(thing, functools.partial) else thing
-        return inspect.isfunction(function) and function.__module__.partition(".")[0] == "optax"
-
-    def version(self) -> str:
-        importlib.import_module("jax")
-        return str(importlib.import_module("optax").__version__)
-
-    def adopt(self, thing: Any, arguments: dict[str, Any]) -> OptaxNative:
-        optax = importlib.import_module("optax")
-        if isinstance(thing, optax.GradientTransformation):
-            if arguments:
-                raise TypeError(
-                    f"an optax transformation was given, which has its hyperparameters, so {', '.join(arguments)} cannot be "
-                    "given too: give the function that makes it"
-                )
-            return OptaxNative(thing, None, {})
-        made = thing(**arguments)
-        if not isinstance(made, optax.GradientTransformation):
-            raise TypeError(f"optax.{name_of(thing)} makes {type(made).__name__}, which is no gradient transformation")
-        return OptaxNative(made, thing, dict(arguments))
-
-    def from_config(self, config: Mapping[str, Any]) -> OptaxNative:
-        factory = getattr(importlib.import_module("optax"), config["optimizer"], None)
-        if not self.owns(factory):
-            raise ValueError(f"optax has no function {config['optimizer']!r}")
-        return self.adopt(factory, dict(config["arguments"]))
-
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        jitted: Callable[..., Any] = importlib.import_module("jax").jit(function)
-        return jitted
-
-    def devices(self) -> Mapping[str, str | None]:
-        return backend.devices()
-
-    def load(self, array: Any, device: str) -> Any:
-        return backend.from_numpy(array, device)
-
-    def fetch(self, array: Any) -> Any:
-        return backend.to_numpy(array)
-
-
-native = OptaxFramework()

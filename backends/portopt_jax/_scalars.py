@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, cast
 
 import jax
 import jax.extend.backend
@@ -14,10 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from portopt.arithmetic import HOST, UnknownValueError, elementary
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, SMALLEST_NORMAL, TINY_FLOAT32
-
-_Method = TypeVar("_Method", bound=Callable[..., Any])
+from portopt.arithmetic.traced import TracedArithmetic
 
 _POWER_BITS = 31
 _LARGEST_COUNT = 2**_POWER_BITS - 1
@@ -141,33 +140,35 @@ def _largest(count: Any) -> int:
     return int(np.iinfo(count.dtype).max)
 
 
-def _on_host_if_known(method: _Method) -> _Method:
-    @functools.wraps(method)
-    def operation(self: JaxArithmetic, *values: Any) -> Any:
-        if all(isinstance(value, int | float) for value in values):
-            return getattr(HOST, method.__name__)(*values)
-        return method(self, *values)
+class JaxArithmetic(TracedArithmetic):
+    """The contract on traced values: int32 (or int64) integers, float64 scalars, conditions.
 
-    return cast(_Method, operation)
-
-
-class JaxArithmetic:
-    """The contract on traced values: int32 (or int64) integers, float64 scalars, truth values.
-
-    Each method runs with x64 enabled, so that float64 exists whatever the user's setting is. What depends on Python numbers
-    alone is computed on the host.
+    Float64 operations run with x64 enabled, whatever the user's setting is.
 
     Args:
         witness: a traced scalar of any dtype, which keeps XLA from knowing the values of constants.
     """
 
+    place = "a JAX transformation"
+    remedy = ", or those of jax.numpy in place of NumPy's"
+
     def __init__(self, witness: Any) -> None:
-        self._witness = witness
+        super().__init__(jnp, witness)
 
     @functools.cached_property
     def never(self) -> Any:
         """What hides constants from XLA; see the function of this name."""
         return never(jnp.ravel(self._witness)[0].astype(jnp.float32))
+
+    def float64(self) -> AbstractContextManager[Any]:
+        return cast(AbstractContextManager[Any], jax.enable_x64(True))
+
+    def as_float64(self, value: Any) -> Any:
+        if isinstance(value, int | float):
+            return jnp.where(self.never, 1.0, jnp.asarray(float(value), jnp.float64))
+        if hasattr(value, "words"):
+            return from_words(value.words)
+        return value.astype(jnp.float64)
 
     def is_integer(self, value: Any) -> bool:
         if isinstance(value, int | float):
@@ -177,143 +178,35 @@ class JaxArithmetic:
     def is_condition(self, value: Any) -> bool:
         return isinstance(value, bool) or str(getattr(value, "dtype", "")) == "bool"
 
-    def _float(self, value: Any) -> Any:
-        """Return a float64 array; must be called with x64 enabled."""
-        if isinstance(value, int | float):
-            return jnp.where(self.never, 1.0, jnp.asarray(float(value), jnp.float64))
-        if hasattr(value, "words"):
-            return from_words(value.words)
-        return value.astype(jnp.float64)
+    def sum_of_integers(self, a: Any, b: Any) -> Any:
+        return _counted_on(a, b) if isinstance(b, int) else a + b
 
-    def _both_integers(self, a: Any, b: Any) -> bool:
-        return self.is_integer(a) and self.is_integer(b)
+    def flush(self, x: Any) -> Any:
+        return flush(x, SMALLEST_NORMAL["float64"])
 
-    @_on_host_if_known
-    def add(self, a: Any, b: Any) -> Any:
-        if self._both_integers(a, b):
-            return _counted_on(a, b) if isinstance(b, int) else a + b
-        with jax.enable_x64(True):
-            return flush(self._float(a) + self._float(b), SMALLEST_NORMAL["float64"])
+    def product(self, a: Any, b: Any) -> Any:
+        return flush_product(a, b, SMALLEST_NORMAL["float64"], 2.0**512)
 
-    @_on_host_if_known
-    def subtract(self, a: Any, b: Any) -> Any:
-        if self._both_integers(a, b):
-            return a - b
-        with jax.enable_x64(True):
-            return flush(self._float(a) - self._float(b), SMALLEST_NORMAL["float64"])
+    def quotient(self, a: Any, b: Any) -> Any:
+        return flush_quotient(a, hidden_divisor(a, constant_at_zero(b)), SMALLEST_NORMAL["float64"], 2.0**512)
 
-    @_on_host_if_known
-    def multiply(self, a: Any, b: Any) -> Any:
-        if self._both_integers(a, b):
-            return a * b
-        with jax.enable_x64(True):
-            return flush_product(self._float(a), self._float(b), SMALLEST_NORMAL["float64"], 2.0**512)
+    def root(self, x: Any) -> Any:
+        return jnp.sqrt(constant_at_zero(x))
 
-    @_on_host_if_known
-    def divide(self, a: Any, b: Any) -> Any:
-        with jax.enable_x64(True):
-            a, b = self._float(a), self._float(b)
-            return flush_quotient(a, hidden_divisor(a, constant_at_zero(b)), SMALLEST_NORMAL["float64"], 2.0**512)
+    def power_by_squaring(self, base: Any, exponent: Any) -> Any:
+        result, magnitude = self.as_float64(1.0), step_number(jnp.abs(exponent))
 
-    @_on_host_if_known
-    def floor_divide(self, a: Any, b: Any) -> Any:
-        return jnp.floor_divide(a, b) if self._both_integers(a, b) else self.floor(self.divide(a, b))
+        def square_and_multiply(bit: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            result, base = carry
+            taken = (magnitude >> bit) & 1 == 1
+            return jnp.where(taken, self.multiply(result, base), result), self.multiply(base, base)
 
-    @_on_host_if_known
-    def negative(self, a: Any) -> Any:
-        if self.is_integer(a):
-            return -a
-        with jax.enable_x64(True):
-            return -self._float(a)
-
-    @_on_host_if_known
-    def sqrt(self, a: Any) -> Any:
-        with jax.enable_x64(True):
-            return flush(jnp.sqrt(constant_at_zero(self._float(a))), SMALLEST_NORMAL["float64"])
-
-    @_on_host_if_known
-    def floor(self, a: Any) -> Any:
-        with jax.enable_x64(True):
-            return jnp.floor(self._float(a))
-
-    def _compare(self, comparison: Any, a: Any, b: Any) -> Any:
-        if self._both_integers(a, b):
-            return comparison(a, b)
-        with jax.enable_x64(True):
-            return comparison(self._float(a), self._float(b))
-
-    @_on_host_if_known
-    def less(self, a: Any, b: Any) -> Any:
-        return self._compare(jnp.less, a, b)
-
-    @_on_host_if_known
-    def less_equal(self, a: Any, b: Any) -> Any:
-        return self._compare(jnp.less_equal, a, b)
-
-    @_on_host_if_known
-    def equal(self, a: Any, b: Any) -> Any:
-        return self._compare(jnp.equal, a, b)
-
-    @_on_host_if_known
-    def where(self, condition: Any, a: Any, b: Any) -> Any:
-        if self._both_integers(a, b):
-            return jnp.where(condition, a, b)
-        with jax.enable_x64(True):
-            return jnp.where(condition, self._float(a), self._float(b))
-
-    @_on_host_if_known
-    def integer_power(self, base: Any, exponent: Any) -> Any:
-        with jax.enable_x64(True):
-            base, result = self._float(base), self._float(1.0)
-            if isinstance(exponent, int):
-                remaining = abs(exponent)
-                while remaining:
-                    if remaining & 1:
-                        result = self.multiply(result, base)
-                    base = self.multiply(base, base)
-                    remaining >>= 1
-                return self.divide(1.0, result) if exponent < 0 else result
-            magnitude = step_number(jnp.abs(exponent))
-
-            def square_and_multiply(bit: Any, carry: tuple[Any, Any]) -> tuple[Any, Any]:
-                result, base = carry
-                taken = (magnitude >> bit) & 1 == 1
-                return jnp.where(taken, self.multiply(result, base), result), self.multiply(base, base)
-
-            # What goes into the loop must have the type of what comes out, so it depends on all that the loop reads: it has
-            # the shape of both and, inside shard_map, differs between devices wherever one of them does.
-            hidden = self.never | (magnitude != magnitude)
-            start = (jnp.where(hidden, base, result), jnp.where(hidden, result, base))
-            result, _ = lax.fori_loop(0, _POWER_BITS, square_and_multiply, start)
-            return jnp.where(exponent < 0, self.divide(1.0, result), result)
-
-    @_on_host_if_known
-    def power(self, base: Any, exponent: Any) -> Any:
-        return elementary.power(self, base, exponent)
-
-    @_on_host_if_known
-    def exp(self, a: Any) -> Any:
-        return elementary.exp(self, a)
-
-    @_on_host_if_known
-    def log(self, a: Any) -> Any:
-        return elementary.log(self, a)
-
-    @_on_host_if_known
-    def cos(self, a: Any) -> Any:
-        return elementary.cos(self, a)
-
-    @_on_host_if_known
-    def to_float(self, a: Any) -> Any:
-        with jax.enable_x64(True):
-            return flush(self._float(a), SMALLEST_NORMAL["float64"])
-
-    def concrete(self, value: Any) -> NoReturn:
-        raise UnknownValueError(
-            "a schedule asked for the value of the step inside a JAX transformation, where it is not known yet: use the "
-            "functions of portopt.scalars (where, minimum, maximum, floor, exp, cos) in place of `if`, int(), float() and math, "
-            "or those of jax.numpy in place of NumPy's"
-        )
+        # What goes into the loop must have the type of what comes out, so it depends on all that the loop reads: it has
+        # the shape of both and, inside shard_map, differs between devices wherever one of them does.
+        hidden = self.never | (magnitude != magnitude)
+        start = (jnp.where(hidden, base, result), jnp.where(hidden, result, base))
+        result, _ = lax.fori_loop(0, _POWER_BITS, square_and_multiply, start)
+        return jnp.where(exponent < 0, self.divide(1.0, result), result)
 
 
 def flush_product(a: Any, b: Any, smallest_normal: float, scale: float) -> Any:

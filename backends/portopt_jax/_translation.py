@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from portopt.interchange.correspondence import Correspondence, Vocabulary
+from portopt.interchange.frameworks import Translator
 from portopt.interchange.native import NativeOptimizer
-from portopt.optimizer import Optimizer, OptimizerState
+from portopt.optimizer import Optimizer
+from portopt.state import OptimizerState
 from portopt.trees import Trees
 from portopt_jax._backend import backend
 from portopt_jax._native import OptaxNative, name_of
@@ -23,9 +25,10 @@ VOCABULARY = Vocabulary(
 )
 
 
-class OptaxTranslator:
+class OptaxTranslator(Translator):
     """Functions of optax with their arguments, and the states of what they make."""
 
+    library = "optax"
     vocabulary = VOCABULARY
     trees: Trees = backend.trees
 
@@ -62,17 +65,15 @@ class OptaxTranslator:
         jnp = importlib.import_module("jax.numpy")
         factory, arguments = self.vocabulary.call(correspondence, arguments)
         native = OptaxNative(factory(**arguments), factory, arguments)
+        definition = self.trees.flatten(params)[1]
+        slots = self.native_slots(correspondence, optimizer, state, definition)
         started: dict[str, Any] = {}
-        for name, slot in NativeOptimizer(factory, **arguments).init(params).slots.items():
-            target = correspondence.slots.get(name.rpartition(".")[2])
-            if target == "step":
-                started[name] = jnp.asarray(state.step, slot.dtype)
-            elif target is not None and target.lstrip("-") in optimizer.slots:
-                leaves, definition = self.trees.flatten(state.slots[target.lstrip("-")])
-                changed = [-x for x in leaves] if target.startswith("-") else leaves
-                started[name] = self.trees.unflatten(definition, changed)
+        for name, first in NativeOptimizer(factory, **arguments).init(params).slots.items():
+            value = slots.get(name.rpartition(".")[2])
+            if isinstance(value, list):
+                started[name] = self.trees.unflatten(definition, value)
             else:
-                started[name] = slot
+                started[name] = first if value is None else jnp.asarray(value, first.dtype)
         return native.transformation, native.state_of(params, started)
 
 
@@ -92,6 +93,3 @@ def _opaque() -> ValueError:
         "an optax transformation does not know its hyperparameters, so it cannot be translated: give the function and its "
         "arguments, as in from_native(NativeOptimizer(optax.adam, learning_rate=0.1), state)"
     )
-
-
-translator = OptaxTranslator()

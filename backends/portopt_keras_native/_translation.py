@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.interchange.correspondence import Correspondence, Vocabulary
-from portopt.optimizer import Optimizer, OptimizerState
+from portopt.interchange.variables import Bound, VariablesTranslator
+from portopt.optimizer import Optimizer
+from portopt.state import OptimizerState
 from portopt.trees import Trees
 from portopt_keras_native._native import KerasNative, backend_arrays
 
@@ -20,27 +22,18 @@ VOCABULARY = Vocabulary(
 )
 
 
-class KerasTranslator:
+class KerasTranslator(VariablesTranslator):
     """Optimizers of Keras 3, which hold their state once they are built."""
 
+    library = "Keras"
     vocabulary = VOCABULARY
 
     @property
     def trees(self) -> Trees:
         return backend_arrays().trees
 
-    def defaults(self, correspondence: Correspondence) -> Mapping[str, Any]:
-        defaults: Mapping[str, Any] = self.vocabulary.find(correspondence.name)().get_config()
-        return defaults
-
     def arguments(self, native: KerasNative) -> tuple[str, Mapping[str, Any]]:
         return native.cls.__name__, native.arguments
-
-    def own_state(self, native: Any, state: Any, params: Any) -> OptimizerState:
-        raise TypeError(
-            f"the state of a NativeOptimizer of Keras is the OptimizerState that its init or apply returned, but "
-            f"{type(state).__name__} was given"
-        )
 
     def capture(self, native: Any, params: Any) -> tuple[str, Mapping[str, Any], OptimizerState, Any]:
         name = type(native).__name__
@@ -54,9 +47,9 @@ class KerasTranslator:
                 f"params must have the {len(own)} variables of the optimizer, or their values, as its leaves, but it has "
                 f"{sum(i >= 0 for i in order)} of them among {len(leaves)}"
             )
-        bound = KerasNative(native).bind([v.value for v in own])
+        bound = KerasNative(native).bind([v.value for v in own], {})
         positions = {id(v): i for i, v in enumerate(bound.optimizer.variables)}
-        copied = [_copy(v.value) for v in native.variables]
+        copied = [backend_arrays().copy(v.value) for v in native.variables]
         slots = {slot: copied[positions[id(v)]] for slot, v in bound.scalars.items()}
         for slot, variables in bound.per_parameter.items():
             values = [None if v is None else copied[positions[id(v)]] for v in variables]
@@ -83,36 +76,9 @@ class KerasTranslator:
         factory, arguments = self.vocabulary.call(correspondence, arguments)
         native = factory(**arguments)
         native.build(variables)
-        bound = KerasNative(native).bind([v.value for v in variables])
+        bound = KerasNative(native).bind([v.value for v in variables], {})
         own = {id(theirs): ours for theirs, ours in zip(bound.optimizer.variables, native.variables, strict=True)}
-        for slot, variable in bound.scalars.items():
-            ours = correspondence.slots[slot]
-            own[id(variable)].assign(state.step if ours == "step" else _number(state.slots[ours]))
-        for slot, slot_variables in bound.per_parameter.items():
-            values, found = self.trees.flatten(state.slots[correspondence.slots[slot]])
-            if found != definition:
-                raise ValueError(
-                    f"params must have the structure of the slots, but it is {definition}, and theirs {found}"
-                )
-            for variable, value in zip(slot_variables, values, strict=True):
-                own[id(variable)].assign(value)
+        scalars = {name: own[id(v)] for name, v in bound.scalars.items()}
+        slots = {name: [own[id(v)] for v in slot] for name, slot in bound.per_parameter.items()}
+        self.load(Bound(native, variables, slots, scalars), correspondence, optimizer, state, definition)
         return native
-
-
-def _copy(value: Any) -> Any:
-    name = backend_arrays().name
-    if name == "torch":
-        return value.detach().clone()
-    if name == "tensorflow":
-        return importlib.import_module("tensorflow").identity(value)
-    return value.copy()
-
-
-def _number(value: Any) -> float:
-    name = backend_arrays().name
-    if name == "jax":
-        return float(importlib.import_module("portopt_jax").backend.scalar(value))
-    return float(value)
-
-
-translator = KerasTranslator()

@@ -18,11 +18,13 @@ from portopt.backend import (
     Arrays,
     MemoryRange,
     Mode,
+    described,
     is_interpreted,
 )
 from portopt.interrupts import finish
-from portopt.kernels.host import compiler, kernel, norm, watch
-from portopt.kernels.plan import make_plan
+from portopt.kernels.host import compiler, kernel, norm, trial
+from portopt.kernels.host.plan import make_plan
+from portopt.kernels.host.readers import NUMPY_READER
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 
@@ -47,7 +49,7 @@ class NumpyBackend(ArrayAPIBackend):
     def devices(self) -> Mapping[str, str | None]:
         return {"cpu": None}
 
-    def _has_dtype(self, name: str) -> bool:
+    def has_dtype(self, name: str) -> bool:
         return name != "bfloat16" or importlib.util.find_spec("ml_dtypes") is not None
 
     def dtype(self, name: str) -> Any:
@@ -72,7 +74,7 @@ class NumpyBackend(ArrayAPIBackend):
             raise ValueError(f"numpy has no device {device!r}; it has cpu")
         return np.array(array, copy=True)
 
-    def _stored(self, value: Any, like: Any) -> Any:
+    def stored(self, value: Any, like: Any) -> Any:
         return np.array(np.broadcast_to(value, like.shape), dtype=like.dtype, copy=True)
 
     def update(
@@ -80,7 +82,7 @@ class NumpyBackend(ArrayAPIBackend):
     ) -> list[dict[str, Any]]:
         if not isinstance(scalars, StepScalars) or is_interpreted() or not compiler.available():
             return super().update(program, scalars, parameters, in_place=in_place)
-        dtypes = [{name: _dtype_name(array.dtype) for name, array in arrays.items()} for arrays in parameters]
+        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
         names = tuple(program.array_outputs)
         outputs = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
         kernel.update(program, scalars, dtypes, parameters, outputs)
@@ -90,8 +92,8 @@ class NumpyBackend(ArrayAPIBackend):
         ordinary = all(type(a) is np.ndarray and a.flags.c_contiguous for arrays in parameters for a in arrays.values())
         if not compiler.available() or is_interpreted() or not ordinary or not _watch_works():
             return None
-        dtypes = [{name: _dtype_name(array.dtype) for name, array in arrays.items()} for arrays in parameters]
-        return make_plan(self, program, trees, parameters, dtypes, watch.NUMPY_READER)
+        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
+        return make_plan(self, program, trees, parameters, dtypes, NUMPY_READER)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         if is_interpreted() or not compiler.available():
@@ -135,7 +137,7 @@ def _watch_works() -> bool:
             np.zeros((4, 3), np.float32).T,
         ]
 
-    return watch.works(watch.NUMPY_READER, np.copy, wrong)
+    return trial.works(NUMPY_READER, np.copy, wrong)
 
 
 def _overlaps_itself(array: Any) -> bool:

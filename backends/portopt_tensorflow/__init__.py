@@ -12,7 +12,7 @@ recognize(backend)
 
 def __getattr__(name: str) -> object:
     if name == "native":
-        from portopt_tensorflow._native import native
+        from portopt_tensorflow._framework import native
 
         return native
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

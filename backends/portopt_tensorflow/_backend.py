@@ -55,7 +55,7 @@ class TensorFlowBackend(ArrayAPIBackend):
     def devices(self) -> Mapping[str, str | None]:
         return dict.fromkeys(_short_name(device.name) for device in self._tf.config.list_logical_devices())
 
-    def _has_dtype(self, name: str) -> bool:
+    def has_dtype(self, name: str) -> bool:
         return True
 
     def dtype(self, name: str) -> Any:
@@ -154,8 +154,10 @@ class TensorFlowBackend(ArrayAPIBackend):
         tf = self._tf
         return tf.bitcast(tf.bitwise.left_shift(exponent + 1023, tf.constant(52, tf.int64)), tf.float64)
 
-    def _rounded(self, program: Program, scalars: Sequence[Any], compute_dtype: str, like: Any) -> dict[int, Any]:
-        rounded = super()._rounded(program, scalars, compute_dtype, like)
+    def rounded_scalars(
+        self, program: Program, scalars: Sequence[Any], compute_dtype: str, like: Any
+    ) -> dict[int, Any]:
+        rounded = super().rounded_scalars(program, scalars, compute_dtype, like)
         if not self._is_symbolic(like):
             return rounded
         arithmetic: Any = getattr(scalars, "arithmetic", HOST)
@@ -176,7 +178,7 @@ class TensorFlowBackend(ArrayAPIBackend):
             round_scalar(float(value), compute_dtype), dtype=self.dtype(compute_dtype), device=self._device(like)
         )
 
-    def _stored(self, value: Any, like: Any) -> Any:
+    def stored(self, value: Any, like: Any) -> Any:
         return self._tf.cast(self._tf.broadcast_to(value, like.shape), like.dtype)
 
     def assign(self, target: Any, value: Any) -> None:

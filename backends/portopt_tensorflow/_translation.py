@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.interchange.correspondence import Correspondence, Vocabulary
-from portopt.optimizer import Optimizer, OptimizerState
+from portopt.interchange.variables import VariablesTranslator
+from portopt.optimizer import Optimizer
+from portopt.state import OptimizerState
 from portopt.trees import STANDARD_TREES, Trees
-from portopt_tensorflow._native import TensorFlowNative, create_slots
+from portopt_tensorflow._native import TensorFlowNative, bound_to
 
 KERAS_2 = Vocabulary(
     namespace="tf_keras.optimizers.legacy",
@@ -28,25 +30,16 @@ VERSION_1 = Vocabulary(
 )
 
 
-class TensorFlowTranslator:
+class TensorFlowTranslator(VariablesTranslator):
     """Optimizers of `tf_keras.optimizers.legacy`, whose slots are found through the variables."""
 
+    library = "TensorFlow"
     vocabulary = KERAS_2
     trees: Trees = STANDARD_TREES
-
-    def defaults(self, correspondence: Correspondence) -> Mapping[str, Any]:
-        defaults: Mapping[str, Any] = self.vocabulary.find(correspondence.name)().get_config()
-        return defaults
 
     def arguments(self, native: TensorFlowNative) -> tuple[str, Mapping[str, Any]]:
         config = native.config()
         return config["optimizer"].removeprefix("tf_keras.optimizers.legacy."), config["arguments"]
-
-    def own_state(self, native: Any, state: Any, params: Any) -> OptimizerState:
-        raise TypeError(
-            f"the state of a NativeOptimizer of TensorFlow is the OptimizerState that its init or apply returned, but "
-            f"{type(state).__name__} was given"
-        )
 
     def capture(self, native: Any, params: Any) -> tuple[str, Mapping[str, Any], OptimizerState, Any]:
         legacy = importlib.import_module("tf_keras").optimizers.legacy.Optimizer
@@ -59,9 +52,9 @@ class TensorFlowTranslator:
             raise ValueError(f"{type(native).__name__} finds its slots through the variables: give them as params")
         tf = importlib.import_module("tensorflow")
         leaves, definition = self.trees.flatten(params)
-        per_parameter, scalars = create_slots(native, leaves)
-        slots = {name: tf.identity(variable) for name, variable in scalars.items()}
-        for name, variables in per_parameter.items():
+        bound = bound_to(native, leaves)
+        slots = {name: tf.identity(variable) for name, variable in bound.scalars.items()}
+        for name, variables in bound.per_parameter.items():
             slots[name] = self.trees.unflatten(definition, [tf.identity(v) for v in variables])
         return type(native).__name__, native.get_config(), OptimizerState(0, slots), params
 
@@ -76,19 +69,5 @@ class TensorFlowTranslator:
         leaves, definition = self.trees.flatten(params)
         factory, arguments = self.vocabulary.call(correspondence, arguments)
         native = factory(**arguments)
-        per_parameter, scalars = create_slots(native, leaves)
-        for name, variable in scalars.items():
-            ours = correspondence.slots[name]
-            variable.assign(state.step if ours == "step" else float(state.slots[ours]))
-        for name, variables in per_parameter.items():
-            values, found = self.trees.flatten(state.slots[correspondence.slots[name]])
-            if found != definition:
-                raise ValueError(
-                    f"params must have the structure of the slots, but it is {definition}, and theirs {found}"
-                )
-            for variable, value in zip(variables, values, strict=True):
-                variable.assign(value)
+        self.load(bound_to(native, leaves), correspondence, optimizer, state, definition)
         return native
-
-
-translator = TensorFlowTranslator()

@@ -6,7 +6,7 @@ from portopt_torch._backend import TorchBackend as TorchBackend
 from portopt_torch._backend import backend as backend
 
 if TYPE_CHECKING:
-    from portopt_torch._conversion import from_torch as from_torch
+    from portopt_torch._from_torch import from_torch as from_torch
     from portopt_torch._optimizer import TorchOptimizer as TorchOptimizer
 
 
@@ -17,11 +17,11 @@ def __getattr__(name: str) -> Any:
 
         return TorchOptimizer
     if name == "from_torch":
-        from portopt_torch._conversion import from_torch
+        from portopt_torch._from_torch import from_torch
 
         return from_torch
     if name == "native":
-        from portopt_torch._native import native
+        from portopt_torch._framework import native
 
         return native
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,17 +17,20 @@ from portopt.backend import (
     ArrayAPIBackend,
     ArrayInfo,
     Arrays,
+    Leaf,
     MemoryRange,
     Mode,
+    described,
     is_interpreted,
 )
 from portopt.imports import imported
 from portopt.interrupts import finish
+from portopt.kernels import launch
 from portopt.kernels.cuda.graphs import capture_error
-from portopt.kernels.host import compiler, kernel, norm, watch
+from portopt.kernels.host import compiler, kernel, norm, readers, trial
 from portopt.kernels.host.memory import use_huge_pages
+from portopt.kernels.host.plan import make_plan
 from portopt.kernels.norm_dependence import GradientNorm
-from portopt.kernels.plan import make_plan
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 from portopt.program.primitives import Primitives
@@ -123,7 +126,7 @@ class TorchBackend(ArrayAPIBackend):
         stack.enter_context(self._torch.no_grad())
         return stack
 
-    def _stored(self, value: Any, like: Any) -> Any:
+    def stored(self, value: Any, like: Any) -> Any:
         return value.broadcast_to(like.shape).to(like.dtype, copy=True).contiguous()
 
     def update(
@@ -131,13 +134,16 @@ class TorchBackend(ArrayAPIBackend):
     ) -> list[dict[str, Any]]:
         self.refuse_capture(arrays["p"] for arrays in parameters)
         # The imaginary part of a conjugate is a view that torch negates when it is read.
-        detached = [{name: tensor.detach().resolve_neg() for name, tensor in arrays.items()} for arrays in parameters]
+        detached = [
+            Leaf({name: tensor.detach().resolve_neg() for name, tensor in leaf.items()}, leaf.infos)
+            for leaf in described(self, parameters)
+        ]
         results: list[dict[str, Any]] | None = None
         if isinstance(scalars, StepScalars) and not is_interpreted():
             if compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in detached):
                 results = self._update_on_host(program, scalars, detached, in_place=in_place)
             elif all(self._runs_triton(arrays["p"]) for arrays in detached):
-                results = self._triton.update(program, scalars, detached, in_place=in_place)
+                results = launch.update(self._triton.LIBRARY, program, scalars, detached, in_place=in_place)
                 if in_place and results is not None:
                     written = [tensor for outputs in results for tensor in outputs.values()]
                     self._torch.autograd.graph.increment_version(written)
@@ -173,7 +179,7 @@ class TorchBackend(ArrayAPIBackend):
     ) -> list[dict[str, Any]]:
         """Run the fused kernel on the tensors' own memory."""
         names = tuple(program.array_outputs)
-        dtypes = [{name: self.dtype_name(tensor) for name, tensor in arrays.items()} for arrays in parameters]
+        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
         inputs = [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
         if in_place:
             written = [arrays[name] for arrays in parameters for name in names]
@@ -193,7 +199,7 @@ class TorchBackend(ArrayAPIBackend):
         )
         if not compiler.available() or is_interpreted() or not ordinary or (reader := _reader()) is None:
             return None
-        dtypes = [{name: self.dtype_name(tensor) for name, tensor in arrays.items()} for arrays in parameters]
+        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
         return make_plan(self, program, trees, parameters, dtypes, reader, _increment_version())
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
@@ -201,7 +207,7 @@ class TorchBackend(ArrayAPIBackend):
         detached = [g.detach().resolve_neg() for g in gradients]
         compute = super().gradient_norm
         if not is_interpreted() and all(map(self._runs_triton, detached)):
-            on_device = self._triton.gradient_norm(detached, lambda: compute(detached))
+            on_device = launch.gradient_norm(self._triton.LIBRARY, detached, lambda: compute(detached))
             if on_device is not None:
                 return on_device
         if not is_interpreted() and compiler.available() and all(g.is_cpu for g in detached):
@@ -248,14 +254,14 @@ def _increment_version() -> Any:
 
 
 @functools.cache
-def _reader() -> watch.ArrayReader | None:
+def _reader() -> readers.ArrayReader | None:
     """Return how the compiled look reads tensors; None where torch (before 2.10) has no DLPack exchange API."""
     torch = sys.modules["torch"]
     memory = importlib.import_module("portopt_torch._layout")
     layout = memory.find_layout()
     if layout is None:
         return None
-    reader = watch.dlpack_reader(torch.Tensor, backend.dtype_name, lambda tensor: int(tensor.data_ptr()), layout)
+    reader = readers.dlpack_reader(torch.Tensor, backend.dtype_name, lambda tensor: int(tensor.data_ptr()), layout)
     if reader is None:
         return None
 
@@ -275,7 +281,7 @@ def _reader() -> watch.ArrayReader | None:
             torch.zeros(3, 4, device="meta"),
         ]
 
-    return reader if memory.elsewhere(lambda: watch.works(reader, torch.tensor, wrong)) else None
+    return reader if memory.elsewhere(lambda: trial.works(reader, torch.tensor, wrong)) else None
 
 
 @functools.cache

@@ -1,13 +1,12 @@
-"""`torch.optim` optimizers as `TorchOptimizer` and back, with groups, state and schedulers; and the former's state_dicts."""
+"""Between `torch.optim` and `TorchOptimizer`: groups, states, state_dicts and schedulers of the one as the other has them."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,90 +14,25 @@ from portopt import Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.interchange.configuration import known_rules
 from portopt.interchange.correspondence import Correspondence
-from portopt.interchange.translation import corresponding, exact_correspondences
+from portopt.interchange.translation import exact_correspondences
 from portopt.schedules import is_schedule
 from portopt_torch._backend import backend
-from portopt_torch._groups import hyperparameter_names
+from portopt_torch._groups import GroupHyperparameters, hyperparameter_names
 from portopt_torch._saved_state import finished_steps
-from portopt_torch._translation import VOCABULARY, name_of
-
-if TYPE_CHECKING:
-    from portopt_torch._optimizer import TorchOptimizer
+from portopt_torch._translation import VOCABULARY
 
 
-def from_torch(
-    optimizer: torch.optim.Optimizer,
-    *,
-    schedulers: Iterable[Any] | None = None,
-    slot_dtype: str | None = None,
-) -> TorchOptimizer:
-    """Return a `TorchOptimizer` that goes on where an optimizer of `torch.optim` is.
-
-    It has the same parameters, in the same groups with the same hyperparameters and labels, a copy of the state, and the formula:
-    a rule in the dialect `torch`. Hooks are not taken over. The given optimizer stays as it is, and must not be stepped any more.
+def to_torch(
+    optimizer: torch.optim.Optimizer, rule: Optimizer, reader: GroupHyperparameters, schedulers: Iterable[Any] | None
+) -> torch.optim.Optimizer:
+    """Return the optimizer of `torch.optim` that goes on where a `TorchOptimizer` is; see `TorchOptimizer.to_torch`.
 
     Args:
-        optimizer: an optimizer of `torch.optim` whose rule portopt has: SGD, RMSprop, Adagrad, Adadelta, Adam, AdamW, Adamax or
-            NAdam.
-        schedulers: the schedulers of `torch.optim.lr_scheduler` that set values of `optimizer`: they set those of the new one
-            from now on, going on where they are. None: there are none; if the groups show that there was one, a warning says so.
-        slot_dtype: dtype of the slots, see `portopt.Optimizer.init`.
-
-    Raises:
-        ValueError: the optimizer, or something in a group, has no counterpart; it is named. Or a scheduler is not of `optimizer`.
-        TypeError: `optimizer` is none of `torch.optim`.
-
-    Example:
-        >>> import torch, portopt_torch
-        >>> w = torch.nn.Parameter(torch.ones(2))
-        >>> native = torch.optim.AdamW([w], lr=0.1)
-        >>> w.grad = torch.ones(2)
-        >>> native.step()
-        >>> optimizer = portopt_torch.from_torch(native)
-        >>> type(optimizer.rule).__name__, optimizer.state[w]["step"], optimizer.state[w]["m"]
-        ('Adam', 1, tensor([0.1000, 0.1000]))
+        optimizer: the `TorchOptimizer`.
+        rule: its rule.
+        reader: reads its groups.
+        schedulers: those that set its values.
     """
-    from portopt_torch._optimizer import TorchOptimizer
-
-    if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, TorchOptimizer):  # type: ignore[redundant-expr]  # callers may be untyped
-        raise TypeError(f"from_torch takes an optimizer of torch.optim, but {type(optimizer).__name__} was given")
-    name = type(optimizer).__name__
-    correspondence = corresponding(
-        VOCABULARY, name_of(type(optimizer)), f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
-    )
-    attached = _schedulers_of(schedulers or (), optimizer)
-    if schedulers is None and any("initial_lr" in group for group in optimizer.param_groups):
-        warnings.warn(
-            f"a scheduler has set the learning rate of this {name}, but it still sets that of the optimizer that was given: give "
-            "from_torch(optimizer, schedulers=[...]), or schedulers=() if there is none any more",
-            UserWarning,
-            stacklevel=2,
-        )
-    known = set(correspondence.hyperparameters.values())
-    own = {n: v for n, v in own_group(correspondence, optimizer.defaults).items() if n in known}
-    rate = own.pop("learning_rate")
-    rule = correspondence.optimizer(own)
-    groups: list[dict[str, Any]] = []
-    for group in optimizer.param_groups:
-        own = own_group(correspondence, group)
-        if isinstance(own["learning_rate"], torch.Tensor):
-            own["learning_rate"] = own["learning_rate"].detach().clone()
-        groups.append({**correspondence.fixed, **own, "params": list(group["params"])})
-    converted = TorchOptimizer(groups, rule, lr=rate, slot_dtype=slot_dtype)
-    for i, group in enumerate(optimizer.param_groups):
-        for j, p in enumerate(group["params"]):
-            if optimizer.state.get(p):
-                entry = own_state(
-                    correspondence, optimizer.state[p], p, slot_dtype, f"the state of parameter {j} of group {i}"
-                )
-                converted.state[p] = entry
-    _attach(attached, optimizer, converted)
-    return converted
-
-
-def to_torch(optimizer: TorchOptimizer, schedulers: Iterable[Any] | None) -> torch.optim.Optimizer:
-    """Return the optimizer of `torch.optim` that goes on where `optimizer` is; see `TorchOptimizer.to_torch`."""
-    rule, reader = optimizer.rule, optimizer._hyperparameters
     resolved = [reader.resolved(i, group) for i, group in enumerate(optimizer.param_groups)]
     possible = exact_correspondences(VOCABULARY, VOCABULARY.namespace, rule)
     fitting = (c for c in possible if all(c.fits({n: getattr(one.rule, n) for n in c.fixed}) for one in resolved))
@@ -109,7 +43,7 @@ def to_torch(optimizer: TorchOptimizer, schedulers: Iterable[Any] | None) -> tor
             f"torch.optim.{name} has no counterpart of the schedule {rule.learning_rate!r}: give the optimizer a number, and use "
             "a scheduler of torch.optim.lr_scheduler"
         )
-    attached = _schedulers_of(schedulers or (), optimizer)
+    attached = schedulers_of(schedulers or (), optimizer)
     groups = []
     for i, (group, one) in enumerate(zip(optimizer.param_groups, resolved, strict=True)):
         for clipping in ("clipnorm", "clipvalue"):
@@ -128,7 +62,7 @@ def to_torch(optimizer: TorchOptimizer, schedulers: Iterable[Any] | None) -> tor
     for p, entry in optimizer.state.items():
         if entry["step"]:
             native.state[p] = _native_state(correspondence, entry, p)
-    _attach(attached, optimizer, native)
+    attach(attached, optimizer, native)
     return native
 
 
@@ -258,7 +192,7 @@ def _arguments(correspondence: Correspondence, value: Callable[[str], Any]) -> d
     return {name: argument for name, argument in arguments.items() if name in inspect.signature(cls).parameters}
 
 
-def _schedulers_of(schedulers: Iterable[Any], optimizer: torch.optim.Optimizer) -> list[Any]:
+def schedulers_of(schedulers: Iterable[Any], optimizer: torch.optim.Optimizer) -> list[Any]:
     """Return schedulers and those that they are made of, after checking that they are of an optimizer."""
     found: list[Any] = []
     for scheduler in schedulers:
@@ -266,11 +200,11 @@ def _schedulers_of(schedulers: Iterable[Any], optimizer: torch.optim.Optimizer) 
             raise ValueError(
                 f"schedulers must be schedulers of the {type(optimizer).__name__} that is converted, but {scheduler!r:.80} is not"
             )
-        found += [scheduler, *_schedulers_of(getattr(scheduler, "_schedulers", ()), optimizer)]
+        found += [scheduler, *schedulers_of(getattr(scheduler, "_schedulers", ()), optimizer)]
     return found
 
 
-def _attach(schedulers: Sequence[Any], before: Any, optimizer: Any) -> None:
+def attach(schedulers: Sequence[Any], before: Any, optimizer: Any) -> None:
     """Let schedulers set the values of another optimizer, as if they had been made for it."""
     if not schedulers:
         return

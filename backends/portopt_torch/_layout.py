@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from portopt.kernels.host.watch import Layout
+from portopt.kernels.host.readers import Layout
 
 _Result = TypeVar("_Result")
 _WORDS_OF_OBJECT, _WORDS_OF_TENSOR, _WORDS_OF_STORAGE = 4, 26, 8

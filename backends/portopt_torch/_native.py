@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from portopt.backend import ArrayInfo
-from portopt.imports import imported
-from portopt.interchange.frameworks import Tree
+from portopt.interchange.exchange import Native, NativeArrays, Tree, expression
 from portopt.trees import Trees
 from portopt_torch._backend import backend
 
 
-class TorchArrays:
+class TorchArrays(NativeArrays):
     """Tensors, on the memory of NumPy arrays where they are given instead."""
 
     name = "torch"
@@ -48,17 +45,17 @@ class TorchArrays:
             return array.view(torch.int16).numpy().view(importlib.import_module("ml_dtypes").bfloat16)
         return array.numpy()
 
+    def copy(self, array: Any) -> Any:
+        return array.detach().clone()
+
     def why_read_only(self, array: Any) -> str | None:
         return backend.why_read_only(array)
 
     def assign(self, target: Any, value: Any) -> None:
         target.detach().copy_(value)
 
-    def dtype_context(self, dtype: str) -> AbstractContextManager[Any]:
-        return contextlib.nullcontext()
 
-
-class TorchNative:
+class TorchNative(Native):
     """One class of `torch.optim` with its arguments; each step constructs it anew on the tensors of the step."""
 
     arrays = TorchArrays()
@@ -76,12 +73,11 @@ class TorchNative:
         self._known = set(cls([torch.zeros(1, 1)], **arguments).defaults)
 
     def describe(self) -> str:
-        arguments = "".join(f", {name}={value!r}" for name, value in self.arguments.items())
-        return f"{_path(self.cls)}{arguments}"
+        return expression(path_of(self.cls), self.arguments)
 
     def config(self) -> dict[str, Any]:
         if getattr(importlib.import_module("torch").optim, self.cls.__name__, None) != self.cls:
-            raise ValueError(f"{_path(self.cls)} is no class of torch.optim, so a config cannot name it")
+            raise ValueError(f"{path_of(self.cls)} is no class of torch.optim, so a config cannot name it")
         return {"optimizer": self.cls.__name__, "arguments": {k: _plain(v) for k, v in self.arguments.items()}}
 
     def init(self, tree: Tree, leaves: list[Any]) -> dict[str, Any]:
@@ -101,7 +97,7 @@ class TorchNative:
         unknown = set(hyperparameters) - self._known
         if unknown:
             raise TypeError(
-                f"{_path(self.cls)} has no hyperparameter {min(unknown)!r}; allowed are {', '.join(sorted(self._known))}"
+                f"{path_of(self.cls)} has no hyperparameter {min(unknown)!r}; allowed are {', '.join(sorted(self._known))}"
             )
 
         def own(value: Any) -> Any:
@@ -142,7 +138,8 @@ class TorchNative:
         return {name: tree.unflatten([state.get(name) for state in states]) for name in names}
 
 
-def _path(cls: Any) -> str:
+def path_of(cls: Any) -> str:
+    """Return how users of torch write a class."""
     own = getattr(importlib.import_module("torch").optim, cls.__name__, None) is cls
     return f"torch.optim.{cls.__name__}" if own else f"{cls.__module__}.{cls.__qualname__}"
 
@@ -151,63 +148,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     return value.item() if hasattr(value, "item") else value
-
-
-class TorchFramework:
-    """`torch.optim`."""
-
-    name = "torch"
-    install_command = backend.install_command
-    accepts = "a class of torch.optim with its arguments, or an instance"
-
-    @property
-    def vocabulary(self) -> Any:
-        return self.translator.vocabulary
-
-    @property
-    def translator(self) -> Any:
-        """What translates between `torch.optim` and the dialect `torch`."""
-        return importlib.import_module("portopt_torch._translation").translator
-
-    def owns(self, thing: object) -> bool:
-        torch = imported("torch")
-        if torch is None:
-            return False
-        return isinstance(thing, torch.optim.Optimizer) or (
-            isinstance(thing, type) and issubclass(thing, torch.optim.Optimizer)
-        )
-
-    def version(self) -> str:
-        return backend.version()
-
-    def adopt(self, thing: Any, arguments: dict[str, Any]) -> TorchNative:
-        if isinstance(thing, type):
-            return TorchNative(thing, dict(arguments))
-        if arguments:
-            raise TypeError(
-                f"{_path(type(thing))} was given as an instance, which has its hyperparameters, so {', '.join(arguments)} cannot "
-                "be given too: give the class"
-            )
-        return TorchNative(type(thing), hyperparameters_of(thing))
-
-    def from_config(self, config: Mapping[str, Any]) -> TorchNative:
-        torch = importlib.import_module("torch")
-        cls = getattr(torch.optim, config["optimizer"], None)
-        if not self.owns(cls):
-            raise ValueError(f"torch.optim has no optimizer {config['optimizer']!r}")
-        return TorchNative(cls, {k: tuple(v) if isinstance(v, list) else v for k, v in config["arguments"].items()})
-
-    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        return function
-
-    def devices(self) -> Mapping[str, str | None]:
-        return backend.devices()
-
-    def load(self, array: Any, device: str) -> Any:
-        return backend.from_numpy(array, device)
-
-    def fetch(self, array: Any) -> Any:
-        return backend.to_numpy(array)
 
 
 def hyperparameters_of(optimizer: Any) -> dict[str, Any]:
@@ -227,6 +167,3 @@ def hyperparameters_of(optimizer: Any) -> dict[str, Any]:
                 "for each group"
             )
     return groups[0]
-
-
-native = TorchFramework()

@@ -204,7 +204,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             >>> type(optimizer.to_torch()).__name__
             'AdamW'
         """
-        return to_torch(self, schedulers)
+        return to_torch(self, self.rule, self._hyperparameters, schedulers)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` returned, exactly: slots keep their dtype. The tensors are copied.
@@ -262,9 +262,9 @@ def _move(work: Sequence[tuple[Batch, Sequence[Any], Mapping[str, Any]]], norm: 
 def _sealed(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(optimizer, TorchOptimizer)
     if is_native(state_dict):
-        state_dict = own_state_dict(optimizer.rule, state_dict, optimizer.param_groups, optimizer._slot_dtype)
-    saved_groups = [optimizer._hyperparameters.renamed(group) for group in state_dict["param_groups"]]
-    rules = map(optimizer._hyperparameters.rule_of, saved_groups)
+        state_dict = own_state_dict(optimizer.rule, state_dict, optimizer.param_groups, optimizer._slot_dtype)  # noqa: SLF001  # of this module
+    saved_groups = [optimizer._hyperparameters.renamed(group) for group in state_dict["param_groups"]]  # noqa: SLF001  # of this module
+    rules = map(optimizer._hyperparameters.rule_of, saved_groups)  # noqa: SLF001  # of this module
     owners = {
         k: (rule, p)
         for own, saved, rule in zip(optimizer.param_groups, saved_groups, rules, strict=False)

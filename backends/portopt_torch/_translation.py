@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.interchange.correspondence import Correspondence, Vocabulary
-from portopt.optimizer import Optimizer, OptimizerState
+from portopt.interchange.frameworks import Translator
+from portopt.optimizer import Optimizer
+from portopt.state import OptimizerState
 from portopt.trees import Trees
 from portopt_torch._backend import backend
 from portopt_torch._native import TorchNative, hyperparameters_of
@@ -21,9 +23,10 @@ VOCABULARY = Vocabulary(
 )
 
 
-class TorchTranslator:
+class TorchTranslator(Translator):
     """Optimizers of `torch.optim`, which hold their parameters and state."""
 
+    library = "torch"
     vocabulary = VOCABULARY
     trees: Trees = backend.trees
 
@@ -35,12 +38,6 @@ class TorchTranslator:
         torch = importlib.import_module("torch")
         cls, arguments = native.cls, native.arguments
         return name_of(cls), _flat(hyperparameters_of(cls([torch.zeros(1, 1)], **arguments)))
-
-    def own_state(self, native: Any, state: Any, params: Any) -> OptimizerState:
-        raise TypeError(
-            f"the state of a NativeOptimizer of torch is the OptimizerState that its init or apply returned, but "
-            f"{type(state).__name__} was given"
-        )
 
     def capture(self, native: Any, params: Any) -> tuple[str, Mapping[str, Any], OptimizerState, Any]:
         own = [p for group in native.param_groups for p in group["params"]]
@@ -76,29 +73,16 @@ class TorchTranslator:
         state: OptimizerState,
         params: Any,
     ) -> Any:
-        torch = importlib.import_module("torch")
         leaves, definition = self.trees.flatten(params)
         factory, merged = self.vocabulary.call(correspondence, arguments)
         native = factory(leaves, **merged)
-        finished = int(state.step)
-        if not finished:
+        if not int(state.step):
             return native
+        slots = self.native_slots(correspondence, optimizer, state, definition)
         for i, leaf in enumerate(leaves):
-            own: dict[str, Any] = {}
-            for theirs, ours in correspondence.slots.items():
-                if ours == "step":
-                    own[theirs] = torch.tensor(float(finished), dtype=torch.get_default_dtype())
-                elif ours in optimizer.scalar_slots:
-                    value = backend.scalar(state.slots[ours])
-                    own[theirs] = torch.tensor(value, dtype=torch.get_default_dtype())
-                elif ours in optimizer.slots:
-                    slot, found = self.trees.flatten(state.slots[ours])
-                    if found != definition:
-                        raise ValueError(
-                            f"params must have the structure of the slots, but it is {definition}, and theirs {found}"
-                        )
-                    own[theirs] = _copy(slot[i])
-            native.state[leaf] = own
+            native.state[leaf] = {
+                name: _copy(value[i]) if isinstance(value, list) else _scalar(value) for name, value in slots.items()
+            }
         return native
 
 
@@ -112,6 +96,11 @@ def _copy(value: Any) -> Any:
     return value.detach().clone() if hasattr(value, "detach") else value
 
 
+def _scalar(value: Any) -> Any:
+    torch = importlib.import_module("torch")
+    return torch.tensor(float(value), dtype=torch.get_default_dtype())
+
+
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments with the learning rate as a number and the betas apart."""
     flat = {name: value.item() if hasattr(value, "item") else value for name, value in arguments.items()}
@@ -119,6 +108,3 @@ def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
         for i, beta in enumerate(flat.pop("betas")):
             flat[f"betas.{i}"] = float(beta)
     return flat
-
-
-translator = TorchTranslator()

@@ -1,4 +1,4 @@
-"""Fused steps on torch tensors on a GPU: Triton, all parameters of a dtype in one launch, the host never waiting."""
+"""Fused steps on torch tensors on a GPU: Triton, all parameters of a dtype in one launch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import importlib
 import importlib.util
 import linecache
+import operator
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -15,19 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from portopt.arithmetic.dtypes import round_scalar
-from portopt.kernels import groups, launch
-from portopt.kernels.norm_dependence import GradientNorm, norm_dependence
-from portopt.kernels.triton.norm import LARGEST_GRADIENT, SUM_SQUARES, norm_source
-from portopt.kernels.triton.source import CHUNK, SCALARS_OF_NORM, UPDATE, WARPS, triton_source
+from portopt.kernels.key import KernelKey
+from portopt.kernels.launch import Library, chunk_starts
+from portopt.kernels.names import SCALARS_OF_NORM
+from portopt.kernels.norm_dependence import GradientNorm
+from portopt.kernels.triton.norm import norm_source
+from portopt.kernels.triton.source import CHUNK, WARPS, triton_source
 from portopt.program import Program
-from portopt.program.interpreter import StepScalars
-from portopt.program.reductions import rounding_constants
 
 OPTIONS: Mapping[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": False}
 """Triton's options: one rounding per operation."""
-
-Arrays = Mapping[str, Any]
 
 
 @functools.cache
@@ -52,7 +50,7 @@ def load_module(source: str) -> ModuleType:
 
 
 @functools.lru_cache(maxsize=512)
-def _source(program: Program, key: Any) -> str:
+def _source(program: Program, key: KernelKey) -> str:
     return triton_source(program, key)
 
 
@@ -73,7 +71,7 @@ class _Layout:
     """
 
     def __init__(self, sizes: tuple[int, ...], device: Any) -> None:
-        self.starts = launch.chunk_starts(sizes, CHUNK)
+        self.starts = chunk_starts(sizes, CHUNK)
         rows = np.repeat(np.arange(len(sizes), dtype=np.int32), np.diff(self.starts))
         self._rows = _upload(rows, device)
         self._stream = self._uploaded = None
@@ -96,140 +94,75 @@ _layout = functools.lru_cache(maxsize=32)(_Layout)
 """Sizes rarely change."""
 
 
-def _launch(
-    kernel: Any, addresses: Sequence[Sequence[int]], sizes: Sequence[int], device: Any, *arguments: Any
-) -> None:
-    """Run a kernel on all chunks of parameters with these addresses and sizes."""
-    layout = _layout(tuple(sizes), device)
-    starts = layout.starts
-    if not starts[-1]:
-        return
-    table = np.column_stack([starts[:-1], np.asarray(sizes, np.int64), np.asarray(addresses, np.uint64).view(np.int64)])
-    kernel[(int(starts[-1]),)](
-        _upload(np.ascontiguousarray(table), device), layout.rows(), *arguments, CHUNK=CHUNK, **OPTIONS
-    )
+class _Torch:
+    """Torch as `portopt.kernels.launch` asks for it."""
 
+    device = operator.attrgetter("device")
+    size = operator.methodcaller("numel")
+    address = operator.methodcaller("data_ptr")
+    dense = operator.methodcaller("contiguous")
+    copied = operator.methodcaller("clone")
 
-def _on(device: Any) -> Any:
-    return _torch().cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    def dtype(self, tensor: Any) -> str:
+        return str(tensor.dtype).rpartition(".")[2]
 
+    def memory(self, tensor: Any) -> tuple[str, int, int]:
+        start = int(tensor.data_ptr())
+        return str(tensor.device), start, start + tensor.numel() * tensor.element_size()
 
-def _dtype(tensor: Any) -> str:
-    return str(tensor.dtype).rpartition(".")[2]
+    def empty_like(self, tensor: Any) -> Any:
+        return _torch().empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
+    def assign(self, target: Any, value: Any) -> None:
+        target.copy_(value)
 
-def _address(tensor: Any) -> int:
-    return int(tensor.data_ptr())
+    def on(self, device: Any) -> contextlib.AbstractContextManager[Any]:
+        return _torch().cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
+    def module(self, program: Program, key: KernelKey) -> ModuleType:
+        return load_module(_source(program, key))
 
-def gradient_norm(gradients: Sequence[Any], compute: Callable[[], float]) -> Any:
-    """Return the norm of all gradients, left on their device; None unless they are all on one.
+    def norm_module(self, dtype: str) -> ModuleType:
+        return load_module(norm_source(dtype))
 
-    Args:
-        gradients: detached tensors of any dtypes.
-        compute: returns the same norm as a Python float.
-    """
-    torch = _torch()
-    if len({g.device for g in gradients}) != 1:
-        return None
-    device = gradients[0].device
-    with _on(device):
-        norm = GradientNorm(torch.zeros(4, dtype=torch.int64, device=device), compute)
-        constants = _upload(np.asarray(rounding_constants(sum(g.numel() for g in gradients))), device)
-        dense = [g.contiguous() for g in gradients]
-        reductions = [
-            (
-                load_module(norm_source(dtype)),
-                [[_address(dense[i])] for i in members],
-                [dense[i].numel() for i in members],
-            )
-            for dtype, members in groups.positions([_dtype(g) for g in dense]).items()
-        ]
-        for module, addresses, sizes in reductions:
-            _launch(getattr(module, LARGEST_GRADIENT), addresses, sizes, device, largest(norm))
-        for module, addresses, sizes in reductions:
-            _launch(getattr(module, SUM_SQUARES), addresses, sizes, device, constants, largest(norm), sums(norm))
-    return norm
-
-
-def largest(norm: GradientNorm) -> Any:
-    """Return the bits of max |g| as float64."""
-    return norm.words[:1]
-
-
-def sums(norm: GradientNorm) -> Any:
-    """Return the three exact sums, float64."""
-    return norm.words[1:].view(_torch().float64)
-
-
-def update(
-    program: Program, scalars: StepScalars, parameters: Sequence[Arrays], *, in_place: bool
-) -> list[dict[str, Any]] | None:
-    """Do a step by fused kernels; None if the norm of the gradients is not on the parameters' device.
-
-    Args:
-        program: what to run.
-        scalars: the step's scalars; those of the state are put into it if the norm is on the device.
-        parameters: the arrays of each parameter, detached.
-        in_place: write the results into the given arrays.
-    """
-    torch = _torch()
-    norm = scalars.inputs.get("gradient_norm")
-    split = norm_dependence(program)
-    if split.rounded_on_device and (
-        not isinstance(norm, GradientNorm)
-        or any(split.needs_norm(i) for i in split.program.scalar_outputs.values())
-        or any(arrays["p"].device != norm.words.device for arrays in parameters)
-    ):
-        return None
-    values = split.host_scalars(scalars.inputs)
-    if split.rounded_on_device:
-        scalars.provide(split.state_scalars(scalars.inputs))
-    names = tuple(program.array_outputs)
-    dense = [{name: tensor.contiguous() for name, tensor in arrays.items()} for arrays in parameters]
-    outputs = dense
-    if in_place:
-        for i in launch.overwritten(dense, program, _memory):
-            dense[i]["g"] = dense[i]["g"].clone()
-    else:
-        outputs = [
-            {n: torch.empty(arrays[n].shape, dtype=arrays[n].dtype, device=arrays[n].device) for n in names}
-            for arrays in parameters
-        ]
-    kinds = groups.grouped(
-        program,
-        ({name: _dtype(tensor) for name, tensor in arrays.items()} for arrays in dense),
-        in_place=in_place,
-        flush="where",
-        devices=(arrays["p"].device for arrays in dense),
-    )
-    for key, device, members in kinds:
-        module = load_module(_source(program, key))
-        real = key.compute_dtype
+    def arguments(self, values: Sequence[float], dtype: str, device: Any) -> list[Any]:
         # At least one element: an address is needed even if nothing is read.
-        rounded = [round_scalar(float(values[j]), real) for _, j in split.rounded_on_host] or [0.0]
-        with _on(device):
-            arguments = [_upload(np.asarray(rounded, real), device)]
-            if isinstance(norm, GradientNorm) and split.rounded_on_device:
-                given = _upload(np.asarray([values[i] for i in split.given] or [0.0], np.float64), device)
-                from_norm = torch.empty(len(split.rounded_on_device), dtype=getattr(torch, real), device=device)
-                one = {**OPTIONS, "num_warps": 1}
-                getattr(module, SCALARS_OF_NORM)[(1,)](largest(norm), sums(norm), given, from_norm, **one)
-                arguments.append(from_norm)
-            addresses = launch.rows_of(
-                key.columns(program), [dense[i] for i in members], [outputs[i] for i in members], _address
-            )
-            _launch(getattr(module, UPDATE), addresses, [dense[i]["p"].numel() for i in members], device, *arguments)
-    if not in_place:
-        return outputs
-    for original, written in zip(parameters, dense, strict=True):
-        for name in names:
-            if written[name].data_ptr() != original[name].data_ptr():
-                original[name].copy_(written[name])
-    return [{name: arrays[name] for name in names} for arrays in parameters]
+        return [_upload(np.asarray(values or [0.0], dtype), device)]
+
+    def tables(
+        self, module: ModuleType, addresses: Sequence[Sequence[int]], sizes: Sequence[int]
+    ) -> list[tuple[Sequence[Sequence[int]], Sequence[int]]]:
+        return [(addresses, sizes)]
+
+    def launch(self, module: ModuleType, kernel: str, table: Any, arguments: Sequence[Any], device: Any) -> None:
+        addresses, sizes = table
+        layout = _layout(tuple(sizes), device)
+        starts = layout.starts
+        if not starts[-1]:
+            return
+        columns = [starts[:-1], np.asarray(sizes, np.int64), np.asarray(addresses, np.uint64).view(np.int64)]
+        table = _upload(np.ascontiguousarray(np.column_stack(columns)), device)
+        getattr(module, kernel)[(int(starts[-1]),)](table, layout.rows(), *arguments, CHUNK=CHUNK, **OPTIONS)
+
+    def scalars_of_norm(
+        self, module: ModuleType, norm: GradientNorm, given: Sequence[Any], count: int, dtype: str, device: Any
+    ) -> Any:
+        torch = _torch()
+        (values,) = self.arguments(given, "float64", device)
+        results = torch.empty(count, dtype=getattr(torch, dtype), device=device)
+        one = {**OPTIONS, "num_warps": 1}
+        getattr(module, SCALARS_OF_NORM)[(1,)](*self.sums(norm), values, results, **one)
+        return results
+
+    def new_norm(self, device: Any, compute: Callable[[], float]) -> GradientNorm:
+        torch = _torch()
+        return GradientNorm(torch.zeros(4, dtype=torch.int64, device=device), compute)
+
+    def largest(self, norm: GradientNorm) -> list[Any]:
+        return [norm.words[:1]]
+
+    def sums(self, norm: GradientNorm) -> list[Any]:
+        return [norm.words[:1], norm.words[1:].view(_torch().float64)]
 
 
-def _memory(tensor: Any) -> tuple[str, int, int]:
-    """Return device, first and one-past-last byte of a contiguous tensor."""
-    start = _address(tensor)
-    return str(tensor.device), start, start + tensor.numel() * tensor.element_size()
+LIBRARY: Library = _Torch()

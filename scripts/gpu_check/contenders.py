@@ -14,13 +14,13 @@ import portopt
 from gpu_check.measuring import Step
 from gpu_check.options import Options
 from gpu_check.targets import torch_device
+from portopt_tools.bench.contenders import PEERS, counterpart, why_not_compared
 
 Shapes = Sequence[tuple[int, ...]]
 _HAND_WRITTEN_ADAM = """
     const float gg = g; m = m + (1 - b1) * (gg - m); v = b2 * v + (1 - b2) * gg * gg;
     p = p - lr * m / (sqrtf(v) * c + eps);
 """
-_TORCH_NAMES = {"Nadam": "NAdam"}
 
 
 class Contender(NamedTuple):
@@ -35,8 +35,8 @@ def contenders(options: Options, rule: str, optimizer: portopt.Optimizer, shapes
     if "torch" in options.backends:
         yield Contender("portopt torch", lambda: (_torch_step(options, optimizer, shapes), None))
         yield Contender("portopt TorchOptimizer", lambda: (_adapter(options, optimizer, shapes), None))
-        for kind in ("foreach", "fused"):
-            make = functools.partial(_native, options, rule, shapes, kind)
+        for kind in ("foreach", "fused") if _compared("torch", optimizer) else ():
+            make = functools.partial(_native, options, optimizer, shapes, kind)
             yield Contender(f"torch.optim {kind}", lambda make=make: (make(), None))  # type: ignore[misc]  # a default argument
     if "cupy" in options.backends and options.on_gpu:
         yield Contender("portopt cupy", lambda: (_cupy_step(optimizer, shapes), None))
@@ -44,7 +44,12 @@ def contenders(options: Options, rule: str, optimizer: portopt.Optimizer, shapes
             yield Contender("cupy ElementwiseKernel", lambda: (_elementwise(shapes), None))
     if "jax" in options.backends:
         yield Contender("portopt jax jit", lambda: _jax_step(options, optimizer, shapes))
-        yield Contender("optax jit", lambda: _optax_step(options, rule, shapes))
+        if _compared("optax", optimizer):
+            yield Contender("optax jit", lambda: _optax_step(options, optimizer, shapes))
+
+
+def _compared(peer: str, optimizer: portopt.Optimizer) -> bool:
+    return why_not_compared(PEERS[peer], optimizer) is None
 
 
 def _tensors(options: Options, shapes: Shapes) -> list[Any]:
@@ -81,11 +86,9 @@ def _adapter(options: Options, optimizer: portopt.Optimizer, shapes: Shapes) -> 
     return step
 
 
-def _native(options: Options, rule: str, shapes: Shapes, kind: str) -> Step:
-    optim = importlib.import_module("torch").optim
-    settings = {"lr": 0.01, "momentum": 0.9} if rule == "SGD" else {}
-    optimizer = getattr(optim, _TORCH_NAMES.get(rule, rule))(_parameters(options, shapes), **settings, **{kind: True})
-    step: Step = optimizer.step
+def _native(options: Options, optimizer: portopt.Optimizer, shapes: Shapes, kind: str) -> Step:
+    found = counterpart(PEERS["torch"], optimizer)
+    step: Step = found.factory(_parameters(options, shapes), **found.arguments, **{kind: True}).step
     return step
 
 
@@ -140,10 +143,9 @@ def _jax_step(options: Options, optimizer: portopt.Optimizer, shapes: Shapes) ->
     return _jitted(lambda p, g, s: optimizer.apply(p, g, s), params, gradients, optimizer.init(params))
 
 
-def _optax_step(options: Options, rule: str, shapes: Shapes) -> tuple[Step, Callable[[], object]]:
-    optax = importlib.import_module("optax")
-    settings = {"SGD": {"learning_rate": 0.01, "momentum": 0.9}}.get(rule, {"learning_rate": 1e-3})
-    made = getattr(optax, rule.lower())(**settings)
+def _optax_step(options: Options, optimizer: portopt.Optimizer, shapes: Shapes) -> tuple[Step, Callable[[], object]]:
+    optax, found = importlib.import_module("optax"), counterpart(PEERS["optax"], optimizer)
+    made = found.factory(**found.arguments)
     params, gradients = _jax_arrays(options, shapes)
 
     def update(p: Any, g: Any, s: Any) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from gpu_check.measuring import kernels_of, measure
 from gpu_check.options import Options
 from gpu_check.targets import synchronize, torch_device
 from gpu_check.workers import Keep, failure, last_line, run_worker
+from portopt_tools.bench import cases
 from portopt_tools.bench.shapes import SHAPE_SETS
 
 _SHARE = 0.36
@@ -54,16 +55,12 @@ def _shape_sets(options: Options) -> dict[str, Shapes]:
     return {"one-10M": [(10_000_000,)], "one-100M": [(100_000_000,)], "1000x256": [(256,)] * 1000, **models}
 
 
-def _rules() -> dict[str, portopt.Optimizer]:
-    return {rule.__name__: rule(0.01, momentum=0.9) if rule is portopt.SGD else rule() for rule in portopt.RULES}
-
-
 def work(options: Options, argument: Mapping[str, Any], keep: Keep) -> None:
     """Time until time is up: Adam on all shapes, then the other rules on the largest array."""
     start = time.monotonic()
     rows: list[dict[str, Any]] = []
     result: dict[str, Any] = {"rows": rows, "copy_gb_s": _copy_rate(options)}
-    sets, rules = _shape_sets(options), _rules()
+    sets, rules = _shape_sets(options), {case.rule: case.optimizer for case in cases.built_in()}
     largest = "one-10K" if options.small else "one-100M"
     plan = [("Adam", name) for name in sets] + [(rule, largest) for rule in rules if rule != "Adam"]
     for rule, name in plan:

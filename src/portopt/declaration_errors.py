@@ -62,6 +62,18 @@ def check_declarations(
     )
 
 
+def own_constructor(owner: type) -> TypeError:
+    """Return the error for a class with a constructor of its own."""
+    definer = next(base for base in owner.__mro__ if "__init__" in vars(base))
+    where = "its own" if definer is owner else f"that of {definer.__name__}"
+    return TypeError(
+        f"{owner.__name__} has an __init__, {where}, but an optimizer is made anew from its hyperparameters: by configs, by "
+        "replace, and for the values of one step. Declare each argument in the body of the class, as in "
+        "gamma: float = portopt.hyperparameter(default=0.9, at_least=0, below=1), or portopt.option(default=False) for a flag; "
+        "check those that must fit together in check_combination(self), and compute what follows from them in a property"
+    )
+
+
 def _check_name(owner: type, name: str) -> None:
     for base in owner.__mro__[1:]:
         inherited = vars(base).get(name)

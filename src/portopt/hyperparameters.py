@@ -324,7 +324,17 @@ def hyperparameter(
 
 
 def option(*, default: bool | PerDialect, kw_only: bool = True) -> Any:
-    """Declare a flag, fixed at construction, in the body of an `Optimizer` subclass."""
+    """Declare a flag, fixed at construction, in the body of an `Optimizer` subclass.
+
+    Raises:
+        TypeError: a default is neither True nor False.
+    """
+    for value in dict(default.defaults).values() if isinstance(default, PerDialect) else (default,):
+        if not isinstance(value, bool):
+            raise TypeError(
+                f"the default of an option must be True or False, but {value!r} was given; declare a number as "
+                "portopt.hyperparameter(default=...)"
+            )
     return Hyperparameter(default, None, kw_only)
 
 

@@ -11,7 +11,7 @@ from portopt.trees import STANDARD_TREES, TreeDefinition, explain_difference
 
 
 class Leaves(NamedTuple):
-    """The leaves of a tree of parameters; `infos` describes each that is an array."""
+    """The leaves of a tree; `infos` describes each that is an array."""
 
     backend: Backend
     definition: TreeDefinition
@@ -36,9 +36,13 @@ def leaves_of(params: Any) -> Leaves:
         if leaf is None:
             infos.append(None)
             continue
-        if not backend.owns(leaf):
+        # Arrays of one type are of one library, which is how its backend is found.
+        if type(leaf) is not type(first) and not backend.owns(leaf):
             raise _foreign(backend, f"params{backend.trees.paths(params)[i]}", leaf, "params")
-        info = _describe(backend, leaf, lambda i=i: f"params{backend.trees.paths(params)[i]}")  # type: ignore[misc]  # binds i
+        try:
+            info = backend.describe(leaf)
+        except TypeError as error:
+            raise TypeError(f"params{backend.trees.paths(params)[i]}: {error}") from None
         if info.dtype not in COMPUTE_DTYPE:
             raise TypeError(
                 f"params{backend.trees.paths(params)[i]} has dtype {info.dtype}; parameters must be of dtype "
@@ -91,41 +95,63 @@ def _leaves_like(found: Leaves, params: Any, tree: Any, name: str) -> list[Any]:
     return leaves
 
 
-def check_gradients(found: Leaves, params: Any, gradients: Sequence[Any]) -> None:
-    """Raise an error if a gradient does not fit its parameter."""
-    backend = found.backend
-    for i, (p, info, g) in enumerate(zip(found.arrays, found.infos, gradients, strict=True)):
-        if g is None:
-            continue
+def check_gradients(found: Leaves, params: Any, gradients: Sequence[Any]) -> list[ArrayInfo | None]:
+    """Return what each gradient is; raise an error if one does not fit its parameter."""
 
-        def at(name: str, i: int = i) -> str:
-            return f"{name}{backend.trees.paths(params)[i]}"
+    def misfit(i: int, gradient: Any) -> Exception:
+        at = found.backend.trees.paths(params)[i]
+        if found.arrays[i] is None:
+            return ValueError(f"params{at} is None, so grads{at} must be None too, but it is {type(gradient).__name__}")
+        return _foreign(found.backend, f"grads{at}", gradient, f"params{at}")
 
-        if p is None or info is None:
-            raise ValueError(f"{at('params')} is None, so {at('grads')} must be None too, but it is {type(g).__name__}")
-        if not backend.owns(g):
-            raise _foreign(backend, at("grads"), g, at("params"))
-        _check_same(backend, info, g, at, "grads", "gradients", gradient_dtypes)
+    return _infos_like(found, params, gradients, "grads", "gradients", gradient_dtypes, misfit)
 
 
-def check_slots(found: Leaves, params: Any, slots: Mapping[str, Sequence[Any]]) -> None:
-    """Raise an error if a slot does not fit its parameter."""
-    backend = found.backend
+def check_slots(found: Leaves, params: Any, slots: Mapping[str, Sequence[Any]]) -> dict[str, list[ArrayInfo | None]]:
+    """Return what each array of each slot is; raise an error if one does not fit its parameter."""
+    described = {}
     for slot, arrays in slots.items():
-        here = f"state.slots[{slot!r}]"
-        for i, (p, info, s) in enumerate(zip(found.arrays, found.infos, arrays, strict=True)):
-            if p is None and s is None:
-                continue
+        name = f"state.slots[{slot!r}]"
 
-            def at(name: str, i: int = i) -> str:
-                return f"{name}{backend.trees.paths(params)[i]}"
+        def misfit(i: int, array: Any, name: str = name) -> Exception:
+            at = found.backend.trees.paths(params)[i]
+            return TypeError(
+                f"{name}{at} is {type(array).__name__}, but params{at} is {type(found.arrays[i]).__name__} of "
+                f"{found.backend.name}: start from init(params), or convert the state to the parameters' library"
+            )
 
-            if info is None or s is None or not backend.owns(s):
-                raise TypeError(
-                    f"{at(here)} is {type(s).__name__}, but {at('params')} is {type(p).__name__} of {backend.name}: "
-                    "start from init(params), or convert the state to the parameters' library"
-                )
-            _check_same(backend, info, s, at, here, "slots", slot_dtypes)
+        described[slot] = _infos_like(found, params, arrays, name, "slots", slot_dtypes, misfit)
+    return described
+
+
+def _infos_like(
+    found: Leaves,
+    params: Any,
+    arrays: Sequence[Any],
+    name: str,
+    what_they_are: str,
+    allowed_dtypes: Callable[[str], tuple[str, ...]],
+    misfit: Callable[[int, Any], Exception],
+) -> list[ArrayInfo | None]:
+    """Return what each array that goes with a parameter is, None for a missing gradient; raise an error if one does not fit."""
+    backend = found.backend
+    infos: list[ArrayInfo | None] = []
+    for i, (parameter, expected, array) in enumerate(zip(found.arrays, found.infos, arrays, strict=True)):
+        if array is None and (parameter is None or allowed_dtypes is gradient_dtypes):
+            infos.append(None)
+            continue
+        owned = array is not None and (type(array) is type(parameter) or backend.owns(array))
+        if expected is None or not owned:
+            raise misfit(i, array)
+        try:
+            info = backend.describe(array)
+        except TypeError as error:
+            raise TypeError(f"{name}{backend.trees.paths(params)[i]}: {error}") from None
+        if info != expected:
+            allowed = allowed_dtypes(expected.dtype)
+            _check_agreement(expected, info, what_they_are, allowed, name, lambda i=i: backend.trees.paths(params)[i])  # type: ignore[misc]  # binds i
+        infos.append(info)
+    return infos
 
 
 def check_slot_dtype(found: Leaves, params: Any, slot_dtype: str) -> None:
@@ -138,35 +164,25 @@ def check_slot_dtype(found: Leaves, params: Any, slot_dtype: str) -> None:
             )
 
 
-def _check_same(
-    backend: Backend,
+def _check_agreement(
     expected: ArrayInfo,
-    other: Any,
-    at: Callable[[str], str],
-    name: str,
+    found: ArrayInfo,
     what_it_is: str,
-    allowed_dtypes: Callable[[str], tuple[str, ...]],
+    allowed_dtypes: Sequence[str],
+    name: str,
+    path: Callable[[], str],
 ) -> None:
-    found = _describe(backend, other, lambda: at(name))
-    if found == expected:
-        return
-    for what in ("shape", "dtype", "device"):
-        left, right = getattr(expected, what), getattr(found, what)
+    """Raise an error if an array is not as its parameter wants it; a device that is not known yet agrees with any."""
+    for what, left, right in zip(ArrayInfo._fields, expected, found, strict=True):
+        wanted = left
         if what == "dtype":
-            if right in allowed_dtypes(left):
+            if right in allowed_dtypes:
                 continue
-            left = f"{left}, whose {what_it_is} are {' or '.join(allowed_dtypes(left))}"
+            wanted = f"{left}, whose {what_it_is} are {' or '.join(allowed_dtypes)}"
         elif left == right or left is None or right is None:
             continue
         error = TypeError if what == "dtype" else ValueError
-        raise error(f"{at(name)} has {what} {right}, but {at('params')} has {what} {left}; they must agree")
-
-
-def _describe(backend: Backend, array: Any, path: Callable[[], str]) -> ArrayInfo:
-    try:
-        return backend.describe(array)
-    except TypeError as error:
-        raise TypeError(f"{path()}: {error}") from None
+        raise error(f"{name}{path()} has {what} {right}, but params{path()} has {what} {wanted}; they must agree")
 
 
 def _no_array(path: str, leaf: object) -> TypeError:

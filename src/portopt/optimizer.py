@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 from portopt import keras_weights, step
 from portopt.backend import Backend
 from portopt.counterparts import Counterpart
-from portopt.declaration_errors import check_slots
+from portopt.declaration_errors import check_slots, own_constructor
 from portopt.declarations import Declarations, Declares, Fields, OfClassOrInstance
 from portopt.hyperparameters import GRADIENT_NORM, Hyperparameter, alias, hyperparameter
 from portopt.program import Program
@@ -77,10 +77,11 @@ class Optimizer(Declares):
 
     @classmethod
     def _declare(cls) -> None:
+        if cls.__init__ is not Optimizer.__init__:
+            raise own_constructor(cls)
         cls._declarations = Declarations(cls)
         cls._fields = cls._declarations.default
-        if "__init__" not in vars(cls):
-            cls.__signature__ = cls._declarations.signature()  # type: ignore[attr-defined]  # what inspect looks for
+        cls.__signature__ = cls._declarations.signature()  # type: ignore[attr-defined]  # what inspect looks for
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         owner = type(self).__name__
@@ -485,4 +486,4 @@ class Optimizer(Declares):
 _NO_VALUES = frozenset({"_cache", "_fields"})
 """Attributes of an optimizer that are no part of its value."""
 
-Optimizer._declare()
+Optimizer._declare()  # noqa: SLF001  # of this module

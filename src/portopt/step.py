@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, round_scalar
-from portopt.backend import Backend
+from portopt.backend import Backend, Leaf
 from portopt.hyperparameters import GRADIENT_NORM
 from portopt.leaves import Leaves, check_gradients, check_slot_dtype, check_slots, gradients_of, leaves_of, slots_of
 from portopt.program import Program
@@ -27,7 +27,7 @@ class _Arguments(NamedTuple):
     slots: dict[str, list[Any]]
     overrides: dict[str, Any]
     moving: list[int]
-    parameters: list[dict[str, Any]]
+    parameters: list[Leaf]
 
 
 def first_state(rule: Rule, params: Any, slot_dtype: str | None) -> OptimizerState:
@@ -126,9 +126,10 @@ def step_scalars(
         gradient_norm: returns the norm of all gradients together; called if the program uses it.
     """
     given: dict[str, Any] = {name: state.slots[name] for name in rule.scalar_slots}
-    if program.uses_gradient_norm:
+    names = program.scalar_inputs
+    if GRADIENT_NORM in names:
         given[GRADIENT_NORM] = overrides[GRADIENT_NORM] if GRADIENT_NORM in overrides else gradient_norm()
-    for name in program.scalar_inputs:
+    for name in names:
         if name not in given and name != "t":
             given[name] = overrides[name] if name in overrides else getattr(rule, name)
     schedule = given.get("learning_rate")
@@ -157,12 +158,14 @@ def _check_arguments(
     found = leaves_of(params)
     gradients = gradients_of(found, params, grads)
     slots = _slots(rule, found, params, state)
-    check_gradients(found, params, gradients)
-    check_slots(found, params, slots)
+    trees = {"p": found.arrays, "g": gradients, **slots}
+    infos = {"p": found.infos, "g": check_gradients(found, params, gradients), **check_slots(found, params, slots)}
     overrides = rule.check_overrides(overrides)
-    leaves = found.arrays
-    moving = [i for i, g in enumerate(gradients) if g is not None and leaves[i] is not None]
-    parameters = [{"p": leaves[i], "g": gradients[i], **{n: slots[n][i] for n in slots}} for i in moving]
+    moving = [i for i, g in enumerate(gradients) if g is not None]
+    parameters = []
+    for arrays, described in zip(zip(*trees.values(), strict=True), zip(*infos.values(), strict=True), strict=True):
+        if arrays[1] is not None:  # the gradient
+            parameters.append(Leaf(zip(trees, arrays, strict=True), zip(trees, described, strict=True)))
     if in_place:
         backend = found.backend
         backend.check_in_place(parameters, lambda i: backend.trees.paths(params)[moving[i]])
@@ -178,7 +181,7 @@ def _plan_next_step(
     backend: Backend,
     program: Program,
     trees: tuple[Any, Any, OptimizerState],
-    parameters: list[dict[str, Any]],
+    parameters: list[Leaf],
 ) -> None:
     """Let the backend prepare the next step on the same arrays, once a second step on them shows that there is a loop."""
     arrays = [tuple(map(id, named.values())) for named in parameters]

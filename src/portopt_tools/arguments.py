@@ -1,8 +1,9 @@
-"""Types of arguments that several tools have."""
+"""Arguments that several tools have, and their types."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def positive(text: str) -> int:
@@ -23,3 +24,13 @@ def _integer(text: str, at_least: int) -> int:
     if value < at_least:
         raise argparse.ArgumentTypeError(f"must be an integer of at least {at_least}, but {text!r} was given")
     return value
+
+
+def add_backends(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add `--backend`, which may be repeated."""
+    parser.add_argument("--backend", action="append", default=[], dest="backends", metavar="NAME", help=purpose)
+
+
+def add_out(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add `--out`, the folder of the reports."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help=purpose)

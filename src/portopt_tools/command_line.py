@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from portopt._version import __version__
+import portopt
 from portopt_tools import backends, conform, show, stopping
 from portopt_tools.bench import command as bench
 from portopt_tools.compare import command as compare
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         description="Gradient optimizers with the same bits on every array library.",
         epilog="`portopt COMMAND --help` describes the options of a command.",
     )
-    result.add_argument("--version", action="version", version=f"portopt {__version__}")
+    result.add_argument("--version", action="version", version=f"portopt {portopt.__version__}")
     commands = result.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for tool in TOOLS:
         added = commands.add_parser(tool.name, help=tool.summary, description=tool.description, epilog=tool.epilog)

@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
 
-from portopt._version import __version__
-from portopt.backend import ENTRY_POINT_GROUP, Backend
+import portopt
+from portopt.backend import ENTRY_POINT_GROUP, Backend, UnknownBackendError, get_backend
+from portopt_tools.errors import UnusableArgumentsError
 
 
 @dataclass(frozen=True)
@@ -42,29 +43,58 @@ class BackendEntry:
         """The names of the devices that can be used."""
         return tuple(name for name, reason in self.devices.items() if reason is None)
 
+    def why_unusable(self, dtype: str) -> str | None:
+        """Return why the backend cannot update parameters of a dtype; None if it can."""
+        if self.problem is not None:
+            return f"it cannot be used: {self.problem}"
+        if not self.usable_devices:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.devices.items())
+            return f"none of its devices can be used ({reasons or 'it has none'})"
+        return None if dtype in self.dtypes else f"it has no {dtype}, only {', '.join(self.dtypes)}"
+
+    def with_remedy(self, reason: str) -> str:
+        """Return why the backend cannot be used, with the command that changes it where there is one."""
+        return f"{reason}: {self.install_command}" if self.problem and self.install_command else reason
+
 
 def installed_backends() -> list[BackendEntry]:
     """Return one entry for each entry point, whether or not its backend or its library can be loaded."""
     entries = sorted({(e.name, e.value): e for e in metadata.entry_points(group=ENTRY_POINT_GROUP)}.items())
     providers = Counter(name for (name, _), _ in entries)
     return [
-        _describe_entry(entry)
+        _entry_of(entry)
         if providers[name] == 1
         else BackendEntry(name, value, problem="several packages provide a backend of this name; uninstall all but one")
         for (name, value), entry in entries
     ]
 
 
-def _describe_entry(entry: metadata.EntryPoint) -> BackendEntry:
+def find_entry(name: str) -> BackendEntry:
+    """Return the entry of a backend, or of an array API library without one of its own, which is known by its name.
+
+    Raises:
+        UnusableArgumentsError: there is neither.
+    """
+    for entry in installed_backends():
+        if entry.name == name:
+            return entry
+    try:
+        backend = get_backend(name)
+    except UnknownBackendError as error:
+        raise UnusableArgumentsError(f"{error}, and the name of any importable array API library will do") from None
+    return backend_entry(name, name, backend)
+
+
+def _entry_of(entry: metadata.EntryPoint) -> BackendEntry:
     # Whatever a foreign package raises belongs in its row: the list is what one looks at when something is broken.
     try:
         backend = entry.load()
     except Exception as error:
         return BackendEntry(entry.name, entry.value, problem=f"the backend cannot be loaded: {_explain(error)}")
-    return describe_backend(entry.name, entry.value, backend)
+    return backend_entry(entry.name, entry.value, backend)
 
 
-def describe_backend(name: str, provider: str, backend: Backend) -> BackendEntry:
+def backend_entry(name: str, provider: str, backend: Backend) -> BackendEntry:
     """Return what one backend says of itself."""
     install_command = getattr(backend, "install_command", None)
     try:
@@ -118,7 +148,10 @@ def as_json(backends: list[BackendEntry]) -> dict[str, Any]:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Return the versions of portopt, Python and these packages, of which some may not be installed."""
-    found = {"portopt": __version__, "python": f"{platform.python_implementation()} {platform.python_version()}"}
+    found = {
+        "portopt": portopt.__version__,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+    }
     return found | {name: _version(name) or "not installed" for name in packages}
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from portopt.files import replacing
 from portopt_tools.errors import UnusableArgumentsError
+from portopt_tools.svg import require_matplotlib
 
 _WIDTH = 120
 """Columns where there is no terminal to ask, as in a log."""
@@ -23,8 +24,20 @@ def output_console() -> Console:
     return console
 
 
-def prepare_folder(folder: Path) -> None:
-    """Make the folder, and raise `UnusableArgumentsError` if no file can be written in it."""
+def prepare_reports(folder: Path | None, purpose: str, extra: str) -> None:
+    """Make the folder of `--out`, before anything is measured that could not be written.
+
+    Args:
+        folder: None if nothing is to be written.
+        purpose: what of the reports needs matplotlib.
+        extra: the extra of portopt that has it.
+
+    Raises:
+        UnusableArgumentsError: there is no matplotlib, or no file can be written in the folder.
+    """
+    if folder is None:
+        return
+    require_matplotlib(purpose, extra)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -19,7 +19,6 @@ from support.small_library import Function, Wrapped, make_library, plain
 from support.threads_at_once import at_once
 
 import portopt
-import portopt.backend
 from portopt.backend import UnknownBackendError, accept, find_backend, get_backend, operation_checks, prefer
 from portopt.backend.operation_checks import WrongOperationError
 

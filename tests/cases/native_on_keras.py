@@ -104,6 +104,10 @@ def case_keras_purity() -> None:
         opt.apply(convert(arrays(5)), grads, opt.init(convert(arrays(5))))
         assert bits(opt.apply(params, grads, state)) == bits((new, new_state))
         assert bits((params, grads, state.slots)) == before
+        first = opt.init(params)
+        before = bits(first.slots)
+        opt.apply(params, grads, first)
+        assert bits(first.slots) == before, "the first step changed the state from init"
 
 
 def case_keras_in_place() -> None:

@@ -36,6 +36,7 @@ import portopt
 import portopt_torch
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar, slot_dtypes
+from portopt.kernels import launch
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.host import compiler
 from portopt.kernels.norm_dependence import GradientNorm, norm_dependence
@@ -61,8 +62,8 @@ def _on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
         assert portopt.backend.is_interpreted(), "torch's own operations were used in place of the kernel"
         return original(self, program, scalars, compute_dtype, like)
 
-    original = TorchBackend._rounded
-    monkeypatch.setattr(TorchBackend, "_rounded", refuse)
+    original = TorchBackend.rounded_scalars
+    monkeypatch.setattr(TorchBackend, "rounded_scalars", refuse)
     monkeypatch.setattr(GradientNorm, "__float__", lambda self: pytest.fail("the host waited for the device"))
 
 
@@ -151,14 +152,20 @@ def test_leaves_that_require_grad_stay_leaves_and_autograd_sees_the_change() -> 
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
+def norm_of(gradients: list[Array]) -> GradientNorm:
+    found = launch.gradient_norm(_triton.LIBRARY, [to_torch(g) for g in gradients], lambda: 0.0)
+    assert found is not None
+    return found
+
+
 def device_norm(gradients: list[Array]) -> float:
-    found = _triton.gradient_norm([to_torch(g) for g in gradients], lambda: 0.0)
+    found = norm_of(gradients)
     module = _triton.load_module(
         norm_source("float64")
         + "\n\n@triton.jit\ndef read(largest, sums, result):\n    tl.store(result, norm_of(tl.load(largest), sums))\n"
     )
     result = torch.zeros(1, dtype=torch.float64)
-    module.read[(1,)](_triton.largest(found), _triton.sums(found), result)
+    module.read[(1,)](*_triton.LIBRARY.sums(found), result)
     return float(result[0])
 
 
@@ -168,7 +175,7 @@ def test_norm_has_the_bits_of_the_reference_in_any_order(dtype: str) -> None:
     expected = reference_norm(gradients)
     assert 0 < expected < np.inf
     assert device_norm(gradients).hex() == expected.hex()
-    sums = _triton.sums(_triton.gradient_norm(list(map(to_torch, gradients)), float)).tolist()
+    sums = _triton.LIBRARY.sums(norm_of(gradients))[1].tolist()
     assert sums == reference_sums(gradients)
     assert dtype in ("float16", "bfloat16") or all(sums)
     assert device_norm(shuffled(gradients)).hex() == expected.hex()

@@ -159,6 +159,20 @@ def test_array_resized_by_the_schedule_is_refused(steps: int, library: str) -> N
     assert np.asarray(w).tolist() == [1 - steps] * 4
 
 
+@pytest.mark.parametrize("which", ["p", "g"])
+def test_tensor_narrowed_by_the_schedule_is_refused(which: str) -> None:
+    w, g = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+
+    def schedule(step: Any) -> float:
+        tensor = w if which == "p" else g
+        tensor.data = tensor.data.float()
+        return 1.0
+
+    optimizer = portopt.SGD(schedule)
+    with pytest.raises(ValueError, match="changed its size while the step was computed"):
+        optimizer.apply_(w, g, optimizer.init(w))
+
+
 @pytest.mark.parametrize("planned", [False, True], ids=["unplanned", "planned"])
 @pytest.mark.parametrize("size", [1, 4])
 @pytest.mark.parametrize("kind", REFUSED)

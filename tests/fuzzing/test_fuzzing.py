@@ -11,7 +11,7 @@ from fuzzing.episodes import Episode
 from fuzzing.worlds import Difference
 from portopt import step
 from portopt.backend import is_interpreted
-from portopt.kernels import plan
+from portopt.kernels.host import plan
 
 EPISODES = 28
 

@@ -40,11 +40,12 @@ import portopt
 import portopt_cupy._kernel as cupy_kernel
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar, slot_dtypes
+from portopt.kernels import launch
 from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.source import ARGUMENT_BYTES, cuda_source, rows_of_table
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.key import KernelKey
-from portopt.kernels.norm_dependence import norm_dependence
+from portopt.kernels.norm_dependence import GradientNorm, norm_dependence
 from portopt.program import Program
 from portopt.program.expansion import expand_elementary
 from portopt.program.interpreter import evaluate_scalars
@@ -378,17 +379,23 @@ def test_hyperparameters_of_one_step_compile_nothing() -> None:
     optimizer, p = portopt.Adam(clipnorm=1.0), on_device(ordinary((10,), "float32", 1))
     state = optimizer.init(p)
     optimizer.apply(p, p, state)
-    before = cupy_kernel._module.cache_info().misses
+    before = cupy_kernel._loaded.cache_info().misses
     for rate in (0.5, 0.25):
         optimizer.apply(p, p, state, learning_rate=rate, clipnorm=rate)
-    assert cupy_kernel._module.cache_info().misses == before
+    assert cupy_kernel._loaded.cache_info().misses == before
 
 
 # The norm -------------------------------------------------------------------------------------------------------
 
 
+def norm_of(gradients: list[Any]) -> GradientNorm:
+    found = launch.gradient_norm(cupy_kernel.LIBRARY, gradients, lambda: 0.0)
+    assert found is not None
+    return found
+
+
 def device_norm(gradients: list[Array], tmp_path: Path) -> float:
-    found = cupy_kernel.gradient_norm([on_device(g) for g in gradients], lambda: 0.0)
+    found = norm_of([on_device(g) for g in gradients])
     library = compile_on_host(
         norm_source("float64")
         + 'extern "C" __global__ void read(const GradientNorm *norm, double *result) { *result = norm_of(norm); }',
@@ -405,7 +412,7 @@ def test_norm_has_the_bits_of_the_reference_in_any_order(backend: Any, dtype: st
     expected = reference_norm(gradients)
     assert 0 < expected < np.inf
     assert device_norm(gradients, tmp_path).hex() == expected.hex()
-    sums = [float(x) for x in np.asarray(cupy_kernel.gradient_norm(list(map(on_device, gradients)), float).words)[1:]]
+    sums = [float(x) for x in np.asarray(norm_of(list(map(on_device, gradients))).words)[1:]]
     assert sums == reference_sums(gradients)
     assert dtype in ("float16", "bfloat16") or all(sums)
     assert device_norm(shuffled(gradients), tmp_path).hex() == expected.hex()
@@ -435,7 +442,7 @@ def test_scalars_that_need_the_norm_have_the_bits_of_the_host(dtype: str, tmp_pa
         norm = np.asarray([unit if finite else value, (value / unit) ** 2, 0.0, 0.0])
         results = np.zeros(len(split.rounded_on_device), dtype)
         values = split.host_scalars(inputs)
-        given = [cupy_kernel._scalar(values[i]) for i in split.given]
+        given = [cupy_kernel.typed_scalar(values[i]) for i in split.given]
         Kernel(library, "scalars_of_norm")((1,), (1,), (on_view(norm), *given, on_view(results)))
         expected = evaluate_scalars(expand_elementary(program), HOST, inputs)
         wanted = [round_scalar(float(expected[j]), dtype) for _, j in split.rounded_on_device]

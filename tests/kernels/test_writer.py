@@ -22,7 +22,7 @@ from portopt.program import ARRAY_OPERATIONS, Kind, Op, Program
 from portopt.program.expansion import expand_elementary
 
 Source = Callable[[Program, KernelKey], str]
-EACH = {
+EACH: dict[str, tuple[Language, Source, Flush]] = {
     "numba, register": (LANGUAGES["register"], kernel_source, "register"),
     "numba, where": (LANGUAGES["where"], kernel_source, "where"),
     "Triton": (TRITON, triton_source, "where"),

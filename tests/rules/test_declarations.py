@@ -222,11 +222,32 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: dialect_option(default="tensorflow"),  # type: ignore[arg-type]  # the error is the subject
         r"^dialect_option was given tensorflow, but the dialects are keras2, keras3, torch, optax$",
     ),
+    "option with a number": (
+        lambda: option(default=3),  # type: ignore[arg-type]  # the error is the subject
+        r"^the default of an option must be True or False, but 3 was given; declare a number as portopt\.hyperparameter\(",
+    ),
+    "option with a number in a dialect": (
+        lambda: option(default=per_dialect(torch=False, optax=None)),
+        r"^the default of an option must be True or False, but None was given",
+    ),
+    "constructor": (
+        lambda: declare(__init__=lambda self, gamma: None),
+        r"^Mine has an __init__, its own, but an optimizer is made anew from its hyperparameters: .* Declare each argument in",
+    ),
+    "inherited constructor": (
+        lambda: type("Mine", (Constructing, portopt.Optimizer), {}),
+        r"^Mine has an __init__, that of Constructing, but an optimizer is made anew",
+    ),
     "two defaults": (
         lambda: dialect_option(default="torch", others=("optax", "torch")),
         r"^dialect_option was given torch, optax, torch; each dialect stands there once, the default one first$",
     ),
 }
+
+
+class Constructing:
+    def __init__(self, gamma: float) -> None:
+        self.gamma = gamma
 
 
 @pytest.mark.parametrize(("make", "message"), MISTAKES.values(), ids=list(MISTAKES))

@@ -177,7 +177,7 @@ def host_cupy(directory: Path) -> Iterator[Any]:
         patch.setitem(sys.modules, "cupy.cuda", cuda)
         patch.setenv("PORTOPT_CACHE_DIR", "")
         patch.setattr(kernel, "compile_source", lambda source, target: source.encode())
-        caches = (kernel._module, kernel._function)
+        caches = (kernel._loaded, kernel._function)
         for cached in caches:
             cached.cache_clear()
         with prefer(backend):

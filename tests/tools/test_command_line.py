@@ -157,10 +157,10 @@ class TestUnusableArguments:
             def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
                 return p - c.lr * g, {}
 
-        from portopt_tools.compare.comparison import Settings, plan
+        from portopt_tools.compare.comparison import Settings, prepare
 
         with pytest.raises(ValueError, match=r"torch has no counterpart of Own\(.*\); --against torch works with SGD"):
-            plan(Settings(Own(), against=["torch"]))
+            prepare(Settings(Own(), against=["torch"]))
 
 
 class TestOptimizerOption:

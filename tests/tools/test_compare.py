@@ -202,7 +202,7 @@ class TestDefaults:
                 raise ImportError("no wrong library")
 
         provide(Absent())
-        _, runners, not_run = comparison.plan(Settings(portopt.Adam()))
+        _, runners, not_run = comparison.prepare(Settings(portopt.Adam()))
         names = [runner.backend for runner in runners]
         assert names[0] == "numpy"
         assert set(names) >= {"jax", "numpy", "torch"}
@@ -210,12 +210,12 @@ class TestDefaults:
         assert left_out["wrong"].startswith("it cannot be used: not installed (no wrong library)")
 
     def test_modes_that_need_all_gradients_beforehand_are_left_out(self) -> None:
-        _, runners, _ = comparison.plan(Settings(portopt.Adam(), backends=["jax"]))
+        _, runners, _ = comparison.prepare(Settings(portopt.Adam(), backends=["jax"]))
         assert {"eager", "jit"} <= {runner.mode for runner in runners}
         assert "scan" not in {runner.mode for runner in runners}
 
     def test_the_model_learns(self) -> None:
-        problem, runners, _ = comparison.plan(Settings(portopt.Adam(), backends=["numpy"]))
+        problem, runners, _ = comparison.prepare(Settings(portopt.Adam(), backends=["numpy"]))
         in_place = next(runner for runner in runners if runner.mode == "apply_")
         found = train(problem, in_place)
         assert found.losses[-1] < 0.2 < 2 < found.losses[0]
@@ -223,7 +223,9 @@ class TestDefaults:
         assert len(found.losses) == 31
 
     def test_the_seed_decides_data_parameters_and_batches(self) -> None:
-        problems = [comparison.plan(Settings(portopt.Adam(), seed=seed, backends=["numpy"]))[0] for seed in (3, 3, 4)]
+        problems = [
+            comparison.prepare(Settings(portopt.Adam(), seed=seed, backends=["numpy"]))[0] for seed in (3, 3, 4)
+        ]
         for facts in (
             [problem.digits.test_images.tobytes() for problem in problems],
             [digest(problem.initial) for problem in problems],
@@ -521,7 +523,7 @@ class TestGradients:
 
 def test_every_run_computes_gradients_from_its_own_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(portopt.SGD(), 1, 256, backends=["numpy"])
-    problem, runners, _ = comparison.plan(settings)
+    problem, runners, _ = comparison.prepare(settings)
     seen: list[Any] = []
     original = problem.network.gradients
 

@@ -558,7 +558,7 @@ def test_the_sample_backend_is_found_and_used(with_sample_backend: dict[str, str
     done = subprocess.run(
         [sys.executable, "-c", program], env=with_sample_backend, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "['cupy', 'jax', 'numpy', 'tiny', 'torch'] Array [0.5, 1.0]"
+    assert done.stdout.strip() == f"{sorted([*portopt.backends(), 'tiny'])} Array [0.5, 1.0]"
 
 
 def test_the_sample_backend_passes_with_its_known_failures(with_sample_backend: dict[str, str]) -> None:

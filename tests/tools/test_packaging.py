@@ -14,7 +14,7 @@ from support.places import ROOT
 
 import portopt
 from portopt_cupy import _driver
-from portopt_tools.inventory import describe_backend
+from portopt_tools.inventory import backend_entry
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
@@ -95,7 +95,7 @@ def test_cupy_is_installed_for_the_cuda_of_the_driver(
 ) -> None:
     monkeypatch.setattr(_driver, "_driver", lambda: driver)
     monkeypatch.setitem(sys.modules, "cupy", None)
-    entry = describe_backend("cupy", "portopt_cupy:backend", portopt.get_backend("cupy"))
+    entry = backend_entry("cupy", "portopt_cupy:backend", portopt.get_backend("cupy"))
     assert (entry.version, entry.install_command) == (None, command)
 
 

@@ -12,6 +12,9 @@ COMPUTE_DTYPE: Mapping[str, str] = {
 }
 """The dtype in which a parameter of each supported dtype is updated, and its slots are kept."""
 
+ITEMSIZES: Mapping[str, int] = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+"""Bytes of an element of each of them."""
+
 
 def slot_dtypes(dtype: str) -> tuple[str, ...]:
     """Return the dtypes that slots of a parameter may have, the default first: none that is wider than the arithmetic.

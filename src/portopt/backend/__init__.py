@@ -18,10 +18,12 @@ from portopt.backend.modes import is_interpreted as is_interpreted
 from portopt.backend.protocol import ArrayInfo as ArrayInfo
 from portopt.backend.protocol import Arrays as Arrays
 from portopt.backend.protocol import Backend as Backend
+from portopt.backend.protocol import Leaf as Leaf
 from portopt.backend.protocol import MemoryRange as MemoryRange
 from portopt.backend.protocol import Mode as Mode
 from portopt.backend.protocol import PlannedStep as PlannedStep
 from portopt.backend.protocol import Step as Step
+from portopt.backend.protocol import described as described
 from portopt.backend.registry import ENTRY_POINT_GROUP as ENTRY_POINT_GROUP
 from portopt.backend.registry import UnknownBackendError as UnknownBackendError
 from portopt.backend.registry import backends as backends

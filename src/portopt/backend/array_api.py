@@ -14,7 +14,7 @@ from typing import Any
 from portopt.arithmetic import HOST, Arithmetic
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, round_scalar
 from portopt.backend.modes import IN_PLACE, PURE
-from portopt.backend.protocol import ArrayInfo, Arrays, MemoryRange, Mode, PlannedStep
+from portopt.backend.protocol import ArrayInfo, Arrays, MemoryRange, Mode, PlannedStep, described
 from portopt.program import Program
 from portopt.program.interpreter import interpret
 from portopt.program.primitives import Primitives
@@ -73,9 +73,10 @@ class ArrayAPIBackend:
         return {str(device): device for device in info().devices()}
 
     def dtypes(self) -> tuple[str, ...]:
-        return tuple(name for name in COMPUTE_DTYPE if self._has_dtype(name))
+        return tuple(name for name in COMPUTE_DTYPE if self.has_dtype(name))
 
-    def _has_dtype(self, name: str) -> bool:
+    def has_dtype(self, name: str) -> bool:
+        """Tell whether the library has the dtype of a name."""
         return hasattr(self.xp, name)
 
     def dtype_context(self, dtype: str) -> AbstractContextManager[Any]:
@@ -83,7 +84,7 @@ class ArrayAPIBackend:
 
     def dtype(self, name: str) -> Any:
         """Return the library's dtype object; raise `TypeError` if it has none of that name."""
-        if not self._has_dtype(name):
+        if not self.has_dtype(name):
             raise TypeError(f"{self.name} has no dtype {name}; it has {', '.join(self.dtypes())}")
         return getattr(self.xp, name)
 
@@ -95,9 +96,9 @@ class ArrayAPIBackend:
         return str(array.dtype).rpartition(".")[2]
 
     def full(self, like: Any, value: float, dtype: str) -> Any:
-        return self.xp.full(like.shape, value, dtype=self.dtype(dtype), **self._on_device(like))
+        return self.xp.full(like.shape, value, dtype=self.dtype(dtype), **self.on_device(like))
 
-    def _on_device(self, like: Any) -> dict[str, Any]:
+    def on_device(self, like: Any) -> dict[str, Any]:
         """Return the arguments that put a new array on the device of another; none, if its library knows no devices."""
         device = getattr(like, "device", None)
         return {} if device is None else {"device": device}
@@ -132,16 +133,16 @@ class ArrayAPIBackend:
             raise ValueError(f"{self.name} has no device {device!r}; it has {', '.join(self.devices())}")
         chosen = self._devices[device]
         # The copy is made here: not every library has the argument, or takes it as an order.
-        return self._from_own(np.array(array, copy=True), {} if chosen is None else {"device": chosen})
+        return self.from_own(np.array(array, copy=True), {} if chosen is None else {"device": chosen})
 
-    def _from_own(self, array: Any, on_device: Mapping[str, Any]) -> Any:
+    def from_own(self, array: Any, on_device: Mapping[str, Any]) -> Any:
         """Return a NumPy array, whose memory may be kept, as one of this library."""
         name = array.dtype.name
         if name == "bfloat16":
-            narrow, words = self.dtype(name), self._from_own(array.view("uint16"), on_device)
+            narrow, words = self.dtype(name), self.from_own(array.view("uint16"), on_device)
             if hasattr(words, "view"):
                 return words.view(narrow)
-            return self.xp.astype(self._from_own(array.astype("float32"), on_device), narrow)
+            return self.xp.astype(self.from_own(array.astype("float32"), on_device), narrow)
         # Without a dtype, some libraries make everything their default one.
         dtype = self.dtype(name) if name in COMPUTE_DTYPE else getattr(self.xp, name, None)
         return self.xp.asarray(array, **({} if dtype is None else {"dtype": dtype}), **on_device)
@@ -173,32 +174,36 @@ class ArrayAPIBackend:
     def update(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
     ) -> list[dict[str, Any]]:
-        rounded: dict[tuple[str, str], dict[int, Any]] = {}
+        rounded: dict[tuple[str, str | None], dict[int, Any]] = {}
         results = []
         with self.quiet():
-            for arrays in parameters:
-                parameter = arrays["p"]
-                compute = COMPUTE_DTYPE[self.dtype_name(parameter)]
-                key = (compute, str(getattr(parameter, "device", "")))
+            for arrays in described(self, parameters):
+                info = arrays.infos["p"]
+                compute = COMPUTE_DTYPE[info.dtype]
+                key = (compute, info.device)
                 if key not in rounded:
-                    rounded[key] = self._rounded(program, scalars, compute, parameter)
+                    rounded[key] = self.rounded_scalars(program, scalars, compute, arrays["p"])
                 outputs = interpret(program, self.primitives(compute), arrays, rounded[key])
-                results.append({name: self._stored(value, arrays[name]) for name, value in outputs.items()})
+                results.append({name: self.stored(value, arrays[name]) for name, value in outputs.items()})
             if not in_place:
                 return results
             targets = [arrays[n] for arrays, outputs in zip(parameters, results, strict=True) for n in outputs]
             self.assign_all(targets, [value for outputs in results for value in outputs.values()])
         return [{name: arrays[name] for name in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
 
-    def _rounded(self, program: Program, scalars: Sequence[Any], compute_dtype: str, like: Any) -> dict[int, Any]:
+    def rounded_scalars(
+        self, program: Program, scalars: Sequence[Any], compute_dtype: str, like: Any
+    ) -> dict[int, Any]:
+        """Return the result of each of a program's `round` operations, by index, as `rounded_scalar` gives it."""
         return {i: self.rounded_scalar(scalars[j], compute_dtype, like) for i, j in program.rounded_scalars}
 
     def rounded_scalar(self, value: Any, compute_dtype: str, like: Any) -> Any:
         """Return a float64 scalar, rounded to the compute dtype, as a 0-d array on the device of `like`."""
         rounded = round_scalar(float(value), compute_dtype)
-        return self.xp.asarray(rounded, dtype=self.dtype(compute_dtype), **self._on_device(like))
+        return self.xp.asarray(rounded, dtype=self.dtype(compute_dtype), **self.on_device(like))
 
-    def _stored(self, value: Any, like: Any) -> Any:
+    def stored(self, value: Any, like: Any) -> Any:
+        """Return a result of the dtype and shape of `like`, an array of its own."""
         if value.shape != like.shape:
             value = self.xp.broadcast_to(value, like.shape)
         # A result may be an input itself, or shared by two outputs: each output is an array of its own.

@@ -80,10 +80,10 @@ def check_operations(backend: ArrayAPIBackend, dtype: str, like: Any) -> None:
     host: dict[str, Any] = {"r": operand(dtype, 0)}
     host |= {name: _flushed(operand(compute, i)) for i, name in enumerate("xy")}
     host |= {"m": host["x"] < host["y"], "n": host["x"] <= 1}
-    on_device = backend._on_device(like)
+    on_device = backend.on_device(like)
     what = f"the way of {dtype} from NumPy and back"
     given = _result(
-        backend, what, lambda: {name: backend._from_own(array.copy(), on_device) for name, array in host.items()}
+        backend, what, lambda: {name: backend.from_own(array.copy(), on_device) for name, array in host.items()}
     )
     for name, array in host.items():
         _compare(backend, what, array, given[name], {})
@@ -99,7 +99,7 @@ def check_operations(backend: ArrayAPIBackend, dtype: str, like: Any) -> None:
 
 
 def _operate(name: str, letters: str, compute: str, backend: ArrayAPIBackend, arrays: Mapping[str, Any]) -> Any:
-    function = backend._stored if name == "store" else getattr(backend.primitives(compute), name)
+    function = backend.stored if name == "store" else getattr(backend.primitives(compute), name)
     return function(*(arrays[letter] for letter in letters))
 
 
@@ -110,7 +110,7 @@ def check_step(backend: ArrayAPIBackend, program: Program, dtypes: Mapping[str, 
         WrongOperationError: an operation that may be right by itself gives other bits among the others.
     """
     host = {name: operand(dtype, i) for i, (name, dtype) in enumerate(dtypes.items())}
-    given = {name: backend._from_own(array.copy(), backend._on_device(like)) for name, array in host.items()}
+    given = {name: backend.from_own(array.copy(), backend.on_device(like)) for name, array in host.items()}
     # Not the scalars of this step: a rate of zero, as schedules begin with, would hide what is wrong.
     scalars = [op.label if op.name == "constant" else 0.3 + 0.1 * (i % 13) for i, op in enumerate(program.ops)]
 
@@ -152,7 +152,7 @@ def check_norm(backend: ArrayAPIBackend, dtype: str, like: Any) -> None:
         np.append(ordinary, np.inf).astype(words.dtype),
         words,
     ):
-        given = backend._from_own(gradient.copy(), backend._on_device(like))
+        given = backend.from_own(gradient.copy(), backend.on_device(like))
         what = f"the norm of gradients of {dtype} (isnan, any, max, abs, sum)"
         norms = _both(backend, what, lambda b, g: ArrayAPIBackend.gradient_norm(b, [g]), gradient, given)
         _compare(backend, what, np.asarray(norms[0]), np.asarray(norms[1]), {})

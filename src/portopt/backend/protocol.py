@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from portopt.arithmetic import Arithmetic
 from portopt.program import Program
 from portopt.protocols import Rule
 from portopt.state import OptimizerState
 from portopt.trees import Trees
-
-Arrays = Mapping[str, Any]
-"""Parameter `"p"`, gradient `"g"` and slots by name: one parameter's arrays."""
 
 
 class ArrayInfo(NamedTuple):
@@ -23,6 +20,38 @@ class ArrayInfo(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     device: str | None
+
+
+Arrays = Mapping[str, Any]
+"""Parameter `"p"`, gradient `"g"` and slots by name: one parameter's arrays."""
+
+
+_T = TypeVar("_T")
+Pairs = Mapping[str, _T] | Iterable[tuple[str, _T]]
+
+
+class Leaf(dict[str, Any]):
+    """One parameter's arrays by name, like `Arrays`, with what a step found out about them when it checked its arguments.
+
+    Attributes:
+        infos: name to what the array is.
+        dtypes: name to dtype name.
+    """
+
+    __slots__ = ("dtypes", "infos")
+
+    def __init__(self, arrays: Pairs[Any], infos: Pairs[ArrayInfo]) -> None:
+        super().__init__(arrays)
+        self.infos = dict(infos)
+        self.dtypes = {name: info.dtype for name, info in self.infos.items()}
+
+
+def described(backend: Backend, parameters: Sequence[Arrays]) -> Sequence[Leaf]:
+    """Return parameters as leaves; those that a step gave to its backend are leaves already."""
+    return [
+        arrays if isinstance(arrays, Leaf) else Leaf(arrays, {n: backend.describe(a) for n, a in arrays.items()})
+        for arrays in parameters
+    ]
 
 
 class MemoryRange(NamedTuple):
@@ -142,7 +171,7 @@ class Backend(Protocol):
         Args:
             program: what to run.
             scalars: the value of each scalar operation, by its index in the program.
-            parameters: the arrays of each parameter.
+            parameters: the arrays of each parameter; those of a step are each a `Leaf`, which `described` makes of others.
             in_place: write the results into the given parameter and slots. Nothing may have been written when an error is raised.
 
         Returns:

@@ -17,7 +17,7 @@ from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.backend import operation_checks
 from portopt.backend.array_api import ArrayAPIBackend, beside_numbers
 from portopt.backend.modes import PURE
-from portopt.backend.protocol import ArrayInfo, Arrays, Backend
+from portopt.backend.protocol import ArrayInfo, Arrays, Backend, described
 from portopt.backend.registry import find_backend, get_backend, is_preferred
 from portopt.program import Program
 
@@ -71,9 +71,9 @@ class UnannouncedBackend(ArrayAPIBackend):
     def update(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
     ) -> list[dict[str, Any]]:
-        for arrays in parameters:
-            like = arrays["p"]
-            dtypes = {name: self.dtype_name(array) for name, array in arrays.items()}
+        leaves = described(self, parameters)
+        for leaf in leaves:
+            like, dtypes = leaf["p"], leaf.dtypes
             for dtype in dtypes.values():
                 self._look_at_operations(dtype, like)
             self._look(
@@ -81,7 +81,7 @@ class UnannouncedBackend(ArrayAPIBackend):
                 like,
                 lambda d=dtypes, a=like: operation_checks.check_step(self, program, d, a),  # type: ignore[misc]  # binds
             )
-        return super().update(program, scalars, parameters, in_place=in_place)
+        return super().update(program, scalars, leaves, in_place=in_place)
 
     def _look_at_operations(self, dtype: str, like: Any) -> None:
         self._look(("operations", dtype), like, lambda: operation_checks.check_operations(self, dtype, like))

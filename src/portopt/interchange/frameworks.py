@@ -1,101 +1,29 @@
 """What portopt asks of a framework that has optimizers of its own, and how the frameworks are found.
 
-What is particular to one framework is in its package, which announces an object with the attributes of `NativeFramework`
-through the entry-point group `portopt.natives`; nothing here, and no question whether an object belongs to a framework,
-imports one.
+What is particular to one framework is in its package, which announces a `NativeFramework` through the entry-point group
+`portopt.natives`; nothing here, and no question whether an object belongs to a framework, imports one.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
-from portopt.backend import ArrayInfo
-from portopt.interchange.correspondence import Correspondence, Vocabulary
-from portopt.optimizer import Optimizer, OptimizerState
+from portopt.backend import find_backend
+from portopt.interchange.correspondence import STEP, Correspondence, Vocabulary
+from portopt.interchange.exchange import Native, NativeArrays
+from portopt.optimizer import Optimizer
+from portopt.state import OptimizerState
 from portopt.trees import Trees
 
 ENTRY_POINT_GROUP = "portopt.natives"
 
 
-class NativeArrays(Protocol):
-    """The arrays that a native optimizer updates."""
-
-    name: str
-    """The library's name."""
-    trees: Trees
-    """How the library sees nested containers."""
-    shares_memory: bool
-    """Whether `borrow` always gives an array on the memory of a writable NumPy array."""
-
-    def owns(self, leaf: object) -> bool:
-        """Tell whether `leaf` is an array of this library."""
-
-    def describe(self, array: Any) -> ArrayInfo:
-        """Return shape, dtype name and device of an array."""
-
-    def borrow(self, array: Any) -> Any:
-        """Return a NumPy array as one of this library for the length of a step, without a copy where that is possible."""
-
-    def give_back(self, array: Any) -> Any:
-        """Return an array that a step on borrowed ones made as a NumPy array that may be written."""
-
-    def why_read_only(self, array: Any) -> str | None:
-        """Return what keeps an array from being written, such as "is a read-only array"; None if nothing does."""
-
-    def assign(self, target: Any, value: Any) -> None:
-        """Write `value` into `target`."""
-
-    def dtype_context(self, dtype: str) -> AbstractContextManager[Any]:
-        """Return a context in which arrays of a dtype can be borrowed."""
-
-
-class Native(Protocol):
-    """One native optimizer with its hyperparameters, which keeps no state."""
-
-    arrays: NativeArrays
-    updates_in_place: bool
-    """Whether `apply` can write into the given arrays."""
-
-    def describe(self) -> str:
-        """Return the Python expression, or a description, of the optimizer."""
-
-    def config(self) -> dict[str, Any]:
-        """Return `{"optimizer": name, "arguments": dict}` for JSON; raise `ValueError` if it cannot be known."""
-
-    def init(self, tree: Tree, leaves: list[Any]) -> dict[str, Any]:
-        """Return the slots before the first step."""
-
-    def apply(
-        self,
-        tree: Tree,
-        leaves: list[Any],
-        gradients: list[Any],
-        slots: Mapping[str, Any],
-        hyperparameters: Mapping[str, Any],
-        *,
-        in_place: bool,
-    ) -> tuple[list[Any], dict[str, Any]]:
-        """Do one step.
-
-        Args:
-            tree: the structure of the parameters.
-            leaves: the parameters; None where there is none.
-            gradients: one for each parameter, or None, which leaves the parameter as it is.
-            slots: what `init` or the step before returned.
-            hyperparameters: values for this step only.
-            in_place: write the results into the given arrays; only if `updates_in_place`.
-
-        Returns:
-            The new parameters and slots; unless `in_place`, they share no memory with what was given.
-        """
-
-
-class NativeFramework(Protocol):
-    """What portopt asks of a framework that has optimizers of its own."""
+class NativeFramework(ABC):
+    """A framework that has optimizers of its own."""
 
     name: str
     install_command: str
@@ -104,30 +32,138 @@ class NativeFramework(Protocol):
     """What may be given to `NativeOptimizer`, for messages."""
     vocabulary: Vocabulary
     """Of the optimizers with which rules are compared."""
+    translator: Translator | None = None
+    """What translates its optimizers, if they are translated."""
+    backend: Any
+    """Portopt's for the framework's arrays; only if that is whose `devices`, `from_numpy` and `to_numpy` it has."""
 
+    @property
+    @abstractmethod
+    def arrays(self) -> NativeArrays:
+        """The arrays that the framework's optimizers update."""
+
+    @abstractmethod
     def owns(self, thing: object) -> bool:
         """Tell whether `thing` is an optimizer of this framework, or a class or factory of them, importing nothing."""
 
+    @abstractmethod
     def version(self) -> str:
         """Return the framework's version; raise `ImportError` if it cannot be imported."""
 
+    @abstractmethod
     def adopt(self, thing: Any, arguments: dict[str, Any]) -> Native:
         """Return the native optimizer that a thing that is owned makes with these arguments."""
 
+    @abstractmethod
     def from_config(self, config: Mapping[str, Any]) -> Native:
         """Return the native optimizer that `Native.config` described."""
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a function of arrays compiled as the framework's users would; itself where they would not."""
+        return function
 
     def devices(self) -> Mapping[str, str | None]:
         """Map each device's name to None if it can be used, else to the reason why not."""
+        devices: Mapping[str, str | None] = self.backend.devices()
+        return devices
 
     def load(self, array: Any, device: str) -> Any:
         """Return a copy of a NumPy array as an array that the framework's optimizers update."""
+        return self.backend.from_numpy(array, device)
 
     def fetch(self, array: Any) -> Any:
         """Return a copy of such an array as a NumPy array."""
+        return self.backend.to_numpy(array)
+
+
+def given_too(what: str, arguments: Iterable[str], remedy: str = "give the class") -> TypeError:
+    """Return the error for arguments beside an optimizer that has them already; `what` says that it was given."""
+    return TypeError(f"{what}, which has its hyperparameters, so {', '.join(arguments)} cannot be given too: {remedy}")
+
+
+class Translator(ABC):
+    """How a framework's optimizers are translated to rules in its dialect, and back."""
+
+    library: str
+    """The framework's name, for messages."""
+    vocabulary: Vocabulary
+    """Of the optimizers that are translated."""
+
+    @property
+    @abstractmethod
+    def trees(self) -> Trees:
+        """How the framework sees nested containers."""
+
+    def defaults(self, correspondence: Correspondence) -> Mapping[str, Any]:
+        """Return the arguments' values that switch their features off."""
+        config: Mapping[str, Any] = self.vocabulary.find(correspondence.name)().get_config()
+        return config
+
+    @abstractmethod
+    def arguments(self, native: Any) -> tuple[str, Mapping[str, Any]]:
+        """Return name and arguments of a `Native` of this framework."""
+
+    def own_state(self, native: Any, state: Any, params: Any) -> OptimizerState:
+        """Return the framework's form of a state as a `NativeOptimizer`'s."""
+        raise TypeError(
+            f"the state of a NativeOptimizer of {self.library} is the OptimizerState that its init or apply returned, but "
+            f"{type(state).__name__} was given"
+        )
+
+    @abstractmethod
+    def capture(self, native: Any, params: Any) -> tuple[str, Mapping[str, Any], OptimizerState, Any]:
+        """Return name, arguments, state as a `NativeOptimizer`'s, and parameters of a live optimizer."""
+
+    def why_not_constant(self, native: Any) -> str | None:
+        """Return who changes the learning rate of a live optimizer from step to step; None if nobody does."""
+        return None
+
+    @abstractmethod
+    def release(
+        self,
+        correspondence: Correspondence,
+        arguments: dict[str, Any],
+        optimizer: Optimizer,
+        state: OptimizerState,
+        params: Any,
+    ) -> Any:
+        """Return the live optimizer."""
+
+    def native_slots(
+        self, correspondence: Correspondence, optimizer: Optimizer, state: OptimizerState, definition: Any
+    ) -> dict[str, Any]:
+        """Return a state by the framework's names: the number of steps, numbers, and for other slots the leaves.
+
+        Args:
+            correspondence: what the optimizer becomes.
+            optimizer: portopt's.
+            state: its state.
+            definition: the structure of the parameters.
+
+        Raises:
+            ValueError: the slots have another structure.
+        """
+        values: dict[str, Any] = {}
+        for theirs, target in correspondence.slots.items():
+            ours = target.lstrip("-")
+            if ours == STEP:
+                values[theirs] = state.step
+            elif ours in optimizer.scalar_slots:
+                values[theirs] = _number(state.slots[ours])
+            elif ours in optimizer.slots:
+                leaves, found = self.trees.flatten(state.slots[ours])
+                if found != definition:
+                    raise ValueError(
+                        f"params must have the structure of the slots, but it is {definition}, and theirs {found}"
+                    )
+                values[theirs] = [-leaf for leaf in leaves] if target.startswith("-") else leaves
+        return values
+
+
+def _number(value: Any) -> float:
+    """Return a scalar of a state, which some backends hold in an array."""
+    backend = find_backend(value)
+    return float(value if backend is None else backend.scalar(value))
 
 
 class Construction(NamedTuple):
@@ -144,59 +180,6 @@ class Construction(NamedTuple):
     factory: Any
     arguments: dict[str, Any]
     learning_rate: str
-
-
-class Translator(Protocol):
-    """How a framework's optimizers are translated; an attribute `translator` of a `NativeFramework` that has one.
-
-    It may also have `why_not_constant(native)`, which says who changes the learning rate of a live optimizer, or returns None.
-    """
-
-    vocabulary: Vocabulary
-    trees: Trees
-
-    def defaults(self, correspondence: Correspondence) -> Mapping[str, Any]:
-        """Return the arguments' values that switch their features off."""
-
-    def arguments(self, native: Any) -> tuple[str, Mapping[str, Any]]:
-        """Return name and arguments of a `Native` of this framework."""
-
-    def own_state(self, native: Any, state: Any, params: Any) -> OptimizerState:
-        """Return the framework's form of a state as a `NativeOptimizer`'s."""
-
-    def capture(self, native: Any, params: Any) -> tuple[str, Mapping[str, Any], OptimizerState, Any]:
-        """Return name, arguments, state as a `NativeOptimizer`'s, and parameters of a live optimizer."""
-
-    def release(
-        self,
-        correspondence: Correspondence,
-        arguments: dict[str, Any],
-        optimizer: Optimizer,
-        state: OptimizerState,
-        params: Any,
-    ) -> Any:
-        """Return the live optimizer."""
-
-
-class Tree(NamedTuple):
-    """The structure of the parameters, and how to see it."""
-
-    trees: Trees
-    definition: Any
-
-    def unflatten(self, leaves: Sequence[Any]) -> Any:
-        """Return a tree of this structure."""
-        return self.trees.unflatten(self.definition, leaves)
-
-    def flatten(self, tree: Any, name: str) -> list[Any]:
-        """Return the leaves of a slot of this structure; raise `ValueError` if its structure is another."""
-        leaves, found = self.trees.flatten(tree)
-        if found != self.definition:
-            raise ValueError(
-                f"state.slots[{name!r}] must have the structure of params, {self.definition}, but it has {found}: start from "
-                "init(params), or give the state that goes with these parameters"
-            )
-        return leaves
 
 
 @functools.cache

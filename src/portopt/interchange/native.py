@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from types import FunctionType
 from typing import Any, Self
 
-from portopt.backend import backends
-from portopt.interchange.frameworks import (
-    Native,
-    NativeArrays,
-    NativeFramework,
-    Tree,
-    find_framework,
-    frameworks,
-    get_framework,
-)
-from portopt.optimizer import OptimizerState
-from portopt.trees import explain_difference
+from portopt.interchange.exchange import Exchange, Native, NativeArrays
+from portopt.interchange.frameworks import NativeFramework, find_framework, frameworks, get_framework
+from portopt.state import OptimizerState
 
 
 class NativeOptimizer:
@@ -63,6 +53,11 @@ class NativeOptimizer:
         return f"{type(self).__name__}({self._native.describe()})"
 
     @property
+    def native(self) -> Native:
+        """The framework's optimizer, as portopt drives it."""
+        return self._native
+
+    @property
     def framework(self) -> str:
         """The name of the framework."""
         return self._framework.name
@@ -87,7 +82,7 @@ class NativeOptimizer:
             >>> opt.init({"w": np.zeros(2)})
             OptimizerState(step=0, slots={'0.trace': {'w': array([0., 0.])}})
         """
-        step = _Exchange(self._native.arrays, params)
+        step = Exchange(self._native.arrays, params)
         with step.context:
             return OptimizerState(0, step.returned(self._native.init(step.tree, step.leaves)))
 
@@ -113,7 +108,7 @@ class NativeOptimizer:
             >>> opt.apply(w, np.asarray([2.0]), opt.init(w), lr=0.25)[0]
             array([0.5])
         """
-        step = _Exchange(self._native.arrays, params)
+        step = Exchange(self._native.arrays, params)
         with step.context:
             leaves, slots = self._native.apply(
                 step.tree, step.leaves, step.gradients(grads), step.slots(state), hyperparameters, in_place=False
@@ -136,7 +131,7 @@ class NativeOptimizer:
             >>> w
             array([0.5])
         """
-        step = _Exchange(self._native.arrays, params)
+        step = Exchange(self._native.arrays, params)
         step.check_writable()
         direct = self._native.updates_in_place and (step.arrays.shares_memory or not step.borrowed)
         with step.context:
@@ -170,7 +165,7 @@ class NativeOptimizer:
             )
         framework = get_framework(config["framework"])
         optimizer = cls.__new__(cls)
-        optimizer._set(framework, framework.from_config(config))
+        optimizer._set(framework, framework.from_config(config))  # noqa: SLF001  # of this class
         return optimizer
 
 
@@ -195,105 +190,6 @@ class TFOptimizer(NativeOptimizer):
         super()._set(framework, native)
 
 
-class _Exchange:
-    """The arguments of one step as the arrays of the framework, and the results as those that were given."""
-
-    def __init__(self, arrays: NativeArrays, params: Any) -> None:
-        self.arrays, self._params = arrays, params
-        leaves, definition = arrays.trees.flatten(params)
-        self.tree = Tree(arrays.trees, definition)
-        self._numpy = backends()["numpy"]
-        first = next((leaf for leaf in leaves if leaf is not None), None)
-        if first is None:
-            raise ValueError("params holds no array; give an array, or nested dicts, lists and tuples of arrays")
-        self.borrowed = not arrays.owns(first) and self._numpy.owns(first)
-        self.given: Any = self._numpy if self.borrowed else arrays
-        for i, leaf in enumerate(leaves):
-            if leaf is not None and not self.given.owns(leaf):
-                raise self._foreign(f"params{arrays.trees.paths(params)[i]}", leaf)
-        self._given_leaves = leaves
-        self._infos = [None if leaf is None else self.given.describe(leaf) for leaf in leaves]
-        wide = self.borrowed and any(info is not None and info.dtype == "float64" for info in self._infos)
-        self.context: AbstractContextManager[Any] = arrays.dtype_context("float64") if wide else nullcontext()
-
-    def _foreign(self, path: str, leaf: object) -> TypeError:
-        allowed = self._numpy.name if self.borrowed else self.arrays.name
-        also = "" if self.borrowed or self.arrays.name == "numpy" else " (or NumPy, all of them)"
-        return TypeError(
-            f"{path} is {type(leaf).__module__}.{type(leaf).__qualname__}, but this optimizer updates arrays of {allowed}{also}: "
-            "nothing is moved between libraries silently; convert it first"
-        )
-
-    @functools.cached_property
-    def leaves(self) -> list[Any]:
-        """The parameters; only inside `context`."""
-        return [self._lent(leaf) for leaf in self._given_leaves]
-
-    def _lent(self, leaf: Any) -> Any:
-        return self.arrays.borrow(leaf) if self.borrowed and self._numpy.owns(leaf) else leaf
-
-    def gradients(self, grads: Any) -> list[Any]:
-        """Return the gradients, after checks."""
-        trees = self.tree.trees
-        gradients, found = trees.flatten(grads)
-        if found != self.tree.definition:
-            difference = explain_difference(trees, self._params, grads, "params", "grads")
-            raise ValueError(f"grads must have the structure of params: {difference}")
-        for i, (info, gradient) in enumerate(zip(self._infos, gradients, strict=True)):
-            if gradient is None:
-                continue
-            path = trees.paths(self._params)[i]
-            if info is None:
-                raise ValueError(f"params{path} is None, so grads{path} must be None too")
-            if not self.given.owns(gradient):
-                raise self._foreign(f"grads{path}", gradient)
-            described = self.given.describe(gradient)
-            for what, error in (("shape", ValueError), ("dtype", TypeError)):
-                left, right = getattr(info, what), getattr(described, what)
-                if left != right:
-                    raise error(f"grads{path} has {what} {right}, but params{path} has {what} {left}; they must agree")
-        return [self._lent(gradient) for gradient in gradients]
-
-    def slots(self, state: Any) -> dict[str, Any]:
-        """Return the slots of a state, after checks."""
-        slots = getattr(state, "slots", None)
-        if not isinstance(slots, Mapping) or not hasattr(state, "step"):
-            raise TypeError(
-                f"state must be the OptimizerState that init or the previous step returned, but {type(state).__name__} was given"
-            )
-        trees = self.tree.trees
-        converted: dict[str, Any] = {}
-        for name, slot in slots.items():
-            leaves, definition = trees.flatten(slot)
-            for i, leaf in enumerate(leaves):
-                if leaf is not None and self.borrowed == self.arrays.owns(leaf) and self.arrays.name != "numpy":
-                    raise self._foreign(f"state.slots[{name!r}]{trees.paths(slot)[i]}", leaf)
-            converted[name] = trees.unflatten(definition, [self._lent(leaf) for leaf in leaves])
-        return converted
-
-    def returned(self, results: Any) -> Any:
-        """Return a tree of results as arrays of the library of the parameters."""
-        if not self.borrowed or self.arrays.name == "numpy":
-            return results
-        leaves, definition = self.tree.trees.flatten(results)
-        given_back = [self.arrays.give_back(leaf) if self.arrays.owns(leaf) else leaf for leaf in leaves]
-        return self.tree.trees.unflatten(definition, given_back)
-
-    def check_writable(self) -> None:
-        """Raise `TypeError` if a parameter cannot be changed in place."""
-        for i, leaf in enumerate(self._given_leaves):
-            reason = None if leaf is None else self.given.why_read_only(leaf)
-            if reason is not None:
-                path = f"params{self.tree.trees.paths(self._params)[i]}"
-                raise TypeError(f"{path} {reason}, so it cannot be changed in place; copy it, or use apply")
-
-    def write(self, leaves: Sequence[Any]) -> None:
-        """Write new parameters into the given ones."""
-        for target, value in zip(self._given_leaves, leaves, strict=True):
-            if target is not None:
-                self.given.assign(target, self.returned(value) if self.borrowed else value)
-
-
 _BY_LIBRARY: Mapping[str, type[NativeOptimizer]] = {"tensorflow": TFOptimizer}
 
 
@@ -304,5 +200,5 @@ def wrap(optimizer: Any) -> NativeOptimizer | None:
         return None
     native = framework.adopt(optimizer, {})
     wrapped = NativeOptimizer.__new__(_BY_LIBRARY.get(native.arrays.name, NativeOptimizer))
-    wrapped._set(framework, native)
+    wrapped._set(framework, native)  # noqa: SLF001  # of this module
     return wrapped

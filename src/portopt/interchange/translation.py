@@ -21,8 +21,9 @@ from portopt.interchange.frameworks import (
     get_framework,
 )
 from portopt.interchange.native import NativeOptimizer
-from portopt.optimizer import Optimizer, OptimizerState
+from portopt.optimizer import Optimizer
 from portopt.schedules import is_schedule
+from portopt.state import OptimizerState
 
 
 def from_native(
@@ -65,15 +66,15 @@ def from_native(
     if isinstance(native, NativeOptimizer):
         framework = get_framework(native.framework)
         translator = _translator(framework.name)
-        name, arguments = translator.arguments(native._native)
+        name, arguments = translator.arguments(native.native)
         if not isinstance(state, OptimizerState):
-            state = translator.own_state(native._native, state, params)
+            state = translator.own_state(native.native, state, params)
         return _translated(translator, name, arguments, state, params, hyperparameters)
     found = find_framework(native)
     if found is not None:
         translator = _translator(found.name)
         name, arguments, state, params = translator.capture(native, params)
-        why_not_constant = getattr(translator, "why_not_constant", lambda native: None)(native)
+        why_not_constant = translator.why_not_constant(native)
         if why_not_constant is not None and not _gives_rate(hyperparameters):
             warnings.warn(
                 f"{why_not_constant}, but the optimizer that from_native returns has its present value in all steps: give "
@@ -204,11 +205,11 @@ def _gives_rate(hyperparameters: Mapping[str, Any]) -> bool:
 
 
 def _translator(name: str) -> Translator:
-    translator = getattr(get_framework(name), "translator", None)
+    translator = get_framework(name).translator
     if translator is None:
-        able = [n for n, framework in frameworks().items() if getattr(framework, "translator", None) is not None]
+        able = [n for n, framework in frameworks().items() if framework.translator is not None]
         raise ValueError(f"optimizers of {name!r} are not translated; those of {', '.join(able)} are")
-    return translator  # type: ignore[no-any-return]  # optional in a framework
+    return translator
 
 
 def _translated(

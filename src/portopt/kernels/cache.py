@@ -1,4 +1,4 @@
-"""Compiled kernels on disk, in the user's cache directory.
+"""Compiled kernels on disk, in the user's cache directory: machine code for the host and, from CUDA C, for GPUs.
 
 What is read here is run, so an entry is believed only if nobody but the user can have written it: entry and directory belong
 to the user, nobody else may write them, and the entry is a regular file, reached through no symbolic link. Its key must be

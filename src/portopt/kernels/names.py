@@ -1,4 +1,4 @@
-"""Names in generated source: those of the rule where the language allows them."""
+"""Names in generated source: those of the kernels, and those of the rule where the language allows them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from collections.abc import Set
 
 from portopt.kernels.key import KernelKey
 from portopt.program import Program
+
+UPDATE = "update"
+"""The kernel that does a step, on GPUs."""
+SCALARS_OF_NORM = "scalars_of_norm"
+"""The one that computes the scalars that need the norm of the gradients."""
+LARGEST_GRADIENT, SUM_SQUARES = "largest_gradient", "sum_squares"
+"""Those that reduce gradients to what their norm is computed from."""
 
 _TAKEN_SUFFIXES = ("_i", "_word", "_exponent", "_float16", "_bfloat16", "_float32", "_float64", "_of")
 """Names that end so are the source's own, as are those that a program counts its results with."""

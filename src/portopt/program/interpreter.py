@@ -85,10 +85,8 @@ def interpret(
     for i, value in rounded.items():
         values[i] = value
     for i, op in program.array_ops():
-        if op.name.endswith("load"):
-            values[i] = getattr(primitives, op.name)(arrays[str(op.label)])
-        else:
-            values[i] = getattr(primitives, op.name)(*(values[j] for j in op.args))
+        operands = (values[j] for j in op.args) if op.reads is None else (arrays[op.reads],)
+        values[i] = getattr(primitives, op.name)(*operands)
         for j in last_use.get(i, ()):
             values[j] = None
     return {name: values[i] for name, i in program.array_outputs.items()}

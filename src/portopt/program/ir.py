@@ -69,6 +69,11 @@ class Op:
     args: tuple[int, ...] = ()
     label: str | float | int | None = None
 
+    @property
+    def reads(self) -> str | None:
+        """The name of the array that the operation reads; None if it reads none."""
+        return str(self.label) if self.kind is Kind.ARRAY and self.label is not None else None
+
 
 @dataclass(frozen=True)
 class Program:
@@ -106,7 +111,7 @@ class Program:
     @property
     def array_inputs(self) -> tuple[str, ...]:
         """Names of the arrays that a step reads."""
-        return tuple(str(op.label) for op in self.ops if op.name == "load")
+        return tuple(op.reads for op in self.ops if op.reads is not None)
 
     @property
     def uses_gradient_norm(self) -> bool:

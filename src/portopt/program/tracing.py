@@ -220,7 +220,7 @@ def _array_output(builder: Builder, name: str, value: Any) -> int:
 
 def _operand(builder: Builder, value: Any) -> int:
     if isinstance(value, ArraySymbol):
-        return value._index
+        return value._index  # noqa: SLF001  # of this module
     if isinstance(value, Scalar):
         value = value.value
     if isinstance(value, Node):
@@ -243,7 +243,7 @@ def _mask_operand(builder: Builder, value: Any) -> int:
 
 
 def _record(name: str, *values: Any, kind: Kind = Kind.ARRAY) -> ArraySymbol:
-    builder = next((v._builder for v in values if isinstance(v, ArraySymbol)), None)
+    builder = next((v._builder for v in values if isinstance(v, ArraySymbol)), None)  # noqa: SLF001  # of this module
     if builder is None:
         raise UnsupportedOperationError(
             f"xp.{name} was called without an array: on scalars use the functions of portopt.scalars"

@@ -7,7 +7,7 @@ from typing import Any
 
 from portopt_tools import svg
 from portopt_tools.bench.markdown import nearest_ratio, preferred
-from portopt_tools.bench.tables import Report, describe_set, shape_sets
+from portopt_tools.bench.tables import Report, set_title, shape_sets
 
 _COLORS = (svg.BLUE, svg.VERMILLION, svg.GREEN, svg.PURPLE, svg.ORANGE)
 
@@ -43,7 +43,7 @@ def _panel(axis: Any, groups: list[Report], labels: dict[str, Any]) -> None:
             heights.append(_height(contender, ratio))
         bars = axis.bar([x + i * width for x in range(len(groups))], heights, width, color=_COLORS[i % len(_COLORS)])
         labels.setdefault(name + against, bars)
-    axis.set_title(describe_set(groups[0]), fontsize=10)
+    axis.set_title(set_title(groups[0]), fontsize=10)
     axis.set_ylabel("times as fast" if compared else "steps per second", fontsize=9)
     axis.set_xticks([x + 0.4 - width / 2 for x in range(len(groups))], [group["rule"] for group in groups])
     axis.set_yscale("log")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from portopt_tools import rule_argument, stopping
-from portopt_tools.arguments import positive
+from portopt_tools.arguments import add_backends, add_out, positive
 from portopt_tools.bench import cases
 from portopt_tools.bench.contenders import PEERS
 from portopt_tools.bench.shapes import SHAPE_SETS
@@ -32,13 +31,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a set of parameter shapes; may be repeated (default: all)",
     )
-    parser.add_argument(
-        "--backend",
-        action="append",
-        default=[],
-        dest="backends",
-        metavar="NAME",
-        help="a backend of portopt, or an importable array API library; may be repeated (default: every installed one that can "
+    add_backends(
+        parser,
+        "a backend of portopt, or an importable array API library; may be repeated (default: every installed one that can "
         "be used)",
     )
     parser.add_argument(
@@ -65,19 +60,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="small arrays and few samples, by default Adam on the smallest set: shows that all works, not how fast",
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write bench.json and bench.svg into this folder (needs matplotlib)"
-    )
+    add_out(parser, "write bench.json and bench.svg into this folder (needs matplotlib)")
     parser.add_argument("--quiet", action="store_true", help="print no progress, only the results")
 
 
 def _run(arguments: argparse.Namespace, command: str) -> int:
-    from portopt_tools import output, svg
+    from portopt_tools import output
     from portopt_tools.bench import benchmark, reports, tables
 
-    if arguments.out is not None:
-        svg.require_matplotlib("the plot", "bench")
-        output.prepare_folder(arguments.out)
+    output.prepare_reports(arguments.out, "the plot", "bench")
     settings = benchmark.Settings(
         rules=arguments.rules,
         shapes=arguments.shapes,

@@ -185,8 +185,8 @@ class TorchOptim:
             return False
 
     def _make(self, optimizer: Optimizer, tensors: list[Any], arguments: dict[str, Any]) -> Any:
-        counterpart = _counterpart(self.framework, optimizer)
-        return counterpart.factory(tensors, **counterpart.arguments, **arguments)
+        found = counterpart(self, optimizer)
+        return found.factory(tensors, **found.arguments, **arguments)
 
     def _step(self, backend: Backend, arguments: dict[str, Any]) -> Callable[[Inputs], Callable[[], object]]:
         def prepare(inputs: Inputs) -> Step:
@@ -215,8 +215,8 @@ class Optax:
     def _step(self, backend: Backend) -> Callable[[Inputs], Step]:
         def prepare(inputs: Inputs) -> Step:
             jax, optax = importlib.import_module("jax"), importlib.import_module("optax")
-            counterpart = _counterpart(self.framework, inputs.optimizer)
-            transformation = counterpart.factory(**counterpart.arguments)
+            found = counterpart(self, inputs.optimizer)
+            transformation = found.factory(**found.arguments)
             gradients = inputs.gradients(backend)
 
             def update(parameters: Any, gradients: Any, state: Any) -> tuple[Any, Any]:
@@ -235,17 +235,22 @@ class Optax:
         return prepare
 
 
-def _counterpart(framework: str, optimizer: Optimizer) -> Construction:
-    counterpart = counterpart_of(get_framework(framework), optimizer)
-    if counterpart is None:
-        raise ValueError(f"{framework} has no counterpart of {optimizer!r}")
-    return counterpart
+def counterpart(peer: Peer, optimizer: Optimizer) -> Construction:
+    """Return what constructs the optimizer of another library that is nearest.
+
+    Raises:
+        ValueError: there is none; the message says why.
+    """
+    found = counterpart_of(get_framework(peer.framework), optimizer)
+    if found is None:
+        raise ValueError(f"{peer.framework} has no counterpart of {optimizer!r}")
+    return found
 
 
 def why_not_compared(peer: Peer, optimizer: Optimizer) -> str | None:
     """Return why there is nothing in a library to compare with; None if it has a counterpart."""
     try:
-        _counterpart(peer.framework, optimizer)
+        counterpart(peer, optimizer)
     except ValueError as error:
         return str(error)
     return None

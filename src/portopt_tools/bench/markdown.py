@@ -10,11 +10,11 @@ from portopt_tools.bench.first_step import preferred_mode
 from portopt_tools.bench.tables import (
     Report,
     bandwidth,
-    describe_set,
     duration,
     libraries,
     not_run_lines,
     rule_name,
+    set_title,
     shape_sets,
 )
 
@@ -56,7 +56,7 @@ def nearest_ratio(contender: Report) -> tuple[str, float] | None:
 def _set(groups: list[Report], others: list[str]) -> Iterator[str]:
     names = list(dict.fromkeys(c["name"] for group in groups for c in preferred(group)))
     header = ["rule", *names, *others]
-    yield f"**{describe_set(groups[0])}**; {bandwidth(groups)}"
+    yield f"**{set_title(groups[0])}**; {bandwidth(groups)}"
     yield ""
     yield _row(header)
     yield _row(["---", *["---:"] * (len(header) - 1)])

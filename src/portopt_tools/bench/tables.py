@@ -47,7 +47,7 @@ def rule_name(group: Report) -> str:
     return f"{group['rule']} ({options})" if options else str(group["rule"])
 
 
-def describe_set(group: Report) -> str:
+def set_title(group: Report) -> str:
     """Return a shape set's name and size."""
     tensors = f"{group['tensors']:,} tensor" + "s" * (group["tensors"] != 1)
     return f"{group['shapes']}: {tensors}, {group['parameters']:,} parameters"
@@ -84,7 +84,7 @@ def bandwidth(groups: list[Report]) -> str:
 
 
 def _print_set(console: Console, groups: list[Report], others: list[str]) -> None:
-    title = f"{describe_set(groups[0])}; {bandwidth(groups)}"
+    title = f"{set_title(groups[0])}; {bandwidth(groups)}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("rule", no_wrap=True)
     table.add_column("optimizer", overflow="fold")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.interchange.frameworks import frameworks
 from portopt_tools import rule_argument, stopping
-from portopt_tools.arguments import positive, seed
+from portopt_tools.arguments import add_backends, add_out, positive, seed
 from portopt_tools.errors import FAILURE, SUCCESS
 from portopt_tools.progress import progress
 from portopt_tools.tool import Tool
@@ -45,13 +44,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of the split of the data, the initial parameters and the order of the images (default: 0)",
     )
-    parser.add_argument(
-        "--backend",
-        action="append",
-        default=[],
-        dest="backends",
-        metavar="NAME",
-        help="a backend to run, or an importable array API library such as array_api_strict; may be repeated, and the first is "
+    add_backends(
+        parser,
+        "a backend to run, or an importable array API library such as array_api_strict; may be repeated, and the first is "
         "the reference (default: every installed one that can be used, NumPy first)",
     )
     parser.add_argument(
@@ -70,19 +65,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="add this framework's own optimizer that is nearest, with the same hyperparameters, as a run; its formula is "
         "different, so it is no part of the verdict",
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write report.html and report.json into this folder (needs matplotlib)"
-    )
+    add_out(parser, "write report.html and report.json into this folder (needs matplotlib)")
     parser.add_argument("--quiet", action="store_true", help="print no progress and no table, only the conclusion")
 
 
 def _run(arguments: argparse.Namespace, command: str) -> int:
-    from portopt_tools import output, svg
+    from portopt_tools import output
     from portopt_tools.compare import comparison, reports, tables
 
-    if arguments.out is not None:
-        svg.require_matplotlib("the curves of the report", "demo")
-        output.prepare_folder(arguments.out)
+    output.prepare_reports(arguments.out, "the curves of the report", "demo")
     settings = comparison.Settings(
         optimizer=arguments.optimizer,
         epochs=arguments.epochs,

@@ -10,7 +10,7 @@ from portopt.optimizer import Optimizer
 from portopt_tools import stopping
 from portopt_tools.compare import digits
 from portopt_tools.compare.bits import Trajectory
-from portopt_tools.compare.planning import NotRun, plan_runs
+from portopt_tools.compare.run_selection import NotRun, select_runs
 from portopt_tools.compare.runners import Runner, name_of
 from portopt_tools.compare.training import Measurements, Problem, train
 from portopt_tools.errors import UnusableArgumentsError
@@ -102,14 +102,14 @@ class Comparison:
         return next((run for run in self.runs if run.verdict is Verdict.REFERENCE), None)
 
 
-def plan(settings: Settings) -> tuple[Problem, list[Runner], list[NotRun]]:
+def prepare(settings: Settings) -> tuple[Problem, list[Runner], list[NotRun]]:
     """Return everything that is needed before the first run.
 
     Raises:
         UnusableArgumentsError: the settings cannot be acted on.
     """
     initial = digits.initial_parameters(settings.seed, settings.dtype)
-    runners, not_run = plan_runs(
+    runners, not_run = select_runs(
         settings.optimizer, settings.dtype, settings.backends, settings.devices, settings.against
     )
     data = digits.load_digits(settings.seed)
@@ -136,7 +136,7 @@ def compare(settings: Settings, watch: Watch = unwatched) -> Comparison:
     Raises:
         UnusableArgumentsError: the settings cannot be acted on.
     """
-    problem, runners, not_run = plan(settings)
+    problem, runners, not_run = prepare(settings)
     runs: list[Run] = []
     interrupt: KeyboardInterrupt | None = None
     with Trajectory(problem.initial) as reference:

@@ -1,1 +1,1 @@
-"""Source of fused kernels for GPUs: CUDA C and Triton. Imports neither CuPy, torch nor Triton."""
+"""Source of fused kernels in CUDA C, and how their launches are told of arrays. Imports no CuPy."""

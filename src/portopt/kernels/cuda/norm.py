@@ -5,10 +5,8 @@ from __future__ import annotations
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.kernels.cuda.source import LANGUAGE, common_source, rows_of_table, source_file
 
-LARGEST_GRADIENT, SUM_SQUARES = "largest_gradient", "sum_squares"
-"""Names of the kernels."""
-SCALARS = 4
-"""Arguments of a kernel besides the table, at most."""
+ROWS = rows_of_table(1, 4)
+"""How many gradients one launch can take."""
 
 
 def norm_source(dtype: str) -> str:
@@ -17,7 +15,7 @@ def norm_source(dtype: str) -> str:
     return "\n".join(
         [
             f"// The norm of gradients in {dtype}.",
-            common_source(1, rows_of_table(1, SCALARS)),
+            common_source(1, ROWS),
             source_file("norm.cuh"),
             f"typedef {LANGUAGE.storage[dtype]} gradient;",
             "",

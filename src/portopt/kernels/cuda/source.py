@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from portopt.kernels.key import KernelKey
+from portopt.kernels.names import SCALARS_OF_NORM, UPDATE
 from portopt.kernels.norm_dependence import NormDependence, norm_dependence
 from portopt.kernels.writer import Language, Writer, functions_for_conversions
 from portopt.program import Kind, Op, Program
@@ -25,8 +26,6 @@ CHUNK = 8 * THREADS
 """Elements that a block works on before it looks for the next ones."""
 ARGUMENT_BYTES = 4096
 """The room that every CUDA device has for a kernel's arguments."""
-UPDATE, SCALARS_OF_NORM = "update", "scalars_of_norm"
-"""Names of the kernels."""
 
 
 def rows_of_table(columns: int, scalars: int = 0) -> int:
@@ -37,6 +36,11 @@ def rows_of_table(columns: int, scalars: int = 0) -> int:
         scalars: other arguments of the kernel, of at most 8 bytes each.
     """
     return (ARGUMENT_BYTES - 8 * (scalars + 1)) // (8 * (columns + 2))
+
+
+def rows_of_update(program: Program, key: KernelKey) -> int:
+    """Return how many parameters one launch of the kernel `update` can take."""
+    return rows_of_table(len(key.columns(program)), len(norm_dependence(program).rounded_on_host) + 1)
 
 
 def cuda_source(program: Program, key: KernelKey) -> str:
@@ -50,7 +54,7 @@ def cuda_source(program: Program, key: KernelKey) -> str:
     parts = [
         f"// {program.name} on {writer.dtypes['p']}, computed in {writer.real}.",
         f"// Arrays of a parameter: {', '.join(columns)}.",
-        common_source(len(columns), rows_of_table(len(columns), len(split.rounded_on_host) + 1)),
+        common_source(len(columns), rows_of_update(program, key)),
     ]
     if writer.program.uses_gradient_norm:
         parts += [source_file("norm.cuh"), _scalars_of_norm(writer, split)]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from portopt.arithmetic.dtypes import ITEMSIZES
 from portopt.interrupts import finish
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
@@ -164,7 +165,7 @@ def update(
         rows = [
             {**dense[i], **({} if outputs is None else {NEW + n: a for n, a in outputs[i].items()})} for i in members
         ]
-        _check_sizes(rows)
+        _check_sizes(rows, [dtypes[i] for i in members])
         table = np.array([[_address(row[column]) for column in kernel.columns] for row in rows], np.int64)
         sizes = np.array([row["p"].size for row in rows], np.int64)
         work.append(Work(kernel, members, table, sizes))
@@ -180,13 +181,15 @@ def update(
     scalars.provide(run(work, scalars.inputs, [*copies, *then]))
 
 
-def _check_sizes(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raise an error if a parameter's arrays differ in size: a schedule of the user's may have resized one after the checks."""
-    for row in rows:
-        if any(array.size != row["p"].size for array in row.values()):
-            raise ValueError(
-                "an array changed its size while the step was computed; arrays must stay as they are until the step is done"
-            )
+def _check_sizes(rows: Sequence[Mapping[str, Any]], dtypes: Sequence[Mapping[str, str]]) -> None:
+    """Raise an error if arrays differ in size or dtype: a schedule of the user's may have changed one after the checks."""
+    for row, names in zip(rows, dtypes, strict=True):
+        size = row["p"].size
+        for name, found in row.items():
+            if found.size != size or (name in names and found.itemsize != ITEMSIZES[names[name]]):
+                raise ValueError(
+                    "an array changed its size while the step was computed; arrays must stay as they are until the step is done"
+                )
 
 
 def _address(array: Any) -> int:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
+from portopt.kernels.names import LARGEST_GRADIENT, SUM_SQUARES
 from portopt.kernels.triton.source import IMPORTS, LANGUAGE, address, locate
-
-LARGEST_GRADIENT, SUM_SQUARES = "largest_gradient", "sum_squares"
-"""Names of the kernels."""
 
 
 def norm_source(dtype: str) -> str:

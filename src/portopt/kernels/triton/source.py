@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 from portopt.kernels.key import KernelKey
+from portopt.kernels.names import SCALARS_OF_NORM, UPDATE
 from portopt.kernels.norm_dependence import NormDependence, norm_dependence
 from portopt.kernels.writer import Language, Writer
 from portopt.program import Kind, Op, Program
@@ -18,8 +19,6 @@ from portopt.program import Kind, Op, Program
 CHUNK = 1024
 """Elements of one instance."""
 WARPS = 8
-UPDATE, SCALARS_OF_NORM = "update", "scalars_of_norm"
-"""Names of the kernels."""
 TABLE_HEAD = 2
 """Columns of a table before the addresses: the number of a parameter's first chunk, and its number of elements."""
 IMPORTS = """\

@@ -26,7 +26,8 @@ from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
 from portopt.kernels.host.kernel import Work, host_kernel
 from portopt.kernels.host.norm import GradientTable, gradient_norm
-from portopt.kernels.host.watch import ArrayReader, Call, Watch
+from portopt.kernels.host.readers import ArrayReader
+from portopt.kernels.host.watch import Call, Watch
 from portopt.program import Program
 from portopt.protocols import Rule
 from portopt.scalars import MOST_STEPS

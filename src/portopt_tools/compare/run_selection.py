@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from portopt.backend import UnknownBackendError, backends, get_backend
+from portopt.backend import backends, get_backend
 from portopt.optimizer import Optimizer
 from portopt_tools.compare.other_optimizers import other_runner
 from portopt_tools.compare.runners import BackendRunner, Runner
 from portopt_tools.errors import UnusableArgumentsError
-from portopt_tools.inventory import BackendEntry, describe_backend, installed_backends
+from portopt_tools.inventory import BackendEntry, find_entry, installed_backends
 
 _FIRST = "numpy"
 """The backend whose first run is the reference unless backends are named: it is always installed, and needs no device."""
@@ -24,7 +24,7 @@ class NotRun:
     reason: str
 
 
-def plan_runs(
+def select_runs(
     optimizer: Optimizer, dtype: str, names: Sequence[str], devices: Sequence[str], against: Sequence[str]
 ) -> tuple[list[Runner], list[NotRun]]:
     """Return the runs, the reference first, and what is left out.
@@ -43,9 +43,10 @@ def plan_runs(
     runners: list[Runner] = []
     left_out: list[NotRun] = []
     served: set[str] = set()
-    for entry in [_named(name) for name in dict.fromkeys(names)] or _all():
-        reason = _unusable(entry, dtype)
-        if reason is not None:
+    for entry in [find_entry(name) for name in dict.fromkeys(names)] or _all():
+        why = entry.why_unusable(dtype)
+        if why is not None:
+            reason = entry.with_remedy(why)
             if names:
                 raise UnusableArgumentsError(f"the backend {entry.name!r} was named, but {reason}")
             left_out.append(NotRun(entry.name, reason))
@@ -88,30 +89,6 @@ def _check_providers() -> None:
 
 def _all() -> list[BackendEntry]:
     return sorted(installed_backends(), key=lambda entry: (entry.name != _FIRST, entry.name))
-
-
-def _named(name: str) -> BackendEntry:
-    for entry in installed_backends():
-        if entry.name == name:
-            return entry
-    try:
-        # An array API library without a backend of its own is known by its name.
-        backend = get_backend(name)
-    except UnknownBackendError as error:
-        raise UnusableArgumentsError(f"{error}, and the name of any importable array API library will do") from None
-    return describe_backend(name, name, backend)
-
-
-def _unusable(entry: BackendEntry, dtype: str) -> str | None:
-    if entry.problem is not None:
-        install = f": {entry.install_command}" if entry.install_command else ""
-        return f"it cannot be used: {entry.problem}{install}"
-    if not entry.usable_devices:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in entry.devices.items())
-        return f"none of its devices can be used ({reasons or 'it has none'})"
-    if dtype not in entry.dtypes:
-        return f"it has no {dtype}, only {', '.join(entry.dtypes)}"
-    return None
 
 
 def _match(entry: BackendEntry, asked: str) -> str | None:

@@ -1,0 +1,239 @@
+"""The compiled function that looks at trees and arrays between two steps.
+
+A step on many small arrays is short against the Python work of looking at each: `array.ctypes.data` alone takes over a
+microsecond. So a compiled function walks the containers of parameters, gradients and slots, compares the parameters and slots
+with the known objects, and asks each array for its memory:
+
+- lists and tuples are read where CPython keeps their items, dicts through its C API;
+- NumPy arrays are read where NumPy's binary interface says (`PyArrayObject_fields`);
+- arrays of other libraries are asked through the C functions of DLPack's exchange API
+  (https://dmlc.github.io/dlpack/latest/c_api.html), and what that does not tell is read where the library keeps it (`Layout`).
+
+The function runs no Python code while it looks, and so nothing else either, for it holds the global interpreter lock. What it
+found is its return value. A step on few elements is done before it lets go of the lock. For all other steps it puts references to
+the arrays into lists of the call, lets go, runs the kernels, and only then returns to Python, which may raise something.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any, NamedTuple
+
+from portopt.kernels.host import threads
+from portopt.kernels.host.compiler import compile_function
+from portopt.kernels.host.kernel import GROUP_WORDS, RECORD_WORDS
+
+_SOURCE = f'''"""Compare trees of arrays with what a plan expects of them, and run its kernels if all is as expected."""
+
+
+{threads.SPLIT}
+
+def walk(script, nodes, root, found, known, context, stack):
+    """Put the leaves of a tree into `found`; return whether containers, keys and known leaves are as in the script."""
+    depth = 0
+    node = root
+    for i in range(nodes):
+        expected = 5 * i
+        kind = script[expected]
+        if kind == 0:
+            leaf = script[expected + 3]
+            if leaf >= 0:
+                found[leaf] = node
+                if known != 0 and pointer_to_int64(known)[leaf] != node:
+                    return False
+        else:
+            if pointer_to_int64(node)[1] != script[expected + 1] or pointer_to_int64(node)[2] != script[expected + 2]:
+                return False
+            stack[4 * depth] = node
+            stack[4 * depth + 1] = kind
+            stack[4 * depth + 2] = 0
+            stack[4 * depth + 3] = script[expected + 2]
+            depth += 1
+        while depth > 0 and stack[4 * depth - 1] == 0:
+            depth -= 1
+        if depth == 0:
+            return i == nodes - 1
+        if i == nodes - 1:
+            return False
+        top = 4 * (depth - 1)
+        container = stack[top]
+        position = stack[top + 2]
+        stack[top + 3] -= 1
+        if stack[top + 1] == 1:
+            node = pointer_to_int64(pointer_to_int64(container)[3])[position]
+            stack[top + 2] = position + 1
+        elif stack[top + 1] == 2:
+            node = pointer_to_int64(container)[context[27] + position]
+            stack[top + 2] = position + 1
+        else:
+            place = context[19]
+            entry = pointer_to_int64(place)
+            entry[0] = position
+            if call_4(context[15], container, place, place + 8, place + 16) == 0:
+                return False
+            stack[top + 2] = entry[0]
+            key = entry[1]
+            node = entry[2]
+            known_key = script[expected + 5 + 4]
+            if key != known_key:
+                string = context[18]
+                if pointer_to_int64(key)[1] != string or pointer_to_int64(known_key)[1] != string:
+                    return False
+                if call_2(context[16], key, known_key) != 0:
+                    return False
+    return False
+
+
+def hold(leaves, found, count, context):
+    """Put references to the objects in `found` into a list of this length."""
+    for i in range(count):
+        call_1(context[29], found[i])
+        call_3(context[28], leaves, i, found[i])
+
+
+def fits(entry, item, table, context):
+    """Return whether one array is as expected; put its address into the table if it is a gradient."""
+    if pointer_to_int64(item)[1] != entry[3]:
+        return False
+    expected = pointer_to_int64(entry[6])
+    size = 1
+    if context[14] == 0:
+        fields = pointer_to_int64(item)
+        address = fields[2]
+        dimensions = fields[3] & 0xFFFFFFFF
+        shape = pointer_to_int64(fields[4])
+        flags = 0x101 if entry[2] else 0x501
+        if fields[7] != entry[4] or (fields[8] & flags) != flags or dimensions != entry[5]:
+            return False
+        for axis in range(dimensions):
+            if shape[axis] != expected[axis]:
+                return False
+            size *= shape[axis]
+    else:
+        inner = pointer_to_int64(pointer_to_int64(item)[context[37]])
+        storage = pointer_to_int64(inner[context[41]])
+        if (inner[context[38]] & context[39]) != context[40]:
+            return False
+        place = context[19] + 32
+        fields = pointer_to_int64(place)
+        if call_2(context[14], item, place) != 0:
+            call_0(context[17])
+            return False
+        address = fields[0] + fields[5]
+        dimensions = fields[2] & 0xFFFFFFFF
+        if (fields[1] & 0xFFFFFFFF) != 1 or (fields[2] >> 32) != entry[4] or dimensions != entry[5]:
+            return False
+        shape = pointer_to_int64(fields[3])
+        for axis in range(dimensions):
+            if shape[axis] != expected[axis]:
+                return False
+            size *= shape[axis]
+        if size > 1 and fields[4]:
+            strides = pointer_to_int64(fields[4])
+            dense = 1
+            for back in range(dimensions):
+                axis = dimensions - 1 - back
+                if shape[axis] > 1:
+                    if strides[axis] != dense:
+                        return False
+                    dense *= shape[axis]
+        memory = storage[context[42]]
+        if size > 0 and (address < memory or address + size * entry[7] > memory + storage[context[43]]):
+            return False
+    cell = pointer_to_int64(table + entry[1])
+    if not entry[2]:
+        return cell[0] == address
+    if size > 0:
+        starts = pointer_to_int64(context[11])
+        ends = pointer_to_int64(context[12])
+        first = 0
+        last = context[13]
+        while first < last:
+            middle = (first + last) // 2
+            if ends[middle] <= address:
+                first = middle + 1
+            else:
+                last = middle
+        if first < context[13] and starts[first] < address + size * entry[7]:
+            return False
+    cell[0] = address
+    return True
+
+
+def kernel(context, params, grads, slots, inputs, step, call):
+    """Look, and run the kernels if all is as expected and there are `inputs`; raise an error if anything is not."""
+    written = pointer_to_int64(context[3])
+    gradients = pointer_to_int64(context[6])
+    table = context[25]
+    fields = pointer_to_int64(call)
+    if call == 0 or fields[5] == 0:
+        stack = pointer_to_int64(context[20])
+        slots_found = pointer_to_int64(context[9])
+        if not walk(pointer_to_int64(context[1]), context[2], params, written, context[22], context, stack):
+            raise ValueError
+        if not walk(pointer_to_int64(context[7]), context[8], slots, slots_found, context[44], context, stack):
+            raise ValueError
+        if not walk(pointer_to_int64(context[4]), context[5], grads, gradients, 0, context, stack):
+            raise ValueError
+    if call != 0:
+        table = fields[2]
+        if fields[5] == 0:
+            hold(fields[0], written, context[35], context)
+            hold(fields[1], gradients, context[36], context)
+            fields[5] = 1
+        written = pointer_to_int64(pointer_to_int64(fields[0])[3])
+        gradients = pointer_to_int64(pointer_to_int64(fields[1])[3])
+    for e in range(context[21]):
+        entry = pointer_to_int64(context[10] + 64 * e)
+        if not fits(entry, gradients[entry[0]] if entry[2] else written[entry[0]], table, context):
+            raise ValueError
+    if inputs == 0:
+        return
+    if call != 0 and fields[3] != 0:
+        state = object_of_call_0(context[33])
+        split(context[45], fields[3], {RECORD_WORDS}, fields[4], context[46], context[47])
+        call_1(context[34], state)
+    else:
+        for group in range(context[23]):
+            part = pointer_to_int64(context[24] + {8 * GROUP_WORDS} * group)
+            call_kernel(
+                part[0], context[19], context[19], table + part[1], part[2], part[3], 0, part[4], inputs, step,
+                inputs + 8 * context[26],
+            )
+    if context[32] != 0:
+        result = object_of_call_2(context[30], context[32], fields[0])
+        if result != 0:
+            call_1(context[31], result)
+'''
+
+
+class PythonFunctions(NamedTuple):
+    """Their addresses."""
+
+    dict_next: int
+    compare: int
+    clear_error: int
+    set_item: int
+    hold: int
+    call: int
+    release: int
+    save_thread: int
+    restore_thread: int
+
+
+@functools.cache
+def python_functions() -> PythonFunctions:
+    """Return the functions of Python's C API that the look calls."""
+    api = ctypes.pythonapi
+    functions = (
+        api.PyDict_Next, api.PyUnicode_Compare, api.PyErr_Clear, api.PyList_SetItem, api.Py_IncRef, api.PyObject_CallOneArg,
+        api.Py_DecRef, api.PyEval_SaveThread, api.PyEval_RestoreThread,
+    )  # fmt: skip
+    return PythonFunctions(*map(threads.address_of, functions))
+
+
+@functools.cache
+def compiled_look() -> Any:
+    """Return the compiled function."""
+    return compile_function(_SOURCE, "watch")

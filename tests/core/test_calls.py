@@ -1,0 +1,57 @@
+"""How many Python functions a step calls: what a training loop waits for, and unlike times the same on a busy machine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import portopt
+from portopt.kernels.host import compiler
+
+SHAPES = ((32, 16), (16,), (16, 8), (8,))
+
+
+def calls_of(function: Callable[[], object]) -> list[str]:
+    """Return the names of the Python functions that are called, generators each time that they go on."""
+    names: list[str] = []
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            names.append(f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_code.co_name}")
+
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return names[1:]
+
+
+def tree() -> dict[str, Any]:
+    return {f"w{i}": np.ones(shape, np.float32) for i, shape in enumerate(SHAPES)}
+
+
+@pytest.mark.needs("numba")
+def test_cold_step_calls_few_functions() -> None:
+    optimizer, params, grads = portopt.Adam(), tree(), tree()
+    state = optimizer.init(params)
+    optimizer.apply(params, grads, state)
+    assert compiler.available()
+    found = calls_of(lambda: optimizer.apply(params, grads, state))
+    assert len(found) < 218, found
+
+
+@pytest.mark.needs("numba")
+def test_planned_step_calls_six_functions() -> None:
+    optimizer, params, grads = portopt.Adam(), tree(), tree()
+    state = optimizer.init(params)
+    for _ in range(4):
+        state = optimizer.apply_(params, grads, state)
+    found = calls_of(lambda: optimizer.apply_(params, grads, state))
+    # Neither the constructor of a named tuple, which is generated code, nor a generator within one of the six is counted.
+    assert len([name for name in found if "<" not in name]) <= 6, found
