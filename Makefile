@@ -74,6 +74,7 @@ format: $(INSTALLED) ## rewrite the files as lint wants them
 .PHONY: types
 types: $(INSTALLED) ## check types, strictly
 	$(BIN)/mypy
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 .PHONY: unit
 unit: $(INSTALLED) ## run the unit tests, or those of one wing: make unit WING=kernels
@@ -218,8 +219,8 @@ fuzz: $(INSTALLED) ## random steps against the interpreter, for MINUTES=60; FUZZ
 	PYTHONPATH=tests $(BIN)/python -m fuzzing --minutes $(MINUTES) $(FUZZ_ARGS)
 
 .PHONY: vectors
-vectors: $(INSTALLED) ## regenerate the conformance suite's committed vectors
-	$(BIN)/python -m portopt_conformance.vectors
+vectors: $(INSTALLED) ## regenerate the conformance suite's committed vectors, or one rule's: make vectors RULE=Adam
+	$(BIN)/python -m portopt_conformance.vectors $(RULE:%=--rule %)
 
 .PHONY: api
 api: $(INSTALLED) ## rewrite docs/dialects.md from the code

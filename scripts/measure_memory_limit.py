@@ -7,9 +7,7 @@ What a rule of one addition per array takes is what the memory takes: no impleme
 
 from __future__ import annotations
 
-import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,8 +15,10 @@ import numpy as np
 import torch  # noqa: TID253  # this script is about it
 
 import portopt
+from portopt_tools.bench.measuring import alternate, median
 
-REPEATS = 25
+REPEATS, STEPS = 25, 2
+"""Samples of each, and how many steps are one sample."""
 ARRAYS_MOVED = 7
 """Parameter, gradient and two slots are read; all but the gradient are written."""
 
@@ -54,15 +54,9 @@ def main(count: int) -> None:
     ):
         for optimizer in (portopt.Adam(), Additions()):
             steps[f"{type(optimizer).__name__}, {library}"] = stepper(optimizer, full(), full())
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(REPEATS):
-        for name, step in steps.items():
-            step()
-            start = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - start)
-    for name, samples in times.items():
-        seconds = statistics.median(samples)
+    samples = alternate(list(steps.values()), [STEPS] * len(steps), REPEATS, lambda: None)
+    for name, taken in zip(steps, samples, strict=True):
+        seconds = median(taken)
         print(f"{name:24} {1e3 * seconds:7.2f} ms  {4e-9 * ARRAYS_MOVED * count / seconds:6.1f} GB/s")
 
 

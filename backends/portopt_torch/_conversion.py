@@ -13,7 +13,7 @@ import torch
 from portopt import Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.interchange.configuration import known_rules
-from portopt.interchange.correspondence import Correspondence
+from portopt.interchange.correspondence import STEP, Correspondence, split_sign
 from portopt.interchange.translation import exact_correspondences
 from portopt.schedules import is_schedule
 from portopt_torch._backend import backend
@@ -69,8 +69,8 @@ def to_torch(
 def is_native(state_dict: Mapping[str, Any]) -> bool:
     """Tell whether a state_dict is one of `torch.optim`."""
     correspondences = [c for rule in known_rules() for c in VOCABULARY.correspondences(rule)]
-    theirs = {name for c in correspondences for name in c.slots if name != "step"}
-    own = {name for c in correspondences for name in c.slots.values() if name != "step"}
+    theirs = {name for c in correspondences for name in c.slots if name != VOCABULARY.step}
+    own = {split_sign(name)[0] for c in correspondences for name in c.slots.values() if name != STEP}
     return any(not VOCABULARY.ignored.isdisjoint(group) for group in state_dict["param_groups"]) or any(
         isinstance(entry, Mapping) and not theirs.isdisjoint(entry) and own.isdisjoint(entry)
         for entry in state_dict["state"].values()
@@ -134,14 +134,27 @@ def own_group(correspondence: Correspondence, group: Mapping[str, Any]) -> dict[
                 f"portopt has no counterpart of {flag}={group[flag]!r} of {correspondence.name}: a step is neither captured in a "
                 f"CUDA graph nor differentiated. Where neither is needed, set group[{flag!r}] = False in each of param_groups"
             )
-    names = correspondence.hyperparameters
+    names, (defaults, arguments) = correspondence.hyperparameters, _defaults(correspondence.name)
     own: dict[str, Any] = {}
     for key, value in group.items():
         if f"{key}.0" in names:
             own |= {names[f"{key}.{i}"]: part for i, part in enumerate(value)}
-        elif key not in correspondence.ignored:
-            own[names.get(key, key)] = value
+        elif key in names:
+            own[names[key]] = value
+        elif key in correspondence.ignored:
+            continue
+        elif key not in defaults:
+            own[key] = value
+        elif key in arguments and value != defaults[key]:
+            raise ValueError(f"portopt has no counterpart of {key}={value!r} of {correspondence.name}")
     return own
+
+
+@functools.cache
+def _defaults(name: str) -> tuple[Mapping[str, Any], frozenset[str]]:
+    """Return what groups of a class of `torch.optim` have by default, and the names that its constructor takes."""
+    cls = VOCABULARY.find(name)
+    return cls([torch.zeros(1)]).defaults, frozenset(inspect.signature(cls).parameters)
 
 
 def own_state(
@@ -157,28 +170,31 @@ def own_state(
     dtype = backend.dtype(slot_dtype or COMPUTE_DTYPE[backend.dtype_name(parameter)])
     scalars = correspondence.optimizer({}).scalar_slots
     own: dict[str, Any] = {}
-    for theirs, ours in correspondence.slots.items():
-        value = entry.get(theirs)
+    for theirs, slot in correspondence.slots.items():
+        value, (ours, negated) = entry.get(theirs), split_sign(slot)
         if value is None:
             continue
-        if ours == "step":
+        if ours == STEP:
             own[ours] = finished_steps(where, value)
         elif ours in scalars:
             own[ours] = float(value)
         else:
-            own[ours] = value.detach().to(dtype, copy=True)
+            copied = value.detach().to(dtype, copy=True)
+            own[ours] = -copied if negated else copied
     # SGD does not count; a buffer says that it has begun.
-    return {"step": 1 if own else 0, **own} if "step" not in correspondence.slots.values() else own
+    return {STEP: 1 if own else 0, **own} if STEP not in correspondence.slots.values() else own
 
 
 def _native_state(correspondence: Correspondence, entry: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
     native: dict[str, Any] = {}
-    for theirs, ours in correspondence.slots.items():
+    for theirs, slot in correspondence.slots.items():
+        ours, negated = split_sign(slot)
         if ours not in entry:
             continue
         value = entry[ours]
         if isinstance(value, torch.Tensor):
-            native[theirs] = value.detach().to(parameter.dtype, copy=True)
+            copied = value.detach().to(parameter.dtype, copy=True)
+            native[theirs] = -copied if negated else copied
         else:
             native[theirs] = torch.tensor(float(value), dtype=torch.get_default_dtype())
     return native

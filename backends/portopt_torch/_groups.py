@@ -207,7 +207,8 @@ class GroupHyperparameters:
         factor = resolved.overrides.get("learning_rate")
         if not isinstance(factor, ScaledSchedule):
             return resolved.overrides
-        rate = resolved.rule.learning_rate(Scalar(finished, HOST))
+        schedule: Any = resolved.rule.learning_rate
+        rate = schedule(Scalar(finished, HOST))
         return {**resolved.overrides, "learning_rate": factor * (rate.value if isinstance(rate, Scalar) else rate)}
 
 

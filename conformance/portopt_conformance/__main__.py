@@ -12,14 +12,13 @@ from typing import Any
 
 from rich.console import Console
 
-import portopt
 from portopt import Backend, Optimizer
 from portopt_conformance import known_failures, summary
 from portopt_conformance.case import Case
 from portopt_conformance.find import UnavailableBackendError, find
-from portopt_conformance.platform import Platform, UnusableDeviceError, choose_device, reference
+from portopt_conformance.platform import Platform, UnusableDeviceError, choose_device
 from portopt_conformance.runner import Report, Result, run
-from portopt_conformance.suite import LAYERS, cases, untested_dtypes
+from portopt_conformance.suite import LAYERS, cases, cases_of, untested_dtypes
 from portopt_tools import rule_argument, stopping
 from portopt_tools.output import write_files
 from portopt_tools.progress import Progress, progress
@@ -61,7 +60,7 @@ def add_arguments(to: argparse.ArgumentParser) -> None:
     )
     to.add_argument(
         "--rule",
-        type=rule_argument.as_argument_type(_tested_rule),
+        type=rule_argument.as_argument_type(tested_rule),
         action="append",
         default=[],
         dest="rules",
@@ -84,7 +83,8 @@ def add_arguments(to: argparse.ArgumentParser) -> None:
     to.add_argument("--quiet", action="store_true", help="print no progress, only the results")
 
 
-def _tested_rule(text: str) -> type[Optimizer]:
+def tested_rule(text: str) -> type[Optimizer]:
+    """Return the rule that a command line names, if it can be made without arguments."""
     rule = rule_argument.rule_class(text)
     # The suite gives each rule the arguments that it knows, and none to begin with.
     rule_argument.optimizer(text)
@@ -171,26 +171,12 @@ def _run(
 
 
 def _chosen(backend: Backend, device: str, arguments: argparse.Namespace, against: Platform | None) -> list[Case]:
-    """Return the cases to run; with `--rule`, those of these rules alone."""
     layers = tuple(arguments.layer or LAYERS)
-    found = list(cases(backend, device=device, layers=layers, quick=arguments.quick, against=against))
-    if not arguments.rules:
-        return found
-    built_in = {rule.__name__ for rule in arguments.rules if rule in portopt.RULES}
-    found = [case for case in found if case.subject in built_in]
-    for rule in arguments.rules:
-        if rule not in portopt.RULES:
-            # Though it may have the name of a rule with committed vectors, they are not its own.
-            of_rule = cases(
-                backend,
-                device=device,
-                layers=layers,
-                quick=arguments.quick,
-                rules=[rule],
-                against=against or reference(),
-            )
-            found += [case for case in of_rule if case.subject == rule.__name__]
-    return found
+    if arguments.rules:
+        return list(
+            cases_of(arguments.rules, backend, device=device, layers=layers, quick=arguments.quick, against=against)
+        )
+    return list(cases(backend, device=device, layers=layers, quick=arguments.quick, against=against))
 
 
 def _write(path: Path | None, values: dict[str, Any]) -> None:

@@ -181,13 +181,13 @@ def under_settings(rule: type[Optimizer], dtypes: Sequence[str]) -> Iterator[Pla
             yield _planned(configuration, "float32", 3, "ten")
 
 
-def experiments() -> Iterator[tuple[str, Experiment]]:
-    """Yield every experiment of the suite on the built-in rules, with its dtype: what the committed vectors are of."""
+def experiments(rules: Sequence[type[Optimizer]] | None = None) -> Iterator[tuple[str, Experiment]]:
+    """Yield every experiment that has committed vectors, with its dtype: operations and rules, or only some rules."""
     dtypes = reference().backend.dtypes()
     if missing := [reason for dtype in COMPUTE_DTYPE if (reason := missing_dtype(dtype))]:
         raise RuntimeError(f"the vectors need every dtype: {'; '.join(missing)}")
-    for planned in operations(reference(), dtypes, "first"):
+    for planned in operations(reference(), dtypes, "first") if rules is None else ():
         yield planned.dtype, planned.experiment
-    for rule in portopt.RULES:
+    for rule in portopt.RULES if rules is None else rules:
         for planned in of_rule(rule, dtypes, "first", quick=False):
             yield planned.dtype, planned.experiment

@@ -77,6 +77,37 @@ def cases(
     return (case for case in found if case.layer in layers)
 
 
+def cases_of(
+    rules: Sequence[type[Optimizer]],
+    backend: Backend,
+    *,
+    device: str | None = None,
+    layers: Collection[int] = tuple(LAYERS),
+    quick: bool = False,
+    against: Platform | None = None,
+) -> Iterator[Case]:
+    """Yield the cases of rules alone; those of a built-in rule are among what `cases` yields.
+
+    Any other rule is compared with the reference, also if it has the name of a rule with committed vectors.
+
+    Args:
+        rules: the rules.
+        backend, device, layers, quick, against: see `cases`.
+
+    Raises:
+        UnusableDeviceError: the device is not there.
+    """
+    built_in = {rule.__name__ for rule in rules if rule in portopt.RULES}
+    if built_in:
+        whole = cases(backend, device=device, layers=layers, quick=quick, against=against)
+        yield from (case for case in whole if case.subject in built_in)
+    for rule in rules:
+        if rule not in portopt.RULES:
+            platform = against or reference()
+            own = cases(backend, device=device, layers=layers, quick=quick, rules=[rule], against=platform)
+            yield from (case for case in own if case.subject == rule.__name__)
+
+
 def _all_cases(
     backend: Backend,
     device: str,

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from portopt import Backend
-from portopt_conformance import LAYERS, Case, UnusableDeviceError, cases, known_failures
+from portopt_conformance import LAYERS, Case, UnusableDeviceError, cases, cases_of, known_failures
+from portopt_conformance.__main__ import tested_rule
 from portopt_conformance.find import UnavailableBackendError, find
 from portopt_conformance.known_failures import KnownFailure
 
@@ -19,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--backend", default="numpy", help="name of a backend, or package.module:attribute")
     group.addoption("--device", default=None, help="device to run on (default: the first usable one)")
     group.addoption("--quick", action="store_true", help="fewer configurations and modes, no runs of 100 steps")
+    group.addoption("--rule", action="append", default=[], help="a rule's name or module:Class: run only its cases")
     group.addoption("--layer", type=int, action="append", choices=sorted(LAYERS), help="run only this layer")
 
 
@@ -37,8 +39,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     layers = tuple(config.getoption("--layer") or LAYERS)
     quick, device = config.getoption("--quick"), config.getoption("--device")
     try:
-        found = list(cases(config.stash[_backend], device=device, layers=layers, quick=quick))
-    except UnusableDeviceError as error:
+        rules = [tested_rule(text) for text in config.getoption("--rule")]
+        backend = config.stash[_backend]
+        if rules:
+            found = list(cases_of(rules, backend, device=device, layers=layers, quick=quick))
+        else:
+            found = list(cases(backend, device=device, layers=layers, quick=quick))
+    except (UnusableDeviceError, TypeError, ValueError) as error:
         raise pytest.UsageError(str(error)) from error
     known = known_failures.load(None, config.stash[_backend].name)
     metafunc.parametrize("case", [_parameter(case, known) for case in found])

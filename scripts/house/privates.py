@@ -23,7 +23,7 @@ class Use:
 
 def uses(modules: Mapping[str, Module], imports: Iterable[Import]) -> list[Use]:
     """Return the private names that a module imports from another, or reads from an object though only others give it."""
-    found = set(_imported(imports))
+    found = set(imported(imports))
     owners = {name: _given(module.tree) for name, module in modules.items()}
     known = {name for given in owners.values() for name in given} - OF_NAMED_TUPLES
     for name, module in modules.items():
@@ -33,7 +33,8 @@ def uses(modules: Mapping[str, Module], imports: Iterable[Import]) -> list[Use]:
     return sorted(found, key=lambda use: (use.module, use.line, use.name))
 
 
-def _imported(imports: Iterable[Import]) -> Iterator[Use]:
+def imported(imports: Iterable[Import]) -> Iterator[Use]:
+    """Yield the private names that a module imports from another, and the private modules of other packages."""
     for one in imports:
         if one.name is not None and _is_private(one.name):
             yield Use(one.importer, f"{one.imported}.{one.name}", one.line)

@@ -29,9 +29,9 @@ class Counterpart:
         ignored: arguments that do not change what is computed.
         counts: whether its state has the number of steps.
         exact: whether it has the formula. One that has not is compared, but nothing is translated.
-        epsilon: where epsilon stands, such as `"under the root"`; empty where there is none. What is compared with another
-            dialect, which has it elsewhere, comes out different by this.
-        near: hyperparameters of the rule in the framework's dialect that make it nearest to the rule's default dialect.
+        near: hyperparameters of the rule in the framework's dialect that make it nearest to the rule's default dialect; with
+            these it is compared with that.
+        epsilon: where epsilon stands, with `near`; empty where there is none. What has it elsewhere is another formula.
         needs: option of the rule to the hyperparameter without which the option means nothing, and is refused there.
 
     Example:
@@ -56,8 +56,8 @@ class Counterpart:
     ignored: tuple[str, ...] = ()
     counts: bool = True
     exact: bool = True
-    epsilon: Epsilon = ""
     near: Mapping[str, Any] = field(default_factory=dict)
+    epsilon: Epsilon = ""
     needs: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -10,7 +10,6 @@ from typing import Any, dataclass_transform
 from portopt.declaration_errors import check_declarations
 from portopt.dialects import PerDialect
 from portopt.hyperparameters import (
-    GRADIENT_NORM,
     Alias,
     Fixed,
     Hyperparameter,
@@ -24,6 +23,7 @@ from portopt.hyperparameters import (
     option,
     unknown_argument,
 )
+from portopt.program.reductions import GRADIENT_NORM
 from portopt.schedules import is_schedule
 
 

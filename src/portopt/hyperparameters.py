@@ -6,10 +6,11 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat
 
 from portopt.backend import beside_numbers
 from portopt.dialects import DIALECTS, Dialect, PerDialect
+from portopt.program.reductions import GRADIENT_NORM
 
 _epsilon = 1e-7
 
@@ -109,8 +110,8 @@ def check_number(owner: str, name: str, value: object) -> None:
         )
 
 
-GRADIENT_NORM = "gradient_norm"
-"""The norm's name among a program's scalar inputs, and among the values given for one step."""
+StepValue = SupportsFloat | Sequence[SupportsFloat] | None
+"""A value for one step: a Python number or a 0-d array, several for a name that stands for several, or None for off."""
 
 
 def check_norm(owner: str, value: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from portopt.backend import find_backend
 from portopt.dialects import Dialect
@@ -45,7 +46,7 @@ def has_keras_weights(optimizer: KerasRule) -> bool:
     return getattr(optimizer, "dialect", DIALECT) == DIALECT
 
 
-def get_weights(optimizer: KerasRule, state: OptimizerState) -> list[Any]:
+def get_weights(optimizer: KerasRule, state: OptimizerState) -> list[npt.NDArray[Any]]:
     """Return the state as Keras 2.3.1's list; see `Optimizer.get_weights`."""
     if not has_keras_weights(optimizer):
         dialect = getattr(optimizer, "dialect", None)
@@ -70,7 +71,7 @@ def _concrete_scalar(value: Any) -> float:
     return float(value if backend is None else backend.scalar(value))
 
 
-def set_weights(optimizer: KerasRule, state: OptimizerState, weights: Sequence[Any]) -> OptimizerState:
+def set_weights(optimizer: KerasRule, state: OptimizerState, weights: Sequence[object]) -> OptimizerState:
     """Return `state` with the values of such a list; see `Optimizer.set_weights`."""
     expected = get_weights(optimizer, state)
     values = [np.asarray(w) for w in weights]
@@ -103,7 +104,7 @@ def set_weights(optimizer: KerasRule, state: OptimizerState, weights: Sequence[A
     return type(state)(step, slots)
 
 
-def _step_number(weight: Any) -> int:
+def _step_number(weight: npt.NDArray[Any]) -> int:
     value = float(weight)
     if not math.isfinite(value) or value < 0 or value != int(value):
         raise ValueError(f"weight 0 is the number of finished steps, an integer of at least 0, but {value} was given")

@@ -19,7 +19,7 @@ class Leaves(NamedTuple):
     infos: list[ArrayInfo | None]
 
 
-def leaves_of(params: Any) -> Leaves:
+def leaves_of(params: object) -> Leaves:
     """Return the leaves of a tree of parameters, after checking that all are arrays that a step can update."""
     leaves, definition = STANDARD_TREES.flatten(params)
     first = next((leaf for leaf in leaves if leaf is not None), None)
@@ -52,7 +52,7 @@ def leaves_of(params: Any) -> Leaves:
     return Leaves(backend, definition, leaves, infos)
 
 
-def leaves_of_slot(slot: Any) -> tuple[Backend, list[Any], TreeDefinition]:
+def leaves_of_slot(slot: object) -> tuple[Backend, list[Any], TreeDefinition]:
     """Return the leaves of one slot of a state, whose parameters are not known."""
     leaves, definition = STANDARD_TREES.flatten(slot)
     backend = next((b for b in map(find_backend, leaves) if b is not None), None)
@@ -63,13 +63,13 @@ def leaves_of_slot(slot: Any) -> tuple[Backend, list[Any], TreeDefinition]:
     return backend, leaves, definition
 
 
-def gradients_of(found: Leaves, params: Any, grads: Any) -> list[Any]:
+def gradients_of(found: Leaves, params: object, grads: object) -> list[Any]:
     """Return the gradient of each leaf, after checking that the tree is like that of the parameters."""
     return _leaves_like(found, params, grads, "grads")
 
 
 def slots_of(
-    found: Leaves, params: Any, state: Any, slots: Sequence[str], scalar_slots: Sequence[str], owner: str
+    found: Leaves, params: object, state: object, slots: Sequence[str], scalar_slots: Sequence[str], owner: str
 ) -> dict[str, list[Any]]:
     """Return each slot of each leaf, after checking that the state has those of the optimizer, in trees like the parameters'."""
     given = getattr(state, "slots", None)
@@ -86,7 +86,7 @@ def slots_of(
     return {name: _leaves_like(found, params, given[name], f"state.slots[{name!r}]") for name in slots}
 
 
-def _leaves_like(found: Leaves, params: Any, tree: Any, name: str) -> list[Any]:
+def _leaves_like(found: Leaves, params: object, tree: object, name: str) -> list[Any]:
     trees = found.backend.trees
     leaves, definition = trees.flatten(tree)
     if definition != found.definition:
@@ -95,10 +95,10 @@ def _leaves_like(found: Leaves, params: Any, tree: Any, name: str) -> list[Any]:
     return leaves
 
 
-def check_gradients(found: Leaves, params: Any, gradients: Sequence[Any]) -> list[ArrayInfo | None]:
+def check_gradients(found: Leaves, params: object, gradients: Sequence[Any]) -> list[ArrayInfo | None]:
     """Return what each gradient is; raise an error if one does not fit its parameter."""
 
-    def misfit(i: int, gradient: Any) -> Exception:
+    def misfit(i: int, gradient: object) -> Exception:
         at = found.backend.trees.paths(params)[i]
         if found.arrays[i] is None:
             return ValueError(f"params{at} is None, so grads{at} must be None too, but it is {type(gradient).__name__}")
@@ -107,13 +107,13 @@ def check_gradients(found: Leaves, params: Any, gradients: Sequence[Any]) -> lis
     return _infos_like(found, params, gradients, "grads", "gradients", gradient_dtypes, misfit)
 
 
-def check_slots(found: Leaves, params: Any, slots: Mapping[str, Sequence[Any]]) -> dict[str, list[ArrayInfo | None]]:
+def check_slots(found: Leaves, params: object, slots: Mapping[str, Sequence[Any]]) -> dict[str, list[ArrayInfo | None]]:
     """Return what each array of each slot is; raise an error if one does not fit its parameter."""
     described = {}
     for slot, arrays in slots.items():
         name = f"state.slots[{slot!r}]"
 
-        def misfit(i: int, array: Any, name: str = name) -> Exception:
+        def misfit(i: int, array: object, name: str = name) -> Exception:
             at = found.backend.trees.paths(params)[i]
             return TypeError(
                 f"{name}{at} is {type(array).__name__}, but params{at} is {type(found.arrays[i]).__name__} of "
@@ -126,7 +126,7 @@ def check_slots(found: Leaves, params: Any, slots: Mapping[str, Sequence[Any]]) 
 
 def _infos_like(
     found: Leaves,
-    params: Any,
+    params: object,
     arrays: Sequence[Any],
     name: str,
     what_they_are: str,
@@ -154,7 +154,7 @@ def _infos_like(
     return infos
 
 
-def check_slot_dtype(found: Leaves, params: Any, slot_dtype: str) -> None:
+def check_slot_dtype(found: Leaves, params: object, slot_dtype: str) -> None:
     """Raise an error if a parameter cannot have slots of a dtype."""
     for i, info in enumerate(found.infos):
         if info is not None and slot_dtype not in slot_dtypes(info.dtype):

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self, SupportsFloat
+
+import numpy.typing as npt
 
 from portopt import keras_weights, step
 from portopt.backend import Backend
 from portopt.counterparts import Counterpart
 from portopt.declaration_errors import check_slots, own_constructor
 from portopt.declarations import Declarations, Declares, Fields, OfClassOrInstance
-from portopt.hyperparameters import GRADIENT_NORM, Hyperparameter, alias, hyperparameter
-from portopt.program import Program
+from portopt.hyperparameters import Hyperparameter, StepValue, alias, hyperparameter
+from portopt.program import Op, Program
 from portopt.program.interpreter import StepScalars
+from portopt.program.reductions import GRADIENT_NORM
 from portopt.program.tracing import trace
 from portopt.scalars import Scalar
-from portopt.schedules import configuration_of, is_schedule, schedule_from_configuration
+from portopt.schedules import LearningRate, configuration_of, is_schedule, schedule_from_configuration
 from portopt.state import OptimizerState as OptimizerState
-from portopt.step_cache import StepCache
+from portopt.step_cache import StepCache, shared
+from portopt.trees import Tree
 
 
 class Optimizer(Declares):
@@ -57,13 +61,15 @@ class Optimizer(Declares):
     """What has the rule's formula in other frameworks; a subclass, whose formula may be another, states its own."""
     worth_testing: ClassVar[tuple[Mapping[str, Any], ...]] = ()
     """Arguments worth testing beside those that tests find from the hyperparameters; with `dialect`, if not the default one."""
+    worth_measuring: ClassVar[Mapping[str, Any]] = {}
+    """Arguments with which `portopt bench` measures the rule, where those are not its defaults."""
     keras_placeholder_slots: ClassVar[tuple[str, ...]] = ()
     """Slots that Keras lists after `slots` in its weights, as zeros of shape (1,), though the rule does not use them."""
     keras_short_list: ClassVar[tuple[int, float] | None] = None
     """Index and value of the weight that lists written by Keras 2.2.4 lack."""
 
-    learning_rate: Any = hyperparameter(default=0.01, at_least=0, kw_only=False)
-    lr: Any = alias("learning_rate", default=None, kw_only=True)
+    learning_rate: LearningRate = hyperparameter(default=0.01, at_least=0, kw_only=False)
+    lr: LearningRate | None = alias("learning_rate", default=None, kw_only=True)
     clipnorm: float | None = hyperparameter(default=None, above=0, off=None, kw_only=True)
     clipvalue: float | None = hyperparameter(default=None, above=0, off=None, kw_only=True)
 
@@ -163,7 +169,7 @@ class Optimizer(Declares):
 
     # Steps -------------------------------------------------------------------------------------------------------
 
-    def init(self, params: Any, *, slot_dtype: str | None = None) -> OptimizerState:
+    def init(self, params: object, *, slot_dtype: str | None = None) -> OptimizerState:
         """Return the state before the first step.
 
         Args:
@@ -185,8 +191,14 @@ class Optimizer(Declares):
         return step.first_state(self, params, slot_dtype)
 
     def apply(
-        self, params: Any, grads: Any, state: OptimizerState, *, gradient_norm: Any = None, **hyperparameters: Any
-    ) -> tuple[Any, OptimizerState]:
+        self,
+        params: Tree,
+        grads: object,
+        state: OptimizerState,
+        *,
+        gradient_norm: SupportsFloat | None = None,
+        **hyperparameters: StepValue,
+    ) -> tuple[Tree, OptimizerState]:
         """Return parameters and state after one step; the given ones stay untouched.
 
         Works eagerly and, on JAX arrays, inside `jit`, `scan`, `vmap` and `grad`.
@@ -218,7 +230,13 @@ class Optimizer(Declares):
         return step.do_step(self, self._cache, params, grads, state, hyperparameters, in_place=False)
 
     def apply_(
-        self, params: Any, grads: Any, state: OptimizerState, *, gradient_norm: Any = None, **hyperparameters: Any
+        self,
+        params: object,
+        grads: object,
+        state: OptimizerState,
+        *,
+        gradient_norm: SupportsFloat | None = None,
+        **hyperparameters: StepValue,
     ) -> OptimizerState:
         """Do one step in place: parameters and slots are overwritten; returns the state to use from now on.
 
@@ -248,7 +266,13 @@ class Optimizer(Declares):
         return step.do_step(self, self._cache, params, grads, state, hyperparameters, in_place=True)[1]
 
     def check_step(
-        self, params: Any, grads: Any, state: OptimizerState, *, gradient_norm: Any = None, **hyperparameters: Any
+        self,
+        params: object,
+        grads: object,
+        state: OptimizerState,
+        *,
+        gradient_norm: SupportsFloat | None = None,
+        **hyperparameters: StepValue,
     ) -> None:
         """Raise what `apply_` with these arguments would raise; change nothing.
 
@@ -271,7 +295,7 @@ class Optimizer(Declares):
         program: Program,
         state: OptimizerState,
         overrides: Mapping[str, Any],
-        gradient_norm: Callable[[], Any],
+        total_of: Callable[[Op], Any],
     ) -> tuple[StepScalars, Any]:
         """Return the scalars of a step, checked, and the number of finished steps afterwards; for backends.
 
@@ -280,9 +304,9 @@ class Optimizer(Declares):
             program: what the step runs.
             state: before the step.
             overrides: what `check_overrides` returned.
-            gradient_norm: returns the norm of all gradients together; called if the program uses it.
+            total_of: returns the value of one of the program's `totals` that is not among `overrides`.
         """
-        return step.step_scalars(self, backend, program, state, overrides, gradient_norm)
+        return step.step_scalars(self, backend, program, state, overrides, total_of)
 
     def program(self, overrides: Mapping[str, Any] | None = None) -> Program:
         """Return the traced program of one step.
@@ -314,7 +338,7 @@ class Optimizer(Declares):
         )
         if active not in cache:
             # Should two threads trace at once, both get the program of the first.
-            cache.setdefault(active, trace(self, active))
+            cache.setdefault(active, shared(trace(self, active)))
         if not overrides:
             cache[None] = cache[active]
         return cache[active]
@@ -366,7 +390,7 @@ class Optimizer(Declares):
                 f"{', '.join(missing)}: construct an optimizer with {name} and begin with the state from its init"
             )
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: object) -> Self:
         """Return an optimizer like this one with some hyperparameters changed.
 
         Example:
@@ -377,7 +401,9 @@ class Optimizer(Declares):
         changed = {target for name in changes for target in self._declarations.targets(name)}
         kept = {name: getattr(self, name) for name in self._fields if name not in changed}
         if "dialect" in changes:
-            others = self._declarations.by_dialect.get(changes["dialect"], self._fields)
+            others = next(
+                (f for d, f in self._declarations.by_dialect.items() if d == changes["dialect"]), self._fields
+            )
             kept = {n: v for n, v in kept.items() if n in others or v != self._fields[n].default}
         return type(self)(**kept, **changes)
 
@@ -417,7 +443,7 @@ class Optimizer(Declares):
                 arguments[name] = schedule_from_configuration(arguments[name])
         return cls(**arguments)
 
-    def get_weights(self, state: OptimizerState) -> list[Any]:
+    def get_weights(self, state: OptimizerState) -> list[npt.NDArray[Any]]:
         """Return the state as the list of NumPy arrays that Keras 2.3.1's `get_weights` gives.
 
         Iterations (int64, shape ()), scalars of the state, then each slot for all parameters in the order of the tree.
@@ -433,7 +459,7 @@ class Optimizer(Declares):
         """
         return keras_weights.get_weights(self, state)
 
-    def set_weights(self, state: OptimizerState, weights: Any) -> OptimizerState:
+    def set_weights(self, state: OptimizerState, weights: Sequence[object]) -> OptimizerState:
         """Return a state like `state` with the values of a list that Keras 2.3.1's, or 2.2.4's, `get_weights` gave.
 
         Raises:
@@ -449,7 +475,7 @@ class Optimizer(Declares):
 
     # Immutable value ---------------------------------------------------------------------------------------------
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         cache = self.__dict__.get("_cache")
         names = self._declarations
         known = name in names.declared or name in names.aliases or name in names.absent

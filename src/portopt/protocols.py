@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from portopt.program import Program
+from portopt.program import Op, Program
+from portopt.program.interpreter import StepScalars
 from portopt.state import OptimizerState
+from portopt.trees import Tree
 
 
 class SupportsApply(Protocol):
     """What can do steps."""
 
     def apply(
-        self, params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any
-    ) -> tuple[Any, OptimizerState]:
+        self, params: Tree, grads: object, state: OptimizerState, **hyperparameters: Any
+    ) -> tuple[Tree, OptimizerState]:
         """Return parameters and state after one step; the given ones stay untouched."""
 
-    def apply_(self, params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any) -> OptimizerState:
+    def apply_(self, params: object, grads: object, state: OptimizerState, **hyperparameters: Any) -> OptimizerState:
         """Do one step in place; return the state to use from now on."""
 
 
@@ -42,6 +44,16 @@ class Rule(Protocol):
 
     def program(self, overrides: Mapping[str, Any] | None = None) -> Program:
         """Return the program of a step for which these hyperparameters are given."""
+
+    def step_scalars(
+        self,
+        backend: Any,
+        program: Program,
+        state: OptimizerState,
+        overrides: Mapping[str, Any],
+        total_of: Callable[[Op], Any],
+    ) -> tuple[StepScalars, Any]:
+        """Return the scalars of a step, checked, and the number of finished steps afterwards."""
 
     def check_overrides(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Return hyperparameters given for a step under their own names; raise an error if one is none."""

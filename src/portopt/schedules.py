@@ -14,11 +14,11 @@ import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeGuard, TypeVar, overload
 
 from portopt.arithmetic import HOST, UnknownValueError
 from portopt.hyperparameters import Range, unknown_argument
-from portopt.scalars import Scalar, cos, floor, minimum, where
+from portopt.scalars import Scalar, ScalarLike, cos, floor, minimum, where
 
 _RATE = Range(at_least=0)
 _STEPS = Range(above=0)
@@ -26,7 +26,13 @@ _STEPS = Range(above=0)
 _registry: dict[str, type[Any]] = {}
 
 
-def _schedule(cls: type[Any]) -> type[Any]:
+LearningRate = float | Callable[[Any], Any]
+"""What an optimizer takes for its learning rate: a number, a schedule, or any callable of the number of finished steps."""
+
+_Class = TypeVar("_Class", bound=type[Any])
+
+
+def _schedule(cls: _Class) -> _Class:
     _registry[cls.__name__] = cls
     return cls
 
@@ -34,14 +40,17 @@ def _schedule(cls: type[Any]) -> type[Any]:
 class Schedule:
     """Base of the ready-made schedules, which are immutable, comparable and serialisable values."""
 
-    def __call__(self, step: Any) -> Any:
+    @overload
+    def __call__(self, step: Scalar) -> ScalarLike: ...
+    @overload
+    def __call__(self, step: float) -> float: ...
+    def __call__(self, step: Scalar | float) -> ScalarLike:
         """Return the value after `step` finished steps: a scalar for a scalar, a float for a Python number."""
         if isinstance(step, Scalar):
             return self.at(step)
-        value = self.at(Scalar(step, HOST))
-        return float(value)
+        return float(self.at(Scalar(step, HOST)))
 
-    def at(self, step: Scalar) -> Any:
+    def at(self, step: Scalar) -> ScalarLike:
         """Return the value after `step` finished steps, from contract operations."""
         raise NotImplementedError(f"{type(self).__name__} must define at(self, step)")
 
@@ -72,7 +81,7 @@ class Constant(Schedule):
     def __post_init__(self) -> None:
         self._check("value", self.value, _RATE)
 
-    def at(self, step: Scalar) -> Any:
+    def at(self, step: Scalar) -> ScalarLike:
         return self.value
 
 
@@ -106,7 +115,7 @@ class InverseTimeDecay(Schedule):
         self._check("steps", self.steps, _STEPS)
         self._check_flag("staircase", self.staircase)
 
-    def at(self, step: Scalar) -> Any:
+    def at(self, step: Scalar) -> ScalarLike:
         return self.initial * (1 / (1 + self.rate * _progress(step, self.steps, staircase=self.staircase)))
 
 
@@ -138,7 +147,7 @@ class ExponentialDecay(Schedule):
         self._check("steps", self.steps, _STEPS)
         self._check_flag("staircase", self.staircase)
 
-    def at(self, step: Scalar) -> Any:
+    def at(self, step: Scalar) -> ScalarLike:
         if self.steps == 1:
             return self.initial * self.rate**step
         return self.initial * self.rate ** _progress(step, self.steps, staircase=self.staircase)
@@ -172,8 +181,8 @@ class PolynomialDecay(Schedule):
         self._check("end", self.end, _RATE)
         self._check("power", self.power, Range(above=0))
 
-    def at(self, step: Scalar) -> Any:
-        remaining = 1 - minimum(step / self.steps, 1.0)
+    def at(self, step: Scalar) -> ScalarLike:
+        remaining: ScalarLike = 1 - minimum(step / self.steps, 1.0)
         return (self.initial - self.end) * remaining**self.power + self.end
 
 
@@ -212,8 +221,8 @@ class PiecewiseConstant(Schedule):
         object.__setattr__(self, "boundaries", boundaries)
         object.__setattr__(self, "values", values)
 
-    def at(self, step: Scalar) -> Any:
-        value: Any = self.values[0]
+    def at(self, step: Scalar) -> ScalarLike:
+        value: ScalarLike = self.values[0]
         for boundary, later in zip(self.boundaries, self.values[1:], strict=True):
             value = where(step >= boundary, later, value)
         return value
@@ -254,15 +263,15 @@ class CosineDecay(Schedule):
         self._check("warmup_steps", self.warmup_steps, Range(at_least=0))
         self._check("warmup_initial", self.warmup_initial, _RATE)
 
-    def at(self, step: Scalar) -> Any:
+    def at(self, step: Scalar) -> ScalarLike:
         fraction = minimum((step - self.warmup_steps) / self.steps, 1.0)
-        value = (self.initial - self.end) * (0.5 * (1 + cos(math.pi * fraction))) + self.end
+        value: ScalarLike = (self.initial - self.end) * (0.5 * (1 + cos(math.pi * fraction))) + self.end
         # (initial - end) * 0 + end is the end only if the cosine is exactly -1 there; giving it does not rely on that.
         value = where(fraction >= 1.0, self.end, value)
-        if not self.warmup_steps:
-            return value
-        rising = self.warmup_initial + (self.initial - self.warmup_initial) * (step / self.warmup_steps)
-        return where(step < self.warmup_steps, rising, value)
+        if self.warmup_steps:
+            rising = self.warmup_initial + (self.initial - self.warmup_initial) * (step / self.warmup_steps)
+            value = where(step < self.warmup_steps, rising, value)
+        return value
 
 
 def _integer_or_zero(x: Any) -> int:
@@ -273,11 +282,12 @@ def _integer_or_zero(x: Any) -> int:
         return 0
 
 
-def _progress(step: Scalar, steps: float, *, staircase: bool) -> Any:
-    return floor(step / steps) if staircase else step / steps
+def _progress(step: Scalar, steps: float, *, staircase: bool) -> Scalar:
+    progress: Scalar = floor(step / steps) if staircase else step / steps
+    return progress
 
 
-def is_schedule(value: object) -> bool:
+def is_schedule(value: object) -> TypeGuard[Callable[[Any], Any]]:
     """Tell whether a learning rate is a schedule rather than a number."""
     return callable(value)
 
@@ -351,7 +361,7 @@ def schedule_from_configuration(config: Mapping[str, Any]) -> Any:
     return cls(**arguments)
 
 
-def register_schedule(cls: type[Any]) -> type[Any]:
+def register_schedule(cls: _Class) -> _Class:
     """Make a schedule class known by its name, so that configs can hold it; usable as a decorator.
 
     The class needs `__call__(step)`, and `get_config()` returning its constructor's arguments.

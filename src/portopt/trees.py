@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+Tree = TypeVar("Tree")
+"""A tree of arrays; a step gives one of the type that it got."""
 
 TreeDefinition = Any
 """The structure of a tree without its leaves; equal for trees of equal structure."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from support.case_names import on
 from support.native_trees import arrays, leaves, mapped
 
 import portopt
+from portopt.interchange.frameworks import get_framework
+from portopt.interchange.translation import counterpart_of
 
 STEPS = 3
 
@@ -515,6 +518,36 @@ def case_tensorflow_translation() -> None:
     refused(ValueError, "give them as params", lambda: portopt.from_native(tf_keras.optimizers.legacy.SGD()))
     centered = tf_keras.optimizers.legacy.RMSprop(centered=True)
     refused(ValueError, "no counterpart of centered=True", lambda: portopt.from_native(centered, params=[variable]))
+
+
+def case_keras_counterparts() -> None:
+    check_counterparts("keras")
+
+
+@on("tensorflow")
+def case_tensorflow_counterparts() -> None:
+    check_counterparts("tensorflow")
+
+
+def check_counterparts(name: str) -> None:
+    """Check that the optimizers that rules state as counterparts exist and take the arguments that are stated."""
+    framework = get_framework(name)
+    assert framework.translator is not None
+    checked = 0
+    for rule in portopt.RULES:
+        for vocabulary in {v.namespace: v for v in (framework.vocabulary, framework.translator.vocabulary)}.values():
+            for found in vocabulary.correspondences(rule):
+                cls = vocabulary.find(found.name)
+                taken = cls().get_config() if vocabulary.translated else inspect.signature(cls).parameters
+                # A config of Keras 2 has them only where they are on.
+                asked = {*found.hyperparameters, *found.counterpart.ignored} - {"global_clipnorm", "clipvalue"}
+                assert asked <= {*taken}, found
+                checked += 1
+        compared = counterpart_of(framework, rule())
+        if compared is not None:
+            opt = portopt.NativeOptimizer(compared.factory, **compared.arguments)
+            opt.apply(np.ones(2), np.ones(2), opt.init(np.ones(2)))
+    assert checked > 0
 
 
 @on("jax", "tensorflow")

@@ -249,7 +249,8 @@ def test_real_numbers_of_other_types_become_floats(value: Any) -> None:
 
 def test_integers_become_floats() -> None:
     assert type(portopt.SGD(learning_rate=1).learning_rate) is float
-    assert type(portopt.SGD(learning_rate=np.int32(1)).learning_rate) is float
+    rate: Any = np.int32(1)
+    assert type(portopt.SGD(learning_rate=rate).learning_rate) is float
 
 
 def test_integer_beyond_all_floats_is_out_of_range() -> None:

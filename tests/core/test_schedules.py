@@ -636,7 +636,8 @@ def coefficients(rule: type[portopt.Optimizer]) -> Callable[[Scalar], list[Scala
     chosen = [i for i in sorted(depending) if program.ops[i].kind.is_scalar]
 
     def evaluate(finished: Scalar) -> list[Scalar]:
-        rate = optimizer.learning_rate(finished)
+        schedule: Any = optimizer.learning_rate
+        rate = schedule(finished)
         given = {**fixed, **optimizer.scalar_slots, "learning_rate": rate.value, "t": (finished + 1).value}
         values = evaluate_scalars(program, finished.arithmetic, given)
         return [Scalar(values[i], finished.arithmetic) for i in chosen]

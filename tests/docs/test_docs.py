@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import doctest
 import importlib
+import importlib.util
 import io
 import re
 import shlex
@@ -27,6 +28,7 @@ FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 FENCE = re.compile(r"^```(?P<language>[\w-]*)[^\n]*\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE_CODE = re.compile(r"(?<!`)`(?P<text>[^`\n]+)`(?!`)")
 LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+NAME = re.compile(r"`(portopt\.[\w.]*\w|portopt\w*)`")
 HEADING = re.compile(r"^#+ +(?P<text>.+)$", re.MULTILINE)
 
 
@@ -203,3 +205,36 @@ def test_a_broken_link_is_noticed(link: str) -> None:
 def test_the_web_site_has_every_page() -> None:
     listed = re.findall(r"^ +- .*?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert sorted(listed) == sorted(str(page.relative_to(ROOT / "docs")) for page in DOCS)
+
+
+def exists(name: str) -> bool:
+    """Tell whether there is such a module, or such an attribute of one. A package of a framework is not imported for it."""
+    package, *parts = name.split(".")
+    if importlib.util.find_spec(package) is None or not parts:
+        return importlib.util.find_spec(package) is not None
+    found = importlib.import_module(package)
+    try:
+        for i, part in enumerate(parts, 1):
+            found = (
+                getattr(found, part)
+                if hasattr(found, part)
+                else importlib.import_module(".".join([package, *parts[:i]]))
+            )
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+@every_page
+def test_names_of_the_library_exist(page: Path) -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
+    for name in set(NAME.findall(page.read_text(encoding="utf-8"))) - set(groups):
+        assert exists(name), f"{name_of(page)} names {name}, which does not exist"
+
+
+def test_a_name_that_does_not_exist_is_noticed() -> None:
+    assert exists("portopt.step.do_step")
+    assert exists("portopt.Optimizer.apply")
+    assert not exists("portopt.step.do_nothing")
+    assert not exists("portopt.no_such_module")
+    assert not exists("portopt_no_such_package")

@@ -56,7 +56,8 @@ def portopt_trajectory(rule: str, dialect: str, arguments: Mapping[str, Any]) ->
     found = []
     with portopt.interpreted():  # a kernel for each combination of options would take long to compile
         for step, gradient in enumerate(gradients()):
-            rate = rate_at(step, optimizer.learning_rate)
+            given: Any = optimizer.learning_rate
+            rate = rate_at(step, given)
             params, state = optimizer.apply(params, gradient, state, learning_rate=rate)
             found.append(params)
     return found

@@ -18,10 +18,11 @@ from support.places import ROOT
 
 import portopt
 from portopt.backend import get_backend
-from portopt_tools.bench import benchmark, cases, contenders, first_step, machine, measuring, tables
+from portopt_tools.bench import benchmark, cases, contenders, first_step, machine, measuring
 from portopt_tools.bench.contenders import PEERS, Inputs, portopt_contenders
 from portopt_tools.bench.markdown import as_markdown, nearest_ratio
 from portopt_tools.bench.shapes import QUICK_ELEMENTS, QUICK_TENSORS, SHAPE_SETS, ShapeSet
+from portopt_tools.bench.wording import duration
 
 pytestmark = pytest.mark.needs("jax", "matplotlib", "optax", "torch")
 
@@ -465,7 +466,7 @@ def test_a_first_step_that_fails_says_why() -> None:
     [(0.0000123, "12.3 µs"), (0.00456, "4.56 ms"), (1.5, "1.5 s"), (2000.0, "2,000 s"), (1e-9, "0.001 µs")],
 )
 def test_times_have_three_digits_and_a_unit(seconds: float, text: str) -> None:
-    assert tables.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_a_backend_without_a_library_of_its_own_is_compared_with_the_first() -> None:

@@ -70,7 +70,7 @@ class Vocabulary:
             rule=rule,
             name=counterpart.short_name,
             hyperparameters=hyperparameters,
-            slots={there.lstrip("-"): f"-{ours}" if there.startswith("-") else ours for ours, there in slots.items()},
+            slots={there.removeprefix("-"): f"-{ours}" if there[0] == "-" else ours for ours, there in slots.items()},
             fixed=counterpart.fixed,
             ignored=self.ignored.union(counterpart.ignored),
             dialect=dialect,
@@ -118,6 +118,11 @@ class Correspondence(NamedTuple):
     def fits(self, hyperparameters: Mapping[str, Any]) -> bool:
         """Tell whether hyperparameters of the rule are those that the optimizer implies."""
         return all(hyperparameters.get(name) == value for name, value in self.fixed.items())
+
+
+def split_sign(slot: str) -> tuple[str, bool]:
+    """Return the name of a slot, and whether it is meant with the other sign."""
+    return slot.removeprefix("-"), slot.startswith("-")
 
 
 def most_specific(correspondences: Iterable[Correspondence]) -> Correspondence:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from portopt.backend import find_backend
-from portopt.interchange.correspondence import STEP, Correspondence, Vocabulary
+from portopt.interchange.correspondence import STEP, Correspondence, Vocabulary, split_sign
 from portopt.interchange.exchange import Native, NativeArrays
 from portopt.optimizer import Optimizer
 from portopt.state import OptimizerState
@@ -145,7 +145,7 @@ class Translator(ABC):
         """
         values: dict[str, Any] = {}
         for theirs, target in correspondence.slots.items():
-            ours = target.lstrip("-")
+            ours, negated = split_sign(target)
             if ours == STEP:
                 values[theirs] = state.step
             elif ours in optimizer.scalar_slots:
@@ -156,7 +156,7 @@ class Translator(ABC):
                     raise ValueError(
                         f"params must have the structure of the slots, but it is {definition}, and theirs {found}"
                     )
-                values[theirs] = [-leaf for leaf in leaves] if target.startswith("-") else leaves
+                values[theirs] = [-leaf for leaf in leaves] if negated else leaves
         return values
 
 
@@ -174,12 +174,14 @@ class Construction(NamedTuple):
         factory: a class or function of the framework.
         arguments: its arguments.
         learning_rate: the name of the argument that is the learning rate.
+        difference: how its formula differs from portopt's, beside the order of operations; empty if that is not known.
     """
 
     name: str
     factory: Any
     arguments: dict[str, Any]
     learning_rate: str
+    difference: str
 
 
 @functools.cache

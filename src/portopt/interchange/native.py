@@ -10,6 +10,7 @@ from typing import Any, Self
 from portopt.interchange.exchange import Exchange, Native, NativeArrays
 from portopt.interchange.frameworks import NativeFramework, find_framework, frameworks, get_framework
 from portopt.state import OptimizerState
+from portopt.trees import Tree
 
 
 class NativeOptimizer:
@@ -67,7 +68,7 @@ class NativeOptimizer:
         """The arrays that it updates."""
         return self._native.arrays
 
-    def init(self, params: Any) -> OptimizerState:
+    def init(self, params: object) -> OptimizerState:
         """Return the state before the first step; some frameworks make their slots only in that step.
 
         Args:
@@ -87,8 +88,8 @@ class NativeOptimizer:
             return OptimizerState(0, step.returned(self._native.init(step.tree, step.leaves)))
 
     def apply(
-        self, params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any
-    ) -> tuple[Any, OptimizerState]:
+        self, params: Tree, grads: object, state: OptimizerState, **hyperparameters: Any
+    ) -> tuple[Tree, OptimizerState]:
         """Return parameters and state after one step; the given ones stay untouched.
 
         Args:
@@ -116,7 +117,7 @@ class NativeOptimizer:
             new_params = step.tree.unflatten(step.returned(leaves))
             return new_params, OptimizerState(state.step + 1, step.returned(slots))
 
-    def apply_(self, params: Any, grads: Any, state: OptimizerState, **hyperparameters: Any) -> OptimizerState:
+    def apply_(self, params: object, grads: object, state: OptimizerState, **hyperparameters: Any) -> OptimizerState:
         """Do one step in place: parameters are overwritten; returns the state to use from now on instead of `state`.
 
         Arguments and errors are those of `apply`.

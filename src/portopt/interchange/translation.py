@@ -11,7 +11,7 @@ from typing import Any
 
 from portopt.backend import find_backend
 from portopt.interchange.configuration import deserialize, known_rules
-from portopt.interchange.correspondence import STEP, Correspondence, Vocabulary, most_specific
+from portopt.interchange.correspondence import STEP, Correspondence, Vocabulary, most_specific, split_sign
 from portopt.interchange.frameworks import (
     Construction,
     NativeFramework,
@@ -147,8 +147,23 @@ def counterpart_of(framework: NativeFramework, opt: Optimizer) -> Construction |
         correspondence, arguments = found[0], _renamed(found[0], found[1])
     else:
         return None
-    name = next(theirs for theirs, ours in correspondence.hyperparameters.items() if ours == "learning_rate")
-    return Construction(correspondence.counterpart.name, *vocabulary.call(correspondence, arguments), name)
+    rate = next(theirs for theirs, ours in correspondence.hyperparameters.items() if ours == "learning_rate")
+    call = vocabulary.call(correspondence, arguments)
+    return Construction(correspondence.counterpart.name, *call, rate, _difference(correspondence, plain))
+
+
+def _difference(correspondence: Correspondence, opt: Optimizer) -> str:
+    """Return how a formula differs from that of an optimizer in another dialect, as far as the counterparts of its rule say."""
+    there, dialect = correspondence.counterpart, getattr(opt, "dialect", None)
+    has = {*correspondence.rule.defaults(correspondence.dialect), "decay"}
+    on = [name for name, value in _given(opt).items() if value not in (False, getattr(type(opt), name).off)]
+    differences = [f"it has no {name}" for name in on if name not in has]
+    vocabularies = [f.translator.vocabulary for f in frameworks().values() if f.translator is not None]
+    own = [c for v in vocabularies if v.dialect == dialect for c in v.correspondences(type(opt))]
+    here = next((c.counterpart.epsilon for c in own if c.translated and c.fits(_given(opt))), "")
+    if "" not in (here, there.epsilon) and here != there.epsilon:
+        differences.append(f"it has epsilon {there.epsilon}, and portopt's {dialect} {here}")
+    return "; ".join(differences)
 
 
 def _nearest(correspondence: Correspondence, opt: Optimizer) -> dict[str, Any]:
@@ -267,12 +282,12 @@ def _state(
         slots = dict(opt.init(params).slots)
     step = native.step
     for name, slot in native.slots.items():
-        target = correspondence.slots.get(name.rpartition(".")[2])
+        target, negated = split_sign(correspondence.slots.get(name.rpartition(".")[2], ""))
         if target == STEP:
             step = _one(trees, slot, "the numbers of steps", int)
-        elif target is not None and target in opt.scalar_slots:
+        elif target in opt.scalar_slots:
             slots[target] = _one(trees, slot, f"the values of {name}", float)
-        elif target is not None and target.lstrip("-") in opt.slots:
+        elif target in opt.slots:
             leaves, definition = trees.flatten(slot)
             missing = [i for i, leaf in enumerate(leaves) if leaf is None]
             if missing and step:
@@ -281,8 +296,7 @@ def _state(
                     "have: portopt counts one number of steps"
                 )
             if not missing:
-                changed = [-leaf for leaf in leaves] if target.startswith("-") else leaves
-                slots[target.lstrip("-")] = trees.unflatten(definition, changed)
+                slots[target] = trees.unflatten(definition, [-leaf for leaf in leaves] if negated else leaves)
     absent = [name for name in (*opt.scalar_slots, *opt.slots) if name not in slots]
     if absent:
         raise ValueError(f"the state of {correspondence.name} has nothing that corresponds to {', '.join(absent)}")

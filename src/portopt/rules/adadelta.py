@@ -9,6 +9,7 @@ from portopt.counterparts import Counterpart
 from portopt.dialects import Dialect, per_dialect
 from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
+from portopt.schedules import LearningRate
 
 
 class Adadelta(DialectRule):
@@ -76,7 +77,7 @@ class Adadelta(DialectRule):
     )
 
     dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
-    learning_rate: Any = hyperparameter(
+    learning_rate: LearningRate = hyperparameter(
         default=per_dialect(keras2=1.0, keras3=0.001, torch=1.0, optax=1.0), at_least=0, kw_only=False
     )
     rho: float = hyperparameter(
@@ -89,7 +90,7 @@ class Adadelta(DialectRule):
     weight_decay: float | None = hyperparameter(
         default=per_dialect(keras3=0.0, torch=0.0, optax=0.0), at_least=0, off=0.0
     )
-    eps: Any = alias("epsilon", dialect="torch", default=None, kw_only=True)
+    eps: float | None = alias("epsilon", dialect="torch", default=None, kw_only=True)
 
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
         p, g = self.prepare(p, g, c.lr)

@@ -9,6 +9,7 @@ from portopt.counterparts import Counterpart
 from portopt.dialects import Dialect, per_dialect
 from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
+from portopt.schedules import LearningRate
 
 
 class Adagrad(DialectRule):
@@ -79,7 +80,7 @@ class Adagrad(DialectRule):
     )
 
     dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
-    learning_rate: Any = hyperparameter(
+    learning_rate: LearningRate = hyperparameter(
         default=per_dialect(keras2=0.01, keras3=0.001, torch=0.01, optax=0.001), at_least=0, kw_only=False
     )
     epsilon: float | None = epsilon_hyperparameter(
@@ -89,8 +90,8 @@ class Adagrad(DialectRule):
     initial_accumulator_value: float | None = hyperparameter(
         default=per_dialect(keras3=0.1, torch=0.0, optax=0.1), at_least=0, at_init=True
     )
-    lr_decay: Any = alias("decay", dialect="torch", default=None, kw_only=True)
-    eps: Any = alias("epsilon", dialect="torch", default=None, kw_only=True)
+    lr_decay: float | None = alias("decay", dialect="torch", default=None, kw_only=True)
+    eps: float | None = alias("epsilon", dialect="torch", default=None, kw_only=True)
 
     @property
     def first_values(self) -> Mapping[str, float]:  # type: ignore[override]  # depends on a hyperparameter

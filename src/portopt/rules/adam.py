@@ -10,6 +10,7 @@ from portopt.dialects import Dialect, per_dialect
 from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
 from portopt.scalars import sqrt
+from portopt.schedules import LearningRate
 
 
 class Adam(DialectRule):
@@ -109,7 +110,7 @@ class Adam(DialectRule):
     )
 
     dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
-    learning_rate: Any = hyperparameter(default=0.001, at_least=0, kw_only=False)
+    learning_rate: LearningRate = hyperparameter(default=0.001, at_least=0, kw_only=False)
     beta_1: float = hyperparameter(default=0.9, at_least=0, below=1, kw_only=False)
     beta_2: float = hyperparameter(default=0.999, at_least=0, below=1, kw_only=False)
     amsgrad: bool = option(default=False, kw_only=False)
@@ -123,8 +124,8 @@ class Adam(DialectRule):
     decoupled_weight_decay: bool | None = option(default=per_dialect(torch=False))
     nesterov: bool | None = option(default=per_dialect(optax=False))
     eps_root: float | None = hyperparameter(default=per_dialect(optax=0.0), at_least=0, off=0.0)
-    betas: Any = alias("beta_1", "beta_2", dialect="torch", default=None, kw_only=True)
-    eps: Any = alias("epsilon", dialect="torch", default=None, kw_only=True)
+    betas: tuple[float, float] | None = alias("beta_1", "beta_2", dialect="torch", default=None, kw_only=True)
+    eps: float | None = alias("epsilon", dialect="torch", default=None, kw_only=True)
 
     @property
     def slots(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on an option

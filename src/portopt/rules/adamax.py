@@ -9,6 +9,7 @@ from portopt.counterparts import Counterpart
 from portopt.dialects import Dialect, per_dialect
 from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
+from portopt.schedules import LearningRate
 
 
 class Adamax(DialectRule):
@@ -59,7 +60,7 @@ class Adamax(DialectRule):
     )
 
     dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
-    learning_rate: Any = hyperparameter(
+    learning_rate: LearningRate = hyperparameter(
         default=per_dialect(keras2=0.002, keras3=0.001, torch=0.002, optax=0.001), at_least=0, kw_only=False
     )
     beta_1: float = hyperparameter(default=0.9, at_least=0, below=1, kw_only=False)
@@ -71,8 +72,8 @@ class Adamax(DialectRule):
     weight_decay: float | None = hyperparameter(
         default=per_dialect(keras3=0.0, torch=0.0, optax=0.0), at_least=0, off=0.0
     )
-    betas: Any = alias("beta_1", "beta_2", dialect="torch", default=None, kw_only=True)
-    eps: Any = alias("epsilon", dialect="torch", default=None, kw_only=True)
+    betas: tuple[float, float] | None = alias("beta_1", "beta_2", dialect="torch", default=None, kw_only=True)
+    eps: float | None = alias("epsilon", dialect="torch", default=None, kw_only=True)
 
     def coefficients(self, t: Any) -> Mapping[str, Any]:
         lr, c1 = self.learning_rate_at(t), 1 - self.beta_1**t

@@ -9,6 +9,7 @@ from portopt.counterparts import Counterpart
 from portopt.dialects import Dialect, per_dialect
 from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
+from portopt.schedules import LearningRate
 
 
 class Nadam(DialectRule):
@@ -90,7 +91,7 @@ class Nadam(DialectRule):
     )
 
     dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
-    learning_rate: Any = hyperparameter(
+    learning_rate: LearningRate = hyperparameter(
         default=per_dialect(keras2=0.002, keras3=0.001, torch=0.002, optax=0.001), at_least=0, kw_only=False
     )
     beta_1: float = hyperparameter(default=0.9, at_least=0, below=1, kw_only=False)
@@ -104,9 +105,9 @@ class Nadam(DialectRule):
     )
     decoupled_weight_decay: bool | None = option(default=per_dialect(torch=False))
     eps_root: float | None = hyperparameter(default=per_dialect(optax=0.0), at_least=0, off=0.0)
-    betas: Any = alias("beta_1", "beta_2", dialect="torch", default=None, kw_only=True)
-    eps: Any = alias("epsilon", dialect="torch", default=None, kw_only=True)
-    momentum_decay: Any = alias("schedule_decay", dialect="torch", default=None, kw_only=True)
+    betas: tuple[float, float] | None = alias("beta_1", "beta_2", dialect="torch", default=None, kw_only=True)
+    eps: float | None = alias("epsilon", dialect="torch", default=None, kw_only=True)
+    momentum_decay: float | None = alias("schedule_decay", dialect="torch", default=None, kw_only=True)
 
     @property
     def scalar_slots(self) -> Mapping[str, float]:  # type: ignore[override]  # depends on the dialect

@@ -10,6 +10,7 @@ from portopt.rules.adadelta import Adadelta as Adadelta
 from portopt.rules.adam import Adam as Adam
 from portopt.rules.adamax import Adamax as Adamax
 from portopt.rules.nadam import Nadam as Nadam
+from portopt.rules.signum import Signum as Signum
 # isort: on
 
 RULES: tuple[type[_Optimizer], ...] = tuple(

@@ -9,6 +9,7 @@ from portopt.counterparts import Counterpart
 from portopt.dialects import Dialect, per_dialect
 from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
+from portopt.schedules import LearningRate
 
 
 class RMSprop(DialectRule):
@@ -74,7 +75,7 @@ class RMSprop(DialectRule):
             {"accumulator": "nu", "average_gradient": "mu", "moment": "-trace"},
             names={"rho": "decay", "initial_accumulator_value": "initial_scale"},
             near={"eps_in_sqrt": False},
-            epsilon="under the root",
+            epsilon="beside the root",
         ),
         Counterpart(
             "keras.optimizers.RMSprop",
@@ -88,7 +89,7 @@ class RMSprop(DialectRule):
     )
 
     dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
-    learning_rate: Any = hyperparameter(
+    learning_rate: LearningRate = hyperparameter(
         default=per_dialect(keras2=0.001, keras3=0.001, torch=0.01, optax=0.001), at_least=0, kw_only=False
     )
     rho: float = hyperparameter(
@@ -106,8 +107,8 @@ class RMSprop(DialectRule):
     initial_accumulator_value: float | None = hyperparameter(default=per_dialect(optax=0.0), at_least=0, at_init=True)
     eps_in_sqrt: bool | None = option(default=per_dialect(optax=True))
     bias_correction: bool | None = option(default=per_dialect(optax=False))
-    alpha: Any = alias("rho", dialect="torch", default=None, kw_only=True)
-    eps: Any = alias("epsilon", dialect="torch", default=None, kw_only=True)
+    alpha: float | None = alias("rho", dialect="torch", default=None, kw_only=True)
+    eps: float | None = alias("epsilon", dialect="torch", default=None, kw_only=True)
 
     @property
     def slots(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on options

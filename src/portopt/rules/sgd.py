@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from portopt.counterparts import Counterpart
 from portopt.dialects import Dialect, per_dialect
 from portopt.hyperparameters import dialect_option, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
 from portopt.scalars import where
+from portopt.schedules import LearningRate
 
 
 class SGD(DialectRule):
@@ -50,6 +51,8 @@ class SGD(DialectRule):
         https://proceedings.mlr.press/v28/sutskever13.html
     """
 
+    # Plain gradient descent keeps no slots in most dialects, and nobody waits for it.
+    worth_measuring: ClassVar[Mapping[str, Any]] = {"momentum": 0.9}
     counterparts = (
         Counterpart("torch.optim.SGD", {"moment": "momentum_buffer"}, counts=False, needs={"nesterov": "momentum"}),
         Counterpart("optax.sgd", {"moment": "trace"}, counts=False),
@@ -60,7 +63,7 @@ class SGD(DialectRule):
     )
 
     dialect: Dialect = dialect_option(default="keras2", others=("keras3", "torch", "optax"))
-    learning_rate: Any = hyperparameter(
+    learning_rate: LearningRate = hyperparameter(
         default=per_dialect(keras2=0.01, keras3=0.01, torch=0.001, optax=0.01), at_least=0, kw_only=False
     )
     momentum: float = hyperparameter(default=0.0, at_least=0, at_most=1, off=0.0, kw_only=False)

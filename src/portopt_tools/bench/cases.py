@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from portopt.optimizer import Optimizer
-from portopt.rules import RULES, SGD
+from portopt.rules import RULES
 from portopt_tools import rule_argument
-
-OPTIONS: Mapping[type[Optimizer], dict[str, Any]] = {SGD: {"momentum": 0.9}}
-"""Arguments that are not the defaults: plain gradient descent keeps no slots, and nobody waits for it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def read(text: str) -> Case:
     if config is not None:
         return Case(text, rule_argument.optimizer(text), config["config"])
     rule = rule_argument.rule_class(text)
-    if rule not in OPTIONS:
+    if not rule.worth_measuring:
         # Who needs arguments is told how to give them.
         return Case(_name(rule, text), rule_argument.optimizer(text), {})
     return _of_class(rule, _name(rule, text))
@@ -60,12 +57,12 @@ def _name(rule: type[Optimizer], text: str) -> str:
 
 
 def _of_class(rule: type[Optimizer], text: str) -> Case:
-    return Case(text, make_optimizer(rule), OPTIONS.get(rule, {}))
+    return Case(text, make_optimizer(rule), rule.worth_measuring)
 
 
 def make_optimizer(rule: type[Optimizer]) -> Optimizer:
     """Return the optimizer that is measured for a rule."""
-    return rule(**OPTIONS.get(rule, {}))
+    return rule(**rule.worth_measuring)
 
 
 def arrays_moved(optimizer: Optimizer) -> int:

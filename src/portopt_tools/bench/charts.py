@@ -7,7 +7,7 @@ from typing import Any
 
 from portopt_tools import svg
 from portopt_tools.bench.markdown import nearest_ratio, preferred
-from portopt_tools.bench.tables import Report, set_title, shape_sets
+from portopt_tools.bench.wording import Report, set_title, shape_sets
 
 _COLORS = (svg.BLUE, svg.VERMILLION, svg.GREEN, svg.PURPLE, svg.ORANGE)
 

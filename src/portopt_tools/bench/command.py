@@ -66,7 +66,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace, command: str) -> int:
     from portopt_tools import output
-    from portopt_tools.bench import benchmark, reports, tables
+    from portopt_tools.bench import benchmark, reports
+    from portopt_tools.bench.console import print_report
 
     output.prepare_reports(arguments.out, "the plot", "bench")
     settings = benchmark.Settings(
@@ -82,7 +83,7 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
     with progress(quiet=arguments.quiet) as shown:
         report, interrupt = benchmark.measure(settings, command, shown.part)
     console = output.output_console()
-    tables.print_report(console, report)
+    print_report(console, report)
     if arguments.out is not None:
         output.print_written(console, reports.write_reports(arguments.out, report))
     if interrupt is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from portopt_tools.bench.contenders import PEERS
 from portopt_tools.bench.first_step import preferred_mode
-from portopt_tools.bench.tables import (
+from portopt_tools.bench.wording import (
     Report,
     bandwidth,
     duration,

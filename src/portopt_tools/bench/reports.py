@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from portopt_tools.bench.charts import ratios_svg
-from portopt_tools.bench.tables import Report
+from portopt_tools.bench.wording import Report
 from portopt_tools.output import write_files
 
 

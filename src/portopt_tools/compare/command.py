@@ -71,7 +71,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace, command: str) -> int:
     from portopt_tools import output
-    from portopt_tools.compare import comparison, reports, tables
+    from portopt_tools.compare import comparison, reports
+    from portopt_tools.compare.console import print_comparison, print_conclusion
 
     output.prepare_reports(arguments.out, "the curves of the report", "demo")
     settings = comparison.Settings(
@@ -88,9 +89,9 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
         result = comparison.compare(settings, shown.part)
     console = output.output_console()
     if arguments.quiet:
-        tables.print_conclusion(console, result)
+        print_conclusion(console, result)
     else:
-        tables.print_comparison(console, result)
+        print_comparison(console, result)
     if arguments.out is not None:
         paths = reports.write_reports(arguments.out, result, command)
         if not arguments.quiet:

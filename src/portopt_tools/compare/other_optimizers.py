@@ -1,7 +1,7 @@
 """`--against`: the optimizers of other libraries, as runs that are shown beside portopt's and are no part of the verdict.
 
-They run as `portopt.NativeOptimizer`. Unless the rule is in the framework's dialect, their formulas differ from portopt's in
-where epsilon stands; the order of operations and the rounding differ in any case.
+They run as `portopt.NativeOptimizer`. Unless the rule is in the framework's dialect, their formulas may differ from portopt's in
+where epsilon stands, which its counterpart says; the order of operations and the rounding differ in any case.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class NativeRunner:
     ) -> None:
         self.backend, _, self.mode = counterpart.name.rpartition(".")
         self.formula: str | None = counterpart.name
+        self.difference = counterpart.difference
         self.version, self.device = version, device
         self._framework, self._counterpart, self._portopt, self._dtype = framework, counterpart, optimizer, dtype
         self._params: Any = None

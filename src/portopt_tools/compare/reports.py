@@ -17,7 +17,7 @@ from portopt_tools import inventory
 from portopt_tools.compare.charts import curves_svg
 from portopt_tools.compare.comparison import Comparison, Run
 from portopt_tools.compare.digits import CLASSES, HIDDEN, PATHS, PIXELS
-from portopt_tools.compare.tables import conclusion, short_verdict, verdict_lines
+from portopt_tools.compare.wording import conclusion, short_verdict, verdict_lines
 from portopt_tools.output import write_files
 
 SCHEMA_VERSION = 1

@@ -27,6 +27,8 @@ class Runner(Protocol):
     """How the steps are executed."""
     formula: str | None
     """What is computed instead of portopt's formula; None for portopt's own."""
+    difference: str
+    """How that formula differs, as far as it is known."""
 
     def context(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which everything else is called."""
@@ -54,6 +56,7 @@ class BackendRunner:
     """portopt on one backend."""
 
     formula: str | None = None
+    difference = ""
 
     def __init__(self, backend: Backend, device: str, mode: Mode, optimizer: Optimizer, dtype: str) -> None:
         self.backend, self.version, self.device, self.mode = backend.name, backend.version(), device, mode.name
