@@ -47,6 +47,7 @@ def measure(root: Path) -> dict[str, Any]:
         "duplicates": _duplicates(root, modules.SOURCES),
         "duplicates in tests": _duplicates(root, ("tests",)),
         "files with rules": _places(root, files_with_rules),
+        "those outside of tests": _places(root, [place for place in files_with_rules if not _is_test(root, place)]),
         "files with every rule": _places(root, [place for place in files_with_rules if set(place.rules) == every]),
         "tables of rules": _places(root, rule_tables.tables(root)),
     }
@@ -59,6 +60,10 @@ def _duplicates(root: Path, folders: Sequence[str]) -> list[str]:
         f"{found.second.relative_to(root)}:{found.second_line}"
         for found in duplicates.stretches(paths)
     ]
+
+
+def _is_test(root: Path, place: rule_tables.Place) -> bool:
+    return place.path.is_relative_to(root / "tests")
 
 
 def _places(root: Path, places: Sequence[rule_tables.Place]) -> list[str]:
@@ -81,6 +86,7 @@ MEANINGS = {
     "duplicates": "stretches of 12 or more lines in two files that differ in names at most",
     "duplicates in tests": "the same in tests",
     "files with rules": "files outside src/portopt/rules that name three or more rules",
+    "those outside of tests": "which are those that a new rule has to be entered in",
     "files with every rule": "those that name them all",
     "tables of rules": "lists, dicts and matches there that name three or more",
 }

@@ -17,7 +17,7 @@ from portopt.optimizer import OptimizerState
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars, interpret
 from portopt.program.primitives import Primitives
-from portopt.program.reductions import partial_sums, rounding_constants
+from portopt.program.reductions import traced_norm
 from portopt.trees import item
 
 
@@ -233,29 +233,12 @@ class JaxBackend:
         return norm
 
     def _norm(self, gradients: Sequence[Any]) -> Any:
-        jax, jnp = self._jax, self._jnp
-        with jax.enable_x64(True):
-            wide = []
-            for g in gradients:
-                loaded = self.primitives(COMPUTE_DTYPE[str(g.dtype)]).load(g)
-                wide.append(loaded.astype(jnp.float64))
-            filled = [g for g in wide if g.size]
-            if not filled:
+        with self._jax.enable_x64(True):
+            loaded = [self.primitives(COMPUTE_DTYPE[str(g.dtype)]).load(g) for g in gradients if g.size]
+            if not loaded:
                 return 0.0
-            # XLA's maximum over many elements can lose a NaN to an infinity.
-            has_nan = functools.reduce(jnp.logical_or, [jnp.any(jnp.isnan(g)) for g in filled])
-            largest = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(g)) for g in filled])
-            regular = (largest > 0.0) & (largest < jnp.inf)
-            exponent = (jax.lax.bitcast_convert_type(jnp.where(regular, largest, 1.0), jnp.int64) >> 52) - 1023
-            factors = tuple(map(_power_of_two, (-(exponent // 2), exponent // 2 - exponent)))
-            never = self._scalars.never(largest)
-            constants = tuple(jnp.where(never, 1.0, c) for c in rounding_constants(sum(g.size for g in filled)))
-            sums = [partial_sums(self.primitives("float64"), g, factors, constants) for g in filled]
-            first, second, third = (functools.reduce(jnp.add, parts) for parts in zip(*sums, strict=True))
-            arithmetic = self._scalars.JaxArithmetic(largest)
-            root = arithmetic.sqrt(arithmetic.add(first, arithmetic.add(second, third)))
-            norm = arithmetic.multiply(arithmetic.multiply(root, 1.0 / factors[0]), 1.0 / factors[1])
-            return jnp.where(has_nan, jnp.nan, jnp.where(regular, norm, largest))
+            wide = [g.astype(self._jnp.float64) for g in loaded]
+            return traced_norm(self.primitives("float64"), wide, self._scalars.JaxArithmetic)
 
     def update(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
@@ -417,12 +400,6 @@ def _known(value: Any) -> Any:
 
 def _inputs_but_t(program: Program) -> list[str]:
     return [name for name in program.scalar_inputs if name != "t"]
-
-
-def _power_of_two(exponent: Any) -> Any:
-    """Return 2**exponent as float64, exactly, for a normal result; must be called with x64 enabled."""
-    jax = importlib.import_module("jax")
-    return jax.lax.bitcast_convert_type((exponent + 1023) << 52, importlib.import_module("jax.numpy").float64)
 
 
 backend = JaxBackend()

@@ -155,9 +155,10 @@ def _arrays_behind(program: Program, output: str) -> set[str]:
             continue
         seen.add(i)
         op = program.ops[i]
-        if op.name == "load":
-            found.add(str(op.label))
-        pending.extend(op.args)
+        if op.reads is not None:
+            found.add(op.reads)
+        elif not op.kind.is_scalar:  # scalars are an operand of their own
+            pending.extend(op.args)
     return found
 
 

@@ -193,6 +193,12 @@ class JaxArithmetic(TracedArithmetic):
     def root(self, x: Any) -> Any:
         return jnp.sqrt(constant_at_zero(x))
 
+    def exponent(self, x: Any) -> Any:
+        return (lax.bitcast_convert_type(x, jnp.int64) >> 52) - 1023
+
+    def power_of_two(self, k: Any) -> Any:
+        return lax.bitcast_convert_type((k + 1023) << 52, jnp.float64)
+
     def power_by_squaring(self, base: Any, exponent: Any) -> Any:
         result, magnitude = self.as_float64(1.0), step_number(jnp.abs(exponent))
 

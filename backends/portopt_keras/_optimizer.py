@@ -11,6 +11,7 @@ from keras.src.utils.naming import auto_name
 import portopt
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.backend import find_backend
+from portopt.backend.totals import total
 from portopt.interrupts import deferred
 from portopt.schedules import is_schedule
 from portopt_keras._learning_rate import ScheduleOfSteps, nearest, on_keras_backend, scalar_of
@@ -166,10 +167,12 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         if self._undecayed is None:
             self._undecayed = without_weight_decay(rule)
         _check_shapes(params, gradients)
-        if rule.program().uses_gradient_norm:
+        program = rule.program()
+        if program.totals:
             backend = find_backend(params[0])
             assert backend is not None
-            overrides["gradient_norm"] = backend.gradient_norm(gradients)
+            arrays = [{"g": g} for g in gradients]
+            overrides |= {name: total(backend, program, op, arrays) for name, op in program.totals.items()}
         others = [i for i in range(len(params)) if i not in excluded]
         params, new_slots = list(params), {name: list(state.slots[name]) for name in rule.slots}
         for part, indices in ((rule, others), (self._undecayed, excluded)):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from portopt.backend import PURE, ArrayAPIBackend, ArrayInfo, Mode, Step
 from portopt.imports import imported
 from portopt.program import Program
 from portopt.program.primitives import Primitives
-from portopt.program.reductions import partial_sums, rounding_constants
+from portopt.program.reductions import traced_norm
 
 if TYPE_CHECKING:
     from portopt.optimizer import Optimizer
@@ -123,36 +122,11 @@ class TensorFlowBackend(ArrayAPIBackend):
         return Primitives(xp, dtype, compute_dtype, overrides)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
-        tf, scalars = self._tf, self._scalars
         loaded = [self.primitives(COMPUTE_DTYPE[self.dtype_name(g)]).load(g) for g in gradients]
-        wide = [tf.cast(g, tf.float64) for g in loaded if g.shape.num_elements()]
+        wide = [self._tf.cast(g, self._tf.float64) for g in loaded if g.shape.num_elements()]
         if not wide:
             return 0.0
-        has_nan = functools.reduce(tf.logical_or, [tf.reduce_any(tf.math.is_nan(g)) for g in wide])
-        # The maximum of a NaN and an infinity is not defined.
-        largest = functools.reduce(tf.maximum, [tf.reduce_max(tf.abs(g)) for g in wide])
-        regular = tf.logical_and(largest > 0.0, largest < np.inf)
-        words = tf.bitcast(tf.where(regular, largest, tf.ones_like(largest)), tf.int64)
-        exponent = tf.bitwise.right_shift(words, tf.constant(52, tf.int64)) - 1023
-        half = exponent // 2
-        first_factor, second_factor = map(self._power_of_two, (-half, half - exponent))
-        # TensorFlow's graph optimizer multiplies scalars with each other first, if nothing stands between.
-        wide = [self.xp.flush(g * first_factor, SMALLEST_NORMAL["float64"]) for g in wide]
-        arithmetic = scalars.GraphArithmetic(largest)
-        constants = rounding_constants(sum(g.shape.num_elements() for g in wide))
-        hidden = tuple(tf.where(arithmetic.never, tf.ones_like(largest), tf.constant(c, tf.float64)) for c in constants)
-        sums = [partial_sums(self.primitives("float64"), g, (second_factor, 1.0), hidden) for g in wide]
-        first, second, third = (functools.reduce(tf.add, parts) for parts in zip(*sums, strict=True))
-        root = arithmetic.sqrt(arithmetic.add(first, arithmetic.add(second, third)))
-        back = map(self._power_of_two, (half, exponent - half))
-        norm = functools.reduce(arithmetic.multiply, back, root)
-        norm = tf.where(has_nan, tf.constant(np.nan, tf.float64), tf.where(regular, norm, largest))
-        return self.scalar(norm)
-
-    def _power_of_two(self, exponent: Any) -> Any:
-        """Return 2**exponent as float64, exactly, for a normal result."""
-        tf = self._tf
-        return tf.bitcast(tf.bitwise.left_shift(exponent + 1023, tf.constant(52, tf.int64)), tf.float64)
+        return self.scalar(traced_norm(self.primitives("float64"), wide, self._scalars.GraphArithmetic))
 
     def rounded_scalars(
         self, program: Program, scalars: Sequence[Any], compute_dtype: str, like: Any

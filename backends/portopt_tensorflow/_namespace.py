@@ -15,6 +15,10 @@ logical_and = tf.logical_and
 logical_or = tf.logical_or
 logical_not = tf.logical_not
 sum = tf.reduce_sum
+any = tf.reduce_any
+max = tf.reduce_max
+maximum = tf.maximum
+isnan = tf.math.is_nan
 sqrt = tf.sqrt
 broadcast_to = tf.broadcast_to
 

@@ -53,6 +53,12 @@ class GraphArithmetic(TracedArithmetic):
     def quotient(self, a: Any, b: Any) -> Any:
         return divide(a, b, SMALLEST_NORMAL["float64"], 2.0**512)
 
+    def exponent(self, x: Any) -> Any:
+        return tf.bitwise.right_shift(tf.bitcast(x, tf.int64), tf.constant(52, tf.int64)) - 1023
+
+    def power_of_two(self, k: Any) -> Any:
+        return tf.bitcast(tf.bitwise.left_shift(k + 1023, tf.constant(52, tf.int64)), tf.float64)
+
     def power_by_squaring(self, base: Any, exponent: Any) -> Any:
         exponent = tf.cast(exponent, tf.int64)
 

@@ -26,8 +26,8 @@ def from_torch(
     a rule in the dialect `torch`. Hooks are not taken over. The given optimizer stays as it is, and must not be stepped any more.
 
     Args:
-        optimizer: an optimizer of `torch.optim` whose rule portopt has: SGD, RMSprop, Adagrad, Adadelta, Adam, AdamW, Adamax or
-            NAdam.
+        optimizer: an optimizer of `torch.optim` that a rule, one of portopt's or one that was registered, states as its
+            counterpart.
         schedulers: the schedulers of `torch.optim.lr_scheduler` that set values of `optimizer`: they set those of the new one
             from now on, going on where they are. None: there are none; if the groups show that there was one, a warning says so.
         slot_dtype: dtype of the slots, see `portopt.Optimizer.init`.

@@ -38,6 +38,9 @@ class Assembler:
     def scalar_input(self, name: str) -> int:
         return self._append(Op("input", Kind.FLOAT, label=name))
 
+    def total_norm(self, name: str, array: int) -> int:
+        return self._append(Op("total_norm", Kind.FLOAT, (array,), name))
+
     def constant(self, value: float) -> int:
         return self._append(Op("round", Kind.ARRAY, (self._append(Op("constant", Kind.FLOAT, label=value)),)))
 
@@ -96,7 +99,7 @@ def round_probe() -> Optimizer:
 def norm_probe() -> Optimizer:
     """Return an optimizer whose step puts the norm of all gradients into the scalar slot `norm`."""
     assembler = Assembler()
-    norm = assembler.scalar_input("gradient_norm")
+    norm = assembler.total_norm("gradient_norm", assembler.load("g"))
     return _probe(assembler.program("norm", {"p": assembler.load("p")}, {"norm": norm}), (), ("norm",))
 
 

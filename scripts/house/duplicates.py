@@ -72,7 +72,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in SKIPPED and token.start[0] not in left_out:
             words[token.start[0]].append(_word(token))
-    # A lone bracket is as good as an empty line.
+    # A line of brackets and strings is as good as an empty one.
     return [(line, " ".join(found)) for line, found in sorted(words.items()) if any(map(str.isidentifier, found))]
 
 
@@ -90,4 +90,4 @@ def _lines_of(node: ast.AST) -> range:
 def _word(token: tokenize.TokenInfo) -> str:
     if token.type == tokenize.NAME and not keyword.iskeyword(token.string):
         return "name"
-    return "string" if token.type == tokenize.STRING else token.string
+    return "''" if token.type == tokenize.STRING else token.string

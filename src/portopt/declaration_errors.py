@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from portopt.dialects import PerDialect
-from portopt.hyperparameters import GRADIENT_NORM, Alias, Hyperparameter, listed
+from portopt.hyperparameters import Alias, Hyperparameter, listed
+from portopt.program.reductions import GRADIENT_NORM
 
 _OF_APPLY = ("params", "grads", "state", GRADIENT_NORM)
 _OF_PROGRAMS = ("p", "g", "t")

@@ -10,7 +10,6 @@ from typing import Any
 from portopt.declaration_errors import check_declarations
 from portopt.dialects import PerDialect
 from portopt.hyperparameters import (
-    GRADIENT_NORM,
     Alias,
     Fixed,
     Hyperparameter,
@@ -18,6 +17,7 @@ from portopt.hyperparameters import (
     not_in_dialect,
     unknown_argument,
 )
+from portopt.program.reductions import GRADIENT_NORM
 from portopt.schedules import is_schedule
 
 

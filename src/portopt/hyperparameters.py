@@ -10,6 +10,7 @@ from typing import Any, Literal, SupportsFloat
 
 from portopt.backend import beside_numbers
 from portopt.dialects import DIALECTS, Dialect, PerDialect
+from portopt.program.reductions import GRADIENT_NORM
 
 _epsilon = 1e-7
 
@@ -111,9 +112,6 @@ def check_number(owner: str, name: str, value: object) -> None:
 
 StepValue = SupportsFloat | Sequence[SupportsFloat] | None
 """A value for one step: a Python number or a 0-d array, several for a name that stands for several, or None for off."""
-
-GRADIENT_NORM = "gradient_norm"
-"""The norm's name among a program's scalar inputs, and among the values given for one step."""
 
 
 def check_norm(owner: str, value: Any) -> Any:

@@ -14,9 +14,10 @@ from portopt.counterparts import Counterpart
 from portopt.declaration_errors import check_slots, own_constructor
 from portopt.declarations import OfClassOrInstance
 from portopt.declared_value import DeclaredValue
-from portopt.hyperparameters import GRADIENT_NORM, Hyperparameter, StepValue, alias, hyperparameter
-from portopt.program import Program
+from portopt.hyperparameters import Hyperparameter, StepValue, alias, hyperparameter
+from portopt.program import Op, Program
 from portopt.program.interpreter import StepScalars
+from portopt.program.reductions import GRADIENT_NORM
 from portopt.program.tracing import trace
 from portopt.scalars import Scalar
 from portopt.schedules import LearningRate, configuration_of, is_schedule, schedule_from_configuration
@@ -283,7 +284,7 @@ class Optimizer(DeclaredValue):
         program: Program,
         state: OptimizerState,
         overrides: Mapping[str, Any],
-        gradient_norm: Callable[[], Any],
+        total_of: Callable[[Op], Any],
     ) -> tuple[StepScalars, Any]:
         """Return the scalars of a step, checked, and the number of finished steps afterwards; for backends.
 
@@ -292,9 +293,9 @@ class Optimizer(DeclaredValue):
             program: what the step runs.
             state: before the step.
             overrides: what `check_overrides` returned.
-            gradient_norm: returns the norm of all gradients together; called if the program uses it.
+            total_of: returns the value of one of the program's `totals` that is not among `overrides`.
         """
-        return step.step_scalars(self, backend, program, state, overrides, gradient_norm)
+        return step.step_scalars(self, backend, program, state, overrides, total_of)
 
     def program(self, overrides: Mapping[str, Any] | None = None) -> Program:
         """Return the traced program of one step.

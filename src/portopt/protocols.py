@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from portopt.program import Program
+from portopt.program import Op, Program
 from portopt.program.interpreter import StepScalars
 from portopt.state import OptimizerState
 from portopt.trees import Tree
@@ -51,7 +51,7 @@ class Rule(Protocol):
         program: Program,
         state: OptimizerState,
         overrides: Mapping[str, Any],
-        gradient_norm: Callable[[], Any],
+        total_of: Callable[[Op], Any],
     ) -> tuple[StepScalars, Any]:
         """Return the scalars of a step, checked, and the number of finished steps afterwards."""
 

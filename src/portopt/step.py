@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, round_scalar
 from portopt.backend import Backend, Leaf
-from portopt.hyperparameters import GRADIENT_NORM
+from portopt.backend.totals import total
 from portopt.leaves import Leaves, check_gradients, check_slot_dtype, check_slots, gradients_of, leaves_of, slots_of
-from portopt.program import Program
+from portopt.program import Op, Program
 from portopt.program.interpreter import StepScalars, evaluate_scalars
 from portopt.protocols import Rule
 from portopt.scalars import Scalar
@@ -24,7 +24,6 @@ class _Arguments(NamedTuple):
     """A step's arguments after checks; `moving` are the places of the parameters that have gradients."""
 
     found: Leaves
-    gradients: list[Any]
     slots: dict[str, list[Any]]
     overrides: dict[str, Any]
     moving: list[int]
@@ -61,13 +60,13 @@ def do_step(
     in_place: bool,
 ) -> tuple[Tree, OptimizerState]:
     """Do one step; see `Optimizer.apply` and `Optimizer.apply_`."""
-    found, gradients, slots, overrides, moving, parameters = _check_arguments(
+    found, slots, overrides, moving, parameters = _check_arguments(
         rule, params, grads, state, overrides, in_place=in_place
     )
     backend, definition, leaves, _ = found
     program = rule.program(overrides)
     scalars, step = step_scalars(
-        rule, backend, program, state, overrides, lambda: backend.gradient_norm([gradients[i] for i in moving])
+        rule, backend, program, state, overrides, lambda op: total(backend, program, op, parameters)
     )
     if in_place and len(moving) == len(leaves):
         # Before this step, which must not fail once it is done.
@@ -98,7 +97,7 @@ def check_step(
         backend, overrides = plan.backend, rule.check_overrides(overrides)
     finished_steps(state.step, further=1)
     if is_schedule(overrides.get("learning_rate", rule.learning_rate)):
-        step_scalars(rule, backend, rule.program(overrides), state, overrides, lambda: 1.0)
+        step_scalars(rule, backend, rule.program(overrides), state, overrides, lambda _: 1.0)
 
 
 def check_state(rule: Rule, params: object, state: OptimizerState) -> tuple[Backend, int]:
@@ -114,7 +113,7 @@ def step_scalars(
     program: Program,
     state: OptimizerState,
     overrides: Mapping[str, Any],
-    gradient_norm: Callable[[], Any],
+    total_of: Callable[[Op], Any],
 ) -> tuple[StepScalars, Any]:
     """Return the scalars of a step, checked, and the number of finished steps afterwards.
 
@@ -124,13 +123,13 @@ def step_scalars(
         program: what the step runs.
         state: before the step.
         overrides: what `check_overrides` returned.
-        gradient_norm: returns the norm of all gradients together; called if the program uses it.
+        total_of: returns the value of one of the program's totals that is not among `overrides`.
     """
     given: dict[str, Any] = {name: state.slots[name] for name in rule.scalar_slots}
-    names = program.scalar_inputs
-    if GRADIENT_NORM in names:
-        given[GRADIENT_NORM] = overrides[GRADIENT_NORM] if GRADIENT_NORM in overrides else gradient_norm()
-    for name in names:
+    totals = program.totals
+    for name, op in totals.items():
+        given[name] = overrides[name] if name in overrides else total_of(op)
+    for name in program.scalar_inputs:
         if name not in given and name != "t":
             given[name] = overrides[name] if name in overrides else getattr(rule, name)
     schedule = given.get("learning_rate")
@@ -138,7 +137,7 @@ def step_scalars(
     values = [state.step, *(v for n, v in given.items() if n != "learning_rate" or not scheduled)]
     arithmetic = backend.arithmetic(values)
     step = backend.scalar(state.step) if arithmetic is not HOST else finished_steps(state.step, further=1)
-    owners = {name: f"{type(rule).__name__}.apply" for name in overrides if name != GRADIENT_NORM}
+    owners = {name: f"{type(rule).__name__}.apply" for name in overrides if name not in totals}
     if schedule is not None and scheduled:
         owner = owners["learning_rate"] = f"the schedule {schedule!r} of {type(rule).__name__}:"
         rate = rule.check_value(owner, "learning_rate", rate_at(schedule, Scalar(step, arithmetic)))
@@ -170,7 +169,7 @@ def _check_arguments(
     if in_place:
         backend = found.backend
         backend.check_in_place(parameters, lambda i: backend.trees.paths(params)[moving[i]])
-    return _Arguments(found, gradients, slots, overrides, moving, parameters)
+    return _Arguments(found, slots, overrides, moving, parameters)
 
 
 def _slots(rule: Rule, found: Leaves, params: object, state: OptimizerState) -> dict[str, list[Any]]:

@@ -144,6 +144,22 @@ def test_a_counterpart_becomes_the_rule_of_its_name_or_that_which_fixes_least(ru
         assert most_specific(order).rule is rule
 
 
+@pytest.mark.parametrize(
+    ("rule", "difference"),
+    [
+        (portopt.SGD(nesterov=True), ""),
+        (portopt.Adagrad(), "it has epsilon under the root, and portopt's keras2 beside the root"),
+        (portopt.Nadam(), "it has no schedule_decay"),
+        (portopt.Adam(dialect="optax"), ""),
+    ],
+    ids=repr,
+)
+def test_how_a_compared_formula_differs_is_said(rule: portopt.Optimizer, difference: str) -> None:
+    found = counterpart_of(get_framework("optax"), rule)
+    assert found is not None
+    assert found.difference == difference
+
+
 def test_decay_is_in_the_rates_that_a_compared_optimizer_is_given() -> None:
     found = counterpart_of(get_framework("torch"), portopt.Adagrad(0.5, dialect="torch", decay=0.25))
     assert found is not None

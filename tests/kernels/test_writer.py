@@ -18,7 +18,7 @@ from portopt.kernels.names import array_names, identifiers
 from portopt.kernels.triton.source import LANGUAGE as TRITON
 from portopt.kernels.triton.source import triton_source
 from portopt.kernels.writer import Language
-from portopt.program import ARRAY_OPERATIONS, Kind, Op, Program
+from portopt.program import ARRAY_OPERATIONS, GIVEN, Kind, Op, Program
 from portopt.program.expansion import expand_elementary
 
 Source = Callable[[Program, KernelKey], str]
@@ -59,12 +59,12 @@ def test_no_name_of_a_rule_hides_what_the_source_uses(target: str) -> None:
 def test_every_operation_can_be_written(language: Language, source: Source, flush: Flush) -> None:
     assert set(ARRAY_OPERATIONS) - {"load", "round"} <= set(language.arrays)
     scalars = {op.name for op in expand_elementary(norm_program()).ops if op.kind.is_scalar}
-    assert scalars - {"input", "constant"} <= set(language.scalars)
+    assert scalars - {*GIVEN, "constant"} <= set(language.scalars)
 
 
 @each
 def test_an_operation_that_a_table_lacks_is_named(language: Language, source: Source, flush: Flush) -> None:
-    load, norm = Op("load", Kind.ARRAY, label="p"), Op("input", Kind.FLOAT, label="gradient_norm")
+    load, norm = Op("load", Kind.ARRAY, label="p"), Op("total_norm", Kind.FLOAT, (0,), "gradient_norm")
     with_array = Program("Tangent", (load, Op("tangent", Kind.ARRAY, (0,))), {"p": 1})
     tangent = Op("round", Kind.ARRAY, (2,))
     with_scalar = Program(

@@ -19,7 +19,7 @@ from support.processes import side_by_side
 
 import portopt
 from portopt import UnsupportedOperationError
-from portopt.program import ARRAY_OPERATIONS, Kind
+from portopt.program import ARRAY_OPERATIONS, Kind, Op, Program
 from portopt.program.tracing import SUPPORTED
 
 Update = Callable[..., Any]
@@ -90,6 +90,48 @@ def test_program_lists_scalars_of_the_state_among_its_outputs() -> None:
     program = portopt.Nadam().program()
     assert program.scalar_outputs.keys() == {"m_schedule"}
     assert "    m_schedule <- s11" in str(program).splitlines()
+
+
+def test_clipping_asks_for_the_norm_of_all_gradients() -> None:
+    program = portopt.SGD(clipnorm=1.0).program()
+    assert str(program).splitlines()[:6] == [
+        "program SGD",
+        "  scalars, float64, given learning_rate, clipnorm",
+        "    gradient_norm = total_norm(g)",
+        "    s0 = clipnorm <= gradient_norm",
+        "    s1 = clipnorm / gradient_norm",
+        "    s2 = where(s0, s1, 1.0)",
+    ]
+    assert [(name, op.name, program.ops[op.args[0]].reads) for name, op in program.totals.items()] == [
+        ("gradient_norm", "total_norm", "g")
+    ]
+    assert not portopt.SGD(clipvalue=1.0).program().totals
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_totals_have_any_name_and_are_of_any_array(run: Run) -> None:
+    """The parameter becomes the norm of all parameters, and the slot that of all of its own kind."""
+    load = [Op("load", Kind.ARRAY, label=name) for name in ("p", "g", "m")]
+    norms = [Op("total_norm", Kind.FLOAT, (i,), name) for i, name in ((2, "of_slots"), (0, "of_parameters"))]
+    rounded = [Op("round", Kind.ARRAY, (i,)) for i in (3, 4)]
+    program = Program("Norms", (*load, *norms, *rounded, Op("add", Kind.ARRAY, (1, 5))), {"p": 6, "m": 7})
+
+    class Norms(portopt.Optimizer):
+        slots = ("m",)
+
+        def program(self, overrides: Mapping[str, Any] | None = None) -> Program:
+            return program
+
+    params = [np.asarray([3.0], np.float32), np.asarray([[4.0, 0.0]], np.float32)]
+    expected, slot = np.float32(5), np.float32(1)
+    for k in (1, 2, 3):  # in the third, a loop in place is under way
+        gradients = [[np.full_like(p, i + 1) for p in params] for i in range(k)]
+        new, state = steps(run, Norms(), params, gradients, "float32")
+        for p, m in zip(new, state.slots["m"], strict=True):
+            assert_same_bits(p, np.full_like(p, expected), f"parameters after {k}")
+            assert_same_bits(m, np.full_like(m, slot), f"slots after {k}")
+        root = np.sqrt(np.float64(3))  # of the number of elements, which are equal
+        expected, slot = np.float32(root * expected), np.float32(k + 1) + np.float32(root * slot)
 
 
 def test_program_tells_its_inputs() -> None:

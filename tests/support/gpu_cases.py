@@ -226,14 +226,16 @@ def reference_sums(gradients: list[Array]) -> list[float]:
     exponent = math.frexp(max(float(np.max(np.abs(g))) for g in gradients))[1] - 1
     factors = (2.0 ** -(exponent // 2), 2.0 ** -(exponent - exponent // 2))
     constants = rounding_constants(sum(g.size for g in gradients))
-    parts = [partial_sums(numpy.primitives("float64"), g.astype(np.float64), factors, constants) for g in gradients]
+    scaled = [(g.astype(np.float64) * factors[0]) * factors[1] for g in gradients]
+    parts = [partial_sums(numpy.primitives("float64"), g, constants) for g in scaled]
     return [math.fsum(map(float, column)) for column in zip(*parts, strict=True)]
 
 
 def norm_program() -> Program:
     """Return a program with every kind of scalar operation on the norm."""
     b = Builder()
-    norm = Node(b.record("input", Kind.FLOAT, label="gradient_norm"))
+    g = b.record("load", Kind.ARRAY, label="g")
+    norm = Node(b.record("total_norm", Kind.FLOAT, g, label="gradient_norm"))
     t = Node(b.record("input", Kind.INTEGER, label="t"))
     rate = Node(b.record("input", Kind.FLOAT, label="learning_rate"))
     steps = b.where(b.less(norm, 3.0), b.subtract(b.multiply(t, -7), 2), b.add(t, 2))
@@ -252,6 +254,5 @@ def norm_program() -> Program:
     total = p
     for i in rounded:
         total = b.record("add", Kind.ARRAY, total, i)
-    g = b.record("load", Kind.ARRAY, label="g")
     total = b.record("add", Kind.ARRAY, total, g)
     return Program("Everything", tuple(b.ops), {"p": total})

@@ -117,6 +117,7 @@ def test_stretches_that_differ_in_names_are_duplicates(house: Path, measured: di
 def test_files_and_tables_that_name_rules_are_found(measured: dict[str, Any]) -> None:
     assert measured["files with rules"] == ["tests/test_some.py:1 Adam, Lion, SGD"]
     assert measured["files with every rule"] == measured["files with rules"]
+    assert measured["those outside of tests"] == []
     assert measured["tables of rules"] == ["tests/test_some.py:1 Adam, Lion, SGD"]
 
 

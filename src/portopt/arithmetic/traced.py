@@ -89,6 +89,14 @@ class TracedArithmetic:
         """Return the square root of a float64."""
         return self._library.sqrt(x)
 
+    def exponent(self, x: Any) -> Any:
+        """Return the largest integer `k`, as int64, with `2**k` at most a positive normal float64."""
+        raise NotImplementedError
+
+    def power_of_two(self, k: Any) -> Any:
+        """Return `2**k` exactly, for an int64 in [-1022, 1023]."""
+        raise NotImplementedError
+
     def power_by_squaring(self, base: Any, exponent: Any) -> Any:
         """Return `base**exponent` for an integer that is not known; `multiply` and `divide` do the arithmetic."""
         raise NotImplementedError

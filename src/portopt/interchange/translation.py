@@ -156,7 +156,8 @@ def _difference(correspondence: Correspondence, opt: Optimizer) -> str:
     """Return how a formula differs from that of an optimizer in another dialect, as far as the counterparts of its rule say."""
     there, dialect = correspondence.counterpart, getattr(opt, "dialect", None)
     has = {*correspondence.rule.defaults(correspondence.dialect), "decay"}
-    differences = [f"it has no {name}" for name in _given(opt) if name not in has]
+    on = [name for name, value in _given(opt).items() if value not in (False, getattr(type(opt), name).off)]
+    differences = [f"it has no {name}" for name in on if name not in has]
     vocabularies = [f.translator.vocabulary for f in frameworks().values() if f.translator is not None]
     own = [c for v in vocabularies if v.dialect == dialect for c in v.correspondences(type(opt))]
     here = next((c.counterpart.epsilon for c in own if c.translated and c.fits(_given(opt))), "")

@@ -120,7 +120,7 @@ def gradient_norm(library: Library, gradients: Sequence[Any], compute: Callable[
 def update(
     library: Library, program: Program, scalars: StepScalars, parameters: Sequence[Arrays], *, in_place: bool
 ) -> list[dict[str, Any]] | None:
-    """Do a step by fused kernels; None if the norm of the gradients is not on the parameters' device.
+    """Do a step by fused kernels; None if the norm of the gradients is not on the parameters' device, or there are other totals.
 
     Args:
         library: of the arrays.
@@ -129,8 +129,10 @@ def update(
         parameters: the arrays of each parameter.
         in_place: write the results into the given arrays.
     """
-    norm = scalars.inputs.get("gradient_norm")
+    if len(program.totals) > 1:
+        return None  # the device keeps one
     split = norm_dependence(program)
+    norm = split.norm(scalars.inputs)
     if split.rounded_on_device and (
         not isinstance(norm, GradientNorm)
         or any(split.needs_norm(i) for i in split.program.scalar_outputs.values())

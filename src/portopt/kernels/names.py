@@ -6,7 +6,7 @@ import re
 from collections.abc import Set
 
 from portopt.kernels.key import KernelKey
-from portopt.program import Program
+from portopt.program import GIVEN, Program
 
 UPDATE = "update"
 """The kernel that does a step, on GPUs."""
@@ -31,7 +31,7 @@ def identifiers(program: Program, arrays: dict[str, str], reserved: Set[str]) ->
     for i, op in enumerate(program.ops):
         if op.name == "load":
             names[i] = f"{arrays[str(op.label)]}_i"
-        elif op.name == "input":
+        elif op.name in GIVEN:
             names[i] = _identifier(str(op.label), f"scalar_{i}", reserved)
     return names
 

@@ -53,6 +53,10 @@ class NormDependence:
     rounded_on_host: tuple[tuple[int, int], ...]
     rounded_on_device: tuple[tuple[int, int], ...]
 
+    def norm(self, inputs: Mapping[str, Any]) -> Any:
+        """Return the norm among the program's scalar inputs by name; None if it needs none."""
+        return next((inputs[name] for name, op in self.program.totals.items() if _is_norm(op)), None)
+
     def needs_norm(self, i: int) -> bool:
         """Tell whether scalar `i` needs the norm."""
         return i in self.dependent or _is_norm(self.program.ops[i])
@@ -102,4 +106,4 @@ def _host_program(split: NormDependence) -> Program:
 
 
 def _is_norm(op: Op) -> bool:
-    return op.name == "input" and op.label == "gradient_norm"
+    return op.name == "total_norm"

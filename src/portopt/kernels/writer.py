@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.names import array_names, identifiers
 from portopt.kernels.norm_dependence import NormDependence
-from portopt.program import Kind, Op, Program
+from portopt.program import TOTALS, Kind, Op, Program
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Writer:
         """
         lines = []
         for i, op in enumerate(self.program.ops):
-            if op.name == "input" and split.needs_norm(i):
+            if op.name in TOTALS:
                 lines.append(self.assigned(i, norm))
             elif i in split.dependent:
                 lines.append(self.scalar(i))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from portopt.arithmetic import Arithmetic
-from portopt.program import Program
+from portopt.program.ir import GIVEN, Program
 from portopt.program.primitives import Primitives
 
 
@@ -51,7 +51,7 @@ class StepScalars(Sequence[Any]):
         for op in self._program.ops:
             if not op.kind.is_scalar:
                 values.append(None)
-            elif op.name == "input":
+            elif op.name in GIVEN:
                 value = self.inputs[str(op.label)]
                 values.append(value if op.label == "t" else arithmetic.to_float(value))
             elif op.name == "constant":

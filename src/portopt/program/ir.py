@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-__all__ = ["ARRAY_OPERATIONS", "Kind", "Op", "Program"]
+__all__ = ["ARRAY_OPERATIONS", "GIVEN", "TOTALS", "Kind", "Op", "Program"]
 
 
 class Kind(Enum):
@@ -51,6 +51,14 @@ ARRAY_OPERATIONS: Mapping[str, str] = {
 }
 """The array operations of a canonical program: all that a backend has to get right."""
 
+TOTALS: Mapping[str, str] = {
+    "total_norm": "the Euclidean norm of an array of all parameters together, in any order of summation the same bits",
+}
+"""The operations that reduce an array of every parameter to one float64 scalar, which a step computes before the others."""
+
+GIVEN = frozenset({"input", *TOTALS})
+"""The scalar operations whose value a step is given under the operation's label, rather than computed from operands."""
+
 _INFIX = {
     "add": "+", "subtract": "-", "multiply": "*", "divide": "/", "less": "<", "less_equal": "<=", "equal": "==",
     "logical_and": "&", "logical_or": "|", "integer_power": "**", "power": "**",
@@ -61,7 +69,7 @@ _INFIX = {
 class Op:
     """One operation: its name, the kind of its result, and the indices of its operands in `Program.ops`.
 
-    `label` is the name of an input, or the value of a constant.
+    `label` is the name of an input or a total, or the value of a constant.
     """
 
     name: str
@@ -105,8 +113,13 @@ class Program:
 
     @property
     def scalar_inputs(self) -> tuple[str, ...]:
-        """Names of the scalars that a step is given."""
-        return tuple(str(op.label) for op in self.ops if op.name == "input" and op.kind.is_scalar)
+        """Names of the scalars that a step is given, those of `totals` among them."""
+        return tuple([str(op.label) for op in self.ops if op.name in GIVEN])
+
+    @property
+    def totals(self) -> Mapping[str, Op]:
+        """Name and operation of each scalar that is computed from an array of every parameter."""
+        return {str(op.label): op for op in self.ops if op.name in TOTALS}
 
     @property
     def array_inputs(self) -> tuple[str, ...]:
@@ -116,7 +129,7 @@ class Program:
     @property
     def uses_gradient_norm(self) -> bool:
         """Whether a step needs the norm of all gradients together."""
-        return "gradient_norm" in self.scalar_inputs
+        return any(op.name == "total_norm" for op in self.ops)
 
     @property
     def rounded_scalars(self) -> tuple[tuple[int, int], ...]:
@@ -132,7 +145,7 @@ class Program:
         names: list[str] = []
         counters = {"s": 0, "a": 0}
         for op in self.ops:
-            if op.name in ("input", "load"):
+            if op.name in GIVEN or op.reads is not None:
                 names.append(str(op.label))
             elif op.name == "constant":
                 names.append(repr(op.label))
@@ -147,7 +160,7 @@ class Program:
         scalar_lines: list[str] = []
         array_lines: list[str] = []
         for name, op in zip(names, self.ops, strict=True):
-            if op.name in ("input", "constant", "load"):
+            if op.name in ("input", "constant") or op.reads is not None:
                 continue
             operands = [names[i] for i in op.args]
             symbol = _INFIX.get(op.name)
@@ -158,6 +171,7 @@ class Program:
         for output, i in self.array_outputs.items():
             array_lines.append(f"    store {output} <- {names[i]}")
         lines = [f"program {self.name}"]
-        lines += [f"  scalars, float64, given {', '.join(self.scalar_inputs)}", *scalar_lines]
+        given = [name for name in self.scalar_inputs if name not in self.totals]
+        lines += [f"  scalars, float64, given {', '.join(given)}", *scalar_lines]
         lines += [f"  arrays, compute dtype, loaded {', '.join(self.array_inputs)}", *array_lines]
         return "\n".join(lines)

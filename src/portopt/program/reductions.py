@@ -1,4 +1,4 @@
-"""The norm of all gradients together, the same bits in any order of summation.
+"""Totals, which a program asks for over all parameters together; so far the norm, the same bits in any order of summation.
 
 Sums differ in the last bits between libraries, thread counts and shardings, because rounding depends on the order. Here
 every addend is first rounded to a multiple of one quantum, so coarse that the sum of all is exact; an exact sum has no
@@ -18,12 +18,18 @@ error is at most `2**(4k - 153) + 2**-52`, that is 2**-33 for 2**30 elements in 
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from portopt.arithmetic import HOST
+from portopt.arithmetic.traced import TracedArithmetic
 from portopt.program.primitives import Primitives
+
+GRADIENT_NORM = "gradient_norm"
+"""The name of the total that clipping asks for: the norm of all gradients."""
 
 PASSES = 3
 
@@ -36,12 +42,8 @@ def rounding_constants(count: int) -> tuple[float, ...]:
     return tuple(1.5 * 2.0 ** (k + 4 + i * (k - 51)) for i in range(PASSES))
 
 
-def partial_sums(primitives: Primitives, x: Any, factors: tuple[Any, Any], constants: tuple[float, ...]) -> list[Any]:
-    """Return each pass's exact sum over `(x / unit)**2` of one float64 array.
-
-    `factors` are two powers of two whose product is `1 / unit`; one alone could be subnormal.
-    """
-    scaled = (x * factors[0]) * factors[1]
+def partial_sums(primitives: Primitives, scaled: Any, constants: Sequence[Any]) -> list[Any]:
+    """Return each pass's exact sum over the squares of one float64 array of numbers below 2."""
     rest = primitives.multiply(scaled, scaled)
     sums = []
     for constant in constants:
@@ -100,8 +102,9 @@ def scaling(largest: float, count: int) -> Scaling | None:
 
 def sums_of_parts(primitives: Primitives, gradients: Sequence[Any], scale: Scaling) -> list[list[float]]:
     """Return each pass's exact sum over each gradient."""
+    first, second = scale.factors
     wide = (primitives.xp.astype(g, primitives.dtype) for g in gradients if math.prod(g.shape))
-    return [[float(part) for part in partial_sums(primitives, g, scale.factors, scale.constants)] for g in wide]
+    return [[float(part) for part in partial_sums(primitives, (g * first) * second, scale.constants)] for g in wide]
 
 
 def norm_of_sums(scale: Scaling, sums: Sequence[Sequence[float]]) -> float:
@@ -109,3 +112,30 @@ def norm_of_sums(scale: Scaling, sums: Sequence[Sequence[float]]) -> float:
     first, second, third = (math.fsum(parts) for parts in zip(*sums, strict=True))
     root = HOST.sqrt(HOST.add(first, HOST.add(second, third)))
     return float(HOST.multiply(HOST.multiply(root, 1 / scale.factors[0]), 1 / scale.factors[1]))
+
+
+def traced_norm(primitives: Primitives, wide: Sequence[Any], arithmetic_of: Callable[[Any], TracedArithmetic]) -> Any:
+    """Return the norm of arrays whose elements are not known yet, by the same steps; where those branch, it chooses.
+
+    Args:
+        primitives: the operations of the arrays' library in float64.
+        wide: gradients in float64 without subnormals, none of them empty; at least one.
+        arithmetic_of: returns the arithmetic for scalars that are computed from the one that it is given.
+    """
+    xp = primitives.xp
+    # Compilers may lose a NaN to an infinity in a maximum over many elements.
+    has_nan = functools.reduce(xp.logical_or, [xp.any(xp.isnan(g)) for g in wide])
+    largest = functools.reduce(xp.maximum, [xp.max(xp.abs(g)) for g in wide])
+    arithmetic = arithmetic_of(largest)
+    regular = (largest > 0.0) & (largest < math.inf)
+    exponent = arithmetic.exponent(arithmetic.where(regular, largest, 1.0))
+    half = exponent // 2
+    first_factor, second_factor = map(arithmetic.power_of_two, (-half, half - exponent))
+    # Compilers multiply the factors with each other first, if nothing stands between.
+    scaled = [primitives.flush(g * first_factor) * second_factor for g in wide]
+    constants = tuple(map(arithmetic.as_float64, rounding_constants(sum(math.prod(g.shape) for g in wide))))
+    sums = [partial_sums(primitives, g, constants) for g in scaled]
+    first, second, third = (functools.reduce(operator.add, parts) for parts in zip(*sums, strict=True))
+    root = arithmetic.sqrt(arithmetic.add(first, arithmetic.add(second, third)))
+    norm = functools.reduce(arithmetic.multiply, map(arithmetic.power_of_two, (half, exponent - half)), root)
+    return arithmetic.where(has_nan, math.nan, arithmetic.where(regular, norm, largest))

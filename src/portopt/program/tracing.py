@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Protocol
 
 from portopt.program.builder import Builder, Node, UnsupportedOperationError
 from portopt.program.canonical import canonicalize
 from portopt.program.ir import Kind, Program
 from portopt.program.named_values import Coefficients, Slots
+from portopt.program.reductions import GRADIENT_NORM
 from portopt.scalars import OPERATORS, Scalar, where
 
 
@@ -348,7 +349,7 @@ SUPPORTED: tuple[str, ...] = tuple(sorted(n for n in vars(SymbolicNamespace) if 
 """Names of the array API functions that a rule may use."""
 
 
-def trace(optimizer: TracedRule, active: frozenset[str], *, extra: Sequence[Callable[..., Any]] = ()) -> Program:
+def trace(optimizer: TracedRule, active: frozenset[str]) -> Program:
     """Run the rule's `coefficients` and `update` on symbols and return the canonical program of one step.
 
     `active` names the hyperparameters that are inputs of the program; the others keep the Python value they have.
@@ -367,7 +368,7 @@ def trace(optimizer: TracedRule, active: frozenset[str], *, extra: Sequence[Call
             object.__setattr__(symbolic, name, scalar_input(name, structural=optimizer.is_optional(name)))
     namespace = SymbolicNamespace(builder)
     parameter, gradient = load("p"), load("g")
-    gradient = _clipped(symbolic, namespace, gradient, active, scalar_input)
+    gradient = _clipped(builder, symbolic, namespace, gradient, active)
     slots = Slots(**{name: load(name) for name in optimizer.slots})
     state_scalars = {name: scalar_input(name) for name in optimizer.scalar_slots}
 
@@ -388,9 +389,10 @@ def trace(optimizer: TracedRule, active: frozenset[str], *, extra: Sequence[Call
     )
 
 
-def _clipped(rule: Any, xp: Any, gradient: Any, active: frozenset[str], scalar_input: Callable[..., Scalar]) -> Any:
+def _clipped(builder: Builder, rule: Any, xp: Any, gradient: ArraySymbol, active: frozenset[str]) -> ArraySymbol:
     if "clipnorm" in active:
-        norm = scalar_input("gradient_norm")
+        total = builder.record("total_norm", Kind.FLOAT, _operand(builder, gradient), label=GRADIENT_NORM)
+        norm = Scalar(Node(total), builder)
         # A NaN norm compares false and leaves the gradient as it is; an infinite one gives the factor zero.
         gradient = gradient * where(norm >= rule.clipnorm, rule.clipnorm / norm, 1.0)
     if "clipvalue" in active:

@@ -18,7 +18,7 @@ from portopt.kernels.key import KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM, UPDATE
 from portopt.kernels.norm_dependence import NormDependence, norm_dependence
 from portopt.kernels.writer import Language, Writer, functions_for_conversions
-from portopt.program import Kind, Op, Program
+from portopt.program import GIVEN, Kind, Op, Program
 
 THREADS = 256
 """Threads in a block, and the most that a block may have."""
@@ -89,7 +89,7 @@ def _update(writer: Writer, split: NormDependence, *, in_place: bool) -> str:
     written = set(columns if in_place else columns[len(writer.dtypes) :]) - {"g"}
     lines = [f'extern "C" __global__ void {UPDATE}({_listed(parameters)})', "{"]
     # What the rounded scalars are, where a name does not say it.
-    known = [(i, ops[j]) for i, j in writer.program.rounded_scalars if ops[j].name in ("input", "constant")]
+    known = [(i, ops[j]) for i, j in writer.program.rounded_scalars if ops[j].name in (*GIVEN, "constant")]
     lines += [f"    // {writer.names[i]}: {op.label}" for i, op in known]
     lines += [
         f"    const {real} {writer.names[i]} = from_norm[{position}];"

@@ -28,7 +28,7 @@ from portopt.kernels.host.kernel import Work, host_kernel
 from portopt.kernels.host.norm import GradientTable, gradient_norm
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.watch import Call, Watch
-from portopt.program import Program
+from portopt.program import Op, Program
 from portopt.protocols import Rule
 from portopt.scalars import MOST_STEPS
 from portopt.schedules import Schedule, is_schedule
@@ -36,6 +36,10 @@ from portopt.state import OptimizerState
 
 Trees = tuple[Any, Any, OptimizerState]
 """Parameters, gradients and the state, as a step was given them."""
+
+
+_TOTALS = {"total_norm": gradient_norm}
+"""What computes each of a program's totals."""
 
 
 class Plan:
@@ -88,15 +92,15 @@ class Plan:
                 checked = rule.check_overrides(overrides)
                 if rule.program(checked) is not self.program:
                     return None
-                norm = None
-                needs_norm = self.program.uses_gradient_norm and "gradient_norm" not in checked
-                if needs_norm or _is_of_the_user(checked.get("learning_rate", rule.learning_rate)):
+                totals: dict[Op, float] = {}
+                asked = [op for name, op in self.program.totals.items() if name not in checked]
+                if asked or _is_of_the_user(checked.get("learning_rate", rule.learning_rate)):
                     # No schedule of a user's is called for a step that another plan does.
                     call = self._watch.begin()
                     if not self._watch.look(params, grads, slots, call=call):
                         return None
-                    norm = gradient_norm(self._gradients(call)) if needs_norm else None
-                new_inputs = self._new_inputs(rule, state, checked, norm)
+                    totals = {op: self._over_all(op, call) for op in asked}
+                new_inputs = self._new_inputs(rule, state, checked, totals)
             except Exception:
                 # Of several things that are wrong, the full check has an order of its own.
                 if self._watch.look(params, grads, slots):
@@ -119,14 +123,21 @@ class Plan:
         new_state: OptimizerState = self._state_type(finished, slots)
         return new_state
 
-    def _gradients(self, call: Call) -> list[GradientTable]:
-        first = call.table.buffer_info()[0]
-        return [
-            GradientTable(
-                dict(kernel.key.dtypes)["g"], first + offset, len(kernel.columns), kernel.columns.index("g"), sizes
-            )
-            for (kernel, _, _, sizes), offset in zip(self._work, self._watch.offsets, strict=True)
-        ]
+    def _over_all(self, op: Op, call: Call) -> float:
+        """Return one of the program's totals over the arrays of a call."""
+        name, first = str(self.program.ops[op.args[0]].reads), call.table.buffer_info()[0]
+        return _TOTALS[op.name](
+            [
+                GradientTable(
+                    dict(kernel.key.dtypes)[name],
+                    first + offset,
+                    len(kernel.columns),
+                    kernel.columns.index(name),
+                    sizes,
+                )
+                for (kernel, _, _, sizes), offset in zip(self._work, self._watch.offsets, strict=True)
+            ]
+        )
 
     def fits(self, params: Any, grads: Any, state: Any) -> bool:
         """Tell whether the plan could do a step on these arrays, doing nothing."""
@@ -138,9 +149,9 @@ class Plan:
         return not is_interpreted()
 
     def _new_inputs(
-        self, rule: Rule, state: Any, overrides: Mapping[str, Any], norm: float | None
+        self, rule: Rule, state: Any, overrides: Mapping[str, Any], totals: Mapping[Op, float]
     ) -> array[float] | None:
-        scalars, _ = rule.step_scalars(self.backend, self.program, state, overrides, lambda: norm)
+        scalars, _ = rule.step_scalars(self.backend, self.program, state, overrides, totals.__getitem__)
         values = [scalars.inputs[name] for name in self._inputs]
         if not all(type(v) in (int, float) for v in values):
             return None
@@ -149,7 +160,7 @@ class Plan:
     def _keep(self, inputs: array[float], rule: Rule, overrides: dict[str, Any], checked: Mapping[str, Any]) -> None:
         """Keep the inputs for the next step if only the given numbers decide about them."""
         rate = checked.get("learning_rate", rule.learning_rate)
-        is_constant = not (self.program.uses_gradient_norm or self.program.scalar_outputs or is_schedule(rate))
+        is_constant = not (self.program.totals or self.program.scalar_outputs or is_schedule(rate))
         self._kept = (inputs, overrides) if is_constant else None
 
 

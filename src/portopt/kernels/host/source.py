@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 from portopt.kernels.key import Flush, KernelKey
 from portopt.kernels.writer import Language, Writer, functions_for_conversions
-from portopt.program import Kind, Op, Program
+from portopt.program import GIVEN, Kind, Op, Program
 from portopt.program.expansion import expand_elementary, loads_to_flush
 
 _INFIX = {"add": "{0} + {1}", "subtract": "{0} - {1}", "multiply": "{0} * {1}", "divide": "{0} / {1}"}
@@ -76,7 +76,7 @@ def _scalars(writer: Writer) -> list[str]:
             continue
         if op.name == "input" and op.label == "t":
             lines.append(writer.assigned(i, "step"))
-        elif op.name == "input":
+        elif op.name in GIVEN:
             lines.append(writer.assigned(i, f"flush_float64(inputs[{position}])"))
             position += 1
         else:

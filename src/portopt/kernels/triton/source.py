@@ -14,7 +14,7 @@ from portopt.kernels.key import KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM, UPDATE
 from portopt.kernels.norm_dependence import NormDependence, norm_dependence
 from portopt.kernels.writer import Language, Writer
-from portopt.program import Kind, Op, Program
+from portopt.program import GIVEN, Kind, Op, Program
 
 CHUNK = 1024
 """Elements of one instance."""
@@ -75,7 +75,7 @@ def _update(writer: Writer, split: NormDependence) -> list[str]:
     for buffer, rounded in (("scalars", split.rounded_on_host), ("from_norm", split.rounded_on_device)):
         for position, (i, scalar) in enumerate(rounded):
             op = writer.program.ops[scalar]
-            known = f"  # {op.label}" if op.name in ("input", "constant") else ""
+            known = f"  # {op.label}" if op.name in (*GIVEN, "constant") else ""
             lines.append(f"{writer.names[i]} = tl.load({buffer} + {position}){known}")
     from_norm = "from_norm, " if split.rounded_on_device else ""
     head = f"def {UPDATE}(table, rows, scalars, {from_norm}CHUNK: tl.constexpr):"
