@@ -35,7 +35,8 @@ def test_page_has_the_module_of_its_name_or_members_of_it(page: Path) -> None:
 
 def pages_of(name: str) -> set[str]:
     """Return the pages that have a public name of `portopt`: as a directive, as a module, or since their module has it too."""
-    modules = {*(page.stem for page in PAGES), *(f"portopt.rules.{rule}" for rule in rule_pages.pages())} - {"portopt"}
+    modules = {page.stem for page in PAGES if page.stem.startswith("portopt.")}
+    modules |= {f"portopt.rules.{rule}" for rule in rule_pages.pages()}
     thing = getattr(portopt, name)
     found = {module for module in modules if getattr(importlib.import_module(module), name, None) is thing}
     directive = f"portopt.{name}"
