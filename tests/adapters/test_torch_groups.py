@@ -273,10 +273,10 @@ def test_learning_rates_of_other_shapes_are_refused(value: Any) -> None:
 @pytest.mark.parametrize("correspondence", translations(VOCABULARY).values(), ids=lambda c: c.name)
 def test_schedulers_cycle_momentum_as_in_torchs_own_optimizers(name: str, correspondence: Any) -> None:
     params, others = parameters(), parameters()
-    native: Any = getattr(torch.optim, correspondence.name)(others, lr=0.01)
-    optimizer = TorchOptimizer(params, correspondence.rule(0.01, dialect="torch", **correspondence.fixed))
-    if correspondence.name == "AdamW":
-        native.param_groups[0]["weight_decay"] = 0.0
+    # Classes and rules have different defaults of it.
+    native: Any = getattr(torch.optim, correspondence.name)(others, lr=0.01, weight_decay=0.0)
+    rule = correspondence.rule(0.01, dialect="torch", weight_decay=0.0, **correspondence.fixed)
+    optimizer = TorchOptimizer(params, rule)
 
     def make(o: Any) -> Any:
         cycles = any(key in native.defaults for key in ("momentum", "betas"))

@@ -432,13 +432,14 @@ def test_momentum_of_torch_begins_with_the_first_gradient() -> None:
 
 @each_rule_and_dialect
 def test_option_of_a_dialect_that_is_off_adds_no_operation(rule: type[portopt.Optimizer], dialect: str) -> None:
-    plain = rule(dialect=dialect)
-    for name in plain.numeric_hyperparameters():
-        if rule.is_optional(name) and name not in ("clipnorm", "clipvalue"):
-            assert name not in plain.program().scalar_inputs
-            on = plain.replace(**{name: 0.5}, **({"momentum": 0.5} if name == "dampening" else {}))
-            assert name in on.program().scalar_inputs
-            assert len(plain.program().ops) < len(on.program().ops)
+    fields = {name: field for name, field in rule.hyperparameters(dialect).items() if field.is_numeric}
+    off = {name: field.off for name, field in fields.items() if field.is_optional}
+    plain = rule(dialect=dialect, **off)
+    for name in off.keys() - {"clipnorm", "clipvalue"}:
+        assert name not in plain.program().scalar_inputs
+        on = plain.replace(**{name: 0.5}, **({"momentum": 0.5} if name == "dampening" else {}))
+        assert name in on.program().scalar_inputs
+        assert len(plain.program().ops) < len(on.program().ops)
 
 
 @each_dialect
