@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
+from portopt.kernels.groups import positions
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function, default_flush
 from portopt.kernels.key import Flush
@@ -169,10 +170,11 @@ def norm_of_arrays(gradients: Sequence[Any], dtypes: Sequence[str]) -> float:
     """Return the norm of NumPy arrays of any strides; they may show their bits as integers of the size of their dtypes."""
     dense = [np.ascontiguousarray(g) for g in gradients]
     tables, keep_alive = [], []
-    for dtype in sorted(set(dtypes)):
-        members = [g for g, name in zip(dense, dtypes, strict=True) if name == dtype]
-        table = np.array([[g.ctypes.data] for g in members], np.int64)
-        tables.append(GradientTable(dtype, table.ctypes.data, 1, 0, np.array([g.size for g in members], np.int64)))
+    for dtype, members in positions(dtypes).items():
+        table = np.array([[dense[i].ctypes.data] for i in members], np.int64)
+        tables.append(
+            GradientTable(dtype, table.ctypes.data, 1, 0, np.array([dense[i].size for i in members], np.int64))
+        )
         keep_alive.append(table)
     return gradient_norm(tables)
 
