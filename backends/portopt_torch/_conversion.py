@@ -12,9 +12,10 @@ import torch
 
 from portopt import Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
+from portopt.hyperparameters import Fixed
 from portopt.interchange.configuration import known_rules
 from portopt.interchange.correspondence import STEP, Correspondence, split_sign
-from portopt.interchange.translation import exact_correspondences
+from portopt.interchange.matching import exact_correspondences
 from portopt.schedules import is_schedule
 from portopt_torch._backend import backend
 from portopt_torch._groups import GroupHyperparameters, hyperparameter_names
@@ -137,7 +138,14 @@ def own_group(correspondence: Correspondence, group: Mapping[str, Any]) -> dict[
     names, (defaults, arguments) = correspondence.hyperparameters, _defaults(correspondence.name)
     own: dict[str, Any] = {}
     for key, value in group.items():
-        if f"{key}.0" in names:
+        implied = inspect.getattr_static(correspondence.rule, key, None)
+        if isinstance(implied, Fixed):
+            if value != implied.value:
+                raise ValueError(
+                    f"a group of {correspondence.name} has {key}={value!r}, but in {correspondence.rule.__name__} it is always "
+                    f"{implied.value!r}: go on with the rule that has it as a hyperparameter"
+                )
+        elif f"{key}.0" in names:
             own |= {names[f"{key}.{i}"]: part for i, part in enumerate(value)}
         elif key in names:
             own[names[key]] = value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, dataclass_transform
+from typing import Any
 
 from portopt.declaration_errors import check_declarations
 from portopt.dialects import PerDialect
@@ -13,26 +13,12 @@ from portopt.hyperparameters import (
     Alias,
     Fixed,
     Hyperparameter,
-    alias,
     check_norm,
-    dialect_option,
-    epsilon_hyperparameter,
-    fixed,
-    hyperparameter,
     not_in_dialect,
-    option,
     unknown_argument,
 )
 from portopt.program.reductions import GRADIENT_NORM
 from portopt.schedules import is_schedule
-
-
-@dataclass_transform(
-    kw_only_default=True,
-    field_specifiers=(hyperparameter, option, dialect_option, epsilon_hyperparameter, alias, fixed),
-)
-class Declares:
-    """Makes type checkers read hyperparameters as constructor arguments; they skip the decorated class's own fields."""
 
 
 class Declarations:

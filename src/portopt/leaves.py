@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, gradient_dtypes, slot_dtypes
 from portopt.backend import ArrayInfo, Backend, find_backend
-from portopt.trees import STANDARD_TREES, TreeDefinition, explain_difference
+from portopt.trees import STANDARD_TREES, TreeDefinition, Trees, explain_difference
 
 
 class Leaves(NamedTuple):
@@ -65,7 +65,7 @@ def leaves_of_slot(slot: object) -> tuple[Backend, list[Any], TreeDefinition]:
 
 def gradients_of(found: Leaves, params: object, grads: object) -> list[Any]:
     """Return the gradient of each leaf, after checking that the tree is like that of the parameters."""
-    return _leaves_like(found, params, grads, "grads")
+    return leaves_like(found.backend.trees, found.definition, params, grads, "grads")
 
 
 def slots_of(
@@ -83,13 +83,14 @@ def slots_of(
             f"state has the slots {sorted(given)}, but {owner} with these options has {sorted(expected)}: "
             "start from init(params) of this optimizer"
         )
-    return {name: _leaves_like(found, params, given[name], f"state.slots[{name!r}]") for name in slots}
+    trees, definition = found.backend.trees, found.definition
+    return {name: leaves_like(trees, definition, params, given[name], f"state.slots[{name!r}]") for name in slots}
 
 
-def _leaves_like(found: Leaves, params: object, tree: object, name: str) -> list[Any]:
-    trees = found.backend.trees
-    leaves, definition = trees.flatten(tree)
-    if definition != found.definition:
+def leaves_like(trees: Trees, definition: TreeDefinition, params: object, tree: object, name: str) -> list[Any]:
+    """Return the leaves of a tree, after checking that its structure is that of the parameters."""
+    leaves, found = trees.flatten(tree)
+    if found != definition:
         difference = explain_difference(trees, params, tree, "params", name)
         raise ValueError(f"{name} must have the structure of params: {difference}")
     return leaves

@@ -12,7 +12,8 @@ from portopt import keras_weights, step
 from portopt.backend import Backend
 from portopt.counterparts import Counterpart
 from portopt.declaration_errors import check_slots, own_constructor
-from portopt.declarations import Declarations, Declares, Fields, OfClassOrInstance
+from portopt.declarations import OfClassOrInstance
+from portopt.declared_value import DeclaredValue
 from portopt.hyperparameters import Hyperparameter, StepValue, alias, hyperparameter
 from portopt.program import Op, Program
 from portopt.program.interpreter import StepScalars
@@ -21,11 +22,11 @@ from portopt.program.tracing import trace
 from portopt.scalars import Scalar
 from portopt.schedules import LearningRate, configuration_of, is_schedule, schedule_from_configuration
 from portopt.state import OptimizerState as OptimizerState
-from portopt.step_cache import StepCache, shared
+from portopt.step_cache import shared
 from portopt.trees import Tree
 
 
-class Optimizer(Declares):
+class Optimizer(DeclaredValue):
     """Base of all rules: `init`, `apply` and `apply_` over trees of arrays of any supported library.
 
     A rule is a subclass that names its slots, declares its hyperparameters, and gives `coefficients` and `update`.
@@ -73,27 +74,15 @@ class Optimizer(Declares):
     clipnorm: float | None = hyperparameter(default=None, above=0, off=None, kw_only=True)
     clipvalue: float | None = hyperparameter(default=None, above=0, off=None, kw_only=True)
 
-    _declarations: ClassVar[Declarations]
-    _fields: ClassVar[Fields]  # an instance of another than the default dialect has its own
-    _cache: ClassVar[StepCache]  # each instance has its own, from its making on
-
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls._declare()
-
-    @classmethod
-    def _declare(cls) -> None:
         if cls.__init__ is not Optimizer.__init__:
             raise own_constructor(cls)
-        cls._declarations = Declarations(cls)
-        cls._fields = cls._declarations.default
-        cls.__signature__ = cls._declarations.signature()  # type: ignore[attr-defined]  # what inspect looks for
+        super().__init_subclass__(**kwargs)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        owner = type(self).__name__
-        fields = self._declarations.chosen(owner, kwargs)
-        self.__dict__.update(fields.values_of(owner, args, kwargs), _cache=StepCache(), _fields=fields)
+        super().__init__(*args, **kwargs)
         self.check_combination()
+        owner = type(self).__name__
         check_slots(owner, self.slots, self.scalar_slots, self.first_values, self._declarations.declared)
 
     @classmethod
@@ -420,16 +409,10 @@ class Optimizer(Declares):
             >>> portopt.RMSprop(learning_rate=0.01).get_config()
             {'learning_rate': 0.01, 'rho': 0.9, 'epsilon': 1e-07, 'decay': 0.0}
         """
-        config = self._arguments()
+        config = self.arguments()
         if is_schedule(self.learning_rate):
             config["learning_rate"] = configuration_of(self.learning_rate)
         return config
-
-    def _arguments(self) -> dict[str, Any]:
-        """Return the hyperparameters that are not None, and the dialect if it is not the default one."""
-        values = {name: getattr(self, name) for name in self._fields}
-        default = {"dialect": next(iter(self.dialects()), None)}
-        return {n: v for n, v in values.items() if v is not None and v != default.get(n)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -472,44 +455,3 @@ class Optimizer(Declares):
             OptimizerState(step=7, slots={'accumulator': [array([1., 1.])]})
         """
         return keras_weights.set_weights(self, state, weights)
-
-    # Immutable value ---------------------------------------------------------------------------------------------
-
-    def __setattr__(self, name: str, value: object) -> None:
-        cache = self.__dict__.get("_cache")
-        names = self._declarations
-        known = name in names.declared or name in names.aliases or name in names.absent
-        if known or (cache is not None and cache.programs):
-            raise AttributeError(
-                f"an optimizer is immutable, so {name!r} cannot be set: give a value for one step as apply(..., {name}=x), "
-                f"or make another optimizer with replace({name}=x)"
-            )
-        object.__setattr__(self, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"an optimizer is immutable, so {name!r} cannot be deleted")
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._arguments().items())})"
-
-    def _key(self) -> tuple[Any, ...]:
-        return (type(self), *((n, v) for n, v in sorted(self.__dict__.items()) if n not in _NO_VALUES))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Optimizer) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in _NO_VALUES}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        fields = self._declarations.chosen(type(self).__name__, state)
-        self.__dict__.update(state, _cache=StepCache(), _fields=fields)
-
-
-_NO_VALUES = frozenset({"_cache", "_fields"})
-"""Attributes of an optimizer that are no part of its value."""
-
-Optimizer._declare()  # noqa: SLF001  # of this module

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portopt.backend import ArrayInfo, backends
-from portopt.trees import STANDARD_TREES, Trees, explain_difference
+from portopt.leaves import leaves_like
+from portopt.trees import STANDARD_TREES, Trees
 
 
 class NativeArrays(ABC):
@@ -179,10 +180,7 @@ class Exchange:
     def gradients(self, grads: Any) -> list[Any]:
         """Return the gradients, after checks."""
         trees = self.tree.trees
-        gradients, found = trees.flatten(grads)
-        if found != self.tree.definition:
-            difference = explain_difference(trees, self._params, grads, "params", "grads")
-            raise ValueError(f"grads must have the structure of params: {difference}")
+        gradients = leaves_like(trees, self.tree.definition, self._params, grads, "grads")
         for i, (info, gradient) in enumerate(zip(self._infos, gradients, strict=True)):
             if gradient is None:
                 continue

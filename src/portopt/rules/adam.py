@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from portopt.counterparts import Counterpart
 from portopt.dialects import Dialect, per_dialect
@@ -64,7 +64,7 @@ class Adam(DialectRule):
         Loshchilov, Hutter, "Decoupled weight decay regularization", 2017, https://arxiv.org/abs/1711.05101
     """
 
-    counterparts = (
+    counterparts: ClassVar[tuple[Counterpart, ...]] = (
         Counterpart(
             "torch.optim.AdamW",
             {"m": "exp_avg", "v": "exp_avg_sq", "vhat": "max_exp_avg_sq"},

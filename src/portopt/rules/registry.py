@@ -11,6 +11,7 @@ from portopt.rules.adam import Adam as Adam
 from portopt.rules.adamax import Adamax as Adamax
 from portopt.rules.nadam import Nadam as Nadam
 from portopt.rules.signum import Signum as Signum
+from portopt.rules.adamw import AdamW as AdamW
 # isort: on
 
 RULES: tuple[type[_Optimizer], ...] = tuple(
