@@ -35,6 +35,16 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
         yield processes
 
 
+@pytest.fixture
+def float64_scalars() -> Iterator[None]:
+    """Let torch keep the scalars of its state in float64 too, instead of in the default dtype."""
+    import torch
+
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def pytest_configure() -> None:
     if problem := absent.check():
         raise pytest.UsageError(problem)

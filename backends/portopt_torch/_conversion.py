@@ -15,7 +15,7 @@ from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.hyperparameters import Fixed
 from portopt.interchange.configuration import known_rules
 from portopt.interchange.correspondence import STEP, Correspondence, split_sign
-from portopt.interchange.translation import exact_correspondences
+from portopt.interchange.matching import exact_correspondences
 from portopt.schedules import is_schedule
 from portopt_torch._backend import backend
 from portopt_torch._groups import GroupHyperparameters, hyperparameter_names

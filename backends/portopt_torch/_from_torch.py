@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from portopt.interchange.translation import corresponding
+from portopt.interchange.matching import corresponding
 from portopt_torch._conversion import attach, own_group, own_state, schedulers_of
 from portopt_torch._optimizer import TorchOptimizer
 from portopt_torch._translation import VOCABULARY, name_of

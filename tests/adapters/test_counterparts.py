@@ -15,7 +15,7 @@ from portopt.backend import get_backend
 from portopt.counterparts import Counterpart
 from portopt.interchange.correspondence import most_specific
 from portopt.interchange.frameworks import get_framework
-from portopt.interchange.translation import counterpart_of
+from portopt.interchange.nearest import counterpart_of
 from portopt_tools.bench.contenders import PEERS, Inputs, why_not_compared
 from portopt_tools.bench.shapes import ShapeSet
 

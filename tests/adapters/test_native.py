@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,30 +17,13 @@ import optree
 import pytest
 import torch
 from support.entry_points import further_entry_points
+from support.native_trees import arrays, leaves, mapped
+from support.processes import run_python
 
 import portopt
 from portopt.interchange.frameworks import frameworks, get_framework
 
 STEPS = 4
-
-
-def arrays(seed: int, dtype: Any = np.float32) -> dict[str, Any]:
-    rng = np.random.default_rng(seed)
-    draw: dict[str, Any] = {
-        "kernel": rng.standard_normal((3, 4)),
-        "layers": [rng.standard_normal(5), None, rng.standard_normal(())],
-    }
-    made: dict[str, Any] = mapped(lambda x: np.asarray(x).astype(dtype), draw)
-    return made
-
-
-def mapped(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
-    return optree.tree_map(lambda x, *xs: None if x is None else function(x, *xs), tree, *others, none_is_leaf=True)
-
-
-def leaves(tree: Any) -> list[Any]:
-    found: list[Any] = optree.tree_leaves(tree)
-    return found
 
 
 def bits(tree: Any) -> list[bytes]:
@@ -459,8 +440,7 @@ def test_no_framework_is_imported_to_find_out_what_something_is() -> None:
         "for name in ('keras', 'optax', 'tensorflow', 'tf_keras', 'torch', 'jax'):\n"
         "    assert name not in sys.modules, name\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    run_python(code)
 
 
 def test_every_framework_says_how_to_install_it() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import subprocess
-import sys
 from typing import Any
 
 import jax
@@ -13,6 +11,8 @@ import numpy as np
 import optax
 import pytest
 from support.bits import assert_same_bits, ordinary, random_words
+from support.jax_trees import assert_same_trees
+from support.processes import run_python
 
 import portopt
 import portopt_jax
@@ -28,12 +28,6 @@ def tree(seed: int, dtype: str = "float32", size: int = 500) -> dict[str, Any]:
 
 def structure(tree: Any) -> Any:
     return jax.tree.structure(tree)
-
-
-def assert_same_trees(actual: Any, expected: Any) -> None:
-    assert structure(actual) == structure(expected)
-    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert_same_bits(np.asarray(x), np.asarray(y))
 
 
 def trained(optimizer: portopt.Optimizer, gradients: list[Any], params: Any) -> tuple[Any, portopt.OptimizerState]:
@@ -641,18 +635,17 @@ def test_step_says_what_it_cannot_follow() -> None:
 # Importing
 
 
-def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-
-
 def test_optax_is_imported_when_it_is_asked_for() -> None:
-    assert run("import sys, portopt_jax; print('optax' in sys.modules, 'jax' in sys.modules)") == "False False"
-    assert run("import sys, portopt_jax; portopt_jax.to_optax; print('optax' in sys.modules)") == "True"
+    assert (
+        run_python("import sys, portopt_jax; print('optax' in sys.modules, 'jax' in sys.modules)").strip()
+        == "False False"
+    )
+    assert run_python("import sys, portopt_jax; portopt_jax.to_optax; print('optax' in sys.modules)").strip() == "True"
 
 
 def test_without_optax_the_error_has_the_command_that_installs_it() -> None:
     code = "import sys; sys.modules['optax'] = None\nimport portopt_jax\ntry: portopt_jax.step\nexcept ImportError as e: print(e)"
-    assert run(code) == 'portopt_jax.step needs optax: pip install "portopt[jax,optax]"'
+    assert run_python(code).strip() == 'portopt_jax.step needs optax: pip install "portopt[jax,optax]"'
 
 
 def test_an_unknown_name_is_no_attribute() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import optax.tree_utils
 import pytest
-from support.bits import assert_same_bits
+from support.jax_trees import assert_same_trees
 
 import portopt
 import portopt_jax
@@ -68,13 +68,6 @@ def stepping(tx: Any, loss: Callable[[Any], Any] = objective) -> Callable[[Any],
         return optax.apply_updates(params, updates), state
 
     return step
-
-
-def assert_same_trees(actual: Any, expected: Any) -> None:
-    structures: list[Any] = [jax.tree.structure(each) for each in (actual, expected)]
-    assert structures[0] == structures[1]
-    for x, y in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert_same_bits(np.asarray(x), np.asarray(y))
 
 
 @each

@@ -10,29 +10,27 @@ from typing import Any
 
 import pytest
 import torch
-from support.bits import ordinary
-from support.libraries import BY_NAME
+from support import torch_parameters
+from support.torch_parameters import give_gradients
 from torch import nn
 from torch.optim import lr_scheduler
 
 import portopt
 import portopt_torch
-from portopt.interchange.translation import translations
+from portopt.interchange.matching import translations
 from portopt_torch import TorchOptimizer
 from portopt_torch._translation import VOCABULARY
 
-TORCH = BY_NAME["torch"]
 SHAPES = ((3, 4), (5,), (), (2, 3))
 
 
 def parameters(dtype: str = "float64") -> list[Any]:
-    return [nn.Parameter(TORCH.arrays(ordinary(shape, dtype, i))) for i, shape in enumerate(SHAPES)]
+    return torch_parameters.parameters(SHAPES, dtype)
 
 
 def run(optimizer: Any, params: list[Any], steps: range, schedulers: Any = ()) -> None:
     for step in steps:
-        for i, p in enumerate(params):
-            p.grad = TORCH.arrays(ordinary(tuple(p.shape), str(p.dtype).removeprefix("torch."), 1000 * step + i + 1))
+        give_gradients(params, step)
         optimizer.step()
         for scheduler in schedulers:
             scheduler.step()

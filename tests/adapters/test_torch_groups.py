@@ -4,43 +4,27 @@ from __future__ import annotations
 
 import copy
 import inspect
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
-from support.bits import assert_same_bits, ordinary
-from support.libraries import BY_NAME
+from support import torch_parameters
+from support.processes import run_python
+from support.torch_parameters import TORCH, assert_same, copies, give_gradients
 from torch import nn
 from torch.optim import lr_scheduler
 
 import portopt
-from portopt.interchange.translation import translations
+from portopt.interchange.matching import translations
 from portopt_torch import TorchOptimizer
 from portopt_torch._translation import VOCABULARY
 
-TORCH = BY_NAME["torch"]
 SHAPES = ((3, 4), (5,), ())
 
 
 def parameters(seed: int = 0, dtype: str = "float64") -> list[Any]:
-    return [nn.Parameter(TORCH.arrays(ordinary(shape, dtype, seed + i))) for i, shape in enumerate(SHAPES)]
-
-
-def give_gradients(params: list[Any], step: int) -> None:
-    for i, p in enumerate(params):
-        p.grad = TORCH.arrays(ordinary(tuple(p.shape), str(p.dtype).removeprefix("torch."), 1000 * step + i + 1))
-
-
-def copies(params: list[Any]) -> list[Any]:
-    return [p.detach().clone() for p in params]
-
-
-def assert_same(actual: list[Any], expected: list[Any]) -> None:
-    for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
-        assert_same_bits(TORCH.numpy(a), TORCH.numpy(b), f"tensor {i}")
+    return torch_parameters.parameters(SHAPES, dtype, seed)
 
 
 def others_of(rule: portopt.Optimizer) -> dict[str, Any]:
@@ -335,4 +319,4 @@ try:
 finally:
     torch.distributed.destroy_process_group()
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)
+    run_python(code)

@@ -6,7 +6,7 @@ import pytest
 from support.elsewhere import Elsewhere
 from support.places import ROOT
 
-from portopt.interchange.translation import translations
+from portopt.interchange.matching import translations
 from portopt_torch._translation import VOCABULARY
 
 pytestmark = pytest.mark.slow

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.bits import assert_same_bits, ordinary
-from support.libraries import BY_NAME
+from support import torch_parameters
+from support.processes import run_python
+from support.torch_parameters import TORCH, assert_same, copies, give_gradients
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -21,7 +20,6 @@ import portopt
 from portopt import schedules
 from portopt_torch import TorchOptimizer
 
-TORCH = BY_NAME["torch"]
 SHAPES = ((3, 4), (5,), (), (2, 1, 3))
 
 
@@ -39,23 +37,7 @@ class Lion(portopt.Optimizer):
 
 
 def parameters(dtype: str = "float32", seed: int = 0, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[Any]:
-    return [nn.Parameter(TORCH.arrays(ordinary(shape, dtype, seed + i))) for i, shape in enumerate(shapes)]
-
-
-def give_gradients(params: list[Any], step: int) -> list[Any]:
-    """Set the gradients of a step, and return them."""
-    for i, p in enumerate(params):
-        p.grad = TORCH.arrays(ordinary(tuple(p.shape), str(p.dtype).removeprefix("torch."), 1000 * step + i + 1))
-    return [p.grad for p in params]
-
-
-def copies(params: list[Any]) -> list[Any]:
-    return [p.detach().clone() for p in params]
-
-
-def assert_same(actual: list[Any], expected: list[Any]) -> None:
-    for i, (a, b) in enumerate(zip(actual, expected, strict=True)):
-        assert_same_bits(TORCH.numpy(a), TORCH.numpy(b), f"tensor {i}")
+    return torch_parameters.parameters(shapes, dtype, seed)
 
 
 def assert_same_state(optimizer: TorchOptimizer, params: list[Any], state: portopt.OptimizerState) -> None:
@@ -134,7 +116,7 @@ def test_only_portopt_optimizers_are_taken() -> None:
 
 def test_importing_portopt_torch_does_not_import_torch() -> None:
     code = "import portopt_torch, sys; assert 'torch' not in sys.modules; portopt_torch.TorchOptimizer; sys.modules['torch']"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python(code)
 
 
 # Parameter groups

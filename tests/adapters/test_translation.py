@@ -66,14 +66,6 @@ def tensors(arrays: Any) -> Any:
     return optree.tree_map(lambda x: torch.tensor(np.asarray(x)), arrays)
 
 
-@pytest.fixture
-def float64_scalars() -> Iterator[None]:
-    """Let torch keep the scalars of its state in float64, instead of in the default dtype, as test_dialects.py does."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def torch_steps(native: Any, params: Any, first: int, last: int) -> None:
     for gradient in list(gradients())[first:last]:
         for p, g in zip(in_order(params), gradient, strict=True):

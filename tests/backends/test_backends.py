@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +14,12 @@ import numpy as np
 import pytest
 from support.bits import assert_same_bits, ordinary
 from support.entry_points import further_entry_points
-from support.libraries import LIBRARIES, Library
+from support.libraries import Library, each_library
+from support.processes import run_python
 
 import portopt
 from portopt.backend import ArrayAPIBackend, Backend, UnknownBackendError, find_backend, prefer
 
-each_library = pytest.mark.parametrize("library", LIBRARIES, ids=str)
 Install = Callable[..., None]
 
 
@@ -225,8 +223,7 @@ def test_round_trip_keeps_bits_and_memory_apart(dtype: str, library: Library) ->
 def loaded_by(code: str) -> set[str]:
     """Return the top-level modules that a fresh interpreter has loaded after running `code`."""
     script = f"{code}\nimport sys\nprint(*{{name.partition('.')[0] for name in list(sys.modules)}})"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return set(run_python(script).split())
 
 
 FRAMEWORKS = {"torch", "jax", "jaxlib", "cupy", "tensorflow"}
@@ -286,12 +283,7 @@ print(middle - start, time.process_time() - middle)
 def import_times() -> tuple[float, float]:
     """Return the medians of the processor's seconds that numpy, and then portopt, took in fresh interpreters."""
     # Where no bytecode may be written, each of them would compile portopt, which pip does when it installs it.
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
-    command = [sys.executable, "-c", TIMER]
-    runs = [
-        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
-        for _ in range(5)
-    ]
+    runs = [run_python(TIMER, PYTHONDONTWRITEBYTECODE="").split() for _ in range(5)]
     numpy, ours = zip(*((float(a), float(b)) for a, b in runs), strict=True)
     return statistics.median(numpy), statistics.median(ours)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
 
 import pytest
+from support.processes import run_python
 
 RACE = """
 import sys, threading, traceback
@@ -55,8 +54,7 @@ sys.exit("".join(errors) or None)
 def test_threads_may_use_a_library_first_through_portopt(library: str) -> None:
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
-    done = subprocess.run([sys.executable, "-c", RACE, library], capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
+    run_python(RACE, library)
 
 
 HALF = """
@@ -80,5 +78,4 @@ portopt.Adam().apply(w, w, portopt.Adam().init(w))
 
 
 def test_a_library_of_which_nothing_is_there_yet_owns_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", HALF], capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
+    run_python(HALF)

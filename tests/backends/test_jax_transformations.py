@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +13,9 @@ import pytest
 from jax import lax
 from support.bits import assert_same_bits, ordinary, random_words
 from support.conditional_rule import Conditional, expected_slots
+from support.jax_evaluation import each_x64
+from support.jax_trees import assert_same_trees
+from support.processes import run_python, started_python
 
 import portopt
 import portopt_jax
@@ -22,22 +23,10 @@ from portopt import OptimizerState
 from portopt_jax._kernel import without_kernels
 
 each_rule = pytest.mark.parametrize("rule", portopt.RULES)
-each_x64 = pytest.mark.parametrize("x64", [False, True], ids=["x64 off", "x64 on"])
 
 
 def tree(seed: int, make: Any = ordinary, dtype: str = "float32") -> dict[str, Any]:
     return {"a": jnp.asarray(make((4, 3), dtype, seed)), "b": jnp.asarray(make((5,), dtype, seed + 50))}
-
-
-def assert_same_trees(actual: Any, expected: Any) -> None:
-    a, definition = jax.tree_util.tree_flatten(actual)
-    b, expected_definition = jax.tree_util.tree_flatten(expected)
-    assert str(definition) == str(expected_definition)
-    for x, y in zip(a, b, strict=True):
-        if isinstance(y, int) or np.asarray(y).dtype.kind == "i":
-            assert int(x) == int(y)
-        else:
-            assert_same_bits(np.asarray(x), np.asarray(y))
 
 
 def trained(optimizer: portopt.Optimizer, steps: int = 3) -> tuple[Any, OptimizerState]:
@@ -600,9 +589,7 @@ def test_an_exported_step_is_read_by_another_process(tmp_path: Any) -> None:
     state = optimizer.init(params)
     exported = jax.export.export(jax.jit(optimizer.apply))(params, params, state)
     (tmp_path / "step").write_bytes(exported.serialize())
-    run = subprocess.run(
-        [sys.executable, "-c", CALL_EXPORTED, str(tmp_path / "step")], capture_output=True, text=True, timeout=300
-    )
+    run = started_python(CALL_EXPORTED, str(tmp_path / "step"))
     expected = optimizer.apply(params, params, state)[0]["w"].tolist()
     assert (run.stdout, run.stderr) == (f"OptimizerState 1 {expected}\n", "")
 
@@ -625,7 +612,7 @@ def test_x64_changes_nothing_for_float32(rule: type[portopt.Optimizer]) -> None:
         with jax.enable_x64(x64):
             step = jax.jit(optimizer.apply)
             results.append(step(tree(1), tree(10), optimizer.init(tree(1))))
-    assert_same_trees(results[1], results[0])
+    assert_same_trees(results[1], results[0], any_integers=True)
 
 
 SCRIPT = """
@@ -650,12 +637,7 @@ print(digest.hexdigest())
 
 @pytest.mark.slow
 def test_x64_for_a_whole_process_changes_nothing_for_float32() -> None:
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", SCRIPT.format(x64=x64)], capture_output=True, text=True, check=True
-        ).stdout
-        for x64 in (False, True)
-    }
+    digests = {run_python(SCRIPT.format(x64=x64)) for x64 in (False, True)}
     assert len(digests) == 1
     assert len(digests.pop().strip()) == 64
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from support.bits import assert_same_bits, ordinary, random_words
 from support.libraries import LIBRARIES
-from support.processes import import_path
+from support.processes import run_python, started_python
 from support.small_library import Function, Wrapped, make_library, plain
 from support.threads_at_once import at_once
 
@@ -411,15 +410,7 @@ end.set()
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
 def test_child_forked_during_a_look_can_look() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORKED_DURING_A_LOOK],
-        env={**os.environ, **import_path()},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    assert done.stdout.split() == ["7"], done.stderr
+    assert run_python(FORKED_DURING_A_LOOK).split() == ["7"]
 
 
 # Conversions, dtypes, arrays that cannot be changed
@@ -582,7 +573,7 @@ sys.exit(main(["conform", "--backend", "jax", *sys.argv[1:]]))
 
 @pytest.mark.parametrize(("arguments", "status"), [((), 2), (("--if-available",), 0)])
 def test_conform_without_the_library_says_how_to_install_it(arguments: tuple[str, ...], status: int) -> None:
-    done = subprocess.run([sys.executable, "-c", WITHOUT_JAX, *arguments], capture_output=True, text=True, check=False)
+    done = started_python(WITHOUT_JAX, *arguments)
     said = " ".join((done.stdout + done.stderr).split())
     assert "Traceback" not in said
     assert "jax is not installed (" in said

@@ -10,33 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import optree
 import pytest
 from cases.keras_backend import BACKEND
 from support.case_names import on
+from support.native_trees import arrays, leaves, mapped
 
 import portopt
 from portopt.interchange.frameworks import get_framework
-from portopt.interchange.translation import counterpart_of
+from portopt.interchange.nearest import counterpart_of
 
 STEPS = 3
-
-
-def arrays(seed: int) -> dict[str, Any]:
-    rng = np.random.default_rng(seed)
-    return {
-        "kernel": rng.standard_normal((3, 4)).astype(np.float32),
-        "layers": [rng.standard_normal(5).astype(np.float32), None, np.asarray(rng.standard_normal(), np.float32)],
-    }
-
-
-def mapped(function: Callable[..., Any], tree: Any) -> Any:
-    return optree.tree_map(lambda x: None if x is None else function(x), tree, none_is_leaf=True)
-
-
-def leaves(tree: Any) -> list[Any]:
-    found: list[Any] = optree.tree_leaves(tree)
-    return found
 
 
 def bits(tree: Any) -> list[bytes]:

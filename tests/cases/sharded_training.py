@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.bits import assert_same_bits
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -40,11 +41,7 @@ def full(tensor: Any) -> torch.Tensor:
 
 
 def assert_same(actual: Any, expected: Any, what: str) -> None:
-    actual, expected = full(actual), full(expected)
-    assert actual.dtype == expected.dtype, f"{what}: {actual.dtype}, expected {expected.dtype}"
-    assert actual.shape == expected.shape, f"{what}: {actual.shape}, expected {expected.shape}"
-    bits = [t.contiguous().view(torch.int32) for t in (actual, expected)]
-    assert torch.equal(*bits), f"{what}: {int((bits[0] != bits[1]).sum())} of {actual.numel()} elements differ"
+    assert_same_bits(full(actual).numpy(), full(expected).numpy(), what)
 
 
 def assert_equal(actual: object, expected: object, what: str) -> None:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from cases import tensorflow_devices  # noqa: F401  # for what it does
 from support.bits import assert_same_bits, numpy_dtype, random_words
 from support.conditional_rule import Conditional, expected_slots
+from support.keeping_rule import Keeping
 
 import portopt
 import portopt_tensorflow
@@ -35,15 +36,6 @@ def case_rules_in_graphs_have_the_bits_of_the_vectors() -> None:
     conform("5/Adagrad/", "5/SGD/")
 
 
-class Keeping(portopt.Optimizer):
-    """Keeps the gradient as it is loaded."""
-
-    slots = ("kept",)
-
-    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
-        return p, {"kept": xp.where(g == g, g, g)}
-
-
 def case_gradients_of_another_dtype_are_loaded_into_the_compute_dtype() -> None:
     dtypes = ("float16", "bfloat16", "float32", "float64")
     for dtype, gradient_dtype in ((p, g) for p in dtypes for g in dtypes if p != g):
@@ -57,9 +49,8 @@ def case_gradients_of_another_dtype_are_loaded_into_the_compute_dtype() -> None:
         for mode in (*portopt_tensorflow.backend.modes.values(), *portopt_tensorflow.backend.extra_modes.values()):
             tensor = tf.constant(p)
             _, state = mode.many(Keeping(), tensor, [tf.constant(g)], Keeping().init(tensor))
-            assert_same_bits(
-                state.slots["kept"].numpy(), expected.slots["kept"], f"{mode.name} {dtype} {gradient_dtype}"
-            )
+            for name, slot in expected.slots.items():
+                assert_same_bits(state.slots[name].numpy(), slot, f"{mode.name} {dtype} {gradient_dtype} {name}")
 
 
 def arrays(seed: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 
 import portopt
 import portopt_torch
-from portopt.interchange.translation import translations
+from portopt.interchange.matching import translations
 from portopt_torch import TorchOptimizer
 from portopt_torch._translation import VOCABULARY
 

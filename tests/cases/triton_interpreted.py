@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
+from support.bits import Array, assert_same_bits, assert_same_float, ordinary, random_words
 from support.gpu_cases import (
     DTYPES,
     PAIRS,
@@ -21,10 +21,13 @@ from support.gpu_cases import (
     compare_gradients_of_another_dtype,
     compare_steps,
     each_case,
+    each_extreme,
     norm_program,
     optimizer_of,
     reference_norm,
     reference_sums,
+    shuffled,
+    spread_gradients,
     words_and_gradients,
     words_of,
 )
@@ -168,29 +171,20 @@ def device_norm(gradients: list[Array]) -> float:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norm_has_the_bits_of_the_reference_in_any_order(dtype: str) -> None:
-    rng = np.random.default_rng(1)
-    spread = ordinary((20_000,), "float64", 2) * 10.0 ** rng.uniform(-4, 4, 20_000)
-    gradients = [spread[:7000].astype(numpy_dtype(dtype)), spread[7000:].astype(numpy_dtype(dtype))]
+    gradients = spread_gradients(dtype)
     expected = reference_norm(gradients)
     assert 0 < expected < np.inf
     assert device_norm(gradients).hex() == expected.hex()
     sums = _triton.LIBRARY.sums(norm_of(gradients))[1].tolist()
     assert sums == reference_sums(gradients)
     assert dtype in ("float16", "bfloat16") or all(sums)
-    assert device_norm([rng.permutation(g) for g in reversed(gradients)]).hex() == expected.hex()
+    assert device_norm(shuffled(gradients)).hex() == expected.hex()
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        [0.0, -0.0], [2.0**-1022], [2.0**-1023], [2.0**1023, 2.0**-1022], [1.5 * 2.0**1023, 2.0**1023], [3.0, 4.0],
-        [np.inf, 1.0], [1.0, np.nan], [np.nan, -np.inf], [2.0**-540, 2.0**-560], [2.0**-511, 3 * 2.0**-512],
-    ],
-    ids=str,
-)  # fmt: skip
+@each_extreme
 def test_norm_of_extreme_gradients(values: list[float]) -> None:
     expected, actual = reference_norm([np.asarray(values)]), device_norm([np.asarray(values)])
-    assert (actual.hex() == expected.hex()) or (np.isnan(actual) and np.isnan(expected))
+    assert_same_float(actual, expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

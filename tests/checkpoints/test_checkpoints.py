@@ -21,7 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.bits import assert_same_bits, ordinary, random_words
-from support.libraries import BY_NAME, LIBRARIES, Library
+from support.libraries import BY_NAME, LIBRARIES, Library, each_library
 
 import portopt
 from portopt import files
@@ -29,7 +29,6 @@ from portopt.checkpoints import file_format, loading
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
-each_library = pytest.mark.parametrize("library", LIBRARIES, ids=str)
 
 
 @pytest.fixture

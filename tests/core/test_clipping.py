@@ -16,7 +16,6 @@ from support.libraries import BY_NAME, LIBRARIES, RUNS, Library, Run, steps
 
 import portopt
 
-each_library = pytest.mark.parametrize("library", LIBRARIES, ids=str)
 each_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 MAX, TINY = 1.7976931348623157e308, 2.0**-1022
 

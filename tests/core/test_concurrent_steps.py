@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from support.bits import assert_same_bits
 from support.elsewhere import Elsewhere
-from support.libraries import BY_NAME, Library
+from support.libraries import Library, each_planned
 from support.threads_at_once import at_once
 
 import portopt
 from portopt.kernels.host import threads
 
-each_planned = pytest.mark.parametrize("library", [BY_NAME["numpy"], BY_NAME["torch"]], ids=str)
 each_name = pytest.mark.parametrize("library", ["numpy", "torch"])
 LARGE = 2 * threads.ELEMENTS_PER_THREAD + 1
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
+from support.keeping_rule import Keeping
 from support.libraries import BY_NAME, LIBRARIES, RUNS, Library, Run
 
 import portopt
@@ -66,15 +67,6 @@ def gradients_of(dtype: str) -> Array:
     with np.errstate(all="ignore"):
         special = np.asarray([*numbers, *(-x for x in numbers)]).astype(numpy_dtype(dtype))
     return np.concatenate([special, random_words((400,), dtype, 1)])
-
-
-class Keeping(portopt.Optimizer):
-    """Keeps the gradient as it is loaded, once as it is and once as arithmetic reads it."""
-
-    slots = ("passed", "doubled")
-
-    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
-        return p - c.lr * g, {"passed": xp.where(g == g, g, g), "doubled": g + g}
 
 
 def expected_of(dtype: str, gradient: Array) -> tuple[Array, Array]:

@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 import torch
 from support.bits import assert_same_bits, ordinary
-from support.libraries import LIBRARIES, Library
+from support.libraries import Library, each_library
 
 import portopt
 from portopt.hyperparameters import Alias, Range
 
 each_rule = pytest.mark.parametrize("rule", portopt.RULES)
-each_library = pytest.mark.parametrize("library", LIBRARIES, ids=str)
 
 KERAS_DEFAULTS: dict[str, dict[str, Any]] = {
     "SGD": {"learning_rate": 0.01, "momentum": 0.0, "nesterov": False, "decay": 0.0},

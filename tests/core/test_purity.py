@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 from support.bits import Array, assert_same_bits, ordinary, random_words
-from support.libraries import BY_NAME, LIBRARIES, RUNS, Library, Run
+from support.libraries import BY_NAME, RUNS, Library, Run, each_library
 
 import portopt
 
-each_library = pytest.mark.parametrize("library", LIBRARIES, ids=str)
 each_rule = pytest.mark.parametrize("rule", portopt.RULES)
 PURE = [run for run in RUNS if run.mode_name != "apply_"]
 

@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.bits import assert_same_bits
-from support.jax_evaluation import jitted, scanned
-from support.libraries import LIBRARIES, Library
+from support.jax_evaluation import each_x64, jitted, scanned
+from support.libraries import LIBRARIES, Library, each_library
 
 import portopt
 from portopt import scalars, schedules
@@ -75,8 +75,6 @@ CASES = [
 ]
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
-each_x64 = pytest.mark.parametrize("x64", [False, True], ids=["x64 off", "x64 on"])
-each_library = pytest.mark.parametrize("library", LIBRARIES, ids=str)
 
 
 def on_host(function: Callable[[Scalar], Any], steps: int) -> list[float]:

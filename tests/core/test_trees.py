@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 import torch
 from support.bits import assert_same_bits, ordinary
-from support.libraries import LIBRARIES, Library
+from support.libraries import LIBRARIES, Library, each_library
 
 import portopt
-
-each_library = pytest.mark.parametrize("library", LIBRARIES, ids=str)
 
 
 class Layer(NamedTuple):

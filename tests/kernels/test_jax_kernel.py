@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -16,7 +12,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.bits import assert_same_bits
+from support.jax_trees import assert_same_trees
+from support.processes import run_python
 
 import portopt
 from portopt.rules import RULES
@@ -34,11 +31,6 @@ def parameters(seed: int = 0, dtype: Any = jnp.float32) -> dict[str, Any]:
 
 def compiled_text(function: Any, *arguments: Any) -> str:
     return str(jax.jit(function).lower(*arguments).compile().as_text())
-
-
-def assert_same_trees(a: Any, b: Any) -> None:
-    for x, y in zip(jax.tree_util.tree_leaves(a), jax.tree_util.tree_leaves(b), strict=True):
-        assert_same_bits(np.asarray(x), np.asarray(y))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -196,15 +188,6 @@ def test_llvm_that_cannot_read_the_handler_leaves_steps_to_xla(monkeypatch: pyte
 def test_the_norm_of_concrete_gradients_is_a_number_when_one_is_asked_for() -> None:
     norm = portopt.get_backend("jax").gradient_norm([jnp.asarray([3.0, 4.0])])
     assert float(norm) == 5.0
-
-
-def run_python(source: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)],
-        capture_output=True, text=True, env={**os.environ, **environment}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_sharded_arrays_are_updated_where_they_lie_with_the_same_bits() -> None:

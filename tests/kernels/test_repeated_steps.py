@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,12 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.bits import assert_same_bits, random_words
-from support.libraries import BY_NAME, Library
+from support.libraries import BY_NAME, Library, each_planned
+from support.processes import started_python
 
 import portopt
 from portopt.kernels.host import threads
-
-each_planned = pytest.mark.parametrize("library", [BY_NAME["numpy"], BY_NAME["torch"]], ids=str)
 
 SHAPES: dict[str, tuple[int, ...]] = {"a": (4, 5), "b": (7,), "c": (), "d": (0, 3), "e": (2, 1, 3)}
 DTYPES = {"a": "float32", "b": "float32", "c": "bfloat16", "d": "float32", "e": "float64"}
@@ -421,7 +418,7 @@ jax.tree_util.register_pytree_node(type("Held", (), {}), flatten, lambda *_: Non
 
 
 def test_arrays_that_live_until_the_interpreter_ends_say_nothing_then() -> None:
-    run = subprocess.run([sys.executable, "-c", HELD_TO_THE_END], capture_output=True, text=True, timeout=300)
+    run = started_python(HELD_TO_THE_END)
     assert (run.returncode, run.stderr) == (0, "")
 
 

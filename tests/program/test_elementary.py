@@ -10,12 +10,11 @@ import hashlib
 import math
 from collections.abc import Callable
 from decimal import Decimal, localcontext
-from typing import Any
 
 import numpy as np
 import pytest
 from support.bits import Array, assert_same_bits, float_bits, random_words
-from support.jax_evaluation import jitted
+from support.jax_evaluation import each_x64, jitted, on_host
 
 from portopt import scalars
 from portopt.arithmetic import HOST, dtypes
@@ -236,12 +235,6 @@ WORDS = np.where(np.abs(RAW) < SMALLEST_NORMAL, np.copysign(0.0, RAW), RAW)
 INTERESTING = np.concatenate(
     [WORDS, uniform(-1, 1), uniform(-750, 750), near(1.0), 10.0 ** uniform(-300, 300), uniform(0, 1e5)]
 )
-each_x64 = pytest.mark.parametrize("x64", [False, True], ids=["x64 off", "x64 on"])
-
-
-def on_host(function: Callable[..., Any], *columns: Array) -> Array:
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return np.asarray([float(function(*(Scalar(x, HOST) for x in row))) for row in rows])
 
 
 @each_x64

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from support.bits import Array, assert_same_bits, float_bits, random_words
-from support.jax_evaluation import jitted
+from support.jax_evaluation import each_x64, jitted, on_host
 
 from portopt import scalars
 from portopt.arithmetic import HOST, dtypes
@@ -367,13 +367,6 @@ A[: len(SPECIAL) ** 2] = np.repeat(SPECIAL, len(SPECIAL))
 B[: len(SPECIAL) ** 2] = np.tile(SPECIAL, len(SPECIAL))
 C = np.concatenate([A, A, np.full(1000, 2.0**-1022)])
 D = np.concatenate([B, A[::-1], 1 - np.arange(1000) * 2.0**-53])
-
-each_x64 = pytest.mark.parametrize("x64", [False, True], ids=["x64 off", "x64 on"])
-
-
-def on_host(function: Callable[..., Any], *columns: Array) -> Array:
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return np.asarray([float(function(*(Scalar(x, HOST) for x in row))) for row in rows])
 
 
 def compare(function: Callable[..., Any], *columns: Array, x64: bool) -> None:

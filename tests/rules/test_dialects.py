@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import json
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -81,14 +81,6 @@ def torch_class(rule: str) -> Any:
 
 def aliases(rule: str) -> dict[str, Alias]:
     return {name: value for name in dir(RULES[rule]) if isinstance(value := getattr(RULES[rule], name), Alias)}
-
-
-@pytest.fixture
-def float64_scalars() -> Iterator[None]:
-    """Let torch keep the scalars of its state in float64 too, instead of in the default dtype."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def torch_arguments(rule: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from support.bits import Array, assert_same_bits, ordinary
-from support.libraries import LIBRARIES, RUNS, Library, Run
+from support.libraries import LIBRARIES, RUNS, Library, Run, each_library
 
 import portopt
 from portopt import OptimizerState
 from portopt.keras_weights import has_keras_weights
-
-each_library = pytest.mark.parametrize("library", LIBRARIES, ids=str)
 
 SHAPES = [(2, 3), (3,), ()]
 with_weights = [rule for rule in portopt.RULES if has_keras_weights(rule())]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+
+from portopt_conformance.words import FORMATS, canonical
+from portopt_conformance.words import numpy_dtype as numpy_dtype
 
 Array = npt.NDArray[Any]
 
 
 def words(array: Any) -> Array:
-    """Return the bit pattern of each element as an unsigned integer, with one pattern for all NaNs."""
+    """Return the bit pattern of each float as an unsigned integer, with one pattern for all NaNs; integers are their own."""
     array = np.asarray(array)
-    patterns = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}").reshape(array.shape).copy()
-    patterns[array != array] = np.iinfo(patterns.dtype).max
-    return patterns
+    return canonical(array).reshape(array.shape) if array.dtype.name in FORMATS else array
 
 
 def assert_same_bits(actual: Any, expected: Any, what: str = "arrays") -> None:
@@ -32,13 +32,13 @@ def assert_same_bits(actual: Any, expected: Any, what: str = "arrays") -> None:
         )
 
 
+def assert_same_float(actual: float, expected: float) -> None:
+    assert float_bits(actual) == float_bits(expected)
+
+
 def float_bits(x: float) -> str:
     """Return a Python float so that equal text means equal bits."""
     return "nan" if x != x else x.hex()
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
 def random_words(shape: tuple[int, ...], dtype: str, seed: int) -> Array:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
+from support.keeping_rule import Keeping
 
 import portopt
 from portopt.arithmetic import elementary
@@ -146,15 +147,6 @@ class EveryOperation(portopt.Optimizer):
         }
 
 
-class Keeping(portopt.Optimizer):
-    """Keeps the gradient as it is loaded, once as it is and once as arithmetic reads it."""
-
-    slots = ("passed", "doubled")
-
-    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
-        return p - c.lr * g, {"passed": xp.where(g == g, g, g), "doubled": g + g}
-
-
 def compare_gradients_of_another_dtype(
     to_device: Callable[[Any], Any], to_host: Callable[[Any], Array], dtype: str, gradient_dtype: str
 ) -> None:
@@ -211,6 +203,28 @@ def assert_gap_is_zero(to_device: Callable[[Any], Any], to_host: Callable[[Any],
     for i in range(2):
         assert_same_bits(to_host(p[i]), expected[i])
         assert_same_bits(to_host(actual.slots["quotient"][i]), quotients[i])
+
+
+each_extreme = pytest.mark.parametrize(
+    "values",
+    [
+        [0.0, -0.0], [2.0**-1022], [2.0**-1023], [2.0**1023, 2.0**-1022], [1.5 * 2.0**1023, 2.0**1023], [3.0, 4.0],
+        [np.inf, 1.0], [1.0, np.nan], [np.nan, -np.inf], [2.0**-540, 2.0**-560], [2.0**-511, 3 * 2.0**-512],
+    ],
+    ids=str,
+)  # fmt: skip
+"""Gradients whose norm is hard to get right."""
+
+
+def spread_gradients(dtype: str) -> list[Array]:
+    """Return gradients whose sum of squares depends on the order, unless it is exact."""
+    spread = ordinary((20_000,), "float64", 2) * 10.0 ** np.random.default_rng(1).uniform(-4, 4, 20_000)
+    return [spread[:7000].astype(numpy_dtype(dtype)), spread[7000:].astype(numpy_dtype(dtype))]
+
+
+def shuffled(gradients: list[Array]) -> list[Array]:
+    rng = np.random.default_rng(3)
+    return [rng.permutation(g) for g in reversed(gradients)]
 
 
 def reference_norm(gradients: list[Array]) -> float:

@@ -1,4 +1,4 @@
-"""Functions of scalars evaluated inside JAX, with x64 on or off, and their float64 results brought back."""
+"""Functions of scalars evaluated on the host and inside JAX, with x64 on or off, and their float64 results brought back."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import lax
 from support.bits import Array
 
 import portopt
-from portopt.arithmetic import Arithmetic
+from portopt.arithmetic import HOST, Arithmetic
 from portopt.scalars import Scalar
 from portopt_jax._scalars import from_words, to_words
+
+each_x64 = pytest.mark.parametrize("x64", [False, True], ids=["x64 off", "x64 on"])
+
+
+def on_host(function: Callable[..., Any], *columns: Array) -> Array:
+    """Return `function` of scalars of the host, for all rows of the columns, as float64."""
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return np.asarray([float(function(*(Scalar(x, HOST) for x in row))) for row in rows])
 
 
 def _entering(column: Array) -> Any:

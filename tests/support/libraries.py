@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optree
+import pytest
 from support.absent import ABSENT
 
 import portopt
@@ -76,6 +77,12 @@ LIBRARIES = _usable()
 """Every installed library with a usable device, by way of `portopt.backends` and the generic backend."""
 BY_NAME = {library.name: library for library in LIBRARIES}
 IN_PLACE = [library for library in LIBRARIES if "apply_" in library.backend.modes]
+
+PLANNED = [library for library in LIBRARIES if library.name in ("numpy", "torch")]
+"""Those whose steps in place are planned."""
+
+each_library = pytest.mark.parametrize("library", LIBRARIES, ids=str)
+each_planned = pytest.mark.parametrize("library", PLANNED, ids=str)
 
 
 @dataclass(frozen=True)

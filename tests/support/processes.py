@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -19,9 +20,15 @@ def import_path() -> dict[str, str]:
 
 def run_python(code: str, *arguments: str, **environment: str) -> str:
     """Run a program, and return what it printed. Its failure is one of the test."""
-    [result] = side_by_side([[sys.executable, "-c", code, *arguments]], [import_path() | environment])
+    result = started_python(code, *arguments, **environment)
     assert result.returncode == 0, f"the program ended with {result.returncode}:\n{result.stdout}{result.stderr}"
     return result.stdout
+
+
+def started_python(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that may fail. It can import what this process can."""
+    [result] = side_by_side([[sys.executable, "-c", textwrap.dedent(code), *arguments]], [import_path() | environment])
+    return result
 
 
 def side_by_side(

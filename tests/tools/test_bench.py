@@ -7,13 +7,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from support.commands import exit_status
 from support.places import ROOT
 
 import portopt
@@ -23,19 +23,11 @@ from portopt_tools.bench.contenders import PEERS, Inputs, portopt_contenders
 from portopt_tools.bench.markdown import as_markdown, nearest_ratio
 from portopt_tools.bench.shapes import QUICK_ELEMENTS, QUICK_TENSORS, SHAPE_SETS, ShapeSet
 from portopt_tools.bench.wording import duration
-from portopt_tools.command_line import main
 
 pytestmark = pytest.mark.needs("jax", "matplotlib", "optax", "torch")
 
 OUTPUT = pytest.CaptureFixture[str]
 every_rule = pytest.mark.parametrize("rule", portopt.RULES, ids=lambda rule: rule.__name__)
-
-
-def exit_status(arguments: Sequence[str]) -> int:
-    try:
-        return main(arguments)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else -1
 
 
 class TestShapes:

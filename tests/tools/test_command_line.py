@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.commands import exit_status
 from support.entry_points import further_entry_points
+from support.processes import run_python, side_by_side
 
 import portopt
 from portopt_tools import command_line, inventory
@@ -20,13 +21,6 @@ from portopt_tools.command_line import main
 
 OUTPUT = pytest.CaptureFixture[str]
 Provide = Callable[[str, str], None]
-
-
-def exit_status(arguments: Sequence[str]) -> int:
-    try:
-        return main(arguments)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else -1
 
 
 @pytest.fixture
@@ -59,9 +53,8 @@ class TestHelp:
         assert "COMMAND" in capsys.readouterr().err
 
     def test_the_module_is_the_command(self) -> None:
-        command = [sys.executable, "-m", "portopt", "--version"]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert result.stdout == f"portopt {portopt.__version__}\n"
+        [result] = side_by_side([[sys.executable, "-m", "portopt", "--version"]])
+        assert (result.returncode, result.stdout) == (0, f"portopt {portopt.__version__}\n")
 
     def test_the_library_and_the_parser_import_nothing_that_only_a_command_needs(self) -> None:
         code = (
@@ -69,8 +62,7 @@ class TestHelp:
             "c.parser()\n"
             "print([m for m in ('rich', 'sklearn', 'matplotlib', 'torch', 'jax', 'cupy') if m in sys.modules])"
         )
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert result.stdout == "[]\n"
+        assert run_python(code) == "[]\n"
 
 
 class TestUnusableArguments:

@@ -4,25 +4,17 @@ import ast
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
 
 import pytest
+from support.commands import exit_status
 
 import portopt
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt_tools.command_line import main
 from portopt_tools.show import TARGETS, show
 
 OUTPUT = pytest.CaptureFixture[str]
 SOURCES = [target for target in TARGETS if target != "program"]
 every_rule = pytest.mark.parametrize("rule", portopt.RULES, ids=lambda rule: rule.__name__)
-
-
-def exit_status(arguments: Sequence[str]) -> int:
-    try:
-        return main(arguments)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else -1
 
 
 @every_rule

@@ -1,6 +1,6 @@
 """Runs that begin in one framework and go on in another: `from_native` and `to_native`.
 
-What corresponds to what is in `portopt.interchange.correspondence`; here it is applied.
+What corresponds to what is in `portopt.interchange.matching`; here it is applied.
 """
 
 from __future__ import annotations
@@ -10,19 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from portopt.backend import find_backend
-from portopt.interchange.configuration import deserialize, known_rules
-from portopt.interchange.correspondence import STEP, Correspondence, Vocabulary, most_specific, split_sign
-from portopt.interchange.frameworks import (
-    Construction,
-    NativeFramework,
-    Translator,
-    find_framework,
-    frameworks,
-    get_framework,
-)
+from portopt.interchange.configuration import deserialize
+from portopt.interchange.correspondence import STEP, Correspondence, split_sign
+from portopt.interchange.frameworks import Translator, find_framework, frameworks, get_framework
+from portopt.interchange.matching import corresponding, matched
 from portopt.interchange.native import NativeOptimizer
 from portopt.optimizer import Optimizer
-from portopt.schedules import is_schedule
 from portopt.state import OptimizerState
 
 
@@ -114,105 +107,8 @@ def to_native(opt: Optimizer, state: OptimizerState, framework: str, params: Any
         ('Adam', 0.1)
     """
     translator = _translator(framework)
-    correspondence, arguments = _correspondence(translator.vocabulary, framework, opt)
+    correspondence, arguments = matched(translator.vocabulary, framework, opt)
     return translator.release(correspondence, arguments, opt, state, params)
-
-
-def rules_with_counterpart(vocabulary: Vocabulary) -> list[type[Optimizer]]:
-    """Return the rules that state a counterpart in a namespace."""
-    return [rule for rule in known_rules() if vocabulary.correspondences(rule)]
-
-
-def counterpart_of(framework: NativeFramework, opt: Optimizer) -> Construction | None:
-    """Return what constructs the optimizer of a framework that is nearest to `opt`, clipping and `decay` of the rate apart.
-
-    It has the formula of `opt` if `opt` is in the framework's dialect, or has no dialect. It is also returned for the rule's
-    default dialect, then with the arguments that both dialects have.
-
-    Raises:
-        ValueError: `opt` is in the framework's dialect, but something has no counterpart.
-    """
-    vocabulary, dialect = framework.vocabulary, getattr(opt, "dialect", None)
-    possible = vocabulary.correspondences(type(opt))
-    # Whoever does the steps gives each its rate, in which schedule and `decay` are.
-    apart = dict.fromkeys(("clipnorm", "clipvalue")) | ({"decay": 0.0} if getattr(opt, "decay", None) else {})
-    plain = opt.replace(learning_rate=float(opt.learning_rate_at(1)), **apart)
-    if any(c.translated and c.dialect == dialect for c in possible):
-        correspondence, arguments = _correspondence(vocabulary, framework.name, plain)
-    elif dialect in (None, *type(opt).dialects()[:1]):
-        near = [(c, _nearest(c, plain)) for c in possible]
-        found = next(((c, values) for c, values in near if c.fits({**c.rule.defaults(c.dialect), **values})), None)
-        if found is None:
-            return None
-        correspondence, arguments = found[0], _renamed(found[0], found[1])
-    else:
-        return None
-    rate = next(theirs for theirs, ours in correspondence.hyperparameters.items() if ours == "learning_rate")
-    call = vocabulary.call(correspondence, arguments)
-    return Construction(correspondence.counterpart.name, *call, rate, _difference(correspondence, plain))
-
-
-def _difference(correspondence: Correspondence, opt: Optimizer) -> str:
-    """Return how a formula differs from that of an optimizer in another dialect, as far as the counterparts of its rule say."""
-    there, dialect = correspondence.counterpart, getattr(opt, "dialect", None)
-    has = {*correspondence.rule.defaults(correspondence.dialect), "decay"}
-    on = [name for name, value in _given(opt).items() if value not in (False, getattr(type(opt), name).off)]
-    differences = [f"it has no {name}" for name in on if name not in has]
-    vocabularies = [f.translator.vocabulary for f in frameworks().values() if f.translator is not None]
-    own = [c for v in vocabularies if v.dialect == dialect for c in v.correspondences(type(opt))]
-    here = next((c.counterpart.epsilon for c in own if c.translated and c.fits(_given(opt))), "")
-    if "" not in (here, there.epsilon) and here != there.epsilon:
-        differences.append(f"it has epsilon {there.epsilon}, and portopt's {dialect} {here}")
-    return "; ".join(differences)
-
-
-def _nearest(correspondence: Correspondence, opt: Optimizer) -> dict[str, Any]:
-    """Return the hyperparameters of the rule in the framework's dialect that are nearest to `opt`."""
-    has = correspondence.rule.defaults(correspondence.dialect)
-    values = {n: v for n, v in _given(opt).items() if n in has and n != "decay"}
-    needs = correspondence.counterpart.needs
-    meant = {n: v for n, v in values.items() if n not in needs or values[needs[n]]}
-    return {**meant, **correspondence.counterpart.near}
-
-
-def _given(opt: Optimizer) -> dict[str, Any]:
-    return {name: value for name, value in opt.get_config().items() if value is not None and name != "dialect"}
-
-
-def _renamed(correspondence: Correspondence, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that the optimizer of the framework has for hyperparameters."""
-    return {there: values[ours] for there, ours in correspondence.hyperparameters.items() if ours in values}
-
-
-def _correspondence(vocabulary: Vocabulary, framework: str, opt: Optimizer) -> tuple[Correspondence, dict[str, Any]]:
-    """Return what is to be made of an optimizer, and the arguments."""
-    possible = exact_correspondences(vocabulary, framework, opt)
-    if is_schedule(opt.learning_rate):
-        raise ValueError(f"{framework} has no counterpart of the schedule {opt.learning_rate!r}: give a number")
-    ours = _given(opt)
-    correspondence = next((c for c in possible if c.fits(ours)), possible[-1])
-    arguments = _renamed(correspondence, ours)
-    defaults = opt.defaults(correspondence.dialect)
-    for name, value in ours.items():
-        taken = name in correspondence.fixed or name in correspondence.hyperparameters.values()
-        if not taken and value != defaults.get(name):
-            raise ValueError(f"{correspondence.name} has no counterpart of {name}={value!r} of {type(opt).__name__}")
-    return correspondence, arguments
-
-
-def exact_correspondences(vocabulary: Vocabulary, framework: str, opt: Optimizer) -> list[Correspondence]:
-    """Return what has the formula of an optimizer; raise `ValueError` if nothing has."""
-    dialect, rule = getattr(opt, "dialect", None), type(opt).__name__
-    possible = [c for c in vocabulary.correspondences(type(opt)) if c.translated]
-    if not possible:
-        known = ", ".join(known_rule.__name__ for known_rule in rules_with_counterpart(vocabulary))
-        raise ValueError(f"{framework} has no counterpart of {rule}; translated are {known}")
-    if dialect != possible[0].dialect:
-        raise ValueError(
-            f"{framework} has no counterpart of {rule} in the dialect {dialect!r}, which is another formula; in the dialect "
-            f"{possible[0].dialect!r} it has"
-        )
-    return possible
 
 
 def _gives_rate(hyperparameters: Mapping[str, Any]) -> bool:
@@ -253,22 +149,6 @@ def _translated(
             raise ValueError(f"portopt has no counterpart of {argument}={value!r} of {name}")
     opt = correspondence.optimizer(ours).replace(**hyperparameters)
     return opt, _state(translator, correspondence, opt, native, params)
-
-
-def translations(vocabulary: Vocabulary) -> dict[str, Correspondence]:
-    """Return what each optimizer in a namespace is translated to, by its name."""
-    possible = [c for rule in known_rules() for c in vocabulary.correspondences(rule) if c.translated]
-    return {
-        name: most_specific(c for c in possible if c.name == name) for name in dict.fromkeys(c.name for c in possible)
-    }
-
-
-def corresponding(vocabulary: Vocabulary, name: str, described: str = "") -> Correspondence:
-    """Return what the optimizer of that name in a namespace is translated to; raise `ValueError` if it is not."""
-    known = translations(vocabulary)
-    if name not in known:
-        raise ValueError(f"portopt has no counterpart of {described or name}; translated are {', '.join(known)}")
-    return known[name]
 
 
 def _state(

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from portopt.backend import INTERPRETED, Backend, Mode
 from portopt.interchange.frameworks import Construction, get_framework
-from portopt.interchange.translation import counterpart_of
+from portopt.interchange.nearest import counterpart_of
 from portopt.optimizer import Optimizer
 from portopt_tools.bench.measuring import Step
 from portopt_tools.bench.shapes import ShapeSet

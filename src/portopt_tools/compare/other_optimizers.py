@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from portopt.interchange.frameworks import Construction, NativeFramework, get_framework
+from portopt.interchange.matching import rules_with_counterpart
 from portopt.interchange.native import NativeOptimizer
-from portopt.interchange.translation import counterpart_of, rules_with_counterpart
+from portopt.interchange.nearest import counterpart_of
 from portopt.optimizer import Optimizer, OptimizerState
 from portopt_tools.compare.digits import Parameters
 from portopt_tools.errors import UnusableArgumentsError
