@@ -77,9 +77,10 @@ class CupyBackend(ArrayAPIBackend):
 
     def full(self, like: Any, value: float, dtype: str) -> Any:
         with like.device:
-            filled = self._cupy.full(like.shape, value, dtype=dtype)
-            # CuPy takes -0 for 0, whose bytes it sets.
-            return filled if value or math.copysign(1.0, value) > 0 else self._cupy.negative(filled)
+            if value or math.copysign(1.0, value) > 0:
+                return self._cupy.full(like.shape, value, dtype=dtype)
+            # Some versions of CuPy take -0 for 0, whose bytes they set, and some do not.
+            return self._cupy.negative(self._cupy.full(like.shape, 0.0, dtype=dtype))
 
     def to_numpy(self, array: Any) -> Any:
         return self._cupy.asnumpy(array)

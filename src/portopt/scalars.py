@@ -256,9 +256,17 @@ def _arithmetic_of(*values: object) -> Arithmetic | None:
 
 def _call(operation: str, *values: Any) -> Any:
     arithmetic = _arithmetic_of(*values)
-    if arithmetic is None:
-        return getattr(HOST, operation)(*values)
-    plain = [v.value if isinstance(v, Scalar) else _number(v) for v in values]
+    try:
+        if arithmetic is None:
+            return getattr(HOST, operation)(*values)
+        plain = [v.value if isinstance(v, Scalar) else _number(v) for v in values]
+    except TypeError as error:
+        if any(hasattr(v, "__array_namespace__") for v in values):
+            raise type(error)(
+                f"portopt.scalars.{operation} was called on an array, but it is a function of scalars: use xp.{operation}, of "
+                "`update`'s argument `xp`, if programs can hold it"
+            ) from None
+        raise
     return Scalar(getattr(arithmetic, operation)(*plain), arithmetic)
 
 

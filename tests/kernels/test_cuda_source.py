@@ -470,7 +470,7 @@ def test_cupy_widens_subnormals_exactly() -> None:
 
 
 class ZeroFillingCupy:
-    """As CuPy does it: arrays without axes are filled, and zeros are bytes."""
+    """As some versions of CuPy do it: arrays without axes are filled, and zeros are bytes."""
 
     @staticmethod
     def array(x: Array) -> Array:
@@ -483,11 +483,18 @@ class ZeroFillingCupy:
     negative = staticmethod(np.negative)
 
 
-def test_cupy_keeps_the_sign_of_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+class SignKeepingCupy(ZeroFillingCupy):
+    """As CuPy 14.2 does it."""
+
+    full = staticmethod(np.full)
+
+
+@pytest.mark.parametrize("cupy", [ZeroFillingCupy, SignKeepingCupy])
+def test_cupy_keeps_the_sign_of_zeros(cupy: type[ZeroFillingCupy], monkeypatch: pytest.MonkeyPatch) -> None:
     backend = CupyBackend()
-    monkeypatch.setattr(CupyBackend, "_cupy", ZeroFillingCupy)
+    monkeypatch.setattr(CupyBackend, "_cupy", cupy)
     monkeypatch.setattr(CupyBackend, "devices", lambda self: {"cuda:0": None})
-    monkeypatch.setattr(ZeroFillingCupy, "cuda", SimpleNamespace(Device=HostDevice), raising=False)
+    monkeypatch.setattr(cupy, "cuda", SimpleNamespace(Device=HostDevice), raising=False)
     zero = np.asarray(-0.0, np.float32)
     like = zero.view(HostArray)
     found = (

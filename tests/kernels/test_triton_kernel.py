@@ -191,7 +191,7 @@ INTERPRETED = TESTS / "cases" / "triton_interpreted.py"
 @pytest.mark.parametrize(
     ("selection", "at_least"),
     [
-        ("float32 and (Adam- or gap or another_dtype)", 9),
+        ("float32 and (Adam- or gap or another_dtype or every_operation)", 10),
         pytest.param("test_kernel_has_the_bits", 56, marks=pytest.mark.slow),
         pytest.param("not test_kernel_has_the_bits", 46, marks=pytest.mark.slow),
     ],

@@ -547,7 +547,32 @@ def test_array_combined_with_something_else_is_refused(value: object) -> None:
         f"a rule combined an array with {value!r} of type {type(value).__name__}: allowed are the parameter, its gradient and "
         "slots, coefficients, hyperparameters and Python numbers"
     )
-    assert refused(lambda xp, p, g, slots, c: (value, {})) == message
+
+
+@pytest.mark.parametrize("value", ["1", None, 1j, [1.0], {"a": 1}], ids=repr)
+def test_result_that_is_something_else_is_refused(value: object) -> None:
+    said = f"a rule returned {value!r} of type {type(value).__name__} as its new "
+    end = ": return an array or a number"
+    assert refused(lambda xp, p, g, slots, c: (value, {})) == f"{said}parameter{end}"
+    assert refused(lambda xp, p, g, slots, c: (p, {"m": value}), slots=("m",)) == f"{said}value of the slot 'm'{end}"
+
+
+@pytest.mark.parametrize(
+    ("use", "name"),
+    [
+        (lambda p, c: portopt.scalars.sqrt(p), "sqrt"),
+        (lambda p, c: portopt.scalars.exp(p), "exp"),
+        (lambda p, c: portopt.scalars.where(p > 0, c.lr, 1.0), "where"),
+        (lambda p, c: portopt.scalars.where(c.lr > 0, p, 1.0), "where"),
+        (lambda p, c: portopt.scalars.maximum(p, c.lr), "where"),
+    ],
+    ids=["sqrt", "exp", "where a mask", "where an array", "maximum"],
+)
+def test_function_of_scalars_on_an_array_names_that_of_arrays(use: Update, name: str) -> None:
+    assert refused(lambda xp, p, g, slots, c: p - use(p, c)) == (
+        f"portopt.scalars.{name} was called on an array, but it is a function of scalars: use xp.{name}, of `update`'s argument "
+        "`xp`, if programs can hold it"
+    )
 
 
 @pytest.mark.parametrize(

@@ -59,13 +59,13 @@ class Drift(DialectRule):
     pull_rate: Any = alias("pull", dialect="optax", default=None, kw_only=True)
 
     def coefficients(self, t: Any, total: Any) -> Mapping[str, Any]:
-        return {"lr": self.learning_rate_at(t), "total": total + self.pull}
+        return {"lr": self.learning_rate_at(t), "total": total + self.pull, "weight": total + self.pull}
 
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
         p, g = self.prepare(p, g, c.lr)
         z = self.pull * slots.z + g
         if self.dialect == "optax":
-            return p - c.lr * (z + slots.a) / c.total, {"z": z, "a": z}
+            return p - c.lr * (z + slots.a) / c.weight, {"z": z, "a": z}
         return p - c.lr * (z + slots.a), {"z": z, "a": xp.zeros_like(z) if self.keep else z}
 '''
 

@@ -36,6 +36,7 @@ class Language:
         assignment: the statement that names a result, of `{type}`, `{name}` and `{value}`.
         types: of results.
         storage: of elements in memory, by dtype.
+        repeated: a rounded scalar as the first operand of an array operation whose operands are all rounded scalars.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Language:
     assignment: str = "{name} = {value}"
     types: Mapping[Kind, str] = field(default_factory=dict)
     storage: Mapping[str, str] = field(default_factory=dict)
+    repeated: str = "{0}"
 
     def loaded(self, dtype: str, compute_dtype: str, value: str, *, flush: bool = True) -> str:
         """Return a value of a dtype in the compute dtype, without subnormals unless arithmetic drops them anyway."""
@@ -133,11 +135,15 @@ class Writer:
             element = self._language.element.format(self._arrays[name])
             return self._language.loaded(self.dtypes[name], self.real, element, flush=flush)
         table, name = self._language.arrays, op.name
-        if name == "multiply" and "scale" in table and self.program.ops[op.args[0]].name == "round":
+        is_rounded = [self.program.ops[j].name == "round" for j in op.args]
+        if name == "multiply" and "scale" in table and is_rounded[0]:
             name = "scale"
         if name not in table:
             raise NotImplementedError(f"{self._language.name} has no array operation {op.name!r}")
-        return table[name].format(*(self.names[j] for j in op.args), real=self.real)
+        operands = [self.names[j] for j in op.args]
+        if all(is_rounded):
+            operands[0] = self._language.repeated.format(operands[0])
+        return table[name].format(*operands, real=self.real)
 
     # Scalars -----------------------------------------------------------------------------------------------------
 

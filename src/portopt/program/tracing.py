@@ -211,7 +211,13 @@ def _checked(builder: Builder, value: Any) -> Any:
 
 
 def _array_output(builder: Builder, name: str, value: Any) -> int:
-    index = _operand(builder, value)
+    try:
+        index = _operand(builder, value)
+    except UnsupportedOperationError:
+        what = "parameter" if name == "p" else f"value of the slot {name!r}"
+        raise UnsupportedOperationError(
+            f"a rule returned {value!r:.80} of type {type(value).__name__} as its new {what}: return an array or a number"
+        ) from None
     if builder.ops[index].kind is Kind.MASK:
         raise UnsupportedOperationError(
             f"a rule returned a mask, the result of a comparison, as its new {name}: use xp.where(mask, a, b)"

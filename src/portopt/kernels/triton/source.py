@@ -167,5 +167,7 @@ LANGUAGE = Language(
         # Zero in place of a subnormal.
         ("float64", "float32"): "round_to_float32({0})",
     },
+    # Triton's interpreter takes a comparison of two scalars for a number where it meets a block.
+    repeated="tl.broadcast_to({0}, (CHUNK,))",
     storage={"float16": "tl.float16", "bfloat16": "tl.uint16", "float32": "tl.float32", "float64": "tl.float64"},
 )
