@@ -259,7 +259,7 @@ class JaxBackend:
             inputs = self._kernels.pack([_known(scalars.inputs[name]) for name in _inputs_but_t(program)])
         step = scalars.inputs.get("t", 0)
         # The scalars of the state stay the graph's: out of the kernel, all would be batched under vmap if one input is.
-        return list(self._kernels.run(program, inputs, step, parameters, in_place=True)[0])
+        return list(self._kernels.run(program, inputs, step, parameters, self.update_in_xla, in_place=True)[0])
 
     @functools.cached_property
     def _kernels(self) -> Any:
@@ -298,7 +298,7 @@ class JaxBackend:
                     inputs = inputs.at[i].set(self._scalars.from_words(value))
                 by_name = {name: inputs[i] for i, name in enumerate(_inputs_but_t(program))}
             if by_kernel:
-                results, outputs = self._kernels.run(program, inputs, t, parameters, in_place=False)
+                results, outputs = self._kernels.run(program, inputs, t, parameters, self.update_in_xla, in_place=False)
             else:
                 scalars = StepScalars(program, self._scalars.JaxArithmetic(t), {**by_name, "t": t})
                 results, outputs = self.update_in_xla(program, scalars, parameters), scalars.outputs()

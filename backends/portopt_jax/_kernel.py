@@ -12,7 +12,7 @@ import contextlib
 import functools
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -31,6 +31,9 @@ from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 from portopt_jax import _handler
 from portopt_jax._scalars import JaxArithmetic, lowering_for, step_number
+
+InXla = Callable[[Program, StepScalars, Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
+"""Does a step in XLA's operations: takes program, scalars and the arrays of each parameter, and returns the results of each."""
 
 _enabled: ContextVar[bool] = ContextVar("portopt_jax_kernels", default=True)
 _registered: set[str] = set()
@@ -69,7 +72,13 @@ def pack(values: Sequence[Any]) -> Any:
 
 
 def run(
-    program: Program, inputs: Any, step: Any, parameters: Sequence[Mapping[str, Any]], *, in_place: bool
+    program: Program,
+    inputs: Any,
+    step: Any,
+    parameters: Sequence[Mapping[str, Any]],
+    in_xla: InXla,
+    *,
+    in_place: bool,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Do a step.
 
@@ -78,6 +87,7 @@ def run(
         inputs: the scalar inputs but for `"t"`, in one float64 array.
         step: `"t"`.
         parameters: the arrays of each parameter.
+        in_xla: does the same where the kernel cannot; equal ones do the same.
         in_place: whether results take the memory of what they replace. XLA copies that first where it is still needed.
 
     Returns:
@@ -91,7 +101,7 @@ def run(
         for key, _, members in grouped(program, dtypes, in_place=in_place, flush=default_flush()):
             # In the order of the key, which is that of the kernel's results too: JAX sorts what dicts hold.
             rows = [parameters[i][name] for i in members for name, _ in key.dtypes]
-            found = _step.bind(*operands, *rows, program=program, kernel_key=key)
+            found = _step.bind(*operands, *rows, program=program, kernel_key=key, in_xla=in_xla)
             if program.scalar_outputs:
                 outputs = dict(zip(program.scalar_outputs, found.pop(0), strict=True))
             remaining = iter(found)
@@ -107,22 +117,20 @@ def _rows(key: KernelKey, operands: Sequence[Any]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def _in_xla(*operands: Any, program: Program, kernel_key: KernelKey) -> list[Any]:
+def _in_xla(*operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla) -> list[Any]:
     """Do what the kernel does in XLA's operations."""
-    from portopt_jax._backend import backend
-
     inputs, step = operands[:2]
     with jax.enable_x64(True):
         names = [name for name in program.scalar_inputs if name != "t"]
         values = {**{name: inputs[i] for i, name in enumerate(names)}, "t": step}
     scalars = StepScalars(program, JaxArithmetic(step), values)
-    results = backend.update_in_xla(program, scalars, _rows(kernel_key, operands))
+    results = in_xla(program, scalars, _rows(kernel_key, operands))
     with jax.enable_x64(True):
         outputs = [pack(list(scalars.outputs().values()))] if program.scalar_outputs else []
     return [*outputs, *(result[name] for result in results for name, _ in kernel_key.dtypes if name != "g")]
 
 
-def _result_types(*operands: Any, program: Program, kernel_key: KernelKey) -> list[Any]:
+def _result_types(*operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla) -> list[Any]:
     with jax.enable_x64(True):
         outputs = [jax.core.ShapedArray((len(program.scalar_outputs),), jnp.float64)] if program.scalar_outputs else []
     rows = _rows(kernel_key, operands)
@@ -136,7 +144,7 @@ def _batched(operands: Sequence[Any], axes: Sequence[Any], **parameters: Any) ->
     return results, out_axes
 
 
-def _are_batched(axes: Sequence[Any], *, program: Program, kernel_key: KernelKey) -> list[bool]:
+def _are_batched(axes: Sequence[Any], *, program: Program, kernel_key: KernelKey, in_xla: InXla) -> list[bool]:
     """Tell of each result whether it depends on a batched operand."""
     mapped = [axis is not None for axis in axes]
     by_scalars = any(mapped[:2])
@@ -168,9 +176,9 @@ def _differentiated(operands: Sequence[Any], tangents: Sequence[Any], **paramete
     )
 
 
-def _lowered(context: Any, *operands: Any, program: Program, kernel_key: KernelKey) -> Any:
+def _lowered(context: Any, *operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla) -> Any:
     if not _is_for_one_device(context.module_context):
-        return _lowered_in_xla(context, *operands, program=program, kernel_key=kernel_key)
+        return _lowered_in_xla(context, *operands, program=program, kernel_key=kernel_key, in_xla=in_xla)
     target = _register(program, kernel_key)
     written = [i for i in range(2, len(operands)) if kernel_key.dtypes[(i - 2) % len(kernel_key.dtypes)][0] != "g"]
     outputs = int(bool(program.scalar_outputs))
@@ -216,7 +224,9 @@ _step: Any = Primitive("portopt_step")
 _step.multiple_results = True
 # No parameter may be called `key`: up to version 0.9.1, JAX has an argument of that name where it passes parameters on.
 _step.def_impl(
-    jax.jit(lambda *operands, **which: _step.bind(*operands, **which), static_argnames=("program", "kernel_key"))
+    jax.jit(
+        lambda *operands, **which: _step.bind(*operands, **which), static_argnames=("program", "kernel_key", "in_xla")
+    )
 )
 _step.def_abstract_eval(_result_types)
 batching.primitive_batchers[_step] = _batched

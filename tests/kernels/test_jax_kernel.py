@@ -239,7 +239,7 @@ def test_no_parameter_of_the_primitive_has_a_name_that_older_jax_cannot_pass_on(
     optimizer, params = portopt.Adam(), parameters()
     traced = jax.make_jaxpr(optimizer.apply)(params, params, optimizer.init(params))
     found = [set(equation.params) for equation in traced.eqns if equation.primitive.name == "portopt_step"]
-    assert found == [{"program", "kernel_key"}]
+    assert found == [{"program", "kernel_key", "in_xla"}]
 
 
 @pytest.mark.parametrize(("version", "fits"), [("0.8.0", False), ("0.8.1", True), ("0.10.2", True), ("1.0.0rc1", True)])
