@@ -44,7 +44,7 @@ def from_torch(
         >>> native.step()
         >>> optimizer = portopt_torch.from_torch(native)
         >>> type(optimizer.rule).__name__, optimizer.state[w]["step"], optimizer.state[w]["m"]
-        ('Adam', 1, tensor([0.1000, 0.1000]))
+        ('AdamW', 1, tensor([0.1000, 0.1000]))
     """
     if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, TorchOptimizer):  # type: ignore[redundant-expr]  # callers may be untyped
         raise TypeError(f"from_torch takes an optimizer of torch.optim, but {type(optimizer).__name__} was given")

@@ -28,12 +28,12 @@ NOT_TRANSLATED = {
 }
 """What `optim_db` has beside; docs/torch.md says the same."""
 
-NOT_AN_ARGUMENT = "TypeError: {} got an unknown argument 'foreach'"
+NOT_AN_ARGUMENT = "TypeError: {name} got an unknown argument 'foreach'"
 OTHERWISE = {
     # These are refused as well, with another type of error.
     "lr as Tensor doesn't work with foreach & not capturable": NOT_AN_ARGUMENT,
     r"betas\[0\] as a Tensor is not supported for capturable=False and foreach=True": NOT_AN_ARGUMENT,
-    "betas must be either both floats or both Tensors": "TypeError: {} beta_1 must be a Python number",
+    "betas must be either both floats or both Tensors": "TypeError: {name} beta_1 must be a Python number",
 }
 """Errors of Adam and AdamW that differ from torch's, and what they are."""
 
@@ -46,7 +46,7 @@ def test_what_torch_tests_its_optimizers_with_has_torchs_results(name: str, chec
     assert outcomes
     for given, outcome in outcomes.items():
         if given in differing:
-            assert outcome.startswith(differing[given].format(name)), f"{given}: {outcome}"
+            assert outcome.startswith(differing[given].format(name=name)), f"{given}: {outcome}"
         else:
             assert outcome == "passed", f"{given}: {outcome}"
 

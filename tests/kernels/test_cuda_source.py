@@ -486,7 +486,9 @@ class ZeroFillingCupy:
 class SignKeepingCupy(ZeroFillingCupy):
     """As CuPy 14.2 does it."""
 
-    full = staticmethod(np.full)
+    @staticmethod
+    def full(shape: tuple[int, ...], value: float, dtype: str) -> Array:
+        return np.full(shape, value, dtype)
 
 
 @pytest.mark.parametrize("cupy", [ZeroFillingCupy, SignKeepingCupy])
