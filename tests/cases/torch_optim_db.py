@@ -48,8 +48,7 @@ def ours(name: str, params: Any, **arguments: Any) -> TorchOptimizer:
 
 
 def defaults(name: str) -> dict[str, Any]:
-    # AdamW is Adam with another formula, and another default.
-    return {**RULES[name].fixed, **({"weight_decay": 0.01} if name == "AdamW" else {})}
+    return dict(RULES[name].fixed)
 
 
 def theirs(name: str, params: Any, **arguments: Any) -> Any:
