@@ -12,8 +12,9 @@ from fuzzing.worlds import Difference
 from portopt import step
 from portopt.backend import is_interpreted
 from portopt.kernels.host import plan
+from portopt.trees import STANDARD_TREES
 
-EPISODES = 28
+EPISODES = 20
 
 
 @pytest.mark.needs("torch")
@@ -42,7 +43,7 @@ def half_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         try:
             return do_step(rule, cache, params, *arguments, **named)
         except (TypeError, ValueError):
-            for array in params if isinstance(params, list) else ():
+            for array in STANDARD_TREES.flatten(params)[0]:
                 if getattr(array, "size", 0) and array.flags.writeable:
                     array += 1
             raise
