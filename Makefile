@@ -96,6 +96,9 @@ conform: $(INSTALLED) ## run the conformance suite, one process per backend
 CONFORM = $(BIN)/python -m portopt_conformance --json $(RESULTS)/$@.json $(CONFORM_ARGS)
 
 # JAX takes longer than all others together, so that the layer of its compiled modes has a process of its own.
+BACKEND = $*
+LAYERS :=
+conform-jax-eager conform-jax-compiled: BACKEND := jax
 conform-jax-eager: LAYERS := 0 1 2 3 4
 conform-jax-compiled: LAYERS := 5
 
@@ -103,7 +106,7 @@ conform-jax-compiled: LAYERS := 5
 .PHONY: $(REQUIRED_BACKENDS)
 $(REQUIRED_BACKENDS): conform-%: $(INSTALLED)
 	@mkdir -p $(RESULTS) && rm -f $(RESULTS)/$@.json
-	$(CONFORM) --backend $(firstword $(subst -, ,$*)) $(LAYERS:%=--layer %)
+	$(CONFORM) --backend $(BACKEND) $(LAYERS:%=--layer %)
 
 .PHONY: conform-cupy
 conform-cupy: $(INSTALLED)
