@@ -20,6 +20,7 @@ max = tf.reduce_max
 maximum = tf.maximum
 isnan = tf.math.is_nan
 sqrt = tf.sqrt
+floor = tf.floor
 broadcast_to = tf.broadcast_to
 
 

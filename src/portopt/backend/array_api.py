@@ -184,7 +184,8 @@ class ArrayAPIBackend:
                 key = (compute, info.device)
                 if key not in rounded:
                     rounded[key] = self.rounded_scalars(program, scalars, compute, arrays["p"])
-                outputs = interpret(program, self.primitives(compute), arrays, rounded[key])
+                primitives = self.primitives(compute).widened_by(lambda: self.primitives("float64"))
+                outputs = interpret(program, primitives, arrays, rounded[key])
                 results.append({name: self.stored(value, arrays[name]) for name, value in outputs.items()})
             if not in_place:
                 return results
