@@ -17,7 +17,7 @@ from portopt.optimizer import OptimizerState
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars, interpret
 from portopt.program.primitives import Primitives
-from portopt.program.reductions import traced_norm
+from portopt.program.reductions import Reductions, traced_norm
 from portopt.trees import item
 
 
@@ -195,6 +195,15 @@ class JaxBackend:
             # XLA's CPU code flushes sums in hardware; a comparison for each would double the time.
             overrides |= {"add": lambda a, b: a + b, "subtract": lambda a, b: a - b}
         return Primitives(self._jnp, self._jnp.dtype(compute_dtype), compute_dtype, overrides)
+
+    def reductions(self, compute_dtype: str) -> Reductions:
+        """Return the reductions of arrays of a compute dtype."""
+        return Reductions(
+            self.primitives(compute_dtype),
+            self.primitives("float64"),
+            lambda value: self.arithmetic([value]),
+            lambda: self._jax.enable_x64(True),
+        )
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         self._refuse_abstract(gradients)
