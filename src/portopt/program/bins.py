@@ -5,8 +5,8 @@ as `(k1 + k2 2**-32 + k3 2**-64) 2**(T-31)` with integers of at most `2**31`, an
 
 - `T` is the smallest multiple of 32, at least -896, with every `|x| < 2**T`; infinities and NaN are left out of everything here.
 - `y = x 2**(31-T)`; `k1` is the integer nearest to `y`, ties to even; `k2` that nearest to `(y - k1) 2**32`, and `k3` again of
-  what that leaves. All of it is exact in float64 but the last remainder, at most `2**(T-96)`, which is dropped. An addend so small
-  that a product with a power of two is not exact has no bit in any bin.
+  what that leaves. In float64 all of it is exact but for the last remainder, at most `2**(T-96)`, which is dropped. An addend
+  so small that a product with a power of two is not exact has no bit in any bin.
 - The sum is `((S3 2**-64 + S2 2**-32) + S1) 2**(T-31)`, each integer converted to float64 first.
 
 Raising `T` by 32 moves every bin down by one and drops the last, which gives exactly the integers that the larger `T` would have

@@ -274,7 +274,7 @@ class _Binned(NamedTuple):
 
 
 def _is_empty(x: Any) -> bool:
-    return math.prod(x.shape) == 0
+    return bool(math.prod(x.shape) == 0)
 
 
 def _joined(arithmetic: Any, a: Bins, b: Bins) -> Bins:
