@@ -15,19 +15,23 @@ logical_and = tf.logical_and
 logical_or = tf.logical_or
 logical_not = tf.logical_not
 int64 = tf.int64
-bool = tf.bool
 sum = tf.reduce_sum
 any = tf.reduce_any
 all = tf.reduce_all
-max = tf.reduce_max
 min = tf.reduce_min
 maximum = tf.maximum
 isnan = tf.math.is_nan
 sqrt = tf.sqrt
-round = tf.round
 reshape = tf.reshape
 zeros_like = tf.zeros_like
 broadcast_to = tf.broadcast_to
+round = tf.round
+matmul = tf.matmul
+matrix_transpose = tf.linalg.matrix_transpose
+
+
+def max(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
+    return tf.reduce_max(x, axis, keepdims)
 
 
 def astype(x: Any, dtype: Any, *, copy: bool = True) -> Any:

@@ -96,7 +96,8 @@ class Reductions:
     def count(self, x: Any, axes: Axes) -> Any:
         """Return how many elements of a mask are true, or how many of an array are not zero: an integer, if of all elements."""
         whole, along = self._laid_out(x, axes)
-        mask = whole if _is_mask(self._xp, whole) else self._primitives.logical_not(whole == 0.0)
+        is_array = whole.dtype == self._primitives.dtype
+        mask = self._primitives.logical_not(whole == 0.0) if is_array else whole
         with self._float64():
             counted = self._xp.sum(self._xp.astype(mask, self._wide.xp.int64), axis=along, keepdims=True)
             if axes is None:
@@ -305,10 +306,6 @@ def _scaling(arithmetic: Any, exponent: Any) -> Any:
     small = arithmetic.less_equal(exponent, -2 * bins.UNSCALED)
     large = arithmetic.less(2 * bins.UNSCALED, exponent)
     return arithmetic.where(large, bins.SCALING, arithmetic.where(small, -bins.SCALING, 0))
-
-
-def _is_mask(xp: Any, x: Any) -> bool:
-    return bool(x.dtype == xp.bool)
 
 
 PASSES = 3
