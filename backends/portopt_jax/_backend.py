@@ -17,7 +17,7 @@ from portopt.optimizer import OptimizerState
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars, interpret
 from portopt.program.primitives import Primitives
-from portopt.program.reductions import traced_norm
+from portopt.program.reductions import Reductions, traced_norm
 from portopt.trees import item
 
 
@@ -202,6 +202,15 @@ class JaxBackend:
         """Return a number as an array like another one, hidden from XLA where it compiles."""
         constant = self._jnp.asarray(value, like.dtype)
         return self._jnp.where(self._scalars.never(like), 1.0, constant) if self._is_traced(like) else constant
+
+    def reductions(self, compute_dtype: str) -> Reductions:
+        """Return the reductions of arrays of a compute dtype."""
+        return Reductions(
+            self.primitives(compute_dtype),
+            self.primitives("float64"),
+            lambda value: self.arithmetic([value]),
+            lambda: self._jax.enable_x64(True),
+        )
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         self._refuse_abstract(gradients)

@@ -14,14 +14,25 @@ where = tf.where
 logical_and = tf.logical_and
 logical_or = tf.logical_or
 logical_not = tf.logical_not
+int64 = tf.int64
 sum = tf.reduce_sum
 any = tf.reduce_any
-max = tf.reduce_max
+all = tf.reduce_all
+min = tf.reduce_min
 maximum = tf.maximum
 isnan = tf.math.is_nan
 sqrt = tf.sqrt
 floor = tf.floor
+reshape = tf.reshape
+zeros_like = tf.zeros_like
 broadcast_to = tf.broadcast_to
+round = tf.round
+matmul = tf.matmul
+matrix_transpose = tf.linalg.matrix_transpose
+
+
+def max(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
+    return tf.reduce_max(x, axis, keepdims)
 
 
 def astype(x: Any, dtype: Any, *, copy: bool = True) -> Any:

@@ -18,7 +18,7 @@ from portopt.backend.protocol import ArrayInfo, Arrays, MemoryRange, Mode, Plann
 from portopt.program import Program
 from portopt.program.interpreter import interpret
 from portopt.program.primitives import Primitives
-from portopt.program.reductions import host_norm
+from portopt.program.reductions import Reductions, host_norm
 from portopt.state import OptimizerState
 from portopt.trees import STANDARD_TREES, Trees
 
@@ -160,6 +160,12 @@ class ArrayAPIBackend:
     def primitives(self, compute_dtype: str) -> Primitives:
         """Return the array operations in a compute dtype."""
         return Primitives(self.xp, self.dtype(compute_dtype), compute_dtype)
+
+    def reductions(self, compute_dtype: str) -> Reductions:
+        """Return the reductions of arrays of a compute dtype."""
+        return Reductions(
+            self.primitives(compute_dtype), self.primitives("float64"), lambda value: self.arithmetic([value])
+        )
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         with self.quiet():
