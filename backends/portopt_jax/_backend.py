@@ -188,6 +188,7 @@ class JaxBackend:
             "sqrt": lambda a: scalars.flush(scalars.square_root(scalars.constant_at_zero(a)), smallest),
             "float64": lambda: self._jax.enable_x64(True),
             "constant": self._constant,
+            "arange": lambda count, like: self._jnp.arange(count, dtype="int64"),
             # See _fences.py.
             "plain_divide": lambda a, b: a / scalars.hidden_divisor(a, b),
             "plain_sqrt": lambda a: self._jnp.sqrt(scalars.constant_at_zero(a)),
