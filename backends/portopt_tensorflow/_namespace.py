@@ -16,11 +16,17 @@ logical_or = tf.logical_or
 logical_not = tf.logical_not
 sum = tf.reduce_sum
 any = tf.reduce_any
-max = tf.reduce_max
 maximum = tf.maximum
 isnan = tf.math.is_nan
 sqrt = tf.sqrt
 broadcast_to = tf.broadcast_to
+round = tf.round
+matmul = tf.matmul
+matrix_transpose = tf.linalg.matrix_transpose
+
+
+def max(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
+    return tf.reduce_max(x, axis, keepdims)
 
 
 def astype(x: Any, dtype: Any, *, copy: bool = True) -> Any:
