@@ -73,8 +73,10 @@ class TensorFlowBackend(ArrayAPIBackend):
             return not self._tf.executing_eagerly()
         return isinstance(value, self._tf.Tensor) and not hasattr(value, "numpy")
 
-    def full(self, like: Any, value: float, dtype: str) -> Any:
-        filled = self._tf.fill(self._tf.shape(like), self.xp.asarray(value, dtype=self.dtype(dtype)))
+    def full(self, like: Any, value: float, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
+        filled = self._tf.fill(
+            self._tf.shape(like) if shape is None else shape, self.xp.asarray(value, dtype=self.dtype(dtype))
+        )
         return self._tf.Variable(filled, trainable=False) if isinstance(like, self._tf.Variable) else filled
 
     def _device(self, array: Any) -> Any:

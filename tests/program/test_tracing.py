@@ -119,7 +119,10 @@ def test_totals_have_any_name_and_are_of_any_array(run: Run) -> None:
     class Norms(portopt.Optimizer):
         slots = ("m",)
 
-        def program(self, overrides: Mapping[str, Any] | None = None) -> Program:
+        def program(self, overrides: Mapping[str, Any] | None = None, shape: tuple[int, ...] | None = None) -> Program:
+            return program
+
+        def fixed_program(self, overrides: Mapping[str, Any] | None = None) -> Program:
             return program
 
     params = [np.asarray([3.0], np.float32), np.asarray([[4.0, 0.0]], np.float32)]
