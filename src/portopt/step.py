@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from portopt.arithmetic import HOST
@@ -123,7 +123,7 @@ def do_step(
 ) -> tuple[Tree, OptimizerState]:
     """Do one step; see `Optimizer.apply` and `Optimizer.apply_`."""
     found, slots, overrides, moving, parameters = _check_arguments(
-        rule, params, grads, state, overrides, in_place=in_place
+        rule, cache, params, grads, state, overrides, in_place=in_place
     )
     backend, definition, leaves, _ = found
     groups = grouped_by_program(rule, overrides, parameters)
@@ -175,7 +175,7 @@ def check_step(
     plan = next((p for p in cache.plans if p.fits(params, grads, state)), None)
     finished_steps(state.step, further=1)
     if plan is None:
-        checked = _check_arguments(rule, params, grads, state, overrides, in_place=True)
+        checked = _check_arguments(rule, cache, params, grads, state, overrides, in_place=True)
         backend, overrides = checked.found.backend, checked.overrides
         program = grouped_by_program(rule, overrides, checked.parameters)[0].program
     else:
@@ -256,7 +256,14 @@ def step_scalars(
 
 
 def _check_arguments(
-    rule: Rule, params: object, grads: object, state: OptimizerState, overrides: Mapping[str, Any], *, in_place: bool
+    rule: Rule,
+    cache: StepCache,
+    params: object,
+    grads: object,
+    state: OptimizerState,
+    overrides: Mapping[str, Any],
+    *,
+    in_place: bool,
 ) -> _Arguments:
     found = leaves_of(params)
     gradients = gradients_of(found, params, grads)
@@ -274,14 +281,18 @@ def _check_arguments(
     overrides = rule.check_overrides(overrides) | dict.fromkeys(inputs, True)
     moving = [i for i, g in enumerate(gradients) if g is not None]
     parameters = []
-    for arrays, described in zip(zip(*trees.values(), strict=True), zip(*infos.values(), strict=True), strict=True):
+    rows = zip(zip(*trees.values(), strict=True), zip(*infos.values(), strict=True), strict=True)
+    places = cache.places
+    for number, (arrays, described) in enumerate(rows):
         if arrays[1] is None:  # the gradient
             continue
+        pairs: tuple[Iterable[tuple[str, Any]], Iterable[tuple[str, Any]]]
         if None in described:
             held = {name: (a, info) for name, a, info in zip(trees, arrays, described, strict=True) if info is not None}
-            parameters.append(Leaf(((n, a) for n, (a, _) in held.items()), ((n, i) for n, (_, i) in held.items())))
+            pairs = ((n, a) for n, (a, _) in held.items()), ((n, i) for n, (_, i) in held.items())
         else:
-            parameters.append(Leaf(zip(trees, arrays, strict=True), zip(trees, described, strict=True)))
+            pairs = zip(trees, arrays, strict=True), zip(trees, described, strict=True)
+        parameters.append(Leaf(*pairs, number, None if places is None else places[number]))
     if in_place:
         backend = found.backend
         backend.check_in_place(parameters, lambda i: backend.trees.paths(params)[moving[i]])

@@ -221,9 +221,10 @@ class ArrayAPIBackend:
             of_parameter = None
             if not program.is_elementwise:
                 of_parameter = ParameterScalars(
-                    scalars, self.reductions(compute), functools.partial(self._rounded_like, compute, like)
+                    scalars, self.reductions(compute), functools.partial(self._rounded_like, compute, like), leaf.place
                 )
-            yield leaf, interpret(program, self.primitives(compute), leaf, rounded[key], of_parameter)
+            primitives = self.primitives(compute).widened_by(lambda: self.primitives("float64"))
+            yield leaf, interpret(program, primitives, leaf, rounded[key], of_parameter)
 
     def _rounded_like(self, compute_dtype: str, like: Any, value: Any) -> Any:
         return self.rounded_scalar(value, compute_dtype, like)

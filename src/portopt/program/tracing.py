@@ -10,6 +10,7 @@ from typing import Any, NoReturn, Protocol
 
 from portopt.program.builder import Builder, Node, UnsupportedOperationError
 from portopt.program.canonical import canonicalize
+from portopt.program.draws import KEY
 from portopt.program.facts import Facts
 from portopt.program.ir import Dim, Kind, Program
 from portopt.program.named_values import Coefficients, Slots
@@ -41,6 +42,10 @@ class TracedRule(Protocol):
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the arrays that a step may be given for each parameter beside the gradient."""
+
+    @property
+    def draws(self) -> Mapping[str, str]:
+        """Names of the random numbers that it needs for each element, and their distributions."""
 
     @property
     def totals(self) -> Callable[..., Mapping[str, Any]] | None:
@@ -678,13 +683,17 @@ def trace(
     inputs = {name: load(name) if name in active else None for name in optimizer.inputs}
     state_scalars = {name: scalar_input(name) for name in optimizer.scalar_slots}
     t = scalar_input("t", Kind.INTEGER)
+    kept_scalars = dict(state_scalars)
+    if optimizer.draws:
+        # The key of all steps is the same, and no concern of the rule.
+        inputs |= _drawn(builder, optimizer.draws, state_scalars.pop(KEY), t)
 
     totals: dict[str, Scalar] = {}
     if symbolic.totals is not None:
         known = Coefficients(t=t, **state_scalars)
         totals = _totals(optimizer, builder, symbolic.totals(namespace, parameter, gradient, symbols, known, **inputs))
     coefficients = _coefficients(optimizer, symbolic.coefficients(t, **state_scalars, **totals))
-    outputs = {name: coefficients.pop(name, state_scalars[name]) for name in state_scalars}
+    outputs = {name: coefficients.pop(name, scalar) for name, scalar in kept_scalars.items()}
     result = symbolic.update(namespace, parameter, gradient, symbols, Coefficients(**coefficients), **inputs)
     updated, new_slots = _returned(optimizer, result, tuple(kept))
     return canonicalize(
@@ -698,6 +707,18 @@ def trace(
             scalar_outputs={n: builder.scalar(v.value if isinstance(v, Scalar) else v) for n, v in outputs.items()},
         )
     )
+
+
+def _drawn(builder: Recorder, draws: Mapping[str, str], key: Scalar, t: Scalar) -> dict[str, ArraySymbol]:
+    return {
+        name: ArraySymbol(
+            builder,
+            builder.record(
+                f"draw_{distribution}", Kind.ARRAY, *map(builder.scalar, (key.value, t.value, stream)), label=name
+            ),
+        )
+        for stream, (name, distribution) in enumerate(draws.items())
+    }
 
 
 _TOTALS = {"sum": "total_sum", "max": "total_max", "norm": "total_norm"}
