@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from portopt.arithmetic import HOST
@@ -286,13 +286,14 @@ def _check_arguments(
     for number, (arrays, described) in enumerate(rows):
         if arrays[1] is None:  # the gradient
             continue
-        pairs: tuple[Iterable[tuple[str, Any]], Iterable[tuple[str, Any]]]
+        place = None if places is None else places[number]
         if None in described:
             held = {name: (a, info) for name, a, info in zip(trees, arrays, described, strict=True) if info is not None}
-            pairs = ((n, a) for n, (a, _) in held.items()), ((n, i) for n, (_, i) in held.items())
+            known = ((n, i) for n, (_, i) in held.items())
+            parameters.append(Leaf(((n, a) for n, (a, _) in held.items()), known, number, place))
         else:
-            pairs = zip(trees, arrays, strict=True), zip(trees, described, strict=True)
-        parameters.append(Leaf(*pairs, number, None if places is None else places[number]))
+            all_known = zip(trees, described, strict=True)
+            parameters.append(Leaf(zip(trees, arrays, strict=True), all_known, number, place))
     if in_place:
         backend = found.backend
         backend.check_in_place(parameters, lambda i: backend.trees.paths(params)[moving[i]])
