@@ -233,7 +233,7 @@ def function_experiment(dtype: str) -> Experiment:
     return Experiment(f"primitives/functions/{dtype}", run, inputs)
 
 
-_DRAWN_SHAPES = ((40, 3), (), (0, 2), (257,))
+_DRAWN_SHAPES = ((40, 3), (257,))
 """Shapes of the parameters for which random numbers are drawn."""
 
 
