@@ -140,7 +140,11 @@ def _part() -> Any:
 def _run(source: str, lines: int, elements: int, *values: int) -> None:
     """Call a kernel for so many lines of altogether so many elements, in threads if that is worth their while."""
     function = _kernel(source)
-    parts = 1 if threads.is_small(elements) else min(threads.get_num_threads(), elements // threads.ELEMENTS_PER_THREAD, lines)
+    parts = (
+        1
+        if threads.is_small(elements)
+        else min(threads.get_num_threads(), elements // threads.ELEMENTS_PER_THREAD, lines)
+    )
     size = -(-lines // parts)
     words = [
         word

@@ -1,0 +1,67 @@
+"""Parameters as matrices: which ones rules of matrices take, and in which axes; and how a matrix is made orthogonal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+LAYOUTS = ("2-D", "OIHW", "HWIO", "stacked")
+"""Which parameters are matrices, and how.
+
+- `"2-D"`: those of two axes, as they are.
+- `"OIHW"`: those of two and more; the first axis are the outputs, and all others together the inputs (kernels of torch).
+- `"HWIO"`: those of two and more; the last axis are the outputs, and all others together the inputs (kernels of Keras and JAX).
+- `"stacked"`: those of two and more; the last two axes are a matrix, and the others count such (layers, heads, experts).
+"""
+
+
+def is_matrix(layout: str, shape: Sequence[int]) -> bool:
+    """Tell whether a parameter of a shape is a matrix, or several."""
+    return len(shape) == 2 or (len(shape) > 2 and layout != "2-D")
+
+
+def matrix_shape(layout: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of a parameter that is a matrix, as one: batches, if there are any, rows, columns."""
+    match layout:
+        case "OIHW":
+            return shape[0], math.prod(shape[1:])
+        case "HWIO":
+            return math.prod(shape[:-1]), shape[-1]
+        case _:
+            return tuple(shape)
+
+
+def outputs_and_inputs(layout: str, shape: Sequence[int], *, rows_are_outputs: bool) -> tuple[int, int]:
+    """Return how many outputs and inputs a parameter that is a matrix has; `rows_are_outputs` if no layout says it."""
+    rows, columns = matrix_shape(layout, shape)[-2:]
+    return (rows, columns) if layout == "OIHW" or (rows_are_outputs and layout != "HWIO") else (columns, rows)
+
+
+def orthogonalized(xp: Any, x: Any, coefficients: tuple[Any, Any, Any], steps: int) -> Any:
+    """Return `x` with its singular values brought near 1 by Newton-Schulz steps; those of `x` are at most 1.
+
+    One step is `A = X X'`, `X = a X + (b A + c A A) X`; of a matrix with more rows than columns, X is the transpose.
+
+    Args:
+        xp: the namespace of a rule's `update`.
+        x: matrices, in the last two axes.
+        coefficients: (a, b, c).
+        steps: how many.
+
+    Reference:
+        Jordan and others, "Muon: an optimizer for hidden layers in neural networks", 2024,
+        https://kellerjordan.github.io/posts/muon/
+    """
+    a, b, c = coefficients
+    is_tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if is_tall else x
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.mT if is_tall else x
+
+
+def frobenius_norm(xp: Any, x: Any) -> Any:
+    """Return the Frobenius norm of each matrix: a scalar of the parameter if it is one matrix, else a narrow array."""
+    return xp.linalg.vector_norm(x) if x.ndim == 2 else xp.linalg.vector_norm(x, axis=(-2, -1), keepdims=True)
