@@ -19,7 +19,7 @@ def results() -> list[list[Array]]:
     norm = muon.ops.norm
 
     def norm_in_float64(x: Any, **options: Any) -> Any:
-        exact = jnp.linalg.norm(x, **options)
+        exact = jnp.linalg.norm(keras.ops.convert_to_tensor(x), **options)
         assert np.allclose(norm(x, **options), exact, rtol=1e-6)
         return exact
 

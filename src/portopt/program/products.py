@@ -24,6 +24,7 @@ what is lost below the smallest normal number. docs/arithmetic.md has the proof.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -68,7 +69,7 @@ def product_shape(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
         b: shape of the right one: batches, inner axis, columns.
 
     Raises:
-        ValueError: an operand is no matrix, the inner axes have different lengths, or the batches do.
+        ValueError: an operand is no matrix, the inner axes have different lengths, or the batches do not broadcast.
     """
     if len(a) < 2 or len(b) < 2:
         raise ValueError(
@@ -80,11 +81,14 @@ def product_shape(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
             f"a product of shapes {tuple(a)} and {tuple(b)} adds over the last axis of the first and the last but one of "
             f"the second, which have {a[-1]} and {b[-2]} elements; transpose one with .mT, or reshape it"
         )
-    if tuple(a[:-2]) != tuple(b[:-2]):
-        raise ValueError(
-            f"the axes before the last two are batches, which must be the same, but the shapes are {tuple(a)} and {tuple(b)}"
-        )
-    return (*a[:-1], b[-1])
+    ahead = itertools.zip_longest(reversed(a[:-2]), reversed(b[:-2]), fillvalue=1)
+    batches = [max(lengths) if 0 not in lengths else 0 for lengths in ahead]
+    for batch in (a[:-2], b[:-2]):
+        if any(n not in (1, length) for n, length in zip(reversed(batch), batches, strict=False)):
+            raise ValueError(
+                f"the axes before the last two are batches, which must broadcast, but the shapes are {tuple(a)} and {tuple(b)}"
+            )
+    return (*reversed(batches), a[-2], b[-1])
 
 
 def slice_bits(inner: int) -> int:

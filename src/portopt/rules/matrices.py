@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LAYOUTS = ("2-D", "OIHW", "HWIO", "stacked")
@@ -38,25 +38,22 @@ def outputs_and_inputs(layout: str, shape: Sequence[int], *, rows_are_outputs: b
     return (rows, columns) if layout == "OIHW" or (rows_are_outputs and layout != "HWIO") else (columns, rows)
 
 
-def orthogonalized(xp: Any, x: Any, coefficients: tuple[Any, Any, Any], steps: int) -> Any:
+def orthogonalized(x: Any, steps: Sequence[tuple[Any, Any, Any]]) -> Any:
     """Return `x` with its singular values brought near 1 by Newton-Schulz steps; those of `x` are at most 1.
 
     One step is `A = X X'`, `X = a X + (b A + c A A) X`; of a matrix with more rows than columns, X is the transpose.
 
     Args:
-        xp: the namespace of a rule's `update`.
         x: matrices, in the last two axes.
-        coefficients: (a, b, c).
-        steps: how many.
+        steps: (a, b, c) of each step.
 
     Reference:
         Jordan and others, "Muon: an optimizer for hidden layers in neural networks", 2024,
         https://kellerjordan.github.io/posts/muon/
     """
-    a, b, c = coefficients
     is_tall = x.shape[-2] > x.shape[-1]
     x = x.mT if is_tall else x
-    for _ in range(steps):
+    for a, b, c in steps:
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x
     return x.mT if is_tall else x
@@ -65,3 +62,22 @@ def orthogonalized(xp: Any, x: Any, coefficients: tuple[Any, Any, Any], steps: i
 def frobenius_norm(xp: Any, x: Any) -> Any:
     """Return the Frobenius norm of each matrix: a scalar of the parameter if it is one matrix, else a narrow array."""
     return xp.linalg.vector_norm(x) if x.ndim == 2 else xp.linalg.vector_norm(x, axis=(-2, -1), keepdims=True)
+
+
+def adamw_step(
+    xp: Any, p: Any, g: Any, slots: Any, constants: tuple[Any, Any, Any], c: Any
+) -> tuple[Any, Mapping[str, Any]]:
+    """Return the parameter after a step of Adam as torch has it, and the slots `m` and `v`, of what is no matrix.
+
+    Args:
+        xp: the namespace of a rule's `update`.
+        p: the parameter, after weight decay.
+        g: the gradient.
+        slots: with `m` and `v`.
+        constants: decay of the mean, decay of the mean of squares, and epsilon.
+        c: with `lr_t`, the learning rate over the correction of the mean, and `root_c2`, the root of that of squares.
+    """
+    beta_1, beta_2, epsilon = constants
+    m = slots.m + (1 - beta_1) * (g - slots.m)
+    v = beta_2 * slots.v + (1 - beta_2) * xp.square(g)
+    return p - c.lr_t * m / (xp.sqrt(v) / c.root_c2 + epsilon), {"m": m, "v": v}

@@ -12,6 +12,7 @@ from portopt.hyperparameters import alias, dialect_option, fixed, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
 from portopt.rules.matrices import (
     LAYOUTS,
+    adamw_step,
     frobenius_norm,
     is_matrix,
     matrix_shape,
@@ -146,7 +147,7 @@ class Muon(DialectRule):
             return self._adamw(xp, p, g, slots, c)
         m, u = self._momentum(slots.m, g, c)
         x = xp.reshape(u, matrix_shape(self.matrices, p.shape))
-        step = orthogonalized(xp, x / self._size(xp, x), (self.ns_a, self.ns_b, self.ns_c), self.ns_steps)
+        step = orthogonalized(x / self._size(xp, x), [(self.ns_a, self.ns_b, self.ns_c)] * self.ns_steps)
         step = xp.reshape(step, p.shape)
         if self.adaptive:
             step = xp.sum(u * step) * step
@@ -212,9 +213,7 @@ class Muon(DialectRule):
         match self.dialect:
             case "torch":
                 p = p * (1 - c.adam_lr * decay) if decay else p
-                m = slots.m + (1 - beta_1) * (g - slots.m)
-                v = beta_2 * slots.v + (1 - beta_2) * xp.square(g)
-                p = p - c.lr_t * m / (xp.sqrt(v) / c.root_c2 + self.adam_epsilon)
+                return adamw_step(xp, p, g, slots, (beta_1, beta_2, self.adam_epsilon), c)
             case "keras3":
                 p = p - p * decay * c.lr if decay else p
                 m = slots.m + (g - slots.m) * (1 - beta_1)

@@ -196,8 +196,3 @@ def rescaled(integers: Any, left: Slices, right: Slices) -> Any:
     addresses = (integers.ctypes.data, out.ctypes.data, row_factors.ctypes.data)
     _run(_RESCALED, lines, integers.size, *addresses, columns, column_factors.ctypes.data, rows, 0)
     return out
-
-
-def matmul(a: Any, b: Any) -> Any:
-    left, right = slices(a, -1), slices(b, -2)
-    return rescaled(np.matmul(left.integers[0], right.integers[0]), left, right)
