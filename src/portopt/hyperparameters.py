@@ -149,7 +149,7 @@ class Hyperparameter:
     off: Any = ...
     none_means: Callable[[], float] | None = None
     at_init: bool = False
-    choices: tuple[str, ...] | tuple[int, ...] = ()
+    choices: tuple[Any, ...] = ()
     none_is_default: bool = False
 
     @property

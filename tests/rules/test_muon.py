@@ -17,6 +17,7 @@ from support.elsewhere import Elsewhere
 from support.muon_settings import CUBIC, KERAS3, OPTAX, RATE, SHAPES, gradients, parameters
 
 import portopt
+from portopt.dialects import Dialect
 
 QUINTIC = (3.4445, -4.775, 2.0315)
 
@@ -128,7 +129,7 @@ def torch_after_steps(**arguments: Any) -> list[Array]:
     for gradient in gradients():
         for tensor, g in zip(tensors, gradient, strict=False):
             tensor.grad = torch.tensor(g)
-        optimizer.step()
+        optimizer.step()  # type: ignore[no-untyped-call]  # torch's own
     return [tensor.detach().numpy() for tensor in tensors]
 
 
@@ -147,12 +148,14 @@ def test_torch_dialect_is_torchs_within_its_bfloat16(arguments: Mapping[str, Any
     assert worst(off, expected, SHAPES[:2]) > 0.03
 
 
-@pytest.mark.parametrize("dialect", portopt.Muon.dialects())
-def test_what_is_no_matrix_steps_by_adamw_of_the_dialect(dialect: str) -> None:
+each_dialect = pytest.mark.parametrize("dialect", portopt.Muon.dialects())
+
+
+@each_dialect
+def test_what_is_no_matrix_steps_by_adamw_of_the_dialect(dialect: Dialect) -> None:
     muon = portopt.Muon(RATE, dialect=dialect, adam_weight_decay=0.1)
-    expected = after_steps(
-        portopt.AdamW(RATE, dialect=dialect, weight_decay=0.1, **({"nesterov": True} if dialect == "optax" else {}))
-    )
+    ahead: Any = {"nesterov": True} if dialect == "optax" else {}
+    expected = after_steps(portopt.AdamW(RATE, dialect=dialect, weight_decay=0.1, **ahead))
     for ours, theirs in zip(after_steps(muon)[2:], expected[2:], strict=True):
         assert_same_bits(ours, theirs)
     state = muon.init(parameters())
@@ -177,8 +180,8 @@ def stepped(optimizer: portopt.Optimizer, p: Array, g: Array) -> Array:
     return result
 
 
-@pytest.mark.parametrize("dialect", portopt.Muon.dialects())
-def test_kernels_are_matrices_of_outputs_and_inputs(dialect: str) -> None:
+@each_dialect
+def test_kernels_are_matrices_of_outputs_and_inputs(dialect: Dialect) -> None:
     p, g = ordinary((6, 2, 3, 4), "float32", 0), ordinary((6, 2, 3, 4), "float32", 1)
 
     def optimizer(layout: str) -> portopt.Optimizer:
@@ -194,8 +197,8 @@ def test_kernels_are_matrices_of_outputs_and_inputs(dialect: str) -> None:
     assert_same_bits(by_keras.transpose(3, 2, 0, 1), by_torch)
 
 
-@pytest.mark.parametrize("dialect", portopt.Muon.dialects())
-def test_stacked_matrices_step_each_by_itself(dialect: str) -> None:
+@each_dialect
+def test_stacked_matrices_step_each_by_itself(dialect: Dialect) -> None:
     p, g = ordinary((3, 2, 4, 5), "float32", 0), ordinary((3, 2, 4, 5), "float32", 1)
     g[1, 0] = 0.0
     together = stepped(portopt.Muon(RATE, dialect=dialect, matrices="stacked"), p, g)

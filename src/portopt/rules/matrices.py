@@ -16,9 +16,9 @@ LAYOUTS = ("2-D", "OIHW", "HWIO", "stacked")
 """
 
 
-def is_matrix(layout: str, shape: Sequence[int]) -> bool:
-    """Tell whether a parameter of a shape is a matrix, or several."""
-    return len(shape) == 2 or (len(shape) > 2 and layout != "2-D")
+def is_matrix(layout: str, ndim: int) -> bool:
+    """Tell whether a parameter of so many axes is a matrix, or several."""
+    return ndim == 2 or (ndim > 2 and layout != "2-D")
 
 
 def matrix_shape(layout: str, shape: Sequence[int]) -> tuple[int, ...]:

@@ -120,7 +120,7 @@ class Muon(DialectRule):
 
     def slots_for(self, p: Any) -> tuple[str, ...]:
         """Matrices have no mean of squares."""
-        return ("m",) if is_matrix(self.matrices, p.shape) else ("m", "v")
+        return ("m",) if is_matrix(self.matrices, p.ndim) else ("m", "v")
 
     def coefficients(self, t: Any) -> Mapping[str, Any]:
         lr = self.learning_rate_at(t)
@@ -131,7 +131,7 @@ class Muon(DialectRule):
                 return {"lr": lr, "lr_t": adam / c1, "adam_lr": adam, "root_c2": sqrt(c2)}
             case "keras3":
                 return {"lr": lr, "lr_t": lr * self.adam_lr_ratio * sqrt(c2) / c1}
-            case "optax":
+            case _:
                 return {
                     "lr": lr,
                     "adam_lr": lr if self.adam_learning_rate is None else self.adam_learning_rate,
@@ -143,7 +143,7 @@ class Muon(DialectRule):
                 }
 
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
-        if not is_matrix(self.matrices, p.shape):
+        if not is_matrix(self.matrices, p.ndim):
             return self._adamw(xp, p, g, slots, c)
         m, u = self._momentum(slots.m, g, c)
         x = xp.reshape(u, matrix_shape(self.matrices, p.shape))

@@ -92,7 +92,7 @@ class NorMuon(Optimizer):
 
     def slots_for(self, p: Any) -> tuple[str, ...]:
         """Matrices have a mean of squares a row, and all others one an element."""
-        return ("m", "row") if is_matrix(self.matrices, p.shape) else ("m", "v")
+        return ("m", "row") if is_matrix(self.matrices, p.ndim) else ("m", "v")
 
     def inputs_of(self, p: Any) -> tuple[int, ...]:
         """Return the axes along which a row of a matrix lies."""
@@ -110,7 +110,7 @@ class NorMuon(Optimizer):
 
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
         p = p * (1 - c.lr * self.weight_decay) if self.weight_decay else p
-        if not is_matrix(self.matrices, p.shape):
+        if not is_matrix(self.matrices, p.ndim):
             return adamw_step(xp, p, g, slots, (self.adam_beta_1, self.adam_beta_2, self.epsilon), c)
         m = self.momentum * slots.m + g
         u = xp.reshape(g + self.momentum * m if self.nesterov else m, matrix_shape(self.matrices, p.shape))

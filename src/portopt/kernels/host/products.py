@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -186,12 +187,14 @@ def slices(x: Any, axis: int) -> Slices:
     return Slices((out,), scratch[:lines].reshape((*x.shape[:-2], 1, columns)), axis, bits)
 
 
-def rescaled(integers: Any, left: Slices, right: Slices) -> Any:
-    """Return the float32 product, given the integer product of two operands' slices."""
-    integers = np.ascontiguousarray(integers)
+def rescaled(products: Sequence[Any], left: Slices, right: Slices) -> Any:
+    """Return the float32 product, given the one integer product of two operands' slices."""
+    integers = np.ascontiguousarray(products[0])
     rows, columns = integers.shape[-2:]
     lines = integers.size // columns
-    row_factors, column_factors = map(np.ascontiguousarray, (left.factor, right.factor))
+    batches = integers.shape[:-2]
+    row_factors = np.ascontiguousarray(np.broadcast_to(left.factor, (*batches, rows, 1)))
+    column_factors = np.ascontiguousarray(np.broadcast_to(right.factor, (*batches, 1, columns)))
     out = np.empty(integers.shape, np.float32)
     addresses = (integers.ctypes.data, out.ctypes.data, row_factors.ctypes.data)
     _run(_RESCALED, lines, integers.size, *addresses, columns, column_factors.ctypes.data, rows, 0)
