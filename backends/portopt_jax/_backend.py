@@ -197,6 +197,9 @@ class JaxBackend:
             "multiply": lambda a, b: scalars.flush_product(a, b, smallest, scale),
             "divide": lambda a, b: scalars.flush_quotient(a, scalars.hidden_divisor(a, b), smallest, scale),
             "sqrt": lambda a: scalars.flush(scalars.square_root(scalars.constant_at_zero(a)), smallest),
+            "float64": lambda: self._jax.enable_x64(True),
+            "constant": self._constant,
+            "arange": lambda count, like: self._jnp.arange(count, dtype="int64"),
             # See _fences.py.
             "plain_divide": lambda a, b: a / scalars.hidden_divisor(a, b),
             "plain_sqrt": lambda a: self._jnp.sqrt(scalars.constant_at_zero(a)),
@@ -206,6 +209,11 @@ class JaxBackend:
             # XLA's CPU code flushes sums in hardware; a comparison for each would double the time.
             overrides |= {"add": lambda a, b: a + b, "subtract": lambda a, b: a - b}
         return Primitives(self._jnp, self._jnp.dtype(compute_dtype), compute_dtype, overrides)
+
+    def _constant(self, value: float, like: Any) -> Any:
+        """Return a number as an array like another one, hidden from XLA where it compiles."""
+        constant = self._jnp.asarray(value, like.dtype)
+        return self._jnp.where(self._scalars.never(like), 1.0, constant) if self._is_traced(like) else constant
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         self._refuse_abstract(gradients)

@@ -92,4 +92,9 @@ def elementary_function(primitives: Any, name: str, *operands: Any) -> Any:
         wide = primitives.wide
         values = [wide.xp.astype(x, wide.dtype) for x in operands]
         result = elementary.FUNCTIONS[name](ArrayArithmetic(wide, values[0]), *values)
-        return result if wide is primitives else primitives.load(result)
+        return rounded_to_compute(primitives, result)
+
+
+def rounded_to_compute(primitives: Any, x: Any) -> Any:
+    """Return a float64 array rounded once to the compute dtype of operations."""
+    return x if primitives.compute_dtype == "float64" else primitives.load(x)
