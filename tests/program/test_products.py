@@ -28,7 +28,7 @@ def primitives_of(backend: Any, dtype: str) -> tuple[Primitives, Primitives]:
 
 
 def product(a: Array, b: Array) -> Array:
-    with np.errstate(all="ignore"):
+    with portopt.interpreted(), np.errstate(all="ignore"):
         primitives, wide = primitives_of(NUMPY, str(a.dtype))
         result: Array = products.matmul(primitives, wide, primitives.load(a), primitives.load(b))
     return result

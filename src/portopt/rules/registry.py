@@ -12,8 +12,6 @@ from portopt.rules.adamax import Adamax as Adamax
 from portopt.rules.nadam import Nadam as Nadam
 from portopt.rules.signum import Signum as Signum
 from portopt.rules.adamw import AdamW as AdamW
-from portopt.rules.muon import Muon as Muon
-from portopt.rules.normuon import NorMuon as NorMuon
 # isort: on
 
 RULES: tuple[type[_Optimizer], ...] = tuple(
