@@ -395,7 +395,7 @@ def epsilon_hyperparameter(*, default: float | PerDialect | None = None, kw_only
     return Hyperparameter(default, Range(at_least=0), kw_only=kw_only, none_means=epsilon)
 
 
-def seed_hyperparameter(*, default: int = 0, kw_only: bool = True) -> Any:
+def seed_hyperparameter(*, default: int, kw_only: bool = True) -> Any:
     """Declare `seed`, an integer in [0, 2**53), which a rule that draws random numbers has.
 
     Args:
@@ -406,7 +406,7 @@ def seed_hyperparameter(*, default: int = 0, kw_only: bool = True) -> Any:
         >>> import numpy as np, portopt
         >>> class Jittered(portopt.Optimizer):
         ...     draws = {"noise": "normal"}
-        ...     seed: int = portopt.seed_hyperparameter()
+        ...     seed: int = portopt.seed_hyperparameter(default=0)
         ...
         ...     def update(self, xp, p, g, slots, c, noise):
         ...         return p - c.lr * (g + 0.01 * noise), {}

@@ -44,7 +44,7 @@ class NoisySGD(Optimizer):
 
     eta: float = hyperparameter(default=0.01, at_least=0, kw_only=False)
     gamma: float = hyperparameter(default=0.55, at_least=0, kw_only=False)
-    seed: int = seed_hyperparameter()
+    seed: int = seed_hyperparameter(default=0)
 
     def coefficients(self, t: Any) -> Mapping[str, Any]:
         return {"lr": self.learning_rate_at(t), "deviation": sqrt(self.eta / t**self.gamma)}
