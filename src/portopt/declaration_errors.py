@@ -161,8 +161,8 @@ def check_draws(owner: type, draws: Any, hyperparameters: Mapping[str, Hyperpara
         )
     if draws and SEED not in hyperparameters:
         raise TypeError(
-            f"{owner.__name__} draws {', '.join(draws)}, but has no seed: write `seed: int = portopt.seed_hyperparameter(default=0)` in "
-            "the body of the class"
+            f"{owner.__name__} draws {', '.join(draws)}, but has no seed: write `seed: int = "
+            "portopt.seed_hyperparameter(default=0)` in the body of the class"
         )
 
 
