@@ -13,6 +13,7 @@ from portopt.program.ir import DRAWS, GIVEN, PRODUCTS, REDUCTIONS, Dim, Op, Prog
 from portopt.program.primitives import Primitives
 from portopt.program.products import SlicedOperands
 from portopt.program.reductions import Reductions
+from portopt.program.segments import Segment, fused_schedule, plain_schedule
 
 
 class StepScalars(Sequence[Any]):
@@ -107,7 +108,19 @@ def interpret(
     shape = tuple(arrays["p"].shape)
     of_parameter = program.parameter_scalars
     sliced = SlicedOperands(program)
-    for i, op in enumerate(program.ops):
+    fused = primitives.fused
+    schedule = plain_schedule(program) if fused is None else fused_schedule(program)
+    for i, done in zip(schedule.steps, schedule.done, strict=True):
+        if isinstance(i, Segment):
+            assert fused is not None  # or there would be no segments
+            given = [arrays[j] if isinstance(j, str) else values[j] for j in i.arrays]
+            numbers = [float(_operand(program, j, values, parameter)) for j in i.scalars]
+            for j, value in zip(i.outputs, fused(i.program, given, numbers), strict=True):
+                values[j] = value
+            for j in done:
+                values[j] = None
+            continue
+        op = program.ops[i]
         if i in of_parameter:
             operands = [_operand(program, j, values, parameter) for j in op.args]
             if op.name in REDUCTIONS:
@@ -140,7 +153,7 @@ def interpret(
                     values[i] = primitives.xp.reshape(whole[0], shape_of(op.dims, shape))
             else:
                 values[i] = getattr(primitives, op.name)(*operands)
-        for j in last_use.get(i, ()):
+        for j in done:
             values[j] = None
     return {
         name: _without_axes(primitives.xp, values[i], program.ops[i].dims, arrays, name)
