@@ -11,7 +11,7 @@ from portopt import Optimizer, OptimizerState
 from portopt.arithmetic.dtypes import slot_dtypes
 from portopt_torch._backend import backend
 from portopt_torch._saved_state import finished_steps, number_of, tensor_of
-from portopt_torch._sharded import is_sharded, local_part
+from portopt_torch._sharded import is_sharded, local_part, place_of
 
 
 class Batch:
@@ -22,6 +22,7 @@ class Batch:
         parameters: the parameters.
         states: the state of each, as `torch.optim.Optimizer.state` holds it.
         indices: the places of the parameters among those of the group that move.
+        numbers: of the parameters among all of the optimizer.
         everything: whether these are all of them.
     """
 
@@ -31,10 +32,13 @@ class Batch:
         parameters: Sequence[Any],
         states: Sequence[dict[str, Any]],
         indices: Sequence[int],
+        numbers: Sequence[int],
         *,
         everything: bool,
     ) -> None:
         self._rule = rule
+        if rule.draws:
+            rule.place_parameters(list(map(place_of, numbers, parameters)))
         self._parameters = parameters
         self._states = states
         self._indices = None if everything else indices
@@ -112,6 +116,7 @@ class Batches:
         copies: copies of it from earlier batches of the group, which have traced its programs.
         parameters: the parameters that move.
         states: the state of each.
+        numbers: of the parameters among all of the optimizer.
     """
 
     def __init__(
@@ -120,6 +125,7 @@ class Batches:
         copies: list[Optimizer],
         parameters: Sequence[Any],
         states: Sequence[dict[str, Any]],
+        numbers: Sequence[int],
     ) -> None:
         parts: dict[Any, list[int]] = {}
         for i, (p, state) in enumerate(zip(parameters, states, strict=True)):
@@ -131,7 +137,14 @@ class Batches:
         self.rule, self.copies = rule, copies
         self._parameters = list(parameters)
         self.batches = [
-            Batch(own, [parameters[i] for i in part], [states[i] for i in part], part, everything=len(parts) == 1)
+            Batch(
+                own,
+                [parameters[i] for i in part],
+                [states[i] for i in part],
+                part,
+                [numbers[i] for i in part],
+                everything=len(parts) == 1,
+            )
             for own, part in zip(copies, parts.values(), strict=False)
         ]
 
