@@ -10,7 +10,7 @@ from support.commands import exit_status
 
 import portopt
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt_tools.show import TARGETS, show
+from portopt_tools.show import DEFAULT_SHAPE, TARGETS, show
 
 OUTPUT = pytest.CaptureFixture[str]
 SOURCES = [target for target in TARGETS if target != "program"]
@@ -20,7 +20,7 @@ every_rule = pytest.mark.parametrize("rule", portopt.RULES, ids=lambda rule: rul
 @every_rule
 def test_the_program_of_every_rule_is_printed(rule: type[portopt.Optimizer], capsys: OUTPUT) -> None:
     assert exit_status(["show", rule.__name__.upper(), "--target", "program"]) == 0
-    assert capsys.readouterr().out == f"{rule().program()}\n"
+    assert capsys.readouterr().out == f"{rule().program(shape=DEFAULT_SHAPE)}\n"
 
 
 @every_rule
@@ -71,6 +71,7 @@ def test_a_rule_may_stand_in_a_file(tmp_path: object, capsys: OUTPUT, monkeypatc
         (['{"class_name": "Adam", "config": {"beta_1": 2}}'], "beta_1 must be in [0, 1), but 2 was"),
         (["adam", "--target", "fortran"], "invalid choice: 'fortran'"),
         (["adam", "--target", "numba", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["adam", "--shape", "3,x"], "must be lengths such as 256,512, but '3,x' was given"),
         (["adam", "--dtype", "float16"], "a program has no dtype, so --dtype float16 has no meaning"),
     ],
 )
@@ -79,6 +80,13 @@ def test_unusable_arguments_are_refused(arguments: list[str], message: str, caps
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.out == ""
+
+
+def test_a_program_that_depends_on_the_shape_is_shown_for_the_one_that_is_named(capsys: OUTPUT) -> None:
+    for shape in ("3,4", "3", ""):
+        assert exit_status(["show", "adammini", "--shape", shape]) == 0
+        expected = portopt.AdamMini().program(shape=tuple(map(int, shape.split(","))) if shape else ())
+        assert capsys.readouterr().out == f"{expected}\n"
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:
