@@ -47,6 +47,11 @@ def show(optimizer: Optimizer, target: str, dtype: str | None = None, shape: tup
         ) from error
 
 
+def _check_elementwise(program: Program) -> None:
+    if not program.is_elementwise:
+        raise NotImplementedError("its step reduces or multiplies whole arrays, which this kind of kernel does not do")
+
+
 def _key(program: Program, dtype: str, flush: Flush) -> KernelKey:
     dtypes = {**dict.fromkeys(program.array_outputs, COMPUTE_DTYPE[dtype]), "p": dtype, "g": dtype}
     return kernel_key(program, dtypes, in_place=True, flush=flush)
@@ -62,12 +67,14 @@ def _numba(program: Program, dtype: str) -> str:
 def _cuda(program: Program, dtype: str) -> str:
     from portopt.kernels.cuda.source import cuda_source
 
+    _check_elementwise(program)
     return cuda_source(program, _key(program, dtype, "where"))
 
 
 def _triton(program: Program, dtype: str) -> str:
     from portopt.kernels.triton.source import triton_source
 
+    _check_elementwise(program)
     return triton_source(program, _key(program, dtype, "where"))
 
 

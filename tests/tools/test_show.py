@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from support.commands import exit_status
+from support.elementwise import ELEMENTWISE
 
 import portopt
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
@@ -23,7 +24,7 @@ def test_the_program_of_every_rule_is_printed(rule: type[portopt.Optimizer], cap
     assert capsys.readouterr().out == f"{rule().program(shape=DEFAULT_SHAPE)}\n"
 
 
-@every_rule
+@pytest.mark.parametrize("rule", ELEMENTWISE)
 @pytest.mark.parametrize("target", SOURCES)
 @pytest.mark.parametrize("dtype", COMPUTE_DTYPE)
 def test_the_source_of_every_rule_names_its_arrays_and_dtype(
@@ -87,6 +88,12 @@ def test_a_program_that_depends_on_the_shape_is_shown_for_the_one_that_is_named(
         assert exit_status(["show", "adammini", "--shape", shape]) == 0
         expected = portopt.AdamMini().program(shape=tuple(map(int, shape.split(","))) if shape else ())
         assert capsys.readouterr().out == f"{expected}\n"
+
+
+@pytest.mark.parametrize("target", ["cuda", "triton"])
+def test_a_kernel_that_cannot_hold_reductions_is_not_shown(target: str, capsys: OUTPUT) -> None:
+    assert exit_status(["show", "lamb", "--target", target]) == 2
+    assert f"LAMB cannot be written for --target {target}: its step reduces" in capsys.readouterr().err
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:

@@ -23,8 +23,8 @@ class LAMB(DialectRule):
     - keras3: `p = p - p * weight_decay * lr`; `m = m + (g - m) * (1 - beta_1)`; `v = v + (g**2 - v) * (1 - beta_2)`;
       `u = (m / c1) / (sqrt(v / c2) + epsilon)`; `p - trust * lr * u`
 
-    The norms are those of one parameter. Weight decay is part of the direction in optax, as in the paper; in keras3 it is outside
-    of the trust ratio, and comes first. The norms are taken of that parameter.
+    The norms are those of one parameter. In optax weight decay is part of the direction, as in the paper. In keras3 it is
+    outside of the trust ratio: it comes first, and `norm(p)` is that of what it leaves.
 
     Args:
         learning_rate: in [0, inf), or a schedule.

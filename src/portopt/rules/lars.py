@@ -23,8 +23,7 @@ class LARS(DialectRule):
       `p - lr * moment`, with nesterov `p - lr * (u + momentum * moment)`
 
     The norms are those of one parameter. `trust` is 1 where one of the norms is 0. torch.optim has no LARS: the dialect torch is
-    that of timm 1.0.31, in which `trust` is always 1, and LARS gradient descent, without weight decay, unless always_adapt asks
-    otherwise.
+    that of timm 1.0.31. In it `trust` is 1 without weight decay, too, unless always_adapt asks for it.
 
     Args:
         learning_rate: in [0, inf), or a schedule.

@@ -58,13 +58,16 @@ class StableAdamW(Optimizer):
     def coefficients(self, t: Any) -> Mapping[str, Any]:
         power_1, power_2 = self.beta_1**t, self.beta_2**t
         d1, d2 = (power_1 - self.beta_1) / (power_1 - 1), (power_2 - self.beta_2) / (power_2 - 1)
-        return {"lr": self.learning_rate_at(t), "d2": d2, "part_1": 1 - d1, "part_2": 1 - d2}
+        epsilon: Any = self.epsilon
+        return {
+            "lr": self.learning_rate_at(t), "d2": d2, "part_1": 1 - d1, "part_2": 1 - d2, "smallest": epsilon * epsilon,
+        }  # fmt: skip
 
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
         square = xp.square(g)
         m = slots.m + c.part_1 * (g - slots.m)
         v = c.d2 * slots.v + c.part_2 * square
-        excess = sqrt(xp.mean(square / xp.maximum(v, self.epsilon * self.epsilon)))
+        excess = sqrt(xp.mean(square / xp.maximum(v, c.smallest)))
         rate = c.lr / maximum(1.0, excess)
         if self.weight_decay:
             p = p * (1 - rate * self.weight_decay)
