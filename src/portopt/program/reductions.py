@@ -143,7 +143,7 @@ class Reductions:
             value = arithmetic.multiply(value, arithmetic.power_of_two(unit))
             if root:
                 value = arithmetic.multiply(arithmetic.sqrt(value), arithmetic.power_of_two(half))
-            return bins.finished(arithmetic, whole, value)
+            return arithmetic.where(arithmetic.equal(whole.special, 0.0), value, whole.special)
 
     # How each is done
 
@@ -220,8 +220,14 @@ class Reductions:
 
     def _in_units(self, binned: _Binned) -> Any:
         """Return the sums that bins stand for."""
-        first, second, third = (self._xp.astype(integers, self._wide.dtype) for integers in binned.sums)
-        return ((third * 2.0**-64 + second * 2.0**-32) + first) * binned.unit
+        first, second, third = binned.sums
+        half = 2 ** (bins.WIDTH - 1)
+        carry = (third + half) // 2**bins.WIDTH
+        third, second = third - carry * 2**bins.WIDTH, second + carry
+        carry = (second + half) // 2**bins.WIDTH
+        second, first = second - carry * 2**bins.WIDTH, first + carry
+        low, middle, high = (self._xp.astype(integers, self._wide.dtype) for integers in (third, second, first))
+        return ((low * 2.0**-64 + middle * 2.0**-32) + high) * binned.unit
 
     def _finished(self, binned: _Binned, value: Any) -> Any:
         return self._wide.where(binned.special == 0.0, value, binned.special)
