@@ -17,7 +17,7 @@ from portopt.optimizer import OptimizerState
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars, interpret
 from portopt.program.primitives import Primitives
-from portopt.program.reductions import Reductions, traced_norm
+from portopt.program.reductions import Reductions
 from portopt.trees import item
 
 
@@ -243,11 +243,9 @@ class JaxBackend:
 
     def _norm(self, gradients: Sequence[Any]) -> Any:
         with self._jax.enable_x64(True):
-            loaded = [self.primitives(COMPUTE_DTYPE[str(g.dtype)]).load(g) for g in gradients if g.size]
-            if not loaded:
-                return 0.0
-            wide = [g.astype(self._jnp.float64) for g in loaded]
-            return traced_norm(self.primitives("float64"), wide, self._scalars.JaxArithmetic)
+            loaded = [self.primitives(COMPUTE_DTYPE[str(g.dtype)]).load(g) for g in gradients]
+            wide = self.primitives("float64")
+            return Reductions(wide, wide, self._scalars.JaxArithmetic).total("norm", *loaded)
 
     def update(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool

@@ -257,9 +257,9 @@ def _with(**functions: Any) -> Callable[[str], Reductions]:
 
 
 class _TwoBins(Reductions):
-    def _binned(self, x: Any, axes: tuple[int, ...], *, squared: bool) -> Any:
-        binned = super()._binned(x, axes, squared=squared)
-        return binned._replace(sums=(*binned.sums[:2], 0 * binned.sums[2]))
+    def _binned(self, *arguments: Any, **options: Any) -> Any:
+        first, second, third = super()._binned(*arguments, **options)
+        return [first, second, 0 * third]
 
 
 class _FloatSum(Reductions):
