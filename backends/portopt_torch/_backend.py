@@ -20,6 +20,7 @@ from portopt.backend import (
     Leaf,
     MemoryRange,
     Mode,
+    Work,
     described,
     is_interpreted,
 )
@@ -28,10 +29,11 @@ from portopt.interrupts import finish
 from portopt.kernels import launch
 from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.host import compiler, kernel, norm, readers, trial
+from portopt.kernels.host import products as host_products
 from portopt.kernels.host.memory import use_huge_pages
 from portopt.kernels.host.plan import make_plan
 from portopt.kernels.norm_dependence import GradientNorm
-from portopt.program import Program
+from portopt.program import Program, products
 from portopt.program.interpreter import StepScalars
 from portopt.program.primitives import Primitives
 
@@ -80,8 +82,8 @@ class TorchBackend(ArrayAPIBackend):
     def dtype_name(self, array: Any) -> str:
         return _text(array.dtype).removeprefix("torch.")
 
-    def full(self, like: Any, value: float, dtype: str) -> Any:
-        return self._empty(like.shape, self.dtype(dtype), like.device).fill_(value)
+    def full(self, like: Any, value: float, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
+        return self._empty(like.shape if shape is None else shape, self.dtype(dtype), like.device).fill_(value)
 
     def _empty(self, shape: Any, dtype: Any, device: Any) -> Any:
         tensor = self._torch.empty(shape, dtype=dtype, device=device)
@@ -110,7 +112,27 @@ class TorchBackend(ArrayAPIBackend):
         return tensor.to(device)
 
     def primitives(self, compute_dtype: str) -> Primitives:
-        return Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides={"sqrt": self._sqrt})
+        primitives = Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides={"sqrt": self._sqrt})
+        if compute_dtype == "float32" and compiler.available() and not is_interpreted():
+            primitives.sliced = self._sliced
+            primitives.rescaled = functools.partial(self._rescaled, primitives)
+        return primitives
+
+    def _sliced(self, x: Any, axis: int) -> products.Slices:
+        if x.device.type != "cpu":
+            return products.slices(self.primitives("float64"), x, axis, x.shape[axis], "float32")
+        found = host_products.slices(_memory(x, np.dtype(np.float32)), axis)
+        return found._replace(
+            integers=tuple(map(self._torch.from_numpy, found.integers)), factor=self._torch.from_numpy(found.factor)
+        )
+
+    def _rescaled(
+        self, primitives: Primitives, integers: Sequence[Any], left: products.Slices, right: products.Slices
+    ) -> Any:
+        if left.factor.device.type != "cpu":
+            return products.rescaled(primitives, primitives.wide, integers, left, right)
+        left, right = (s._replace(factor=s.factor.numpy()) for s in (left, right))
+        return self._torch.from_numpy(host_products.rescaled([n.numpy() for n in integers], left, right))
 
     def _sqrt(self, x: Any) -> Any:
         """Take the root with NumPy on the shared memory: torch's own on the CPU is not correctly rounded."""
@@ -129,17 +151,36 @@ class TorchBackend(ArrayAPIBackend):
     def stored(self, value: Any, like: Any) -> Any:
         return value.broadcast_to(like.shape).to(like.dtype, copy=True).contiguous()
 
-    def update(
-        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
-    ) -> list[dict[str, Any]]:
-        self.refuse_capture(arrays["p"] for arrays in parameters)
+    def copied(self, array: Any, dtype: str) -> Any:
+        with self.quiet():
+            return super().copied(array.detach().resolve_neg(), dtype)
+
+    def total(self, name: str, works: Sequence[Work]) -> Any:
+        self.refuse_capture(arrays["p"] for work in works for arrays in work.parameters)
+        return super().total(name, self._detached(works))
+
+    def _detached(self, works: Sequence[Work]) -> list[Work]:
         # The imaginary part of a conjugate is a view that torch negates when it is read.
-        detached = [
-            Leaf({name: tensor.detach().resolve_neg() for name, tensor in leaf.items()}, leaf.infos)
-            for leaf in described(self, parameters)
+        return [
+            Work(
+                program,
+                scalars,
+                [
+                    Leaf({name: tensor.detach().resolve_neg() for name, tensor in leaf.items()}, leaf.infos)
+                    for leaf in described(self, parameters)
+                ],
+            )
+            for program, scalars, parameters in works
         ]
+
+    def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        parameters = [arrays for work in works for arrays in work.parameters]
+        self.refuse_capture(arrays["p"] for arrays in parameters)
+        all_detached = self._detached(works)
+        program, scalars, detached = all_detached[0]
         results: list[dict[str, Any]] | None = None
-        if isinstance(scalars, StepScalars) and not is_interpreted():
+        in_kernel = len(works) == 1 and program.is_elementwise
+        if in_kernel and isinstance(scalars, StepScalars) and not is_interpreted():
             if compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in detached):
                 results = self._update_on_host(program, scalars, detached, in_place=in_place)
             elif all(self._runs_triton(arrays["p"]) for arrays in detached):
@@ -148,7 +189,7 @@ class TorchBackend(ArrayAPIBackend):
                     written = [tensor for outputs in results for tensor in outputs.values()]
                     self._torch.autograd.graph.increment_version(written)
         if results is None:
-            results = super().update(program, scalars, detached, in_place=in_place)
+            results = super().update(all_detached, in_place=in_place)
         if in_place:
             return [{n: arrays[n] for n in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
         for arrays, outputs in zip(parameters, results, strict=True):

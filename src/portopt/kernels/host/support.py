@@ -254,6 +254,7 @@ def float32_to_float16(x: Any) -> Any:
 
 NAMESPACE: dict[str, Any] = {
     "pointer_to_int64": _pointer_to(types.int64),
+    "pointer_to_uint32": _pointer_to(types.uint32),
     "pointer_to_float32": _pointer_to(types.float32),
     "pointer_to_float64": _pointer_to(types.float64),
     "pointer_to_float16": _pointer_to(types.uint16),
@@ -281,6 +282,7 @@ NAMESPACE: dict[str, Any] = {
     "object_of_call_2": _call(2, types.int64),
     "call_kernel": _call(10),
     "call_norm": _call(11),
+    "call_lines": _call(11),
     "sqrt": np.sqrt,
     "floor": np.floor,
     **{
@@ -306,6 +308,8 @@ SIGNATURES = {
     "norm": types.void(_addresses, _count, _count, _addresses, *[_count] * 5),
     # (context, params, grads, slots, inputs, step, call)
     "watch": types.void(_addresses, *[_count] * 6),
+    # (values..., start, stop)
+    "lines": types.void(*[_count] * 9),
     # (); the address of its record is the first argument, so that it can be the start of a thread
     "part": types.void(),
     # (part, records, words, count, create, join)
