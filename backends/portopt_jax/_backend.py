@@ -341,13 +341,9 @@ class JaxBackend:
 
     def total(self, name: str, works: Sequence[Work]) -> Any:
         self._refuse_abstract(array for work in works for arrays in work.parameters for array in arrays.values())
-        operation, parts = name.removeprefix("total_"), []
-        for work in works:
-            for _, compute, outputs in self._interpreted(*work):
-                with self._jax.enable_x64(True):
-                    parts.append(self.reductions(compute).partial(operation, outputs["x"]))
+        arrays = [outputs["x"] for work in works for _, _, outputs in self._interpreted(*work)]
         with self._jax.enable_x64(True):
-            return self.reductions("float64").combine(operation, parts)
+            return self.reductions("float64").total(name.removeprefix("total_"), *arrays)
 
     def reductions(self, compute_dtype: str) -> Reductions:
         """Return the reductions of arrays of a compute dtype."""
