@@ -226,6 +226,7 @@ class ArrayAPIBackend:
                     self.primitives("float64"),
                     functools.partial(self._rounded_like, compute, like),
                     self.arithmetic_of,
+                    place=leaf.place,
                 )
             primitives = self.primitives(compute).widened_by(lambda: self.primitives("float64"))
             yield leaf, interpret(program, primitives, leaf, rounded[key], of_parameter)
