@@ -18,7 +18,7 @@ from portopt.program import Program
 from portopt.program.draws import Place
 from portopt.program.interpreter import ParameterScalars, StepScalars, interpret
 from portopt.program.primitives import Primitives
-from portopt.program.reductions import Reductions, traced_norm
+from portopt.program.reductions import Reductions
 from portopt.trees import item
 
 
@@ -254,11 +254,9 @@ class JaxBackend:
 
     def _norm(self, gradients: Sequence[Any]) -> Any:
         with self._jax.enable_x64(True):
-            loaded = [self.primitives(COMPUTE_DTYPE[str(g.dtype)]).load(g) for g in gradients if g.size]
-            if not loaded:
-                return 0.0
-            wide = [g.astype(self._jnp.float64) for g in loaded]
-            return traced_norm(self.primitives("float64"), wide, self._scalars.JaxArithmetic)
+            loaded = [self.primitives(COMPUTE_DTYPE[str(g.dtype)]).load(g) for g in gradients]
+            wide = self.primitives("float64")
+            return Reductions(wide, wide, self._scalars.JaxArithmetic).total("norm", *loaded)
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         if in_place:
@@ -360,13 +358,9 @@ class JaxBackend:
 
     def total(self, name: str, works: Sequence[Work]) -> Any:
         self._refuse_abstract(array for work in works for arrays in work.parameters for array in arrays.values())
-        operation, parts = name.removeprefix("total_"), []
-        for work in works:
-            for _, compute, outputs in self._interpreted(*work):
-                with self._jax.enable_x64(True):
-                    parts.append(self.reductions(compute).partial(operation, outputs["x"]))
+        arrays = [outputs["x"] for work in works for _, _, outputs in self._interpreted(*work)]
         with self._jax.enable_x64(True):
-            return self.reductions("float64").combine(operation, parts)
+            return self.reductions("float64").total(name.removeprefix("total_"), *arrays)
 
     def reductions(self, compute_dtype: str) -> Reductions:
         """Return the reductions of arrays of a compute dtype."""

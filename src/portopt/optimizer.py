@@ -156,7 +156,7 @@ class Optimizer(DeclaredValue):
             slots: its slots, as attributes.
             c: the coefficients, as attributes.
             *args: none.
-            **kwargs: further inputs and random numbers, for rules that have `inputs` or `draws`.
+            **kwargs: each of the rule's `inputs`, None where the step has not got it, and each of its `draws`.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define update(self, xp, p, g, slots, c): it returns the new parameter and the new value "
@@ -228,7 +228,8 @@ class Optimizer(DeclaredValue):
             state: what `init` or the previous step returned.
             gradient_norm: the norm that `clipnorm` compares, a Python number or a 0-d array, where `grads` are only some of
                 the gradients that are clipped together. None: the norm of `grads`. Without `clipnorm` it changes nothing.
-            **hyperparameters: values for this step only, of any numeric hyperparameter: Python numbers or 0-d arrays.
+            **hyperparameters: values for this step only, of any numeric hyperparameter: Python numbers or 0-d arrays. And the
+                rule's further `inputs`, each a tree of arrays like `grads`; None, for a tree or a leaf, is none in this step.
 
         Raises:
             ValueError: structure, shape or device differ (the message has the path of the leaf), or a hyperparameter is
@@ -273,7 +274,7 @@ class Optimizer(DeclaredValue):
         """
         if gradient_norm is not None:
             hyperparameters[GRADIENT_NORM] = gradient_norm
-        plans = () if self.inputs else self._cache.plans
+        plans = self._cache.plans if hyperparameters.keys().isdisjoint(self.inputs) else ()
         for plan in plans:
             done = plan.step(self, params, grads, state, hyperparameters)
             if done is not None:
@@ -427,7 +428,7 @@ class Optimizer(DeclaredValue):
     def check_overrides(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Return hyperparameters given for one step under their own names; raise an error if one is no hyperparameter."""
         owner = f"{type(self).__name__}.apply"
-        checked = self._fields.values_for_step(owner, overrides)
+        checked = self._fields.values_for_step(owner, overrides, self.inputs)
         for name, value in checked.items():
             if name != GRADIENT_NORM and value is not None and not self._is_on(name):
                 self._check_slots_suffice(owner, name)
