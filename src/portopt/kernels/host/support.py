@@ -287,6 +287,7 @@ NAMESPACE: dict[str, Any] = {
     "object_of_call_0": _call(0, types.int64),
     "object_of_call_2": _call(2, types.int64),
     "call_kernel": _call(10),
+    "call_stages": _call(14),
     "call_norm": _call(12),
     "sqrt": np.sqrt,
     "floor": np.floor,
@@ -309,6 +310,8 @@ _count = types.int64
 SIGNATURES = {
     # (table, sizes, count, start, stop, inputs, step, outputs)
     "kernel": types.void(_addresses, _addresses, _count, _count, _count, _values, _count, _values),
+    # (table, sizes, count, start, stop, inputs, step, outputs, stage, workspace, part, parts)
+    "stages": types.void(_addresses, _addresses, _count, _count, _count, _values, _count, _values, *[_count] * 4),
     # (table, columns, column, sizes, count, start, stop, values, bits, sums)
     "norm": types.void(_addresses, _count, _count, _addresses, *[_count] * 3, _values, _addresses, _count),
     # (context, params, grads, slots, inputs, step, call)
