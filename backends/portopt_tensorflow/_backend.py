@@ -118,10 +118,17 @@ class TensorFlowBackend(ArrayAPIBackend):
             # A root of a normal number is normal; but a graph compiler may merge it with a quotient that follows.
             "sqrt": lambda a: xp.flush(tf.sqrt(a), smallest),
             "equal": tf.equal,
+            "constant": self._constant,
             # The graph optimizer turns not(a < b) into a >= b, which is false for a NaN.
             "logical_not": lambda a: tf.where(a, False, True),
         }
         return Primitives(xp, dtype, compute_dtype, overrides)
+
+    def _constant(self, value: float, like: Any) -> Any:
+        """Return a number as an array like another one, hidden from graph compilers."""
+        if not self._is_symbolic(like):
+            return self.xp.asarray(value, dtype=like.dtype, device=self._device(like))
+        return self._tf.where(self.xp.never(like), self._tf.ones_like(like), self.xp.asarray(value, dtype=like.dtype))
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         loaded = [self.primitives(COMPUTE_DTYPE[self.dtype_name(g)]).load(g) for g in gradients]

@@ -117,6 +117,18 @@ class Builder:
     def cos(self, a: Any) -> Node:
         return self._record_scalar("cos", a, kind=Kind.FLOAT)
 
+    def sin(self, a: Any) -> Node:
+        return self._record_scalar("sin", a, kind=Kind.FLOAT)
+
+    def tanh(self, a: Any) -> Node:
+        return self._record_scalar("tanh", a, kind=Kind.FLOAT)
+
+    def cbrt(self, a: Any) -> Node:
+        return self._record_scalar("cbrt", a, kind=Kind.FLOAT)
+
+    def atan2(self, y: Any, x: Any) -> Node:
+        return self._record_scalar("atan2", y, x, kind=Kind.FLOAT)
+
     def to_float(self, a: Any) -> Node:
         return self._record_scalar("to_float", a, kind=Kind.FLOAT)
 

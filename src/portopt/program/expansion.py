@@ -7,8 +7,6 @@ from portopt.arithmetic.host import HOST
 from portopt.program.builder import Builder, Node, rewritten
 from portopt.program.ir import FUNCTIONS, PRODUCTS, REDUCTIONS, Dim, Kind, Label, Op, Program
 
-_EXPANDED = ("exp", "log", "cos", "power")
-
 
 class _FoldingBuilder(Builder):
     """Computes what depends on constants alone at once: generated code gets shorter, and so does the time to compile it."""
@@ -27,12 +25,12 @@ class _FoldingBuilder(Builder):
 
 
 def expand_elementary(program: Program) -> Program:
-    """Return the same program with `exp`, `log`, `cos` and `power` replaced by what `elementary.py` does."""
+    """Return the same program with `exp`, `log` and the like replaced by what `elementary.py` does."""
     builder = _FoldingBuilder()
 
     def record(op: Op, args: tuple[int, ...]) -> int:
-        if op.kind.is_scalar and op.name in _EXPANDED:
-            node: Node = getattr(elementary, op.name)(builder, *map(Node, args))
+        if op.kind.is_scalar and op.name in elementary.FUNCTIONS:
+            node: Node = elementary.FUNCTIONS[op.name](builder, *map(Node, args))
             return node.index
         return builder.record(op.name, op.kind, *args, label=op.label, dims=op.dims)
 
