@@ -243,7 +243,20 @@ class _Cutter:
             if op.name in REDUCTIONS and self._program.ops[op.args[0]].dims is None:
                 level += 1
             levels.append(level)
+        # What only something after a later loop needs is done there, with it.
+        users: list[list[int]] = [[] for _ in levels]
+        for i, op in enumerate(self._program.ops):
+            for j in op.args:
+                users[j].append(i)
+        for i in reversed(range(len(levels))):
+            if users[i] and self._is_between(i) and all(map(self._is_between, users[i])):
+                levels[i] = max(levels[i], min(levels[j] - self._is_of_full(j) for j in users[i]))
         return levels
+
+    def _is_of_full(self, i: int) -> bool:
+        """Tell whether an operation is a reduction of all elements."""
+        op = self._program.ops[i]
+        return op.name in REDUCTIONS and self._program.ops[op.args[0]].dims is None
 
     def _from_loop(self, level: int) -> list[int]:
         """Return the reductions of all elements that a loop computes."""

@@ -26,11 +26,6 @@ def exponent_of(x):
     return max((((int64_of_bits(x) >> 52) - 1022 + {bins.WIDTH - 1}) // {bins.WIDTH}) * {bins.WIDTH}, {bins.LOWEST})
 
 
-def power_of_two(exponent):
-    """Return a power of two that is normal."""
-    return float64_of_bits((1023 + exponent) << 52)
-
-
 def raise_bins(bins, size, i, exponent):
     """Move what was added to the bins of a larger exponent."""
     while bins[i] < exponent:
@@ -58,41 +53,35 @@ def clear_bins(bins, size, lowest):
         bins[i] = 0
 
 
-def combine_bins(bins, others, size):
-    """Add other parts of the same sums."""
-    for i in range(size):
-        exponent = max(bins[i], others[i])
-        raise_bins(bins, size, i, exponent)
-        raise_bins(others, size, i, exponent)
-        for k in range(1, 4):
-            bins[k * size + i] += others[k * size + i]
-        bins[4 * size + i] |= others[4 * size + i]
+def combine_bins(bins, size, parts, words):
+    """Add the other parts of the same sums, each so many words after the one before."""
+    for j in range(1, parts):
+        others = part_of_int64(bins, words * j)
+        for i in range(size):
+            exponent = max(bins[i], others[i])
+            raise_bins(bins, size, i, exponent)
+            raise_bins(others, size, i, exponent)
+            for k in range(1, 4):
+                bins[k * size + i] += others[k * size + i]
+            bins[4 * size + i] |= others[4 * size + i]
 
 
-def finished(value, special):
-    """Return a result, or what special elements make of it."""
-    if special == 0:
-        return value
-    return float64_nan if special & 1 or special == 6 else float64_inf if special == 2 else float64_minus_inf
-
-
-def significand_of(bins, size, i):
-    """Return a sum in units of its first bin."""
+def sum_of(bins, size, i, shift):
+    """Return a sum, times 2**-shift."""
+    special = bins[4 * size + i]
+    if special != 0:
+        return float64_nan if special & 1 or special == 6 else float64_inf if special == 2 else float64_minus_inf
     small = float(bins[3 * size + i]) * 2.0**-64 + float(bins[2 * size + i]) * 2.0**-32
-    return small + float(bins[size + i])
+    return (small + float(bins[size + i])) * float64_of_bits((1023 - 31 + bins[i] - shift) << 52)
+'''
 
-
-def sum_of(bins, size, i):
-    """Return a sum."""
-    return finished(significand_of(bins, size, i) * power_of_two(bins[i] - 31), bins[4 * size + i])
-
+_ROOT = f'''
 
 def root_of(bins, size, i):
     """Return the root of a sum of squares."""
     half = {bins.SCALING} if bins[i] > {2 * bins.UNSCALED} else 0
     half = -{bins.SCALING} if bins[i] <= -{2 * bins.UNSCALED} else half
-    root = sqrt(significand_of(bins, size, i) * power_of_two(bins[i] - 2 * half - 31))
-    return finished(root * power_of_two(half), bins[4 * size + i])
+    return sqrt(sum_of(bins, size, i, 2 * half)) * float64_of_bits((1023 + half) << 52)
 '''
 
 _ADD = '''
@@ -110,9 +99,9 @@ def {name}(buffer, count, largest, bins, size, i):
         raise_bins(bins, size, i, exponent)
     if exponent + {all_bins} <= bins[i]:
         return
-{unit}    multiple_1 = 1.5 * power_of_two(bins[i] - shift + 21)
-    multiple_2 = 1.5 * power_of_two(bins[i] - shift - 11)
-    multiple_3 = 1.5 * power_of_two(bins[i] - shift - 43)
+{unit}    multiple_1 = 1.5 * float64_of_bits((1044 + bins[i] - shift) << 52)
+    multiple_2 = multiple_1 * 2.0**-32
+    multiple_3 = multiple_1 * 2.0**-64
     sum_1 = 0
     sum_2 = 0
     sum_3 = 0
@@ -163,22 +152,28 @@ def clear_numbers(numbers, size, first):
         numbers[i] = first
 
 
-def combine_counts(numbers, others, size):
+def combine_counts(numbers, size, parts, words):
     """Add other parts of the same counts."""
-    for i in range(size):
-        numbers[i] += others[i]
+    for j in range(1, parts):
+        others = part_of_int64(numbers, words * j)
+        for i in range(size):
+            numbers[i] += others[i]
 
 
-def combine_max(numbers, others, size):
+def combine_max(numbers, size, parts, words):
     """Take the largest of two parts."""
-    for i in range(size):
-        numbers[i] = max(numbers[i], others[i])
+    for j in range(1, parts):
+        others = part_of_int64(numbers, words * j)
+        for i in range(size):
+            numbers[i] = max(numbers[i], others[i])
 
 
-def combine_min(numbers, others, size):
+def combine_min(numbers, size, parts, words):
     """Take the smallest of two parts."""
-    for i in range(size):
-        numbers[i] = min(numbers[i], others[i])
+    for j in range(1, parts):
+        others = part_of_int64(numbers, words * j)
+        for i in range(size):
+            numbers[i] = min(numbers[i], others[i])
 
 
 def add_row_of_counts(buffer, count, numbers, first):
@@ -213,7 +208,7 @@ class Reduction(NamedTuple):
     Attributes:
         words: of what is kept, for each result.
         clear: what begins it.
-        combine: adds another part, `{others}`.
+        combine: adds the other parts.
         result: a result in float64, an integer or a truth; `{count}` is the number of elements of each.
     """
 
@@ -228,18 +223,18 @@ def reduction(name: str, real: str) -> Reduction:
     match name:
         case "sum" | "mean" | "norm":
             lowest = bins.LOWEST
-            clear, combine = f"clear_bins({{kept}}, {{size}}, {lowest})", "combine_bins({kept}, {others}, {size})"
-            return Reduction(5, clear, combine, f"{'root' if name == 'norm' else 'sum'}_of({{kept}}, {{size}}, {{i}})")
+            clear, combine = f"clear_bins({{kept}}, {{size}}, {lowest})", "combine_bins({kept}, {size}, parts, words)"
+            return Reduction(5, clear, combine, "root_of({kept}, {size}, {i})" if name == "norm" else "sum_of({kept}, {size}, {i}, 0)")
         case "max" | "min":
             first = -INFINITE[real] - 1 if name == "max" else INFINITE[real]
             return Reduction(
-                1, f"clear_numbers({{kept}}, {{size}}, {first})", f"combine_{name}({{kept}}, {{others}}, {{size}})",
+                1, f"clear_numbers({{kept}}, {{size}}, {first})", f"combine_{name}({{kept}}, {{size}}, parts, words)",
                 f"extreme_{real}({{kept}}[{{i}}])",
             )  # fmt: skip
         case _:
             result = {"count": "{kept}[{i}]", "any": "{kept}[{i}] > 0", "all": "{kept}[{i}] == {count}"}[name]
             return Reduction(
-                1, "clear_numbers({kept}, {size}, 0)", "combine_counts({kept}, {others}, {size})", result
+                1, "clear_numbers({kept}, {size}, 0)", "combine_counts({kept}, {size}, parts, words)", result
             )  # fmt: skip
 
 
@@ -249,6 +244,8 @@ def functions_source(stages: Stages, real: str) -> str:
     text = ""
     if names & {"sum", "mean", "norm"}:
         text += _COMMON
+    if "norm" in names:
+        text += _ROOT
     for squared in (False, True):
         if names & ({"norm"} if squared else {"sum", "mean"}):
             text += _adding(real, squared=squared)

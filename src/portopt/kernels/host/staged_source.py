@@ -68,10 +68,10 @@ def staged_source(program: Program, key: KernelKey) -> str:
 
 
 _WORDS = (
-    *("line", "origin", "begin", "end", "j", "workspace", "stage", "part", "parts", "values", "words", "at", "number"),
-    *("other", "bins", "buffer", "rest", "int", "numpy_int64", "float64", "sum_of", "root_of", "finished", "add", "add_row"),
-    *("add_squares", "add_row_squares", "exponent_of", "power_of_two", "raise_bins", "note_special", "clear_bins"),
-    *("combine_bins", "significand_of", "clear_numbers", "combine_counts", "combine_max", "combine_min", "max_of_row"),
+    *("line", "origin", "begin", "end", "j", "workspace", "stage", "part", "parts", "values", "words", "at", "number", "zero", "one"),
+    *("bins", "buffer", "rest", "int", "numpy_int64", "float64", "sum_of", "root_of", "add", "add_row"),
+    *("add_squares", "add_row_squares", "exponent_of", "raise_bins", "note_special", "clear_bins"),
+    *("combine_bins", "clear_numbers", "combine_counts", "combine_max", "combine_min", "max_of_row"),
     *("min_of_row", "add_row_of_counts"),
 )
 
@@ -155,6 +155,9 @@ class _Source:
             lines.append("    control = flush_subnormals()")
         lines += [f"    {line}" for line in step_scalars_source(writer)]
         lines += [
+            # Of one type with variables: numba would compile functions once more for a constant.
+            "    zero = numpy_int64(0)",
+            "    one = numpy_int64(1)",
             "    offset = 0",
             "    for k in range(count):",
             "        size = sizes[k]",
@@ -264,26 +267,20 @@ class _Source:
         calls = []
         for number, loop in enumerate(self.stages.small):
             function = self._loop(f"store_{number}", loop, "Store small results.")
-            calls += function.call("0", _size(loop.space))
+            calls += function.call("zero", _size(loop.space))
         return calls
 
     def _between(self, k: int) -> list[str]:
         """Write what is done before a loop over all elements; return the lines that do it."""
         between = self.stages.between[k]
         calls: list[str] = []
-        if between.finished:
-            function = _Function(f"combine_{k}", "Combine the parts of reductions.", ("parts", "words"))
-            for i in between.finished:
-                kept, size = function.use(self._kept_name(i)), self._use_size(function, i)
-                how = reduction(self.program.ops[i].name, self.real).combine
-                line = how.format(kept=kept, size=size, others=f"part_of_int64({kept}, words * other)")
-                function.lines += ["for other in range(1, parts):", f"    {line}"]
-            self.functions.append(function)
-            calls += function.call("parts", "words")
+        for i in between.finished:
+            how = reduction(self.program.ops[i].name, self.real).combine
+            calls.append(how.format(kept=self._kept_name(i), size=_size(self.stages.spaces[i])))
         for number, part in enumerate(between.parts):
             if isinstance(part, Loop):
                 function = self._loop(f"between_{k}_{number}", part, "Compute what has fewer elements.")
-                calls += function.call("0", _size(part.space))
+                calls += function.call("zero", _size(part.space))
             else:
                 calls += self._scalars(f"scalars_{k}_{number}", part).call()
         return calls
@@ -295,7 +292,7 @@ class _Source:
         for i in part:
             op = self.program.ops[i]
             if op.name in REDUCTIONS:
-                value = self.result(function, i, "0")
+                value = self.result(function, i, function.use("zero"))
                 value = f"({value})" if op.kind is Kind.TRUTH else value
                 function.lines.append(self.writer.assigned(i, value))
             elif op.name == "widen":
@@ -391,7 +388,7 @@ class _LoopWriter:
         if space == self.space and space:
             return "i"
         if not space:
-            return "0"
+            return self.function.use("zero")
         return f"{_at(space)} + {self.position}" if self.inner in space else _at(space)
 
     # Lines of elements
@@ -555,7 +552,7 @@ _KERNEL_ARGUMENTS = (
 
 def use_size(function: _Function, space: Space | None) -> str:
     """Return the number of elements of a space in a function."""
-    return function.use(_size(space)) if space else "1"
+    return function.use(_size(space))
 
 
 def _length(k: int) -> str:
@@ -563,7 +560,7 @@ def _length(k: int) -> str:
 
 
 def _size(space: Space | None) -> str:
-    return f"size_{'_'.join(map(str, space))}_of" if space else "1"
+    return f"size_{'_'.join(map(str, space))}_of" if space else "one"
 
 
 def _at(space: Space) -> str:
