@@ -197,6 +197,9 @@ class JaxBackend:
             "multiply": lambda a, b: scalars.flush_product(a, b, smallest, scale),
             "divide": lambda a, b: scalars.flush_quotient(a, scalars.hidden_divisor(a, b), smallest, scale),
             "sqrt": lambda a: scalars.flush(scalars.square_root(scalars.constant_at_zero(a)), smallest),
+            "float64": lambda: self._jax.enable_x64(True),
+            "constant": self._constant,
+            "arange": lambda count, like: self._jnp.arange(count, dtype="int64"),
             # See _fences.py.
             "plain_divide": lambda a, b: a / scalars.hidden_divisor(a, b),
             "plain_sqrt": lambda a: self._jnp.sqrt(scalars.constant_at_zero(a)),
@@ -206,6 +209,11 @@ class JaxBackend:
             # XLA's CPU code flushes sums in hardware; a comparison for each would double the time.
             overrides |= {"add": lambda a, b: a + b, "subtract": lambda a, b: a - b}
         return Primitives(self._jnp, self._jnp.dtype(compute_dtype), compute_dtype, overrides)
+
+    def _constant(self, value: float, like: Any) -> Any:
+        """Return a number as an array like another one, hidden from XLA where it compiles."""
+        constant = self._jnp.asarray(value, like.dtype)
+        return self._jnp.where(self._scalars.never(like), 1.0, constant) if self._is_traced(like) else constant
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         self._refuse_abstract(gradients)
@@ -341,11 +349,16 @@ class JaxBackend:
                 with self._jax.enable_x64(True):
                     parts.append(self.reductions(compute).partial(operation, outputs["x"]))
         with self._jax.enable_x64(True):
-            return Reductions.combine(operation, parts)
+            return self.reductions("float64").combine(operation, parts)
 
     def reductions(self, compute_dtype: str) -> Reductions:
         """Return the reductions of arrays of a compute dtype."""
-        return Reductions(self.primitives(compute_dtype), self.primitives("float64"), lambda x: self.arithmetic([x]))
+        return Reductions(
+            self.primitives(compute_dtype),
+            self.primitives("float64"),
+            lambda x: self.arithmetic([x]),
+            lambda: self._jax.enable_x64(True),
+        )
 
     def _x64_for(self, compute_dtype: str) -> Any:
         return self._jax.enable_x64(compute_dtype == "float64" or self._jax.config.jax_enable_x64)
@@ -364,14 +377,17 @@ class JaxBackend:
                 rounded[compute] = {i: self._rounded(scalars[j], compute, never) for i, j in program.rounded_scalars}
             of_parameter = None
             if not program.is_elementwise:
-                round_one = functools.partial(self._rounded, compute=compute, never=never)
-                of_parameter = ParameterScalars(scalars, self.reductions(compute), round_one)
-            with self._x64_for(compute):
-                yield (
-                    arrays,
-                    compute,
-                    interpret(program, self.primitives(compute), arrays, rounded[compute], of_parameter),
+                of_parameter = ParameterScalars(
+                    scalars,
+                    self.reductions(compute),
+                    self.primitives("float64"),
+                    functools.partial(self._rounded, compute=compute, never=never),
+                    lambda x: self.arithmetic([x]),
+                    lambda: self._jax.enable_x64(True),
                 )
+            with self._x64_for(compute):
+                primitives = self.primitives(compute).widened_by(lambda: self.primitives("float64"))
+                yield arrays, compute, interpret(program, primitives, arrays, rounded[compute], of_parameter)
 
     def _never(self, scalars: Sequence[Any], arrays: Arrays) -> Any:
         """Return what hides constants from XLA (see `_scalars.never`), or None where nothing is compiled together.

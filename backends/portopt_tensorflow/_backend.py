@@ -119,6 +119,7 @@ class TensorFlowBackend(ArrayAPIBackend):
             "sqrt": lambda a: xp.flush(tf.sqrt(a), smallest),
             "equal": tf.equal,
             "constant": self._constant,
+            "arange": lambda count, like: tf.range(count, dtype=tf.int64),
             # The graph optimizer turns not(a < b) into a >= b, which is false for a NaN.
             "logical_not": lambda a: tf.where(a, False, True),
         }

@@ -35,6 +35,14 @@ def max(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
     return tf.reduce_max(x, axis, keepdims)
 
 
+def bitwise_right_shift(x: Any, bits: int) -> Any:
+    return tf.bitwise.right_shift(x, tf.constant(bits, x.dtype))
+
+
+def full_like(x: Any, value: Any) -> Any:
+    return tf.fill(x.shape, tf.constant(value, x.dtype))
+
+
 def astype(x: Any, dtype: Any, *, copy: bool = True) -> Any:
     return tf.cast(x, dtype)
 

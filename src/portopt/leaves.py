@@ -67,11 +67,14 @@ def leaves_of_slot(slot: object) -> tuple[Backend, list[Any], TreeDefinition]:
 Shape = tuple[int, ...]
 
 
-def slot_shapes(rule: HasSlots, found: Leaves) -> Mapping[str, Sequence[Shape | None]]:
-    """Return the shape of each slot of each leaf, None where there is none; slots that no leaf has are left out."""
+SlotShapes = Mapping[str, Sequence[Shape | None] | None]
+"""The shape of a slot of each leaf by its name, None where there is none; None if it is that of each leaf."""
+
+
+def slot_shapes(rule: HasSlots, found: Leaves) -> SlotShapes:
+    """Return the shapes of the slots that some leaf has."""
     if are_plain(rule):
-        plain = [None if info is None else info.shape for info in found.infos]
-        return dict.fromkeys(rule.slots, plain)
+        return dict.fromkeys(rule.slots)
     shapes: dict[str, list[Shape | None]] = {name: [] for name in rule.slots}
     for info in found.infos:
         held = () if info is None else slots_of_shape(rule, info.shape)
@@ -131,16 +134,19 @@ def check_gradients(
 
 
 def check_slots(
-    found: Leaves, params: object, slots: Mapping[str, Sequence[Any]], shapes: Mapping[str, Sequence[Shape | None]]
+    found: Leaves, params: object, slots: Mapping[str, Sequence[Any]], shapes: SlotShapes
 ) -> dict[str, list[ArrayInfo | None]]:
     """Return what each array of each slot is; raise an error if one does not fit its parameter, or has not its shape."""
     described = {}
     for slot, arrays in slots.items():
         name = f"state.slots[{slot!r}]"
 
-        def misfit(i: int, array: object, name: str = name) -> Exception:
+        of_slot = shapes[slot]
+        expected = found.infos if of_slot is None else _with_shapes(found.infos, of_slot)
+
+        def misfit(i: int, array: object, name: str = name, expected: Sequence[Any] = expected) -> Exception:
             at = found.backend.trees.paths(params)[i]
-            if found.arrays[i] is not None and array is not None:
+            if expected[i] is None and found.infos[i] is not None:
                 return ValueError(
                     f"{name}{at} is an array, but this optimizer has no such slot for a parameter of the shape of params{at}: "
                     "start from init(params)"
@@ -150,12 +156,16 @@ def check_slots(
                 f"{found.backend.name}: start from init(params), or convert the state to the parameters' library"
             )
 
-        expected = [
-            info if info is None or shape == info.shape else None if shape is None else info._replace(shape=shape)
-            for info, shape in zip(found.infos, shapes[slot], strict=True)
-        ]
         described[slot] = _infos_like(found, params, arrays, name, "slots", slot_dtypes, misfit, expected)
     return described
+
+
+def _with_shapes(infos: Sequence[ArrayInfo | None], shapes: Sequence[Shape | None]) -> list[ArrayInfo | None]:
+    """Return what the arrays of a slot have to be, given what the parameters are."""
+    return [
+        None if info is None or shape is None else info._replace(shape=shape)
+        for info, shape in zip(infos, shapes, strict=True)
+    ]
 
 
 def _infos_like(

@@ -156,7 +156,7 @@ def checked_slots(rule: HasSlots, returned: Iterable[str]) -> tuple[str, ...]:
 
 def are_plain(rule: HasSlots) -> bool:
     """Tell whether every parameter has all slots, each of the parameter's shape."""
-    return not any(isinstance(name, Slot) for name in rule.slots) and hasattr(rule.slots_for, "is_default")
+    return hasattr(rule.slots_for, "is_default") and Slot not in map(type, rule.slots)
 
 
 def slot_start(rule: HasSlots, name: str) -> float | str:

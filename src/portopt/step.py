@@ -12,7 +12,7 @@ from portopt.backend import Backend, Leaf, Work
 from portopt.backend.totals import total
 from portopt.leaves import (
     Leaves,
-    Shape,
+    SlotShapes,
     check_gradients,
     check_slot_dtype,
     check_slots,
@@ -68,9 +68,10 @@ def first_state(rule: Rule, params: object, slot_dtype: str | None) -> Optimizer
 
     def first(name: str) -> Any:
         start = slot_start(rule, name)
+        of_slot = shapes[name] or [None if info is None else info.shape for info in found.infos]
         new = [
             None if dtype is None or shape is None else first_array(rule, backend, name, start, p, dtype, shape)
-            for p, dtype, shape in zip(found.arrays, dtypes, shapes[name], strict=True)
+            for p, dtype, shape in zip(found.arrays, dtypes, of_slot, strict=True)
         ]
         return backend.trees.unflatten(found.definition, new)
 
@@ -252,7 +253,9 @@ def step_scalars(
         if arithmetic is HOST:
             arithmetic = backend.arithmetic([value])
             inputs["t"] = finished = arithmetic.add(step, 1)
-    return [evaluate_scalars(program.after_totals, arithmetic, inputs) for program in programs], finished
+    if totals:
+        programs = [program.after_totals for program in programs]
+    return [StepScalars(program, arithmetic, inputs) for program in programs], finished
 
 
 def _check_arguments(
@@ -261,17 +264,21 @@ def _check_arguments(
     found = leaves_of(params)
     gradients = gradients_of(found, params, grads)
     overrides = dict(overrides)
-    further = {n: overrides.pop(n) for n in rule.inputs if overrides.get(n) is not None}
+    further: dict[str, Any] = {}
+    for name in rule.inputs:
+        if (tree := overrides.pop(name, None)) is not None:
+            further[name] = tree
     slots, shapes = _slots(rule, found, params, state)
-    inputs = {n: leaves_like(found.backend.trees, found.definition, params, tree, n) for n, tree in further.items()}
-    trees = {"p": found.arrays, "g": gradients, **inputs, **slots}
-    infos = {
-        "p": found.infos,
-        "g": check_gradients(found, params, gradients),
-        **{n: check_gradients(found, params, arrays, n) for n, arrays in inputs.items()},
-        **check_slots(found, params, slots, shapes),
-    }
-    overrides = rule.check_overrides(overrides) | dict.fromkeys(inputs, True)
+    trees, infos = (
+        {"p": found.arrays, "g": gradients},
+        {"p": found.infos, "g": check_gradients(found, params, gradients)},
+    )
+    for name, tree in further.items():
+        trees[name] = leaves_like(found.backend.trees, found.definition, params, tree, name)
+        infos[name] = check_gradients(found, params, trees[name], name)
+    trees |= slots
+    infos |= check_slots(found, params, slots, shapes)
+    overrides = rule.check_overrides(overrides) | dict.fromkeys(further, True)
     moving = [i for i, g in enumerate(gradients) if g is not None]
     parameters = []
     for arrays, described in zip(zip(*trees.values(), strict=True), zip(*infos.values(), strict=True), strict=True):
@@ -288,10 +295,8 @@ def _check_arguments(
     return _Arguments(found, slots, overrides, moving, parameters)
 
 
-def _slots(
-    rule: Rule, found: Leaves, params: object, state: OptimizerState
-) -> tuple[dict[str, list[Any]], Mapping[str, Sequence[Shape | None]]]:
-    """Return each slot of each parameter, and the shape that it has to have."""
+def _slots(rule: Rule, found: Leaves, params: object, state: OptimizerState) -> tuple[dict[str, list[Any]], SlotShapes]:
+    """Return each slot of each parameter, and the shapes that they have to have."""
     shapes = slot_shapes(rule, found)
     return slots_of(found, params, state, tuple(shapes), tuple(rule.scalar_slots), type(rule).__name__), shapes
 

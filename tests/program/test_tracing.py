@@ -408,7 +408,7 @@ def refused(update: Update, **more: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["exp", "sum", "matmul", "linalg", "float32", "mean", "reciprocal"])
+@pytest.mark.parametrize("name", ["sin", "prod", "tensordot", "float32", "sort", "reciprocal"])
 def test_unsupported_function_is_named_and_the_supported_are_listed(name: str) -> None:
     message = refused(lambda xp, p, g, slots, c: getattr(xp, name)(g))
     assert message.startswith(f"a rule used xp.{name}, which programs cannot hold; supported are xp.abs, xp.add, ")
@@ -417,7 +417,7 @@ def test_unsupported_function_is_named_and_the_supported_are_listed(name: str) -
     assert "the operators + - * / **" in message
 
 
-@pytest.mark.parametrize("name", ["shape", "T", "dtype", "sum", "astype", "ndim"])
+@pytest.mark.parametrize("name", ["T", "dtype", "sum", "astype", "flat"])
 def test_array_attribute_is_refused(name: str) -> None:
     message = refused(lambda xp, p, g, slots, c: getattr(g, name))
     assert message.startswith(f"a rule used the array attribute .{name}, which programs cannot hold")
@@ -431,7 +431,6 @@ def test_array_attribute_is_refused(name: str) -> None:
         ("//", lambda xp, g: g // 2),
         ("%", lambda xp, g: g % 2),
         ("**", lambda xp, g: 2**g),
-        ("@", lambda xp, g: g @ g),
         ("[", lambda xp, g: g[0]),
         ("float", lambda xp, g: float(g)),
         ("iter", lambda xp, g: list(g)),
@@ -534,12 +533,12 @@ def test_function_without_an_array_is_refused() -> None:
     assert message == "xp.sqrt was called without an array: on scalars use the functions of portopt.scalars"
 
 
-@pytest.mark.parametrize("exponent", [0, -1, 0.5, True, 2.5, float("nan"), "2"], ids=repr)
+@pytest.mark.parametrize("exponent", [0, -1, True, "2"], ids=repr)
 def test_power_that_is_no_positive_integer_is_refused(exponent: Any) -> None:
     message = refused(lambda xp, p, g, slots, c: g**exponent)
     assert message == (
-        f"a rule raised an array to the power {exponent!r}: allowed are positive integers, as repeated products; "
-        "use xp.sqrt for a root and a division for a negative power"
+        f"a rule raised an array to the power {exponent!r}: allowed are positive integers, as repeated products, and real "
+        "numbers that are no integers; use a division for a negative integer power"
     )
 
 
@@ -683,7 +682,7 @@ def test_a_rule_may_ask_whether_there_is_a_slot_or_a_coefficient() -> None:
 
 
 def test_error_in_a_rule_leaves_the_arrays_alone() -> None:
-    optimizer = rule(lambda xp, p, g, slots, c: xp.exp(g))
+    optimizer = rule(lambda xp, p, g, slots, c: xp.sin(g))
     p = np.ones(2)
     with pytest.raises(UnsupportedOperationError):
         optimizer.apply_(p, p, portopt.OptimizerState(0, {}))

@@ -193,7 +193,7 @@ class ArrayAPIBackend:
                 for leaf, outputs in self._interpreted(work):
                     reductions = self.reductions(COMPUTE_DTYPE[leaf.dtypes["p"]])
                     parts.append(reductions.partial(operation, outputs["x"]))
-            return Reductions.combine(operation, parts)
+            return self.reductions("float64").combine(operation, parts)
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         results = []
@@ -221,9 +221,14 @@ class ArrayAPIBackend:
             of_parameter = None
             if not program.is_elementwise:
                 of_parameter = ParameterScalars(
-                    scalars, self.reductions(compute), functools.partial(self._rounded_like, compute, like)
+                    scalars,
+                    self.reductions(compute),
+                    self.primitives("float64"),
+                    functools.partial(self._rounded_like, compute, like),
+                    self.arithmetic_of,
                 )
-            yield leaf, interpret(program, self.primitives(compute), leaf, rounded[key], of_parameter)
+            primitives = self.primitives(compute).widened_by(lambda: self.primitives("float64"))
+            yield leaf, interpret(program, primitives, leaf, rounded[key], of_parameter)
 
     def _rounded_like(self, compute_dtype: str, like: Any, value: Any) -> Any:
         return self.rounded_scalar(value, compute_dtype, like)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from portopt.arithmetic import elementary
 from portopt.arithmetic.host import HOST
-
-if TYPE_CHECKING:
-    from portopt.program.primitives import Primitives
 
 
 class ArrayArithmetic:
@@ -19,7 +16,7 @@ class ArrayArithmetic:
         like: one of the arrays, on whose device constants are made.
     """
 
-    def __init__(self, wide: Primitives, like: Any) -> None:
+    def __init__(self, wide: Any, like: Any) -> None:
         self._wide = wide
         self._like = like
         self._constants: dict[float, Any] = {}
@@ -83,7 +80,7 @@ def _is_number(value: Any) -> bool:
     return type(value) in (float, int, bool)
 
 
-def elementary_function(primitives: Primitives, name: str, *operands: Any) -> Any:
+def elementary_function(primitives: Any, name: str, *operands: Any) -> Any:
     """Return a function of `elementary.FUNCTIONS` of arrays in the compute dtype.
 
     Args:
@@ -95,4 +92,9 @@ def elementary_function(primitives: Primitives, name: str, *operands: Any) -> An
         wide = primitives.wide
         values = [wide.xp.astype(x, wide.dtype) for x in operands]
         result = elementary.FUNCTIONS[name](ArrayArithmetic(wide, values[0]), *values)
-        return result if wide is primitives else primitives.load(result)
+        return rounded_to_compute(primitives, result)
+
+
+def rounded_to_compute(primitives: Primitives, x: Any) -> Any:
+    """Return a float64 array rounded once to the compute dtype of operations."""
+    return x if primitives.compute_dtype == "float64" else primitives.load(x)

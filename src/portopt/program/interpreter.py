@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from portopt.arithmetic import HOST, Arithmetic
-from portopt.program.ir import GIVEN, REDUCTIONS, Dim, Op, Program
+from portopt.program.ir import GIVEN, PRODUCTS, REDUCTIONS, Dim, Op, Program
 from portopt.program.primitives import Primitives
+from portopt.program.products import matmul
 from portopt.program.reductions import Reductions
 
 
@@ -119,10 +122,15 @@ def interpret(
             values[i] = getattr(parameter.reductions, op.name)(whole, op.label)
         else:
             operands = [values[j] for j in op.args]
-            if op.name in ("transpose", "reshape"):
-                operands = [_with_shape(primitives.xp, operands[0], program.ops[op.args[0]].dims, shape)]
-                operands.append(op.label if op.name == "transpose" else shape_of(op.dims, shape))
-            values[i] = getattr(primitives, op.name)(*operands)
+            if op.name in PRODUCTS:
+                whole = [
+                    _with_shape(primitives.xp, x, program.ops[j].dims, shape)
+                    for x, j in zip(operands, op.args, strict=True)
+                ]
+                with parameter.float64():
+                    values[i] = _on_matrices(primitives, parameter.wide, op, whole, shape)
+            else:
+                values[i] = getattr(primitives, op.name)(*operands)
         for j in last_use.get(i, ()):
             values[j] = None
     return {
@@ -131,17 +139,43 @@ def interpret(
     }
 
 
+def _on_matrices(
+    primitives: Primitives, wide: Primitives, op: Op, operands: Sequence[Any], shape: Sequence[int]
+) -> Any:
+    match op.name:
+        case "matmul":
+            return matmul(primitives, wide, *operands)
+        case "transpose":
+            return primitives.xp.permute_dims(operands[0], op.label)
+        case _:
+            return primitives.xp.reshape(operands[0], shape_of(op.dims, tuple(shape)))
+
+
 class ParameterScalars:
     """Computes what a program has of scalars of one parameter.
 
     Args:
         scalars: those of the step, by index.
         reductions: of the arrays' library, in the compute dtype.
+        wide: the library's operations in float64.
         rounded: returns a float64 scalar, rounded to the compute dtype, as a 0-d array.
+        arithmetic_of: returns the arithmetic for scalars that are computed from one.
+        float64: returns a context in which the library has float64.
     """
 
-    def __init__(self, scalars: Sequence[Any], reductions: Reductions, rounded: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        scalars: Sequence[Any],
+        reductions: Reductions,
+        wide: Primitives,
+        rounded: Callable[[Any], Any],
+        arithmetic_of: Callable[[Any], Arithmetic],
+        float64: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        self.float64 = float64
         self.reductions = reductions
+        self.wide = wide
+        self.arithmetic_of = arithmetic_of
         self.rounded = rounded
         self.scalars = scalars
         self._arithmetic: Arithmetic | None = None
@@ -149,7 +183,7 @@ class ParameterScalars:
     def value(self, op: Op, operands: Sequence[Any]) -> Any:
         """Return the value of an operation that gives a scalar of the parameter."""
         if op.name == "widen":
-            return self.reductions.widen(operands[0])
+            return self.reductions.max(operands[0], None)
         if op.name in REDUCTIONS:
             return getattr(self.reductions, op.name)(operands[0], None)
         return getattr(self._arithmetic_of(operands), op.name)(*operands)
@@ -159,7 +193,7 @@ class ParameterScalars:
         if witness is None:
             return HOST
         if self._arithmetic is None:
-            self._arithmetic = self.reductions.arithmetic_of(witness)
+            self._arithmetic = self.arithmetic_of(witness)
         return self._arithmetic
 
 

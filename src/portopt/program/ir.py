@@ -8,7 +8,7 @@ through `store`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeVar
@@ -143,16 +143,16 @@ class Program:
     scalar_outputs: Mapping[str, int] = field(default_factory=dict)
 
     def __hash__(self) -> int:
-        outputs = self.array_outputs, self.scalar_outputs
-        return self._kept("_hash", lambda: hash((self.name, self.ops, *(tuple(named.items()) for named in outputs))))
-
-    def _kept(self, name: str, compute: Callable[[], _Value]) -> _Value:
-        # Not a `cached_property`: in Python 3.11 that has a lock, which a child gets locked that is forked at the wrong moment.
-        found: _Value | None = self.__dict__.get(name)
+        found: int | None = self.__dict__.get("_hash")
         if found is None:
-            found = compute()
-            object.__setattr__(self, name, found)
+            outputs = tuple(self.array_outputs.items()), tuple(self.scalar_outputs.items())
+            found = self._keep("_hash", hash((self.name, self.ops, *outputs)))
         return found
+
+    def _keep(self, name: str, value: _Value) -> _Value:
+        # Not a `cached_property`: in Python 3.11 that has a lock, which a child gets locked that is forked at the wrong moment.
+        object.__setattr__(self, name, value)
+        return value
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without the hash: another process has others of the same strings.
@@ -176,12 +176,14 @@ class Program:
     @property
     def parameter_scalars(self) -> frozenset[int]:
         """Indices of the scalars that are not those of the step, but of the parameter: reductions, and what needs them."""
-        return self._kept("_parameter_scalars", lambda: _parameter_scalars(self.ops))
+        found: frozenset[int] | None = self.__dict__.get("_parameter_scalars")
+        return self._keep("_parameter_scalars", _parameter_scalars(self.ops)) if found is None else found
 
     @property
     def is_elementwise(self) -> bool:
         """Whether each element of each result is computed from that element of the parameter's arrays, and step scalars."""
-        return self._kept("_is_elementwise", lambda: _is_elementwise(self))
+        found: bool | None = self.__dict__.get("_is_elementwise")
+        return self._keep("_is_elementwise", _is_elementwise(self)) if found is None else found
 
     def is_given_or_gradient_norm(self, total: Op) -> bool:
         """Tell whether a total is a number by now, or the norm of arrays as they are read."""
@@ -220,7 +222,8 @@ class Program:
     @property
     def after_totals(self) -> Program:
         """The program of a step whose totals are known: without what only they are computed from."""
-        return self._kept("_after_totals", lambda: _after_totals(self))
+        found: Program | None = self.__dict__.get("_after_totals")
+        return self._keep("_after_totals", _after_totals(self)) if found is None else found
 
     def part(self, index: int) -> Program:
         """Return the program that computes an array of this one, its only result, `"x"`."""

@@ -55,8 +55,11 @@ class Primitives:
 
     def constant(self, value: float, like: Any) -> Any:
         """Return a number as an array, of no axes or of the shape of `like`, that is combined with arrays such as `like`."""
-        device = getattr(like, "device", None)
-        return self.xp.asarray(value, dtype=self.dtype, **({} if device is None else {"device": device}))
+        return self.xp.asarray(value, dtype=self.dtype, **_on_device(like))
+
+    def arange(self, count: int, like: Any) -> Any:
+        """Return the numbers from 0 to below `count`, int64, on the device of `like`."""
+        return self.xp.arange(count, dtype=self.xp.int64, **_on_device(like))
 
     def flush(self, x: Any) -> Any:
         """Make subnormals zero, keeping the sign."""
@@ -140,3 +143,8 @@ class Primitives:
 
     def power(self, a: Any, b: Any) -> Any:
         return elementary_function(self, "power", a, b)
+
+
+def _on_device(like: Any) -> dict[str, Any]:
+    device = getattr(like, "device", None)
+    return {} if device is None else {"device": device}

@@ -687,17 +687,10 @@ def trace(
     outputs = {name: coefficients.pop(name, state_scalars[name]) for name in state_scalars}
     result = symbolic.update(namespace, parameter, gradient, symbols, Coefficients(**coefficients), **inputs)
     updated, new_slots = _returned(optimizer, result, tuple(kept))
-    return canonicalize(
-        Program(
-            name=type(optimizer).__name__,
-            ops=tuple(builder.ops),
-            array_outputs={
-                name: _array_output(builder, name, value, kept.get(name))
-                for name, value in {"p": updated, **{n: new_slots[n] for n in kept}}.items()
-            },
-            scalar_outputs={n: builder.scalar(v.value if isinstance(v, Scalar) else v) for n, v in outputs.items()},
-        )
-    )
+    results = {"p": updated, **{n: new_slots[n] for n in kept}}
+    array_outputs = {name: _array_output(builder, name, value, kept.get(name)) for name, value in results.items()}
+    scalar_outputs = {name: builder.scalar(_plain(value)) for name, value in outputs.items()}
+    return canonicalize(Program(type(optimizer).__name__, tuple(builder.ops), array_outputs, scalar_outputs))
 
 
 _TOTALS = {"sum": "total_sum", "max": "total_max", "norm": "total_norm"}
