@@ -219,7 +219,7 @@ class TorchBackend(ArrayAPIBackend):
         kernel.update(jobs, then)
         return results
 
-    def plan(self, program: Program, trees: Any, parameters: Sequence[Arrays]) -> Any:
+    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> Any:
         torch = self._torch
         tensors = [tensor for arrays in parameters for tensor in arrays.values()]
         ordinary = all(
@@ -228,7 +228,7 @@ class TorchBackend(ArrayAPIBackend):
         if not compiler.available() or is_interpreted() or not ordinary or (reader := _reader()) is None:
             return None
         dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-        return make_plan(self, program, trees, parameters, dtypes, reader, _increment_version())
+        return make_plan(self, programs, trees, parameters, dtypes, reader, _increment_version())
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         self.refuse_capture(gradients)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 from collections.abc import Iterable, Mapping
@@ -25,6 +26,7 @@ class Group(NamedTuple):
     members: list[int]
 
 
+@functools.lru_cache(maxsize=512)
 def array_order(program: Program) -> tuple[str, ...]:
     """Return the names of a parameter's arrays in the order of kernels: parameter, gradient, slots as the program has them.
 

@@ -90,36 +90,44 @@ class Work(NamedTuple):
         members: the parameters' numbers.
         table: addresses, and lengths if the kernel has stages, int64 of shape (parameters, width), C-contiguous.
         sizes: number of elements of each parameter, int64.
+        total: of the sizes.
+        program: number of the kernel's program among those of the step.
         memory: what a kernel with stages needs for each of them.
+        is_shared: whether threads share the only parameter, stage by stage.
     """
 
     kernel: HostKernel
     members: Sequence[int]
     table: Any
     sizes: Any
+    total: int
+    program: int = 0
     memory: Workspace = Workspace(0, 0)
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether threads share a parameter, stage by stage."""
-        return self.kernel.stages is not None and len(self.members) == 1 and not threads.is_small(int(self.sizes[0]))
+    is_shared: bool = False
 
 
 def make_works(
-    kernel: HostKernel, members: Sequence[int], addresses: Sequence[Sequence[int]], shapes: Sequence[Sequence[int]]
+    kernel: HostKernel,
+    program: int,
+    members: Sequence[int],
+    addresses: Sequence[Sequence[int]],
+    shapes: Sequence[Sequence[int]],
 ) -> list[Work]:
     """Return the work on parameters of a kernel; large ones of a kernel with stages are each a work of their own.
 
     Args:
         kernel: of the parameters.
+        program: the number of its program.
         members: the parameters' numbers.
         addresses: of the arrays of each, in the order of the columns.
         shapes: of each parameter.
     """
     stages = kernel.stages
-    sizes = [math.prod(shape) for shape in shapes]
+    sizes = list(map(math.prod, shapes))
     if stages is None:
-        return [Work(kernel, members, np.array(addresses, np.int64), np.array(sizes, np.int64))]
+        return [
+            Work(kernel, members, np.array(addresses, np.int64), np.array(sizes, np.int64), sum(sizes), program)
+        ]
     lengths = [stages.lengths(shape) for shape in shapes]
     small = [i for i, size in enumerate(sizes) if threads.is_small(size)]
     works = []
@@ -128,8 +136,13 @@ def make_works(
         needed = [workspace(stages, lengths[i]) for i in chosen]
         memory = max(needed, key=lambda memory: memory.words(1))
         # Also a parameter without elements has scalars.
-        units = np.array([max(sizes[i], 1) for i in chosen], np.int64)
-        works.append(Work(kernel, [members[i] for i in chosen], table, units, memory))
+        units = [max(sizes[i], 1) for i in chosen]
+        works.append(
+            Work(
+                kernel, [members[i] for i in chosen], table, np.array(units, np.int64), sum(units), program, memory,
+                not threads.is_small(sizes[chosen[0]]),
+            )
+        )  # fmt: skip
     return works
 
 
@@ -148,39 +161,41 @@ class Inputs:
     """Where the inputs and outputs of the programs of a step are, in one array.
 
     Args:
-        kernels: of the step; those of one program have the same places.
+        work: of the step.
+
+    Attributes:
+        places: offsets in bytes of each program's inputs and of its outputs, by the program's number.
     """
 
-    def __init__(self, kernels: Sequence[HostKernel]) -> None:
-        self.programs = list(dict.fromkeys(kernel.program for kernel in kernels))
-        self.names = [next(k.inputs for k in kernels if k.program is program) for program in self.programs]
-        starts = [0]
-        for names in self.names:
-            starts.append(starts[-1] + len(names))
-        outputs = starts[-1]
-        self.first_output = outputs
+    def __init__(self, work: Sequence[Work]) -> None:
+        self._kernels = {item.program: item.kernel for item in work}
+        kernels = self._kernels.values()
         self.places: dict[int, tuple[int, int]] = {}
-        for program, start in zip(self.programs, starts, strict=False):
-            self.places[id(program)] = 8 * start, 8 * outputs
-            outputs += len(program.scalar_outputs)
-        self.length = max(outputs, 1)
+        start, end = 0, sum([len(kernel.inputs) for kernel in kernels])
+        for number, kernel in self._kernels.items():
+            self.places[number] = 8 * start, 8 * end
+            start += len(kernel.inputs)
+            end += len(kernel.program.scalar_outputs)
+        self._length = max(end, 1)
 
-    def values(self, scalars: Sequence[StepScalars]) -> array[float]:
-        """Return the array, given the scalars of each program."""
-        found = [of.inputs[name] for of, names in zip(scalars, self.names, strict=True) for name in names]
-        return array("d", [*found, *[0.0] * (self.length - len(found))])
+    def values(self, scalars: Sequence[StepScalars]) -> list[Any]:
+        """Return the inputs of all programs, given the scalars of each; there is room for outputs after them."""
+        found = [scalars[number].inputs[name] for number, kernel in self._kernels.items() for name in kernel.inputs]
+        return [*found, *[0.0] * (self._length - len(found))]
+
+    def outputs(self, values: Sequence[float], number: int) -> dict[str, float]:
+        """Return the new scalars of the state that a program computed."""
+        names = self._kernels[number].program.scalar_outputs
+        return dict(zip(names, values[self.places[number][1] // 8 :], strict=False))
 
 
 def group_words(work: Sequence[Work], offsets: Sequence[int], inputs: Inputs) -> array[int]:
     """Return the work as compiled code reads it, `GROUP_WORDS` a group, given the offset of each table."""
     words = array("q")
-    for (kernel, _, _, sizes, _), offset in zip(work, offsets, strict=True):
-        words.extend(
-            (
-                kernel.address, offset, sizes.ctypes.data, len(sizes), int(sizes.sum()), int(kernel.stages is not None),
-                *inputs.places[id(kernel.program)],
-            )
-        )  # fmt: skip
+    for item, offset in zip(work, offsets, strict=True):
+        kernel, places = item.kernel, inputs.places[item.program]
+        sizes = item.sizes.ctypes.data, len(item.sizes), item.total
+        words.extend((kernel.address, offset, *sizes, int(kernel.stages is not None), *places))
     return words
 
 
@@ -198,13 +213,13 @@ class Passes:
         self._groups = groups
         self._alone = [item for item in work if not item.is_shared]
         self._shared = [item for item in work if item.is_shared]
-        self._total = sum(int(item.sizes.sum()) for item in self._alone)
+        self._total = sum(item.total for item in self._alone)
         self._memory = max((item.memory.words(1) for item in self._alone), default=0)
 
     def records(self, tables: int, inputs: int, step: int, outputs: int) -> tuple[list[array[int]], Any]:
         """Return the records of each pass, and memory to keep until all is done."""
         alone = threads.ranges(self._total) if self._alone else []
-        shared = [threads.ranges(int(item.sizes[0])) for item in self._shared]
+        shared = [threads.ranges(item.total) for item in self._shared]
         words = [self._memory * len(alone)]
         words += [item.memory.words(len(parts)) for item, parts in zip(self._shared, shared, strict=True)]
         memory = np.empty(max(words), np.int64)
@@ -221,7 +236,7 @@ class Passes:
             group = self._groups + 8 * GROUP_WORDS * (len(self._alone) + number)
             stages = item.kernel.stages
             for stage, (kind, _) in enumerate(() if stages is None else stages.steps):
-                chosen = parts if kind == "loop" else [(0, int(item.sizes[0]))]
+                chosen = parts if kind == "loop" else [(0, item.total)]
                 records = array("q")
                 for k, part in enumerate(chosen):
                     records.extend((0, 0, 0, *part, group, 1, *given, stage, at, k, len(parts)))
@@ -229,38 +244,43 @@ class Passes:
         return passes, memory
 
 
+def shared_last(work: Sequence[Work]) -> list[Work]:
+    """Return work in the order that `Passes` needs."""
+    return sorted(work, key=lambda item: item.is_shared)
+
+
 def run(
     work: Sequence[Work], scalars: Sequence[StepScalars], then: Sequence[Callable[[], object]] = ()
-) -> list[dict[str, float]]:
+) -> dict[int, dict[str, float]]:
     """Do a step, and then, before anything can be raised, make further calls of functions in C.
 
     Args:
         work: kernels and parameters.
-        scalars: the scalars of each program, in the order in which the work has them first.
+        scalars: the scalars of each program, by its number.
         then: the further calls.
 
     Returns:
-        The scalars of the state that the step replaces, as each program computes them.
+        The scalars of the state that the step replaces, as each program computes them, by its number.
     """
-    work = sorted(work, key=lambda item: item.is_shared)
-    inputs = Inputs([item.kernel for item in work])
-    by_program = {id(of.program): of for of in scalars}
-    values = inputs.values([by_program[id(program)] for program in inputs.programs])
+    inputs = Inputs(work)
+    values = array("d", inputs.values(scalars))
     values_at = values.buffer_info()[0]
-    step, total = int(scalars[0].inputs.get("t", 0)), sum(int(item.sizes.sum()) for item in work)
+    step, total = int(scalars[0].inputs.get("t", 0)), sum([item.total for item in work])
     calls: list[Callable[[], object]]
     if threads.is_small(total):
-        memory = np.empty(max(item.memory.words(1) for item in work), np.int64)
-        memory_at, calls = memory.ctypes.data, []
-        for kernel, _, table, sizes, _ in work:
-            own, new = inputs.places[id(kernel.program)]
+        # The first word is for what kernels return.
+        memory = array("q", bytes(8 * (1 + max([item.memory.words(1) for item in work]))))
+        unused, calls = memory.buffer_info()[0], []
+        for item in work:
+            own, new = inputs.places[item.program]
             arguments = (
-                values_at, values_at, table.ctypes.data, sizes.ctypes.data, len(sizes), 0, int(sizes.sum()),
+                unused, unused, _address(item.table), _address(item.sizes), len(item.sizes), 0, item.total,
                 values_at + own, step, values_at + new,
             )  # fmt: skip
-            further = () if kernel.stages is None else (-1, memory_at, 0, 1)
-            calls.append(functools.partial(kernel.function, *arguments, *further))
+            further = () if item.kernel.stages is None else (-1, unused + 8, 0, 1)
+            calls.append(functools.partial(item.kernel.function, *arguments, *further))
     else:
+        work = shared_last(work)
         groups = group_words(work, [item.table.ctypes.data for item in work], inputs)
         passes, memory = Passes(work, groups.buffer_info()[0]).records(0, values_at, step, values_at)
         calls = []
@@ -273,12 +293,7 @@ def run(
                 )
             )  # fmt: skip
     finish([*calls, *then])
-    return [
-        dict(zip(of.program.scalar_outputs, values[inputs.places[id(of.program)][1] // 8 :], strict=False))
-        if id(of.program) in inputs.places
-        else {}
-        for of in scalars
-    ]
+    return {number: inputs.outputs(values, number) for number in inputs.places}
 
 
 @functools.lru_cache(maxsize=512)
@@ -330,7 +345,7 @@ def update(jobs: Sequence[Job], then: Sequence[Callable[[], object]] = ()) -> No
             [(arrays, job.program) for job, parameters in zip(jobs, dense, strict=True) for arrays in parameters]
         )
     work: list[Work] = []
-    for job, parameters in zip(jobs, dense, strict=True):
+    for number, (job, parameters) in enumerate(zip(jobs, dense, strict=True)):
         for key, _, members in grouped(job.program, job.dtypes, in_place=in_place, flush=default_flush()):
             kernel = host_kernel(job.program, key)
             new = job.outputs
@@ -340,7 +355,7 @@ def update(jobs: Sequence[Job], then: Sequence[Callable[[], object]] = ()) -> No
             shapes = [job.inputs[i]["p"].shape for i in members]
             _check_sizes(kernel, rows, shapes, [job.dtypes[i] for i in members])
             addresses = [[_address(row[column]) for column in kernel.columns] for row in rows]
-            work += make_works(kernel, members, addresses, shapes)
+            work += make_works(kernel, number, members, addresses, shapes)
     if not work:
         return
     copies = []
@@ -351,8 +366,8 @@ def update(jobs: Sequence[Job], then: Sequence[Callable[[], object]] = ()) -> No
                     if _address(copied[name]) != _address(original[name]) or not original[name].flags.c_contiguous:
                         value = copied[name].reshape(original[name].shape)
                         copies.append(functools.partial(operator.setitem, original[name], ..., value))
-    for job, outputs in zip(jobs, run(work, [job.scalars for job in jobs], [*copies, *then]), strict=True):
-        job.scalars.provide(outputs)
+    for number, outputs in run(work, [job.scalars for job in jobs], [*copies, *then]).items():
+        jobs[number].scalars.provide(outputs)
 
 
 def _check_sizes(
@@ -367,8 +382,7 @@ def _check_sizes(
         size = math.prod(shape)
         small = {} if stages is None else stages.sizes(shape)
         for name, found in row.items():
-            wrong_size = found.size != small.get(name.removeprefix(NEW), size)
-            if wrong_size or (name in names and found.itemsize != ITEMSIZES[names[name]]):
+            if found.size != (small.get(name.removeprefix(NEW), size) if small else size) or (name in names and found.itemsize != ITEMSIZES[names[name]]):
                 raise ValueError(
                     "an array changed its size while the step was computed; arrays must stay as they are until the step is done"
                 )
