@@ -95,6 +95,6 @@ def elementary_function(primitives: Any, name: str, *operands: Any) -> Any:
         return rounded_to_compute(primitives, result)
 
 
-def rounded_to_compute(primitives: Primitives, x: Any) -> Any:
+def rounded_to_compute(primitives: Any, x: Any) -> Any:
     """Return a float64 array rounded once to the compute dtype of operations."""
     return x if primitives.compute_dtype == "float64" else primitives.load(x)
