@@ -86,15 +86,18 @@ class NumpyBackend(ArrayAPIBackend):
         return primitives
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
-        in_kernel = compiler.available() and not is_interpreted() and all(kernel.can_run(work.program) for work in works)
+        in_kernel = (
+            compiler.available() and not is_interpreted() and all(kernel.can_run(work.program) for work in works)
+        )
         if not in_kernel or not all(isinstance(work.scalars, StepScalars) for work in works):
             return super().update(works, in_place=in_place)
-        jobs, results = [], []
+        jobs: list[kernel.Job] = []
+        results: list[dict[str, Any]] = []
         for program, scalars, parameters in works:
             dtypes = [leaf.dtypes for leaf in described(self, parameters)]
             names = tuple(program.array_outputs)
             outputs = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
-            jobs.append(kernel.Job(program, scalars, dtypes, parameters, outputs))
+            jobs.append(kernel.Job(program, scalars, dtypes, parameters, outputs))  # type: ignore[arg-type]  # a step's scalars
             results += [{n: a[n] for n in names} for a in parameters] if outputs is None else outputs
         kernel.update(jobs)
         return results

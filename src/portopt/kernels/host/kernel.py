@@ -125,9 +125,7 @@ def make_works(
     stages = kernel.stages
     sizes = list(map(math.prod, shapes))
     if stages is None:
-        return [
-            Work(kernel, members, np.array(addresses, np.int64), np.array(sizes, np.int64), sum(sizes), program)
-        ]
+        return [Work(kernel, members, np.array(addresses, np.int64), np.array(sizes, np.int64), sum(sizes), program)]
     lengths = [stages.lengths(shape) for shape in shapes]
     small = [i for i, size in enumerate(sizes) if threads.is_small(size)]
     works = []
@@ -382,7 +380,9 @@ def _check_sizes(
         size = math.prod(shape)
         small = {} if stages is None else stages.sizes(shape)
         for name, found in row.items():
-            if found.size != (small.get(name.removeprefix(NEW), size) if small else size) or (name in names and found.itemsize != ITEMSIZES[names[name]]):
+            if found.size != (small.get(name.removeprefix(NEW), size) if small else size) or (
+                name in names and found.itemsize != ITEMSIZES[names[name]]
+            ):
                 raise ValueError(
                     "an array changed its size while the step was computed; arrays must stay as they are until the step is done"
                 )

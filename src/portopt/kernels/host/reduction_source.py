@@ -222,9 +222,14 @@ def reduction(name: str, real: str) -> Reduction:
     """Return how a reduction of arrays of a compute dtype is written."""
     match name:
         case "sum" | "mean" | "norm":
-            lowest = bins.LOWEST
+            lowest = bins.LOWEST_OF_SQUARES if name == "norm" else bins.LOWEST
             clear, combine = f"clear_bins({{kept}}, {{size}}, {lowest})", "combine_bins({kept}, {size}, parts, words)"
-            return Reduction(5, clear, combine, "root_of({kept}, {size}, {i})" if name == "norm" else "sum_of({kept}, {size}, {i}, 0)")
+            return Reduction(
+                5,
+                clear,
+                combine,
+                "root_of({kept}, {size}, {i})" if name == "norm" else "sum_of({kept}, {size}, {i}, 0)",
+            )
         case "max" | "min":
             first = -INFINITE[real] - 1 if name == "max" else INFINITE[real]
             return Reduction(

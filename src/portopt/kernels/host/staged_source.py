@@ -57,7 +57,9 @@ class Workspace:
 def workspace(stages: Stages, lengths: Sequence[int]) -> Workspace:
     """Return the memory that the kernel needs for a parameter of some lengths."""
     ops = stages.program.ops
-    part = sum(reduction(ops[i].name, "float64").words * elements(stages.spaces[i] or (), lengths) for i in stages.reductions)
+    part = sum(
+        reduction(ops[i].name, "float64").words * elements(stages.spaces[i] or (), lengths) for i in stages.reductions
+    )
     whole = len(stages.program.parameter_scalars)
     return Workspace(part, whole + sum(elements(stages.spaces[i] or (), lengths) for i in stages.kept))
 
@@ -68,7 +70,23 @@ def staged_source(program: Program, key: KernelKey) -> str:
 
 
 _WORDS = (
-    *("line", "origin", "begin", "end", "j", "workspace", "stage", "part", "parts", "values", "words", "at", "number", "zero", "one"),
+    *(
+        "line",
+        "origin",
+        "begin",
+        "end",
+        "j",
+        "workspace",
+        "stage",
+        "part",
+        "parts",
+        "values",
+        "words",
+        "at",
+        "number",
+        "zero",
+        "one",
+    ),
     *("bins", "buffer", "rest", "int", "numpy_int64", "float64", "sum_of", "root_of", "add", "add_row"),
     *("add_squares", "add_row_squares", "exponent_of", "raise_bins", "note_special", "clear_bins"),
     *("combine_bins", "clear_numbers", "combine_counts", "combine_max", "combine_min", "max_of_row"),
@@ -148,7 +166,6 @@ class _Source:
     def _kernel(self, calls: Sequence[Sequence[str]]) -> list[str]:
         writer, columns = self.writer, self.writer.columns
         width = len(columns) + len(self.stages.space)
-        used = {name for function in self.functions for name in function.arguments}
         by_where = self.key.flush == "where"
         lines = ["", "", f"def kernel({', '.join(_KERNEL_ARGUMENTS)}):", '    """See above."""']
         if not by_where:
@@ -167,12 +184,10 @@ class _Source:
         for position, column in enumerate(columns):
             pointer = f"pointer_to_{writer.dtype(column)}(table[k * {width} + {position}])"
             body.append(f"{writer.array(column)} = {pointer}")
-        for k in self.stages.space:
-            body.append(f"{_length(k)} = table[k * {width} + {len(columns) + k}]")
+        body += [f"{_length(k)} = table[k * {width} + {len(columns) + k}]" for k in self.stages.space]
         spaces = {space for space in (*self.stages.spaces, self.stages.space) if space}
         spaces |= {loop.space for loop in self.stages.small if loop.space}
-        for space in sorted(spaces):
-            body.append(f"{_size(space)} = {' * '.join(map(_length, space))}")
+        body += [f"{_size(space)} = {' * '.join(map(_length, space))}" for space in sorted(spaces)]
         body += self._memory()
         body += [
             "first = start if stage >= 0 else 0",
@@ -182,7 +197,6 @@ class _Source:
         for number, call in enumerate(calls):
             body.append(f"    {'if' if number == 0 else 'elif'} number == {number}:")
             body += [f"        {line}" for line in call]
-        del used
         lines += [f"            {line}" for line in body]
         lines.append("        offset += size")
         if not by_where:
@@ -195,18 +209,18 @@ class _Source:
         sizes = [f"{reduction(ops[i].name, self.real).words} * {_size(spaces[i])}" for i in self.stages.reductions]
         lines = [f"words = {' + '.join(sizes) or 0}", "at = workspace + 8 * words * part"]
         for i, size in zip(self.stages.reductions, sizes, strict=True):
-            lines += [f"{self._kept_name(i)} = pointer_to_int64(at)", f"at += 8 * {size}"]
+            lines += [f"{self.kept_name(i)} = pointer_to_int64(at)", f"at += 8 * {size}"]
         lines += ["values = pointer_to_float64(workspace + 8 * words * parts)"]
         lines.append(f"at = workspace + 8 * words * parts + {8 * len(self.scalar_places)}")
         for i in self.stages.kept:
-            lines += [f"{self._value_name(i)} = pointer_to_{self.real}(at)", f"at += 8 * {_size(spaces[i])}"]
+            lines += [f"{self.value_name(i)} = pointer_to_{self.real}(at)", f"at += 8 * {_size(spaces[i])}"]
         return lines
 
-    def _kept_name(self, i: int) -> str:
+    def kept_name(self, i: int) -> str:
         """Return the name of what is kept of a reduction."""
         return f"bins_{self.names[i]}_of"
 
-    def _value_name(self, i: int) -> str:
+    def value_name(self, i: int) -> str:
         """Return the name of the results that are kept of an operation."""
         return f"{self.names[i]}_of"
 
@@ -256,7 +270,7 @@ class _Source:
         self._rounded(function, [*loop.operations, *outputs, *(self.program.ops[i].args[0] for i in loop.reductions)])
         for i in loop.reductions:
             clear = reduction(self.program.ops[i].name, self.real).clear
-            function.lines.append(clear.format(kept=function.use(self._kept_name(i)), size=self._use_size(function, i)))
+            function.lines.append(clear.format(kept=function.use(self.kept_name(i)), size=self._use_size(function, i)))
         _LoopWriter(self, function, loop).write()
         return function
 
@@ -276,7 +290,7 @@ class _Source:
         calls: list[str] = []
         for i in between.finished:
             how = reduction(self.program.ops[i].name, self.real).combine
-            calls.append(how.format(kept=self._kept_name(i), size=_size(self.stages.spaces[i])))
+            calls.append(how.format(kept=self.kept_name(i), size=_size(self.stages.spaces[i])))
         for number, part in enumerate(between.parts):
             if isinstance(part, Loop):
                 function = self._loop(f"between_{k}_{number}", part, "Compute what has fewer elements.")
@@ -314,7 +328,7 @@ class _Source:
 
     def result(self, function: _Function, i: int, index: str) -> str:
         """Return a result of a reduction, given its index: in float64, an integer or a truth."""
-        op, kept = self.program.ops[i], function.use(self._kept_name(i))
+        op, kept = self.program.ops[i], function.use(self.kept_name(i))
         spaces = self.stages.spaces[i] or ()
         reduced = [k for k in self.stages.source(i) if k not in spaces]
         count = " * ".join(function.use(_length(k)) for k in reduced) or "1"
@@ -359,7 +373,12 @@ class _LoopWriter:
         outputs = [self.program.array_outputs[name] for name in self.loop.outputs]
         sources = [self.program.ops[i].args[0] for i in self.loop.reductions]
         needed = [
-            *(j for i in self.loop.operations if self.program.ops[i].name not in REDUCTIONS for j in self.program.ops[i].args),
+            *(
+                j
+                for i in self.loop.operations
+                if self.program.ops[i].name not in REDUCTIONS
+                for j in self.program.ops[i].args
+            ),
             *outputs,
             *sources,
         ]
@@ -367,13 +386,15 @@ class _LoopWriter:
 
     def _varies(self, i: int) -> bool:
         """Tell whether an operation has another value for each element of a line."""
-        return self.inner is None or self.source.stages.is_uniform(i) or self.inner in (self.source.stages.spaces[i] or ())
+        return (
+            self.inner is None or self.source.stages.is_uniform(i) or self.inner in (self.source.stages.spaces[i] or ())
+        )
 
     def _expression(self, i: int, *, external: bool) -> str | None:
         op, source = self.program.ops[i], self.source
         space = source.stages.spaces[i] or ()
         if external:
-            element = f"{self.function.use(source._value_name(i))}[{self.index(space)}]"
+            element = f"{self.function.use(source.value_name(i))}[{self.index(space)}]"
             return f"{element} != 0.0" if op.kind is Kind.MASK else element
         if op.name in REDUCTIONS:
             value = source.result(self.function, i, self.index(space))
@@ -452,11 +473,13 @@ class _LoopWriter:
         for i in self.loop.kept:
             value = f"real_{source.real}(1.0 if {self.names[i]} else 0.0)"
             value = value if self.program.ops[i].kind is Kind.MASK else self.names[i]
-            lines.append(f"{self.function.use(source._value_name(i))}[{self.index(self.space)}] = {value}")
+            lines.append(f"{self.function.use(source.value_name(i))}[{self.index(self.space)}] = {value}")
         for name in self.loop.outputs:
             column = name if source.key.in_place else NEW + name
             target = self.function.use(source.writer.array(column))
-            value = source.language.converted(source.real, source.writer.dtypes[name], self.names[self.program.array_outputs[name]])
+            value = source.language.converted(
+                source.real, source.writer.dtypes[name], self.names[self.program.array_outputs[name]]
+            )
             lines.append(f"{target}[{self.index(self.space)}] = {value}")
         return lines
 
@@ -483,7 +506,7 @@ class _LoopWriter:
         source, real = self.source, self.source.real
         op = self.program.ops[i]
         x, j = self.names[op.args[0]], op.args[0]
-        kept, space = self.function.use(source._kept_name(i)), source.stages.spaces[i] or ()
+        kept, space = self.function.use(source.kept_name(i)), source.stages.spaces[i] or ()
         size = use_size(self.function, space)
         along_row = self.inner in space and self.inner is not None
         row = f"{self.index(space)} - {self.position} + start" if along_row else self.index(space)

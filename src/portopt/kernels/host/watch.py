@@ -74,7 +74,7 @@ class Watch:
         slot_numbers: dict[str, Any] = {}
         places: dict[tuple[str, int], int] = {}
         absent: list[tuple[str, int]] = []
-        for name, tree in slots.items():
+        for name in slots:
             if name in scalar_slots:
                 slot_numbers[name] = -1
                 continue
