@@ -81,6 +81,8 @@ def operations(platform: Platform, dtypes: Sequence[str], depth: str) -> Iterato
         if dtype in dtypes:
             for variant, experiment in primitives.array_experiments(dtype):
                 yield Planned("operations", variant, dtype, "words", experiment, 1)
+            yield Planned("operations", "functions", dtype, "words", primitives.function_experiment(dtype), 1)
+            yield Planned("operations", "draws", dtype, "words", primitives.draw_experiment(dtype), 1)
             yield Planned("operations", "round", dtype, "words", primitives.round_experiment(dtype), 1)
     if "float32" in dtypes:
         yield Planned("scalars", "functions", "float32", "values", primitives.scalar_experiment(), 1)
@@ -150,7 +152,7 @@ def _of_many_elements(
         yield from ((2, "raw"), (2, "ordinary"))
     if outermost and (depth == "first" or (depth in ("plain", "compiled") and dtype in DIALECT_DTYPES)):
         yield (3, "ten")
-    if outermost and depth == "first":
+    if configuration.name == "clipped" and depth == "first" and dtype in DIALECT_DTYPES:
         yield from ((3, "hundred"), (3, "resumed"), (3, "given_each_step"))
     if depth in ("sampled", "extra") and (configuration.name, dtype) == SAMPLE[0]:
         yield (3, "ten")

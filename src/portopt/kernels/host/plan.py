@@ -70,6 +70,11 @@ class Plan:
         self._watch = watch
         self._work = work
         self._inputs = inputs
+        # Kernels with stages take a parameter without elements for one of one element.
+        self._sizes = [
+            part.sizes if part.kernel.stages is None else part.table[:, len(part.kernel.columns) :].prod(axis=1)
+            for part in work
+        ]
         self._state_type: type[OptimizerState] = type(trees[2])
         self._total = sum(part.total for part in work)
         self._runs_at_once = threads.is_small(self._total)
@@ -136,7 +141,7 @@ class Plan:
                     kernel.columns.index(name),
                     sizes,
                 )
-                for (kernel, _, _, sizes, *_), offset in zip(self._work, self._watch.offsets, strict=True)
+                for (kernel, *_), sizes, offset in zip(self._work, self._sizes, self._watch.offsets, strict=True)
             ]
         )
 
