@@ -340,7 +340,7 @@ def is_keras_rate(rate: Any) -> bool:
 
 def _copy_of(variable: Any, shape: Any, dtype: Any) -> Any:
     """Return what a slot that starts as its parameter is at first, as an initializer of Keras."""
-    value = keras.ops.convert_to_tensor(variable)
+    value = on_keras_backend().tensor(variable)
     backend = find_backend(value)
     assert backend is not None
     return backend.copied(value, keras.backend.standardize_dtype(dtype))
