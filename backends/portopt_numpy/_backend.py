@@ -23,11 +23,12 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.interrupts import finish
-from portopt.kernels.host import compiler, kernel, norm, trial
+from portopt.kernels.host import compiler, kernel, norm, products, segments, trial
 from portopt.kernels.host.plan import make_plan
 from portopt.kernels.host.readers import NUMPY_READER
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
+from portopt.program.primitives import Primitives
 
 _PLAIN = frozenset({np.ndarray, np.memmap})
 """Types of arrays that are numbers and nothing else."""
@@ -78,6 +79,14 @@ class NumpyBackend(ArrayAPIBackend):
     def stored(self, value: Any, like: Any) -> Any:
         return np.array(np.broadcast_to(value, like.shape), dtype=like.dtype, copy=True)
 
+    def primitives(self, compute_dtype: str) -> Primitives:
+        primitives = super().primitives(compute_dtype)
+        if compiler.available() and not is_interpreted():
+            primitives.fused = functools.partial(_fused, compute_dtype)
+            if compute_dtype == "float32":
+                primitives.sliced, primitives.rescaled = products.slices, products.rescaled
+        return primitives
+
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         program, scalars, parameters = works[0]
         in_kernel = len(works) == 1 and program.is_elementwise and compiler.available()
@@ -120,6 +129,10 @@ class NumpyBackend(ArrayAPIBackend):
 
     def share_memory(self, a: Any, b: Any) -> bool:
         return bool(np.shares_memory(a, b))
+
+
+def _fused(compute_dtype: str, program: Program, arrays: Sequence[Any], scalars: Sequence[float]) -> list[Any]:
+    return segments.run(program, compute_dtype, arrays, [_dtype_name(a.dtype) for a in arrays], scalars)
 
 
 @functools.cache

@@ -47,6 +47,7 @@ def _bitcast(source: Any, target: Any) -> Any:
 float_bits = _bitcast(types.float32, types.uint32)
 double_bits = _bitcast(types.float64, types.uint64)
 float_of_bits = _bitcast(types.uint32, types.float32)
+double_of_bits = _bitcast(types.uint64, types.float64)
 
 
 def _select(kind: Any) -> Any:
@@ -58,16 +59,6 @@ def _select(kind: Any) -> Any:
         return kind(types.boolean, kind, kind), codegen
 
     return select
-
-
-@intrinsic
-def add_in_any_order(typing_context: Any, a: Any, b: Any) -> Any:
-    """Add float64 values whose sum is exact, so that the compiler may add several at a time."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fadd(*args, flags=["reassoc"])
-
-    return types.float64(types.float64, types.float64), codegen
 
 
 def _call(count: int, result: Any = types.int32) -> Any:
@@ -263,6 +254,7 @@ def float32_to_float16(x: Any) -> Any:
 
 NAMESPACE: dict[str, Any] = {
     "pointer_to_int64": _pointer_to(types.int64),
+    "pointer_to_uint32": _pointer_to(types.uint32),
     "pointer_to_float32": _pointer_to(types.float32),
     "pointer_to_float64": _pointer_to(types.float64),
     "pointer_to_float16": _pointer_to(types.uint16),
@@ -272,12 +264,14 @@ NAMESPACE: dict[str, Any] = {
     "float64_minus_inf": -np.inf,
     "select_float64": _select(types.float64),
     "select_int64": _select(types.int64),
-    "add_in_any_order": add_in_any_order,
     "float32_bits": float_bits,
     "float64_bits": double_bits,
+    "float32_of_bits": float_of_bits,
+    "float64_of_bits": double_of_bits,
     "uint32": np.uint32,
     "uint64": np.uint64,
     "numpy_int64": np.int64,
+    "numpy_float64": np.float64,
     "first_argument": first_argument,
     "call_0": _call(0),
     "call_1": _call(1),
@@ -287,7 +281,8 @@ NAMESPACE: dict[str, Any] = {
     "object_of_call_0": _call(0, types.int64),
     "object_of_call_2": _call(2, types.int64),
     "call_kernel": _call(10),
-    "call_norm": _call(12),
+    "call_norm": _call(11),
+    "call_lines": _call(11),
     "sqrt": np.sqrt,
     "floor": np.floor,
     **{
@@ -309,10 +304,12 @@ _count = types.int64
 SIGNATURES = {
     # (table, sizes, count, start, stop, inputs, step, outputs)
     "kernel": types.void(_addresses, _addresses, _count, _count, _count, _values, _count, _values),
-    # (table, columns, column, sizes, count, start, stop, values, bits, sums)
-    "norm": types.void(_addresses, _count, _count, _addresses, *[_count] * 3, _values, _addresses, _count),
+    # (table, columns, column, sizes, count, start, stop, stride, result)
+    "norm": types.void(_addresses, _count, _count, _addresses, *[_count] * 5),
     # (context, params, grads, slots, inputs, step, call)
     "watch": types.void(_addresses, *[_count] * 6),
+    # (values..., start, stop)
+    "lines": types.void(*[_count] * 9),
     # (); the address of its record is the first argument, so that it can be the start of a thread
     "part": types.void(),
     # (part, records, words, count, create, join)
