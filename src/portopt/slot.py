@@ -128,7 +128,7 @@ def slot_dims(rule: HasSlots, name: str, p: Facts) -> tuple[Dim, ...] | None:
         dropped = _axes(rule, of, of.drop, p)
     else:
         return None
-    return tuple(-1 if axis in dropped else axis for axis in range(p.ndim))
+    return tuple(-1 if axis in dropped else axis for axis in range(p.ndim)) if dropped else None
 
 
 def slot_shape(rule: HasSlots, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
