@@ -18,6 +18,8 @@ from portopt.rules.novograd import NovoGrad as NovoGrad
 from portopt.rules.fromage import Fromage as Fromage
 from portopt.rules.stableadamw import StableAdamW as StableAdamW
 from portopt.rules.adammini import AdamMini as AdamMini
+from portopt.rules.muon import Muon as Muon
+from portopt.rules.normuon import NorMuon as NorMuon
 # isort: on
 
 RULES: tuple[type[_Optimizer], ...] = tuple(
