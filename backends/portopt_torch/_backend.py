@@ -18,7 +18,6 @@ from portopt.backend import (
     ArrayAPIBackend,
     ArrayInfo,
     Arrays,
-    Leaf,
     MemoryRange,
     Mode,
     Work,
@@ -182,7 +181,7 @@ class TorchBackend(ArrayAPIBackend):
                 program,
                 scalars,
                 [
-                    Leaf({name: tensor.detach().resolve_neg() for name, tensor in leaf.items()}, leaf.infos)
+                    leaf.like({name: tensor.detach().resolve_neg() for name, tensor in leaf.items()})
                     for leaf in described(self, parameters)
                 ],
             )

@@ -17,6 +17,7 @@ from portopt.hyperparameters import (
     not_in_dialect,
     unknown_argument,
 )
+from portopt.program.draws import KEY, SEED
 from portopt.program.reductions import GRADIENT_NORM
 from portopt.schedules import is_schedule
 
@@ -135,8 +136,14 @@ class Fields(dict[str, Hyperparameter]):
         value = given.get(name, field.default)
         return value if name == "learning_rate" and is_schedule(value) else field.check(owner, name, value)
 
-    def values_for_step(self, owner: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """Return hyperparameters given for one step under their own names; raise an error if one is no hyperparameter."""
+    def values_for_step(self, owner: str, overrides: Mapping[str, Any], inputs: Sequence[str] = ()) -> dict[str, Any]:
+        """Return hyperparameters given for one step under their own names; raise an error if one is no hyperparameter.
+
+        Args:
+            owner: what the error says was given them.
+            overrides: values by name.
+            inputs: what else a step may be given, for the error.
+        """
         checked: dict[str, Any] = {}
         for name, target, value in self._spelled_out(owner, overrides):
             if name == GRADIENT_NORM:
@@ -150,7 +157,7 @@ class Fields(dict[str, Hyperparameter]):
                     raise TypeError(
                         f"{owner}: {name!r} is fixed at construction; construct another optimizer to change it"
                     )
-                raise unknown_argument(owner, name, [*self.numeric, *self._other_names()])
+                raise unknown_argument(owner, name, [*self.numeric, *self._other_names(), *inputs])
             if target in checked:
                 raise TypeError(f"{owner} was given {name!r} and another name of it at once; give only one of them")
             checked[target] = field.check_value(owner, name, value)
@@ -179,6 +186,17 @@ class Fields(dict[str, Hyperparameter]):
             return alias.elsewhere(owner, name, str(self.dialect))
         dialects = declarations.declared[declarations.targets(name)[0]].dialects(declarations.dialects)
         return not_in_dialect(owner, name, str(self.dialect), dialects)
+
+
+class WithKey:
+    """The scalars of a rule that draws random numbers: its own, and the key that these come from."""
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+
+    def __get__(self, instance: Any, owner: type) -> Mapping[str, float]:
+        own = self._own.__get__(instance, owner) if hasattr(self._own, "__get__") else self._own
+        return own if instance is None else {**own, KEY: float(getattr(instance, SEED))}
 
 
 class OfClassOrInstance:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Self, SupportsFloat
+from typing import Any, ClassVar, Literal, Self, SupportsFloat
 
 import numpy.typing as npt
 
 from portopt import keras_weights, step
 from portopt.backend import Backend
 from portopt.counterparts import Counterpart
-from portopt.declaration_errors import check_slots, own_constructor
-from portopt.declarations import OfClassOrInstance
+from portopt.declaration_errors import check_draws, check_slots, own_constructor
+from portopt.declarations import OfClassOrInstance, WithKey
 from portopt.declared_value import DeclaredValue
 from portopt.hyperparameters import Hyperparameter, StepValue, alias, hyperparameter
 from portopt.program import Dim, Program
@@ -58,6 +59,8 @@ class Optimizer(DeclaredValue):
     """Names of the arrays that the rule keeps for each parameter, of its shape and zero at first; `portopt.slot` makes others."""
     inputs: ClassVar[tuple[str, ...]] = ()
     """Names of further trees beside the gradients; a step is given each by name, and `update` gets it so, or None."""
+    draws: ClassVar[Mapping[str, Literal["normal", "uniform"]]] = {}
+    """Names of random numbers, one for each element, and their distributions; `update` gets each as an argument of that name."""
     totals: ClassVar[Callable[..., Mapping[str, Any]] | None] = None
     """A method like `update`, which returns what `coefficients` takes: sums, maxima and norms over all parameters, by name."""
     scalar_slots: ClassVar[Mapping[str, float]] = {}
@@ -84,6 +87,10 @@ class Optimizer(DeclaredValue):
         if cls.__init__ is not Optimizer.__init__:
             raise own_constructor(cls)
         super().__init_subclass__(**kwargs)
+        check_draws(cls, cls.draws, cls._declarations.declared)
+        scalars = inspect.getattr_static(cls, "scalar_slots")
+        if cls.draws and not isinstance(scalars, WithKey):
+            cls.scalar_slots = WithKey(scalars)  # type: ignore[assignment]  # in place of what the class says
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -136,7 +143,9 @@ class Optimizer(DeclaredValue):
         """
         return {"lr": self.learning_rate_at(t)}
 
-    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+    def update(
+        self, xp: Any, p: Any, g: Any, slots: Any, c: Any, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Mapping[str, Any]]:
         """Return the new parameter, and the new value of each slot by name.
 
         Args:
@@ -145,6 +154,8 @@ class Optimizer(DeclaredValue):
             g: its gradient, after clipping.
             slots: its slots, as attributes.
             c: the coefficients, as attributes.
+            *args: none.
+            **kwargs: each of the rule's `inputs`, None where the step has not got it, and each of its `draws`.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define update(self, xp, p, g, slots, c): it returns the new parameter and the new value "
@@ -216,7 +227,8 @@ class Optimizer(DeclaredValue):
             state: what `init` or the previous step returned.
             gradient_norm: the norm that `clipnorm` compares, a Python number or a 0-d array, where `grads` are only some of
                 the gradients that are clipped together. None: the norm of `grads`. Without `clipnorm` it changes nothing.
-            **hyperparameters: values for this step only, of any numeric hyperparameter: Python numbers or 0-d arrays.
+            **hyperparameters: values for this step only, of any numeric hyperparameter: Python numbers or 0-d arrays. And the
+                rule's further `inputs`, each a tree of arrays like `grads`; None, for a tree or a leaf, is none in this step.
 
         Raises:
             ValueError: structure, shape or device differ (the message has the path of the leaf), or a hyperparameter is
@@ -261,7 +273,7 @@ class Optimizer(DeclaredValue):
         """
         if gradient_norm is not None:
             hyperparameters[GRADIENT_NORM] = gradient_norm
-        plans = () if self.inputs else self._cache.plans
+        plans = self._cache.plans if hyperparameters.keys().isdisjoint(self.inputs) else ()
         for plan in plans:
             done = plan.step(self, params, grads, state, hyperparameters)
             if done is not None:
@@ -405,7 +417,7 @@ class Optimizer(DeclaredValue):
     def check_overrides(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Return hyperparameters given for one step under their own names; raise an error if one is no hyperparameter."""
         owner = f"{type(self).__name__}.apply"
-        checked = self._fields.values_for_step(owner, overrides)
+        checked = self._fields.values_for_step(owner, overrides, self.inputs)
         for name, value in checked.items():
             if name != GRADIENT_NORM and value is not None and not self._is_on(name):
                 self._check_slots_suffice(owner, name)

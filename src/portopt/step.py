@@ -124,7 +124,7 @@ def do_step(
 ) -> tuple[Tree, OptimizerState]:
     """Do one step; see `Optimizer.apply` and `Optimizer.apply_`."""
     found, slots, overrides, moving, parameters = _check_arguments(
-        rule, params, grads, state, overrides, in_place=in_place
+        rule, cache, params, grads, state, overrides, in_place=in_place
     )
     backend, definition, leaves, _ = found
     groups = grouped_by_program(rule, overrides, parameters)
@@ -158,15 +158,26 @@ def do_step(
 
 def grouped_by_program(rule: Rule, overrides: Mapping[str, Any], parameters: Sequence[Leaf]) -> list[Group]:
     """Return the parameters of a step by the program that is for them; one group at least, which may be empty."""
-    program = rule.fixed_program(overrides)
+    lacking = _lacking_inputs(rule, overrides, parameters) if rule.inputs else None
+    program = None if lacking else rule.fixed_program(overrides)
     if program is not None:
         return [Group(program, range(len(parameters)), parameters)]
     members: dict[Program, list[int]] = {}
     for i, leaf in enumerate(parameters):
-        members.setdefault(rule.program(overrides, leaf.infos["p"].shape), []).append(i)
+        given = {n: v for n, v in overrides.items() if n not in lacking[i]} if lacking else overrides
+        members.setdefault(rule.program(given, leaf.infos["p"].shape), []).append(i)
     if not members:
         raise ValueError(f"no parameter has a gradient, and {type(rule).__name__} does a step on what has")
     return [Group(program, which, [parameters[i] for i in which]) for program, which in members.items()]
+
+
+def _lacking_inputs(
+    rule: Rule, overrides: Mapping[str, Any], parameters: Sequence[Leaf]
+) -> list[frozenset[str]] | None:
+    """Return the further inputs that a step has and each parameter lacks; None if none lacks any."""
+    given = frozenset(rule.inputs).intersection(overrides)
+    lacking = [given.difference(leaf) for leaf in parameters]
+    return lacking if any(lacking) else None
 
 
 def check_step(
@@ -174,9 +185,11 @@ def check_step(
 ) -> None:
     """Raise what a step in place would raise; change nothing."""
     plan = next((p for p in cache.plans if p.fits(params, grads, state)), None)
+    if not overrides.keys().isdisjoint(rule.inputs):
+        plan = None
     finished_steps(state.step, further=1)
     if plan is None:
-        checked = _check_arguments(rule, params, grads, state, overrides, in_place=True)
+        checked = _check_arguments(rule, cache, params, grads, state, overrides, in_place=True)
         backend, overrides = checked.found.backend, checked.overrides
         program = grouped_by_program(rule, overrides, checked.parameters)[0].program
     else:
@@ -259,7 +272,14 @@ def step_scalars(
 
 
 def _check_arguments(
-    rule: Rule, params: object, grads: object, state: OptimizerState, overrides: Mapping[str, Any], *, in_place: bool
+    rule: Rule,
+    cache: StepCache,
+    params: object,
+    grads: object,
+    state: OptimizerState,
+    overrides: Mapping[str, Any],
+    *,
+    in_place: bool,
 ) -> _Arguments:
     found = leaves_of(params)
     gradients = gradients_of(found, params, grads)
@@ -281,17 +301,25 @@ def _check_arguments(
     overrides = rule.check_overrides(overrides) | dict.fromkeys(further, True)
     moving = [i for i, g in enumerate(gradients) if g is not None]
     parameters = []
-    for arrays, described in zip(zip(*trees.values(), strict=True), zip(*infos.values(), strict=True), strict=True):
+    rows = zip(zip(*trees.values(), strict=True), zip(*infos.values(), strict=True), strict=True)
+    places = cache.places
+    for number, (arrays, described) in enumerate(rows):
         if arrays[1] is None:  # the gradient
             continue
+        place = None if places is None else places[number]
         if None in described:
             held = {name: (a, info) for name, a, info in zip(trees, arrays, described, strict=True) if info is not None}
-            parameters.append(Leaf(((n, a) for n, (a, _) in held.items()), ((n, i) for n, (_, i) in held.items())))
+            known = ((n, i) for n, (_, i) in held.items())
+            parameters.append(Leaf(((n, a) for n, (a, _) in held.items()), known, number, place))
         else:
-            parameters.append(Leaf(zip(trees, arrays, strict=True), zip(trees, described, strict=True)))
+            all_known = zip(trees, described, strict=True)
+            parameters.append(Leaf(zip(trees, arrays, strict=True), all_known, number, place))
     if in_place:
         backend = found.backend
-        backend.check_in_place(parameters, lambda i: backend.trees.paths(params)[moving[i]])
+        written = parameters
+        if further:
+            written = [Leaf(((n, a) for n, a in p.items() if n not in further), p.infos) for p in parameters]
+        backend.check_in_place(written, lambda i: backend.trees.paths(params)[moving[i]])
     return _Arguments(found, slots, overrides, moving, parameters)
 
 
@@ -309,7 +337,7 @@ def _plan_next_step(
     parameters: list[Leaf],
 ) -> None:
     """Let the backend prepare the next step on the same arrays, once a second step on them shows that there is a loop."""
-    if not program.is_elementwise:
+    if not program.is_elementwise or program.further_inputs:
         return
     arrays = [tuple(map(id, named.values())) for named in parameters]
     looping = hash((program, *((*ids[:1], *ids[2:]) for ids in arrays)))

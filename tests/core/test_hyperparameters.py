@@ -61,8 +61,8 @@ NUMERIC = [(rule, name) for rule in portopt.RULES for name in rule.numeric_hyper
 OPTIONS = [
     (rule, name)
     for rule in portopt.RULES
-    for name in rule.defaults()
-    if name not in (*rule.numeric_hyperparameters(), "dialect")
+    for name, field in rule.hyperparameters().items()
+    if field.range is None and name != "dialect"
 ]
 each_numeric = pytest.mark.parametrize(("rule", "name"), NUMERIC)
 each_option = pytest.mark.parametrize(("rule", "name"), OPTIONS)

@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.bits import Array, assert_same_bits, ordinary
+from support.drawing import drawn_by
 from support.keras_formulas import KerasRun, formula_of
 
 import portopt
+from portopt.program.draws import KEY, Place
 from portopt.program.facts import Facts
 from portopt.program.interpreter import shape_of
 from portopt.rules.settings import settings as settings_of
@@ -110,16 +112,17 @@ def test_steps_are_what_the_two_functions_of_the_rule_compute(
         slots: Mapping[str, Array] = {
             name: state.slots[name].reshape(seen_shape(optimizer, name, p.shape))[()] for name in optimizer.slots
         }
-        scalars = dict(optimizer.scalar_slots)
+        scalars = {name: value for name, value in optimizer.scalar_slots.items() if name != KEY}
         expected = p
         for t, (gradient, *_) in enumerate(gradients, start=1):
             with portopt.interpreted():
                 p, state = optimizer.apply(p, gradient, state)
+            drawn = {name: drawn_by(optimizer, name, t, Place.of(0, p.shape)) for name in optimizer.draws}
             coefficients = dict(optimizer.coefficients(t, **scalars))  # type: ignore[arg-type]  # numbers are scalars
             scalars = {name: coefficients[name] for name in scalars}
             with np.errstate(divide="ignore", invalid="ignore"):
                 expected, slots = optimizer.update(
-                    np, expected, gradient, SimpleNamespace(**slots), SimpleNamespace(**coefficients)
+                    np, expected, gradient, SimpleNamespace(**slots), SimpleNamespace(**coefficients), **drawn
                 )
             assert_close(p, expected, max(1.0, float(np.max(np.abs(expected)))), f"parameter after step {t}")
             assert set(slots) == set(optimizer.slots)

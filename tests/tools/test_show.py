@@ -30,8 +30,11 @@ def test_the_program_of_every_rule_is_printed(rule: type[portopt.Optimizer], cap
 def test_the_source_of_every_rule_names_its_arrays_and_dtype(
     rule: type[portopt.Optimizer], target: str, dtype: str, capsys: OUTPUT
 ) -> None:
-    assert exit_status(["show", rule.__name__.lower(), "--target", target, "--dtype", dtype]) == 0
-    text = capsys.readouterr().out
+    status = exit_status(["show", rule.__name__.lower(), "--target", target, "--dtype", dtype])
+    text, error = capsys.readouterr()
+    if status and rule.draws:
+        assert f"{rule.__name__} cannot be written for --target {target}: " in error
+        return
     assert f"{rule.__name__} on {dtype}, computed in {COMPUTE_DTYPE[dtype]}" in text
     assert all(slot in text for slot in rule().slots)
 

@@ -18,7 +18,6 @@ from portopt.kernels.names import LARGEST_GRADIENT, SUM_SQUARES, UPDATE
 from portopt.kernels.norm_dependence import GradientNorm, norm_dependence
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
-from portopt.program.reductions import rounding_constants
 
 Arrays = Mapping[str, Any]
 
@@ -100,7 +99,6 @@ def gradient_norm(library: Library, gradients: Sequence[Any], compute: Callable[
     (device,) = devices
     with library.on(device):
         norm = library.new_norm(device, compute)
-        constants = library.arguments(rounding_constants(sum(map(library.size, gradients))), "float64", device)
         dense = list(map(library.dense, gradients))
         launches = [
             (module, table)
@@ -113,7 +111,7 @@ def gradient_norm(library: Library, gradients: Sequence[Any], compute: Callable[
         for module, table in launches:
             library.launch(module, LARGEST_GRADIENT, table, library.largest(norm), device)
         for module, table in launches:
-            library.launch(module, SUM_SQUARES, table, [*constants, *library.sums(norm)], device)
+            library.launch(module, SUM_SQUARES, table, library.sums(norm), device)
     return norm
 
 
@@ -146,8 +144,8 @@ def update(
     dense = [{name: library.dense(array) for name, array in arrays.items()} for arrays in parameters]
     outputs = dense
     if in_place:
-        for i in overwritten(dense, program, library.memory):
-            dense[i]["g"] = library.copied(dense[i]["g"])
+        for i, name in overwritten(dense, program, library.memory):
+            dense[i][name] = library.copied(dense[i][name])
     else:
         outputs = [{name: library.empty_like(arrays[name]) for name in names} for arrays in parameters]
     groups = grouped(
@@ -191,8 +189,10 @@ def chunk_starts(sizes: Sequence[int], chunk: int) -> Any:
 
 def overwritten(
     parameters: Sequence[Arrays], program: Program, memory: Callable[[Any], tuple[str, int, int]]
-) -> set[int]:
-    """Return the parameters whose gradient shares memory with what a step in place writes: it must be copied first.
+) -> set[tuple[int, str]]:
+    """Return the gradients and further inputs, by parameter and name, that share memory with what a step in place writes.
+
+    They must be copied first.
 
     Args:
         parameters: the arrays of each parameter.
@@ -211,11 +211,12 @@ def overwritten(
         sorted_ranges[device] = starts, np.maximum.accumulate(ends)
     found = set()
     for i, arrays in enumerate(parameters):
-        device, start, end = memory(arrays["g"])
-        if start == end or device not in sorted_ranges:
-            continue
-        starts, furthest = sorted_ranges[device]
-        below = int(np.searchsorted(starts, end))
-        if below and furthest[below - 1] > start:
-            found.add(i)
+        for name in ("g", *program.further_inputs):
+            device, start, end = memory(arrays[name])
+            if start == end or device not in sorted_ranges:
+                continue
+            starts, furthest = sorted_ranges[device]
+            below = int(np.searchsorted(starts, end))
+            if below and furthest[below - 1] > start:
+                found.add((i, name))
     return found

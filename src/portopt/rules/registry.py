@@ -20,6 +20,7 @@ from portopt.rules.stableadamw import StableAdamW as StableAdamW
 from portopt.rules.adammini import AdamMini as AdamMini
 from portopt.rules.muon import Muon as Muon
 from portopt.rules.normuon import NorMuon as NorMuon
+from portopt.rules.noisy_sgd import NoisySGD as NoisySGD
 # isort: on
 
 RULES: tuple[type[_Optimizer], ...] = tuple(
