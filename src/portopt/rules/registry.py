@@ -18,8 +18,6 @@ from portopt.rules.novograd import NovoGrad as NovoGrad
 from portopt.rules.fromage import Fromage as Fromage
 from portopt.rules.stableadamw import StableAdamW as StableAdamW
 from portopt.rules.adammini import AdamMini as AdamMini
-from portopt.rules.muon import Muon as Muon
-from portopt.rules.normuon import NorMuon as NorMuon
 from portopt.rules.noisy_sgd import NoisySGD as NoisySGD
 # isort: on
 
