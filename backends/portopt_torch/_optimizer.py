@@ -173,7 +173,10 @@ class TorchOptimizer(torch.optim.Optimizer):
                 )
             self._create_state(rule, fresh)
             self._is_unchecked = True
-            batches = self._batches[index] = Batches(rule, copies, parameters, [self.state[p] for p in parameters])
+            known = {p: number for number, p in enumerate(p for group in self.param_groups for p in group["params"])}
+            batches = self._batches[index] = Batches(
+                rule, copies, parameters, [self.state[p] for p in parameters], [known[p] for p in parameters]
+            )
         return batches.batches
 
     def _create_state(self, rule: Optimizer, parameters: Sequence[Any]) -> None:

@@ -17,6 +17,7 @@ from portopt.declarations import OfClassOrInstance, WithKey
 from portopt.declared_value import DeclaredValue
 from portopt.hyperparameters import Hyperparameter, StepValue, alias, check_totals, hyperparameter
 from portopt.program import Dim, Program
+from portopt.program.draws import Place
 from portopt.program.facts import Facts, UnknownFactError
 from portopt.program.interpreter import StepScalars
 from portopt.program.reductions import GRADIENT_NORM, TOTALS_GIVEN
@@ -306,6 +307,16 @@ class Optimizer(DeclaredValue):
         if gradient_norm is not None:
             hyperparameters[GRADIENT_NORM] = gradient_norm
         step.check_step(self, self._cache, params, grads, state, hyperparameters)
+
+    def place_parameters(self, places: Sequence[Place] | None) -> None:
+        """Say where the parameters of further steps are in a whole of which they are part; for adapters.
+
+        What a rule draws depends on it. It is no part of the optimizer's value, and copies do not have it.
+
+        Args:
+            places: of each parameter, in the order of the tree; None: the parameters are a whole.
+        """
+        self._cache.places = places
 
     def step_scalars(
         self,
