@@ -20,6 +20,7 @@ import torch
 from support.bits import Array, assert_same_bits, ordinary
 from support.dialect_settings import gradients, parameters, rate_at, settings
 from support.elsewhere import Elsewhere
+from support.optax_trajectories import OWN_CALL, trajectory
 from support.places import ROOT
 
 import portopt
@@ -171,6 +172,8 @@ def optax_transformation(rule: str, arguments: Mapping[str, Any]) -> Any:
     def schedule(count: Any) -> Any:
         return jnp.where(count < len(gradients()) // 2, rate_at(0, rate), rate_at(len(gradients()), rate))
 
+    if rule in OWN_CALL:
+        return OWN_CALL[rule](schedule, **given)
     amsgrad = given.pop("amsgrad", False)
     decay = given.pop("weight_decay", None) if amsgrad else None
     function = optax.amsgrad if amsgrad else optax_function(rule, given)
@@ -185,25 +188,10 @@ def optax_transformation(rule: str, arguments: Mapping[str, Any]) -> Any:
 
 def optax_trajectory(rule: str, arguments: Mapping[str, Any]) -> list[list[Array]]:
     with jax.enable_x64(True):
-        transformation = optax_transformation(rule, arguments)
-        stacked = [jnp.stack([jnp.asarray(g[i]) for g in gradients()]) for i in range(len(parameters()))]
-
-        def step(carry: Any, gradient: Any) -> Any:
-            params, state = carry
-            updates, state = transformation.update(gradient, state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, state), params
-
-        @jax.jit
-        def run(params: Any) -> Any:
-            return jax.lax.scan(step, (params, transformation.init(params)), stacked)[1]
-
-        found = [np.asarray(trajectory) for trajectory in run([jnp.asarray(p) for p in parameters()])]
-    assert all(trajectory.dtype == np.float64 for trajectory in found)
-    return [list(step) for step in zip(*found, strict=True)]
+        return trajectory(optax_transformation(rule, arguments), parameters(), gradients())
 
 
-@each_setting("optax", having=lambda rule: optax_function(rule) is not None)
+@each_setting("optax", having=lambda rule: rule in OWN_CALL or optax_function(rule) is not None)
 def test_optax_dialect_is_the_formula_of_optax(rule: str, number: int, arguments: Mapping[str, Any]) -> None:
     assert_close(portopt_trajectory(rule, "optax", arguments), optax_trajectory(rule, arguments))
 
@@ -212,7 +200,7 @@ def test_optax_dialect_is_the_formula_of_optax(rule: str, number: int, arguments
 def test_defaults_of_optax_are_optaxs(rule: type[portopt.Optimizer]) -> None:
     """Apart from the learning rate, for which optax has no default."""
     function = optax_function(rule.__name__)
-    if function is None:
+    if function is None or rule.__name__ in OWN_CALL:
         return
     with_decay = optax_function(rule.__name__, ["weight_decay"])
     theirs, further = (
