@@ -64,8 +64,3 @@ class Counterpart:
     def namespace(self) -> str:
         """The part of the name before its last dot, such as `"torch.optim"`."""
         return self.name.rpartition(".")[0]
-
-    @property
-    def short_name(self) -> str:
-        """The name in its namespace, such as `"AdamW"`."""
-        return self.name.rpartition(".")[2]

@@ -16,20 +16,23 @@ from portopt_tools.errors import SUCCESS, UnusableArgumentsError
 from portopt_tools.tool import Tool
 
 DEFAULT_DTYPE = "float32"
+DEFAULT_SHAPE = (128, 256)
+"""Of the parameter, where a rule's program depends on it; long enough for whatever treats large matrices in another way."""
 
 
-def show(optimizer: Optimizer, target: str, dtype: str | None = None) -> str:
+def show(optimizer: Optimizer, target: str, dtype: str | None = None, shape: tuple[int, ...] = DEFAULT_SHAPE) -> str:
     """Return a rule's program, or the source of the kernel that updates parameters of a dtype in place.
 
     Args:
         optimizer: the rule and its options, which decide what is part of the program.
         target: a key of `TARGETS`.
         dtype: of the parameters and gradients; None for float32. Slots are in the compute dtype, as `init` makes them.
+        shape: of the parameter, for a rule whose program depends on it.
 
     Raises:
         UnusableArgumentsError: the target has no dtype but one was given, or cannot express the rule.
     """
-    program = optimizer.program()
+    program = optimizer.program(shape=shape)
     if target == "program":
         if dtype is not None:
             raise UnusableArgumentsError(
@@ -91,10 +94,31 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of the parameters that the kernel updates (default: {DEFAULT_DTYPE}); a program has none",
     )
     parser.add_argument(
+        "--shape",
+        type=_shape,
+        default=DEFAULT_SHAPE,
+        metavar="NxN",
+        help="of the parameter, such as 3x4, or 'number', for a rule whose program depends on it (default: "
+        f"{'x'.join(map(str, DEFAULT_SHAPE))})",
+    )
+    parser.add_argument(
         "--dialect",
         choices=tuple(DIALECTS),
         help="whose formula the rule has (default: the config's, or the rule's first)",
     )
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    """Return the shape that a command line names."""
+    try:
+        shape = () if text == "number" else tuple(int(length) for length in text.split("x"))
+    except ValueError:
+        shape = (-1,)
+    if min(shape, default=0) < 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no shape: give the length of each axis, such as 3x4, or 'number' for none"
+        )
+    return shape
 
 
 def _run(arguments: argparse.Namespace, command: str) -> int:
@@ -104,7 +128,7 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
             optimizer = optimizer.replace(dialect=arguments.dialect)
         except (TypeError, ValueError) as error:
             raise UnusableArgumentsError(str(error)) from error
-    print(show(optimizer, arguments.target, arguments.dtype).rstrip("\n"))
+    print(show(optimizer, arguments.target, arguments.dtype, arguments.shape).rstrip("\n"))
     return SUCCESS
 
 

@@ -623,7 +623,7 @@ def test_schedule_gives_the_same_bits_over_ten_thousand_scanned_steps(case: Case
 def coefficients(rule: type[portopt.Optimizer]) -> Callable[[Scalar], list[Scalar]]:
     """Return a function of the finished steps: every scalar of the rule's program that depends on the step."""
     optimizer = rule(CosineDecay(0.5, 9000, end=0.01, warmup_steps=500))
-    program = optimizer.program()
+    program = optimizer.program(shape=(3, 4))
     fixed = {
         name: getattr(optimizer, name)
         for name in program.scalar_inputs

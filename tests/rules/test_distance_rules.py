@@ -163,10 +163,11 @@ def test_estimate_grows_no_faster_than_is_allowed_and_never_shrinks(rule: Any) -
         for _ in range(30):
             p, state = optimizer.apply(p, 2 * p, state)
             estimates.append(float(state.slots["d"]))
-        growth = [b / a for a, b in zip(estimates, estimates[1:], strict=False)]
-        assert min(growth) >= 1
-        assert (max(growth) <= 1.5 * (1 + 1e-15)) == (optimizer is bounded)
+        assert estimates == sorted(estimates)
         assert estimates[-1] > 1e-2
+        # Prodigy's first estimate that is above d0 counts in full.
+        growth = [b / a for a, b in zip(estimates, estimates[1:], strict=False) if a > 1e-3]
+        assert (max(growth) <= 1.5 * (1 + 1e-15)) == (optimizer is bounded)
 
 
 def test_dog_begins_with_a_distance_or_a_rate() -> None:

@@ -10,7 +10,7 @@ from support.commands import exit_status
 
 import portopt
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt_tools.show import TARGETS, show
+from portopt_tools.show import DEFAULT_SHAPE, TARGETS, show
 
 OUTPUT = pytest.CaptureFixture[str]
 SOURCES = [target for target in TARGETS if target != "program"]
@@ -20,7 +20,13 @@ every_rule = pytest.mark.parametrize("rule", portopt.RULES, ids=lambda rule: rul
 @every_rule
 def test_the_program_of_every_rule_is_printed(rule: type[portopt.Optimizer], capsys: OUTPUT) -> None:
     assert exit_status(["show", rule.__name__.upper(), "--target", "program"]) == 0
-    assert capsys.readouterr().out == f"{rule().program()}\n"
+    assert capsys.readouterr().out == f"{rule().program(shape=DEFAULT_SHAPE)}\n"
+
+
+def test_the_shape_decides_where_a_rule_asks_for_it(capsys: OUTPUT) -> None:
+    for text, shape in (("8", (8,)), ("3x4", (3, 4)), ("number", ())):
+        assert exit_status(["show", "adafactor", "--shape", text]) == 0
+        assert capsys.readouterr().out == f"{portopt.Adafactor().program(shape=shape)}\n"
 
 
 @every_rule
@@ -29,10 +35,14 @@ def test_the_program_of_every_rule_is_printed(rule: type[portopt.Optimizer], cap
 def test_the_source_of_every_rule_names_its_arrays_and_dtype(
     rule: type[portopt.Optimizer], target: str, dtype: str, capsys: OUTPUT
 ) -> None:
-    assert exit_status(["show", rule.__name__.lower(), "--target", target, "--dtype", dtype]) == 0
-    text = capsys.readouterr().out
+    status = exit_status(["show", rule.__name__.lower(), "--target", target, "--dtype", dtype])
+    text, error = capsys.readouterr()
+    program = rule().program(shape=DEFAULT_SHAPE)
+    if status and not program.is_elementwise:
+        assert f"{rule.__name__} cannot be written for --target {target}: " in error
+        return
     assert f"{rule.__name__} on {dtype}, computed in {COMPUTE_DTYPE[dtype]}" in text
-    assert all(slot in text for slot in rule().slots)
+    assert all(slot in text for slot in program.array_outputs)
 
 
 @pytest.mark.parametrize("target", SOURCES)
@@ -71,6 +81,10 @@ def test_a_rule_may_stand_in_a_file(tmp_path: object, capsys: OUTPUT, monkeypatc
         (['{"class_name": "Adam", "config": {"beta_1": 2}}'], "beta_1 must be in [0, 1), but 2 was"),
         (["adam", "--target", "fortran"], "invalid choice: 'fortran'"),
         (["adam", "--target", "numba", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (
+            ["adafactor", "--shape", "3,4"],
+            "'3,4' is no shape: give the length of each axis, such as 3x4, or 'number' for none",
+        ),
         (["adam", "--dtype", "float16"], "a program has no dtype, so --dtype float16 has no meaning"),
     ],
 )

@@ -36,7 +36,7 @@ class DAdaptAdam(DialectRule):
         epsilon: in (0, inf).
         weight_decay: in [0, inf).
         d0: in (0, inf); what `d` is at first.
-        growth_rate: torch: in (0, inf); how much `d` may grow in a step. None: as much as it does.
+        growth_rate: torch: in [1, inf); how much `d` may grow in a step. None: as much as it does.
         use_bias_correction: torch: whether the rate is corrected for the start of the means at zero.
         decouple: torch: whether weight decay acts on the parameter; otherwise `g + weight_decay * p`.
         dialect, maximize: see `DialectRule`.
@@ -81,7 +81,7 @@ class DAdaptAdam(DialectRule):
     epsilon: float = hyperparameter(default=1e-8, above=0)
     weight_decay: float | None = hyperparameter(default=0.0, at_least=0, off=0.0)
     d0: float = hyperparameter(default=1e-6, above=0)
-    growth_rate: float | None = hyperparameter(default=per_dialect(torch=None), above=0, off=None)
+    growth_rate: float | None = hyperparameter(default=per_dialect(torch=None), at_least=1, off=None)
     use_bias_correction: bool | None = option(default=per_dialect(torch=False))
     decouple: bool | None = option(default=per_dialect(torch=False))
     betas: tuple[float, float] | None = alias("beta_1", "beta_2", dialect="torch", default=None, kw_only=True)

@@ -40,7 +40,7 @@ class Prodigy(DialectRule):
         d0: in (0, inf); what `d` is at first.
         d_coef: in (0, inf); what the estimate is multiplied by.
         safeguard_warmup: whether the learning rate is left out of `s`, so that low rates at first do no harm.
-        growth_rate: torch: in (0, inf); how much `d` may grow in a step. None: as much as it does.
+        growth_rate: torch: in [1, inf); how much `d` may grow in a step. None: as much as it does.
         use_bias_correction: torch: whether the rate is corrected for the start of the means at zero.
         decouple: torch: whether weight decay acts on the parameter; otherwise `g + weight_decay * p`.
         dialect, maximize: see `DialectRule`.
@@ -90,7 +90,7 @@ class Prodigy(DialectRule):
     d0: float = hyperparameter(default=1e-6, above=0)
     d_coef: float = hyperparameter(default=1.0, above=0)
     safeguard_warmup: bool = option(default=False)
-    growth_rate: float | None = hyperparameter(default=per_dialect(torch=None), above=0, off=None)
+    growth_rate: float | None = hyperparameter(default=per_dialect(torch=None), at_least=1, off=None)
     use_bias_correction: bool | None = option(default=per_dialect(torch=False))
     decouple: bool | None = option(default=per_dialect(torch=True))
     betas: tuple[float, float] | None = alias("beta_1", "beta_2", dialect="torch", default=None, kw_only=True)
