@@ -14,16 +14,15 @@ from portopt.backend import (
     PURE,
     ArrayAPIBackend,
     ArrayInfo,
-    Arrays,
     MemoryRange,
     Mode,
+    Work,
     is_interpreted,
 )
 from portopt.imports import imported
 from portopt.kernels import launch
 from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.norm_dependence import GradientNorm
-from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 from portopt.program.primitives import Primitives
 from portopt_cupy._conversion import widened
@@ -75,12 +74,13 @@ class CupyBackend(ArrayAPIBackend):
     def describe(self, array: Any) -> ArrayInfo:
         return ArrayInfo(array.shape, array.dtype.name, f"cuda:{array.device.id}")
 
-    def full(self, like: Any, value: float, dtype: str) -> Any:
+    def full(self, like: Any, value: float, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
+        shape = like.shape if shape is None else shape
         with like.device:
             if value or math.copysign(1.0, value) > 0:
-                return self._cupy.full(like.shape, value, dtype=dtype)
+                return self._cupy.full(shape, value, dtype=dtype)
             # Some versions of CuPy take -0 for 0, whose bytes they set, and some do not.
-            return self._cupy.negative(self._cupy.full(like.shape, 0.0, dtype=dtype))
+            return self._cupy.negative(self._cupy.full(shape, 0.0, dtype=dtype))
 
     def to_numpy(self, array: Any) -> Any:
         return self._cupy.asnumpy(array)
@@ -134,15 +134,15 @@ class CupyBackend(ArrayAPIBackend):
     def scalar(self, value: Any) -> Any:
         return value if isinstance(value, GradientNorm) else super().scalar(value)
 
-    def update(
-        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
-    ) -> list[dict[str, Any]]:
-        self._refuse_capture(arrays["p"] for arrays in parameters)
-        if isinstance(scalars, StepScalars) and not is_interpreted():
+    def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        self._refuse_capture(arrays["p"] for work in works for arrays in work.parameters)
+        program, scalars, parameters = works[0]
+        in_kernel = len(works) == 1 and program.is_elementwise
+        if in_kernel and isinstance(scalars, StepScalars) and not is_interpreted():
             results = launch.update(self._library, program, scalars, parameters, in_place=in_place)
             if results is not None:
                 return results
-        return super().update(program, scalars, parameters, in_place=in_place)
+        return super().update(works, in_place=in_place)
 
     def memory_range(self, array: Any) -> MemoryRange:
         device = f"cuda:{array.device.id}"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
@@ -11,13 +11,13 @@ import numpy as np
 
 from portopt.arithmetic import HOST, Arithmetic
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, SMALLEST_NORMAL, round_scalar
-from portopt.backend import ArrayInfo, Arrays, Mode, is_interpreted
+from portopt.backend import ArrayInfo, Arrays, Mode, Work, is_interpreted
 from portopt.imports import imported
 from portopt.optimizer import OptimizerState
 from portopt.program import Program
-from portopt.program.interpreter import StepScalars, interpret
+from portopt.program.interpreter import ParameterScalars, StepScalars, interpret
 from portopt.program.primitives import Primitives
-from portopt.program.reductions import traced_norm
+from portopt.program.reductions import Reductions, traced_norm
 from portopt.trees import item
 
 
@@ -126,12 +126,23 @@ class JaxBackend:
                 "jax.eval_shape(optimizer.apply, params, grads, state) what it would return"
             )
 
-    def full(self, like: Any, value: float, dtype: str) -> Any:
+    def full(self, like: Any, value: float, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
         """Return a new array like an array; a description of one, like a description."""
         if self._is_abstract(like):
-            return self._jax.ShapeDtypeStruct(like.shape, self._jnp.dtype(dtype), sharding=like.sharding)
+            kept = like.sharding if shape is None else None
+            return self._jax.ShapeDtypeStruct(
+                like.shape if shape is None else shape, self._jnp.dtype(dtype), sharding=kept
+            )
         with self._jax.enable_x64(dtype == "float64" or self._jax.config.jax_enable_x64):
-            return self._jnp.full_like(like, value, dtype=dtype)
+            return self._jnp.full_like(like, value, dtype=dtype, shape=shape)
+
+    def copied(self, array: Any, dtype: str) -> Any:
+        if self._is_abstract(array):
+            return self.full(array, 0.0, dtype)
+        compute = COMPUTE_DTYPE[str(array.dtype)]
+        with self._jax.enable_x64(compute == "float64" or self._jax.config.jax_enable_x64):
+            loaded = self.primitives(compute).load(array)
+            return loaded if str(loaded.dtype) == dtype else self._scalars.narrowed(loaded, dtype)
 
     def to_numpy(self, array: Any) -> Any:
         self._refuse_abstract([array])
@@ -186,6 +197,9 @@ class JaxBackend:
             "multiply": lambda a, b: scalars.flush_product(a, b, smallest, scale),
             "divide": lambda a, b: scalars.flush_quotient(a, scalars.hidden_divisor(a, b), smallest, scale),
             "sqrt": lambda a: scalars.flush(scalars.square_root(scalars.constant_at_zero(a)), smallest),
+            "float64": lambda: self._jax.enable_x64(True),
+            "constant": self._constant,
+            "arange": lambda count, like: self._jnp.arange(count, dtype="int64"),
             # See _fences.py.
             "plain_divide": lambda a, b: a / scalars.hidden_divisor(a, b),
             "plain_sqrt": lambda a: self._jnp.sqrt(scalars.constant_at_zero(a)),
@@ -195,6 +209,11 @@ class JaxBackend:
             # XLA's CPU code flushes sums in hardware; a comparison for each would double the time.
             overrides |= {"add": lambda a, b: a + b, "subtract": lambda a, b: a - b}
         return Primitives(self._jnp, self._jnp.dtype(compute_dtype), compute_dtype, overrides)
+
+    def _constant(self, value: float, like: Any) -> Any:
+        """Return a number as an array like another one, hidden from XLA where it compiles."""
+        constant = self._jnp.asarray(value, like.dtype)
+        return self._jnp.where(self._scalars.never(like), 1.0, constant) if self._is_traced(like) else constant
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         self._refuse_abstract(gradients)
@@ -240,11 +259,12 @@ class JaxBackend:
             wide = [g.astype(self._jnp.float64) for g in loaded]
             return traced_norm(self.primitives("float64"), wide, self._scalars.JaxArithmetic)
 
-    def update(
-        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
-    ) -> list[dict[str, Any]]:
+    def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         if in_place:
             self._refuse_in_place()
+        return [results for work in works for results in self._updated(*work)]
+
+    def _updated(self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]) -> list[dict[str, Any]]:
         self._refuse_abstract(array for arrays in parameters for array in arrays.values())
         if isinstance(scalars, StepScalars) and not is_interpreted() and self._is_concrete(scalars, parameters):
             return self._update_compiled(program, scalars, parameters)
@@ -253,7 +273,8 @@ class JaxBackend:
     def _update_traced(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
     ) -> list[dict[str, Any]]:
-        if not isinstance(scalars, StepScalars) or is_interpreted() or not self._kernels.can_run():
+        in_kernel = program.is_elementwise and self._kernels.can_run()
+        if not isinstance(scalars, StepScalars) or is_interpreted() or not in_kernel:
             return self.update_in_xla(program, scalars, parameters)
         with self._jax.enable_x64(True):
             inputs = self._kernels.pack([_known(scalars.inputs[name]) for name in _inputs_but_t(program)])
@@ -277,7 +298,7 @@ class JaxBackend:
         pending = {i: inputs[n].words for i, n in enumerate(names) if isinstance(inputs[n], PendingScalar)}
         known = np.array([0.0 if i in pending else inputs[n] for i, n in enumerate(names)], np.float64)
         words, step = known.view(np.uint32).reshape(-1, 2), int(inputs.get("t", 0))
-        by_kernel = self._kernels.can_run()
+        by_kernel = program.is_elementwise and self._kernels.can_run()
         results, outputs = self._compiled_update(program, by_kernel, words, pending, step, list(map(dict, parameters)))
         scalars.provide(outputs)
         return list(results)
@@ -314,19 +335,59 @@ class JaxBackend:
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
     ) -> list[dict[str, Any]]:
         """Do a step in XLA's operations, one by one."""
+        results = []
+        for arrays, compute, outputs in self._interpreted(program, scalars, parameters):
+            with self._x64_for(compute):
+                results.append({name: self.stored(value, arrays[name]) for name, value in outputs.items()})
+        return results
+
+    def total(self, name: str, works: Sequence[Work]) -> Any:
+        self._refuse_abstract(array for work in works for arrays in work.parameters for array in arrays.values())
+        operation, parts = name.removeprefix("total_"), []
+        for work in works:
+            for _, compute, outputs in self._interpreted(*work):
+                with self._jax.enable_x64(True):
+                    parts.append(self.reductions(compute).partial(operation, outputs["x"]))
+        with self._jax.enable_x64(True):
+            return self.reductions("float64").combine(operation, parts)
+
+    def reductions(self, compute_dtype: str) -> Reductions:
+        """Return the reductions of arrays of a compute dtype."""
+        return Reductions(
+            self.primitives(compute_dtype),
+            self.primitives("float64"),
+            lambda x: self.arithmetic([x]),
+            lambda: self._jax.enable_x64(True),
+        )
+
+    def _x64_for(self, compute_dtype: str) -> Any:
+        return self._jax.enable_x64(compute_dtype == "float64" or self._jax.config.jax_enable_x64)
+
+    def _interpreted(
+        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
+    ) -> Iterator[tuple[Arrays, str, dict[str, Any]]]:
+        """Yield each parameter, its compute dtype and what the program makes of it."""
         if self._on_cpu:
             program = importlib.import_module("portopt_jax._fences").without_needless_fences(program)
         rounded: dict[str, dict[int, Any]] = {}
-        results = []
         for arrays in parameters:
             compute = COMPUTE_DTYPE[str(arrays["p"].dtype)]
+            never = self._never(scalars, arrays)
             if compute not in rounded:
-                never = self._never(scalars, arrays)
                 rounded[compute] = {i: self._rounded(scalars[j], compute, never) for i, j in program.rounded_scalars}
-            with self._jax.enable_x64(compute == "float64" or self._jax.config.jax_enable_x64):
-                outputs = interpret(program, self.primitives(compute), arrays, rounded[compute])
-                results.append({name: self.stored(value, arrays[name]) for name, value in outputs.items()})
-        return results
+            of_parameter = None
+            if not program.is_elementwise:
+                of_parameter = ParameterScalars(
+                    scalars,
+                    self.reductions(compute),
+                    self.primitives("float64"),
+                    functools.partial(self._rounded, compute=compute, never=never),
+                    lambda x: self.arithmetic([x]),
+                    lambda: self._jax.enable_x64(True),
+                )
+            with self._x64_for(compute):
+                primitives = self.primitives(compute).widened_by(lambda: self.primitives("float64"))
+                yield arrays, compute, interpret(program, primitives, arrays, rounded[compute], of_parameter)
 
     def _never(self, scalars: Sequence[Any], arrays: Arrays) -> Any:
         """Return what hides constants from XLA (see `_scalars.never`), or None where nothing is compiled together.

@@ -172,7 +172,8 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
             backend = find_backend(params[0])
             assert backend is not None
             arrays = [{"g": g} for g in gradients]
-            overrides |= {name: total(backend, program, op, arrays) for name, op in program.totals.items()}
+            for name in program.totals:
+                overrides[name] = total(backend, name, [(program, arrays)], lambda _: [])
         others = [i for i in range(len(params)) if i not in excluded]
         params, new_slots = list(params), {name: list(state.slots[name]) for name in rule.slots}
         for part, indices in ((rule, others), (self._undecayed, excluded)):

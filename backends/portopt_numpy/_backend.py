@@ -18,6 +18,7 @@ from portopt.backend import (
     Arrays,
     MemoryRange,
     Mode,
+    Work,
     described,
     is_interpreted,
 )
@@ -63,8 +64,8 @@ class NumpyBackend(ArrayAPIBackend):
             )
         return ArrayInfo(array.shape, _dtype_name(array.dtype), "cpu")
 
-    def full(self, like: Any, value: float, dtype: str) -> Any:
-        return np.full(like.shape, value, dtype=self.dtype(dtype))
+    def full(self, like: Any, value: float, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
+        return np.full(like.shape if shape is None else shape, value, dtype=self.dtype(dtype))
 
     def to_numpy(self, array: Any) -> Any:
         return np.array(array, copy=True)
@@ -77,11 +78,11 @@ class NumpyBackend(ArrayAPIBackend):
     def stored(self, value: Any, like: Any) -> Any:
         return np.array(np.broadcast_to(value, like.shape), dtype=like.dtype, copy=True)
 
-    def update(
-        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
-    ) -> list[dict[str, Any]]:
-        if not isinstance(scalars, StepScalars) or is_interpreted() or not compiler.available():
-            return super().update(program, scalars, parameters, in_place=in_place)
+    def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        program, scalars, parameters = works[0]
+        in_kernel = len(works) == 1 and program.is_elementwise and compiler.available()
+        if not in_kernel or not isinstance(scalars, StepScalars) or is_interpreted():
+            return super().update(works, in_place=in_place)
         dtypes = [leaf.dtypes for leaf in described(self, parameters)]
         names = tuple(program.array_outputs)
         outputs = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]

@@ -73,8 +73,10 @@ class TensorFlowBackend(ArrayAPIBackend):
             return not self._tf.executing_eagerly()
         return isinstance(value, self._tf.Tensor) and not hasattr(value, "numpy")
 
-    def full(self, like: Any, value: float, dtype: str) -> Any:
-        filled = self._tf.fill(self._tf.shape(like), self.xp.asarray(value, dtype=self.dtype(dtype)))
+    def full(self, like: Any, value: float, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
+        filled = self._tf.fill(
+            self._tf.shape(like) if shape is None else shape, self.xp.asarray(value, dtype=self.dtype(dtype))
+        )
         return self._tf.Variable(filled, trainable=False) if isinstance(like, self._tf.Variable) else filled
 
     def _device(self, array: Any) -> Any:
@@ -116,10 +118,18 @@ class TensorFlowBackend(ArrayAPIBackend):
             # A root of a normal number is normal; but a graph compiler may merge it with a quotient that follows.
             "sqrt": lambda a: xp.flush(tf.sqrt(a), smallest),
             "equal": tf.equal,
+            "constant": self._constant,
+            "arange": lambda count, like: tf.range(count, dtype=tf.int64),
             # The graph optimizer turns not(a < b) into a >= b, which is false for a NaN.
             "logical_not": lambda a: tf.where(a, False, True),
         }
         return Primitives(xp, dtype, compute_dtype, overrides)
+
+    def _constant(self, value: float, like: Any) -> Any:
+        """Return a number as an array like another one, hidden from graph compilers."""
+        if not self._is_symbolic(like):
+            return self.xp.asarray(value, dtype=like.dtype, device=self._device(like))
+        return self._tf.where(self.xp.never(like), self._tf.ones_like(like), self.xp.asarray(value, dtype=like.dtype))
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         loaded = [self.primitives(COMPUTE_DTYPE[self.dtype_name(g)]).load(g) for g in gradients]

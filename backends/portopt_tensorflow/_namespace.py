@@ -14,13 +14,33 @@ where = tf.where
 logical_and = tf.logical_and
 logical_or = tf.logical_or
 logical_not = tf.logical_not
+int64 = tf.int64
 sum = tf.reduce_sum
 any = tf.reduce_any
-max = tf.reduce_max
+all = tf.reduce_all
+min = tf.reduce_min
 maximum = tf.maximum
 isnan = tf.math.is_nan
 sqrt = tf.sqrt
+floor = tf.floor
+reshape = tf.reshape
+zeros_like = tf.zeros_like
 broadcast_to = tf.broadcast_to
+round = tf.round
+matmul = tf.matmul
+matrix_transpose = tf.linalg.matrix_transpose
+
+
+def max(x: Any, *, axis: Any = None, keepdims: bool = False) -> Any:
+    return tf.reduce_max(x, axis, keepdims)
+
+
+def bitwise_right_shift(x: Any, bits: int) -> Any:
+    return tf.bitwise.right_shift(x, tf.constant(bits, x.dtype))
+
+
+def full_like(x: Any, value: Any) -> Any:
+    return tf.fill(x.shape, tf.constant(value, x.dtype))
 
 
 def astype(x: Any, dtype: Any, *, copy: bool = True) -> Any:

@@ -20,6 +20,7 @@ from portopt.backend import (
     Leaf,
     MemoryRange,
     Mode,
+    Work,
     described,
     is_interpreted,
 )
@@ -80,8 +81,8 @@ class TorchBackend(ArrayAPIBackend):
     def dtype_name(self, array: Any) -> str:
         return _text(array.dtype).removeprefix("torch.")
 
-    def full(self, like: Any, value: float, dtype: str) -> Any:
-        return self._empty(like.shape, self.dtype(dtype), like.device).fill_(value)
+    def full(self, like: Any, value: float, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
+        return self._empty(like.shape if shape is None else shape, self.dtype(dtype), like.device).fill_(value)
 
     def _empty(self, shape: Any, dtype: Any, device: Any) -> Any:
         tensor = self._torch.empty(shape, dtype=dtype, device=device)
@@ -129,17 +130,36 @@ class TorchBackend(ArrayAPIBackend):
     def stored(self, value: Any, like: Any) -> Any:
         return value.broadcast_to(like.shape).to(like.dtype, copy=True).contiguous()
 
-    def update(
-        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
-    ) -> list[dict[str, Any]]:
-        self.refuse_capture(arrays["p"] for arrays in parameters)
+    def copied(self, array: Any, dtype: str) -> Any:
+        with self.quiet():
+            return super().copied(array.detach().resolve_neg(), dtype)
+
+    def total(self, name: str, works: Sequence[Work]) -> Any:
+        self.refuse_capture(arrays["p"] for work in works for arrays in work.parameters)
+        return super().total(name, self._detached(works))
+
+    def _detached(self, works: Sequence[Work]) -> list[Work]:
         # The imaginary part of a conjugate is a view that torch negates when it is read.
-        detached = [
-            Leaf({name: tensor.detach().resolve_neg() for name, tensor in leaf.items()}, leaf.infos)
-            for leaf in described(self, parameters)
+        return [
+            Work(
+                program,
+                scalars,
+                [
+                    Leaf({name: tensor.detach().resolve_neg() for name, tensor in leaf.items()}, leaf.infos)
+                    for leaf in described(self, parameters)
+                ],
+            )
+            for program, scalars, parameters in works
         ]
+
+    def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        parameters = [arrays for work in works for arrays in work.parameters]
+        self.refuse_capture(arrays["p"] for arrays in parameters)
+        all_detached = self._detached(works)
+        program, scalars, detached = all_detached[0]
         results: list[dict[str, Any]] | None = None
-        if isinstance(scalars, StepScalars) and not is_interpreted():
+        in_kernel = len(works) == 1 and program.is_elementwise
+        if in_kernel and isinstance(scalars, StepScalars) and not is_interpreted():
             if compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in detached):
                 results = self._update_on_host(program, scalars, detached, in_place=in_place)
             elif all(self._runs_triton(arrays["p"]) for arrays in detached):
@@ -148,7 +168,7 @@ class TorchBackend(ArrayAPIBackend):
                     written = [tensor for outputs in results for tensor in outputs.values()]
                     self._torch.autograd.graph.increment_version(written)
         if results is None:
-            results = super().update(program, scalars, detached, in_place=in_place)
+            results = super().update(all_detached, in_place=in_place)
         if in_place:
             return [{n: arrays[n] for n in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
         for arrays, outputs in zip(parameters, results, strict=True):

@@ -90,7 +90,9 @@ class Batch:
         """Count a step, after so many, that has written its arrays but was interrupted before it was counted."""
         if self.finished == finished:
             rule, checked = self._rule, self._rule.check_overrides(overrides)
-            scalars, step = rule.step_scalars(backend, rule.program(checked), self._state(), checked, lambda _: 1.0)
+            (scalars, *_), step = rule.step_scalars(
+                backend, [rule.program(checked)], self._state(), checked, lambda *_: 1.0
+            )
             self._note(step, scalars.outputs())
         else:
             self._note(self.finished, self._scalars)

@@ -5,12 +5,14 @@ Options that the table does not know are tested with the values that `portopt.ru
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 from portopt import Optimizer, schedules
 from portopt.rules.settings import other_values, together
+from portopt_conformance.arrangement import is_elementwise
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Configuration:
     arguments: Mapping[str, Any]
     core: bool = False
     dialect: bool = False
+
+    @functools.cached_property
+    def is_elementwise(self) -> bool:
+        """Whether an element of a step depends on that element only, and on what all parameters share."""
+        return is_elementwise(self.optimizer())
 
     def optimizer(self, **changes: Any) -> Optimizer:
         return self.rule(**{**self.arguments, **changes})

@@ -117,6 +117,9 @@ def _chosen(configuration: Configuration, dtype: str, depth: str, *, outermost: 
         elif depth == "compiled" and dtype == "float32":
             yield (2, "ordinary")
         return
+    if not configuration.is_elementwise:
+        yield from _of_many_elements(configuration, dtype, depth, outermost=outermost)
+        return
     core, first = configuration.core, depth == "first"
     single = dtype == "float32"
     if (first and (core or single)) or (depth == "plain" and core):
@@ -136,6 +139,21 @@ def _chosen(configuration: Configuration, dtype: str, depth: str, *, outermost: 
         yield from ((3, "resumed"), (3, "given_each_step"))
     if first and single and configuration.name == "clipped":
         yield (3, "nested")
+
+
+def _of_many_elements(
+    configuration: Configuration, dtype: str, depth: str, *, outermost: bool
+) -> Iterator[tuple[int, str]]:
+    """Yield what is made with a rule whose steps reduce or multiply: its programs are many, so the outermost stand for all."""
+    single = dtype == "float32"
+    if depth == "first" and (outermost or single):
+        yield from ((2, "raw"), (2, "ordinary"))
+    if outermost and (depth == "first" or (depth in ("plain", "compiled") and dtype in DIALECT_DTYPES)):
+        yield (3, "ten")
+    if outermost and depth == "first":
+        yield from ((3, "hundred"), (3, "resumed"), (3, "given_each_step"))
+    if depth in ("sampled", "extra") and (configuration.name, dtype) == SAMPLE[0]:
+        yield (3, "ten")
 
 
 def _planned(configuration: Configuration, dtype: str, layer: int, name: str) -> Planned:

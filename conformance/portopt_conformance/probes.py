@@ -124,7 +124,10 @@ def _probe(fixed: Program, array_slots: tuple[str, ...], scalars: tuple[str, ...
         slots = array_slots
         scalar_slots = dict.fromkeys(scalars, 0.0)
 
-        def program(self, overrides: Mapping[str, Any] | None = None) -> Program:
+        def program(self, overrides: Mapping[str, Any] | None = None, shape: tuple[int, ...] | None = None) -> Program:
+            return fixed
+
+        def fixed_program(self, overrides: Mapping[str, Any] | None = None) -> Program:
             return fixed
 
     return Probe()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from portopt import Optimizer, OptimizerState
+from portopt_conformance.arrangement import is_elementwise
 from portopt_conformance.comparison import compare
 from portopt_conformance.platform import Platform
 from portopt_conformance.rules import ordinary, results_of
@@ -24,7 +25,8 @@ def _start(
 ) -> tuple[Any, Any, OptimizerState]:
     """Return parameters, gradients and a state after one step, of `_SIZE` elements; `convert` makes an array of each."""
     make = convert or platform.array
-    p, g = ordinary(dtype, "p")[:_SIZE], ordinary(dtype, "g")[:_SIZE]
+    shape = (_SIZE,) if is_elementwise(optimizer) else (6, 10)
+    p, g = (ordinary(dtype, role)[:_SIZE].reshape(shape) for role in ("p", "g"))
     params, grads = {"w": platform.array(p)}, {"w": platform.array(g)}
     params, state = optimizer.apply(params, grads, optimizer.init(params))
     slots = {
@@ -113,10 +115,10 @@ def read_only_arrays_are_enough(platform: Platform, optimizer: Optimizer, dtype:
 
 def views_give_the_same_bits(platform: Platform, optimizer: Optimizer, dtype: str) -> Iterator[str]:
     def every_second(array: Words) -> Any:
-        return platform.array(np.repeat(array, 2))[::2]
+        return platform.array(np.repeat(array, 2, axis=0))[::2] if array.ndim else platform.array(array)
 
     def column(array: Words) -> Any:
-        return platform.array(np.stack([array, array], axis=1))[:, 1]
+        return platform.array(np.stack([array, array], axis=-1))[..., 1]
 
     expected = _plain_result(platform, optimizer, dtype)
     for convert in (every_second, column):
@@ -131,7 +133,9 @@ def views_are_changed_in_place(platform: Platform, optimizer: Optimizer, dtype: 
     wholes: list[tuple[Any, Words]] = []
 
     def every_second(array: Words) -> Any:
-        whole = platform.array(np.repeat(array, 2))
+        if not array.ndim:
+            return platform.array(array)
+        whole = platform.array(np.repeat(array, 2, axis=0))
         wholes.append((whole, array))
         return whole[::2]
 
@@ -146,28 +150,31 @@ def views_are_changed_in_place(platform: Platform, optimizer: Optimizer, dtype: 
 
 
 def shapes_do_not_matter(platform: Platform, optimizer: Optimizer, dtype: str) -> Iterator[str]:
+    if not is_elementwise(optimizer):
+        return
     expected = _plain_result(platform, optimizer, dtype)
     for shape in ((_SIZE, 1), (3, 4, 5)):
         given = _start(platform, optimizer, dtype, lambda array, shape=shape: platform.array(array.reshape(shape)))  # type: ignore[misc]  # binds shape
-        results = results_of(platform, optimizer, *optimizer.apply(*given))
-        for name, array in results.items():
-            if array.size == _SIZE and array.shape != shape:
-                yield f"{name} has shape {array.shape}, but the parameter {shape}"
-        flat = {name: a.reshape(-1) if a.size == _SIZE else a for name, a in results.items()}
-        if difference := compare(flat, expected):
+        params, state = optimizer.apply(*given)
+        for name, array in _arrays(optimizer, params, given[1], state).items():
+            if (found := tuple(platform.to_numpy(array).shape)) != shape:
+                yield f"{name} has shape {found}, but the parameter {shape}"
+        if difference := compare(results_of(platform, optimizer, params, state), expected):
             yield f"in shape {shape}: {difference.text}"
 
 
 def empty_and_0d_arrays_work(platform: Platform, optimizer: Optimizer, dtype: str) -> Iterator[str]:
-    expected = _plain_result(platform, optimizer.replace(clipnorm=None), dtype)["p"][0]
     p, g = ordinary(dtype, "p"), ordinary(dtype, "g")
-    zero = {"w": platform.array(p[0].reshape(()))}
-    grads = {"w": platform.array(g[0].reshape(()))}
     alone = optimizer.replace(clipnorm=None)
-    state = alone.init(zero)
-    for _ in range(2):
-        zero, state = alone.apply(zero, grads, state)
-    result = platform.to_numpy(zero["w"])
+
+    def after_two_steps(p: Words, g: Words) -> Words:
+        params, grads = {"w": platform.array(p)}, {"w": platform.array(g)}
+        state = alone.init(params)
+        for _ in range(2):
+            params, state = alone.apply(params, grads, state)
+        return platform.to_numpy(params["w"])
+
+    result, expected = after_two_steps(p[0].reshape(()), g[0].reshape(())), after_two_steps(p[:1], g[:1])[0]
     if result.shape != () or to_words(result)[0] != to_words(np.asarray(expected))[0]:
         yield f"a 0-d parameter became {result!r}, expected {expected!r}"
     for shape in ((0,), (2, 0, 3)):
@@ -184,22 +191,25 @@ def empty_and_0d_arrays_work(platform: Platform, optimizer: Optimizer, dtype: st
 def none_gradients_leave_a_parameter(platform: Platform, optimizer: Optimizer, dtype: str) -> Iterator[str]:
     expected = _plain_result(platform, optimizer, dtype)
     params, grads, state = _start(platform, optimizer, dtype)
-    still = platform.array(ordinary(dtype, "p")[:5])
-    slots = dict(state.slots)
-    for name in optimizer.slots:
-        kept = platform.array(platform.to_numpy(state.slots[name]["w"])[:5])
-        slots[name] = {**state.slots[name], "still": kept}
+    still = {"still": platform.array(ordinary(dtype, "p")[:5])}
+    still, kept = optimizer.apply(still, {"still": platform.array(ordinary(dtype, "g")[:5])}, optimizer.init(still))
+    arrays = [name for name in optimizer.slots if name in {**state.slots, **kept.slots}]
+    slots = {
+        name: {"w": None, "still": None, **state.slots.get(name, {}), **kept.slots.get(name, {})} for name in arrays
+    }
     for mode in platform.backend.modes.values():
         if mode.name == "apply_":
             continue
         after_params, after = mode.many(
-            optimizer, {**params, "still": still}, [{**grads, "still": None}], state._replace(slots=slots)
+            optimizer, {**params, **still}, [{**grads, "still": None}], state._replace(slots={**state.slots, **slots})
         )
-        if difference := compare(results_of(platform, optimizer, after_params, after), expected):
+        moved = {n: {"w": tree["w"]} if n in arrays else tree for n, tree in after.slots.items() if n in state.slots}
+        results = results_of(platform, optimizer, {"w": after_params["w"]}, after._replace(slots=moved))
+        if difference := compare(results, expected):
             yield f"beside a gradient of None, in mode {mode.name}: {difference.text}"
-        arrays = {"p": (still, after_params["still"])}
-        arrays |= {name: (slots[name]["still"], after.slots[name]["still"]) for name in optimizer.slots}
-        for name, (old, new) in arrays.items():
+        pairs = {"p": (still["still"], after_params["still"])}
+        pairs |= {name: (slots[name]["still"], after.slots[name]["still"]) for name in arrays if name in kept.slots}
+        for name, (old, new) in pairs.items():
             if not np.array_equal(to_words(platform.to_numpy(old)), to_words(platform.to_numpy(new))):
                 yield f"a gradient of None changed {name} in mode {mode.name}"
 

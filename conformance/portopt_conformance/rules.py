@@ -11,6 +11,7 @@ import numpy as np
 from portopt import Optimizer, OptimizerState
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.keras_weights import has_keras_weights
+from portopt_conformance.arrangement import arranged, gathered, is_elementwise, rearranged, shapes_for
 from portopt_conformance.configurations import SCHEDULES, Configuration
 from portopt_conformance.experiment import Experiment
 from portopt_conformance.platform import Platform
@@ -63,6 +64,19 @@ def ordinary(dtype: str, role: str) -> Words:
     return to_floats(magnitude(random_between(dtype, -24, 2, count, key), dtype), dtype)
 
 
+def _raw_or_finite(optimizer: Optimizer, dtype: str, role: str) -> Words:
+    """Return raw words; finite ones for a rule whose sums would make a single NaN one of all elements."""
+    words = raw(dtype, role)
+    if is_elementwise(optimizer):
+        return words
+    return to_floats(finite(words.view(f"uint{8 * words.itemsize}"), dtype), dtype)
+
+
+def parameters(platform: Platform, optimizer: Optimizer, words: Words) -> dict[str, Any]:
+    """Return words as a tree of parameters, or of their gradients."""
+    return arranged(shapes_for(optimizer), words, platform.array)
+
+
 def _state(
     platform: Platform,
     optimizer: Optimizer,
@@ -74,18 +88,22 @@ def _state(
 ) -> OptimizerState:
     """Return a state with these slots, or new ones, after a number of finished steps."""
     state = optimizer.init(params, slot_dtype=slot_dtype)
-    given = {name: {"w": platform.array(array)} for name, array in (slots or {}).items()}
+    given = {
+        name: rearranged(state.slots[name], words, platform.array)
+        for name, words in (slots or {}).items()
+        if name in state.slots
+    }
     return state._replace(step=platform.step_number(finished), slots={**state.slots, **given})
 
 
 def results_of(platform: Platform, optimizer: Optimizer, params: Any, state: OptimizerState) -> dict[str, Words]:
     """Return the parameter, slots and scalars of a finished run as NumPy arrays by name."""
-    results = {"p": platform.to_numpy(params["w"])}
+    results = {"p": gathered(params, platform.to_numpy)}
     for name, slot in state.slots.items():
         if name in optimizer.scalar_slots:
             results[name] = np.array([platform.backend.scalar(slot)], np.float64)
         else:
-            results[name] = platform.to_numpy(slot["w"])
+            results[name] = gathered(slot, platform.to_numpy)
     results["step"] = np.array([platform.backend.scalar(state.step)], np.float64)
     return results
 
@@ -118,7 +136,12 @@ def one_step(configuration: Configuration, dtype: str, dataset: str) -> Experime
 
     def given() -> tuple[Words, dict[str, Words], Mapping[str, Words]]:
         if dataset == "raw":
-            return raw(dtype, "p"), slot_words(optimizer(), dtype, raw), _raw_gradients_for(configuration, dtype)
+            source = functools.partial(_raw_or_finite, optimizer())
+            gradients = raw_gradients(dtype)
+            # The kinds differ in their norms, so without clipping the first one has all there is to see.
+            if not configuration.arguments.get("clipnorm") and is_elementwise(optimizer()):
+                gradients = {"any": gradients["any"]}
+            return source(dtype, "p"), slot_words(optimizer(), dtype, source), gradients
         p = ordinary(dtype, "p")
         slots = slot_words(optimizer(), dtype, ordinary)
         return np.zeros_like(p) if dataset == "zero" else p, slots, {"": ordinary(dtype, "g")}
@@ -131,20 +154,14 @@ def one_step(configuration: Configuration, dtype: str, dataset: str) -> Experime
         p, slots, gradients = given()
         results = {}
         for kind, gradient in gradients.items():
-            params = {"w": platform.array(p)}
+            params = parameters(platform, optimizer(), p)
             state = _state(platform, optimizer(), params, slots, finished=_FINISHED[dataset])
-            params, state = platform.many(optimizer(), params, [{"w": platform.array(gradient)}], state)
+            params, state = platform.many(optimizer(), params, [parameters(platform, optimizer(), gradient)], state)
             for name, array in results_of(platform, optimizer(), params, state).items():
                 results[f"{kind} {name}".strip()] = array
         return results
 
     return Experiment(_key(configuration, dtype, dataset), run, inputs)
-
-
-def _raw_gradients_for(configuration: Configuration, dtype: str) -> Mapping[str, Words]:
-    gradients = raw_gradients(dtype)
-    # The kinds differ in their norms, so without clipping the first one has all there is to see.
-    return gradients if configuration.arguments.get("clipnorm") else {"any": gradients["any"]}
 
 
 def _key(configuration: Configuration, dtype: str, dataset: str) -> str:
@@ -156,16 +173,18 @@ def hundred_steps(configuration: Configuration, dtype: str) -> Experiment:
     optimizer = functools.cache(configuration.optimizer)
 
     def run(platform: Platform) -> dict[str, Words]:
-        params = {"w": platform.array(raw(dtype, "p"))}
-        state = _state(platform, optimizer(), params, slot_words(optimizer(), dtype, raw))
+        source = functools.partial(_raw_or_finite, optimizer())
+        params = parameters(platform, optimizer(), source(dtype, "p"))
+        state = _state(platform, optimizer(), params, slot_words(optimizer(), dtype, source))
         # The kinds with a NaN or infinity in many elements come first, so that few elements end as NaN.
-        gradients = [{"w": platform.array(g)} for g in raw_gradients(dtype).values()]
+        gradients = [parameters(platform, optimizer(), g) for g in raw_gradients(dtype).values()]
         return results_of(platform, optimizer(), *platform.many(optimizer(), params, gradients * 25, state))
 
     def inputs() -> Mapping[str, Words]:
+        source = functools.partial(_raw_or_finite, optimizer())
         return {
-            "p": raw(dtype, "p"),
-            **slot_words(optimizer(), dtype, raw),
+            "p": source(dtype, "p"),
+            **slot_words(optimizer(), dtype, source),
             **{f"g {kind}": g for kind, g in raw_gradients(dtype).items()},
         }
 
@@ -193,11 +212,11 @@ def _carried(
     platform: Platform, optimizer: Optimizer, params: Any, state: OptimizerState
 ) -> tuple[Any, OptimizerState]:
     """Return parameters and state made anew from what a file would hold: Keras' list of weights, if the rule has one."""
-    carried = {"w": platform.array(platform.to_numpy(params["w"]))}
+    carried = rearranged(params, gathered(params, platform.to_numpy), platform.array)
     if has_keras_weights(optimizer):
         return carried, optimizer.set_weights(optimizer.init(carried), optimizer.get_weights(state))
     backend = platform.backend
-    words = {name: platform.to_numpy(state.slots[name]["w"]) for name in optimizer.slots}
+    words = {name: gathered(slot, platform.to_numpy) for name, slot in state.slots.items() if name in optimizer.slots}
     new = _state(platform, optimizer, carried, words, finished=int(backend.scalar(state.step)))
     scalars = {name: backend.stored_scalar(backend.scalar(state.slots[name])) for name in optimizer.scalar_slots}
     return carried, new._replace(slots={**new.slots, **scalars})
@@ -206,7 +225,7 @@ def _carried(
 def _nested(
     platform: Platform, optimizer: Optimizer, params: Any, gradients: list[Any], state: OptimizerState
 ) -> tuple[Any, OptimizerState]:
-    """Run on the reversed elements, spread over nested containers: neither may matter."""
+    """Run on the reversed elements, spread over nested containers: neither may matter to an elementwise rule."""
 
     def spread(tree: Any) -> Any:
         flat = platform.to_numpy(tree["w"])[::-1]
@@ -243,8 +262,8 @@ def ten_steps(configuration: Configuration, dtype: str, variant: str = "ten") ->
     roles = [f"g{i}" for i in range(10)]
 
     def run(platform: Platform) -> dict[str, Words]:
-        params = {"w": platform.array(ordinary(dtype, "p"))}
-        gradients = [{"w": platform.array(ordinary(dtype, role))} for role in roles]
+        params = parameters(platform, optimizer(), ordinary(dtype, "p"))
+        gradients = [parameters(platform, optimizer(), ordinary(dtype, role)) for role in roles]
         state = _state(platform, optimizer(), params)
         return results_of(platform, optimizer(), *VARIANTS[variant](platform, optimizer(), params, gradients, state))
 
@@ -261,11 +280,11 @@ def given_each_step(configuration: Configuration, dtype: str) -> Experiment:
     rates = (0.5, 0.09375, 0.0, 1.0, 0.0078125)
 
     def run(platform: Platform) -> dict[str, Words]:
-        params = {"w": platform.array(ordinary(dtype, "p"))}
+        params = parameters(platform, optimizer(), ordinary(dtype, "p"))
         state = optimizer().init(params)
         step = platform.step(optimizer())
         for i, rate in enumerate(rates):
-            gradient = {"w": platform.array(ordinary(dtype, f"g{i}"))}
+            gradient = parameters(platform, optimizer(), ordinary(dtype, f"g{i}"))
             clipping = {"clipnorm": 2.0 + i} if configuration.arguments.get("clipnorm") else {}
             params, state = step(params, gradient, state, learning_rate=rate, **clipping)
         return results_of(platform, optimizer(), params, state)
@@ -283,8 +302,8 @@ def _scheduled(configuration: Configuration, dtype: str, name: str) -> Experimen
     optimizer = functools.cache(lambda: configuration.optimizer(learning_rate=SCHEDULES[name]))
 
     def run(platform: Platform) -> dict[str, Words]:
-        params = {"w": platform.array(np.zeros_like(ordinary(dtype, "p")))}
-        gradients = [{"w": platform.array(ordinary(dtype, f"g{i}"))} for i in range(10)]
+        params = parameters(platform, optimizer(), np.zeros_like(ordinary(dtype, "p")))
+        gradients = [parameters(platform, optimizer(), ordinary(dtype, f"g{i}")) for i in range(10)]
         state = _state(platform, optimizer(), params)
         return results_of(platform, optimizer(), *platform.many(optimizer(), params, gradients, state))
 
@@ -296,8 +315,8 @@ def narrow_slots(configuration: Configuration, dtype: str, slot_dtype: str) -> E
     optimizer = functools.cache(configuration.optimizer)
 
     def run(platform: Platform) -> dict[str, Words]:
-        params = {"w": platform.array(ordinary(dtype, "p"))}
-        gradients = [{"w": platform.array(ordinary(dtype, f"g{i}"))} for i in range(10)]
+        params = parameters(platform, optimizer(), ordinary(dtype, "p"))
+        gradients = [parameters(platform, optimizer(), ordinary(dtype, f"g{i}")) for i in range(10)]
         state = _state(platform, optimizer(), params, slot_dtype=slot_dtype)
         return results_of(platform, optimizer(), *platform.many(optimizer(), params, gradients, state))
 
@@ -310,8 +329,8 @@ def gradients_of_another_dtype(configuration: Configuration, dtype: str, gradien
 
     def run(platform: Platform) -> dict[str, Words]:
         with platform.backend.dtype_context(gradient_dtype):
-            params = {"w": platform.array(ordinary(dtype, "p"))}
-            gradients = [{"w": platform.array(ordinary(gradient_dtype, f"g{i}"))} for i in range(10)]
+            params = parameters(platform, optimizer(), ordinary(dtype, "p"))
+            gradients = [parameters(platform, optimizer(), ordinary(gradient_dtype, f"g{i}")) for i in range(10)]
             state = _state(platform, optimizer(), params)
             return results_of(platform, optimizer(), *platform.many(optimizer(), params, gradients, state))
 

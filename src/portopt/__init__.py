@@ -34,3 +34,4 @@ from portopt.program.builder import UnsupportedOperationError as UnsupportedOper
 from portopt.rules.registry import *  # noqa: F403  # a new rule is to need one line, in the registry
 from portopt.schedules import Schedule as Schedule
 from portopt.schedules import register_schedule as register_schedule
+from portopt.slot import slot as slot

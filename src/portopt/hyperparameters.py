@@ -139,7 +139,7 @@ class Hyperparameter:
         off: the value that switches its feature off; the ellipsis if there is none.
         none_means: what None stands for, if the default is None.
         at_init: whether only `init` reads it, so that it cannot be given for one step.
-        choices: the names that an option can have; empty if it is true or false.
+        choices: the names that an option can have; empty if it is True or False.
         none_is_default: whether None stands for the default.
     """
 
@@ -324,19 +324,41 @@ def hyperparameter(
     return Hyperparameter(default, Range(at_least, above, at_most, below), kw_only, off, at_init=at_init)
 
 
-def option(*, default: bool | PerDialect, kw_only: bool = True) -> Any:
-    """Declare a flag, fixed at construction, in the body of an `Optimizer` subclass.
+def option(*, default: bool | str | PerDialect, choices: Sequence[str] = (), kw_only: bool = True) -> Any:
+    """Declare a flag, or a choice among names, fixed at construction, in the body of an `Optimizer` subclass.
+
+    Args:
+        default: the value when the constructor is given none.
+        choices: the names that it can have; none for a flag, which is True or False.
+        kw_only: whether the constructor takes it by name only.
 
     Raises:
-        TypeError: a default is neither True nor False.
+        TypeError: a default of a flag is neither True nor False.
+        ValueError: a default is none of the choices.
+
+    Example:
+        >>> import portopt
+        >>> class Scaled(portopt.Optimizer):
+        ...     scale: str = portopt.option(default="none", choices=("none", "half"))
+        ...
+        ...     def update(self, xp, p, g, slots, c):
+        ...         return p - (c.lr * 0.5 if self.scale == "half" else c.lr) * g, {}
+        >>> Scaled(scale="double")
+        Traceback (most recent call last):
+        ValueError: Scaled scale must be 'none' or 'half', but 'double' was given
     """
     for value in dict(default.defaults).values() if isinstance(default, PerDialect) else (default,):
-        if not isinstance(value, bool):
+        if choices:
+            if value not in choices:
+                raise ValueError(
+                    f"the default of an option with choices must be {listed(map(repr, choices), 'or')}, but {value!r} was given"
+                )
+        elif not isinstance(value, bool):
             raise TypeError(
                 f"the default of an option must be True or False, but {value!r} was given; declare a number as "
-                "portopt.hyperparameter(default=...)"
+                "portopt.hyperparameter(default=...), and names as portopt.option(default=..., choices=(...))"
             )
-    return Hyperparameter(default, None, kw_only)
+    return Hyperparameter(default, None, kw_only, choices=tuple(choices))
 
 
 def dialect_option(*, default: Dialect, others: Sequence[Dialect] = (), kw_only: bool = True) -> Any:

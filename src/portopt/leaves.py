@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, gradient_dtypes, slot_dtypes
 from portopt.backend import ArrayInfo, Backend, find_backend
+from portopt.slot import HasSlots, are_plain, slot_shape, slots_of_shape
 from portopt.trees import STANDARD_TREES, TreeDefinition, Trees, explain_difference
 
 
@@ -63,6 +64,25 @@ def leaves_of_slot(slot: object) -> tuple[Backend, list[Any], TreeDefinition]:
     return backend, leaves, definition
 
 
+Shape = tuple[int, ...]
+
+
+SlotShapes = Mapping[str, Sequence[Shape | None] | None]
+"""The shape of a slot of each leaf by its name, None where there is none; None if it is that of each leaf."""
+
+
+def slot_shapes(rule: HasSlots, found: Leaves) -> SlotShapes:
+    """Return the shapes of the slots that some leaf has."""
+    if are_plain(rule):
+        return dict.fromkeys(rule.slots)
+    shapes: dict[str, list[Shape | None]] = {name: [] for name in rule.slots}
+    for info in found.infos:
+        held = () if info is None else slots_of_shape(rule, info.shape)
+        for name, of_slot in shapes.items():
+            of_slot.append(slot_shape(rule, name, info.shape) if info is not None and name in held else None)
+    return {name: of_slot for name, of_slot in shapes.items() if any(shape is not None for shape in of_slot)}
+
+
 def gradients_of(found: Leaves, params: object, grads: object) -> list[Any]:
     """Return the gradient of each leaf, after checking that the tree is like that of the parameters."""
     return leaves_like(found.backend.trees, found.definition, params, grads, "grads")
@@ -96,33 +116,56 @@ def leaves_like(trees: Trees, definition: TreeDefinition, params: object, tree: 
     return leaves
 
 
-def check_gradients(found: Leaves, params: object, gradients: Sequence[Any]) -> list[ArrayInfo | None]:
-    """Return what each gradient is; raise an error if one does not fit its parameter."""
+def check_gradients(
+    found: Leaves, params: object, gradients: Sequence[Any], name: str = "grads"
+) -> list[ArrayInfo | None]:
+    """Return what each gradient, or other input of its kind, is; raise an error if one does not fit its parameter."""
 
     def misfit(i: int, gradient: object) -> Exception:
         at = found.backend.trees.paths(params)[i]
         if found.arrays[i] is None:
-            return ValueError(f"params{at} is None, so grads{at} must be None too, but it is {type(gradient).__name__}")
-        return _foreign(found.backend, f"grads{at}", gradient, f"params{at}")
+            return ValueError(
+                f"params{at} is None, so {name}{at} must be None too, but it is {type(gradient).__name__}"
+            )
+        return _foreign(found.backend, f"{name}{at}", gradient, f"params{at}")
 
-    return _infos_like(found, params, gradients, "grads", "gradients", gradient_dtypes, misfit)
+    what_they_are = "gradients" if name == "grads" else name
+    return _infos_like(found, params, gradients, name, what_they_are, gradient_dtypes, misfit, found.infos)
 
 
-def check_slots(found: Leaves, params: object, slots: Mapping[str, Sequence[Any]]) -> dict[str, list[ArrayInfo | None]]:
-    """Return what each array of each slot is; raise an error if one does not fit its parameter."""
+def check_slots(
+    found: Leaves, params: object, slots: Mapping[str, Sequence[Any]], shapes: SlotShapes
+) -> dict[str, list[ArrayInfo | None]]:
+    """Return what each array of each slot is; raise an error if one does not fit its parameter, or has not its shape."""
     described = {}
     for slot, arrays in slots.items():
         name = f"state.slots[{slot!r}]"
 
-        def misfit(i: int, array: object, name: str = name) -> Exception:
+        of_slot = shapes[slot]
+        expected = found.infos if of_slot is None else _with_shapes(found.infos, of_slot)
+
+        def misfit(i: int, array: object, name: str = name, expected: Sequence[Any] = expected) -> Exception:
             at = found.backend.trees.paths(params)[i]
+            if expected[i] is None and found.infos[i] is not None:
+                return ValueError(
+                    f"{name}{at} is an array, but this optimizer has no such slot for a parameter of the shape of params{at}: "
+                    "start from init(params)"
+                )
             return TypeError(
                 f"{name}{at} is {type(array).__name__}, but params{at} is {type(found.arrays[i]).__name__} of "
                 f"{found.backend.name}: start from init(params), or convert the state to the parameters' library"
             )
 
-        described[slot] = _infos_like(found, params, arrays, name, "slots", slot_dtypes, misfit)
+        described[slot] = _infos_like(found, params, arrays, name, "slots", slot_dtypes, misfit, expected)
     return described
+
+
+def _with_shapes(infos: Sequence[ArrayInfo | None], shapes: Sequence[Shape | None]) -> list[ArrayInfo | None]:
+    """Return what the arrays of a slot have to be, given what the parameters are."""
+    return [
+        None if info is None or shape is None else info._replace(shape=shape)
+        for info, shape in zip(infos, shapes, strict=True)
+    ]
 
 
 def _infos_like(
@@ -133,12 +176,13 @@ def _infos_like(
     what_they_are: str,
     allowed_dtypes: Callable[[str], tuple[str, ...]],
     misfit: Callable[[int, Any], Exception],
+    wanted: Sequence[ArrayInfo | None],
 ) -> list[ArrayInfo | None]:
     """Return what each array that goes with a parameter is, None for a missing gradient; raise an error if one does not fit."""
     backend = found.backend
     infos: list[ArrayInfo | None] = []
-    for i, (parameter, expected, array) in enumerate(zip(found.arrays, found.infos, arrays, strict=True)):
-        if array is None and (parameter is None or allowed_dtypes is gradient_dtypes):
+    for i, (parameter, expected, array) in enumerate(zip(found.arrays, wanted, arrays, strict=True)):
+        if array is None and (expected is None or allowed_dtypes is gradient_dtypes):
             infos.append(None)
             continue
         owned = array is not None and (type(array) is type(parameter) or backend.owns(array))

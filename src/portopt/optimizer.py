@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self, SupportsFloat
 
 import numpy.typing as npt
@@ -15,14 +15,16 @@ from portopt.declaration_errors import check_slots, own_constructor
 from portopt.declarations import OfClassOrInstance
 from portopt.declared_value import DeclaredValue
 from portopt.hyperparameters import Hyperparameter, StepValue, alias, hyperparameter
-from portopt.program import Op, Program
+from portopt.program import Dim, Program
+from portopt.program.facts import Facts, UnknownFactError
 from portopt.program.interpreter import StepScalars
 from portopt.program.reductions import GRADIENT_NORM
 from portopt.program.tracing import trace
 from portopt.scalars import Scalar
 from portopt.schedules import LearningRate, configuration_of, is_schedule, schedule_from_configuration
+from portopt.slot import checked_slots, slot_dims
 from portopt.state import OptimizerState as OptimizerState
-from portopt.step_cache import shared
+from portopt.step_cache import Variants, shared
 from portopt.trees import Tree
 
 
@@ -53,7 +55,11 @@ class Optimizer(DeclaredValue):
     """
 
     slots: ClassVar[tuple[str, ...]] = ()
-    """Names of the arrays that the rule keeps for each parameter; zero at first, unless `first_values` says otherwise."""
+    """Names of the arrays that the rule keeps for each parameter, of its shape and zero at first; `portopt.slot` makes others."""
+    inputs: ClassVar[tuple[str, ...]] = ()
+    """Names of further trees beside the gradients; a step is given each by name, and `update` gets it so, or None."""
+    totals: ClassVar[Callable[..., Mapping[str, Any]] | None] = None
+    """A method like `update`, which returns what `coefficients` takes: sums, maxima and norms over all parameters, by name."""
     scalar_slots: ClassVar[Mapping[str, float]] = {}
     """Names and first values of the float64 scalars that the rule keeps for all parameters together."""
     first_values: ClassVar[Mapping[str, float]] = {}
@@ -144,6 +150,16 @@ class Optimizer(DeclaredValue):
             f"{type(self).__name__} must define update(self, xp, p, g, slots, c): it returns the new parameter and the new value "
             "of each slot by name, such as `return p - c.lr * g, {}` without slots"
         )
+
+    def slots_for(self, p: Any) -> Iterable[str]:
+        """Return the names of those of the rule's slots that a parameter has: all, unless a rule says otherwise.
+
+        Args:
+            p: what is known of the parameter: `p.ndim`, `p.shape` and `p.size`.
+        """
+        return self.slots
+
+    slots_for.is_default = True  # type: ignore[attr-defined]  # an attribute of the function
 
     def check_combination(self) -> None:
         """Raise ValueError if hyperparameters, each of which is in its range, cannot go together."""
@@ -245,7 +261,7 @@ class Optimizer(DeclaredValue):
         """
         if gradient_norm is not None:
             hyperparameters[GRADIENT_NORM] = gradient_norm
-        plans = self._cache.plans
+        plans = () if self.inputs else self._cache.plans
         for plan in plans:
             done = plan.step(self, params, grads, state, hyperparameters)
             if done is not None:
@@ -281,27 +297,34 @@ class Optimizer(DeclaredValue):
     def step_scalars(
         self,
         backend: Backend,
-        program: Program,
+        programs: Sequence[Program],
         state: OptimizerState,
         overrides: Mapping[str, Any],
-        total_of: Callable[[Op], Any],
-    ) -> tuple[StepScalars, Any]:
-        """Return the scalars of a step, checked, and the number of finished steps afterwards; for backends.
+        total_of: Callable[[str, Any], Any],
+    ) -> tuple[list[StepScalars], Any]:
+        """Return the scalars of a step for each of its programs, checked, and the number of finished steps afterwards.
+
+        For backends.
 
         Args:
             backend: of the arrays.
-            program: what the step runs.
+            programs: what the step runs.
             state: before the step.
             overrides: what `check_overrides` returned.
-            total_of: returns the value of one of the program's `totals` that is not among `overrides`.
+            total_of: returns the value of one of the programs' `totals` that is not among `overrides`, given its name and what
+                returns the scalars of a part of a program.
         """
-        return step.step_scalars(self, backend, program, state, overrides, total_of)
+        return step.step_scalars(self, backend, programs, state, overrides, total_of)
 
-    def program(self, overrides: Mapping[str, Any] | None = None) -> Program:
+    def program(self, overrides: Mapping[str, Any] | None = None, shape: tuple[int, ...] | None = None) -> Program:
         """Return the traced program of one step.
 
         Args:
-            overrides: hyperparameters given for the step; only whether they switch a feature on or off matters.
+            overrides: hyperparameters and further inputs given for the step; only whether they are on or off matters.
+            shape: of the parameter; only rules that ask for it need one.
+
+        Raises:
+            TypeError: no shape was given, and the rule asks about the parameter.
 
         Example:
             >>> import portopt
@@ -316,21 +339,49 @@ class Optimizer(DeclaredValue):
                 store p <- a3
                 store moment <- a2
         """
+        found = self._programs(overrides)
+        if not isinstance(found, Variants):
+            return found
+        program = None if shape is None else found.find(shape)
+        if program is None:
+            facts = Facts(type(self).__name__, shape)
+            program = self._trace(self._active(overrides or {}), facts)
+            found.add(facts, program)
+        return program
+
+    def fixed_program(self, overrides: Mapping[str, Any] | None = None) -> Program | None:
+        """Return the program of one step if it is the same for all parameters, else None."""
+        found = self._programs(overrides)
+        return None if isinstance(found, Variants) else found
+
+    def _programs(self, overrides: Mapping[str, Any] | None) -> Program | Variants:
         cache = self._cache.programs
         if not overrides and None in cache:
             return cache[None]
-        overrides = overrides or {}
-        active = frozenset(
+        active = self._active(overrides or {})
+        if active not in cache:
+            try:
+                # Should two threads trace at once, both get the program of the first.
+                cache.setdefault(active, self._trace(active, Facts(type(self).__name__, None)))
+            except UnknownFactError:
+                cache.setdefault(active, Variants())
+        if not overrides:
+            cache[None] = cache[active]
+        return cache[active]
+
+    def _trace(self, active: frozenset[str], facts: Facts) -> Program:
+        return shared(trace(self, active, facts, self._slot_dims))
+
+    def _slot_dims(self, p: Facts) -> dict[str, tuple[Dim, ...] | None]:
+        return {str(name): slot_dims(self, name, p) for name in checked_slots(self, self.slots_for(p))}
+
+    def _active(self, overrides: Mapping[str, Any]) -> frozenset[str]:
+        given = frozenset(
             name
             for name in self._fields.numeric
             if (name in overrides and overrides[name] is not None) or (name not in overrides and self._is_on(name))
         )
-        if active not in cache:
-            # Should two threads trace at once, both get the program of the first.
-            cache.setdefault(active, shared(trace(self, active)))
-        if not overrides:
-            cache[None] = cache[active]
-        return cache[active]
+        return given.union(name for name in self.inputs if overrides.get(name) is not None) if self.inputs else given
 
     def _is_on(self, name: str) -> bool:
         field = self._fields[name]

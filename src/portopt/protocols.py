@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from portopt.program import Op, Program
+from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 from portopt.state import OptimizerState
 from portopt.trees import Tree
@@ -42,18 +42,29 @@ class Rule(Protocol):
     def first_values(self) -> Mapping[str, float]:
         """First values of the slots whose elements are not zero at first."""
 
-    def program(self, overrides: Mapping[str, Any] | None = None) -> Program:
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the arrays that a step may be given for each parameter beside the gradient."""
+
+    @property
+    def slots_for(self) -> Callable[[Any], Iterable[str]]:
+        """Returns the names of the slots that a parameter has."""
+
+    def program(self, overrides: Mapping[str, Any] | None = None, shape: tuple[int, ...] | None = None) -> Program:
         """Return the program of a step for which these hyperparameters are given."""
+
+    def fixed_program(self, overrides: Mapping[str, Any] | None = None) -> Program | None:
+        """Return the program of a step if it is the same for all parameters."""
 
     def step_scalars(
         self,
         backend: Any,
-        program: Program,
+        programs: Sequence[Program],
         state: OptimizerState,
         overrides: Mapping[str, Any],
-        total_of: Callable[[Op], Any],
-    ) -> tuple[StepScalars, Any]:
-        """Return the scalars of a step, checked, and the number of finished steps afterwards."""
+        total_of: Callable[[str, Any], Any],
+    ) -> tuple[list[StepScalars], Any]:
+        """Return the scalars of a step for each of its programs, checked, and the number of finished steps afterwards."""
 
     def check_overrides(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Return hyperparameters given for a step under their own names; raise an error if one is none."""

@@ -2,8 +2,8 @@
 
 A rule's coefficients (bias corrections, learning rates) are scalars. The same Python code computes them on the
 host, inside a JAX jit, and symbolically while a rule is traced, because a `Scalar` forwards each operator to the
-`Arithmetic` it belongs to. Only `+ - * /`, `sqrt`, comparisons, `where` and `floor` are asked of an arithmetic; powers,
-`exp`, `log` and `cos` are built from those in `elementary.py`, so they give the same bits everywhere.
+`Arithmetic` it belongs to. Only `+ - * /`, `sqrt`, comparisons, `where` and `floor` are asked of an arithmetic; powers
+and elementary functions are built from those in `elementary.py`, so they give the same bits everywhere.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Scalar:
     """A scalar value together with the arithmetic that computes with it.
 
     Rules and schedules receive scalars and combine them, and Python numbers, with `+ - * / **`, comparisons, `& | ~` on
-    the results of comparisons, and the functions `sqrt`, `exp`, `log`, `cos`, `floor`, `minimum`, `maximum` and `where` of
-    `portopt.scalars`. A scalar whose value is known (outside a jit) also converts to `int`, `float` and `bool`, so that
-    `if step < 100` or `table[step]` work, and NumPy's functions take it as the number that it is.
+    the results of comparisons, and the functions of `portopt.scalars`: `sqrt`, `cbrt`, `exp`, `log`, `cos`, `sin`, `tanh`,
+    `atan2`, `floor`, `minimum`, `maximum` and `where`. A scalar whose value is known (outside a jit) also converts to `int`,
+    `float` and `bool`, so that `if step < 100` or `table[step]` work, and NumPy's functions take it as the number that it is.
     """
 
     __slots__ = ("arithmetic", "structural", "value")
@@ -226,7 +226,10 @@ OPERATORS: Mapping[str, Callable[..., Any]] = {
 """The operators by the names of the functions that NumPy's numbers call for them."""
 
 
-_FUNCTIONS = ("sqrt", "exp", "log", "cos", "floor", "minimum", "maximum", "where")
+_FUNCTIONS = (
+    *("sqrt", "cbrt", "exp", "log", "cos", "sin", "tanh", "atan2", "floor"),
+    *("minimum", "maximum", "where"),
+)
 
 
 def _instead_of(name: str) -> str:
@@ -288,6 +291,26 @@ def log(x: ScalarLike) -> Any:
 def cos(x: ScalarLike) -> Any:
     """Return the cosine of a scalar in radians, within 2 ulp for |x| <= 100 and 3 to 1e5, from contract operations only."""
     return _call("cos", x)
+
+
+def sin(x: ScalarLike) -> Any:
+    """Return the sine of a scalar in radians, within 2 ulp for |x| <= 100 and 3 to 1e5, from contract operations only."""
+    return _call("sin", x)
+
+
+def tanh(x: ScalarLike) -> Any:
+    """Return the hyperbolic tangent of a scalar, within 1.5 ulp, from contract operations only."""
+    return _call("tanh", x)
+
+
+def cbrt(x: ScalarLike) -> Any:
+    """Return the cube root of a scalar, within 1 ulp, from contract operations only; that of a negative one is negative."""
+    return _call("cbrt", x)
+
+
+def atan2(y: ScalarLike, x: ScalarLike) -> Any:
+    """Return the angle of the point (x, y) in radians, from -pi to pi, within 2 ulp, from contract operations only."""
+    return _call("atan2", y, x)
 
 
 def floor(x: ScalarLike) -> Any:

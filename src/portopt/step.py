@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, round_scalar
-from portopt.backend import Backend, Leaf
+from portopt.backend import Backend, Leaf, Work
 from portopt.backend.totals import total
-from portopt.leaves import Leaves, check_gradients, check_slot_dtype, check_slots, gradients_of, leaves_of, slots_of
+from portopt.leaves import (
+    Leaves,
+    SlotShapes,
+    check_gradients,
+    check_slot_dtype,
+    check_slots,
+    gradients_of,
+    leaves_like,
+    leaves_of,
+    slot_shapes,
+    slots_of,
+)
 from portopt.program import Op, Program
 from portopt.program.interpreter import StepScalars, evaluate_scalars
 from portopt.protocols import Rule
 from portopt.scalars import Scalar
 from portopt.schedules import is_schedule, rate_at
+from portopt.slot import slot_start
 from portopt.state import OptimizerState, finished_steps
 from portopt.step_cache import StepCache
 from portopt.trees import Tree
+
+
+class Group(NamedTuple):
+    """The parameters of a step that one program is for.
+
+    Attributes:
+        program: the program.
+        members: their numbers among the parameters that have gradients.
+        parameters: their arrays.
+    """
+
+    program: Program
+    members: Sequence[int]
+    parameters: Sequence[Leaf]
 
 
 class _Arguments(NamedTuple):
@@ -37,16 +64,52 @@ def first_state(rule: Rule, params: object, slot_dtype: str | None) -> Optimizer
     if slot_dtype is not None:
         check_slot_dtype(found, params, slot_dtype)
     dtypes = [None if info is None else slot_dtype or COMPUTE_DTYPE[info.dtype] for info in found.infos]
+    shapes = slot_shapes(rule, found)
 
-    def filled(value: float) -> Any:
-        # Rounded to the compute dtype first, as every scalar is that meets arrays.
-        rounded = {d: round_scalar(value, "float64" if d == "float64" else "float32") for d in dtypes if d}
-        new = [None if d is None else backend.full(p, rounded[d], d) for p, d in zip(found.arrays, dtypes, strict=True)]
+    def first(name: str) -> Any:
+        start = slot_start(rule, name)
+        of_slot = shapes[name] or [None if info is None else info.shape for info in found.infos]
+        new = [
+            None if dtype is None or shape is None else first_array(rule, backend, name, start, p, dtype, shape)
+            for p, dtype, shape in zip(found.arrays, dtypes, of_slot, strict=True)
+        ]
         return backend.trees.unflatten(found.definition, new)
 
-    first = rule.first_values
     scalars = {name: backend.stored_scalar(value) for name, value in rule.scalar_slots.items()}
-    return OptimizerState(0, {**scalars, **{name: filled(first.get(name, 0.0)) for name in rule.slots}})
+    return OptimizerState(0, {**scalars, **{str(name): first(name) for name in shapes}})
+
+
+def first_array(
+    rule: Rule, backend: Backend, name: str, start: float | str, parameter: Any, dtype: str, shape: tuple[int, ...]
+) -> Any:
+    """Return what a slot of a parameter is at first."""
+    if start == "p":
+        if shape != tuple(parameter.shape):
+            raise ValueError(
+                f"the slot {name!r} of {type(rule).__name__} starts as a copy of the parameter, so it must have its shape"
+            )
+        return backend.copied(parameter, dtype)
+    # Rounded to the compute dtype first, as every scalar is that meets arrays.
+    value = round_scalar(first_number(rule, name, start), "float64" if dtype == "float64" else "float32")
+    whole = shape == tuple(parameter.shape)
+    return backend.full(parameter, value, dtype) if whole else backend.full(parameter, value, dtype, shape)
+
+
+def first_number(rule: Rule, name: str, start: float | str) -> float:
+    """Return the number that a slot's elements are at first."""
+    if not isinstance(start, str):
+        return float(start)
+    value = getattr(rule, start, None)
+    if is_schedule(value):
+        value = rate_at(value, Scalar(0, HOST))
+    if isinstance(value, Scalar):
+        value = value.value
+    if not isinstance(value, int | float):
+        raise TypeError(
+            f"the slot {name!r} of {type(rule).__name__} starts at {start!r}, which is {value!r}: allowed are a number, 'p', "
+            "and the name of a hyperparameter that is a number"
+        )
+    return float(value)
 
 
 def do_step(
@@ -64,20 +127,28 @@ def do_step(
         rule, params, grads, state, overrides, in_place=in_place
     )
     backend, definition, leaves, _ = found
-    program = rule.program(overrides)
+    groups = grouped_by_program(rule, overrides, parameters)
     scalars, step = step_scalars(
-        rule, backend, program, state, overrides, lambda op: total(backend, program, op, parameters)
+        rule,
+        backend,
+        [group.program for group in groups],
+        state,
+        overrides,
+        lambda name, scalars_of: total(backend, name, [(g.program, g.parameters) for g in groups], scalars_of),
     )
-    if in_place and len(moving) == len(leaves):
+    if in_place and len(moving) == len(leaves) and len(groups) == 1:
         # Before this step, which must not fail once it is done.
-        _plan_next_step(cache, backend, program, (params, grads, state), parameters)
-    results = backend.update(program, scalars, parameters, in_place=in_place)
+        _plan_next_step(cache, backend, groups[0].program, (params, grads, state), parameters)
+    works = [Work(of.program, of, group.parameters) for of, group in zip(scalars, groups, strict=True)]
+    results = backend.update(works, in_place=in_place)
 
-    new_slots: dict[str, Any] = {name: backend.stored_scalar(value) for name, value in scalars.outputs().items()}
-    for i, result in zip(moving, results, strict=True):
+    new_slots: dict[str, Any] = {name: backend.stored_scalar(value) for name, value in scalars[0].outputs().items()}
+    places = [moving[member] for group in groups for member in group.members]
+    for i, result in zip(places, results, strict=True):
         leaves[i] = result["p"]
-        for name, arrays in slots.items():
-            arrays[i] = result[name]
+        for name in result:
+            if name != "p":
+                slots[name][i] = result[name]
     for name, arrays in slots.items():
         new_slots[name] = state.slots[name] if in_place else backend.trees.unflatten(definition, arrays)
     new_params = params if in_place else backend.trees.unflatten(definition, leaves)
@@ -85,56 +156,78 @@ def do_step(
     return new_params, OptimizerState(step, {name: new_slots[name] for name in state.slots})
 
 
+def grouped_by_program(rule: Rule, overrides: Mapping[str, Any], parameters: Sequence[Leaf]) -> list[Group]:
+    """Return the parameters of a step by the program that is for them; one group at least, which may be empty."""
+    program = rule.fixed_program(overrides)
+    if program is not None:
+        return [Group(program, range(len(parameters)), parameters)]
+    members: dict[Program, list[int]] = {}
+    for i, leaf in enumerate(parameters):
+        members.setdefault(rule.program(overrides, leaf.infos["p"].shape), []).append(i)
+    if not members:
+        raise ValueError(f"no parameter has a gradient, and {type(rule).__name__} does a step on what has")
+    return [Group(program, which, [parameters[i] for i in which]) for program, which in members.items()]
+
+
 def check_step(
     rule: Rule, cache: StepCache, params: object, grads: object, state: OptimizerState, overrides: Mapping[str, Any]
 ) -> None:
     """Raise what a step in place would raise; change nothing."""
     plan = next((p for p in cache.plans if p.fits(params, grads, state)), None)
+    finished_steps(state.step, further=1)
     if plan is None:
         checked = _check_arguments(rule, params, grads, state, overrides, in_place=True)
         backend, overrides = checked.found.backend, checked.overrides
+        program = grouped_by_program(rule, overrides, checked.parameters)[0].program
     else:
-        backend, overrides = plan.backend, rule.check_overrides(overrides)
-    finished_steps(state.step, further=1)
+        backend, overrides, program = plan.backend, rule.check_overrides(overrides), plan.program
     if is_schedule(overrides.get("learning_rate", rule.learning_rate)):
-        step_scalars(rule, backend, rule.program(overrides), state, overrides, lambda _: 1.0)
+        step_scalars(rule, backend, [program], state, overrides, lambda *_: 1.0)
 
 
 def check_state(rule: Rule, params: object, state: OptimizerState) -> tuple[Backend, int]:
     """Return the backend of parameters and the finished steps of their state, after checking that the two fit together."""
     found = leaves_of(params)
-    check_slots(found, params, _slots(rule, found, params, state))
+    slots, shapes = _slots(rule, found, params, state)
+    check_slots(found, params, slots, shapes)
     return found.backend, finished_steps(state.step)
+
+
+TotalOf = Callable[[str, Callable[[Program], StepScalars]], Any]
+"""Returns a total, given its name and what returns the scalars of a part of a program."""
 
 
 def step_scalars(
     rule: Rule,
     backend: Backend,
-    program: Program,
+    programs: Sequence[Program],
     state: OptimizerState,
     overrides: Mapping[str, Any],
-    total_of: Callable[[Op], Any],
-) -> tuple[StepScalars, Any]:
-    """Return the scalars of a step, checked, and the number of finished steps afterwards.
+    total_of: TotalOf,
+) -> tuple[list[StepScalars], Any]:
+    """Return the scalars of a step for each of its programs, checked, and the number of finished steps afterwards.
+
+    The programs are returned as they are when the totals are known, `StepScalars.program`.
 
     Args:
         rule: the optimizer.
         backend: of the arrays.
-        program: what the step runs.
+        programs: what the step runs.
         state: before the step.
         overrides: what `check_overrides` returned.
-        total_of: returns the value of one of the program's totals that is not among `overrides`.
+        total_of: returns the value of a total that is not among `overrides`.
     """
     given: dict[str, Any] = {name: state.slots[name] for name in rule.scalar_slots}
-    totals = program.totals
-    for name, op in totals.items():
-        given[name] = overrides[name] if name in overrides else total_of(op)
-    for name in program.scalar_inputs:
-        if name not in given and name != "t":
-            given[name] = overrides[name] if name in overrides else getattr(rule, name)
+    totals: dict[str, Op] = {}
+    for program in programs:
+        totals |= program.totals
+        for name in program.scalar_inputs:
+            if name not in given and name != "t" and name not in totals:
+                given[name] = overrides[name] if name in overrides else getattr(rule, name)
     schedule = given.get("learning_rate")
     scheduled = is_schedule(schedule)
     values = [state.step, *(v for n, v in given.items() if n != "learning_rate" or not scheduled)]
+    values += [overrides[name] for name in totals if name in overrides]
     arithmetic = backend.arithmetic(values)
     step = backend.scalar(state.step) if arithmetic is not HOST else finished_steps(state.step, further=1)
     owners = {name: f"{type(rule).__name__}.apply" for name in overrides if name not in totals}
@@ -148,8 +241,21 @@ def step_scalars(
     for name, owner in owners.items():
         if isinstance(inputs.get(name), int | float):
             rule.check_value(owner, name, inputs[name])
-    finished = arithmetic.add(step, 1)
-    return evaluate_scalars(program, arithmetic, {**inputs, "t": finished}), finished
+    inputs["t"] = finished = arithmetic.add(step, 1)
+    for name in totals:
+        known = inputs.copy()
+        value = (
+            overrides[name]
+            if name in overrides
+            else total_of(name, functools.partial(evaluate_scalars, arithmetic=arithmetic, inputs=known))
+        )
+        inputs[name] = backend.scalar(value)
+        if arithmetic is HOST:
+            arithmetic = backend.arithmetic([value])
+            inputs["t"] = finished = arithmetic.add(step, 1)
+    if totals:
+        programs = [program.after_totals for program in programs]
+    return [StepScalars(program, arithmetic, inputs) for program in programs], finished
 
 
 def _check_arguments(
@@ -157,14 +263,31 @@ def _check_arguments(
 ) -> _Arguments:
     found = leaves_of(params)
     gradients = gradients_of(found, params, grads)
-    slots = _slots(rule, found, params, state)
-    trees = {"p": found.arrays, "g": gradients, **slots}
-    infos = {"p": found.infos, "g": check_gradients(found, params, gradients), **check_slots(found, params, slots)}
-    overrides = rule.check_overrides(overrides)
+    overrides = dict(overrides)
+    further: dict[str, Any] = {}
+    for name in rule.inputs:
+        if (tree := overrides.pop(name, None)) is not None:
+            further[name] = tree
+    slots, shapes = _slots(rule, found, params, state)
+    trees, infos = (
+        {"p": found.arrays, "g": gradients},
+        {"p": found.infos, "g": check_gradients(found, params, gradients)},
+    )
+    for name, tree in further.items():
+        trees[name] = leaves_like(found.backend.trees, found.definition, params, tree, name)
+        infos[name] = check_gradients(found, params, trees[name], name)
+    trees |= slots
+    infos |= check_slots(found, params, slots, shapes)
+    overrides = rule.check_overrides(overrides) | dict.fromkeys(further, True)
     moving = [i for i, g in enumerate(gradients) if g is not None]
     parameters = []
     for arrays, described in zip(zip(*trees.values(), strict=True), zip(*infos.values(), strict=True), strict=True):
-        if arrays[1] is not None:  # the gradient
+        if arrays[1] is None:  # the gradient
+            continue
+        if None in described:
+            held = {name: (a, info) for name, a, info in zip(trees, arrays, described, strict=True) if info is not None}
+            parameters.append(Leaf(((n, a) for n, (a, _) in held.items()), ((n, i) for n, (_, i) in held.items())))
+        else:
             parameters.append(Leaf(zip(trees, arrays, strict=True), zip(trees, described, strict=True)))
     if in_place:
         backend = found.backend
@@ -172,8 +295,10 @@ def _check_arguments(
     return _Arguments(found, slots, overrides, moving, parameters)
 
 
-def _slots(rule: Rule, found: Leaves, params: object, state: OptimizerState) -> dict[str, list[Any]]:
-    return slots_of(found, params, state, rule.slots, tuple(rule.scalar_slots), type(rule).__name__)
+def _slots(rule: Rule, found: Leaves, params: object, state: OptimizerState) -> tuple[dict[str, list[Any]], SlotShapes]:
+    """Return each slot of each parameter, and the shapes that they have to have."""
+    shapes = slot_shapes(rule, found)
+    return slots_of(found, params, state, tuple(shapes), tuple(rule.scalar_slots), type(rule).__name__), shapes
 
 
 def _plan_next_step(
@@ -184,6 +309,8 @@ def _plan_next_step(
     parameters: list[Leaf],
 ) -> None:
     """Let the backend prepare the next step on the same arrays, once a second step on them shows that there is a loop."""
+    if not program.is_elementwise:
+        return
     arrays = [tuple(map(id, named.values())) for named in parameters]
     looping = hash((program, *((*ids[:1], *ids[2:]) for ids in arrays)))
     if not cache.has_seen(looping):

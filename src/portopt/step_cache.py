@@ -6,6 +6,7 @@ import functools
 
 from portopt.backend import PlannedStep
 from portopt.program import Program
+from portopt.program.facts import Facts
 
 _MOST_PLANS = 16
 """How many sets of arrays an optimizer may be stepping in turns before it forgets about the first."""
@@ -17,6 +18,33 @@ def shared(program: Program) -> Program:
     return program
 
 
+class Variants:
+    """The programs of a rule that depend on what it asks about a parameter.
+
+    Attributes:
+        by_shape: the program for parameters of a shape.
+    """
+
+    __slots__ = ("_known", "by_shape")
+
+    def __init__(self) -> None:
+        self.by_shape: dict[tuple[int, ...], Program] = {}
+        self._known: list[tuple[Facts, Program]] = []
+
+    def find(self, shape: tuple[int, ...]) -> Program | None:
+        """Return the program for parameters of a shape, if one was traced that holds for it."""
+        program = self.by_shape.get(shape)
+        if program is None:
+            program = next((known for facts, known in self._known if facts.hold_for(shape)), None)
+            if program is not None:
+                self.by_shape[shape] = program
+        return program
+
+    def add(self, facts: Facts, program: Program) -> None:
+        """Remember a program, and the facts that it holds for."""
+        self._known = [*self._known, (facts, program)]
+
+
 class StepCache:
     """One optimizer's programs and plans; no part of its value.
 
@@ -25,13 +53,14 @@ class StepCache:
 
     Attributes:
         programs: traced programs by the hyperparameters that are on; under None, that of a step without values of its own.
+            `Variants` where the rule asked about the parameter.
         plans: the plans to try, that of the last step first.
     """
 
     __slots__ = ("_seen", "plans", "programs")
 
     def __init__(self) -> None:
-        self.programs: dict[frozenset[str] | None, Program] = {}
+        self.programs: dict[frozenset[str] | None, Program | Variants] = {}
         self.plans: tuple[PlannedStep, ...] = ()
         self._seen: tuple[int, ...] = ()
 

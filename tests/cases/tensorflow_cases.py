@@ -14,6 +14,7 @@ from support.keeping_rule import Keeping
 
 import portopt
 import portopt_tensorflow
+from portopt.program.products import matmul
 from portopt_conformance import cases
 from portopt_conformance.runner import run
 
@@ -120,6 +121,24 @@ def case_conditions_of_scalars_choose_between_arrays() -> None:
         _, state = mode.many(Conditional(0.2), tf.Variable(p), [tf.constant(g)], Conditional().init(tf.constant(p)))
         for name, expected in expected_slots(p, g, 1, 0.2).items():
             assert_same_bits(state.slots[name].numpy(), expected, f"{mode.name} {name}")
+
+
+def case_products_have_the_bits_of_numpy_in_graphs_too() -> None:
+    def product(backend: Any, a: Any, b: Any) -> Any:
+        primitives = backend.primitives(str(getattr(a.dtype, "name", a.dtype)))
+        with np.errstate(all="ignore"):
+            return matmul(primitives, backend.primitives("float64"), primitives.load(a), primitives.load(b))
+
+    tensorflow, numpy = portopt_tensorflow.backend, portopt.get_backend("numpy")
+    for dtype in ("float32", "float64"):
+        a, b = random_words((3, 33, 20), dtype, 0), random_words((3, 20, 7), dtype, 1)
+        a[0], b[0] = np.arange(660.0).reshape(33, 20) - 300.5, np.arange(140.0).reshape(20, 7) * 1e-3 - 0.3
+        expected = product(numpy, a, b)
+        x, y = map(tf.constant, (a, b))
+        assert_same_bits(product(tensorflow, x, y).numpy(), expected, "eager")
+        for jit_compile in (False, True):
+            compiled = tf.function(lambda a, b: product(tensorflow, a, b), autograph=False, jit_compile=jit_compile)
+            assert_same_bits(compiled(x, y).numpy(), expected, f"jit_compile={jit_compile}")
 
 
 def case_a_python_step_in_a_function_has_the_bits_of_numpy() -> None:

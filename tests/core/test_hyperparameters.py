@@ -19,7 +19,7 @@ from support.bits import assert_same_bits, ordinary
 from support.libraries import Library, each_library
 
 import portopt
-from portopt.hyperparameters import Alias, Range
+from portopt.hyperparameters import Alias, Range, listed
 from portopt.rules.settings import together
 
 each_rule = pytest.mark.parametrize("rule", portopt.RULES)
@@ -60,14 +60,14 @@ RANGES = {
 }
 
 NUMERIC = [(rule, name) for rule in portopt.RULES for name in rule.numeric_hyperparameters()]
-FLAGS = [
+OPTIONS = [
     (rule, name)
     for rule in portopt.RULES
     for name in rule.defaults()
     if name not in (*rule.numeric_hyperparameters(), "dialect")
 ]
 each_numeric = pytest.mark.parametrize(("rule", "name"), NUMERIC)
-each_flag = pytest.mark.parametrize(("rule", "name"), FLAGS)
+each_option = pytest.mark.parametrize(("rule", "name"), OPTIONS)
 
 
 def escaped(text: str) -> str:
@@ -97,7 +97,7 @@ def test_positional_arguments_are_those_of_keras(name: str, names: list[str]) ->
 def test_positional_arguments_come_in_the_order_of_their_declaration(rule: type[portopt.Optimizer]) -> None:
     fields = {name: field for name, field in rule.hyperparameters().items() if not field.kw_only}
     names = list(fields)
-    values = [0.25 if field.is_numeric else True for field in fields.values()]
+    values = [0.25 if f.is_numeric else next(iter(f.choices), True) for f in fields.values()]
     assert rule(*values) == rule(**dict(zip(names, values, strict=True)))
     with pytest.raises(
         TypeError,
@@ -261,12 +261,16 @@ def test_integer_beyond_all_floats_is_out_of_range() -> None:
         portopt.SGD(learning_rate=10**400)
 
 
-@each_flag
-def test_flags_are_booleans(rule: type[portopt.Optimizer], name: str) -> None:
-    assert getattr(rule(**{name: True}), name) is True
-    for value in (1, 0.0, "yes", None, np.True_):
-        with pytest.raises(TypeError, match=f"{rule.__name__} {name} must be True or False, but "):
-            rule(**{name: value})
+@each_option
+def test_options_are_booleans_or_names(rule: type[portopt.Optimizer], name: str) -> None:
+    choices = rule.hyperparameters()[name].choices
+    allowed = listed(map(repr, choices), "or") if choices else "True or False"
+    for value in choices or (True,):
+        assert getattr(rule(**{name: value}), name) is value
+    for wrong in (1, 0.0, "yes", None, np.True_):
+        error = ValueError if choices and wrong == "yes" else TypeError
+        with pytest.raises(error, match=f"{rule.__name__} {name} must be {allowed}, but "):
+            rule(**{name: wrong})
 
 
 # epsilon

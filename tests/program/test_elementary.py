@@ -1,4 +1,4 @@
-"""`exp`, `log`, `cos` and powers: how far from the exact value, at special values, and the same bits on JAX.
+"""Elementary functions of scalars: how far from the exact value, at special values, and the same bits on JAX.
 
 The exact values come from `decimal` with 60 digits. The bounds are what was measured, rounded up; the measured maximum stands
 beside each.
@@ -17,7 +17,7 @@ from support.bits import Array, assert_same_bits, float_bits, random_words
 from support.jax_evaluation import each_x64, jitted, on_host
 
 from portopt import scalars
-from portopt.arithmetic import HOST, dtypes
+from portopt.arithmetic import HOST, dtypes, host
 from portopt.scalars import Scalar
 
 SMALLEST_NORMAL = dtypes.SMALLEST_NORMAL["float64"]
@@ -38,6 +38,38 @@ def exact_cos(x: Decimal) -> Decimal:
         term *= -x * x / (k * (k - 1))
         total += term
     return total
+
+
+def exact_sin(x: Decimal) -> Decimal:
+    return exact_cos(x - PI / 2)
+
+
+def exact_tanh(x: Decimal) -> Decimal:
+    square = (2 * x).exp()
+    return (square - 1) / (square + 1)
+
+
+def exact_cbrt(x: Decimal) -> Decimal:
+    return (x.ln() / 3).exp()
+
+
+def exact_atan(t: Decimal) -> Decimal:
+    halvings = 0
+    while abs(t) > Decimal("0.05"):
+        t = t / (1 + (1 + t * t).sqrt())
+        halvings += 1
+    total, term, k = t, t, 1
+    while abs(term) > Decimal(10) ** -DIGITS:
+        term *= -t * t
+        k += 2
+        total += term / k
+    return total * Decimal(2) ** halvings
+
+
+def exact_atan2(y: Decimal, x: Decimal) -> Decimal:
+    if abs(y) > abs(x):
+        return PI / 2 * (1 if y > 0 else -1) - exact_atan(x / y)
+    return exact_atan(y / x) + (0 if x > 0 else PI if y > 0 else -PI)
 
 
 def exact_power(base: Decimal, exponent: Decimal) -> Decimal:
@@ -104,6 +136,75 @@ def test_cos_is_accurate(points: Array, bound: float) -> None:
     assert worst(HOST.cos, exact_cos, points) <= bound
 
 
+FEW = slice(400)
+"""Of points whose exact values take long to compute."""
+
+
+@pytest.mark.parametrize(
+    ("points", "bound"),
+    [
+        (uniform(0, math.pi), 2),  # measured: 1.64
+        (uniform(-100, 100), 2),  # 1.61
+        (uniform(-1e5, 1e5), 3),  # 2.12
+    ],
+    ids=["[0, pi]", "[-100, 100]", "[-1e5, 1e5]"],
+)
+def test_sin_is_accurate(points: Array, bound: float) -> None:
+    assert worst(HOST.sin, exact_sin, points[FEW]) <= bound
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        uniform(-1, 1),  # measured: 1.29
+        near(1.0),  # 1.41
+        uniform(1, 20),  # 0.62
+        10.0 ** uniform(-12, 1),  # 1.01
+    ],
+    ids=["[-1, 1]", "near 1", "[1, 20]", "small"],
+)
+def test_tanh_is_accurate(points: Array) -> None:
+    assert worst(HOST.tanh, exact_tanh, points[FEW]) <= 1.5
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        uniform(0.1, 10),  # measured: 0.69
+        2.0 ** uniform(-1022, 1023),  # 0.70
+    ],
+    ids=["[0.1, 10]", "all normal numbers"],
+)
+def test_cbrt_is_accurate(points: Array) -> None:
+    assert worst(HOST.cbrt, exact_cbrt, points[FEW]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("ordinates", "abscissas"),
+    [
+        (uniform(-1, 1), uniform(-1, 1, 1)),  # measured: 1.21
+        (np.ones(COUNT), uniform(0.5, 4.5)),  # 1.32
+        (10.0 ** uniform(-300, -290), 10.0 ** uniform(-300, -290, 1)),  # 1.35
+        (10.0 ** uniform(298, 308), -(10.0 ** uniform(298, 308, 1))),  # 1.16
+    ],
+    ids=["all around", "both bounds", "tiny", "huge"],
+)
+def test_atan2_is_accurate(ordinates: Array, abscissas: Array) -> None:
+    assert worst(HOST.atan2, exact_atan2, ordinates[FEW], abscissas[FEW]) <= 1.5
+
+
+def test_atan2_is_exact_on_the_axes_and_diagonals() -> None:
+    """As the library of C has it, for zeros and infinities of all signs too."""
+    values = [0.0, -0.0, 1.0, -1.0, 2.0**-1022, -(2.0**1023), INF, -INF, NAN]
+    for y in values:
+        for x in values:
+            assert float_bits(HOST.atan2(y, x)) == float_bits(host.flush(math.atan2(y, x))), (y, x)
+
+
+def test_cube_roots_of_small_cubes_are_exact() -> None:
+    assert [HOST.cbrt(-(k**3)) for k in range(100)] == [-k for k in range(100)]
+
+
 @pytest.mark.parametrize(
     ("bases", "exponents"),
     [
@@ -159,6 +260,28 @@ SPECIAL: list[tuple[str, Callable[..., float], tuple[float, ...], float]] = [
     ("cos", HOST.cos, (INF,), NAN),
     ("cos", HOST.cos, (-INF,), NAN),
     ("cos", HOST.cos, (NAN,), NAN),
+    ("sin", HOST.sin, (0.0,), 0.0),
+    ("sin", HOST.sin, (-0.0,), -0.0),
+    ("sin", HOST.sin, (math.pi / 2,), 1.0),
+    ("sin", HOST.sin, (INF,), NAN),
+    ("sin", HOST.sin, (NAN,), NAN),
+    ("tanh", HOST.tanh, (0.0,), 0.0),
+    ("tanh", HOST.tanh, (-0.0,), -0.0),
+    ("tanh", HOST.tanh, (2.0**-1022,), 2.0**-1022),
+    ("tanh", HOST.tanh, (-5e-324,), -0.0),  # a subnormal is zero
+    ("tanh", HOST.tanh, (20.0,), 1.0),
+    ("tanh", HOST.tanh, (INF,), 1.0),
+    ("tanh", HOST.tanh, (-INF,), -1.0),
+    ("tanh", HOST.tanh, (NAN,), NAN),
+    ("cbrt", HOST.cbrt, (0.0,), 0.0),
+    ("cbrt", HOST.cbrt, (-0.0,), -0.0),
+    ("cbrt", HOST.cbrt, (-5e-324,), -0.0),  # a subnormal is zero
+    ("cbrt", HOST.cbrt, (-27.0,), -3.0),
+    ("cbrt", HOST.cbrt, (INF,), INF),
+    ("cbrt", HOST.cbrt, (-INF,), -INF),
+    ("cbrt", HOST.cbrt, (NAN,), NAN),
+    ("atan2", HOST.atan2, (2.0**-1000, 1.0), 2.0**-1000),
+    ("atan2", HOST.atan2, (-(2.0**-1000), 2.0**30), -0.0),  # a subnormal, so zero
     ("power", HOST.power, (0.0, 0.0), 1.0),
     ("power", HOST.power, (NAN, 0.0), 1.0),
     ("power", HOST.power, (-2.0, 0.0), 1.0),
@@ -216,13 +339,18 @@ PINNED = {
     "log": "8981a7ac1c3021cb",
     "cos": "4470d46577b15688",
     "power": "a66bc05fcf6c80ea",
+    "sin": "f40e7e647359b80d",
+    "tanh": "68c35b9599b9e94e",
+    "cbrt": "741382d9e5f51bb4",
+    "atan2": "f53cba4f2f917abd",
 }
 
 
 @pytest.mark.parametrize("name", PINNED)
 def test_bits_are_pinned(name: str) -> None:
     """A change of one bit changes trained parameters, so it is a breaking change."""
-    arguments = [(x / 32, 1.37 - x / 8) if name == "power" else (x,) for x in GRID]
+    two = name in ("power", "atan2")
+    arguments = [(x / 32, 1.37 - x / 8) if two else (x,) for x in GRID]
     values = [getattr(HOST, name)(*row) for row in arguments]
     assert hashlib.sha256(" ".join(map(float_bits, values)).encode()).hexdigest()[:16] == PINNED[name]
 
@@ -252,6 +380,18 @@ def test_real_power_gives_the_same_bits_on_jax(x64: bool) -> None:
     exponents = np.concatenate([uniform(-50, 50, 7), uniform(-3, 3, 8), uniform(-900, 900, 9), uniform(0, 1, 10)])
     expected = on_host(lambda b, e: Scalar(HOST.power(b.value, e.value), HOST), bases, exponents)
     assert_same_bits(jitted(lambda b, e: b**e, bases, exponents, x64=x64), expected)
+
+
+def test_sine_and_what_is_made_of_exp_and_log_give_the_same_bits_on_jax() -> None:
+    points = INTERESTING[::7]
+    for name in ("sin", "tanh", "cbrt"):
+        function = getattr(scalars, name)
+        assert_same_bits(jitted(function, points), on_host(function, points), name)
+
+
+def test_atan2_gives_the_same_bits_on_jax() -> None:
+    ordinates, abscissas = np.concatenate([WORDS, uniform(-1, 1)]), np.concatenate([WORDS[::-1], uniform(-1, 1, 7)])
+    assert_same_bits(jitted(scalars.atan2, ordinates, abscissas), on_host(scalars.atan2, ordinates, abscissas))
 
 
 @each_x64

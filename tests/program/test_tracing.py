@@ -119,7 +119,10 @@ def test_totals_have_any_name_and_are_of_any_array(run: Run) -> None:
     class Norms(portopt.Optimizer):
         slots = ("m",)
 
-        def program(self, overrides: Mapping[str, Any] | None = None) -> Program:
+        def program(self, overrides: Mapping[str, Any] | None = None, shape: tuple[int, ...] | None = None) -> Program:
+            return program
+
+        def fixed_program(self, overrides: Mapping[str, Any] | None = None) -> Program:
             return program
 
     params = [np.asarray([3.0], np.float32), np.asarray([[4.0, 0.0]], np.float32)]
@@ -405,7 +408,7 @@ def refused(update: Update, **more: Any) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["exp", "sum", "matmul", "linalg", "float32", "mean", "reciprocal"])
+@pytest.mark.parametrize("name", ["sin", "prod", "tensordot", "float32", "sort", "reciprocal"])
 def test_unsupported_function_is_named_and_the_supported_are_listed(name: str) -> None:
     message = refused(lambda xp, p, g, slots, c: getattr(xp, name)(g))
     assert message.startswith(f"a rule used xp.{name}, which programs cannot hold; supported are xp.abs, xp.add, ")
@@ -414,7 +417,7 @@ def test_unsupported_function_is_named_and_the_supported_are_listed(name: str) -
     assert "the operators + - * / **" in message
 
 
-@pytest.mark.parametrize("name", ["shape", "T", "dtype", "sum", "astype", "ndim"])
+@pytest.mark.parametrize("name", ["T", "dtype", "sum", "astype", "flat"])
 def test_array_attribute_is_refused(name: str) -> None:
     message = refused(lambda xp, p, g, slots, c: getattr(g, name))
     assert message.startswith(f"a rule used the array attribute .{name}, which programs cannot hold")
@@ -428,7 +431,6 @@ def test_array_attribute_is_refused(name: str) -> None:
         ("//", lambda xp, g: g // 2),
         ("%", lambda xp, g: g % 2),
         ("**", lambda xp, g: 2**g),
-        ("@", lambda xp, g: g @ g),
         ("[", lambda xp, g: g[0]),
         ("float", lambda xp, g: float(g)),
         ("iter", lambda xp, g: list(g)),
@@ -476,12 +478,12 @@ def math_sqrt(x: Any) -> float:
         (lambda x: np.minimum(x, 0.5), "numpy.minimum was called on a scalar: use portopt.scalars.minimum; "),
         (np.abs, "numpy.absolute was called on a scalar: use abs(); "),
         (
-            np.tanh,
-            "numpy.tanh was called on a scalar: scalars have the operators + - * / ** // % abs(), comparisons, & | ~ and ",
+            np.sinh,
+            "numpy.sinh was called on a scalar: scalars have the operators + - * / ** // % abs(), comparisons, & | ~ and ",
         ),
-        (np.tanh, "portopt.scalars.sqrt, exp, log, cos, floor, minimum, maximum, where; "),
+        (np.sinh, "portopt.scalars.sqrt, cbrt, exp, log, cos, sin, tanh, atan2, floor, minimum, maximum, where; "),
     ],
-    ids=["sqrt", "exp", "minimum", "abs", "tanh", "tanh and all"],
+    ids=["sqrt", "exp", "minimum", "abs", "sinh", "sinh and all"],
 )
 def test_numpy_on_a_scalar_names_the_function_to_use(use: Callable[[Any], Any], instead: str) -> None:
     def coefficients(self: Any, t: Any) -> Mapping[str, Any]:
@@ -499,8 +501,8 @@ def test_numpy_on_a_scalar_names_the_function_to_use(use: Callable[[Any], Any], 
         (np.sqrt, "a rule called numpy.sqrt on an array: use xp.sqrt"),
         (np.abs, "a rule called numpy.absolute on an array: use xp.abs"),
         (
-            np.tanh,
-            "a rule called numpy.tanh on an array: which programs cannot hold; supported are the operators + - * / **",
+            np.sinh,
+            "a rule called numpy.sinh on an array: which programs cannot hold; supported are the operators + - * / **",
         ),
         (lambda g: np.ones(2) * g, "a rule combined an array with array([1., 1.]) of type ndarray"),
         (lambda g: np.add.reduce(g), "a rule called numpy.add on an array: use xp.add"),
@@ -531,12 +533,12 @@ def test_function_without_an_array_is_refused() -> None:
     assert message == "xp.sqrt was called without an array: on scalars use the functions of portopt.scalars"
 
 
-@pytest.mark.parametrize("exponent", [0, -1, 0.5, True, 2.5, float("nan"), "2"], ids=repr)
+@pytest.mark.parametrize("exponent", [0, -1, True, "2"], ids=repr)
 def test_power_that_is_no_positive_integer_is_refused(exponent: Any) -> None:
     message = refused(lambda xp, p, g, slots, c: g**exponent)
     assert message == (
-        f"a rule raised an array to the power {exponent!r}: allowed are positive integers, as repeated products; "
-        "use xp.sqrt for a root and a division for a negative power"
+        f"a rule raised an array to the power {exponent!r}: allowed are positive integers, as repeated products, and real "
+        "numbers that are no integers; use a division for a negative integer power"
     )
 
 
@@ -680,7 +682,7 @@ def test_a_rule_may_ask_whether_there_is_a_slot_or_a_coefficient() -> None:
 
 
 def test_error_in_a_rule_leaves_the_arrays_alone() -> None:
-    optimizer = rule(lambda xp, p, g, slots, c: xp.exp(g))
+    optimizer = rule(lambda xp, p, g, slots, c: xp.sin(g))
     p = np.ones(2)
     with pytest.raises(UnsupportedOperationError):
         optimizer.apply_(p, p, portopt.OptimizerState(0, {}))

@@ -230,6 +230,14 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: option(default=per_dialect(torch=False, optax=None)),
         r"^the default of an option must be True or False, but None was given",
     ),
+    "option with a default that is no choice": (
+        lambda: option(default="halves", choices=("rows", "columns")),
+        r"^the default of an option with choices must be 'rows' or 'columns', but 'halves' was given$",
+    ),
+    "option with a choice of a dialect that is none": (
+        lambda: option(default=per_dialect(torch="rows", optax=True), choices=("rows", "columns")),
+        r"^the default of an option with choices must be 'rows' or 'columns', but True was given$",
+    ),
     "constructor": (
         lambda: declare(__init__=lambda self, gamma: None),
         r"^Mine has an __init__, its own, but an optimizer is made anew from its hyperparameters: .* Declare each argument in",

@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from portopt.backend import Arrays
-from portopt.program import Program
+from portopt.backend import Arrays, Work
 from portopt.program.primitives import Primitives
 from portopt_conformance.platform import ReferenceBackend
 
 Overrides = Mapping[str, Callable[..., Any]]
+
+
+def _parameters(works: Sequence[Work]) -> list[Arrays]:
+    return [arrays for work in works for arrays in work.parameters]
 
 
 class WrongOperations(ReferenceBackend):
@@ -106,12 +109,15 @@ class GradientsInTheDtypeOfParameters(ReferenceBackend):
 
     name = "gradients_in_the_dtype_of_parameters"
 
-    def update(
-        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
-    ) -> list[dict[str, Any]]:
+    def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         with self.quiet():
-            rounded = [{**arrays, "g": arrays["g"].astype(arrays["p"].dtype)} for arrays in parameters]
-        return super().update(program, scalars, rounded, in_place=in_place)
+            rounded = [
+                work._replace(
+                    parameters=[{**arrays, "g": arrays["g"].astype(arrays["p"].dtype)} for arrays in work.parameters]
+                )
+                for work in works
+            ]
+        return super().update(rounded, in_place=in_place)
 
 
 class WritesIntoItsInputs(ReferenceBackend):
@@ -119,11 +125,9 @@ class WritesIntoItsInputs(ReferenceBackend):
 
     name = "writes_into_its_inputs"
 
-    def update(
-        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
-    ) -> list[dict[str, Any]]:
-        results = super().update(program, scalars, parameters, in_place=in_place)
-        for arrays, result in zip(parameters, results, strict=True):
+    def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        results = super().update(works, in_place=in_place)
+        for arrays, result in zip(_parameters(works), results, strict=True):
             for name, value in result.items():
                 if name != "p" and arrays[name].flags.writeable:
                     arrays[name][...] = value
@@ -133,11 +137,9 @@ class WritesIntoItsInputs(ReferenceBackend):
 class WritesIntoGradients(ReferenceBackend):
     """Clips gradients where they are."""
 
-    def update(
-        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
-    ) -> list[dict[str, Any]]:
-        results = super().update(program, scalars, parameters, in_place=in_place)
-        for arrays in parameters:
+    def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        results = super().update(works, in_place=in_place)
+        for arrays in _parameters(works):
             if arrays["g"].flags.writeable:
                 arrays["g"][...] = np.clip(arrays["g"].astype(np.float64), -1, 1)
         return results
@@ -146,10 +148,8 @@ class WritesIntoGradients(ReferenceBackend):
 class SlotsKeptInFloat16(ReferenceBackend):
     """Saves memory without being asked to."""
 
-    def update(
-        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
-    ) -> list[dict[str, Any]]:
-        results = super().update(program, scalars, parameters, in_place=in_place)
+    def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        results = super().update(works, in_place=in_place)
         with np.errstate(over="ignore"):
             for result in results:
                 for name in result:
@@ -217,16 +217,19 @@ class ForgetsADevice(ReferenceBackend):
 class IgnoresStrides(ReferenceBackend):
     """Wrong where views are given: reads the memory behind them."""
 
-    def update(
-        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
-    ) -> list[dict[str, Any]]:
+    def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         def contiguous(array: Any) -> Any:
             base = array.base
             if base is None or array.flags.c_contiguous or base.dtype != array.dtype:
                 return array
             return base.reshape(-1)[: array.size].reshape(array.shape)
 
-        read = [{name: contiguous(array) for name, array in arrays.items()} for arrays in parameters]
-        return super().update(program, scalars, read, in_place=False) if not in_place else super().update(
-            program, scalars, parameters, in_place=True
-        )  # fmt: skip
+        if in_place:
+            return super().update(works, in_place=True)
+        read = [
+            work._replace(
+                parameters=[{name: contiguous(array) for name, array in arrays.items()} for arrays in work.parameters]
+            )
+            for work in works
+        ]
+        return super().update(read, in_place=False)

@@ -88,9 +88,9 @@ class WrongRoot(Wrong):
 
         return Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides={"sqrt": sqrt})
 
-    def update(self, program: Any, scalars: Any, parameters: Any, *, in_place: bool) -> Any:
+    def update(self, works: Any, *, in_place: bool) -> Any:
         # The interpreter itself, whatever faster way NumpyBackend has.
-        return portopt.ArrayAPIBackend.update(self, program, scalars, parameters, in_place=in_place)
+        return portopt.ArrayAPIBackend.update(self, works, in_place=in_place)
 
 
 class TestVerdict:
@@ -160,9 +160,9 @@ class TestVerdict:
         used: list[str] = []
 
         class Watched(Wrong):
-            def update(self, program: Any, scalars: Any, parameters: Any, *, in_place: bool) -> Any:
+            def update(self, works: Any, *, in_place: bool) -> Any:
                 used.append(self.name)
-                return super().update(program, scalars, parameters, in_place=in_place)
+                return super().update(works, in_place=in_place)
 
         provide(Watched())
         assert compare(Settings(portopt.SGD(), 1, 256, backends=["numpy", "wrong"])).identical

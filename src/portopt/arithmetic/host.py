@@ -102,6 +102,18 @@ class HostArithmetic:
     def cos(self, a: Number) -> float:
         return cast(float, elementary.cos(self, a))
 
+    def sin(self, a: Number) -> float:
+        return cast(float, elementary.sin(self, a))
+
+    def tanh(self, a: Number) -> float:
+        return cast(float, elementary.tanh(self, a))
+
+    def cbrt(self, a: Number) -> float:
+        return cast(float, elementary.cbrt(self, a))
+
+    def atan2(self, y: Number, x: Number) -> float:
+        return cast(float, elementary.atan2(self, y, x))
+
     def to_float(self, a: Number) -> float:
         return flush(float(a))
 

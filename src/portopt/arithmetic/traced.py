@@ -215,6 +215,22 @@ class TracedArithmetic:
         return elementary.cos(self, a)
 
     @_on_host_if_known
+    def sin(self, a: Any) -> Any:
+        return elementary.sin(self, a)
+
+    @_on_host_if_known
+    def tanh(self, a: Any) -> Any:
+        return elementary.tanh(self, a)
+
+    @_on_host_if_known
+    def cbrt(self, a: Any) -> Any:
+        return elementary.cbrt(self, a)
+
+    @_on_host_if_known
+    def atan2(self, y: Any, x: Any) -> Any:
+        return elementary.atan2(self, y, x)
+
+    @_on_host_if_known
     def to_float(self, a: Any) -> Any:
         with self.float64():
             return self.flush(self.as_float64(a))

@@ -23,6 +23,7 @@ from portopt.backend.protocol import MemoryRange as MemoryRange
 from portopt.backend.protocol import Mode as Mode
 from portopt.backend.protocol import PlannedStep as PlannedStep
 from portopt.backend.protocol import Step as Step
+from portopt.backend.protocol import Work as Work
 from portopt.backend.protocol import described as described
 from portopt.backend.registry import ENTRY_POINT_GROUP as ENTRY_POINT_GROUP
 from portopt.backend.registry import UnknownBackendError as UnknownBackendError

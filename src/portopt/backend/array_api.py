@@ -7,18 +7,18 @@ import functools
 import importlib
 import operator
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 from portopt.arithmetic import HOST, Arithmetic
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, round_scalar
 from portopt.backend.modes import IN_PLACE, PURE
-from portopt.backend.protocol import ArrayInfo, Arrays, MemoryRange, Mode, PlannedStep, described
+from portopt.backend.protocol import ArrayInfo, Arrays, Leaf, MemoryRange, Mode, PlannedStep, Work, described
 from portopt.program import Program
-from portopt.program.interpreter import interpret
+from portopt.program.interpreter import ParameterScalars, interpret
 from portopt.program.primitives import Primitives
-from portopt.program.reductions import host_norm
+from portopt.program.reductions import Reductions, host_norm
 from portopt.state import OptimizerState
 from portopt.trees import STANDARD_TREES, Trees
 
@@ -95,8 +95,13 @@ class ArrayAPIBackend:
         """Return the standard name of an array's dtype."""
         return str(array.dtype).rpartition(".")[2]
 
-    def full(self, like: Any, value: float, dtype: str) -> Any:
-        return self.xp.full(like.shape, value, dtype=self.dtype(dtype), **self.on_device(like))
+    def full(self, like: Any, value: float, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
+        shape = like.shape if shape is None else shape
+        return self.xp.full(shape, value, dtype=self.dtype(dtype), **self.on_device(like))
+
+    def copied(self, array: Any, dtype: str) -> Any:
+        loaded = self.primitives(COMPUTE_DTYPE[self.dtype_name(array)]).load(array)
+        return self.stored(loaded, self.full(array, 0.0, dtype))
 
     def on_device(self, like: Any) -> dict[str, Any]:
         """Return the arguments that put a new array on the device of another; none, if its library knows no devices."""
@@ -172,25 +177,61 @@ class ArrayAPIBackend:
 
         return np.errstate(all="ignore")
 
-    def update(
-        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
-    ) -> list[dict[str, Any]]:
-        rounded: dict[tuple[str, str | None], dict[int, Any]] = {}
-        results = []
+    def reductions(self, compute_dtype: str) -> Reductions:
+        """Return the reductions of arrays of a compute dtype."""
+        return Reductions(self.primitives(compute_dtype), self.primitives("float64"), self.arithmetic_of)
+
+    def arithmetic_of(self, value: Any) -> Arithmetic:
+        """Return the arithmetic for scalars that are computed from one."""
+        return self.arithmetic([value])
+
+    def total(self, name: str, works: Sequence[Work]) -> Any:
+        operation = name.removeprefix("total_")
         with self.quiet():
-            for arrays in described(self, parameters):
-                info = arrays.infos["p"]
-                compute = COMPUTE_DTYPE[info.dtype]
-                key = (compute, info.device)
-                if key not in rounded:
-                    rounded[key] = self.rounded_scalars(program, scalars, compute, arrays["p"])
-                outputs = interpret(program, self.primitives(compute), arrays, rounded[key])
-                results.append({name: self.stored(value, arrays[name]) for name, value in outputs.items()})
+            parts = []
+            for work in works:
+                for leaf, outputs in self._interpreted(work):
+                    reductions = self.reductions(COMPUTE_DTYPE[leaf.dtypes["p"]])
+                    parts.append(reductions.partial(operation, outputs["x"]))
+            return self.reductions("float64").combine(operation, parts)
+
+    def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        results = []
+        parameters = [arrays for work in works for arrays in work.parameters]
+        with self.quiet():
+            for work in works:
+                for leaf, outputs in self._interpreted(work):
+                    results.append({name: self.stored(value, leaf[name]) for name, value in outputs.items()})
             if not in_place:
                 return results
             targets = [arrays[n] for arrays, outputs in zip(parameters, results, strict=True) for n in outputs]
             self.assign_all(targets, [value for outputs in results for value in outputs.values()])
         return [{name: arrays[name] for name in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
+
+    def _interpreted(self, work: Work) -> Iterator[tuple[Leaf, dict[str, Any]]]:
+        """Yield each parameter and what the program makes of it."""
+        program, scalars, parameters = work
+        rounded: dict[tuple[str, str | None], dict[int, Any]] = {}
+        for leaf in described(self, parameters):
+            info = leaf.infos["p"]
+            compute, like = COMPUTE_DTYPE[info.dtype], leaf["p"]
+            key = (compute, info.device)
+            if key not in rounded:
+                rounded[key] = self.rounded_scalars(program, scalars, compute, like)
+            of_parameter = None
+            if not program.is_elementwise:
+                of_parameter = ParameterScalars(
+                    scalars,
+                    self.reductions(compute),
+                    self.primitives("float64"),
+                    functools.partial(self._rounded_like, compute, like),
+                    self.arithmetic_of,
+                )
+            primitives = self.primitives(compute).widened_by(lambda: self.primitives("float64"))
+            yield leaf, interpret(program, primitives, leaf, rounded[key], of_parameter)
+
+    def _rounded_like(self, compute_dtype: str, like: Any, value: Any) -> Any:
+        return self.rounded_scalar(value, compute_dtype, like)
 
     def rounded_scalars(
         self, program: Program, scalars: Sequence[Any], compute_dtype: str, like: Any

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, SMALLEST_NORMAL
 from portopt.backend.array_api import ArrayAPIBackend
+from portopt.backend.protocol import Work
 from portopt.backend.registry import get_backend
 from portopt.program import Kind, Program
 
@@ -116,7 +117,11 @@ def check_step(backend: ArrayAPIBackend, program: Program, dtypes: Mapping[str, 
 
     def compare(what: str, program: Program) -> None:
         expected, found = _both(
-            backend, what, lambda b, a: ArrayAPIBackend.update(b, program, scalars, [a], in_place=False)[0], host, given
+            backend,
+            what,
+            lambda b, a: ArrayAPIBackend.update(b, [Work(program, scalars, [a])], in_place=False)[0],
+            host,
+            given,
         )
         for name in program.array_outputs:
             _compare(backend, f"{what} ({name})", expected[name], found[name], host)

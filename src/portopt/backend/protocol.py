@@ -54,6 +54,20 @@ def described(backend: Backend, parameters: Sequence[Arrays]) -> Sequence[Leaf]:
     ]
 
 
+class Work(NamedTuple):
+    """What a step does to those parameters that one program is for.
+
+    Attributes:
+        program: what to run.
+        scalars: the value of each scalar operation of the step, by its index in the program.
+        parameters: the arrays of each parameter; those of a step are each a `Leaf`, which `described` makes of others.
+    """
+
+    program: Program
+    scalars: Sequence[Any]
+    parameters: Sequence[Arrays]
+
+
 class MemoryRange(NamedTuple):
     """First and one-past-last byte of an array's memory on one device; equal if the array is empty."""
 
@@ -99,6 +113,8 @@ class PlannedStep(Protocol):
 
     backend: Backend
     """The one that made the plan."""
+    program: Program
+    """What the steps run."""
 
     def step(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> OptimizerState | None:
         """Do a step and return the new state; None, with nothing done, if anything is not as it was."""
@@ -142,8 +158,11 @@ class Backend(Protocol):
     def describe(self, array: Any) -> ArrayInfo:
         """Return shape, dtype name and device of an array; raise `TypeError` for a kind of array that is not supported."""
 
-    def full(self, like: Any, value: float, dtype: str) -> Any:
-        """Return a new array of the shape and device of `like`, filled with `value`."""
+    def full(self, like: Any, value: float, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
+        """Return a new array on the device of `like`, of its shape unless one is given, filled with `value`."""
+
+    def copied(self, array: Any, dtype: str) -> Any:
+        """Return a new array of a dtype with the elements of a parameter, as a step loads them."""
 
     def to_numpy(self, array: Any) -> Any:
         """Return a copy of an array as a NumPy array of the same dtype (bfloat16 as that of ml_dtypes)."""
@@ -163,19 +182,18 @@ class Backend(Protocol):
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         """Return the Euclidean norm of all gradients together, in any order of summation the same bits."""
 
-    def update(
-        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
-    ) -> list[dict[str, Any]]:
-        """Run `program` on each of `parameters`.
+    def total(self, name: str, works: Sequence[Work]) -> Any:
+        """Return one of `TOTALS` over the array `"x"` that each program makes of each of its parameters."""
+
+    def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        """Run each program on its parameters.
 
         Args:
-            program: what to run.
-            scalars: the value of each scalar operation, by its index in the program.
-            parameters: the arrays of each parameter; those of a step are each a `Leaf`, which `described` makes of others.
-            in_place: write the results into the given parameter and slots. Nothing may have been written when an error is raised.
+            works: what a step does.
+            in_place: write the results into the given parameters and slots; if an error is raised, nothing may be written.
 
         Returns:
-            New parameter and slots of each, the given ones if `in_place`.
+            New parameter and slots of each parameter, in the order of `works`; the given ones if `in_place`.
         """
 
     def plan(

@@ -17,7 +17,7 @@ from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.backend import operation_checks
 from portopt.backend.array_api import ArrayAPIBackend, beside_numbers
 from portopt.backend.modes import PURE
-from portopt.backend.protocol import ArrayInfo, Arrays, Backend, described
+from portopt.backend.protocol import ArrayInfo, Backend, Work, described
 from portopt.backend.registry import find_backend, get_backend, is_preferred
 from portopt.program import Program
 
@@ -56,10 +56,10 @@ class UnannouncedBackend(ArrayAPIBackend):
             self.dtype(info.dtype)
         return info
 
-    def full(self, like: Any, value: float, dtype: str) -> Any:
+    def full(self, like: Any, value: float, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
         for used in (self.dtype_name(like), dtype):
             self._look_at_operations(used, like)
-        return super().full(like, value, dtype)
+        return super().full(like, value, dtype, shape)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         for gradient in gradients:
@@ -68,20 +68,20 @@ class UnannouncedBackend(ArrayAPIBackend):
             self._look(("norm", dtype), gradient, lambda d=dtype, g=gradient: operation_checks.check_norm(self, d, g))  # type: ignore[misc]  # binds
         return super().gradient_norm(gradients)
 
-    def update(
-        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays], *, in_place: bool
-    ) -> list[dict[str, Any]]:
-        leaves = described(self, parameters)
-        for leaf in leaves:
-            like, dtypes = leaf["p"], leaf.dtypes
-            for dtype in dtypes.values():
-                self._look_at_operations(dtype, like)
-            self._look(
-                (program, *dtypes.items()),
-                like,
-                lambda d=dtypes, a=like: operation_checks.check_step(self, program, d, a),  # type: ignore[misc]  # binds
-            )
-        return super().update(program, scalars, leaves, in_place=in_place)
+    def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        works = [Work(program, scalars, described(self, parameters)) for program, scalars, parameters in works]
+        for work in works:
+            for leaf in work.parameters:
+                self._look_at_step(work.program, leaf)
+        return super().update(works, in_place=in_place)
+
+    def _look_at_step(self, program: Program, leaf: Any) -> None:
+        like, dtypes = leaf["p"], leaf.dtypes
+        for dtype in dtypes.values():
+            self._look_at_operations(dtype, like)
+        if program.is_elementwise:
+            subject = (program, *dtypes.items())
+            self._look(subject, like, lambda: operation_checks.check_step(self, program, dtypes, like))
 
     def _look_at_operations(self, dtype: str, like: Any) -> None:
         self._look(("operations", dtype), like, lambda: operation_checks.check_operations(self, dtype, like))

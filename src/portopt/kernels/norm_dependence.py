@@ -13,9 +13,9 @@ from typing import Any
 
 from portopt.arithmetic import HOST
 from portopt.program import Op, Program
-from portopt.program.builder import without_dead_code
 from portopt.program.expansion import expand_elementary
 from portopt.program.interpreter import StepScalars
+from portopt.program.ir import pruned
 
 
 class GradientNorm:
@@ -102,8 +102,8 @@ def norm_dependence(program: Program) -> NormDependence:
 def _host_program(split: NormDependence) -> Program:
     wanted = [*split.given, *(j for _, j in split.rounded_on_host), *split.program.scalar_outputs.values()]
     outputs = {str(j): j for j in wanted if not split.needs_norm(j)}
-    return without_dead_code(split.program.name, list(split.program.ops), {}, outputs)
+    return pruned(split.program.name, list(split.program.ops), {}, outputs)
 
 
 def _is_norm(op: Op) -> bool:
-    return op.name == "total_norm"
+    return op.name == "total_norm" and bool(op.args)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from portopt.program.ir import Kind, Op, Program
+from portopt.program.ir import Dim, Kind, Label, Op, Program, pruned
 
 
 class UnsupportedOperationError(TypeError):
@@ -28,12 +28,14 @@ class Builder:
         self.ops: list[Op] = []
         self._index: dict[Any, int] = {}
 
-    def record(self, name: str, kind: Kind, *args: int, label: str | float | None = None) -> int:
+    def record(
+        self, name: str, kind: Kind, *args: int, label: Label = None, dims: tuple[Dim, ...] | None = None
+    ) -> int:
         """Append an operation and return its index, or the index of the same operation recorded earlier."""
-        key = (name, kind, args, repr(label))
+        key = (name, kind, args, repr(label), dims)
         if key not in self._index:
             self._index[key] = len(self.ops)
-            self.ops.append(Op(name, kind, args, label))
+            self.ops.append(Op(name, kind, args, label, dims))
         return self._index[key]
 
     def rounded_constant(self, value: float) -> int:
@@ -115,6 +117,18 @@ class Builder:
     def cos(self, a: Any) -> Node:
         return self._record_scalar("cos", a, kind=Kind.FLOAT)
 
+    def sin(self, a: Any) -> Node:
+        return self._record_scalar("sin", a, kind=Kind.FLOAT)
+
+    def tanh(self, a: Any) -> Node:
+        return self._record_scalar("tanh", a, kind=Kind.FLOAT)
+
+    def cbrt(self, a: Any) -> Node:
+        return self._record_scalar("cbrt", a, kind=Kind.FLOAT)
+
+    def atan2(self, y: Any, x: Any) -> Node:
+        return self._record_scalar("atan2", y, x, kind=Kind.FLOAT)
+
     def to_float(self, a: Any) -> Node:
         return self._record_scalar("to_float", a, kind=Kind.FLOAT)
 
@@ -137,28 +151,9 @@ def rewritten(program: Program, builder: Builder, record: Callable[[Op, tuple[in
     new_index: list[int] = []
     for op in program.ops:
         new_index.append(record(op, tuple(new_index[i] for i in op.args)))
-    return without_dead_code(
+    return pruned(
         program.name,
         builder.ops,
         {name: new_index[i] for name, i in program.array_outputs.items()},
         {name: new_index[i] for name, i in program.scalar_outputs.items()},
-    )
-
-
-def without_dead_code(name: str, ops: Sequence[Op], arrays: dict[str, int], scalars: dict[str, int]) -> Program:
-    """Return a program of those operations that an output needs."""
-    live: set[int] = set()
-    pending = [*arrays.values(), *scalars.values()]
-    while pending:
-        i = pending.pop()
-        if i not in live:
-            live.add(i)
-            pending.extend(ops[i].args)
-    kept = sorted(live)
-    position = {old: new for new, old in enumerate(kept)}
-    return Program(
-        name=name,
-        ops=tuple(Op(ops[i].name, ops[i].kind, tuple(position[a] for a in ops[i].args), ops[i].label) for i in kept),
-        array_outputs={output: position[i] for output, i in arrays.items()},
-        scalar_outputs={output: position[i] for output, i in scalars.items()},
     )

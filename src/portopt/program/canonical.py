@@ -23,10 +23,10 @@ def canonicalize(program: Program) -> Program:
 
 def _canonical(builder: Builder, op: Op, args: tuple[int, ...]) -> int:
     def array(name: str, *operands: int) -> int:
-        return builder.record(name, Kind.ARRAY, *operands)
+        return builder.record(name, Kind.ARRAY, *operands, dims=op.dims)
 
     def mask(name: str, *operands: int) -> int:
-        return builder.record(name, Kind.MASK, *operands)
+        return builder.record(name, Kind.MASK, *operands, dims=op.dims)
 
     def extremum(first_wins: int, a: int, b: int) -> int:
         keep_a = mask("logical_or", first_wins, mask("logical_not", mask("equal", a, a)))
@@ -35,7 +35,7 @@ def _canonical(builder: Builder, op: Op, args: tuple[int, ...]) -> int:
     match op.name:
         case "divide" if op.kind is Kind.ARRAY and builder.ops[args[1]].name == "round":
             reciprocal = builder.divide(1.0, Node(builder.ops[args[1]].args[0]))
-            return array("multiply", args[0], array("round", reciprocal.index))
+            return array("multiply", args[0], builder.record("round", Kind.ARRAY, reciprocal.index))
         case "maximum":
             return extremum(mask("less_equal", args[1], args[0]), *args)
         case "minimum":
@@ -48,6 +48,7 @@ def _canonical(builder: Builder, op: Op, args: tuple[int, ...]) -> int:
             zero, condition = builder.rounded_constant(0.0), builder.ops[args[0]]
             if condition.name == "constant":
                 return mask("less", zero, builder.rounded_constant(float(bool(condition.label))))
-            return mask("less", zero, array("round", builder.where(Node(args[0]), 1.0, 0.0).index))
+            number = builder.where(Node(args[0]), 1.0, 0.0)
+            return mask("less", zero, builder.record("round", Kind.ARRAY, number.index))
         case _:
-            return builder.record(op.name, op.kind, *args, label=op.label)
+            return builder.record(op.name, op.kind, *args, label=op.label, dims=op.dims)

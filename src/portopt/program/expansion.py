@@ -5,15 +5,15 @@ from __future__ import annotations
 from portopt.arithmetic import elementary
 from portopt.arithmetic.host import HOST
 from portopt.program.builder import Builder, Node, rewritten
-from portopt.program.ir import Kind, Op, Program
-
-_EXPANDED = ("exp", "log", "cos", "power")
+from portopt.program.ir import FUNCTIONS, PRODUCTS, REDUCTIONS, Dim, Kind, Label, Op, Program
 
 
 class _FoldingBuilder(Builder):
     """Computes what depends on constants alone at once: generated code gets shorter, and so does the time to compile it."""
 
-    def record(self, name: str, kind: Kind, *args: int, label: str | float | None = None) -> int:
+    def record(
+        self, name: str, kind: Kind, *args: int, label: Label = None, dims: tuple[Dim, ...] | None = None
+    ) -> int:
         operands = [self.ops[i] for i in args]
         known = [op.name == "constant" for op in operands]
         if name == "where" and kind.is_scalar and known[0]:
@@ -21,18 +21,18 @@ class _FoldingBuilder(Builder):
         if kind.is_scalar and args and all(known):
             value = getattr(HOST, name)(*(op.label for op in operands))
             return super().record("constant", kind, label=value)
-        return super().record(name, kind, *args, label=label)
+        return super().record(name, kind, *args, label=label, dims=dims)
 
 
 def expand_elementary(program: Program) -> Program:
-    """Return the same program with `exp`, `log`, `cos` and `power` replaced by what `elementary.py` does."""
+    """Return the same program with `exp`, `log` and the like replaced by what `elementary.py` does."""
     builder = _FoldingBuilder()
 
     def record(op: Op, args: tuple[int, ...]) -> int:
-        if op.kind.is_scalar and op.name in _EXPANDED:
-            node: Node = getattr(elementary, op.name)(builder, *map(Node, args))
+        if op.kind.is_scalar and op.name in elementary.FUNCTIONS:
+            node: Node = elementary.FUNCTIONS[op.name](builder, *map(Node, args))
             return node.index
-        return builder.record(op.name, op.kind, *args, label=op.label)
+        return builder.record(op.name, op.kind, *args, label=op.label, dims=op.dims)
 
     return rewritten(program, builder, record)
 
@@ -44,7 +44,8 @@ def loads_to_flush(program: Program) -> frozenset[int]:
     on (selection, sign) lead from it to an output.
     """
     passed_on: set[int] = set()
-    pending = list(program.array_outputs.values())
+    many = {*REDUCTIONS, *PRODUCTS, *FUNCTIONS, "widen"}
+    pending = [*program.array_outputs.values(), *(i for op in program.ops if op.name in many for i in op.args)]
     while pending:
         i = pending.pop()
         op = program.ops[i]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-from portopt.arithmetic import Arithmetic
-from portopt.program.ir import GIVEN, Program
+from portopt.arithmetic import HOST, Arithmetic
+from portopt.program.ir import GIVEN, PRODUCTS, REDUCTIONS, Dim, Op, Program
 from portopt.program.primitives import Primitives
+from portopt.program.products import matmul
+from portopt.program.reductions import Reductions
 
 
 class StepScalars(Sequence[Any]):
@@ -16,6 +20,7 @@ class StepScalars(Sequence[Any]):
     Values are computed when the first one is asked for: a kernel that computes scalars itself only takes the inputs.
 
     Attributes:
+        program: whose scalars they are.
         inputs: the program's scalar inputs by name, values of the arithmetic.
         arithmetic: what computes the values.
     """
@@ -23,7 +28,7 @@ class StepScalars(Sequence[Any]):
     def __init__(self, program: Program, arithmetic: Arithmetic, inputs: Mapping[str, Any]) -> None:
         self.inputs = inputs
         self.arithmetic = arithmetic
-        self._program = program
+        self.program = program
         self._values: list[Any] | None = None
         self._provided: Mapping[str, Any] = {}
 
@@ -34,7 +39,7 @@ class StepScalars(Sequence[Any]):
     def outputs(self) -> dict[str, Any]:
         """Return the new value of each scalar of the state."""
         return {
-            n: self._provided[n] if n in self._provided else self[i] for n, i in self._program.scalar_outputs.items()
+            n: self._provided[n] if n in self._provided else self[i] for n, i in self.program.scalar_outputs.items()
         }
 
     def __getitem__(self, index: Any) -> Any:
@@ -43,13 +48,14 @@ class StepScalars(Sequence[Any]):
         return self._values[index]
 
     def __len__(self) -> int:
-        return len(self._program.ops)
+        return len(self.program.ops)
 
     def _evaluate(self) -> list[Any]:
         values: list[Any] = []
         arithmetic = self.arithmetic
-        for op in self._program.ops:
-            if not op.kind.is_scalar:
+        of_parameter = self.program.parameter_scalars
+        for i, op in enumerate(self.program.ops):
+            if not op.kind.is_scalar or i in of_parameter:
                 values.append(None)
             elif op.name in GIVEN:
                 value = self.inputs[str(op.label)]
@@ -57,7 +63,7 @@ class StepScalars(Sequence[Any]):
             elif op.name == "constant":
                 values.append(op.label)
             else:
-                values.append(getattr(arithmetic, op.name)(*(values[i] for i in op.args)))
+                values.append(getattr(arithmetic, op.name)(*(values[j] for j in op.args)))
         return values
 
 
@@ -67,29 +73,158 @@ def evaluate_scalars(program: Program, arithmetic: Arithmetic, inputs: Mapping[s
 
 
 def interpret(
-    program: Program, primitives: Primitives, arrays: Mapping[str, Any], rounded: Mapping[int, Any]
+    program: Program,
+    primitives: Primitives,
+    arrays: Mapping[str, Any],
+    rounded: Mapping[int, Any],
+    parameter: ParameterScalars | None = None,
 ) -> dict[str, Any]:
     """Run the array operations of `program` on one parameter.
 
     Args:
         program: what to run.
         primitives: the array operations.
-        arrays: parameter `"p"`, gradient `"g"` and slots by name, of one shape.
-        rounded: each `round` operation's result, a 0-d array in the compute dtype, by index.
+        arrays: parameter `"p"`, gradient `"g"`, slots and further inputs by name.
+        rounded: the result of each `round` operation of a scalar of the step, a 0-d array in the compute dtype, by index.
+        parameter: computes the scalars of the parameter; only programs that are not elementwise need it.
 
     Returns:
-        New parameter and slots by name, in the compute dtype, of the parameter's shape.
+        New parameter and slots by name, in the compute dtype, each of the shape of the array that it replaces, or a number for
+        all its elements.
     """
     values: list[Any] = [None] * len(program.ops)
     last_use = _last_uses(program)
     for i, value in rounded.items():
         values[i] = value
-    for i, op in program.array_ops():
-        operands = (values[j] for j in op.args) if op.reads is None else (arrays[op.reads],)
-        values[i] = getattr(primitives, op.name)(*operands)
+    if program.is_elementwise or parameter is None:
+        for i, op in program.array_ops():
+            loaded = (values[j] for j in op.args) if op.reads is None else (arrays[op.reads],)
+            values[i] = getattr(primitives, op.name)(*loaded)
+            for j in last_use.get(i, ()):
+                values[j] = None
+        return {name: values[i] for name, i in program.array_outputs.items()}
+    shape = tuple(arrays["p"].shape)
+    of_parameter = program.parameter_scalars
+    for i, op in enumerate(program.ops):
+        if i in of_parameter:
+            operands = [_operand(program, j, values, parameter) for j in op.args]
+            if op.name in REDUCTIONS:
+                operands = [_with_shape(primitives.xp, operands[0], program.ops[op.args[0]].dims, shape)]
+            values[i] = parameter.value(op, operands)
+        elif op.kind.is_scalar or i in rounded:
+            continue
+        elif op.name == "round":
+            values[i] = parameter.rounded(values[op.args[0]])
+        elif op.reads is not None:
+            values[i] = getattr(primitives, op.name)(_with_axes(primitives.xp, arrays[op.reads], op.dims, shape))
+        elif op.name in REDUCTIONS:
+            whole = _with_shape(primitives.xp, values[op.args[0]], program.ops[op.args[0]].dims, shape)
+            values[i] = getattr(parameter.reductions, op.name)(whole, op.label)
+        else:
+            operands = [values[j] for j in op.args]
+            if op.name in PRODUCTS:
+                whole = [
+                    _with_shape(primitives.xp, x, program.ops[j].dims, shape)
+                    for x, j in zip(operands, op.args, strict=True)
+                ]
+                with parameter.float64():
+                    values[i] = _on_matrices(primitives, parameter.wide, op, whole, shape)
+            else:
+                values[i] = getattr(primitives, op.name)(*operands)
         for j in last_use.get(i, ()):
             values[j] = None
-    return {name: values[i] for name, i in program.array_outputs.items()}
+    return {
+        name: _without_axes(primitives.xp, values[i], program.ops[i].dims, arrays, name)
+        for name, i in program.array_outputs.items()
+    }
+
+
+def _on_matrices(
+    primitives: Primitives, wide: Primitives, op: Op, operands: Sequence[Any], shape: Sequence[int]
+) -> Any:
+    match op.name:
+        case "matmul":
+            return matmul(primitives, wide, *operands)
+        case "transpose":
+            return primitives.xp.permute_dims(operands[0], op.label)
+        case _:
+            return primitives.xp.reshape(operands[0], shape_of(op.dims, tuple(shape)))
+
+
+class ParameterScalars:
+    """Computes what a program has of scalars of one parameter.
+
+    Args:
+        scalars: those of the step, by index.
+        reductions: of the arrays' library, in the compute dtype.
+        wide: the library's operations in float64.
+        rounded: returns a float64 scalar, rounded to the compute dtype, as a 0-d array.
+        arithmetic_of: returns the arithmetic for scalars that are computed from one.
+        float64: returns a context in which the library has float64.
+    """
+
+    def __init__(
+        self,
+        scalars: Sequence[Any],
+        reductions: Reductions,
+        wide: Primitives,
+        rounded: Callable[[Any], Any],
+        arithmetic_of: Callable[[Any], Arithmetic],
+        float64: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        self.float64 = float64
+        self.reductions = reductions
+        self.wide = wide
+        self.arithmetic_of = arithmetic_of
+        self.rounded = rounded
+        self.scalars = scalars
+        self._arithmetic: Arithmetic | None = None
+
+    def value(self, op: Op, operands: Sequence[Any]) -> Any:
+        """Return the value of an operation that gives a scalar of the parameter."""
+        if op.name == "widen":
+            return self.reductions.max(operands[0], None)
+        if op.name in REDUCTIONS:
+            return getattr(self.reductions, op.name)(operands[0], None)
+        return getattr(self._arithmetic_of(operands), op.name)(*operands)
+
+    def _arithmetic_of(self, operands: Sequence[Any]) -> Arithmetic:
+        witness = next((x for x in operands if not isinstance(x, int | float)), None)
+        if witness is None:
+            return HOST
+        if self._arithmetic is None:
+            self._arithmetic = self.arithmetic_of(witness)
+        return self._arithmetic
+
+
+def _operand(program: Program, j: int, values: list[Any], parameter: ParameterScalars) -> Any:
+    op = program.ops[j]
+    if op.kind.is_scalar:
+        return values[j] if j in program.parameter_scalars else parameter.scalars[j]
+    return values[j]
+
+
+def shape_of(dims: tuple[Dim, ...] | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of an operation's result, given the parameter's."""
+    if dims is None:
+        return shape
+    return tuple(int(d) if isinstance(d, str) else 1 if d == -1 else shape[d] for d in dims)
+
+
+def _with_axes(xp: Any, array: Any, dims: tuple[Dim, ...] | None, shape: tuple[int, ...]) -> Any:
+    """Return a slot with an axis of length one for each that it lacks."""
+    return array if dims is None or -1 not in dims else xp.reshape(array, shape_of(dims, shape))
+
+
+def _without_axes(xp: Any, value: Any, dims: tuple[Dim, ...] | None, arrays: Mapping[str, Any], name: str) -> Any:
+    """Return a result in the shape of the array that it replaces; a number for all elements stays one."""
+    return value if dims is None or -1 not in dims or not value.shape else xp.reshape(value, arrays[name].shape)
+
+
+def _with_shape(xp: Any, value: Any, dims: tuple[Dim, ...] | None, shape: tuple[int, ...]) -> Any:
+    """Return a value that was computed from numbers alone with all its elements."""
+    whole = shape_of(dims, shape)
+    return value if tuple(value.shape) == whole else xp.broadcast_to(value, whole)
 
 
 def _last_uses(program: Program) -> dict[int, list[int]]:

@@ -6,10 +6,13 @@ library gets one of these wrong replaces that one (`Primitives(..., overrides={"
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from portopt.arithmetic.dtypes import SMALLEST_NORMAL, TINY_FLOAT32
+from portopt.program.array_arithmetic import elementary_function
 
 _SCALE: Mapping[str, float] = {"float32": 2.0**64, "float64": 2.0**512}
 
@@ -32,8 +35,31 @@ class Primitives:
         self.compute_dtype = compute_dtype
         self.smallest_normal = SMALLEST_NORMAL[compute_dtype]
         self.scale = _SCALE[compute_dtype]
+        self._wide: Callable[[], Primitives] = lambda: Primitives(xp, xp.float64, "float64")
         for name, function in (overrides or {}).items():
             setattr(self, name, function)
+
+    def widened_by(self, wide: Callable[[], Primitives]) -> Primitives:
+        """Take what returns the same library's operations in float64, with what is replaced there; return self."""
+        self._wide = wide
+        return self
+
+    @property
+    def wide(self) -> Primitives:
+        """The same library's operations in float64."""
+        return self if self.compute_dtype == "float64" else self._wide()
+
+    def float64(self) -> AbstractContextManager[Any]:
+        """Return a context in which the library has float64."""
+        return contextlib.nullcontext()
+
+    def constant(self, value: float, like: Any) -> Any:
+        """Return a number as an array, of no axes or of the shape of `like`, that is combined with arrays such as `like`."""
+        return self.xp.asarray(value, dtype=self.dtype, **_on_device(like))
+
+    def arange(self, count: int, like: Any) -> Any:
+        """Return the numbers from 0 to below `count`, int64, on the device of `like`."""
+        return self.xp.arange(count, dtype=self.xp.int64, **_on_device(like))
 
     def flush(self, x: Any) -> Any:
         """Make subnormals zero, keeping the sign."""
@@ -94,3 +120,31 @@ class Primitives:
 
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         return self.xp.where(condition, a, b)
+
+    def floor(self, a: Any) -> Any:
+        return self.xp.floor(a)
+
+    # Computed in float64 and rounded once
+
+    def exp(self, a: Any) -> Any:
+        return elementary_function(self, "exp", a)
+
+    def log(self, a: Any) -> Any:
+        return elementary_function(self, "log", a)
+
+    def tanh(self, a: Any) -> Any:
+        return elementary_function(self, "tanh", a)
+
+    def cbrt(self, a: Any) -> Any:
+        return elementary_function(self, "cbrt", a)
+
+    def atan2(self, a: Any, b: Any) -> Any:
+        return elementary_function(self, "atan2", a, b)
+
+    def power(self, a: Any, b: Any) -> Any:
+        return elementary_function(self, "power", a, b)
+
+
+def _on_device(like: Any) -> dict[str, Any]:
+    device = getattr(like, "device", None)
+    return {} if device is None else {"device": device}

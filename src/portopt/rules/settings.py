@@ -53,7 +53,7 @@ def other_values(rule: type[Optimizer], dialect: str | None = None) -> dict[str,
         if name in _OF_ALL_RULES:
             continue
         if field.range is None:
-            found[name] = not field.default
+            found[name] = next(choice for choice in field.choices or (True, False) if choice != field.default)
             continue
         allowed = [value for value in _candidates(field) if value in field.range and value != field.default]
         if allowed:

@@ -31,8 +31,8 @@ class TinyBackend(ArrayAPIBackend):
     def devices(self) -> Mapping[str, str | None]:
         return {"cpu": None}
 
-    def full(self, like: Any, value: float, dtype: str) -> Any:
-        return self.xp.asarray(np.full(like.shape, value), dtype=dtype)
+    def full(self, like: Any, value: float, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
+        return self.xp.asarray(np.full(like.shape if shape is None else shape, value), dtype=dtype)
 
     def to_numpy(self, array: Any) -> Any:
         return array.data.copy()

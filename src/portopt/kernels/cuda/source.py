@@ -18,7 +18,7 @@ from portopt.kernels.key import KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM, UPDATE
 from portopt.kernels.norm_dependence import NormDependence, norm_dependence
 from portopt.kernels.writer import Language, Writer, functions_for_conversions
-from portopt.program import GIVEN, Kind, Op, Program
+from portopt.program import GIVEN, Kind, Label, Op, Program
 
 THREADS = 256
 """Threads in a block, and the most that a block may have."""
@@ -134,7 +134,7 @@ def _constant(op: Op, kind: Kind) -> str:
     return cast + _number(op.label)
 
 
-def _number(value: str | float | None) -> str:
+def _number(value: Label) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         word = "7ff8" if value != value else "7ff0" if value > 0 else "fff0"
         return f"__longlong_as_double((long long)0x{word}000000000000ull)"

@@ -92,14 +92,14 @@ class Plan:
                 checked = rule.check_overrides(overrides)
                 if rule.program(checked) is not self.program:
                     return None
-                totals: dict[Op, float] = {}
-                asked = [op for name, op in self.program.totals.items() if name not in checked]
+                totals: dict[str, float] = {}
+                asked = [(name, op) for name, op in self.program.totals.items() if name not in checked]
                 if asked or _is_of_the_user(checked.get("learning_rate", rule.learning_rate)):
                     # No schedule of a user's is called for a step that another plan does.
                     call = self._watch.begin()
                     if not self._watch.look(params, grads, slots, call=call):
                         return None
-                    totals = {op: self._over_all(op, call) for op in asked}
+                    totals = {name: self._over_all(op, call) for name, op in asked}
                 new_inputs = self._new_inputs(rule, state, checked, totals)
             except Exception:
                 # Of several things that are wrong, the full check has an order of its own.
@@ -149,9 +149,9 @@ class Plan:
         return not is_interpreted()
 
     def _new_inputs(
-        self, rule: Rule, state: Any, overrides: Mapping[str, Any], totals: Mapping[Op, float]
+        self, rule: Rule, state: Any, overrides: Mapping[str, Any], totals: Mapping[str, float]
     ) -> array[float] | None:
-        scalars, _ = rule.step_scalars(self.backend, self.program, state, overrides, totals.__getitem__)
+        (scalars,), _ = rule.step_scalars(self.backend, [self.program], state, overrides, lambda name, _: totals[name])
         values = [scalars.inputs[name] for name in self._inputs]
         if not all(type(v) in (int, float) for v in values):
             return None

@@ -14,7 +14,7 @@ from portopt.kernels.key import KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM, UPDATE
 from portopt.kernels.norm_dependence import NormDependence, norm_dependence
 from portopt.kernels.writer import Language, Writer
-from portopt.program import GIVEN, Kind, Op, Program
+from portopt.program import GIVEN, Kind, Label, Op, Program
 
 CHUNK = 1024
 """Elements of one instance."""
@@ -101,7 +101,7 @@ def _constant(op: Op, kind: Kind) -> str:
     return f"tl.full((), {_number(op.label, kind)}, {_SCALAR_TYPES[kind]})"
 
 
-def _number(value: str | float | None, kind: Kind) -> str:
+def _number(value: Label, kind: Kind) -> str:
     if kind is Kind.FLOAT and isinstance(value, float | int):
         value = float(value)
         return repr(value) if math.isfinite(value) else f'float("{value}")'

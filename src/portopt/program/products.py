@@ -1,0 +1,194 @@
+"""Products of matrices by integers: the same bits from any library that multiplies float64 matrices, in any order of summation.
+
+Sums of products of rounded numbers depend on their order. Here each row of A and each column of B is first made integers, so
+small that every partial sum is an integer that float64 holds exactly; what a library, thread count or sharding then adds
+in which order makes no difference (after Ozaki, Ogita, Oishi and Rump, "Error-free transformations of matrix
+multiplication by using fast routines of matrix multiplication", 2012).
+
+Steps for an inner axis of length k, all in float64:
+
+1. `q = (53 - ceil(log2(k))) // 2` bits. For each row of A, `2**e` is the smallest power of two above its magnitudes, at least
+   `2**LOWEST`. Its first slice is `A1 = rint(x * 2**(q - e))`: at most `2**q`, so that k products of two of them sum to at most
+   `2**53`. In float64, `A2 = rint((x * 2**(q - e) - A1) * 2**(q + 1))` and, of what that leaves, `A3`; the differences are exact.
+   Columns of B likewise.
+2. The integer products `N11 = A1 @ B1`, in float64 also `N12`, `N21`, `N13`, `N31` and `N22`.
+3. `N = N11`; in float64 `N = N11 + ((N12 + N21) * 2**-(q + 1) + ((N13 + N31) + N22) * 2**-(2 * q + 2))`. A zero is +0.
+4. `N * 2**(e - q) * 2**(f - q)` of the row's and the column's power, rounded once to the compute dtype.
+
+A row of A, or a column of B, that holds a NaN or an infinity makes its row or column of the result NaN. Nothing to add is +0.
+
+With `a` and `b` the powers of two of row and column and c the exact result, the error is at most, times `1 + 2**-(q - 3)`,
+`k * a * b * 2**-q + 2**-24 * |c|` in float32 and `k * a * b * (2**-(3 * q + 1) + 2**-(q + 52)) + 2**-53 * |c|` in float64, beside
+what is lost below the smallest normal number. docs/arithmetic.md has the proof.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from portopt.program.primitives import Primitives
+
+SLICES = {"float32": 1, "float64": 3}
+"""How many slices an operand has, by compute dtype."""
+
+LOWEST = -960
+"""The least exponent of a row's power of two: what it is scaled by stays a normal number."""
+
+_LARGEST = math.ldexp(1 - 2.0**-53, 1024)
+
+
+class Slices(NamedTuple):
+    """An operand as integers: the rows of a left one, or the columns of a right one.
+
+    Attributes:
+        integers: the slices, float64 arrays of the operand's shape.
+        factor: `2**(e - q)` of each row or column, NaN for one that is not finite; float64, the inner axis of length 1.
+        axis: the inner axis: -1 for a left operand, -2 for a right one.
+        bits: q.
+    """
+
+    integers: tuple[Any, ...]
+    factor: Any
+    axis: int
+    bits: int
+
+    def transposed(self, xp: Any) -> Slices:
+        """Return the slices of the transpose, which is an operand of the other side: `A @ A.mT` needs one slicing."""
+        integers = tuple(map(xp.matrix_transpose, self.integers))
+        return Slices(integers, xp.matrix_transpose(self.factor), -3 - self.axis, self.bits)
+
+
+def product_shape(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of a product.
+
+    Args:
+        a: shape of the left operand: batches, rows, inner axis.
+        b: shape of the right one: batches, inner axis, columns.
+
+    Raises:
+        ValueError: an operand is no matrix, the inner axes have different lengths, or the batches do.
+    """
+    if len(a) < 2 or len(b) < 2:
+        raise ValueError(
+            f"a product needs two matrices, but arrays of shapes {tuple(a)} and {tuple(b)} were given; reshape the vector "
+            "to a matrix of one row or column"
+        )
+    if a[-1] != b[-2]:
+        raise ValueError(
+            f"a product of shapes {tuple(a)} and {tuple(b)} adds over the last axis of the first and the last but one of "
+            f"the second, which have {a[-1]} and {b[-2]} elements; transpose one with .mT, or reshape it"
+        )
+    if tuple(a[:-2]) != tuple(b[:-2]):
+        raise ValueError(
+            f"the axes before the last two are batches, which must be the same, but the shapes are {tuple(a)} and {tuple(b)}"
+        )
+    return (*a[:-1], b[-1])
+
+
+def slice_bits(inner: int) -> int:
+    """Return q: how many bits a slice has if the inner axis has so many elements."""
+    return (53 - max(inner - 1, 0).bit_length()) // 2
+
+
+def matmul(primitives: Primitives, wide: Primitives, a: Any, b: Any) -> Any:
+    """Return `a @ b` in the compute dtype.
+
+    Args:
+        primitives: the operations of the operands' library in the compute dtype.
+        wide: its operations in float64.
+        a: left operand, of the compute dtype without subnormals; axes before the last two are batches.
+        b: right operand.
+    """
+    shape = product_shape(a.shape, b.shape)
+    inner = int(a.shape[-1])
+    if 0 in (inner, *shape):
+        return primitives.xp.matmul(a, b)
+    left = slices(wide, a, -1, inner, primitives.compute_dtype)
+    right = slices(wide, b, -2, inner, primitives.compute_dtype)
+    return product(primitives, wide, left, right)
+
+
+def slices(wide: Primitives, x: Any, axis: int, inner: int, compute_dtype: str, largest: Any | None = None) -> Slices:
+    """Return the slices of an operand.
+
+    Args:
+        wide: the operations of the operand's library in float64.
+        x: the operand, or a part of it.
+        axis: -1 for a left operand, -2 for a right one.
+        inner: length of the whole inner axis, at least 1.
+        compute_dtype: `"float32"` or `"float64"`.
+        largest: `largest_magnitudes` over all parts of the inner axis, if `x` is one of several.
+    """
+    xp = wide.xp
+    x = xp.astype(x, wide.dtype)
+    if largest is None:
+        largest = largest_magnitudes(wide, x, axis)
+    finite = largest <= _LARGEST
+    least = 2.0 ** (LOWEST - 1)
+    unit = _leading_power(wide, xp.where(finite, xp.where(largest >= least, largest, least), 1.0))
+    bits = slice_bits(inner)
+    rest = xp.where(xp.abs(x) <= _LARGEST, x, 0.0) * (2.0 ** (bits - 1) / unit)
+    integers = [xp.round(rest)]
+    for _ in range(1, SLICES[compute_dtype]):
+        rest = (rest - integers[-1]) * 2.0 ** (bits + 1)
+        integers.append(xp.round(rest))
+    return Slices(tuple(integers), xp.where(finite, unit * 2.0 ** (1 - bits), math.nan), axis, bits)
+
+
+def largest_magnitudes(wide: Primitives, x: Any, axis: int) -> Any:
+    """Return the largest magnitude along the inner axis, which is kept; infinite if a number is not finite."""
+    xp = wide.xp
+    magnitude = xp.abs(xp.astype(x, wide.dtype))
+    # Libraries and compilers disagree on the maximum of a NaN and other numbers.
+    return xp.max(xp.where(magnitude <= _LARGEST, magnitude, math.inf), axis=axis, keepdims=True)
+
+
+def _leading_power(wide: Primitives, x: Any) -> Any:
+    """Return the largest power of two that is not above `x`, a normal number of at least `2**LOWEST / 2`.
+
+    With `x = s (1 + f)`, s the power: `y = x (2**52 + 1)`, rounded, is a multiple of s in ((2**52) s, (2**53) s], so that
+    `y (1 - 2**-53)` rounds to `y - s` (Rump, "Ultimately fast accurate summation", 2009, algorithm 3.6).
+    """
+    large = x >= 2.0**500
+    y = wide.flush(wide.xp.where(large, x * 2.0**-600, x) * (2.0**52 + 1))
+    power = y - wide.flush(y * (1 - 2.0**-53))
+    return wide.xp.where(large, power * 2.0**600, power)
+
+
+def product(primitives: Primitives, wide: Primitives, left: Slices, right: Slices) -> Any:
+    """Return the product, in the compute dtype, of operands that are sliced for an inner axis of one length."""
+    return rescaled(primitives, wide, integer_products(wide.xp, left, right), left, right)
+
+
+def integer_products(xp: Any, left: Slices, right: Slices) -> list[Any]:
+    """Return the integer products; those of parts of the inner axis may be added, in any order, before they are rescaled."""
+    a, b = left.integers, right.integers
+    if len(a) == 1:
+        return [xp.matmul(a[0], b[0])]
+    return [xp.matmul(a[i], b[j]) for i, j in ((0, 0), (0, 1), (1, 0), (0, 2), (2, 0), (1, 1))]
+
+
+def rescaled(primitives: Primitives, wide: Primitives, integers: Sequence[Any], left: Slices, right: Slices) -> Any:
+    """Return the product in the compute dtype, given its integer products."""
+    xp = wide.xp
+    total = integers[0]
+    if len(integers) > 1:
+        n12, n21, n13, n31, n22 = integers[1:]
+        below = 2.0 ** -(left.bits + 1)
+        third = wide.add(wide.add(n13, n31), n22) * (below * below)
+        total = wide.add(total, wide.add(wide.add(n12, n21) * below, third))
+    total = xp.where(total != 0.0, total, 0.0)
+    if primitives.compute_dtype == "float32":
+        return primitives.load((total * left.factor) * right.factor)
+    # The product of the two factors may be out of range where the result is not.
+    (low_a, high_a), (low_b, high_b) = (_parts(xp, factor) for factor in (left.factor, right.factor))
+    return wide.multiply(wide.flush(wide.flush(total * low_a) * low_b), high_a * high_b)
+
+
+def _parts(xp: Any, factor: Any) -> tuple[Any, Any]:
+    """Return two powers of two with this product, the first between 2**-476 and 2**514, the second 1, 2**510 or 2**-510."""
+    large, small = factor >= 2.0**256, factor <= 2.0**-256
+    low = xp.where(large, factor * 2.0**-510, xp.where(small, factor * 2.0**510, factor))
+    return low, factor / low
