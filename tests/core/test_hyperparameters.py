@@ -64,7 +64,7 @@ OPTIONS = [
     (rule, name)
     for rule in portopt.RULES
     for name in rule.defaults()
-    if name not in (*rule.numeric_hyperparameters(), "dialect")
+    if rule.hyperparameters()[name].range is None and name != "dialect"
 ]
 each_numeric = pytest.mark.parametrize(("rule", "name"), NUMERIC)
 each_option = pytest.mark.parametrize(("rule", "name"), OPTIONS)
@@ -431,6 +431,17 @@ def test_every_numeric_hyperparameter_can_be_given_for_one_step(rule: type[porto
         assert_same_bits(actual[1].slots[slot], array)
 
 
+def test_a_feature_whose_value_for_off_is_none_can_be_switched_off_for_one_step() -> None:
+    p, g = ordinary((3, 4), "float64", 1), ordinary((3, 4), "float64", 2)
+    for bounded, free, given in (
+        (portopt.SM3(beta_2=0.5), portopt.SM3(), {"beta_2": None}),
+        (portopt.Adafactor(epsilon_1=0.5), portopt.Adafactor(), {"epsilon_1": None}),
+    ):
+        state = bounded.apply(p, g, bounded.init(p))[1]
+        assert_same_bits(bounded.apply(p, g, state, **given)[0], free.apply(p, g, state)[0])
+        assert np.any(bounded.apply(p, g, state)[0] != free.apply(p, g, state)[0])
+
+
 @each_library
 def test_clipping_can_be_switched_on_and_off_for_one_step(library: Library) -> None:
     params, grads = (library.arrays(ordinary((5,), "float32", seed)) for seed in (1, 2))
@@ -537,7 +548,7 @@ def test_known_value_out_of_range_is_refused_inside_jit() -> None:
 
 
 def values_within(rule: type[portopt.Optimizer], candidates: Sequence[float]) -> dict[str, float]:
-    """Return, for each numeric hyperparameter of a rule, the first of some numbers that is in its range; those that go together."""
+    """Return the first of some numbers that is in the range of a hyperparameter, for those of a rule that go together."""
     fields = rule.hyperparameters()
     values = {n: next(x for x in candidates if x in (fields[n].range or ())) for n in rule.numeric_hyperparameters()}
     return together(rule, None, values)
@@ -563,7 +574,8 @@ def test_hyperparameters_are_inputs_of_the_program(rule: type[portopt.Optimizer]
     values = values_within(rule, (0.25, 1.25, -0.25))
     one, other = (rule(**given).program(shape=(3, 4)) for given in (values, moved(values, 0.5)))
     assert one == other
-    assert set(values) <= set(one.scalar_inputs)
+    for name, value in values.items():
+        assert name in rule(**{name: value}).program(shape=(3, 4)).scalar_inputs
 
 
 @pytest.mark.parametrize("rule", portopt.RULES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_estimate_grows_no_faster_than_is_allowed_and_never_shrinks(rule: Any) -
         assert estimates == sorted(estimates)
         assert estimates[-1] > 1e-2
         # Prodigy's first estimate that is above d0 counts in full.
-        growth = [b / a for a, b in zip(estimates, estimates[1:], strict=False) if a > 1e-3]
+        growth = [b / a for a, b in itertools.pairwise(estimates) if a > 1e-3]
         assert (max(growth) <= 1.5 * (1 + 1e-15)) == (optimizer is bounded)
 
 

@@ -1,8 +1,8 @@
 """Prodigy, D-Adaptation and DoG, which estimate the distance to the solution from all parameters, in plain NumPy.
 
 Written from the papers and from what optax 0.2.8 and the authors' own packages compute, prodigyopt 1.1.2, dadaptation 3.2 and
-formll/dog 1.1.0, which does as optax. `test_distance_rules.py` compares with optax; prodigyopt and dadaptation, which the tests do
-without, were compared by hand: float64, 50 steps, the same settings, at most 6e-16 apart, relative to the largest element.
+formll/dog 1.1.0, which does as optax. `test_distance_rules.py` compares with optax; prodigyopt and dadaptation, which the tests
+do without, were compared by hand: float64, 50 steps, the same settings, at most 1e-15 apart, relative to the largest element.
 """
 
 from __future__ import annotations

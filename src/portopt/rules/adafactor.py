@@ -25,7 +25,8 @@ class Adafactor(DialectRule):
       `u = g / max(sqrt(row / max(mean(row), epsilon_1)) * sqrt(column), epsilon_1)`;
       `p - s / max(1, rms(u) / clip_threshold) * u`
     - keras3: `p = p - p * weight_decay * lr`; `s = max(epsilon_2, rms(p)) * min(lr, 1 / sqrt(t))`;
-      `row = (1 - w) * row + w * mean(g**2 + epsilon_1, row)`, `column` likewise; `u = g / (sqrt(row / mean(row)) * sqrt(column))`;
+      `row = (1 - w) * row + w * mean(g**2 + epsilon_1, row)`, `column` likewise;
+      `u = g / (sqrt(row / mean(row)) * sqrt(column))`;
       `p - s / max(1, rms(u) / clip_threshold) * u`
     - optax: `row = (1 - w) * row + w * mean(g**2 + epsilon_1, row)`, `column` likewise;
       `u = g / (sqrt(row / mean(row)) * sqrt(column))`; `m = momentum * m + (1 - momentum) * s * u` with
@@ -35,8 +36,9 @@ class Adafactor(DialectRule):
     elements; further axes are batches. Without two such axes `v` takes their place, the mean of the squares for each element, and
     `sqrt(v)` that of the product. Two matrices of 768 x 3072 and 3072 x 768 need 7,680 numbers, where Adam needs 9,437,184.
 
-    Keras keeps the whole `v` as well, and has a `relative_step` that changes nothing, since the rate is at most `1 / sqrt(t)` in any
-    case. optax has these means in float32, whatever the parameters are, and no learning rate unless one is given.
+    Keras keeps the whole `v` as well, and has a `relative_step` that changes nothing, since the rate is at most `1 / sqrt(t)`
+    without it too. Keras takes its means, and optax `w`, in float32, whatever the parameters are; here both have full precision.
+    optax's default learning rate is none, which is 1.
 
     Args:
         learning_rate: in [0, inf), or a schedule.

@@ -26,8 +26,8 @@ class DAdaptAdam(DialectRule):
       `p - (weight_decay * rate * p + m / (sqrt(v) + epsilon))`
 
     So a gradient enters `m` with the rate of its own step. The dialect torch is that of the authors' package for torch,
-    dadaptation 3.2, which leaves out a step whose learning rate is 0; here it is a step. While all gradients have been zero, `d`
-    stays what it is; in optax it becomes NaN.
+    dadaptation 3.2, which leaves out a step whose learning rate is 0; here it is a step. While there has been no gradient but
+    zero, `d` stays what it is, where optax makes it NaN.
 
     Args:
         learning_rate: in [0, inf), or a schedule; what `d` is multiplied by.
@@ -80,7 +80,7 @@ class DAdaptAdam(DialectRule):
     beta_2: float = hyperparameter(default=0.999, at_least=0, below=1)
     epsilon: float = hyperparameter(default=1e-8, above=0)
     weight_decay: float | None = hyperparameter(default=0.0, at_least=0, off=0.0)
-    d0: float = hyperparameter(default=1e-6, above=0)
+    d0: float = hyperparameter(default=1e-6, above=0, at_init=True)
     growth_rate: float | None = hyperparameter(default=per_dialect(torch=None), at_least=1, off=None)
     use_bias_correction: bool | None = option(default=per_dialect(torch=False))
     decouple: bool | None = option(default=per_dialect(torch=False))

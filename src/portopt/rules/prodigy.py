@@ -27,8 +27,8 @@ class Prodigy(DialectRule):
       `p - (weight_decay * rate * p + rate * m / (sqrt(v) + d * epsilon))`
 
     So the step has the new `d` beside epsilon, and the old one in `rate`. The dialect torch is that of the authors' package for
-    torch, prodigyopt 1.1.2, which leaves out a step whose learning rate is 0; here it is a step. While all gradients have been zero,
-    `d` stays what it is; in optax it becomes NaN.
+    torch, prodigyopt 1.1.2, which leaves out a step whose learning rate is 0; here it is a step. While there has been no gradient
+    but zero, `d` stays what it is, where optax makes it NaN.
 
     Args:
         learning_rate: in [0, inf), or a schedule; what `d` is multiplied by.

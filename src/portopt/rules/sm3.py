@@ -21,8 +21,8 @@ class SM3(DialectRule):
 
     With `bound`, the least of the accumulators that an element has, one of each axis:
 
-    - optax: `v = g**2 + bound`, with `beta_2` `v = (1 - beta_2) * g**2 + beta_2 * bound`; `u = g / sqrt(v + epsilon)`, 0 where `v`
-      is 0; `m = beta_1 * m + (1 - beta_1) * u`; `p - lr * m`
+    - optax: `v = g**2 + bound`, with `beta_2` `v = (1 - beta_2) * g**2 + beta_2 * bound`; `u = g / sqrt(v + epsilon)`,
+      0 where `v` is 0; `m = beta_1 * m + (1 - beta_1) * u`; `p - lr * m`
 
     Then an accumulator is the largest `v` of its row, column and so on: `mu0` along the first axis, `mu1` along the second. Of a
     parameter with fewer than two axes, or more than eight, `accumulator` is `v` itself.
@@ -77,10 +77,8 @@ class SM3(DialectRule):
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
         names = self._accumulators(p)
         bound = functools.reduce(xp.minimum, [getattr(slots, name) for name in names])
-        if self.beta_2 is None:
-            v = xp.square(g) + bound
-        else:
-            v = (1 - self.beta_2) * xp.square(g) + self.beta_2 * bound
+        decay = self.beta_2
+        v = xp.square(g) + bound if decay is None else (1 - decay) * xp.square(g) + decay * bound
         u = xp.where(v > 0, g / xp.sqrt(v + self.epsilon), 0.0)
         m = self.beta_1 * slots.m + (1 - self.beta_1) * u
         if len(names) == 1:

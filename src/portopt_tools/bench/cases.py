@@ -66,7 +66,7 @@ def make_optimizer(rule: type[Optimizer]) -> Optimizer:
 
 
 def arrays_moved(optimizer: Optimizer) -> int:
-    """Return how many arrays, each as large as the parameters, a step has to read and write at least; of matrices, if it matters."""
+    """Return how many arrays, each as large as the parameters, which are matrices, a step has to read and write at least."""
     program = optimizer.program(shape=_MATRIX)
     loaded = (op for op in program.ops if op.name == "load")
     stored = (program.ops[i] for i in program.array_outputs.values())
