@@ -23,11 +23,12 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.interrupts import finish
-from portopt.kernels.host import compiler, kernel, norm, trial
+from portopt.kernels.host import compiler, kernel, norm, products, trial
 from portopt.kernels.host.plan import make_plan
 from portopt.kernels.host.readers import NUMPY_READER
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
+from portopt.program.primitives import Primitives
 
 _PLAIN = frozenset({np.ndarray, np.memmap})
 """Types of arrays that are numbers and nothing else."""
@@ -77,6 +78,12 @@ class NumpyBackend(ArrayAPIBackend):
 
     def stored(self, value: Any, like: Any) -> Any:
         return np.array(np.broadcast_to(value, like.shape), dtype=like.dtype, copy=True)
+
+    def primitives(self, compute_dtype: str) -> Primitives:
+        primitives = super().primitives(compute_dtype)
+        if compute_dtype == "float32" and compiler.available() and not is_interpreted():
+            primitives.sliced, primitives.rescaled = products.slices, products.rescaled
+        return primitives
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         program, scalars, parameters = works[0]

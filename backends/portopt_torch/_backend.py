@@ -29,10 +29,11 @@ from portopt.interrupts import finish
 from portopt.kernels import launch
 from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.host import compiler, kernel, norm, readers, trial
+from portopt.kernels.host import products as host_products
 from portopt.kernels.host.memory import use_huge_pages
 from portopt.kernels.host.plan import make_plan
 from portopt.kernels.norm_dependence import GradientNorm
-from portopt.program import Program
+from portopt.program import Program, products
 from portopt.program.interpreter import StepScalars
 from portopt.program.primitives import Primitives
 
@@ -111,7 +112,27 @@ class TorchBackend(ArrayAPIBackend):
         return tensor.to(device)
 
     def primitives(self, compute_dtype: str) -> Primitives:
-        return Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides={"sqrt": self._sqrt})
+        primitives = Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides={"sqrt": self._sqrt})
+        if compute_dtype == "float32" and compiler.available() and not is_interpreted():
+            primitives.sliced = self._sliced
+            primitives.rescaled = functools.partial(self._rescaled, primitives)
+        return primitives
+
+    def _sliced(self, x: Any, axis: int) -> products.Slices:
+        if x.device.type != "cpu":
+            return products.slices(self.primitives("float64"), x, axis, x.shape[axis], "float32")
+        found = host_products.slices(_memory(x, np.dtype(np.float32)), axis)
+        return found._replace(
+            integers=tuple(map(self._torch.from_numpy, found.integers)), factor=self._torch.from_numpy(found.factor)
+        )
+
+    def _rescaled(
+        self, primitives: Primitives, integers: Sequence[Any], left: products.Slices, right: products.Slices
+    ) -> Any:
+        if left.factor.device.type != "cpu":
+            return products.rescaled(primitives, primitives.wide, integers, left, right)
+        left, right = (s._replace(factor=s.factor.numpy()) for s in (left, right))
+        return self._torch.from_numpy(host_products.rescaled([n.numpy() for n in integers], left, right))
 
     def _sqrt(self, x: Any) -> Any:
         """Take the root with NumPy on the shared memory: torch's own on the CPU is not correctly rounded."""

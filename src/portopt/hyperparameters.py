@@ -139,7 +139,7 @@ class Hyperparameter:
         off: the value that switches its feature off; the ellipsis if there is none.
         none_means: what None stands for, if the default is None.
         at_init: whether only `init` reads it, so that it cannot be given for one step.
-        choices: the names that an option can have; empty if it is True or False.
+        choices: the names, or integers, that an option can have; empty if it is True or False.
         none_is_default: whether None stands for the default.
     """
 
@@ -149,7 +149,7 @@ class Hyperparameter:
     off: Any = ...
     none_means: Callable[[], float] | None = None
     at_init: bool = False
-    choices: tuple[str, ...] = ()
+    choices: tuple[Any, ...] = ()
     none_is_default: bool = False
 
     @property
@@ -185,9 +185,9 @@ class Hyperparameter:
         if value is None and self.off is None:
             return None
         if self.choices:
-            if value in self.choices:
+            if value in self.choices and not isinstance(value, bool):
                 return value
-            error = ValueError if isinstance(value, str) else TypeError
+            error = ValueError if type(value) is type(self.choices[0]) else TypeError
             raise error(f"{owner} {name} must be {listed(map(repr, self.choices), 'or')}, but {value!r} was given")
         if self.range is None:
             if isinstance(value, bool):
@@ -324,12 +324,14 @@ def hyperparameter(
     return Hyperparameter(default, Range(at_least, above, at_most, below), kw_only, off, at_init=at_init)
 
 
-def option(*, default: bool | str | PerDialect, choices: Sequence[str] = (), kw_only: bool = True) -> Any:
-    """Declare a flag, or a choice among names, fixed at construction, in the body of an `Optimizer` subclass.
+def option(
+    *, default: bool | str | int | PerDialect, choices: Sequence[str] | Sequence[int] = (), kw_only: bool = True
+) -> Any:
+    """Declare a flag, or a choice among names or integers, fixed at construction, in the body of an `Optimizer` subclass.
 
     Args:
         default: the value when the constructor is given none.
-        choices: the names that it can have; none for a flag, which is True or False.
+        choices: the names, or integers, that it can have; none for a flag, which is True or False.
         kw_only: whether the constructor takes it by name only.
 
     Raises:

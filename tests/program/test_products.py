@@ -19,7 +19,7 @@ from portopt.program.primitives import Primitives
 
 NUMPY = portopt.get_backend("numpy")
 DTYPES = ("float32", "float64")
-SHAPES = (((4, 3), (3, 5)), ((1, 1), (1, 1)), ((2, 17), (17, 1)), ((3, 2, 9), (3, 9, 4)), ((2, 2, 1, 3), (2, 2, 3, 2)))
+SHAPES = (((4, 3), (3, 5)), ((1, 1), (1, 1)), ((2, 17), (17, 1)), ((3, 2, 9), (3, 9, 4)), ((2, 2, 1, 3), (2, 3, 2)))
 EMPTY = (((3, 0), (0, 4)), ((0, 3), (3, 2)), ((2, 3), (3, 0)), ((0, 2, 2), (0, 2, 2)))
 
 
@@ -28,7 +28,7 @@ def primitives_of(backend: Any, dtype: str) -> tuple[Primitives, Primitives]:
 
 
 def product(a: Array, b: Array) -> Array:
-    with np.errstate(all="ignore"):
+    with portopt.interpreted(), np.errstate(all="ignore"):
         primitives, wide = primitives_of(NUMPY, str(a.dtype))
         result: Array = products.matmul(primitives, wide, primitives.load(a), primitives.load(b))
     return result
@@ -128,7 +128,9 @@ def entry(row: list[float], column: list[float], dtype: str) -> float:
 
 
 def matrices(a: Array, b: Array) -> Iterator[tuple[tuple[int, ...], Array, Array]]:
-    for batch in np.ndindex(a.shape[:-2]):
+    batches = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    a, b = (np.broadcast_to(x, (*batches, *x.shape[-2:])) for x in (a, b))
+    for batch in np.ndindex(batches):
         yield batch, a[batch], b[batch]
 
 
@@ -297,7 +299,7 @@ def test_the_power_of_a_row_is_found_at_every_exponent_and_near_its_ends() -> No
     [
         (((3,), (3, 2)), "a product needs two matrices, but arrays of shapes (3,) and (3, 2) were given"),
         (((2, 3), (2, 3)), "which have 3 and 2 elements; transpose one with .mT"),
-        (((2, 3, 3), (3, 3)), "the axes before the last two are batches, which must be the same"),
+        (((2, 3, 3), (4, 3, 3)), "the axes before the last two are batches, which must broadcast"),
     ],
 )
 def test_a_product_of_shapes_that_do_not_fit_is_refused(shapes: Any, message: str) -> None:

@@ -223,7 +223,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         r"^dialect_option was given tensorflow, but the dialects are keras2, keras3, torch, optax$",
     ),
     "option with a number": (
-        lambda: option(default=3),  # type: ignore[arg-type]  # the error is the subject
+        lambda: option(default=3),
         r"^the default of an option must be True or False, but 3 was given; declare a number as portopt\.hyperparameter\(",
     ),
     "option with a number in a dialect": (

@@ -10,7 +10,7 @@ from typing import Any
 from portopt.arithmetic import HOST, Arithmetic
 from portopt.program.ir import GIVEN, PRODUCTS, REDUCTIONS, Dim, Op, Program
 from portopt.program.primitives import Primitives
-from portopt.program.products import matmul
+from portopt.program.products import SlicedOperands
 from portopt.program.reductions import Reductions
 
 
@@ -105,6 +105,7 @@ def interpret(
         return {name: values[i] for name, i in program.array_outputs.items()}
     shape = tuple(arrays["p"].shape)
     of_parameter = program.parameter_scalars
+    sliced = SlicedOperands(program)
     for i, op in enumerate(program.ops):
         if i in of_parameter:
             operands = [_operand(program, j, values, parameter) for j in op.args]
@@ -127,8 +128,13 @@ def interpret(
                     _with_shape(primitives.xp, x, program.ops[j].dims, shape)
                     for x, j in zip(operands, op.args, strict=True)
                 ]
-                with parameter.float64():
-                    values[i] = _on_matrices(primitives, parameter.wide, op, whole, shape)
+                if op.name == "matmul":
+                    with parameter.float64():
+                        values[i] = sliced.matmul(primitives, parameter.wide, i, *whole)
+                elif op.name == "transpose":
+                    values[i] = primitives.xp.permute_dims(whole[0], op.label)
+                else:
+                    values[i] = primitives.xp.reshape(whole[0], shape_of(op.dims, shape))
             else:
                 values[i] = getattr(primitives, op.name)(*operands)
         for j in last_use.get(i, ()):
@@ -137,18 +143,6 @@ def interpret(
         name: _without_axes(primitives.xp, values[i], program.ops[i].dims, arrays, name)
         for name, i in program.array_outputs.items()
     }
-
-
-def _on_matrices(
-    primitives: Primitives, wide: Primitives, op: Op, operands: Sequence[Any], shape: Sequence[int]
-) -> Any:
-    match op.name:
-        case "matmul":
-            return matmul(primitives, wide, *operands)
-        case "transpose":
-            return primitives.xp.permute_dims(operands[0], op.label)
-        case _:
-            return primitives.xp.reshape(operands[0], shape_of(op.dims, tuple(shape)))
 
 
 class ParameterScalars:

@@ -25,7 +25,14 @@ class Primitives:
         dtype: the namespace's dtype object of `compute_dtype`.
         compute_dtype: `"float32"` or `"float64"`.
         overrides: operations to replace or add, by name.
+
+    Attributes:
+        sliced: takes the place of `products.slices`, of an operand and its inner axis; None if nothing does.
+        rescaled: takes the place of `products.rescaled`, of integer products and the two operands' slices.
     """
+
+    sliced: Callable[[Any, int], Any] | None = None
+    rescaled: Callable[[Any, Any, Any], Any] | None = None
 
     def __init__(
         self, xp: Any, dtype: Any, compute_dtype: str, overrides: Mapping[str, Callable[..., Any]] | None = None

@@ -24,10 +24,13 @@ what is lost below the smallest normal number. docs/arithmetic.md has the proof.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from portopt.program.ir import Program
 from portopt.program.primitives import Primitives
 
 SLICES = {"float32": 1, "float64": 3}
@@ -68,7 +71,7 @@ def product_shape(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
         b: shape of the right one: batches, inner axis, columns.
 
     Raises:
-        ValueError: an operand is no matrix, the inner axes have different lengths, or the batches do.
+        ValueError: an operand is no matrix, the inner axes have different lengths, or the batches do not broadcast.
     """
     if len(a) < 2 or len(b) < 2:
         raise ValueError(
@@ -80,11 +83,14 @@ def product_shape(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
             f"a product of shapes {tuple(a)} and {tuple(b)} adds over the last axis of the first and the last but one of "
             f"the second, which have {a[-1]} and {b[-2]} elements; transpose one with .mT, or reshape it"
         )
-    if tuple(a[:-2]) != tuple(b[:-2]):
-        raise ValueError(
-            f"the axes before the last two are batches, which must be the same, but the shapes are {tuple(a)} and {tuple(b)}"
-        )
-    return (*a[:-1], b[-1])
+    ahead = itertools.zip_longest(reversed(a[:-2]), reversed(b[:-2]), fillvalue=1)
+    batches = [max(lengths) if 0 not in lengths else 0 for lengths in ahead]
+    for batch in (a[:-2], b[:-2]):
+        if any(n not in (1, length) for n, length in zip(reversed(batch), batches, strict=False)):
+            raise ValueError(
+                f"the axes before the last two are batches, which must broadcast, but the shapes are {tuple(a)} and {tuple(b)}"
+            )
+    return (*reversed(batches), a[-2], b[-1])
 
 
 def slice_bits(inner: int) -> int:
@@ -101,13 +107,93 @@ def matmul(primitives: Primitives, wide: Primitives, a: Any, b: Any) -> Any:
         a: left operand, of the compute dtype without subnormals; axes before the last two are batches.
         b: right operand.
     """
-    shape = product_shape(a.shape, b.shape)
-    inner = int(a.shape[-1])
-    if 0 in (inner, *shape):
+    if _adds_nothing(a, b):
         return primitives.xp.matmul(a, b)
-    left = slices(wide, a, -1, inner, primitives.compute_dtype)
-    right = slices(wide, b, -2, inner, primitives.compute_dtype)
-    return product(primitives, wide, left, right)
+    return product(primitives, wide, _sliced(primitives, wide, a, -1), _sliced(primitives, wide, b, -2))
+
+
+def _adds_nothing(a: Any, b: Any) -> bool:
+    return 0 in (a.shape[-1], *product_shape(a.shape, b.shape))
+
+
+def _sliced(primitives: Primitives, wide: Primitives, x: Any, axis: int) -> Slices:
+    if primitives.sliced is not None:
+        found: Slices = primitives.sliced(x, axis)
+        return found
+    return slices(wide, x, axis, int(x.shape[axis]), primitives.compute_dtype)
+
+
+class Operand(NamedTuple):
+    """An operand of a product in a program.
+
+    Attributes:
+        source: the operation that it is the result of, or the one whose result's transpose it is.
+        axis: the inner axis of that operation's result.
+        is_transposed: whether it is the transpose.
+        is_last: whether no later product needs the same slices.
+    """
+
+    source: int
+    axis: int
+    is_transposed: bool
+    is_last: bool
+
+
+class SlicedOperands:
+    """The products of one run of a program: what is an operand of several is sliced once."""
+
+    def __init__(self, program: Program) -> None:
+        self._operands = operands_of(program)
+        self._kept: dict[tuple[int, int], Slices] = {}
+
+    def matmul(self, primitives: Primitives, wide: Primitives, index: int, a: Any, b: Any) -> Any:
+        """Return the result of the product with this index in the program, as `matmul` does."""
+        if _adds_nothing(a, b):
+            return primitives.xp.matmul(a, b)
+        left, right = (
+            self._sliced(primitives, wide, operand, x, axis)
+            for operand, x, axis in zip(self._operands[index], (a, b), (-1, -2), strict=True)
+        )
+        return product(primitives, wide, left, right)
+
+    def _sliced(self, primitives: Primitives, wide: Primitives, operand: Operand, x: Any, axis: int) -> Slices:
+        key = (operand.source, operand.axis)
+        found = self._kept.pop(key, None)
+        if found is not None and operand.is_transposed:
+            found = found.transposed(wide.xp)
+        if found is None:
+            found = _sliced(primitives, wide, x, axis)
+        if not operand.is_last:
+            self._kept[key] = found.transposed(wide.xp) if operand.is_transposed else found
+        return found
+
+
+@functools.lru_cache(maxsize=512)
+def operands_of(program: Program) -> Mapping[int, tuple[Operand, Operand]]:
+    """Return the operands of each product of a program, by its index."""
+    seen: set[tuple[int, int]] = set()
+    found: dict[int, tuple[Operand, Operand]] = {}
+    for i, op in reversed(list(enumerate(program.ops))):
+        if op.name != "matmul":
+            continue
+        # From the last to the first, so the right one comes before the left one.
+        right, left = (_operand(program, j, axis, seen) for j, axis in ((op.args[1], -2), (op.args[0], -1)))
+        found[i] = left, right
+    return found
+
+
+def _operand(program: Program, index: int, axis: int, seen: set[tuple[int, int]]) -> Operand:
+    op = program.ops[index]
+    is_transposed = op.name == "transpose" and _exchanges_the_last_two(op.label)
+    source, axis = (op.args[0], -3 - axis) if is_transposed else (index, axis)
+    is_last = (source, axis) not in seen
+    seen.add((source, axis))
+    return Operand(source, axis, is_transposed, is_last)
+
+
+def _exchanges_the_last_two(axes: Any) -> bool:
+    ndim = len(axes)
+    return ndim >= 2 and tuple(axes) == (*range(ndim - 2), ndim - 1, ndim - 2)
 
 
 def slices(wide: Primitives, x: Any, axis: int, inner: int, compute_dtype: str, largest: Any | None = None) -> Slices:
@@ -159,7 +245,10 @@ def _leading_power(wide: Primitives, x: Any) -> Any:
 
 def product(primitives: Primitives, wide: Primitives, left: Slices, right: Slices) -> Any:
     """Return the product, in the compute dtype, of operands that are sliced for an inner axis of one length."""
-    return rescaled(primitives, wide, integer_products(wide.xp, left, right), left, right)
+    integers = integer_products(wide.xp, left, right)
+    if primitives.rescaled is not None:
+        return primitives.rescaled(integers, left, right)
+    return rescaled(primitives, wide, integers, left, right)
 
 
 def integer_products(xp: Any, left: Slices, right: Slices) -> list[Any]:

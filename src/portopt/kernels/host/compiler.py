@@ -38,6 +38,7 @@ _PROTOTYPES = {
     ),
     # Looks at Python objects, so it holds the GIL.
     "watch": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 7),
+    "lines": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 9),
     "part": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER),
     "split": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 6),
 }  # fmt: skip

@@ -47,6 +47,7 @@ def _bitcast(source: Any, target: Any) -> Any:
 float_bits = _bitcast(types.float32, types.uint32)
 double_bits = _bitcast(types.float64, types.uint64)
 float_of_bits = _bitcast(types.uint32, types.float32)
+double_of_bits = _bitcast(types.uint64, types.float64)
 
 
 def _select(kind: Any) -> Any:
@@ -263,6 +264,7 @@ def float32_to_float16(x: Any) -> Any:
 
 NAMESPACE: dict[str, Any] = {
     "pointer_to_int64": _pointer_to(types.int64),
+    "pointer_to_uint32": _pointer_to(types.uint32),
     "pointer_to_float32": _pointer_to(types.float32),
     "pointer_to_float64": _pointer_to(types.float64),
     "pointer_to_float16": _pointer_to(types.uint16),
@@ -275,6 +277,7 @@ NAMESPACE: dict[str, Any] = {
     "add_in_any_order": add_in_any_order,
     "float32_bits": float_bits,
     "float64_bits": double_bits,
+    "float64_of_bits": double_of_bits,
     "uint32": np.uint32,
     "uint64": np.uint64,
     "numpy_int64": np.int64,
@@ -288,6 +291,7 @@ NAMESPACE: dict[str, Any] = {
     "object_of_call_2": _call(2, types.int64),
     "call_kernel": _call(10),
     "call_norm": _call(12),
+    "call_lines": _call(11),
     "sqrt": np.sqrt,
     "floor": np.floor,
     **{
@@ -313,6 +317,8 @@ SIGNATURES = {
     "norm": types.void(_addresses, _count, _count, _addresses, *[_count] * 3, _values, _addresses, _count),
     # (context, params, grads, slots, inputs, step, call)
     "watch": types.void(_addresses, *[_count] * 6),
+    # (values..., start, stop)
+    "lines": types.void(*[_count] * 9),
     # (); the address of its record is the first argument, so that it can be the start of a thread
     "part": types.void(),
     # (part, records, words, count, create, join)

@@ -1,0 +1,201 @@
+"""What a product of float32 matrices is made of beside the product itself: one pass to slice an operand, one to scale back.
+
+The steps are those of `portopt.program.products`, on NumPy's arrays; whoever has the arrays multiplies their slices.
+"""
+
+from __future__ import annotations
+
+import functools
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from portopt.kernels.host import threads
+from portopt.kernels.host.compiler import compile_function
+from portopt.program.products import Slices, slice_bits
+
+_ROUND = 1.5 * 2.0**52
+"""A number below 2**51 is rounded to an integer, halves to even, by adding it and subtracting it again."""
+
+_POWERS = '''
+def power_of_two(exponent):
+    """Return 2**exponent for one between -1022 and 1023."""
+    return float64_of_bits(uint64(exponent + 1023) << uint64(52))
+
+
+def exponent_above(bits):
+    """Return e of the smallest power of two above a float32 magnitude with these bits."""
+    return (bits >> 23) - 126
+'''
+
+_ROWS = f'''"""Rows of a float32 matrix as integers in float64."""
+
+{_POWERS}
+
+def kernel(x, out, factors, columns, count, bits, unused, start, stop):
+    """Slice rows start to stop."""
+    for row in range(start, stop):
+        source = pointer_to_float32(x + 4 * columns * row)
+        words = pointer_to_uint32(x + 4 * columns * row)
+        target = pointer_to_float64(out + 8 * columns * row)
+        largest = uint32(0)
+        for j in range(columns):
+            magnitude = words[j] & uint32(0x7FFFFFFF)
+            largest = magnitude if magnitude > largest else largest
+        finite = largest < uint32(0x7F800000)
+        exponent = exponent_above(numpy_int64(largest)) if finite else 0
+        pointer_to_float64(factors)[row] = power_of_two(exponent - bits) if finite else float64_nan
+        up = power_of_two(bits - exponent)
+        if finite:
+            for j in range(columns):
+                target[j] = (float(source[j]) * up + {_ROUND}) - {_ROUND}
+        else:
+            for j in range(columns):
+                target[j] = 0.0
+'''
+
+_COLUMNS = f'''"""Columns of float32 matrices as integers in float64."""
+
+{_POWERS}
+
+def sliced(x, out, factors, rows, columns, bits, first, last, ups, largest):
+    """Slice columns first to last of one matrix."""
+    for j in range(first, last):
+        largest[j] = uint32(0)
+    for i in range(rows):
+        words = pointer_to_uint32(x + 4 * columns * i)
+        for j in range(first, last):
+            magnitude = words[j] & uint32(0x7FFFFFFF)
+            largest[j] = magnitude if magnitude > largest[j] else largest[j]
+    all_finite = True
+    for j in range(first, last):
+        finite = largest[j] < uint32(0x7F800000)
+        all_finite = all_finite & finite
+        exponent = exponent_above(numpy_int64(largest[j])) if finite else 0
+        factors[j] = power_of_two(exponent - bits) if finite else float64_nan
+        ups[j] = power_of_two(bits - exponent)
+    for i in range(rows):
+        source = pointer_to_float32(x + 4 * columns * i)
+        target = pointer_to_float64(out + 8 * columns * i)
+        for j in range(first, last):
+            target[j] = (float(source[j]) * ups[j] + {_ROUND}) - {_ROUND}
+    if not all_finite:
+        for j in range(first, last):
+            if not factors[j] == factors[j]:
+                for i in range(rows):
+                    pointer_to_float64(out + 8 * columns * i)[j] = 0.0
+
+
+def kernel(x, out, factors, columns, count, bits, rows, start, stop):
+    """Slice columns start to stop, counted through all matrices."""
+    for matrix in range(start // columns, (stop + columns - 1) // columns):
+        first = max(start - matrix * columns, 0)
+        last = min(stop - matrix * columns, columns)
+        at = 8 * columns * matrix
+        sliced(
+            x + 4 * rows * columns * matrix, out + 8 * rows * columns * matrix, pointer_to_float64(factors + at), rows, columns,
+            bits, first, last, pointer_to_float64(factors + 8 * count + at), pointer_to_uint32(factors + 16 * count + at // 2),
+        )
+'''
+
+_RESCALED = '''"""Integer products scaled back and rounded to float32."""
+
+
+def kernel(n, out, row_factors, columns, column_factors, rows, unused, start, stop):
+    """Scale rows start to stop, counted through all matrices, back."""
+    for row in range(start, stop):
+        source = pointer_to_float64(n + 8 * columns * row)
+        target = pointer_to_float32(out + 4 * columns * row)
+        factor = pointer_to_float64(row_factors)[row]
+        factors = pointer_to_float64(column_factors + 8 * columns * (row // rows))
+        for j in range(columns):
+            target[j] = float64_to_float32(((source[j] + 0.0) * factor) * factors[j])
+'''
+
+_PART_SOURCE = '''"""One thread's part of a pass over matrices."""
+
+
+def kernel():
+    """Run the kernel on the lines that the record names."""
+    address = first_argument()
+    record = pointer_to_int64(address)
+    call_lines(
+        record[5], address, address, record[6], record[7], record[8], record[9], record[10], record[11], record[12],
+        record[3], record[4],
+    )
+'''
+
+
+@functools.cache
+def _kernel(source: str) -> Any:
+    return compile_function(source, "lines")
+
+
+@functools.cache
+def _part() -> Any:
+    return compile_function(_PART_SOURCE, "part")
+
+
+def _run(source: str, lines: int, elements: int, *values: int) -> None:
+    """Call a kernel for so many lines of altogether so many elements, in threads if that is worth their while."""
+    function = _kernel(source)
+    parts = (
+        1
+        if threads.is_small(elements)
+        else min(threads.get_num_threads(), elements // threads.ELEMENTS_PER_THREAD, lines)
+    )
+    size = -(-lines // parts)
+    words = [
+        word
+        for start in range(0, lines, size)
+        for word in (0, 0, 0, start, min(start + size, lines), threads.address_of(function), *values)
+    ]
+    records = array("q", words)
+    if parts == 1:
+        at = records.buffer_info()[0]
+        function(at, at, *values, 0, lines)
+    else:
+        threads.split(threads.address_of(_part()), records, threads.HEAD + 1 + len(values))
+
+
+def slices(x: Any, axis: int) -> Slices:
+    """Return the slices of a float32 array without subnormals, as `products.slices` does.
+
+    Args:
+        x: the operand, none of whose axes is empty.
+        axis: -1 for a left operand, -2 for a right one.
+    """
+    if not x.flags.c_contiguous:
+        flipped = x.mT
+        if flipped.flags.c_contiguous:
+            return slices(flipped, -3 - axis).transposed(np)
+        x = np.ascontiguousarray(x)
+    bits = slice_bits(x.shape[axis])
+    rows, columns = x.shape[-2:]
+    out = np.empty(x.shape)
+    if axis == -1:
+        lines = x.size // columns
+        factors = np.empty((*x.shape[:-1], 1))
+        _run(_ROWS, lines, x.size, x.ctypes.data, out.ctypes.data, factors.ctypes.data, columns, lines, bits, 0)
+        return Slices((out,), factors, axis, bits)
+    lines = x.size // rows
+    # Beside the factors, their inverses and the largest magnitudes.
+    scratch = np.empty(lines * 2 + (lines + 1) // 2)
+    _run(_COLUMNS, lines, x.size, x.ctypes.data, out.ctypes.data, scratch.ctypes.data, columns, lines, bits, rows)
+    return Slices((out,), scratch[:lines].reshape((*x.shape[:-2], 1, columns)), axis, bits)
+
+
+def rescaled(products: Sequence[Any], left: Slices, right: Slices) -> Any:
+    """Return the float32 product, given the one integer product of two operands' slices."""
+    integers = np.ascontiguousarray(products[0])
+    rows, columns = integers.shape[-2:]
+    lines = integers.size // columns
+    batches = integers.shape[:-2]
+    row_factors = np.ascontiguousarray(np.broadcast_to(left.factor, (*batches, rows, 1)))
+    column_factors = np.ascontiguousarray(np.broadcast_to(right.factor, (*batches, 1, columns)))
+    out = np.empty(integers.shape, np.float32)
+    addresses = (integers.ctypes.data, out.ctypes.data, row_factors.ctypes.data)
+    _run(_RESCALED, lines, integers.size, *addresses, columns, column_factors.ctypes.data, rows, 0)
+    return out

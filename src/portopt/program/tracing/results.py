@@ -1,0 +1,109 @@
+"""What a rule's methods return, checked, and recorded as the results of a program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from portopt.program.builder import Builder, Node, UnsupportedOperationError
+from portopt.program.ir import Dim, Kind
+from portopt.program.reductions import GRADIENT_NORM
+from portopt.program.tracing.elementwise import operand
+from portopt.program.tracing.rule import TracedRule
+from portopt.program.tracing.shapes import shape_text
+from portopt.program.tracing.symbol import Recorder, Symbol
+from portopt.scalars import Scalar
+
+_TOTALS = {"sum": "total_sum", "max": "total_max", "norm": "total_norm"}
+
+
+def totals(optimizer: TracedRule, builder: Builder, returned: Any) -> dict[str, Scalar]:
+    """Return what `totals` returned as reductions over all parameters, after checking that it can be."""
+    owner = f"{type(optimizer).__name__}.totals"
+    if not isinstance(returned, Mapping):
+        raise TypeError(
+            f'{owner} must return what is reduced over all parameters by name, as in `return {{"total": xp.sum(p * g)}}`, but it '
+            f"returned {_described(returned)}"
+        )
+    found = {}
+    for name, value in returned.items():
+        op = builder.ops[value.value.index] if isinstance(value, Scalar) and isinstance(value.value, Node) else None
+        if op is None or op.name not in _TOTALS or op.label is not None:
+            raise TypeError(
+                f"{owner} returned {name!r} as {_described(value)}, but a total is the result of xp.sum, xp.max or "
+                "xp.linalg.vector_norm of a whole array: its value over all parameters is an argument of coefficients, where "
+                "more can be computed from it"
+            )
+        if builder.ops[op.args[0]].kind is Kind.MASK or name in optimizer.scalar_slots or name in ("t", GRADIENT_NORM):
+            raise TypeError(f"{owner} returned a total under the name {name!r}, which is taken: give it another")
+        found[name] = Scalar(Node(builder.record(_TOTALS[op.name], Kind.FLOAT, op.args[0], label=name)), builder)
+    return found
+
+
+def coefficients(optimizer: TracedRule, returned: Any) -> dict[str, Any]:
+    """Return what `coefficients` returned, after checking that it has names."""
+    if not isinstance(returned, Mapping):
+        raise TypeError(
+            f"{type(optimizer).__name__}.coefficients must return the scalars of a step by name, as in "
+            f'`return {{"lr": self.learning_rate_at(t)}}`, but it returned {_described(returned)}'
+        )
+    return dict(returned)
+
+
+def returned(optimizer: TracedRule, result: Any, kept: tuple[str, ...]) -> tuple[Any, Mapping[str, Any]]:
+    """Return what `update` returned, after checking that it is a new parameter and a new value for each slot."""
+    owner = f"{type(optimizer).__name__}.update"
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
+        slots = ", ".join(f'"{name}": new_{name}' for name in kept)
+        raise TypeError(
+            f"{owner} must return the new parameter and a dict with the new value of each slot, `return new_p, {{{slots}}}`, "
+            f"but it returned {_described(result)}"
+        )
+    new_slots = result[1]
+    missing = [name for name in kept if name not in new_slots]
+    unknown = [name for name in new_slots if name not in kept]
+    if missing or unknown:
+        raise ValueError(
+            f"{owner} must return a new value for each of its slots {list(map(str, kept))}: "
+            f"missing {missing}, unknown {unknown}"
+        )
+    return result[0], new_slots
+
+
+def array_output(builder: Recorder, name: str, value: Any, dims: tuple[Dim, ...] | None) -> int:
+    """Return the index of a new parameter or slot, after checking that it has the kind and shape of the old one."""
+    if dims == () and isinstance(value, Scalar | int | float):
+        return builder.record("round", Kind.ARRAY, builder.scalar(plain(value)), dims=())
+    try:
+        index = operand(builder, value)
+    except UnsupportedOperationError:
+        what = "parameter" if name == "p" else f"value of the slot {name!r}"
+        raise UnsupportedOperationError(
+            f"a rule returned {value!r:.80} of type {type(value).__name__} as its new {what}: return an array or a number"
+        ) from None
+    if builder.ops[index].kind is Kind.MASK:
+        raise UnsupportedOperationError(
+            f"a rule returned a mask, the result of a comparison, as its new {name}: use xp.where(mask, a, b)"
+        )
+    if builder.ops[index].name != "round" and builder.ops[index].dims != dims:
+        wanted = "one number, a scalar" if dims == () else f"the shape {shape_text(builder, dims)}"
+        raise UnsupportedOperationError(
+            f"a rule returned an array of shape {shape_text(builder, builder.ops[index].dims)} as its new {name}, which has "
+            f"{wanted}"
+        )
+    return index
+
+
+def plain(value: Any) -> Any:
+    """Return the value of a scalar, or a number as it is."""
+    return value.value if isinstance(value, Scalar) else value
+
+
+def _described(value: Any) -> str:
+    if value is None:
+        return "None"
+    if isinstance(value, Symbol):
+        return "one array"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}: {', '.join(map(_described, value)) or 'nothing'}"
+    return f"an object of type {type(value).__name__}"
