@@ -179,11 +179,12 @@ def test_dog_begins_with_a_distance_or_a_rate() -> None:
     with pytest.raises(ValueError, match=message):
         portopt.DoG(initial_distance=0.5, initial_rate=0.25)
     w, g = np.asarray([3.0, 4.0]), np.asarray([0.0, 2.0])
-    for given, step in (
+    cases: tuple[tuple[dict[str, Any], float], ...] = (
         ({"relative_distance": 0.125}, 0.125 * (1 + 5.0) / 2.0),
         ({"initial_distance": 0.5}, 0.5 / 2.0),
         ({"initial_rate": 0.25}, 0.25),
-    ):
+    )
+    for given, step in cases:
         optimizer = portopt.DoG(epsilon=0.0, **given)
         np.testing.assert_allclose(optimizer.apply(w, g, optimizer.init(w))[0], w - step * g, rtol=1e-15)
 
@@ -192,7 +193,7 @@ def test_dog_begins_with_a_distance_or_a_rate() -> None:
 def test_estimate_is_one_for_all_parameters(rule: Any) -> None:
     """Of one array and of its parts come the same bits: totals do not depend on how elements are spread over leaves."""
     optimizer, w = rule(), ordinary((24,), "float32", 1)
-    parts = {"a": w[:7], "b": [w[7:12].reshape(5, 1), w[12:].reshape(2, 3, 2)]}
+    parts: Any = {"a": w[:7], "b": [w[7:12].reshape(5, 1), w[12:].reshape(2, 3, 2)]}
     state, split = optimizer.init(w), optimizer.init(parts)
     for step in range(4):
         g = ordinary((24,), "float32", 100 + step)

@@ -97,7 +97,7 @@ def rate_of(arguments: Mapping[str, Any]) -> Any:
 @pytest.mark.parametrize("arguments", TORCH, ids=repr)
 def test_numpy_computes_what_torch_computes(arguments: dict[str, Any]) -> None:
     tensors = [torch.nn.Parameter(torch.tensor(p)) for p in parameters()]
-    optimizer = torch.optim.Adafactor(tensors, **arguments)
+    optimizer: Any = torch.optim.Adafactor(tensors, **arguments)
     rate, found = optimizer.param_groups[0]["lr"], []
     for step, gradient in enumerate(gradients()):
         optimizer.param_groups[0]["lr"] = rate_at(step, rate)
@@ -167,7 +167,7 @@ def test_adafactor_keeps_rows_and_columns_of_what_has_two_axes() -> None:
     shapes = {"matrix": (4, 3), "stacked": (2, 4, 3), "bias": (3,), "number": ()}
     params = {name: np.ones(shape) for name, shape in shapes.items()}
     for dialect in ("torch", "keras3"):
-        slots = portopt.Adafactor(dialect=dialect).init(params).slots  # type: ignore[arg-type]  # a name from the loop
+        slots = portopt.Adafactor(dialect=dialect).init(params).slots
         shaped = {slot: {n: x if x is None else x.shape for n, x in slots[slot].items()} for slot in slots}
         assert shaped == {
             "v": {"matrix": None, "stacked": None, "bias": (3,), "number": ()},

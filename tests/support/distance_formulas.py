@@ -131,10 +131,10 @@ def trajectory(
     formula: Any, params: Sequence[Array], gradients: Sequence[Sequence[Array]], rate_at: Any
 ) -> list[list[Array]]:
     """Return the parameters after each step."""
-    params = list(params)
-    formula.start(params)
+    current = list(params)
+    formula.start(current)
     found = []
     for t, gradient in enumerate(gradients, start=1):
-        params = formula.step(params, list(gradient), t, rate_at(t - 1, formula.lr))
-        found.append(params)
+        current = formula.step(current, list(gradient), t, rate_at(t - 1, formula.lr))
+        found.append(current)
     return found

@@ -19,7 +19,7 @@ def rms(x: Array) -> float:
     return float(np.sqrt(np.mean(x**2)))
 
 
-def along(x: Array, axis: int) -> Array:
+def along(x: Array, axis: int) -> Any:
     return np.mean(x, axis=axis, keepdims=True)
 
 
@@ -33,7 +33,7 @@ class TorchAdafactor:
         self.lr, self.beta2_decay, self.d, self.weight_decay, self.maximize = lr, beta2_decay, d, weight_decay, maximize
         self.eps1, self.eps2 = np.finfo(np.float64).eps if eps[0] is None else eps[0], eps[1]
 
-    def step(self, p: Array, g: Array, state: State, t: int, lr: float) -> Array:
+    def step(self, p: Array, g: Array, state: State, t: int, lr: float) -> Any:
         g = -g if self.maximize else g
         weight = t**self.beta2_decay
         alpha = max(self.eps2, rms(p)) * min(lr, 1 / np.sqrt(t))
@@ -62,7 +62,7 @@ class KerasAdafactor:
         self.lr, self.beta_2_decay, self.epsilon_1, self.epsilon_2 = learning_rate, beta_2_decay, epsilon_1, epsilon_2
         self.clip_threshold, self.weight_decay = clip_threshold, weight_decay
 
-    def step(self, p: Array, g: Array, state: State, t: int, lr: float) -> Array:
+    def step(self, p: Array, g: Array, state: State, t: int, lr: float) -> Any:
         p = p - p * self.weight_decay * lr
         alpha = max(self.epsilon_2, rms(p)) * min(lr, 1 / np.sqrt(t))
         squares, beta = g**2 + self.epsilon_1, 1 - t**self.beta_2_decay
@@ -97,7 +97,7 @@ class OptaxAdafactor:
             return None
         return order[-2], order[-1]
 
-    def step(self, p: Array, g: Array, state: State, t: int, lr: float) -> Array:
+    def step(self, p: Array, g: Array, state: State, t: int, lr: float) -> Any:
         decay = 1 - (t - self.offset) ** -self.decay_rate
         squares = g**2 + self.eps
         axes = self.axes(p.shape)
@@ -122,7 +122,7 @@ class OptaxSM3:
     def __init__(self, learning_rate: float, b1: float = 0.9, b2: float = 1.0, eps: float = 1e-8) -> None:
         self.lr, self.b1, self.b2, self.eps = learning_rate, b1, b2, eps
 
-    def step(self, p: Array, g: Array, state: State, t: int, lr: float) -> Array:
+    def step(self, p: Array, g: Array, state: State, t: int, lr: float) -> Any:
         covers = state.get("mu", [np.zeros((1,) * p.ndim)])
         bound = np.minimum.reduce(np.broadcast_arrays(*covers, np.full(p.shape, np.inf)))
         v = (1 if self.b2 == 1 else 1 - self.b2) * g**2 + self.b2 * bound
