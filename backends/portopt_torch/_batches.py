@@ -10,7 +10,7 @@ from typing import Any
 from portopt import Optimizer, OptimizerState
 from portopt.arithmetic.dtypes import slot_dtypes
 from portopt_torch._backend import backend
-from portopt_torch._saved_state import finished_steps, number_of, tensor_of
+from portopt_torch._saved_state import finished_steps, number_of, slots_of, tensor_of
 from portopt_torch._sharded import is_sharded, local_part
 
 
@@ -38,8 +38,14 @@ class Batch:
         self._parameters = parameters
         self._states = states
         self._indices = None if everything else indices
-        self._held = {name: [state[name] for state in states] for name in rule.slots}
+        own = [slots_of(rule, parameter) for parameter in parameters]
+        self._held = {
+            name: [state[name] if name in names else None for state, names in zip(states, own, strict=True)]
+            for name in rule.slots
+            if any(name in names for names in own)
+        }
         self._slots = {name: list(map(local_part, tensors)) for name, tensors in self._held.items()}
+        self._readers = {name: operator.methodcaller("get", name) for name in self._held}
         self._scalars = {name: number_of("the state", name, states[0][name]) for name in rule.scalar_slots}
         self._leaves = list(map(local_part, parameters))
         self.finished = finished_steps("the state", states[0]["step"])
@@ -48,18 +54,24 @@ class Batch:
     def arrays(self) -> list[dict[str, Any]]:
         """Return what a step writes, for each parameter."""
         columns = {"p": self._leaves, **self._slots}
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        rows = zip(*columns.values(), strict=True)
+        return [{name: array for name, array in zip(columns, row, strict=True) if array is not None} for row in rows]
 
     def is_current(self) -> bool:
         """Tell whether the states are as the last step left them."""
         try:
             return (
-                all(same(map(operator.itemgetter(n), self._states), held) for n, held in self._held.items())
+                all(same(map(self._readers[n], self._states), held) for n, held in self._held.items())
                 and set(map(operator.itemgetter("step"), self._states)) == {self.finished}
                 and all(set(map(operator.itemgetter(n), self._states)) == {x} for n, x in self._scalars.items())
             )
         except KeyError:
             return False
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether each element is updated from that element of the arrays alone."""
+        return all(self._rule.program(shape=tuple(leaf.shape)).is_elementwise for leaf in self._leaves)
 
     def gradients(self, gradients: Sequence[Any]) -> Sequence[Any]:
         """Return the gradients of this batch, given those of the group's moving parameters."""
@@ -90,10 +102,10 @@ class Batch:
         """Count a step, after so many, that has written its arrays but was interrupted before it was counted."""
         if self.finished == finished:
             rule, checked = self._rule, self._rule.check_overrides(overrides)
-            (scalars, *_), step = rule.step_scalars(
-                backend, [rule.program(checked)], self._state(), checked, lambda *_: 1.0
-            )
-            self._note(step, scalars.outputs())
+            program = rule.program(checked, tuple(self._leaves[0].shape))
+            (scalars, *_), step = rule.step_scalars(backend, [program], self._state(), checked, lambda *_: 1.0)
+            # Totals of arrays that have been overwritten cannot be had again.
+            self._note(step, self._scalars if rule.totals is not None else scalars.outputs())
         else:
             self._note(self.finished, self._scalars)
 
@@ -124,9 +136,9 @@ class Batches:
         parts: dict[Any, list[int]] = {}
         for i, (p, state) in enumerate(zip(parameters, states, strict=True)):
             scalars = (number_of("the state", name, state[name]) for name in rule.scalar_slots)
-            dtypes = (tensor_of("the state", name, state[name]).dtype for name in rule.slots)
+            dtypes = ((n, tensor_of("the state", n, state[n]).dtype) for n in slots_of(rule, p))
             finished = finished_steps("the state", state["step"])
-            parts.setdefault((finished, *scalars, p.dtype, p.device, *dtypes), []).append(i)
+            parts.setdefault((finished, *scalars, p.dtype, p.device, frozenset(dtypes)), []).append(i)
         copies += [copy.copy(rule) for _ in range(len(parts) - len(copies))]
         self.rule, self.copies = rule, copies
         self._parameters = list(parameters)
@@ -155,14 +167,14 @@ def is_usable(rule: Optimizer, parameter: Any, state: Mapping[str, Any] | None) 
         return True
     slots = (slot for slot in state.values() if backend.owns(slot))
     allowed = slot_dtypes(backend.dtype_name(parameter))
-    return not lacking(rule, state) and all(
+    return not lacking(rule, parameter, state) and all(
         s.device == parameter.device and backend.dtype_name(s) in allowed for s in slots
     )
 
 
-def lacking(rule: Optimizer, state: Mapping[str, Any]) -> list[str]:
+def lacking(rule: Optimizer, parameter: Any, state: Mapping[str, Any]) -> list[str]:
     """Return what a rule needs and a parameter's state has not."""
-    return [name for name in ("step", *rule.scalar_slots, *rule.slots) if name not in state]
+    return [name for name in ("step", *rule.scalar_slots, *slots_of(rule, parameter)) if name not in state]
 
 
 def _current_part(parameter: Any, before: Any) -> Any:

@@ -14,7 +14,7 @@ from portopt_torch._backend import backend
 from portopt_torch._batches import Batch, Batches, is_usable, lacking, same
 from portopt_torch._conversion import is_native, own_state_dict, to_torch
 from portopt_torch._groups import GroupHyperparameters
-from portopt_torch._saved_state import SealedState, checked_state
+from portopt_torch._saved_state import SealedState, checked_state, slots_of
 from portopt_torch._sharded import gradient_norm, is_sharded, like_parameter, local_part, placed_like
 
 
@@ -120,6 +120,7 @@ class TorchOptimizer(torch.optim.Optimizer):
                 overrides = self._hyperparameters.at_step(resolved, batch.finished)
                 work.append((batch, batch.gradients(gradients), overrides))
         self._known_states = list(self.state.values())
+        _check_is_whole(self.rule, [batch for batch, _, _ in work])
         try:
             norm = None
             if clips and (len(work) > 1 or any(batch.is_sharded for batch, _, _ in work)):
@@ -158,7 +159,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             fresh = [p for p in parameters if not is_usable(rule, p, self.state.get(p))]
             renewed = set(fresh)
             missing = next(
-                (names for p in parameters if p not in renewed and (names := lacking(rule, self.state[p]))), []
+                (names for p in parameters if p not in renewed and (names := lacking(rule, p, self.state[p]))), []
             )
             if "step" in missing:
                 raise ValueError(
@@ -181,7 +182,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         fresh = rule.init(list(map(local_part, parameters)), slot_dtype=self._slot_dtype)
         scalars = {name: fresh.slots[name] for name in rule.scalar_slots}
         for i, p in enumerate(parameters):
-            arrays = {name: like_parameter(fresh.slots[name][i], p) for name in rule.slots}
+            arrays = {str(name): like_parameter(fresh.slots[name][i], p) for name in slots_of(rule, p)}
             self.state[p] = {"step": fresh.step, **scalars, **arrays}
 
     def to_torch(self, *, schedulers: Iterable[Any] | None = None) -> torch.optim.Optimizer:
@@ -235,6 +236,21 @@ class TorchOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, value in self._hyperparameters.defaults().items():
                 group.setdefault(name, value)
+
+
+def _check_is_whole(rule: Optimizer, batches: Sequence[Batch]) -> None:
+    """Raise an error if a rule looks at more than one element, and a step is done in parts."""
+    if rule.totals is not None and len(batches) > 1:
+        raise ValueError(
+            f"{type(rule).__name__} computes with totals of all parameters, but those that have gradients take their steps in "
+            f"{len(batches)} parts, for they differ in group, dtype, device or number of steps: give an optimizer one group of "
+            "parameters of one dtype, all of which have gradients"
+        )
+    if any(batch.is_sharded and not batch.is_elementwise for batch in batches):
+        raise NotImplementedError(
+            f"{type(rule).__name__} looks at whole parameters, which several processes hold parts of: a TorchOptimizer does that "
+            "for rules that treat each element by itself"
+        )
 
 
 _GRADIENT_DTYPES = frozenset(getattr(torch, name) for name in COMPUTE_DTYPE)

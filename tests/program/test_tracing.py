@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from support.bits import assert_same_bits, ordinary, random_words
 from support.conditional_rule import Conditional, expected_slots
+from support.kinds_of_rules import ELEMENTWISE
 from support.libraries import LIBRARIES, RUNS, Library, Run, steps
 from support.processes import side_by_side
 
@@ -153,7 +154,7 @@ def test_program_tells_its_inputs() -> None:
     assert not portopt.Adam().program().uses_gradient_norm
 
 
-@pytest.mark.parametrize("kind", portopt.RULES)
+@pytest.mark.parametrize("kind", ELEMENTWISE)
 def test_program_holds_only_the_operations_of_the_contract(kind: type[portopt.Optimizer]) -> None:
     program = kind(clipnorm=1.0, clipvalue=1.0).program()
     for i, op in enumerate(program.ops):
@@ -829,7 +830,7 @@ def strict(x: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "optimizer", [*(kind() for kind in portopt.RULES), portopt.Adam(amsgrad=True), Everything()], ids=repr
+    "optimizer", [*(kind() for kind in ELEMENTWISE), portopt.Adam(amsgrad=True), Everything()], ids=repr
 )
 def test_update_runs_as_written_on_strict_arrays(optimizer: portopt.Optimizer) -> None:
     """Only the reciprocal of `array / scalar` and zero for subnormals tell the program from the code it was traced from."""

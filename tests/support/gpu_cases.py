@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
 from support.keeping_rule import Keeping
+from support.kinds_of_rules import ELEMENTWISE
 
 import portopt
 from portopt.arithmetic import elementary
@@ -23,7 +24,7 @@ from portopt_conformance.configurations import configurations
 from portopt_conformance.words import products_near_smallest_normal, special_words, to_floats
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-CASES = [(rule, clipped) for rule in portopt.RULES for clipped in (False, True)]
+CASES = [(rule, clipped) for rule in ELEMENTWISE for clipped in (False, True)]
 PAIRS = [(p, g) for p in DTYPES for g in DTYPES if p != g]
 """Dtypes of a parameter and of a gradient of another dtype."""
 each_case = pytest.mark.parametrize(("rule", "clipped"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))
