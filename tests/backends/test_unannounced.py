@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.bits import assert_same_bits, ordinary, random_words
+from support.kinds_of_rules import ELEMENTWISE
 from support.libraries import LIBRARIES
 from support.processes import run_python, started_python
 from support.small_library import Function, Wrapped, make_library, plain
@@ -48,7 +49,7 @@ def expected(optimizer: portopt.Optimizer | None = None, dtype: str = "float32")
 # Whose an array is
 
 
-@pytest.mark.parametrize("rule", portopt.RULES)
+@pytest.mark.parametrize("rule", ELEMENTWISE)
 def test_namespace_may_have_another_name_than_the_module_of_its_arrays(rule: type[portopt.Optimizer]) -> None:
     xp = make_library(fresh_name())
     new, state = step(xp, rule(0.5, clipnorm=1.0))
