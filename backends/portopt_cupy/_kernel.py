@@ -165,7 +165,7 @@ class _Cupy:
         return results
 
     def new_norm(self, device: int, compute: Callable[[], float]) -> GradientNorm:
-        return GradientNorm(_cupy().zeros(4, np.float64), compute)
+        return GradientNorm(_cupy().zeros(4, np.int64), compute)
 
     def largest(self, norm: GradientNorm) -> list[Any]:
         return [norm.words]

@@ -11,13 +11,14 @@ import numpy as np
 
 from portopt.arithmetic import HOST, Arithmetic
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, SMALLEST_NORMAL, round_scalar
-from portopt.backend import ArrayInfo, Arrays, Mode, Work, is_interpreted
+from portopt.backend import ArrayInfo, Arrays, Leaf, Mode, Work, is_interpreted
 from portopt.imports import imported
 from portopt.optimizer import OptimizerState
 from portopt.program import Program
+from portopt.program.draws import Place
 from portopt.program.interpreter import ParameterScalars, StepScalars, interpret
 from portopt.program.primitives import Primitives
-from portopt.program.reductions import Reductions, traced_norm
+from portopt.program.reductions import Reductions
 from portopt.trees import item
 
 
@@ -254,11 +255,9 @@ class JaxBackend:
 
     def _norm(self, gradients: Sequence[Any]) -> Any:
         with self._jax.enable_x64(True):
-            loaded = [self.primitives(COMPUTE_DTYPE[str(g.dtype)]).load(g) for g in gradients if g.size]
-            if not loaded:
-                return 0.0
-            wide = [g.astype(self._jnp.float64) for g in loaded]
-            return traced_norm(self.primitives("float64"), wide, self._scalars.JaxArithmetic)
+            loaded = [self.primitives(COMPUTE_DTYPE[str(g.dtype)]).load(g) for g in gradients]
+            wide = self.primitives("float64")
+            return Reductions(wide, wide, self._scalars.JaxArithmetic).total("norm", *loaded)
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         if in_place:
@@ -300,15 +299,27 @@ class JaxBackend:
         known = np.array([0.0 if i in pending else inputs[n] for i, n in enumerate(names)], np.float64)
         words, step = known.view(np.uint32).reshape(-1, 2), int(inputs.get("t", 0))
         by_kernel = program.is_elementwise and self._kernels.can_run()
-        results, outputs = self._compiled_update(program, by_kernel, words, pending, step, list(map(dict, parameters)))
+        places = self._places(program, parameters)
+        results, outputs = self._compiled_update(
+            program, by_kernel, places, words, pending, step, list(map(dict, parameters))
+        )
         scalars.provide(outputs)
         return list(results)
+
+    def _places(self, program: Program, parameters: Sequence[Arrays]) -> tuple[Place, ...] | None:
+        """Return where the parameters are, for programs that depend on it."""
+        if not program.has_draws:
+            return None
+        return tuple(
+            arrays.place if isinstance(arrays, Leaf) else Place.of(0, arrays["p"].shape) for arrays in parameters
+        )
 
     @functools.cached_property
     def _compiled_update(self) -> Any:
         def update(
             program: Program,
             by_kernel: bool,
+            places: tuple[Place, ...] | None,
             words: Any,
             pending: Mapping[int, Any],
             t: Any,
@@ -323,34 +334,34 @@ class JaxBackend:
                 results, outputs = self._kernels.run(program, inputs, t, parameters, self.update_in_xla, in_place=False)
             else:
                 scalars = StepScalars(program, self._scalars.JaxArithmetic(t), {**by_name, "t": t})
-                results, outputs = self.update_in_xla(program, scalars, parameters), scalars.outputs()
+                results, outputs = self.update_in_xla(program, scalars, parameters, places), scalars.outputs()
             return results, {name: self.stored_scalar(value) for name, value in outputs.items()}
 
-        return self._jax.jit(update, static_argnums=(0, 1))
+        return self._jax.jit(update, static_argnums=(0, 1, 2))
 
     @property
     def _on_cpu(self) -> bool:
         return not self._scalars.accelerated()
 
     def update_in_xla(
-        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
+        self,
+        program: Program,
+        scalars: Sequence[Any],
+        parameters: Sequence[Arrays],
+        places: Sequence[Place] | None = None,
     ) -> list[dict[str, Any]]:
         """Do a step in XLA's operations, one by one."""
         results = []
-        for arrays, compute, outputs in self._interpreted(program, scalars, parameters):
+        for arrays, compute, outputs in self._interpreted(program, scalars, parameters, places):
             with self._x64_for(compute):
                 results.append({name: self.stored(value, arrays[name]) for name, value in outputs.items()})
         return results
 
     def total(self, name: str, works: Sequence[Work]) -> Any:
         self._refuse_abstract(array for work in works for arrays in work.parameters for array in arrays.values())
-        operation, parts = name.removeprefix("total_"), []
-        for work in works:
-            for _, compute, outputs in self._interpreted(*work):
-                with self._jax.enable_x64(True):
-                    parts.append(self.reductions(compute).partial(operation, outputs["x"]))
+        arrays = [outputs["x"] for work in works for _, _, outputs in self._interpreted(*work)]
         with self._jax.enable_x64(True):
-            return self.reductions("float64").combine(operation, parts)
+            return self.reductions("float64").total(name.removeprefix("total_"), *arrays)
 
     def reductions(self, compute_dtype: str) -> Reductions:
         """Return the reductions of arrays of a compute dtype."""
@@ -365,19 +376,25 @@ class JaxBackend:
         return self._jax.enable_x64(compute_dtype == "float64" or self._jax.config.jax_enable_x64)
 
     def _interpreted(
-        self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
+        self,
+        program: Program,
+        scalars: Sequence[Any],
+        parameters: Sequence[Arrays],
+        places: Sequence[Place] | None = None,
     ) -> Iterator[tuple[Arrays, str, dict[str, Any]]]:
         """Yield each parameter, its compute dtype and what the program makes of it."""
         if self._on_cpu:
             program = importlib.import_module("portopt_jax._fences").without_needless_fences(program)
+        places = self._places(program, parameters) if places is None else places
         rounded: dict[str, dict[int, Any]] = {}
-        for arrays in parameters:
+        for number, arrays in enumerate(parameters):
             compute = COMPUTE_DTYPE[str(arrays["p"].dtype)]
             never = self._never(scalars, arrays)
             if compute not in rounded:
                 rounded[compute] = {i: self._rounded(scalars[j], compute, never) for i, j in program.rounded_scalars}
             of_parameter = None
             if not program.is_elementwise:
+                place = None if places is None else places[number]
                 of_parameter = ParameterScalars(
                     scalars,
                     self.reductions(compute),
@@ -385,6 +402,7 @@ class JaxBackend:
                     functools.partial(self._rounded, compute=compute, never=never),
                     lambda x: self.arithmetic([x]),
                     lambda: self._jax.enable_x64(True),
+                    place,
                 )
             with self._x64_for(compute):
                 primitives = self.primitives(compute).widened_by(lambda: self.primitives("float64"))

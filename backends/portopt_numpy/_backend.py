@@ -23,7 +23,7 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.interrupts import finish
-from portopt.kernels.host import compiler, kernel, norm, products, trial
+from portopt.kernels.host import compiler, kernel, norm, products, segments, trial
 from portopt.kernels.host.plan import make_plan
 from portopt.kernels.host.readers import NUMPY_READER
 from portopt.program import Program
@@ -81,8 +81,10 @@ class NumpyBackend(ArrayAPIBackend):
 
     def primitives(self, compute_dtype: str) -> Primitives:
         primitives = super().primitives(compute_dtype)
-        if compute_dtype == "float32" and compiler.available() and not is_interpreted():
-            primitives.sliced, primitives.rescaled = products.slices, products.rescaled
+        if compiler.available() and not is_interpreted():
+            primitives.fused = functools.partial(_fused, compute_dtype)
+            if compute_dtype == "float32":
+                primitives.sliced, primitives.rescaled = products.slices, products.rescaled
         return primitives
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
@@ -127,6 +129,10 @@ class NumpyBackend(ArrayAPIBackend):
 
     def share_memory(self, a: Any, b: Any) -> bool:
         return bool(np.shares_memory(a, b))
+
+
+def _fused(compute_dtype: str, program: Program, arrays: Sequence[Any], scalars: Sequence[float]) -> list[Any]:
+    return segments.run(program, compute_dtype, arrays, [_dtype_name(a.dtype) for a in arrays], scalars)
 
 
 @functools.cache

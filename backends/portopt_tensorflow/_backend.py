@@ -12,7 +12,6 @@ from portopt.backend import PURE, ArrayAPIBackend, ArrayInfo, Mode, Step
 from portopt.imports import imported
 from portopt.program import Program
 from portopt.program.primitives import Primitives
-from portopt.program.reductions import traced_norm
 
 if TYPE_CHECKING:
     from portopt.optimizer import Optimizer
@@ -133,10 +132,7 @@ class TensorFlowBackend(ArrayAPIBackend):
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         loaded = [self.primitives(COMPUTE_DTYPE[self.dtype_name(g)]).load(g) for g in gradients]
-        wide = [self._tf.cast(g, self._tf.float64) for g in loaded if g.shape.num_elements()]
-        if not wide:
-            return 0.0
-        return self.scalar(traced_norm(self.primitives("float64"), wide, self._scalars.GraphArithmetic))
+        return self.reductions("float64").total("norm", *loaded)
 
     def rounded_scalars(
         self, program: Program, scalars: Sequence[Any], compute_dtype: str, like: Any

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.backend import (
     IN_PLACE,
@@ -17,7 +18,6 @@ from portopt.backend import (
     ArrayAPIBackend,
     ArrayInfo,
     Arrays,
-    Leaf,
     MemoryRange,
     Mode,
     Work,
@@ -28,13 +28,13 @@ from portopt.imports import imported
 from portopt.interrupts import finish
 from portopt.kernels import launch
 from portopt.kernels.cuda.graphs import capture_error
-from portopt.kernels.host import compiler, kernel, norm, readers, trial
+from portopt.kernels.host import compiler, kernel, norm, readers, segments, trial
 from portopt.kernels.host import products as host_products
 from portopt.kernels.host.memory import use_huge_pages
 from portopt.kernels.host.plan import make_plan
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program, products
-from portopt.program.interpreter import StepScalars
+from portopt.program.interpreter import StepScalars, interpret
 from portopt.program.primitives import Primitives
 
 
@@ -113,10 +113,25 @@ class TorchBackend(ArrayAPIBackend):
 
     def primitives(self, compute_dtype: str) -> Primitives:
         primitives = Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides={"sqrt": self._sqrt})
-        if compute_dtype == "float32" and compiler.available() and not is_interpreted():
-            primitives.sliced = self._sliced
-            primitives.rescaled = functools.partial(self._rescaled, primitives)
+        if compiler.available() and not is_interpreted():
+            primitives.fused = functools.partial(self._fused, primitives)
+            if compute_dtype == "float32":
+                primitives.sliced = self._sliced
+                primitives.rescaled = functools.partial(self._rescaled, primitives)
         return primitives
+
+    def _fused(
+        self, primitives: Primitives, program: Program, arrays: Sequence[Any], scalars: Sequence[float]
+    ) -> list[Any]:
+        compute = primitives.compute_dtype
+        if arrays[0].device.type != "cpu":
+            values = StepScalars(program, HOST, {f"s{k}": value for k, value in enumerate(scalars)})
+            rounded = self.rounded_scalars(program, values, compute, arrays[0])
+            return list(interpret(program, primitives, {f"x{k}": x for k, x in enumerate(arrays)}, rounded).values())
+        names = [self.dtype_name(x) for x in arrays]
+        # Of bfloat16, NumPy has no name, and kernels want the bits.
+        found = segments.run(program, compute, [_bits(x) for x in arrays], names, scalars)
+        return [self._torch.from_numpy(result) for result in found]
 
     def _sliced(self, x: Any, axis: int) -> products.Slices:
         if x.device.type != "cpu":
@@ -166,7 +181,7 @@ class TorchBackend(ArrayAPIBackend):
                 program,
                 scalars,
                 [
-                    Leaf({name: tensor.detach().resolve_neg() for name, tensor in leaf.items()}, leaf.infos)
+                    leaf.like({name: tensor.detach().resolve_neg() for name, tensor in leaf.items()})
                     for leaf in described(self, parameters)
                 ],
             )

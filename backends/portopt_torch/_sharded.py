@@ -1,4 +1,4 @@
-"""Parameters that several processes hold parts of: the part that lies here, and norms over all parts."""
+"""Parameters that several processes hold parts of: the part that lies here, and totals over all parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.imports import imported
-from portopt.program.reductions import PASSES, largest_magnitude, norm_of_sums, scaling, sums_of_parts
+from portopt.program.bins import Bins, combined
 from portopt_torch._backend import backend
 
 
@@ -45,41 +45,51 @@ def like_parameter(local: Any, parameter: Any) -> Any:
 
 
 def gradient_norm(gradients: Sequence[Any]) -> Any:
-    """Return the norm of all gradients together, the same bits however they are distributed.
+    """Return the norm of all gradients together, the same bits however they are distributed."""
+    return backend.gradient_norm(gradients) if not any(map(is_sharded, gradients)) else total("norm", gradients)
 
-    Every process of the gradients' meshes calls it, with its view of the same gradients. Plain tensors are taken to be the same
-    in all processes.
+
+def total(name: str, tensors: Sequence[Any]) -> float:
+    """Return a sum, norm or extreme of all tensors together, the same bits however they are distributed.
+
+    Every process of the tensors' meshes calls it, with its view of the same tensors. Plain tensors are taken to be the same in
+    all processes.
+
+    Args:
+        name: as `Reductions.partial` takes it.
+        tensors: of any dtypes; they are loaded into the compute dtype of their own.
     """
-    if not any(map(is_sharded, gradients)):
-        return backend.gradient_norm(gradients)
-    parts: dict[Any, list[Any]] = {}
-    for g in gradients:
-        mesh = g.device_mesh if is_sharded(g) else None
-        held = parts.setdefault(mesh, [])
-        if _counts_here(g):
-            held.append(local_part(g))
-    primitives = backend.primitives("float64")
-    count = sum(math.prod(g.shape) for g in gradients)
+    held: dict[Any, list[Any]] = {}
+    for tensor in tensors:
+        here = held.setdefault(tensor.device_mesh if is_sharded(tensor) else None, [])
+        if _counts_here(tensor):
+            here.append(local_part(tensor))
+    reductions = backend.reductions("float64")
+    parts = []
     with backend.quiet():
-        loaded = {
-            mesh: [backend.primitives(COMPUTE_DTYPE[backend.dtype_name(g)]).load(g) for g in held]
-            for mesh, held in parts.items()
-        }
-        # Communication libraries disagree on the maximum of a NaN.
-        largest, nans = 0.0, 0.0
-        for mesh, held in loaded.items():
-            magnitude = largest_magnitude(primitives, held)
-            is_nan = math.isnan(magnitude)
-            most = _over(mesh, [0.0 if is_nan else magnitude, float(is_nan)], "MAX")
-            largest, nans = max(largest, most[0]), max(nans, most[1])
-        scale = scaling(math.nan if nans else largest, count)
-        if scale is None:
-            return math.nan if nans else largest
-        sums = []
-        for mesh, held in loaded.items():
-            here = [[0.0] * PASSES, *sums_of_parts(primitives, held, scale)]
-            sums.append(_over(mesh, list(map(math.fsum, zip(*here, strict=True))), "SUM"))
-    return norm_of_sums(scale, sums)
+        for mesh, here in held.items():
+            loaded = [backend.primitives(COMPUTE_DTYPE[backend.dtype_name(t)]).load(t) for t in here]
+            part = reductions.partial(name, *loaded)
+            parts.append(_bins_over(mesh, part) if isinstance(part, Bins) else _extreme_over(mesh, part, name))
+        return float(reductions.combine(name, parts))
+
+
+def _bins_over(mesh: Any, part: Bins) -> Bins:
+    """Return the bins of the parts of all processes of a mesh together."""
+    (exponent,) = _over(mesh, [part.exponent], "MAX", torch.int64)
+    raised = combined([part, Bins(exponent, (0, 0, 0), 0.0)])
+    first, second, third = _over(mesh, raised.sums, "SUM", torch.int64)
+    # A sum of infinities and NaN needs no maximum of a NaN, on which communication libraries disagree.
+    (special,) = _over(mesh, [part.special], "SUM", torch.float64)
+    return Bins(exponent, (first, second, third), special)
+
+
+def _extreme_over(mesh: Any, part: float, name: str) -> float:
+    is_nan = math.isnan(part)
+    neutral = math.inf if name == "min" else -math.inf
+    (extreme,) = _over(mesh, [neutral if is_nan else part], name.upper(), torch.float64)
+    (nans,) = _over(mesh, [int(is_nan)], "MAX", torch.int64)
+    return math.nan if nans else extreme
 
 
 def _counts_here(gradient: Any) -> bool:
@@ -90,13 +100,13 @@ def _counts_here(gradient: Any) -> bool:
     return all(i == 0 or not p.is_replicate() for i, p in zip(coordinate, gradient.placements, strict=True))
 
 
-def _over(mesh: Any, numbers: Sequence[float], operation: str) -> list[float]:
-    """Return the maximum or sum of each number over the processes of a mesh."""
+def _over(mesh: Any, numbers: Sequence[float], operation: str, dtype: torch.dtype) -> list[Any]:
+    """Return the maximum, minimum or sum of each number over the processes of a mesh."""
     if mesh is None:
         return list(numbers)
-    values = torch.tensor(list(numbers), dtype=torch.float64, device=mesh.device_type)
+    values = torch.tensor(list(numbers), dtype=dtype, device=mesh.device_type)
     for dimension in range(mesh.ndim):
         torch.distributed.all_reduce(
             values, getattr(torch.distributed.ReduceOp, operation), group=mesh.get_group(dimension)
         )
-    return [float(x) for x in values.tolist()]
+    return list(values.tolist())

@@ -162,7 +162,7 @@ class _Torch:
         return [norm.words[:1]]
 
     def sums(self, norm: GradientNorm) -> list[Any]:
-        return [norm.words[:1], norm.words[1:].view(_torch().float64)]
+        return [norm.words[:1], norm.words[1:]]
 
 
 LIBRARY: Library = _Torch()

@@ -9,13 +9,15 @@ import numpy as np
 
 from portopt import Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt.program import ARRAY_OPERATIONS
+from portopt.program import ARRAY_OPERATIONS, DRAWS, FUNCTIONS
 from portopt_conformance.experiment import Experiment
 from portopt_conformance.platform import Platform
 from portopt_conformance.probes import (
     OPERANDS,
     Assembler,
     array_probe,
+    draw_probe,
+    function_probe,
     gradient_probe,
     norm_probe,
     round_probe,
@@ -201,6 +203,59 @@ def _array_experiment(name: str, count: int, write: Write, dtype: str) -> Experi
     return Experiment(f"primitives/{name}/{dtype}", run, inputs)
 
 
+def function_experiment(dtype: str) -> Experiment:
+    """Return the experiment on the elementary functions of arrays in a compute dtype."""
+
+    @functools.cache
+    def inputs() -> Mapping[str, Words]:
+        specials = special_words(dtype)
+        crossed_specials = {"p": np.repeat(specials, specials.size), "g": np.tile(specials, specials.size)}
+        return {
+            name: to_floats(
+                np.concatenate(
+                    [
+                        first,
+                        random_words(dtype, _NEAR, f"functions/{dtype}/{name}"),
+                        random_between(dtype, -10, 8, _NEAR, f"functions/{dtype}/{name}"),
+                    ]
+                ),
+                dtype,
+            )
+            for name, first in crossed_specials.items()
+        }
+
+    def run(platform: Platform) -> dict[str, Words]:
+        probe = function_probe(tuple(FUNCTIONS))
+        p, g = (platform.array(array) for array in inputs().values())
+        _, state = platform.many(probe, p, [g], probe.init(p))
+        return {name: platform.to_numpy(state.slots[name]) for name in FUNCTIONS}
+
+    return Experiment(f"primitives/functions/{dtype}", run, inputs)
+
+
+_DRAWN_SHAPES = ((40, 3), (257,))
+"""Shapes of the parameters for which random numbers are drawn."""
+
+
+def draw_experiment(dtype: str) -> Experiment:
+    """Return the experiment on random numbers in a compute dtype: parameters, steps and keys of all sizes."""
+
+    def run(platform: Platform) -> dict[str, Words]:
+        probe, backend = draw_probe(tuple(DRAWS)), platform.backend
+        results: dict[str, list[Words]] = {name: [] for name in DRAWS}
+        for key, finished in ((0, 0), (2**53 - 1, 2**31 - 3), (0x9ABCDEF01234, 41)):
+            params = [platform.array(np.zeros(shape, dtype)) for shape in _DRAWN_SHAPES]
+            state = probe.init(params)
+            slots = {**state.slots, "key": backend.stored_scalar(float(key))}
+            state = state._replace(step=platform.step_number(finished), slots=slots)
+            _, state = platform.many(probe, params, [params], state)
+            for name, found in results.items():
+                found += [platform.to_numpy(array).reshape(-1) for array in state.slots[name]]
+        return {name: np.concatenate(found) for name, found in results.items()}
+
+    return Experiment(f"primitives/draws/{dtype}", run)
+
+
 def conversion_experiment(dtype: str) -> Experiment:
     """Return the experiment that converts every kind of word to the compute dtype and back: `load`, and storing."""
     compute = COMPUTE_DTYPE[dtype]
@@ -285,6 +340,10 @@ _SCALAR_FUNCTIONS: Mapping[str, tuple[str, ...]] = {
     "exp": ("exp", "x"),
     "log": ("log", "x"),
     "cos": ("cos", "y"),
+    "sin": ("sin", "y"),
+    "tanh": ("tanh", "x"),
+    "cbrt": ("cbrt", "x"),
+    "atan2": ("atan2", "x", "y"),
 }
 
 

@@ -35,8 +35,11 @@ class Assembler:
     def mask(self, name: str, *args: int) -> int:
         return self._append(Op(name, Kind.MASK, args))
 
-    def scalar_input(self, name: str) -> int:
-        return self._append(Op("input", Kind.FLOAT, label=name))
+    def scalar_input(self, name: str, kind: Kind = Kind.FLOAT) -> int:
+        return self._append(Op("input", kind, label=name))
+
+    def number(self, value: int) -> int:
+        return self._append(Op("constant", Kind.INTEGER, label=value))
 
     def total_norm(self, name: str, array: int) -> int:
         return self._append(Op("total_norm", Kind.FLOAT, (array,), name))
@@ -68,6 +71,28 @@ def array_probe(name: str, count: int, write: Callable[..., int]) -> Optimizer:
     slots = OPERANDS[2:count]
     outputs = {"p": result, **{slot: operands[OPERANDS.index(slot)] for slot in slots}}
     return _probe(assembler.program(name, outputs), slots, ())
+
+
+@functools.cache
+def function_probe(names: tuple[str, ...]) -> Optimizer:
+    """Return an optimizer whose step puts each elementary function of parameter and gradient into the slot of its name.
+
+    Those of one operand are of the parameter, the power is of its magnitude.
+    """
+    assembler = Assembler()
+    p, g = assembler.load("p"), assembler.load("g")
+    operands = {"atan2": (p, g), "power": (assembler.array("absolute", p), g)}
+    outputs = {name: assembler.array(name, *operands.get(name, (p,))) for name in names}
+    return _probe(assembler.program("functions", {"p": p, **outputs}), names, ())
+
+
+@functools.cache
+def draw_probe(names: tuple[str, ...]) -> Optimizer:
+    """Return an optimizer whose step puts each kind of random numbers into the slot of its name, from the scalar slot `key`."""
+    assembler = Assembler()
+    key, step = assembler.scalar_input("key"), assembler.scalar_input("t", Kind.INTEGER)
+    drawn = {name: assembler.array(name, key, step, assembler.number(i)) for i, name in enumerate(names)}
+    return _probe(assembler.program("draws", {"p": assembler.load("p"), **drawn}, {"key": key}), names, ("key",))
 
 
 @functools.cache

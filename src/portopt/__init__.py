@@ -16,6 +16,7 @@ from portopt.hyperparameters import epsilon as epsilon
 from portopt.hyperparameters import epsilon_hyperparameter as epsilon_hyperparameter
 from portopt.hyperparameters import hyperparameter as hyperparameter
 from portopt.hyperparameters import option as option
+from portopt.hyperparameters import seed_hyperparameter as seed_hyperparameter
 from portopt.hyperparameters import set_epsilon as set_epsilon
 from portopt.interchange.configuration import deserialize as deserialize
 from portopt.interchange.configuration import get as get

@@ -9,6 +9,7 @@ from typing import Any
 
 from portopt.dialects import PerDialect
 from portopt.hyperparameters import Alias, Hyperparameter, listed
+from portopt.program.draws import DISTRIBUTIONS, SEED
 from portopt.program.reductions import GRADIENT_NORM
 
 _OF_APPLY = ("params", "grads", "state", GRADIENT_NORM)
@@ -143,6 +144,26 @@ def _without_value(owner: type) -> Iterator[str]:
     for name, annotation in inspect.get_annotations(owner).items():
         if not name.startswith("_") and not hasattr(owner, name) and "ClassVar" not in str(annotation):
             yield name
+
+
+def check_draws(owner: type, draws: Any, hyperparameters: Mapping[str, Hyperparameter]) -> None:
+    """Raise an error unless a class's random numbers have names and distributions, and come from a seed."""
+    if not isinstance(draws, Mapping) or not all(draws[name] in DISTRIBUTIONS for name in draws):
+        raise TypeError(
+            f'{owner.__name__} draws must map names to {listed(map(repr, DISTRIBUTIONS), "or")}, such as {{"noise": "normal"}}, '
+            f"but {draws!r} was given"
+        )
+    taken = (*_OF_PROGRAMS, "xp", "slots", "c", *hyperparameters, *getattr(owner, "inputs", ()))
+    if wrong := [name for name in draws if name in taken or not str(name).isidentifier()]:
+        raise TypeError(
+            f"{owner.__name__} draws {wrong[0]!r}, but update gets it as an argument of that name: choose an identifier that is "
+            "no hyperparameter and no other argument"
+        )
+    if draws and SEED not in hyperparameters:
+        raise TypeError(
+            f"{owner.__name__} draws {', '.join(draws)}, but has no seed: write `seed: int = "
+            "portopt.seed_hyperparameter(default=0)` in the body of the class"
+        )
 
 
 def check_slots(

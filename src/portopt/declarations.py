@@ -17,6 +17,7 @@ from portopt.hyperparameters import (
     not_in_dialect,
     unknown_argument,
 )
+from portopt.program.draws import KEY, SEED
 from portopt.program.reductions import GRADIENT_NORM
 from portopt.schedules import is_schedule
 
@@ -179,6 +180,17 @@ class Fields(dict[str, Hyperparameter]):
             return alias.elsewhere(owner, name, str(self.dialect))
         dialects = declarations.declared[declarations.targets(name)[0]].dialects(declarations.dialects)
         return not_in_dialect(owner, name, str(self.dialect), dialects)
+
+
+class WithKey:
+    """The scalars of a rule that draws random numbers: its own, and the key that these come from."""
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+
+    def __get__(self, instance: Any, owner: type) -> Mapping[str, float]:
+        own = self._own.__get__(instance, owner) if hasattr(self._own, "__get__") else self._own
+        return own if instance is None else {**own, KEY: float(getattr(instance, SEED))}
 
 
 class OfClassOrInstance:

@@ -5,12 +5,20 @@ from __future__ import annotations
 from typing import Any, ClassVar, dataclass_transform
 
 from portopt.declarations import Declarations, Fields
-from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter, option
+from portopt.hyperparameters import (
+    alias,
+    dialect_option,
+    epsilon_hyperparameter,
+    hyperparameter,
+    option,
+    seed_hyperparameter,
+)
 from portopt.step_cache import StepCache
 
 
 @dataclass_transform(
-    kw_only_default=True, field_specifiers=(hyperparameter, option, dialect_option, epsilon_hyperparameter, alias)
+    kw_only_default=True,
+    field_specifiers=(hyperparameter, option, dialect_option, epsilon_hyperparameter, seed_hyperparameter, alias),
 )
 class DeclaredValue:
     """Base of `Optimizer`: construction, comparison, copies and pickles, none of which is about steps.

@@ -49,12 +49,13 @@ def set_epsilon(value: float) -> None:
 
 @dataclass(frozen=True)
 class Range:
-    """A range of finite floats."""
+    """A range of finite floats, or of integers."""
 
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
+    whole: bool = False
 
     def __contains__(self, x: float) -> bool:
         return (
@@ -63,24 +64,29 @@ class Range:
             and (self.above is None or x > self.above)
             and (self.at_most is None or x <= self.at_most)
             and (self.below is None or x < self.below)
+            and (not self.whole or float(x).is_integer())
         )
 
     def __str__(self) -> str:
+        form = ".0f" if self.whole else "g"
         low = (
-            f"[{self.at_least:g}"
+            f"[{self.at_least:{form}}"
             if self.at_least is not None
-            else f"({-math.inf if self.above is None else self.above:g}"
+            else f"({-math.inf if self.above is None else self.above:{form}}"
         )
         high = (
-            f"{self.at_most:g}]" if self.at_most is not None else f"{math.inf if self.below is None else self.below:g})"
+            f"{self.at_most:{form}}]"
+            if self.at_most is not None
+            else f"{math.inf if self.below is None else self.below:{form}})"
         )
         return f"{low}, {high}"
 
     def check(self, owner: str, name: str, value: object) -> float:
         """Return `value` as a Python float, or raise an error that names it and the range."""
         if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            kind = "integer" if self.whole else "number"
             raise TypeError(
-                f"{owner} {name} must be a Python number in {self}, but {value!r} of type {type(value).__name__} was given"
+                f"{owner} {name} must be a Python {kind} in {self}, but {value!r} of type {type(value).__name__} was given"
                 + (
                     "; a value known only at run time is given to apply: apply(..., " + name + "=x)"
                     if is_array(value)
@@ -92,8 +98,8 @@ class Range:
         except OverflowError:
             number = math.inf
         if number not in self:
-            raise ValueError(f"{owner} {name} must be in {self}, but {value!r} was given")
-        return number
+            raise ValueError(f"{owner} {name} must be {'an integer ' * self.whole}in {self}, but {value!r} was given")
+        return int(number) if self.whole else number
 
 
 def is_array(value: object) -> bool:
@@ -387,6 +393,28 @@ def dialect_option(*, default: Dialect, others: Sequence[Dialect] = (), kw_only:
 def epsilon_hyperparameter(*, default: float | PerDialect | None = None, kw_only: bool = True) -> Any:
     """Declare `epsilon`, for which None means `portopt.epsilon()` at construction."""
     return Hyperparameter(default, Range(at_least=0), kw_only=kw_only, none_means=epsilon)
+
+
+def seed_hyperparameter(*, default: int, kw_only: bool = True) -> Any:
+    """Declare `seed`, an integer in [0, 2**53), which a rule that draws random numbers has.
+
+    Args:
+        default: the value when the constructor is given none.
+        kw_only: whether the constructor takes it by name only.
+
+    Example:
+        >>> import numpy as np, portopt
+        >>> class Jittered(portopt.Optimizer):
+        ...     draws = {"noise": "normal"}
+        ...     seed: int = portopt.seed_hyperparameter(default=0)
+        ...
+        ...     def update(self, xp, p, g, slots, c, noise):
+        ...         return p - c.lr * (g + 0.01 * noise), {}
+        >>> opt, w = Jittered(seed=7), np.ones(3)
+        >>> opt.apply(w, w, opt.init(w))[0].round(4)
+        array([0.99  , 0.9899, 0.9901])
+    """
+    return Hyperparameter(default, Range(at_least=0, below=2.0**53, whole=True), kw_only, at_init=True)
 
 
 def alias(*targets: str, dialect: Dialect | None = None, default: None = None, kw_only: bool = True) -> Any:

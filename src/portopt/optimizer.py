@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Self, SupportsFloat
+from typing import Any, ClassVar, Literal, Self, SupportsFloat
 
 import numpy.typing as npt
 
 from portopt import keras_weights, step
 from portopt.backend import Backend
 from portopt.counterparts import Counterpart
-from portopt.declaration_errors import check_slots, own_constructor
-from portopt.declarations import OfClassOrInstance
+from portopt.declaration_errors import check_draws, check_slots, own_constructor
+from portopt.declarations import OfClassOrInstance, WithKey
 from portopt.declared_value import DeclaredValue
 from portopt.hyperparameters import Hyperparameter, StepValue, alias, hyperparameter
 from portopt.program import Dim, Program
@@ -58,6 +59,8 @@ class Optimizer(DeclaredValue):
     """Names of the arrays that the rule keeps for each parameter, of its shape and zero at first; `portopt.slot` makes others."""
     inputs: ClassVar[tuple[str, ...]] = ()
     """Names of further trees beside the gradients; a step is given each by name, and `update` gets it so, or None."""
+    draws: ClassVar[Mapping[str, Literal["normal", "uniform"]]] = {}
+    """Names of random numbers, one for each element, and their distributions; `update` gets each as an argument of that name."""
     totals: ClassVar[Callable[..., Mapping[str, Any]] | None] = None
     """A method like `update`, which returns what `coefficients` takes: sums, maxima and norms over all parameters, by name."""
     scalar_slots: ClassVar[Mapping[str, float]] = {}
@@ -84,6 +87,10 @@ class Optimizer(DeclaredValue):
         if cls.__init__ is not Optimizer.__init__:
             raise own_constructor(cls)
         super().__init_subclass__(**kwargs)
+        check_draws(cls, cls.draws, cls._declarations.declared)
+        scalars = inspect.getattr_static(cls, "scalar_slots")
+        if cls.draws and not isinstance(scalars, WithKey):
+            cls.scalar_slots = WithKey(scalars)  # type: ignore[assignment]  # in place of what the class says
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -136,7 +143,9 @@ class Optimizer(DeclaredValue):
         """
         return {"lr": self.learning_rate_at(t)}
 
-    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+    def update(
+        self, xp: Any, p: Any, g: Any, slots: Any, c: Any, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Mapping[str, Any]]:
         """Return the new parameter, and the new value of each slot by name.
 
         Args:
@@ -145,6 +154,8 @@ class Optimizer(DeclaredValue):
             g: its gradient, after clipping.
             slots: its slots, as attributes.
             c: the coefficients, as attributes.
+            *args: none.
+            **kwargs: further inputs and random numbers, for rules that have `inputs` or `draws`.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define update(self, xp, p, g, slots, c): it returns the new parameter and the new value "

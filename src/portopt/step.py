@@ -124,7 +124,7 @@ def do_step(
 ) -> tuple[Tree, OptimizerState]:
     """Do one step; see `Optimizer.apply` and `Optimizer.apply_`."""
     found, slots, overrides, moving, parameters = _check_arguments(
-        rule, params, grads, state, overrides, in_place=in_place
+        rule, cache, params, grads, state, overrides, in_place=in_place
     )
     backend, definition, leaves, _ = found
     groups = grouped_by_program(rule, overrides, parameters)
@@ -176,7 +176,7 @@ def check_step(
     plan = next((p for p in cache.plans if p.fits(params, grads, state)), None)
     finished_steps(state.step, further=1)
     if plan is None:
-        checked = _check_arguments(rule, params, grads, state, overrides, in_place=True)
+        checked = _check_arguments(rule, cache, params, grads, state, overrides, in_place=True)
         backend, overrides = checked.found.backend, checked.overrides
         program = grouped_by_program(rule, overrides, checked.parameters)[0].program
     else:
@@ -259,7 +259,14 @@ def step_scalars(
 
 
 def _check_arguments(
-    rule: Rule, params: object, grads: object, state: OptimizerState, overrides: Mapping[str, Any], *, in_place: bool
+    rule: Rule,
+    cache: StepCache,
+    params: object,
+    grads: object,
+    state: OptimizerState,
+    overrides: Mapping[str, Any],
+    *,
+    in_place: bool,
 ) -> _Arguments:
     found = leaves_of(params)
     gradients = gradients_of(found, params, grads)
@@ -281,14 +288,19 @@ def _check_arguments(
     overrides = rule.check_overrides(overrides) | dict.fromkeys(further, True)
     moving = [i for i, g in enumerate(gradients) if g is not None]
     parameters = []
-    for arrays, described in zip(zip(*trees.values(), strict=True), zip(*infos.values(), strict=True), strict=True):
+    rows = zip(zip(*trees.values(), strict=True), zip(*infos.values(), strict=True), strict=True)
+    places = cache.places
+    for number, (arrays, described) in enumerate(rows):
         if arrays[1] is None:  # the gradient
             continue
+        place = None if places is None else places[number]
         if None in described:
             held = {name: (a, info) for name, a, info in zip(trees, arrays, described, strict=True) if info is not None}
-            parameters.append(Leaf(((n, a) for n, (a, _) in held.items()), ((n, i) for n, (_, i) in held.items())))
+            known = ((n, i) for n, (_, i) in held.items())
+            parameters.append(Leaf(((n, a) for n, (a, _) in held.items()), known, number, place))
         else:
-            parameters.append(Leaf(zip(trees, arrays, strict=True), zip(trees, described, strict=True)))
+            all_known = zip(trees, described, strict=True)
+            parameters.append(Leaf(zip(trees, arrays, strict=True), all_known, number, place))
     if in_place:
         backend = found.backend
         backend.check_in_place(parameters, lambda i: backend.trees.paths(params)[moving[i]])

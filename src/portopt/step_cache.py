@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 from portopt.backend import PlannedStep
 from portopt.program import Program
+from portopt.program.draws import Place
 from portopt.program.facts import Facts
 
 _MOST_PLANS = 16
@@ -55,13 +57,15 @@ class StepCache:
         programs: traced programs by the hyperparameters that are on; under None, that of a step without values of its own.
             `Variants` where the rule asked about the parameter.
         plans: the plans to try, that of the last step first.
+        places: where the parameters of the steps are in a whole of which they are part; None: they are a whole.
     """
 
-    __slots__ = ("_seen", "plans", "programs")
+    __slots__ = ("_seen", "places", "plans", "programs")
 
     def __init__(self) -> None:
         self.programs: dict[frozenset[str] | None, Program | Variants] = {}
         self.plans: tuple[PlannedStep, ...] = ()
+        self.places: Sequence[Place] | None = None
         self._seen: tuple[int, ...] = ()
 
     def has_seen(self, arrays: int) -> bool:

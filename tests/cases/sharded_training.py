@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 import portopt
 from portopt_torch import TorchOptimizer, backend
-from portopt_torch._sharded import gradient_norm, local_part
+from portopt_torch._sharded import gradient_norm, local_part, total
 
 RULES: dict[str, Callable[[], portopt.Optimizer]] = {
     "adam_clipped": lambda: portopt.Adam(learning_rate=0.05, clipnorm=0.05),
@@ -134,7 +134,7 @@ def placements() -> None:
         assert_same(p, q, "parameter")
 
 
-def norms() -> None:
+def totals() -> None:
     mesh = init_device_mesh("cpu", (2,))
     generator = torch.Generator().manual_seed(1)
     wild = torch.randn(1001, generator=generator) * 10.0 ** (torch.rand(1001, generator=generator) * 16 - 8)
@@ -147,6 +147,11 @@ def norms() -> None:
         placed = [distribute_tensor(gradient, mesh, [Shard(0)]), distribute_tensor(small, mesh, [Replicate()]), small]
         actual = gradient_norm(placed)
         assert actual.hex() == expected.hex(), f"{actual!r}, expected {expected!r}"
+        reductions = backend.reductions("float32")
+        for name in ("sum", "norm", "max", "min"):
+            expected = reductions.total(name, *map(backend.primitives("float32").load, (gradient, small, small)))
+            actual = total(name, placed)
+            assert actual.hex() == expected.hex(), f"{name}: {actual!r}, expected {expected!r}"
 
 
 def gathered_state() -> None:
@@ -238,7 +243,7 @@ def cases(folder: Path) -> dict[str, Callable[[], None]]:
     return {
         **{f"fully_shard-{name}": lambda name=name: fully_sharded(name) for name in RULES},  # type: ignore[misc]  # binds name
         "placements": placements,
-        "norms": norms,
+        "totals": totals,
         "gathered_state": gathered_state,
         "sharded_state": lambda: sharded_state(flatten=False),
         "flattened_state": lambda: sharded_state(flatten=True),

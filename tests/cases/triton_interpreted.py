@@ -195,11 +195,8 @@ def test_scalars_that_need_the_norm_have_the_bits_of_the_host(dtype: str, value:
     key = kernel_key(program, {"p": dtype, "g": dtype}, in_place=True, flush="where")
     module = _triton.load_module(triton_source(program, key))
     inputs = {"gradient_norm": value, "t": 5, "learning_rate": 0.3}
-    finite = 0 < value < np.inf
-    # norm = u sqrt(Q1), and u is the power of two in the first word.
-    unit = 2.0 ** np.floor(np.log2(value)) if finite else 1.0
-    largest = torch.from_numpy(np.asarray([unit if finite else value]).view(np.int64))
-    sums = torch.tensor([(value / unit) ** 2, 0.0, 0.0], dtype=torch.float64)
+    largest = torch.from_numpy(np.asarray([value]).view(np.int64))
+    sums = torch.tensor(reference_sums([np.asarray([value])]), dtype=torch.int64)
     values = split.host_scalars(inputs)
     given = torch.tensor([float(values[i]) for i in split.given], dtype=torch.float64)
     results = torch.zeros(len(split.rounded_on_device), dtype=getattr(torch, dtype))

@@ -63,8 +63,8 @@ NUMERIC = [(rule, name) for rule in portopt.RULES for name in rule.numeric_hyper
 OPTIONS = [
     (rule, name)
     for rule in portopt.RULES
-    for name in rule.defaults()
-    if rule.hyperparameters()[name].range is None and name != "dialect"
+    for name, field in rule.hyperparameters().items()
+    if field.range is None and name != "dialect"
 ]
 each_numeric = pytest.mark.parametrize(("rule", "name"), NUMERIC)
 each_option = pytest.mark.parametrize(("rule", "name"), OPTIONS)

@@ -49,9 +49,9 @@ def test_source_has_one_line_for_each_operation() -> None:
 ARITHMETIC = re.compile(r"^\s*(?:@!?%p\d+\s+)?(mul|add|sub|div|sqrt|fma|mad)((?:\.\w+)*)\.(f32|f64|f16|bf16)\b", re.M)
 SIGNATURES = {
     "update": {"table": "*i64", "rows": "*i32", "scalars": "*real", "from_norm": "*real"},
-    "scalars_of_norm": {"largest": "*i64", "sums": "*fp64", "given": "*fp64", "results": "*real"},
+    "scalars_of_norm": {"largest": "*i64", "sums": "*i64", "given": "*fp64", "results": "*real"},
     "largest_gradient": {"table": "*i64", "rows": "*i32", "largest": "*i64"},
-    "sum_squares": {"table": "*i64", "rows": "*i32", "constants": "*fp64", "largest": "*i64", "sums": "*fp64"},
+    "sum_squares": {"table": "*i64", "rows": "*i32", "largest": "*i64", "sums": "*i64"},
 }
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
 from support.bits import Array, assert_same_bits
+from support.drawing import drawn as drawn_with
 from support.libraries import BY_NAME, Library, each_library
 
 from portopt.program.draws import DISTRIBUTIONS, Place, draw, philox, words_at
@@ -22,13 +24,7 @@ def primitives(library: Library, dtype: str) -> Primitives:
     return found.widened_by(lambda: backend.primitives("float64"))
 
 
-def drawn(
-    distribution: str, place: Place, dtype: str = "float64", *, key: int = KEY, step: int = 1, stream: int = 0
-) -> Array:
-    """Return what NumPy draws."""
-    with np.errstate(all="ignore"):
-        like = np.zeros((), dtype)
-        return np.asarray(draw(primitives(BY_NAME["numpy"], dtype), distribution, key, step, stream, place, like))
+drawn = functools.partial(drawn_with, key=KEY)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 from support.bits import assert_same_bits, ordinary, random_words
 from support.conditional_rule import Conditional, expected_slots
+from support.drawing import drawn_by
 from support.kinds_of_rules import ELEMENTWISE
 from support.libraries import LIBRARIES, RUNS, Library, Run, steps
 from support.processes import side_by_side
 
 import portopt
 from portopt import UnsupportedOperationError
-from portopt.program import ARRAY_OPERATIONS, Kind, Op, Program
+from portopt.program import ARRAY_OPERATIONS, DRAWS, Kind, Op, Program
+from portopt.program.draws import KEY, Place
 from portopt.program.tracing import SUPPORTED
 
 Update = Callable[..., Any]
@@ -158,7 +160,7 @@ def test_program_tells_its_inputs() -> None:
 def test_program_holds_only_the_operations_of_the_contract(kind: type[portopt.Optimizer]) -> None:
     program = kind(clipnorm=1.0, clipvalue=1.0).program()
     for i, op in enumerate(program.ops):
-        assert op.kind.is_scalar or op.name in ARRAY_OPERATIONS
+        assert op.kind.is_scalar or op.name in (*ARRAY_OPERATIONS, *DRAWS)
         assert all(j < i for j in op.args), "each operation stands after its operands"
 
 
@@ -837,20 +839,23 @@ def test_update_runs_as_written_on_strict_arrays(optimizer: portopt.Optimizer) -
     p, g = ordinary((6,), "float64", 1), ordinary((6,), "float64", 2)
     slots = {name: np.abs(ordinary((6,), "float64", 3)) for name in optimizer.slots}
     first_step: Any = 1  # a number will do for a scalar
-    c = dict(optimizer.coefficients(first_step, **optimizer.scalar_slots))
+    scalars = {name: value for name, value in optimizer.scalar_slots.items() if name != KEY}
+    drawn = {name: strict(drawn_by(optimizer, name, 1, Place.of(0, p.shape))) for name in optimizer.draws}
+    c = dict(optimizer.coefficients(first_step, **scalars))
     new_p, new_slots = optimizer.update(
         array_api_strict,
         strict(p),
         strict(g),
         SimpleNamespace(**{name: strict(slot) for name, slot in slots.items()}),
         SimpleNamespace(**c),
+        **drawn,
     )
     state = portopt.OptimizerState(0, {**optimizer.scalar_slots, **slots})
     expected, expected_state = optimizer.apply(p, g, state)
     np.testing.assert_allclose(np.asarray(new_p), expected, rtol=1e-15, atol=1e-16)
     for name in optimizer.slots:
         np.testing.assert_allclose(np.asarray(new_slots[name]), expected_state.slots[name], rtol=1e-15)
-    for name in optimizer.scalar_slots:
+    for name in scalars:
         assert c[name] == expected_state.slots[name]
 
 

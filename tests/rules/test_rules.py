@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.bits import Array, assert_same_bits, ordinary
+from support.drawing import drawn_by
 from support.keras_formulas import KerasRun, formula_of
 
 import portopt
+from portopt.program.draws import KEY, Place
 from portopt.program.facts import Facts
 from portopt.rules.settings import other_values
 from portopt.rules.settings import settings as settings_of
@@ -116,11 +118,12 @@ def test_steps_are_what_the_two_functions_of_the_rule_compute(
             name: as_update_sees_it(optimizer, name, p, state.slots[name])
             for name in slots_of_shape(optimizer, p.shape)
         }
-        scalars = dict(optimizer.scalar_slots)
+        scalars = {name: value for name, value in optimizer.scalar_slots.items() if name != KEY}
         expected = p
         for t, (gradient, *_) in enumerate(gradients, start=1):
             with portopt.interpreted():
                 p, state = optimizer.apply(p, gradient, state)
+            drawn = {name: drawn_by(optimizer, name, t, Place.of(0, p.shape)) for name in optimizer.draws}
             totals: Mapping[str, Any] = {}
             if optimizer.totals is not None:
                 known = SimpleNamespace(t=t, **scalars)
@@ -129,7 +132,7 @@ def test_steps_are_what_the_two_functions_of_the_rule_compute(
             scalars = {name: coefficients[name] for name in scalars}
             with np.errstate(divide="ignore", invalid="ignore"):
                 expected, slots = optimizer.update(
-                    np, expected, gradient, SimpleNamespace(**slots), SimpleNamespace(**coefficients)
+                    np, expected, gradient, SimpleNamespace(**slots), SimpleNamespace(**coefficients), **drawn
                 )
             assert_close(p, expected, max(1.0, float(np.max(np.abs(expected)))), f"parameter after step {t}")
             assert set(slots) == set(slots_of_shape(optimizer, p.shape))

@@ -53,7 +53,7 @@ static inline void atomicMax(unsigned long long *target, unsigned long long valu
     pthread_mutex_unlock(&atomic_lock);
 }
 
-static inline void atomicAdd(double *target, double value)
+static inline void atomicAdd(unsigned long long *target, unsigned long long value)
 {
     pthread_mutex_lock(&atomic_lock);
     *target += value;

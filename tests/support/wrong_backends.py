@@ -87,6 +87,8 @@ OPERATIONS_WRONG: Mapping[str, Callable[[Primitives], Overrides]] = {
     "total_order_of_zeros": _total_order_less_equal,
     "reciprocal": lambda right: {"divide": lambda a, b: right.multiply(a, right.divide(np.ones_like(b), b))},
     "sum_with_a_zero": lambda right: {"multiply": lambda a, b: right.add(right.multiply(a, b), np.zeros_like(a))},
+    "exponential_of_the_library": lambda right: {"exp": np.exp},
+    "elements_counted_from_the_end": lambda right: {"arange": lambda count, like: np.arange(count)[::-1]},
     "nan_equals_itself": lambda right: {"equal": lambda a, b: (a == b) | (np.isnan(a) & np.isnan(b))},
 }
 """What is wrong with an operation, by name."""

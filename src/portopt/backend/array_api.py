@@ -18,7 +18,7 @@ from portopt.backend.protocol import ArrayInfo, Arrays, Leaf, MemoryRange, Mode,
 from portopt.program import Program
 from portopt.program.interpreter import ParameterScalars, interpret
 from portopt.program.primitives import Primitives
-from portopt.program.reductions import Reductions, host_norm
+from portopt.program.reductions import Reductions
 from portopt.state import OptimizerState
 from portopt.trees import STANDARD_TREES, Trees
 
@@ -170,7 +170,7 @@ class ArrayAPIBackend:
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         with self.quiet():
             loaded = [self.primitives(COMPUTE_DTYPE[self.dtype_name(g)]).load(g) for g in gradients]
-            return host_norm(self.primitives("float64"), loaded)
+            return self.reductions("float64").total("norm", *loaded)
 
     def quiet(self) -> Any:
         """Return a context in which arithmetic gives no warnings: infinities and NaN are results like others."""
@@ -227,6 +227,7 @@ class ArrayAPIBackend:
                     self.primitives("float64"),
                     functools.partial(self._rounded_like, compute, like),
                     self.arithmetic_of,
+                    place=leaf.place,
                 )
             primitives = self.primitives(compute).widened_by(lambda: self.primitives("float64"))
             yield leaf, interpret(program, primitives, leaf, rounded[key], of_parameter)

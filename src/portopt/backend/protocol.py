@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from portopt.arithmetic import Arithmetic
 from portopt.program import Program
+from portopt.program.draws import Place
 from portopt.protocols import Rule
 from portopt.state import OptimizerState
 from portopt.trees import Trees
@@ -36,14 +37,28 @@ class Leaf(dict[str, Any]):
     Attributes:
         infos: name to what the array is.
         dtypes: name to dtype name.
+        number: of the parameter in its tree.
     """
 
-    __slots__ = ("dtypes", "infos")
+    __slots__ = ("_place", "dtypes", "infos", "number")
 
-    def __init__(self, arrays: Pairs[Any], infos: Pairs[ArrayInfo]) -> None:
+    def __init__(
+        self, arrays: Pairs[Any], infos: Pairs[ArrayInfo], number: int = 0, place: Place | None = None
+    ) -> None:
         super().__init__(arrays)
+        self.number = number
+        self._place = place
         self.infos = dict(infos)
         self.dtypes = {name: info.dtype for name, info in self.infos.items()}
+
+    @property
+    def place(self) -> Place:
+        """Where the parameter's elements are, which random numbers depend on."""
+        return Place.of(self.number, self.infos["p"].shape) if self._place is None else self._place
+
+    def like(self, arrays: Pairs[Any]) -> Leaf:
+        """Return a leaf of other arrays of the same parameter, of which the same is known."""
+        return Leaf(arrays, self.infos, self.number, self._place)
 
 
 def described(backend: Backend, parameters: Sequence[Arrays]) -> Sequence[Leaf]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
 from collections.abc import Iterable, Mapping
@@ -25,9 +26,14 @@ class Group(NamedTuple):
     members: list[int]
 
 
+@functools.lru_cache(maxsize=512)
 def array_order(program: Program) -> tuple[str, ...]:
-    """Return the names of a parameter's arrays in the order of kernels: parameter, gradient, slots as the program has them."""
-    return ("p", "g", *(name for name in program.array_outputs if name != "p"))
+    """Return the names of a parameter's arrays in the order of kernels: parameter, gradient, slots as the program has them.
+
+    Further inputs come last.
+    """
+    own = ("p", "g", *(name for name in program.array_outputs if name != "p"))
+    return (*own, *(name for name in dict.fromkeys(program.array_inputs) if name not in own))
 
 
 def kernel_key(program: Program, dtypes: Mapping[str, str], *, in_place: bool, flush: Flush) -> KernelKey:

@@ -18,7 +18,6 @@ from portopt.kernels.names import LARGEST_GRADIENT, SUM_SQUARES, UPDATE
 from portopt.kernels.norm_dependence import GradientNorm, norm_dependence
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
-from portopt.program.reductions import rounding_constants
 
 Arrays = Mapping[str, Any]
 
@@ -100,7 +99,6 @@ def gradient_norm(library: Library, gradients: Sequence[Any], compute: Callable[
     (device,) = devices
     with library.on(device):
         norm = library.new_norm(device, compute)
-        constants = library.arguments(rounding_constants(sum(map(library.size, gradients))), "float64", device)
         dense = list(map(library.dense, gradients))
         launches = [
             (module, table)
@@ -113,7 +111,7 @@ def gradient_norm(library: Library, gradients: Sequence[Any], compute: Callable[
         for module, table in launches:
             library.launch(module, LARGEST_GRADIENT, table, library.largest(norm), device)
         for module, table in launches:
-            library.launch(module, SUM_SQUARES, table, [*constants, *library.sums(norm)], device)
+            library.launch(module, SUM_SQUARES, table, library.sums(norm), device)
     return norm
 
 

@@ -22,7 +22,7 @@ class GradientNorm:
     """The norm of all gradients, on the device: `float` of it waits for the device, the fused step does not.
 
     Attributes:
-        words: the bits of max |g| as float64, and the three exact sums, in memory of the device.
+        words: the bits of max |g| as float64, and the sums of the three bins, in memory of the device.
     """
 
     def __init__(self, words: Any, compute: Callable[[], float]) -> None:

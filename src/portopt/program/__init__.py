@@ -1,6 +1,7 @@
 """Programs: a traced rule as a flat, printable list of named operations on scalars and arrays."""
 
 from portopt.program.ir import ARRAY_OPERATIONS as ARRAY_OPERATIONS
+from portopt.program.ir import DRAWS as DRAWS
 from portopt.program.ir import FUNCTIONS as FUNCTIONS
 from portopt.program.ir import GIVEN as GIVEN
 from portopt.program.ir import PRODUCTS as PRODUCTS

@@ -7,7 +7,8 @@ as `(k1 + k2 2**-32 + k3 2**-64) 2**(T-31)` with integers of at most `2**31`, an
 - `y = x 2**(31-T)`; `k1` is the integer nearest to `y`, ties to even; `k2` that nearest to `(y - k1) 2**32`, and `k3` again of
   what that leaves. In float64 all of it is exact but for the last remainder, at most `2**(T-96)`, which is dropped. An addend
   so small that a product with a power of two is not exact has no bit in any bin.
-- The sum is `((S3 2**-64 + S2 2**-32) + S1) 2**(T-31)`, each integer converted to float64 first.
+- The sum depends on the integer `S1 2**64 + S2 2**32 + S3` alone. With carries moved until `S2` and `S3` are in
+  `[-2**31, 2**31)`, it is `((S3 2**-64 + S2 2**-32) + S1) 2**(T-31)`, each integer converted to float64 first.
 
 Raising `T` by 32 moves every bin down by one and drops the last, which gives exactly the integers that the larger `T` would have
 given. So parts of the elements, each with the `T` of its own largest, combine to what all elements together give.
@@ -69,14 +70,18 @@ def combined(parts: Sequence[Bins]) -> Bins:
 
 def sum_of(bins: Bins) -> float:
     """Return the sum: NaN if an element is NaN or infinities of both signs occur, else the infinity that occurs."""
-    return float(finished(HOST, bins, HOST.multiply(significand(HOST, bins), 2.0 ** (bins.exponent - 31))))
+    if bins.special != 0.0:
+        return float(bins.special)
+    return float(HOST.multiply(significand(HOST, bins), 2.0 ** (bins.exponent - 31)))
 
 
 def root_of(bins: Bins) -> float:
     """Return the root of a sum of squares."""
+    if bins.special != 0.0:
+        return float(bins.special)
     half = scaling_of_squares(bins.exponent)
     scaled = HOST.multiply(significand(HOST, bins), 2.0 ** (bins.exponent - 2 * half - 31))
-    return float(finished(HOST, bins, HOST.multiply(HOST.sqrt(scaled), 2.0**half)))
+    return float(HOST.multiply(HOST.sqrt(scaled), 2.0**half))
 
 
 def scaling_of_squares(exponent: int) -> int:
@@ -88,11 +93,15 @@ def scaling_of_squares(exponent: int) -> int:
 
 def significand(arithmetic: Arithmetic, bins: Bins) -> Any:
     """Return the sum in units of `2**(T-31)`, in any arithmetic."""
-    first, second, third = map(arithmetic.to_float, bins.sums)
-    small = arithmetic.add(arithmetic.multiply(third, 2.0**-64), arithmetic.multiply(second, 2.0**-32))
-    return arithmetic.add(small, first)
+    first, second, third = bins.sums
+    carry, third = _carried(arithmetic, third)
+    carry, second = _carried(arithmetic, arithmetic.add(second, carry))
+    low = arithmetic.multiply(arithmetic.to_float(third), 2.0**-64)
+    small = arithmetic.add(low, arithmetic.multiply(arithmetic.to_float(second), 2.0**-32))
+    return arithmetic.add(small, arithmetic.to_float(arithmetic.add(first, carry)))
 
 
-def finished(arithmetic: Arithmetic, bins: Bins, value: Any) -> Any:
-    """Return the value of the finite elements, or what the others make of it."""
-    return arithmetic.where(arithmetic.equal(bins.special, 0.0), value, bins.special)
+def _carried(arithmetic: Arithmetic, integer: Any) -> tuple[Any, Any]:
+    """Return an integer as multiple of `2**WIDTH` and a rest between minus and plus half of that."""
+    carry = arithmetic.floor_divide(arithmetic.add(integer, 2 ** (WIDTH - 1)), 2**WIDTH)
+    return carry, arithmetic.subtract(integer, arithmetic.multiply(carry, 2**WIDTH))

@@ -32,6 +32,11 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _WORD = 2**32 - 1
 
+KEY = "key"
+"""The name of the scalar of the state from which random numbers come, a whole number in [0, 2**53)."""
+SEED = "seed"
+"""The name of the hyperparameter that is its first value."""
+
 MOST_ELEMENTS = 2**48
 """How many elements a parameter can have whose draws differ from each other."""
 

@@ -8,10 +8,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from portopt.arithmetic import HOST, Arithmetic
-from portopt.program.ir import GIVEN, PRODUCTS, REDUCTIONS, Dim, Op, Program
+from portopt.program.draws import Place, draw
+from portopt.program.ir import DRAWS, GIVEN, PRODUCTS, REDUCTIONS, Dim, Op, Program
 from portopt.program.primitives import Primitives
 from portopt.program.products import SlicedOperands
 from portopt.program.reductions import Reductions
+from portopt.program.segments import Segment, fused_schedule, plain_schedule
 
 
 class StepScalars(Sequence[Any]):
@@ -106,7 +108,19 @@ def interpret(
     shape = tuple(arrays["p"].shape)
     of_parameter = program.parameter_scalars
     sliced = SlicedOperands(program)
-    for i, op in enumerate(program.ops):
+    fused = primitives.fused
+    schedule = plain_schedule(program) if fused is None else fused_schedule(program)
+    for i, done in zip(schedule.steps, schedule.done, strict=True):
+        if isinstance(i, Segment):
+            assert fused is not None  # or there would be no segments
+            given = [arrays[j] if isinstance(j, str) else values[j] for j in i.arrays]
+            numbers = [float(_operand(program, j, values, parameter)) for j in i.scalars]
+            for j, value in zip(i.outputs, fused(i.program, given, numbers), strict=True):
+                values[j] = value
+            for j in done:
+                values[j] = None
+            continue
+        op = program.ops[i]
         if i in of_parameter:
             operands = [_operand(program, j, values, parameter) for j in op.args]
             if op.name in REDUCTIONS:
@@ -116,6 +130,8 @@ def interpret(
             continue
         elif op.name == "round":
             values[i] = parameter.rounded(values[op.args[0]])
+        elif op.name in DRAWS:
+            values[i] = parameter.drawn(op, primitives, arrays["p"])
         elif op.reads is not None:
             values[i] = getattr(primitives, op.name)(_with_axes(primitives.xp, arrays[op.reads], op.dims, shape))
         elif op.name in REDUCTIONS:
@@ -137,7 +153,7 @@ def interpret(
                     values[i] = primitives.xp.reshape(whole[0], shape_of(op.dims, shape))
             else:
                 values[i] = getattr(primitives, op.name)(*operands)
-        for j in last_use.get(i, ()):
+        for j in done:
             values[j] = None
     return {
         name: _without_axes(primitives.xp, values[i], program.ops[i].dims, arrays, name)
@@ -146,7 +162,7 @@ def interpret(
 
 
 class ParameterScalars:
-    """Computes what a program has of scalars of one parameter.
+    """Computes what a program has of scalars of one parameter, and the random numbers that depend on its place.
 
     Args:
         scalars: those of the step, by index.
@@ -155,6 +171,7 @@ class ParameterScalars:
         rounded: returns a float64 scalar, rounded to the compute dtype, as a 0-d array.
         arithmetic_of: returns the arithmetic for scalars that are computed from one.
         float64: returns a context in which the library has float64.
+        place: of the parameter; only programs that draw need it.
     """
 
     def __init__(
@@ -165,6 +182,7 @@ class ParameterScalars:
         rounded: Callable[[Any], Any],
         arithmetic_of: Callable[[Any], Arithmetic],
         float64: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext,
+        place: Place | None = None,
     ) -> None:
         self.float64 = float64
         self.reductions = reductions
@@ -172,6 +190,7 @@ class ParameterScalars:
         self.arithmetic_of = arithmetic_of
         self.rounded = rounded
         self.scalars = scalars
+        self._place = place
         self._arithmetic: Arithmetic | None = None
 
     def value(self, op: Op, operands: Sequence[Any]) -> Any:
@@ -182,6 +201,14 @@ class ParameterScalars:
             return getattr(self.reductions, op.name)(operands[0], None)
         return getattr(self._arithmetic_of(operands), op.name)(*operands)
 
+    def drawn(self, op: Op, primitives: Primitives, like: Any) -> Any:
+        """Return the random numbers of an operation that draws, for a parameter of the library and device of `like`."""
+        place = Place.of(0, like.shape) if self._place is None else self._place
+        with primitives.float64():
+            # A key is a whole number, but a float64 among the scalars of the state.
+            key, step, stream = (_whole(primitives.xp, self.scalars[j]) for j in op.args)
+        return draw(primitives, op.name.removeprefix("draw_"), key, step, stream, place, like)
+
     def _arithmetic_of(self, operands: Sequence[Any]) -> Arithmetic:
         witness = next((x for x in operands if not isinstance(x, int | float)), None)
         if witness is None:
@@ -189,6 +216,10 @@ class ParameterScalars:
         if self._arithmetic is None:
             self._arithmetic = self.arithmetic_of(witness)
         return self._arithmetic
+
+
+def _whole(xp: Any, value: Any) -> Any:
+    return int(value) if isinstance(value, int | float) else xp.astype(value, xp.int64)
 
 
 def _operand(program: Program, j: int, values: list[Any], parameter: ParameterScalars) -> Any:

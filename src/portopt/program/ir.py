@@ -13,7 +13,19 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeVar
 
-__all__ = ["ARRAY_OPERATIONS", "FUNCTIONS", "GIVEN", "PRODUCTS", "REDUCTIONS", "TOTALS", "Dim", "Kind", "Op", "Program"]
+__all__ = [
+    "ARRAY_OPERATIONS",
+    "DRAWS",
+    "FUNCTIONS",
+    "GIVEN",
+    "PRODUCTS",
+    "REDUCTIONS",
+    "TOTALS",
+    "Dim",
+    "Kind",
+    "Op",
+    "Program",
+]
 
 
 class Kind(Enum):
@@ -60,6 +72,12 @@ FUNCTIONS: Mapping[str, str] = {
     "power": "a to the power b, for a >= 0",
 }
 """Elementary functions of array elements, computed in float64 and rounded once."""
+
+DRAWS: Mapping[str, str] = {
+    "draw_normal": "normally distributed random numbers of mean 0 and variance 1",
+    "draw_uniform": "random numbers between 0, inclusive, and 1, exclusive",
+}
+"""Random numbers for each element, given the key, the step and the number of the draw among those of the rule."""
 
 REDUCTIONS: Mapping[str, str] = {
     "sum": "the sum of the elements, in any order of summation the same bits",
@@ -110,8 +128,8 @@ Label = str | float | int | tuple[Dim, ...] | None
 class Op:
     """One operation: its name, the kind of its result, and the indices of its operands in `Program.ops`.
 
-    `label` is the name of an input, a total or a loaded array, the value of a constant, the axes of a reduction (None: all) or
-    transpose, or the shape of a reshape. `dims` is the shape of an array; None is the parameter's own.
+    `label` is the name of an input, a total, a draw or a loaded array, the value of a constant, the axes of a reduction (None:
+    all) or transpose, or the shape of a reshape. `dims` is the shape of an array; None is the parameter's own.
     """
 
     name: str
@@ -188,6 +206,11 @@ class Program:
     def is_given_or_gradient_norm(self, total: Op) -> bool:
         """Tell whether a total is a number by now, or the norm of arrays as they are read."""
         return not total.args or (total.name == "total_norm" and self.ops[total.args[0]].reads is not None)
+
+    @property
+    def has_draws(self) -> bool:
+        """Whether a step needs random numbers, which depend on the parameter's place in its tree."""
+        return not self.is_elementwise and any(op.name in DRAWS for op in self.ops)
 
     @property
     def uses_gradient_norm(self) -> bool:

@@ -29,10 +29,13 @@ class Primitives:
     Attributes:
         sliced: takes the place of `products.slices`, of an operand and its inner axis; None if nothing does.
         rescaled: takes the place of `products.rescaled`, of integer products and the two operands' slices.
+        fused: runs the elementwise program of a segment, given its arrays and its scalars, and returns its results; None if each
+            operation is run by itself.
     """
 
     sliced: Callable[[Any, int], Any] | None = None
     rescaled: Callable[[Any, Any, Any], Any] | None = None
+    fused: Callable[[Any, Any, Any], Any] | None = None
 
     def __init__(
         self, xp: Any, dtype: Any, compute_dtype: str, overrides: Mapping[str, Callable[..., Any]] | None = None

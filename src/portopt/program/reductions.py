@@ -15,7 +15,6 @@ from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from portopt.arithmetic import HOST
-from portopt.arithmetic.traced import TracedArithmetic
 from portopt.program import bins
 from portopt.program.bins import Bins
 from portopt.program.primitives import Primitives
@@ -60,7 +59,7 @@ class Reductions:
 
     def sum(self, x: Any, axes: Axes) -> Any:
         if axes is None:
-            return self.combine("sum", [self.partial("sum", x)])
+            return self.total("sum", x)
         with self._float64():
             return self._narrow(self._sum(x, axes))
 
@@ -72,12 +71,12 @@ class Reductions:
 
     def norm(self, x: Any, axes: Axes) -> Any:
         if axes is None:
-            return self.combine("norm", [self.partial("norm", x)])
+            return self.total("norm", x)
         with self._float64():
             if _is_empty(x):
                 return self._narrow(self._sum(x, axes))
-            binned = self._binned(x, axes, squared=True)
-            return self._narrow(self._finished(binned, self._wide.sqrt(self._in_units(binned)) * binned.factor))
+            split, scaling, squares = self._along(x, axes, squared=True)
+            return self._narrow(self._finished(split, self._wide.sqrt(squares) * scaling.factor))
 
     def max(self, x: Any, axes: Axes) -> Any:
         return self._extreme(x, axes, self._xp.max, -math.inf)
@@ -104,26 +103,39 @@ class Reductions:
                 return self._whole_or_narrow(counted, None, int)
             return self._narrow(self._xp.astype(counted, self._wide.dtype))
 
-    def partial(self, name: str, x: Any) -> Any:
-        """Return what a total over more than this array needs of it.
+    def partial(self, name: str, *xs: Any) -> Any:
+        """Return what a total over more than these arrays needs of them.
 
         Args:
             name: `"sum"`, `"norm"`, `"max"` or `"min"`.
-            x: an array of the compute dtype.
+            xs: arrays, each in its compute dtype.
 
         Returns:
             `Bins` for a sum or a norm (of the squares); else the extreme value.
         """
         if name in ("max", "min"):
-            return getattr(self, name)(x, None)
+            return self._extreme_of(name, [getattr(self, name)(x, None) for x in xs])
         squared = name == "norm"
-        if _is_empty(x):
+        laid_out = [self._laid_out(x, None) for x in xs if not _is_empty(x)]
+        if not laid_out:
             return bins.NO_SQUARES if squared else bins.NONE
+        xp = self._xp
         with self._float64():
-            whole, along = self._laid_out(x, None)
-            binned = self._binned(whole, along, squared=squared)
-            exponent, *sums = (self._whole_or_narrow(n, None, int) for n in (binned.exponent, *binned.sums))
-            return Bins(exponent, tuple(sums), self._whole_or_narrow(binned.special, None, float))
+            split = [self._split(x, axes, squared=squared) for x, axes in laid_out]
+            largest = functools.reduce(xp.maximum, [xp.reshape(part.largest, ()) for part in split])
+            scaling = self._scaling(largest, squared=squared)
+            parts = [
+                self._binned(part.finite, axes, scaling, squared=squared)
+                for part, (_, axes) in zip(split, laid_out, strict=True)
+            ]
+            sums = [functools.reduce(operator.add, [xp.reshape(part[i], ()) for part in parts]) for i in range(3)]
+            special = functools.reduce(operator.add, [xp.reshape(part.special, ()) for part in split])
+            exponent, *sums = (self._whole_or_narrow(n, None, int) for n in (scaling.exponent, *sums))
+            return Bins(exponent, (sums[0], sums[1], sums[2]), self._whole_or_narrow(special, None, float))
+
+    def total(self, name: str, *xs: Any) -> Any:
+        """Return a reduction over all elements of several arrays, each in its compute dtype."""
+        return self.combine(name, [self.partial(name, *xs)])
 
     def combine(self, name: str, parts: Sequence[Any]) -> Any:
         """Return the total, given the parts: the same for any split of the elements."""
@@ -138,12 +150,12 @@ class Reductions:
         with self._float64():
             whole = functools.reduce(functools.partial(_joined, arithmetic), parts)
             value = bins.significand(arithmetic, whole)
-            half = _scaling(arithmetic, whole.exponent) if root else 0
+            half = _scaling_of_squares(arithmetic, whole.exponent) if root else 0
             unit = arithmetic.subtract(arithmetic.subtract(whole.exponent, half), arithmetic.add(half, 31))
             value = arithmetic.multiply(value, arithmetic.power_of_two(unit))
             if root:
                 value = arithmetic.multiply(arithmetic.sqrt(value), arithmetic.power_of_two(half))
-            return bins.finished(arithmetic, whole, value)
+            return arithmetic.where(arithmetic.equal(whole.special, 0.0), value, whole.special)
 
     # How each is done
 
@@ -168,8 +180,8 @@ class Reductions:
         """Return the sum along axes in float64."""
         if _is_empty(x):
             return self._xp.astype(self._xp.sum(x, axis=axes, keepdims=True), self._wide.dtype)
-        binned = self._binned(x, axes, squared=False)
-        return self._finished(binned, self._in_units(binned))
+        split, _, total = self._along(x, axes, squared=False)
+        return self._finished(split, total)
 
     def _divided_whole(self, total: Any, count: int) -> Any:
         arithmetic = HOST if isinstance(total, float) else self._arithmetic_of(total)
@@ -184,47 +196,70 @@ class Reductions:
         # A compiler that knew the divisor could make a product of the quotient.
         return self._wide.divide(total, float(count) if arithmetic is HOST else arithmetic.as_float64(float(count)))
 
-    def _binned(self, x: Any, axes: tuple[int, ...], *, squared: bool) -> _Binned:
-        """Return the bins of the elements, or of their squares, along axes; there is at least one element."""
+    def _along(self, x: Any, axes: tuple[int, ...], *, squared: bool) -> tuple[_Split, _Scaling, Any]:
+        """Return what the sums along axes, or those of squares, are made from, and what the finite elements add up to."""
+        split = self._split(x, axes, squared=squared)
+        scaling = self._scaling(split.largest, squared=squared)
+        sums = self._binned(split.finite, axes, scaling, squared=squared)
+        return split, scaling, self._significand(sums) * scaling.unit
+
+    def _split(self, x: Any, axes: tuple[int, ...], *, squared: bool) -> _Split:
         xp, where = self._xp, self._wide.where
         x = xp.astype(x, self._wide.dtype)
-        finite = xp.abs(x) < math.inf
-        zeros = xp.zeros_like(x)
+        finite, zeros = xp.abs(x) < math.inf, xp.zeros_like(x)
         special = xp.sum(where(finite, zeros, xp.abs(x) if squared else x), axis=axes, keepdims=True)
         x = where(finite, x, zeros)
-        largest = xp.max(xp.abs(x), axis=axes, keepdims=True)
+        return _Split(x, xp.max(xp.abs(x), axis=axes, keepdims=True), special)
+
+    def _scaling(self, largest: Any, *, squared: bool) -> _Scaling:
+        """Return the bins of sums, or of sums of squares, given the largest magnitudes."""
+        xp, where = self._xp, self._wide.where
         nothing = xp.zeros_like(largest)
         exponent = xp.astype(nothing, xp.int64) + bins.LOWEST
-        factor = nothing + 1.0
+        one = nothing + 1.0
+        scale, factor = one, one
         if squared:
             large, small = largest >= 2.0**bins.UNSCALED, largest < 2.0**-bins.UNSCALED
-            up, down = nothing + 2.0**bins.SCALING, nothing + 2.0**-bins.SCALING
-            scale = where(large, down, where(small, up, factor))
-            factor = where(large, up, where(small, down, factor))
-            x, largest = x * scale, largest * scale
-            x, largest = x * x, largest * largest
-            twice = 2 * bins.SCALING
+            up, down, twice = nothing + 2.0**bins.SCALING, nothing + 2.0**-bins.SCALING, 2 * bins.SCALING
+            scale = where(large, down, where(small, up, one))
+            factor = where(large, up, where(small, down, one))
             exponent = xp.where(large, exponent + twice, xp.where(small, exponent - twice, exponent))
+            largest = largest * scale
+            largest = largest * largest
         unit, inverse = nothing + 2.0 ** (bins.LOWEST - 31), nothing + 2.0 ** (31 - bins.LOWEST)
         for step in _STEPS:
             below = unit * 2.0 ** (step - 1) <= largest
             exponent = xp.where(below, exponent + step, exponent)
             unit = where(below, unit * 2.0**step, unit)
             inverse = where(below, inverse * 2.0**-step, inverse)
-        rest, sums = x * inverse, []
+        return _Scaling(exponent, unit, inverse, scale, factor)
+
+    def _binned(self, x: Any, axes: tuple[int, ...], scaling: _Scaling, *, squared: bool) -> list[Any]:
+        """Return the three sums of integers along axes, of finite elements or of their squares."""
+        xp = self._xp
+        if squared:
+            x = x * scaling.scale
+            x = x * x
+        rest, sums = x * scaling.inverse, []
         for _ in range(3):
             nearest = xp.round(rest)
             sums.append(xp.sum(xp.astype(nearest, xp.int64), axis=axes, keepdims=True))
             rest = (rest - nearest) * 2.0**bins.WIDTH
-        return _Binned(exponent, (sums[0], sums[1], sums[2]), special, unit, factor)
+        return sums
 
-    def _in_units(self, binned: _Binned) -> Any:
-        """Return the sums that bins stand for."""
-        first, second, third = (self._xp.astype(integers, self._wide.dtype) for integers in binned.sums)
-        return ((third * 2.0**-64 + second * 2.0**-32) + first) * binned.unit
+    def _significand(self, sums: Sequence[Any]) -> Any:
+        """Do `bins.significand` on arrays."""
+        first, second, third = sums
+        half = 2 ** (bins.WIDTH - 1)
+        carry = (third + half) // 2**bins.WIDTH
+        third, second = third - carry * 2**bins.WIDTH, second + carry
+        carry = (second + half) // 2**bins.WIDTH
+        second, first = second - carry * 2**bins.WIDTH, first + carry
+        low, middle, high = (self._xp.astype(integers, self._wide.dtype) for integers in (third, second, first))
+        return (low * 2.0**-64 + middle * 2.0**-32) + high
 
-    def _finished(self, binned: _Binned, value: Any) -> Any:
-        return self._wide.where(binned.special == 0.0, value, binned.special)
+    def _finished(self, split: _Split, value: Any) -> Any:
+        return self._wide.where(split.special == 0.0, value, split.special)
 
     def _extreme(self, x: Any, axes: Axes, function: Callable[..., Any], neutral: float) -> Any:
         """Return the largest or smallest elements along axes, or of all; NaN where there is one, and no -0."""
@@ -256,21 +291,35 @@ class Reductions:
         return extreme
 
 
-class _Binned(NamedTuple):
-    """Bins along axes, each an array.
+class _Split(NamedTuple):
+    """An array in float64, to be reduced.
+
+    Attributes:
+        finite: the elements, zeros in place of infinities and NaN.
+        largest: the largest magnitudes of those along axes.
+        special: the sums of the infinities and NaN along axes.
+    """
+
+    finite: Any
+    largest: Any
+    special: Any
+
+
+class _Scaling(NamedTuple):
+    """Which bins sums are in.
 
     Attributes:
         exponent: as in `Bins`, int64.
-        sums: as in `Bins`, int64.
-        special: as in `Bins`.
-        unit: what 1 in the first sum stands for; of squares, of scaled ones.
-        factor: by what the root of squares is multiplied.
+        unit: what 1 in the first bin stands for; of squares, of scaled ones.
+        inverse: its reciprocal.
+        scale: what elements are multiplied by before they are squared.
+        factor: its reciprocal.
     """
 
     exponent: Any
-    sums: tuple[Any, Any, Any]
-    special: Any
     unit: Any
+    inverse: Any
+    scale: Any
     factor: Any
 
 
@@ -301,118 +350,8 @@ def _raised(arithmetic: Any, part: Bins, exponent: Any) -> tuple[Any, ...]:
     )
 
 
-def _scaling(arithmetic: Any, exponent: Any) -> Any:
+def _scaling_of_squares(arithmetic: Any, exponent: Any) -> Any:
     """Do `bins.scaling_of_squares` in a graph."""
     small = arithmetic.less_equal(exponent, -2 * bins.UNSCALED)
     large = arithmetic.less(2 * bins.UNSCALED, exponent)
     return arithmetic.where(large, bins.SCALING, arithmetic.where(small, -bins.SCALING, 0))
-
-
-PASSES = 3
-
-
-def rounding_constants(count: int) -> tuple[float, ...]:
-    """Return the constant of each pass for `count` addends of at most 4."""
-    k = max(count - 1, 0).bit_length()
-    # What a pass leaves is at most half an ulp of its constant, 2**(exponent - 53); the next constant has room for 2**k of
-    # them with their signs, and two bits to spare.
-    return tuple(1.5 * 2.0 ** (k + 4 + i * (k - 51)) for i in range(PASSES))
-
-
-def partial_sums(primitives: Primitives, scaled: Any, constants: Sequence[Any]) -> list[Any]:
-    """Return each pass's exact sum over the squares of one float64 array of numbers below 2."""
-    rest = primitives.multiply(scaled, scaled)
-    sums = []
-    for constant in constants:
-        rounded = (rest + constant) - constant
-        sums.append(primitives.xp.sum(rounded))
-        rest = rest - rounded
-    return sums
-
-
-def host_norm(primitives: Primitives, gradients: Sequence[Any]) -> float:
-    """Return the Euclidean norm of all gradients together as a Python float.
-
-    Args:
-        primitives: the operations of the gradients' library in float64.
-        gradients: arrays in the compute dtype without subnormals, as `Primitives.load` gives them.
-
-    Returns:
-        The norm; NaN if an element is NaN, else infinite if one is.
-    """
-    largest = largest_magnitude(primitives, gradients)
-    scale = scaling(largest, sum(math.prod(g.shape) for g in gradients))
-    if scale is None:
-        return largest
-    return norm_of_sums(scale, sums_of_parts(primitives, gradients, scale))
-
-
-def largest_magnitude(primitives: Primitives, gradients: Sequence[Any]) -> float:
-    """Return the largest |g| of all gradients; 0 if there is no element, NaN if an element is NaN."""
-    xp = primitives.xp
-    filled = [g for g in gradients if math.prod(g.shape)]
-    # Libraries disagree on the maximum of a NaN and an infinity.
-    if any(bool(xp.any(xp.isnan(g))) for g in filled):
-        return math.nan
-    return max((float(xp.max(xp.abs(g))) for g in filled), default=0.0)
-
-
-class Scaling(NamedTuple):
-    """What the addends are scaled by and rounded with.
-
-    Attributes:
-        factors: two powers of two whose product is `1 / unit`; one alone could be subnormal.
-        constants: the constant of each pass.
-    """
-
-    factors: tuple[float, float]
-    constants: tuple[float, ...]
-
-
-def scaling(largest: float, count: int) -> Scaling | None:
-    """Return the scaling for `count` elements of at most this magnitude; None where `largest` is the norm itself."""
-    if largest == 0.0 or not math.isfinite(largest):
-        return None
-    exponent = math.frexp(largest)[1] - 1
-    return Scaling((2.0 ** -(exponent // 2), 2.0 ** -(exponent - exponent // 2)), rounding_constants(count))
-
-
-def sums_of_parts(primitives: Primitives, gradients: Sequence[Any], scale: Scaling) -> list[list[float]]:
-    """Return each pass's exact sum over each gradient."""
-    first, second = scale.factors
-    wide = (primitives.xp.astype(g, primitives.dtype) for g in gradients if math.prod(g.shape))
-    return [[float(part) for part in partial_sums(primitives, (g * first) * second, scale.constants)] for g in wide]
-
-
-def norm_of_sums(scale: Scaling, sums: Sequence[Sequence[float]]) -> float:
-    """Return the norm, given each pass's exact sum over each part of the elements."""
-    first, second, third = (math.fsum(parts) for parts in zip(*sums, strict=True))
-    root = HOST.sqrt(HOST.add(first, HOST.add(second, third)))
-    return float(HOST.multiply(HOST.multiply(root, 1 / scale.factors[0]), 1 / scale.factors[1]))
-
-
-def traced_norm(primitives: Primitives, wide: Sequence[Any], arithmetic_of: Callable[[Any], TracedArithmetic]) -> Any:
-    """Return the norm of arrays whose elements are not known yet, by the same steps; where those branch, it chooses.
-
-    Args:
-        primitives: the operations of the arrays' library in float64.
-        wide: gradients in float64 without subnormals, none of them empty; at least one.
-        arithmetic_of: returns the arithmetic for scalars that are computed from the one that it is given.
-    """
-    xp = primitives.xp
-    # Compilers may lose a NaN to an infinity in a maximum over many elements.
-    has_nan = functools.reduce(xp.logical_or, [xp.any(xp.isnan(g)) for g in wide])
-    largest = functools.reduce(xp.maximum, [xp.max(xp.abs(g)) for g in wide])
-    arithmetic = arithmetic_of(largest)
-    regular = (largest > 0.0) & (largest < math.inf)
-    exponent = arithmetic.exponent(arithmetic.where(regular, largest, 1.0))
-    half = exponent // 2
-    first_factor, second_factor = map(arithmetic.power_of_two, (-half, half - exponent))
-    # Compilers multiply the factors with each other first, if nothing stands between.
-    scaled = [primitives.flush(g * first_factor) * second_factor for g in wide]
-    constants = tuple(map(arithmetic.as_float64, rounding_constants(sum(math.prod(g.shape) for g in wide))))
-    sums = [partial_sums(primitives, g, constants) for g in scaled]
-    first, second, third = (functools.reduce(operator.add, parts) for parts in zip(*sums, strict=True))
-    root = arithmetic.sqrt(arithmetic.add(first, arithmetic.add(second, third)))
-    norm = functools.reduce(arithmetic.multiply, map(arithmetic.power_of_two, (half, exponent - half)), root)
-    return arithmetic.where(has_nan, math.nan, arithmetic.where(regular, norm, largest))

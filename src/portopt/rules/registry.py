@@ -12,6 +12,7 @@ from portopt.rules.adamax import Adamax as Adamax
 from portopt.rules.nadam import Nadam as Nadam
 from portopt.rules.signum import Signum as Signum
 from portopt.rules.adamw import AdamW as AdamW
+from portopt.rules.noisy_sgd import NoisySGD as NoisySGD
 from portopt.rules.adafactor import Adafactor as Adafactor
 from portopt.rules.sm3 import SM3 as SM3
 from portopt.rules.prodigy import Prodigy as Prodigy

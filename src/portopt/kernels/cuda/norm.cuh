@@ -1,8 +1,8 @@
-// The norm of all gradients, as portopt.reductions computes it: every sum is exact, so no order matters.
+// The norm of all gradients, as portopt.program.bins defines it: sums of integers, so no order matters.
 
 struct GradientNorm {
     unsigned long long largest;  // the bits of max |g|, as a double: an integer maximum has NaN above infinity
-    double sums[3];              // of the three passes, over (g / u)**2 with u the power of two in `largest`
+    unsigned long long sums[3];  // of the integers in each bin, signed ones, that stand for the squares
 };
 
 #define INFINITY_WORD 0x7ff0000000000000ull
@@ -12,20 +12,36 @@ __device__ __forceinline__ double power_of_two(int exponent)
     return __longlong_as_double((long long)(exponent + 1023) << 52);
 }
 
-__device__ __forceinline__ int exponent_of(unsigned long long word) { return (int)(word >> 52) - 1023; }
+// The exponent of what numbers are divided by before they are squared.
+__device__ __forceinline__ int scaling_of(unsigned long long largest)
+{
+    const double magnitude = __longlong_as_double((long long)largest);
+    return magnitude >= 0x1p400 ? 608 : magnitude < 0x1p-400 ? -608 : 0;
+}
 
-// u is split in two powers of two; the reciprocal of the whole could be subnormal. An arithmetic shift rounds down.
-__device__ __forceinline__ int first_exponent(int exponent) { return exponent >> 1; }
-__device__ __forceinline__ int second_exponent(int exponent) { return exponent - (exponent >> 1); }
+// The exponent of the bins: the least multiple of 32 whose power of two is above the square of the largest, once that is scaled.
+__device__ __forceinline__ int bins_of(unsigned long long largest)
+{
+    const double scaled = __longlong_as_double((long long)largest) * power_of_two(-scaling_of(largest));
+    const int exponent = (int)(__double_as_longlong(scaled * scaled) >> 52) - 1023;
+    return (exponent + 32) >> 5 << 5;
+}
+
+// An integer in units of a bin as a multiple of the next one, and a rest between minus and plus half of that.
+__device__ __forceinline__ long long carry_of(long long integer) { return (integer + 0x80000000ll) >> 32; }
+__device__ __forceinline__ long long rest_of(long long integer) { return integer - (carry_of(integer) << 32); }
 
 __device__ __forceinline__ double norm_of(const GradientNorm *norm)
 {
     const unsigned long long largest = norm->largest;
     if (largest == 0 || largest >= INFINITY_WORD)
         return __longlong_as_double((long long)largest);
-    const double root = square_root(flush(norm->sums[0] + flush(norm->sums[1] + norm->sums[2])));
-    const int exponent = exponent_of(largest);
-    return product(product(root, power_of_two(first_exponent(exponent))), power_of_two(second_exponent(exponent)));
+    const long long third = (long long)norm->sums[2];
+    const long long second = (long long)norm->sums[1] + carry_of(third);
+    const long long first = (long long)norm->sums[0] + carry_of(second);
+    const double rest = (double)rest_of(third) * 0x1p-64 + (double)rest_of(second) * 0x1p-32;
+    const double sum = (rest + (double)first) * power_of_two(bins_of(largest) - 31);
+    return product(square_root(sum), power_of_two(scaling_of(largest)));
 }
 
 // Scalars that follow from it ------------------------------------------------------------------------------------

@@ -24,33 +24,28 @@ extern "C" __global__ void largest_gradient(const __grid_constant__ Table table,
         atomicMax(&norm->largest, found[0]);
 }
 
-extern "C" __global__ void sum_squares(
-    const __grid_constant__ Table table,
-    const double constant_0,
-    const double constant_1,
-    const double constant_2,
-    GradientNorm *norm)
+extern "C" __global__ void sum_squares(const __grid_constant__ Table table, GradientNorm *norm)
 {
-    __shared__ double partial[3][THREADS];
+    __shared__ long long partial[3][THREADS];
     if (norm->largest == 0 || norm->largest >= INFINITY_WORD)
         return;
-    const double constants[3] = {constant_0, constant_1, constant_2};
-    const int exponent = exponent_of(norm->largest);
-    const double factor_0 = power_of_two(-first_exponent(exponent));
-    const double factor_1 = power_of_two(-second_exponent(exponent));
-    double sums[3] = {0.0, 0.0, 0.0};
+    const double scale = power_of_two(-scaling_of(norm->largest));
+    // Adding a number to one that is so large rounds it to a multiple of the unit of the last bit, which is that of a bin.
+    const double unit_of_last = 1.5 * power_of_two(bins_of(norm->largest) - 31 + 52);
+    const double constants[3] = {unit_of_last, unit_of_last * 0x1p-32, unit_of_last * 0x1p-64};
+    long long sums[3] = {0, 0, 0};
     for (long long chunk = blockIdx.x; chunk < table.first_chunk[ROWS]; chunk += gridDim.x) {
         const int row = find_row(table, chunk);
         const gradient *const g = (const gradient *)table.address[row][0];
         const long long start = (chunk - table.first_chunk[row]) * CHUNK;
         const long long end = start + CHUNK < table.size[row] ? start + CHUNK : table.size[row];
         for (long long i = start + threadIdx.x; i < end; i += blockDim.x) {
-            const double scaled = (load(g[i]) * factor_0) * factor_1;
-            double rest = product(scaled, scaled);
+            const double scaled = load(g[i]) * scale;
+            double rest = scaled * scaled;
             for (int pass = 0; pass < 3; pass++) {
-                const double rounded = (rest + constants[pass]) - constants[pass];
-                sums[pass] += rounded;
-                rest -= rounded;
+                const double rounded = rest + constants[pass];
+                sums[pass] += __double_as_longlong(rounded) - __double_as_longlong(constants[pass]);
+                rest -= rounded - constants[pass];
             }
         }
     }
@@ -64,5 +59,5 @@ extern "C" __global__ void sum_squares(
     }
     if (threadIdx.x == 0)
         for (int pass = 0; pass < 3; pass++)
-            atomicAdd(&norm->sums[pass], partial[pass][0]);
+            atomicAdd(&norm->sums[pass], (unsigned long long)partial[pass][0]);
 }

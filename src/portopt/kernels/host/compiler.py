@@ -34,7 +34,7 @@ _PROTOTYPES = {
     ),
     "norm": ctypes.CFUNCTYPE(
         ctypes.c_int, _POINTER, _POINTER,
-        _POINTER, _INTEGER, _INTEGER, _POINTER, *[_INTEGER] * 3, _POINTER, _POINTER, _INTEGER,
+        _POINTER, _INTEGER, _INTEGER, _POINTER, *[_INTEGER] * 5,
     ),
     # Looks at Python objects, so it holds the GIL.
     "watch": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 7),

@@ -1,12 +1,16 @@
-"""The norm of all gradients together, in two passes of a compiled kernel over their memory.
+"""The norm of all gradients together, in one pass of a compiled kernel over their memory, seldom two.
 
-The steps are those of `portopt.program.reductions`. Both passes may be split among threads in any way: the first takes a
-maximum, and what the second adds up has an exact sum.
+What is summed are the bins of `portopt.program.bins`. Which ones depends on the largest gradient, which is guessed from a few;
+the pass that adds up also finds out whether the guess was good. If not, a second pass knows the largest. The work may be split
+among threads in any way, since parts combine exactly.
+
+Two integers stand for the three sums: of squares rounded to 51 bits below the largest, and of what that leaves.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,44 +22,110 @@ from portopt.kernels.groups import positions
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function, default_flush
 from portopt.kernels.key import Flush
-from portopt.program.reductions import norm_of_sums, scaling
+from portopt.program.bins import (
+    HIGHEST,
+    LOWEST_OF_SQUARES,
+    NO_SQUARES,
+    SCALING,
+    UNSCALED,
+    WIDTH,
+    Bins,
+    combined,
+    root_of,
+)
 
-_SOURCE = '''"""Maximum and exact sums of squares of {dtype} gradients; subnormals flushed by {flush}."""
+_BLOCK = 2048
+"""Elements of a block: the sum of so many integers of at most 2**51 fits into 63 bits."""
+_SAMPLES = 1024
+"""About so many gradients are looked at for a guess of the largest."""
+
+_SOURCE = '''"""Sums of squares of {dtype} gradients in integer bins; subnormals flushed by {flush}."""
 
 
-def largest_of(first, last, gradient):
+def largest_of(first, last, stride, gradient):
     """Return the bits of the largest magnitude; those of a NaN are larger than those of infinity."""
     largest = {bits}(0)
-    for i in range(first, last):
+    for i in range(first, last, stride):
         magnitude = {real}_bits({load}) & {bits}({mask})
         largest = magnitude if magnitude > largest else largest
     return largest
 
 
-def sums_of(first, last, gradient, factor_1, factor_2, constant_1, constant_2, constant_3, sums):
-    """Add the three exact sums of elements first to last to `sums`."""
-    sum_1 = 0.0
-    sum_2 = 0.0
-    sum_3 = 0.0
+def power_of_two(exponent):
+    return float64_of_bits(uint64(exponent + 1023) << uint64(52))
+
+
+def scaling_of(largest):
+    """Return the exponent of what numbers are divided by before they are squared, given the bits of the largest."""
+    {scaling}
+
+
+def exponent_of(largest):
+    """Return the exponent of the bins for the square of the largest magnitude."""
+    if largest < {bits}({smallest}):
+        return {lowest}
+    half = scaling_of(largest)
+    scaled = numpy_float64({real}_of_bits(largest)) * power_of_two(-half)
+    exponent = numpy_int64(float64_bits(scaled * scaled) >> uint64(52)) - 1023
+    return ((exponent + 32) >> 5 << 5) + 2 * half
+
+
+def add_squares(first, last, gradient, half, exponent, record):
+    """Add the squares of elements first to last to the sums, and return 0; or the bits of the largest, too large for the bins."""
+    scale = power_of_two(-half)
+    # Adding a number to one that is so large rounds it to a multiple of the unit of the last bit.
+    constant_1 = 1.5 * power_of_two(exponent - 2 * half - 51 + 52)
+    constant_2 = 1.5 * power_of_two(exponent - 2 * half - 95 + 52)
+    bits_1 = uint64(0)
+    bits_2 = uint64(0)
+    seen = uint64(0)
     for i in range(first, last):
-        scaled = (float({loaded}) * factor_1) * factor_2
-        rest = {square}
-        rounded = (rest + constant_1) - constant_1
-        sum_1 = add_in_any_order(sum_1, rounded)
-        rest = rest - rounded
-        rounded = (rest + constant_2) - constant_2
-        sum_2 = add_in_any_order(sum_2, rounded)
-        rest = rest - rounded
-        rounded = (rest + constant_3) - constant_3
-        sum_3 = add_in_any_order(sum_3, rounded)
-    sums[0] += sum_1
-    sums[1] += sum_2
-    sums[2] += sum_3
+        value = {load}
+        scaled = {scaled}
+        square = scaled * scaled
+        # The integer is in the lowest bits of the sum, and so the bits of all sums add up to the sum of the integers.
+        rounded = square + constant_1
+        bits_1 += float64_bits(rounded)
+        bits_2 += float64_bits((square - (rounded - constant_1)) + constant_2)
+        seen |= float64_bits(rounded)
+    # A larger exponent has a bit that a smaller one has not. A square that is rounded up may have it too.
+    if seen >> uint64(52) != float64_bits(constant_1) >> uint64(52):
+        largest = largest_of(first, last, 1, gradient)
+        if exponent_of(largest) > exponent:
+            return largest
+    count = uint64(last - first)
+    sum_1 = numpy_int64(bits_1 - count * float64_bits(constant_1))
+    sum_2 = numpy_int64(bits_2 - count * float64_bits(constant_2))
+    record[2] += sum_1 >> 20
+    record[3] += ((sum_1 & 0xFFFFF) << 12) + (sum_2 >> 32)
+    record[4] += sum_2 & 0xFFFFFFFF
+    return {bits}(0)
 
 
-def kernel(table, columns, column, sizes, count, start, stop, values, bits, sums):
-    """Without `sums`, put the largest bits of elements start to stop into `bits`; else add to `sums`, scaled by `values`."""
+def add_blocks(first, last, gradient, record):
+    """Add elements first to last, a block at a time, as long as none is too large for the bins; look at the others."""
+    exponent = record[1]
+    half = {half}
+    largest = {bits}(record[0])
+    for start in range(first, last, {block}):
+        stop = min(start + {block}, last)
+        # Squares of this dtype are all too large for lower bins, and zero in higher ones.
+        if largest == 0 and {least} <= exponent <= {most}:
+            largest = add_squares(start, stop, gradient, half, exponent, record)
+            continue
+        magnitude = largest_of(start, stop, 1, gradient)
+        largest = magnitude if magnitude > largest else largest
+    record[0] = numpy_int64(largest)
+
+
+def kernel(table, columns, column, sizes, count, start, stop, stride, result):
+    """Look at elements start to stop; without a stride, add them to the sums of the record.
+
+    The record has the bits of the largest magnitude among those that were looked at; the exponent of the bins, and in its place
+    that which the largest needs; and three sums.
+    """
 {control}    offset = 0
+    record = pointer_to_int64(result)
     for k in range(count):
         size = sizes[k]
         first = max(start - offset, 0)
@@ -63,38 +133,51 @@ def kernel(table, columns, column, sizes, count, start, stop, values, bits, sums
         offset += size
         if first < last:
             gradient = pointer_to_{dtype}(table[k * columns + column])
-            if sums == 0:
-                bits[0] = max(bits[0], numpy_int64(largest_of(first, last, gradient)))
+            if stride == 0:
+                add_blocks(first, last, gradient, record)
             else:
-                sums_of(
-                    first, last, gradient, values[0], values[1], values[2], values[3], values[4], pointer_to_float64(sums)
-                )
+                record[0] = max(record[0], numpy_int64(largest_of(first, last, stride, gradient)))
+    record[1] = exponent_of({bits}(record[0]))
 {restore}'''
+
+_SCALING_OF_DOUBLES = f"""if largest >= float64_bits({2.0**UNSCALED!r}):
+        return {SCALING}
+    return {-SCALING} if largest < float64_bits({2.0**-UNSCALED!r}) else 0"""
+_SCALING_OF_SQUARES = f"{SCALING} if exponent > {2 * UNSCALED} else {-SCALING} if exponent <= {-2 * UNSCALED} else 0"
 
 
 def norm_source(dtype: str, flush: Flush) -> str:
     """Return the source of the kernel for gradients of a dtype."""
     real = COMPUTE_DTYPE[dtype]
+    is_double = real == "float64"
     load = "gradient[i]" if dtype == real else f"{dtype}_to_{real}(gradient[i])"
     by_where = flush == "where"
+    loaded = f"flush_{real}(value)" if by_where else "value"
     return _SOURCE.format(
         dtype=dtype,
         flush=flush,
         real=real,
-        bits="uint32" if real == "float32" else "uint64",
-        mask="0x7FFFFFFF" if real == "float32" else "0x7FFFFFFFFFFFFFFF",
+        bits="uint64" if is_double else "uint32",
+        least=LOWEST_OF_SQUARES if is_double else -224,
+        most=HIGHEST + 2 * SCALING if is_double else 2 * 128 + 3 * WIDTH,
+        mask="0x7FFFFFFFFFFFFFFF" if is_double else "0x7FFFFFFF",
+        smallest="0x0010000000000000" if is_double else "0x00800000",
+        infinity="0x7FF0000000000000" if is_double else "0x7F800000",
+        scaling=_SCALING_OF_DOUBLES if is_double else "return 0",
         load=load,
-        loaded=f"flush_{real}({load})" if by_where else load,
-        square="product_float64(scaled, scaled)" if by_where else "scaled * scaled",
+        scaled=f"{loaded} * scale" if is_double else f"numpy_float64({loaded})",
+        half=_SCALING_OF_SQUARES if is_double else "0",
+        lowest=LOWEST_OF_SQUARES,
+        block=_BLOCK,
         control="" if by_where else "    control = flush_subnormals()\n",
         restore="" if by_where else "    restore(control)\n",
     )
 
 
-# After the head of a record: kernel, table, columns, column, sizes, count, values, whether to add up; the largest bits, and
-# three sums.
-_RECORD_WORDS = threads.HEAD + 12
-_PART_SOURCE = '''"""One thread's part of a pass over the gradients."""
+# After the head of a record: kernel, table, columns, column, sizes and count; then the five results.
+_GIVEN = threads.HEAD + 6
+_RECORD_WORDS = _GIVEN + 5
+_PART_SOURCE = f'''"""One thread's part of a pass over the gradients."""
 
 
 def kernel():
@@ -102,8 +185,8 @@ def kernel():
     address = first_argument()
     record = pointer_to_int64(address)
     call_norm(
-        record[5], address, address, record[6], record[7], record[8], record[9], record[10], record[3], record[4], record[11],
-        address + 8 * 13, address + 8 * 14 if record[12] != 0 else 0,
+        record[5], address, address, record[6], record[7], record[8], record[9], record[10], record[3], record[4],
+        0, address + 8 * {_GIVEN},
     )
 '''
 
@@ -138,32 +221,50 @@ class GradientTable(NamedTuple):
 
 def gradient_norm(tables: Sequence[GradientTable], flush: Flush | None = None) -> float:
     """Return the Euclidean norm of all gradients together; NaN if an element is NaN, else infinite if one is."""
-    flush = flush or default_flush()
+    works = [_Work(table, flush or default_flush()) for table in tables]
+    exponent = max((work.guess() for work in works), default=LOWEST_OF_SQUARES)
+    parts = [part for work in works for part in work.parts(exponent)]
+    needed = max((part.exponent for part in parts), default=exponent)
+    if needed > exponent and not any(part.special for part in parts):
+        parts = [part for work in works for part in work.parts(needed)]
+    return root_of(combined([NO_SQUARES, *parts]))
 
-    def run(table: GradientTable, values: array[float] | None) -> tuple[int, list[list[float]]]:
-        """Return the largest bits, and the sums of each thread's part."""
-        function = _kernel(table.dtype, flush)
-        total = int(table.sizes.sum())
-        values_at = values.buffer_info()[0] if values else 0
-        given = (*table[1:4], table.sizes.ctypes.data, len(table.sizes))
-        records = threads.make_records(
-            total, (threads.address_of(function), *given, values_at, int(values is not None), *[0] * 4)
-        )
-        if threads.is_small(total):
+
+class _Work:
+    """The passes over the gradients of a table."""
+
+    def __init__(self, table: GradientTable, flush: Flush) -> None:
+        self._function = _kernel(table.dtype, flush)
+        self._given = (*table[1:4], table.sizes.ctypes.data, len(table.sizes))
+        self._total = int(table.sizes.sum())
+        self._infinity = 0x7FF0000000000000 if COMPUTE_DTYPE[table.dtype] == "float64" else 0x7F800000
+
+    def _records(self, exponent: int) -> array[int]:
+        """Return a record for each thread, for bins of an exponent."""
+        given = (threads.address_of(self._function), *self._given)
+        return threads.make_records(self._total, (*given, 0, exponent, 0, 0, 0))
+
+    def guess(self) -> int:
+        """Return the exponent of the bins for the largest of some gradients."""
+        record = array("q", (0, 0))
+        at = record.buffer_info()[0]
+        self._function(at, at, *self._given, 0, self._total, (self._total // _SAMPLES) | 1, at)
+        return record[1]
+
+    def parts(self, exponent: int) -> list[Bins]:
+        """Return the bins of each thread's squares, whose sums are true if no part has a larger exponent than the given one."""
+        records = self._records(exponent)
+        if len(records) == _RECORD_WORDS:
             at = records.buffer_info()[0]
-            function(at, at, *given, 0, total, values_at, at + 8 * 13, at + 8 * 14 if values else 0)
+            self._function(at, at, *self._given, 0, self._total, 0, at + 8 * _GIVEN)
         else:
             threads.split(threads.address_of(_part()), records, _RECORD_WORDS)
-        results = [records[i - 4 : i] for i in range(_RECORD_WORDS, len(records) + 1, _RECORD_WORDS)]
-        return max(bits for bits, *_ in results), [array("d", result[1:].tobytes()).tolist() for result in results]
-
-    magnitudes = [_magnitude(run(table, None)[0], table.dtype) for table in tables]
-    largest = max(magnitudes, key=lambda m: (m != m, m), default=0.0)
-    scale = scaling(largest, sum(int(table.sizes.sum()) for table in tables))
-    if scale is None:
-        return largest
-    values = array("d", (*scale.factors, *scale.constants))
-    return norm_of_sums(scale, [part for table in tables for part in run(table, values)[1]])
+        parts = []
+        for i in range(_GIVEN, len(records), _RECORD_WORDS):
+            largest, needed, *sums = records[i : i + 5]
+            special = 0.0 if largest < self._infinity else math.inf if largest == self._infinity else math.nan
+            parts.append(Bins(max(needed, exponent), (sums[0], sums[1], sums[2]), special))
+        return parts
 
 
 def norm_of_arrays(gradients: Sequence[Any], dtypes: Sequence[str]) -> float:
@@ -177,10 +278,3 @@ def norm_of_arrays(gradients: Sequence[Any], dtypes: Sequence[str]) -> float:
         )
         keep_alive.append(table)
     return gradient_norm(tables)
-
-
-def _magnitude(bits: int, dtype: str) -> float:
-    """Return the number with these bits in the compute dtype, subnormals as zero."""
-    real = COMPUTE_DTYPE[dtype]
-    number = np.array(bits, np.int64).astype(f"uint{8 * np.dtype(real).itemsize}").view(real)
-    return 0.0 if number < np.finfo(real).tiny else float(number)

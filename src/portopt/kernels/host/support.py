@@ -61,16 +61,6 @@ def _select(kind: Any) -> Any:
     return select
 
 
-@intrinsic
-def add_in_any_order(typing_context: Any, a: Any, b: Any) -> Any:
-    """Add float64 values whose sum is exact, so that the compiler may add several at a time."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.fadd(*args, flags=["reassoc"])
-
-    return types.float64(types.float64, types.float64), codegen
-
-
 def _call(count: int, result: Any = types.int32) -> Any:
     """Return what calls a C function at an address with `count` 64-bit arguments."""
 
@@ -274,13 +264,14 @@ NAMESPACE: dict[str, Any] = {
     "float64_minus_inf": -np.inf,
     "select_float64": _select(types.float64),
     "select_int64": _select(types.int64),
-    "add_in_any_order": add_in_any_order,
     "float32_bits": float_bits,
     "float64_bits": double_bits,
+    "float32_of_bits": float_of_bits,
     "float64_of_bits": double_of_bits,
     "uint32": np.uint32,
     "uint64": np.uint64,
     "numpy_int64": np.int64,
+    "numpy_float64": np.float64,
     "first_argument": first_argument,
     "call_0": _call(0),
     "call_1": _call(1),
@@ -290,7 +281,7 @@ NAMESPACE: dict[str, Any] = {
     "object_of_call_0": _call(0, types.int64),
     "object_of_call_2": _call(2, types.int64),
     "call_kernel": _call(10),
-    "call_norm": _call(12),
+    "call_norm": _call(11),
     "call_lines": _call(11),
     "sqrt": np.sqrt,
     "floor": np.floor,
@@ -313,8 +304,8 @@ _count = types.int64
 SIGNATURES = {
     # (table, sizes, count, start, stop, inputs, step, outputs)
     "kernel": types.void(_addresses, _addresses, _count, _count, _count, _values, _count, _values),
-    # (table, columns, column, sizes, count, start, stop, values, bits, sums)
-    "norm": types.void(_addresses, _count, _count, _addresses, *[_count] * 3, _values, _addresses, _count),
+    # (table, columns, column, sizes, count, start, stop, stride, result)
+    "norm": types.void(_addresses, _count, _count, _addresses, *[_count] * 5),
     # (context, params, grads, slots, inputs, step, call)
     "watch": types.void(_addresses, *[_count] * 6),
     # (values..., start, stop)

@@ -23,19 +23,20 @@ def {LARGEST_GRADIENT}(table, rows, largest, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def {SUM_SQUARES}(table, rows, constants, largest, sums, CHUNK: tl.constexpr):
+def {SUM_SQUARES}(table, rows, largest, sums, CHUNK: tl.constexpr):
 {located}
     word = tl.load(largest)
     if (word > 0) & (word < INFINITY_WORD):
         g = {address(0, 1, dtype)}
         x = {element}.to(tl.float64)
-        exponent = (word >> 52) - 1023
-        first = exponent >> 1
-        scaled = (x * power_of_two(-first)) * power_of_two(first - exponent)
-        rest = product_float64(scaled, scaled)
+        scaled = x * power_of_two(-scaling_of(word))
+        rest = scaled * scaled
+        # Adding a number to one that is so large rounds it to a multiple of the unit of the last bit, which is that of a bin.
+        constant = 1.5 * power_of_two(bins_of(word) - 31 + 52)
         for k in tl.static_range(3):
-            constant = tl.load(constants + k)
-            rounded = (rest + constant) - constant
-            tl.atomic_add(sums + k, tl.sum(rounded, axis=0))
-            rest = rest - rounded
+            rounded = rest + constant
+            integers = rounded.to(tl.int64, bitcast=True) - constant.to(tl.int64, bitcast=True)
+            tl.atomic_add(sums + k, tl.sum(integers, axis=0))
+            rest = rest - (rounded - constant)
+            constant = constant * HALF_WORD
 '''

@@ -17,6 +17,8 @@ TINY32, TINY64 = tl.constexpr(2.0**-126), tl.constexpr(2.0**-1022)
 SCALE32, SCALE64 = tl.constexpr(2.0**64), tl.constexpr(2.0**512)
 SCALED_TINY32, SCALED_TINY64 = tl.constexpr(2.0**-62), tl.constexpr(2.0**-510)
 ROUNDED_TINY32 = tl.constexpr(2.0**-126 * (1 - 2.0**-25))
+LARGE, SMALL, SCALING = tl.constexpr(2.0**400), tl.constexpr(2.0**-400), tl.constexpr(608)
+HALF_WORD = tl.constexpr(2.0**-32)
 INFINITY_WORD = tl.constexpr(0x7FF0000000000000)
 
 
@@ -114,13 +116,39 @@ def power_of_two(exponent):
 
 
 @triton.jit
+def scaling_of(largest):
+    """Return the exponent of what numbers are divided by before they are squared, as portopt.program.bins does."""
+    magnitude = largest.to(tl.float64, bitcast=True)
+    return tl.where(magnitude >= LARGE, SCALING, tl.where(magnitude < SMALL, -SCALING, 0)).to(tl.int64)
+
+
+@triton.jit
+def bins_of(largest):
+    """Return the exponent of the bins of squares, once they are scaled."""
+    scaled = largest.to(tl.float64, bitcast=True) * power_of_two(-scaling_of(largest))
+    exponent = ((scaled * scaled).to(tl.int64, bitcast=True) >> 52) - 1023
+    return ((exponent + 32) >> 5) << 5
+
+
+@triton.jit
+def carry_of(integer):
+    return (integer + 0x80000000) >> 32
+
+
+@triton.jit
+def rest_of(integer):
+    return (integer - (carry_of(integer) << 32)).to(tl.float64)
+
+
+@triton.jit
 def norm_of(largest, sums):
-    """Return the norm from the bits of max |g| and the addresses of the three exact sums, as portopt.program.reductions does."""
-    rest = flush_float64(tl.load(sums + 1) + tl.load(sums + 2))
-    root = tl.sqrt(flush_float64(tl.load(sums) + rest))
-    exponent = (largest >> 52) - 1023
-    first = exponent >> 1
-    norm = product_float64(product_float64(root, power_of_two(first)), power_of_two(exponent - first))
+    """Return the norm from the bits of max |g| and the address of the sums of integers, as portopt.program.bins does."""
+    third = tl.load(sums + 2)
+    second = tl.load(sums + 1) + carry_of(third)
+    first = tl.load(sums) + carry_of(second)
+    rest = rest_of(third) * (HALF_WORD * HALF_WORD) + rest_of(second) * HALF_WORD
+    total = (rest + first.to(tl.float64)) * power_of_two(bins_of(largest) - 31)
+    norm = product_float64(tl.sqrt(total), power_of_two(scaling_of(largest)))
     known = (largest == 0) | (largest >= INFINITY_WORD)
     return tl.where(known, largest.to(tl.float64, bitcast=True), norm)
 

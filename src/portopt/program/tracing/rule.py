@@ -32,6 +32,10 @@ class TracedRule(Protocol):
         """Names of the arrays that a step may be given for each parameter beside the gradient."""
 
     @property
+    def draws(self) -> Mapping[str, str]:
+        """Names of the random numbers that it needs for each element, and their distributions."""
+
+    @property
     def totals(self) -> Callable[..., Mapping[str, Any]] | None:
         """Returns what is reduced over all parameters, by name."""
 

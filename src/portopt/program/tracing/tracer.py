@@ -8,6 +8,7 @@ from typing import Any
 
 from portopt.program.builder import Node
 from portopt.program.canonical import canonicalize
+from portopt.program.draws import KEY
 from portopt.program.facts import Facts
 from portopt.program.ir import Dim, Kind, Program
 from portopt.program.named_values import Coefficients, Slots
@@ -62,6 +63,10 @@ def trace(
     inputs = {name: load(name) if name in active else None for name in optimizer.inputs}
     state_scalars = {name: scalar_input(name) for name in optimizer.scalar_slots}
     t = scalar_input("t", Kind.INTEGER)
+    kept_scalars = dict(state_scalars)
+    if optimizer.draws:
+        # The key is the same in all steps, and no concern of the rule.
+        inputs |= _drawn(builder, optimizer.draws, state_scalars.pop(KEY), t)
 
     totals: dict[str, Scalar] = {}
     if symbolic.totals is not None:
@@ -70,13 +75,21 @@ def trace(
             optimizer, builder, symbolic.totals(namespace, parameter, gradient, symbols, known, **inputs)
         )
     coefficients = coefficients_of(optimizer, symbolic.coefficients(t, **state_scalars, **totals))
-    outputs = {name: coefficients.pop(name, state_scalars[name]) for name in state_scalars}
+    outputs = {name: coefficients.pop(name, scalar) for name, scalar in kept_scalars.items()}
     result = symbolic.update(namespace, parameter, gradient, symbols, Coefficients(**coefficients), **inputs)
     updated, new_slots = returned(optimizer, result, tuple(kept))
     results = {"p": updated, **{n: new_slots[n] for n in kept}}
     array_outputs = {name: array_output(builder, name, value, kept.get(name)) for name, value in results.items()}
     scalar_outputs = {name: builder.scalar(plain(value)) for name, value in outputs.items()}
     return canonicalize(Program(type(optimizer).__name__, tuple(builder.ops), array_outputs, scalar_outputs))
+
+
+def _drawn(builder: Recorder, draws: Mapping[str, str], key: Scalar, t: Scalar) -> dict[str, ArraySymbol]:
+    found = {}
+    for stream, (name, distribution) in enumerate(draws.items()):
+        args = map(builder.scalar, (key.value, t.value, stream))
+        found[name] = ArraySymbol(builder, builder.record(f"draw_{distribution}", Kind.ARRAY, *args, label=name))
+    return found
 
 
 def _clipped(builder: Recorder, rule: Any, xp: Any, gradient: ArraySymbol, active: frozenset[str]) -> ArraySymbol:

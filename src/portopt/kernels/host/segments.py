@@ -1,0 +1,36 @@
+"""Segments of programs with products, run by compiled kernels on NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from portopt.arithmetic import HOST
+from portopt.kernels.host import kernel
+from portopt.program import Program
+from portopt.program.interpreter import StepScalars
+
+
+def run(
+    program: Program, compute_dtype: str, arrays: Sequence[Any], dtypes: Sequence[str], scalars: Sequence[float]
+) -> list[Any]:
+    """Return the results of a segment.
+
+    Args:
+        program: the segment's.
+        compute_dtype: the dtype of the arithmetic, and of the results.
+        arrays: the segment's, of one shape; they may show their bits as integers of the size of their dtypes.
+        dtypes: names of the arrays' dtypes.
+        scalars: the segment's.
+    """
+    names = tuple(program.array_outputs)
+    outputs = {name: np.empty(arrays[0].shape, compute_dtype) for name in names}
+    # Kernels have places for a parameter and a gradient, and for what each result replaces; a segment reads none of them.
+    unread = dict.fromkeys(("p", "g", *names), outputs[names[0]])
+    given = {f"x{k}": array for k, array in enumerate(arrays)}
+    of = {**dict.fromkeys(unread, compute_dtype), **dict(zip(given, dtypes, strict=True))}
+    inputs = StepScalars(program, HOST, {f"s{k}": value for k, value in enumerate(scalars)})
+    kernel.update(program, inputs, [of], [{**unread, **given}], [outputs])
+    return list(outputs.values())
