@@ -832,7 +832,9 @@ def strict(x: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "optimizer", [*(kind() for kind in ELEMENTWISE), portopt.Adam(amsgrad=True), Everything()], ids=repr
+    "optimizer",
+    [*(kind() for kind in (*ELEMENTWISE, portopt.NoisySGD)), portopt.Adam(amsgrad=True), Everything()],
+    ids=repr,
 )
 def test_update_runs_as_written_on_strict_arrays(optimizer: portopt.Optimizer) -> None:
     """Only the reciprocal of `array / scalar` and zero for subnormals tell the program from the code it was traced from."""

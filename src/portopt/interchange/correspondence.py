@@ -74,7 +74,10 @@ class Vocabulary:
             fixed=counterpart.fixed,
             ignored=self.ignored.union(counterpart.ignored),
             dialect=dialect,
-            translated=self.translated and counterpart.exact and (dialect is not None or not rule.dialects()),
+            translated=self.translated
+            and counterpart.exact
+            and counterpart.translated
+            and (dialect is not None or not rule.dialects()),
             counterpart=counterpart,
         )
 

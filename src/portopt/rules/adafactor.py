@@ -77,6 +77,7 @@ class Adafactor(DialectRule):
             "torch.optim.Adafactor",
             {"row": "row_var", "column": "col_var", "v": "variance"},
             names={"epsilon_1": "eps.0", "epsilon_2": "eps.1"},
+            translated=False,
             epsilon="in the maximum",
         ),
         Counterpart(
@@ -84,11 +85,15 @@ class Adafactor(DialectRule):
             {"row": "v_row", "column": "v_col", "v": "v", "m": "ema"},
             names={"epsilon_1": "eps", "clip_threshold": "clipping_threshold", "weight_decay": "weight_decay_rate"},
             ignored=("dtype_momentum", "weight_decay_mask"),
+            translated=False,
+            epsilon="under the root",
         ),
         Counterpart(
             "keras.optimizers.Adafactor",
             {"row": "r", "column": "c", "v": "velocity"},
             ignored=("relative_step",),
+            translated=False,
+            epsilon="under the root",
         ),
     )
     worth_testing: ClassVar[tuple[Mapping[str, Any], ...]] = (

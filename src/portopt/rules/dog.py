@@ -59,6 +59,7 @@ class DoG(DialectRule):
             # What is there a pair, init_step, is three arguments here.
             lacks=("relative_distance", "initial_distance", "initial_rate"),
             counts=False,
+            translated=False,
             epsilon="under the root",
         ),
     )

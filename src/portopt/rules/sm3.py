@@ -54,10 +54,11 @@ class SM3(DialectRule):
     counterparts: ClassVar[tuple[Counterpart, ...]] = (
         Counterpart(
             "optax.sm3",
-            {"m": "nu", "accumulator": "mu", **{f"mu{axis}": "mu" for axis in range(_MOST_AXES)}},
+            {"m": "nu"},
             names={"beta_1": "momentum"},
             lacks=("beta_2", "epsilon"),
             counts=False,
+            translated=False,
             epsilon="under the root",
         ),
     )
