@@ -41,16 +41,17 @@ def _parses_pointers() -> bool:
     return True
 
 
-def make_handler(kernel: Any, operands: int, *, in_place: bool, has_outputs: bool) -> Any:
+def make_handler(kernel: Any, operands: int, results: int, *, in_place: bool, has_outputs: bool) -> Any:
     """Return a handler for XLA as a ctypes function.
 
-    Operands are the kernel's scalar inputs in one float64 array, the number of the step as int32, then parameter, gradient and
-    slots of each parameter. Results are the scalar outputs in one float64 array, if there are any, then parameter and slots of
-    each.
+    Operands are the kernel's scalar inputs in one float64 array, the number of the step as int32, then parameter, gradient,
+    slots and further inputs of each parameter. Results are the scalar outputs in one float64 array, if there are any, then
+    parameter and slots of each.
 
     Args:
         kernel: as `portopt.kernels.host.compiler.compile_kernel` returns it.
         operands: how many arrays each parameter has among the operands.
+        results: how many it has among the results.
         in_place: whether the kernel overwrites its operands; then XLA must give the results the memory of the operands.
         has_outputs: whether the kernel has scalar outputs.
     """
@@ -59,8 +60,8 @@ def make_handler(kernel: Any, operands: int, *, in_place: bool, has_outputs: boo
         KERNEL=ctypes.cast(kernel, ctypes.c_void_p).value,
         OUTPUTS=int(has_outputs),
         OPERANDS=operands,
-        RESULTS=operands - 1,
-        COLUMNS=operands if in_place else 2 * operands - 1,
+        RESULTS=results,
+        COLUMNS=operands if in_place else operands + results,
         IN_PLACE=str(in_place).lower(),
         HAS_OUTPUTS=str(has_outputs).lower(),
         LEAST=ELEMENTS_PER_THREAD,
@@ -332,7 +333,9 @@ operand:
   %entry_to = getelementptr ptr, ptr %table, i64 %entry
   store ptr %address, ptr %entry_to
   %is_gradient = icmp eq i64 %c, 1
-  br i1 %is_gradient, label %operand_done, label %result
+  %is_further = icmp ugt i64 %c, $RESULTS
+  %is_read_only = or i1 %is_gradient, %is_further
+  br i1 %is_read_only, label %operand_done, label %result
 result:
   %after_gradient = icmp ugt i64 %c, 1
   %skipped = zext i1 %after_gradient to i64

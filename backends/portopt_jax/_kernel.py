@@ -106,7 +106,7 @@ def run(
                 outputs = dict(zip(program.scalar_outputs, found.pop(0), strict=True))
             remaining = iter(found)
             for i in members:
-                results[i] = {name: next(remaining) for name, _ in key.dtypes if name != "g"}
+                results[i] = {name: next(remaining) for name in program.array_outputs}
     return results, outputs
 
 
@@ -127,14 +127,14 @@ def _in_xla(*operands: Any, program: Program, kernel_key: KernelKey, in_xla: InX
     results = in_xla(program, scalars, _rows(kernel_key, operands))
     with jax.enable_x64(True):
         outputs = [pack(list(scalars.outputs().values()))] if program.scalar_outputs else []
-    return [*outputs, *(result[name] for result in results for name, _ in kernel_key.dtypes if name != "g")]
+    return [*outputs, *(result[name] for result in results for name in program.array_outputs)]
 
 
 def _result_types(*operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla) -> list[Any]:
     with jax.enable_x64(True):
         outputs = [jax.core.ShapedArray((len(program.scalar_outputs),), jnp.float64)] if program.scalar_outputs else []
     rows = _rows(kernel_key, operands)
-    written = [row[name] for row in rows for name, _ in kernel_key.dtypes if name != "g"]
+    written = [row[name] for row in rows for name in program.array_outputs]
     return [*outputs, *(jax.core.ShapedArray(operand.shape, operand.dtype) for operand in written)]
 
 
@@ -148,7 +148,7 @@ def _are_batched(axes: Sequence[Any], *, program: Program, kernel_key: KernelKey
     """Tell of each result whether it depends on a batched operand."""
     mapped = [axis is not None for axis in axes]
     by_scalars = any(mapped[:2])
-    rows, written = _rows(kernel_key, mapped), [name for name, _ in kernel_key.dtypes if name != "g"]
+    rows, written = _rows(kernel_key, mapped), tuple(program.array_outputs)
     sources = {name: _arrays_behind(program, name) for name in written}
     arrays = [by_scalars or any(row[source] for source in sources[name]) for row in rows for name in written]
     return [by_scalars, *arrays] if program.scalar_outputs else arrays
@@ -180,7 +180,8 @@ def _lowered(context: Any, *operands: Any, program: Program, kernel_key: KernelK
     if not _is_for_one_device(context.module_context):
         return _lowered_in_xla(context, *operands, program=program, kernel_key=kernel_key, in_xla=in_xla)
     target = _register(program, kernel_key)
-    written = [i for i in range(2, len(operands)) if kernel_key.dtypes[(i - 2) % len(kernel_key.dtypes)][0] != "g"]
+    names = [name for name, _ in kernel_key.dtypes]
+    written = [i for i in range(2, len(operands)) if names[(i - 2) % len(names)] in program.array_outputs]
     outputs = int(bool(program.scalar_outputs))
     aliases = {operand: outputs + i for i, operand in enumerate(written)} if kernel_key.in_place else None
     return jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)(context, *operands)
@@ -211,6 +212,7 @@ def _register(program: Program, key: KernelKey) -> str:
             handler = _handler.make_handler(
                 compile_kernel(program, key),
                 len(key.dtypes),
+                len(program.array_outputs),
                 in_place=key.in_place,
                 has_outputs=bool(program.scalar_outputs),
             )

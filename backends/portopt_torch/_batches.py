@@ -9,9 +9,14 @@ from typing import Any
 
 from portopt import Optimizer, OptimizerState
 from portopt.arithmetic.dtypes import slot_dtypes
+from portopt.slot import are_plain, slots_of_shape
+from portopt.step import Part
 from portopt_torch._backend import backend
-from portopt_torch._saved_state import finished_steps, number_of, slots_of, tensor_of
-from portopt_torch._sharded import is_sharded, local_part
+from portopt_torch._saved_state import finished_steps, number_of, tensor_of
+from portopt_torch._sharded import is_sharded, local_part, place_of
+
+Totals = Mapping[str, Any] | None
+"""The totals over all parameters, by name, where a batch cannot compute them itself."""
 
 
 class Batch:
@@ -22,6 +27,7 @@ class Batch:
         parameters: the parameters.
         states: the state of each, as `torch.optim.Optimizer.state` holds it.
         indices: the places of the parameters among those of the group that move.
+        numbers: of the parameters among all of the optimizer.
         everything: whether these are all of them.
     """
 
@@ -31,21 +37,27 @@ class Batch:
         parameters: Sequence[Any],
         states: Sequence[dict[str, Any]],
         indices: Sequence[int],
+        numbers: Sequence[int],
         *,
         everything: bool,
     ) -> None:
         self._rule = rule
+        if rule.draws:
+            rule.place_parameters(list(map(place_of, numbers, parameters)))
         self._parameters = parameters
         self._states = states
         self._indices = None if everything else indices
-        own = [slots_of(rule, parameter) for parameter in parameters]
-        self._held = {
-            name: [state[name] if name in names else None for state, names in zip(states, own, strict=True)]
-            for name in rule.slots
-            if any(name in names for names in own)
-        }
-        self._slots = {name: list(map(local_part, tensors)) for name, tensors in self._held.items()}
-        self._readers = {name: operator.methodcaller("get", name) for name in self._held}
+        self._having, self._held, self._slots = {}, {}, {}
+        held = [slots_of(rule, p) for p in parameters]
+        for name in rule.slots:
+            having = [state for state, names in zip(states, held, strict=True) if name in names]
+            if having:
+                self._having[name] = having
+                self._held[name] = [state[name] for state in having]
+                self._slots[name] = [
+                    local_part(state[name]) if name in names else None
+                    for state, names in zip(states, held, strict=True)
+                ]
         self._scalars = {name: number_of("the state", name, states[0][name]) for name in rule.scalar_slots}
         self._leaves = list(map(local_part, parameters))
         self.finished = finished_steps("the state", states[0]["step"])
@@ -55,23 +67,18 @@ class Batch:
         """Return what a step writes, for each parameter."""
         columns = {"p": self._leaves, **self._slots}
         rows = zip(*columns.values(), strict=True)
-        return [{name: array for name, array in zip(columns, row, strict=True) if array is not None} for row in rows]
+        return [{n: x for n, x in zip(columns, row, strict=True) if x is not None} for row in rows]
 
     def is_current(self) -> bool:
         """Tell whether the states are as the last step left them."""
         try:
             return (
-                all(same(map(self._readers[n], self._states), held) for n, held in self._held.items())
+                all(same(map(operator.itemgetter(n), self._having[n]), held) for n, held in self._held.items())
                 and set(map(operator.itemgetter("step"), self._states)) == {self.finished}
                 and all(set(map(operator.itemgetter(n), self._states)) == {x} for n, x in self._scalars.items())
             )
         except KeyError:
             return False
-
-    @property
-    def is_elementwise(self) -> bool:
-        """Whether each element is updated from that element of the arrays alone."""
-        return all(self._rule.program(shape=tuple(leaf.shape)).is_elementwise for leaf in self._leaves)
 
     def gradients(self, gradients: Sequence[Any]) -> Sequence[Any]:
         """Return the gradients of this batch, given those of the group's moving parameters."""
@@ -82,9 +89,13 @@ class Batch:
             self._leaves = list(map(_current_part, self._parameters, self._leaves))
         return gradients
 
-    def check(self, gradients: Sequence[Any], overrides: Mapping[str, Any], norm: Any) -> None:
+    def part(self, gradients: Sequence[Any], overrides: Mapping[str, Any]) -> Part:
+        """Return the batch's step as a part of that of the whole optimizer."""
+        return Part(self._rule, self._leaves, gradients, self._state(), overrides)
+
+    def check(self, gradients: Sequence[Any], overrides: Mapping[str, Any], totals: Totals) -> None:
         """Raise what a step would raise; change nothing."""
-        self._rule.check_step(self._leaves, gradients, self._state(), gradient_norm=norm, **overrides)
+        self._rule.check_step(self._leaves, gradients, self._state(), totals=totals, **overrides)
 
     def _state(self) -> OptimizerState:
         return OptimizerState(self.finished, {**self._slots, **self._scalars})
@@ -93,19 +104,21 @@ class Batch:
         """Return a number that a step changes as it writes, whether or not it returns."""
         return int(self._leaves[0]._version)
 
-    def step(self, gradients: Sequence[Any], overrides: Mapping[str, Any], norm: Any) -> None:
+    def step(self, gradients: Sequence[Any], overrides: Mapping[str, Any], totals: Totals) -> None:
         """Do one step with the batch's gradients."""
-        state = self._rule.apply_(self._leaves, gradients, self._state(), gradient_norm=norm, **overrides)
+        state = self._rule.apply_(self._leaves, gradients, self._state(), totals=totals, **overrides)
         self._note(state.step, state.slots)
 
-    def finish(self, finished: int, overrides: Mapping[str, Any]) -> None:
+    def finish(self, finished: int, overrides: Mapping[str, Any], totals: Totals) -> None:
         """Count a step, after so many, that has written its arrays but was interrupted before it was counted."""
         if self.finished == finished:
-            rule, checked = self._rule, self._rule.check_overrides(overrides)
-            program = rule.program(checked, tuple(self._leaves[0].shape))
+            rule = self._rule
+            checked = rule.check_overrides({**overrides, "totals": totals})
+            # The scalars of the state are the same for all parameters.
+            program = rule.program(checked, tuple(self._parameters[0].shape))
+            # Of no norm that was not given does a scalar of the state depend.
             (scalars, *_), step = rule.step_scalars(backend, [program], self._state(), checked, lambda *_: 1.0)
-            # Totals of arrays that have been overwritten cannot be had again.
-            self._note(step, self._scalars if rule.totals is not None else scalars.outputs())
+            self._note(step, scalars.outputs())
         else:
             self._note(self.finished, self._scalars)
 
@@ -124,6 +137,7 @@ class Batches:
         copies: copies of it from earlier batches of the group, which have traced its programs.
         parameters: the parameters that move.
         states: the state of each.
+        numbers: of the parameters among all of the optimizer.
     """
 
     def __init__(
@@ -132,18 +146,26 @@ class Batches:
         copies: list[Optimizer],
         parameters: Sequence[Any],
         states: Sequence[dict[str, Any]],
+        numbers: Sequence[int],
     ) -> None:
         parts: dict[Any, list[int]] = {}
         for i, (p, state) in enumerate(zip(parameters, states, strict=True)):
             scalars = (number_of("the state", name, state[name]) for name in rule.scalar_slots)
-            dtypes = ((n, tensor_of("the state", n, state[n]).dtype) for n in slots_of(rule, p))
+            dtypes = (tensor_of("the state", name, state[name]).dtype for name in slots_of(rule, p))
             finished = finished_steps("the state", state["step"])
-            parts.setdefault((finished, *scalars, p.dtype, p.device, frozenset(dtypes)), []).append(i)
+            parts.setdefault((finished, *scalars, p.dtype, p.device, *dtypes), []).append(i)
         copies += [copy.copy(rule) for _ in range(len(parts) - len(copies))]
         self.rule, self.copies = rule, copies
         self._parameters = list(parameters)
         self.batches = [
-            Batch(own, [parameters[i] for i in part], [states[i] for i in part], part, everything=len(parts) == 1)
+            Batch(
+                own,
+                [parameters[i] for i in part],
+                [states[i] for i in part],
+                part,
+                [numbers[i] for i in part],
+                everything=len(parts) == 1,
+            )
             for own, part in zip(copies, parts.values(), strict=False)
         ]
 
@@ -175,6 +197,11 @@ def is_usable(rule: Optimizer, parameter: Any, state: Mapping[str, Any] | None) 
 def lacking(rule: Optimizer, parameter: Any, state: Mapping[str, Any]) -> list[str]:
     """Return what a rule needs and a parameter's state has not."""
     return [name for name in ("step", *rule.scalar_slots, *slots_of(rule, parameter)) if name not in state]
+
+
+def slots_of(rule: Optimizer, parameter: Any) -> tuple[str, ...]:
+    """Return the names of the slots that a parameter has."""
+    return rule.slots if are_plain(rule) else slots_of_shape(rule, tuple(parameter.shape))
 
 
 def _current_part(parameter: Any, before: Any) -> Any:

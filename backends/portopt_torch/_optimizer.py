@@ -10,12 +10,13 @@ import torch
 from portopt import Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.interrupts import deferred
+from portopt.step import totals_of
 from portopt_torch._backend import backend
-from portopt_torch._batches import Batch, Batches, is_usable, lacking, same
+from portopt_torch._batches import Batch, Batches, Totals, is_usable, lacking, same, slots_of
 from portopt_torch._conversion import is_native, own_state_dict, to_torch
 from portopt_torch._groups import GroupHyperparameters
-from portopt_torch._saved_state import SealedState, checked_state, slots_of
-from portopt_torch._sharded import gradient_norm, is_sharded, like_parameter, local_part, placed_like
+from portopt_torch._saved_state import SealedState, checked_state
+from portopt_torch._sharded import is_sharded, like_parameter, local_part, placed_like
 
 
 class TorchOptimizer(torch.optim.Optimizer):
@@ -110,31 +111,30 @@ class TorchOptimizer(torch.optim.Optimizer):
         states = list(self.state.values())
         if not same(states, self._known_states):
             self._batches.clear()
-        clips, all_gradients, work = False, [], []
+        clips, work = False, []
         for index, group in enumerate(self.param_groups):
             resolved = self._hyperparameters.resolved(index, group)
             clips = clips or resolved.overrides.get("clipnorm", resolved.rule.clipnorm) is not None
             parameters, gradients = self._moving(group)
-            all_gradients += gradients
             for batch in self._batches_of(index, resolved.rule, parameters):
                 overrides = self._hyperparameters.at_step(resolved, batch.finished)
                 work.append((batch, batch.gradients(gradients), overrides))
         self._known_states = list(self.state.values())
-        _check_is_whole(self.rule, [batch for batch, _, _ in work])
         try:
-            norm = None
-            if clips and (len(work) > 1 or any(batch.is_sharded for batch, _, _ in work)):
-                norm = gradient_norm(all_gradients)
+            totals = None
+            # What moves a scalar of the state is known beforehand, so that an interrupted step can be counted.
+            if self.rule.totals or (clips and (len(work) > 1 or any(batch.is_sharded for batch, _, _ in work))):
+                totals = totals_of([batch.part(own, overrides) for batch, own, overrides in work])
             # None must fail after another moved. The first checks itself before it moves, so it is the largest.
             work.sort(key=lambda entry: len(entry[1]), reverse=True)
             for batch, own, overrides in work[0 if self._is_unchecked else 1 :]:
-                batch.check(own, overrides, norm)
+                batch.check(own, overrides, totals)
             if self._is_unchecked:
                 # Each batch checks itself, but not against others.
                 written = [arrays for batch, _, _ in work for arrays in batch.arrays()]
                 backend.check_in_place(written, lambda i: f"[{i}]")
                 self._is_unchecked = False
-            _move(work, norm)
+            _move(work, totals)
         except Exception as error:
             for index, group in enumerate(self.param_groups):
                 reason = _why_wrong_gradient(type(self.rule).__name__, index, group)
@@ -173,7 +173,10 @@ class TorchOptimizer(torch.optim.Optimizer):
                 )
             self._create_state(rule, fresh)
             self._is_unchecked = True
-            batches = self._batches[index] = Batches(rule, copies, parameters, [self.state[p] for p in parameters])
+            known = {p: number for number, p in enumerate(p for group in self.param_groups for p in group["params"])}
+            batches = self._batches[index] = Batches(
+                rule, copies, parameters, [self.state[p] for p in parameters], [known[p] for p in parameters]
+            )
         return batches.batches
 
     def _create_state(self, rule: Optimizer, parameters: Sequence[Any]) -> None:
@@ -182,7 +185,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         fresh = rule.init(list(map(local_part, parameters)), slot_dtype=self._slot_dtype)
         scalars = {name: fresh.slots[name] for name in rule.scalar_slots}
         for i, p in enumerate(parameters):
-            arrays = {str(name): like_parameter(fresh.slots[name][i], p) for name in slots_of(rule, p)}
+            arrays = {name: like_parameter(fresh.slots[name][i], p) for name in slots_of(rule, p)}
             self.state[p] = {"step": fresh.step, **scalars, **arrays}
 
     def to_torch(self, *, schedulers: Iterable[Any] | None = None) -> torch.optim.Optimizer:
@@ -238,30 +241,15 @@ class TorchOptimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
 
 
-def _check_is_whole(rule: Optimizer, batches: Sequence[Batch]) -> None:
-    """Raise an error if a rule looks at more than one element, and a step is done in parts."""
-    if rule.totals is not None and len(batches) > 1:
-        raise ValueError(
-            f"{type(rule).__name__} computes with totals of all parameters, but those that have gradients take their steps in "
-            f"{len(batches)} parts, for they differ in group, dtype, device or number of steps: give an optimizer one group of "
-            "parameters of one dtype, all of which have gradients"
-        )
-    if any(batch.is_sharded and not batch.is_elementwise for batch in batches):
-        raise NotImplementedError(
-            f"{type(rule).__name__} looks at whole parameters, which several processes hold parts of: a TorchOptimizer does that "
-            "for rules that treat each element by itself"
-        )
-
-
 _GRADIENT_DTYPES = frozenset(getattr(torch, name) for name in COMPUTE_DTYPE)
 
 
-def _move(work: Sequence[tuple[Batch, Sequence[Any], Mapping[str, Any]]], norm: Any) -> None:
+def _move(work: Sequence[tuple[Batch, Sequence[Any], Mapping[str, Any]]], totals: Totals) -> None:
     """Do the steps of all batches; once one has written, do the others although an interrupt came, and raise it afterwards."""
     before = [(batch.version(), batch.finished) for batch, _, _ in work]
     try:
         for batch, gradients, overrides in work:
-            batch.step(gradients, overrides, norm)
+            batch.step(gradients, overrides, totals)
     except Exception:
         raise
     except BaseException:
@@ -269,9 +257,9 @@ def _move(work: Sequence[tuple[Batch, Sequence[Any], Mapping[str, Any]]], norm: 
             with deferred():
                 for (batch, gradients, overrides), (version, finished) in zip(work, before, strict=True):
                     if batch.version() == version:
-                        batch.step(gradients, overrides, norm)
+                        batch.step(gradients, overrides, totals)
                     else:
-                        batch.finish(finished, overrides)
+                        batch.finish(finished, overrides, totals)
         raise
 
 

@@ -11,9 +11,9 @@ import torch
 
 from portopt import Optimizer
 from portopt.arithmetic.dtypes import slot_dtypes
-from portopt.slot import are_plain, slot_shape, slots_of_shape
+from portopt.slot import slot_shape, slots_of_shape
 from portopt_torch._backend import backend
-from portopt_torch._sharded import is_sharded, local_part
+from portopt_torch._sharded import is_sharded
 
 
 class SealedState:
@@ -40,7 +40,8 @@ def checked_state(
         TypeError: a dtype does not fit.
     """
     where = f"state[{key!r}] of the state_dict"
-    expected = {"step", *rule.scalar_slots, *slots_of(rule, parameter)}
+    shape = tuple(parameter.shape)
+    expected = {"step", *rule.scalar_slots, *slots_of_shape(rule, shape)}
     # A feature that a group switched off meanwhile leaves its slots.
     allowed = expected.union(current)
     if not expected <= set(entry) <= allowed:
@@ -49,24 +50,18 @@ def checked_state(
             f"{', '.join(sorted(expected))}: load it into the optimizer that it was saved from"
         )
     scalars = {name: number_of(where, name, entry[name]) for name in rule.scalar_slots}
-    shapes = {str(name): slot_shape(rule, name, tuple(parameter.shape)) for name in slots_of(rule, parameter)}
     slots = {
         name: _checked_slot(
             f"{where}: {name!r}",
             tensor_of(where, name, slot),
             parameter,
+            slot_shape(rule, name, shape) if name in expected else shape,
             current.get(name),
-            shapes.get(name, tuple(parameter.shape)),
         )
         for name, slot in entry.items()
         if name != "step" and name not in scalars
     }
     return {"step": finished_steps(where, entry["step"]), **scalars, **slots}
-
-
-def slots_of(rule: Optimizer, parameter: Any) -> tuple[str, ...]:
-    """Return the names of the slots that a parameter has."""
-    return rule.slots if are_plain(rule) else slots_of_shape(rule, tuple(local_part(parameter).shape))
 
 
 def finished_steps(where: str, step: Any) -> int:
@@ -98,10 +93,11 @@ def tensor_of(where: str, name: str, value: Any) -> torch.Tensor:
     return value
 
 
-def _checked_slot(where: str, slot: Any, parameter: Any, current: Any, shape: tuple[int, ...]) -> Any:
-    if tuple(slot.shape) != shape:
-        wanted = "its parameter has" if shape == tuple(parameter.shape) else "that of its parameter has"
-        raise ValueError(f"{where} has shape {tuple(slot.shape)}, but {wanted} {shape}")
+def _checked_slot(where: str, slot: Any, parameter: Any, shape: tuple[int, ...], current: Any) -> Any:
+    if slot.shape != shape:
+        of_parameter = tuple(parameter.shape)
+        wanted = of_parameter if shape == of_parameter else f"{of_parameter}, whose slot of that name has {shape}"
+        raise ValueError(f"{where} has shape {tuple(slot.shape)}, but its parameter has {wanted}")
     allowed = slot_dtypes(backend.dtype_name(parameter))
     if backend.dtype_name(slot) not in allowed:
         raise TypeError(

@@ -10,9 +10,9 @@ from typing import Any
 from portopt.dialects import PerDialect
 from portopt.hyperparameters import Alias, Hyperparameter, listed
 from portopt.program.draws import DISTRIBUTIONS, SEED
-from portopt.program.reductions import GRADIENT_NORM
+from portopt.program.reductions import GRADIENT_NORM, TOTALS_GIVEN
 
-_OF_APPLY = ("params", "grads", "state", GRADIENT_NORM)
+_OF_APPLY = ("params", "grads", "state", GRADIENT_NORM, TOTALS_GIVEN)
 _OF_PROGRAMS = ("p", "g", "t")
 """What the parameter, the gradient and the number of the step are called in a program."""
 
@@ -62,6 +62,22 @@ def check_declarations(
         {},
         declared,
     )
+    if not hasattr(own.get("inputs", ()), "__get__"):
+        _check_inputs(owner.__name__, own.get("inputs", ()), slots, declared)
+
+
+def _check_inputs(owner: str, inputs: object, slots: object, declared: Mapping[str, Hyperparameter]) -> None:
+    """Raise an error unless the names of further inputs can be those of arguments, and are no others' names."""
+    if isinstance(inputs, str) or not isinstance(inputs, Sequence) or not all(isinstance(n, str) for n in inputs):
+        raise TypeError(f"{owner} inputs must be a tuple of names, such as ('hessian',), but {inputs!r} was given")
+    taken = {*declared, *_OF_APPLY, *_OF_PROGRAMS, *(slots if isinstance(slots, tuple) else ())}
+    for name in inputs:
+        if name in taken or inputs.count(name) > 1:
+            raise TypeError(f"{owner} has an input {name!r}, but that is the name of something else: rename the input")
+        if not name.isidentifier():
+            raise TypeError(
+                f"{owner} has an input {name!r}, but apply takes it as an argument of that name: choose an identifier"
+            )
 
 
 def own_constructor(owner: type) -> TypeError:

@@ -136,8 +136,14 @@ class Fields(dict[str, Hyperparameter]):
         value = given.get(name, field.default)
         return value if name == "learning_rate" and is_schedule(value) else field.check(owner, name, value)
 
-    def values_for_step(self, owner: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """Return hyperparameters given for one step under their own names; raise an error if one is no hyperparameter."""
+    def values_for_step(self, owner: str, overrides: Mapping[str, Any], inputs: Sequence[str] = ()) -> dict[str, Any]:
+        """Return hyperparameters given for one step under their own names; raise an error if one is no hyperparameter.
+
+        Args:
+            owner: what the error says was given them.
+            overrides: values by name.
+            inputs: what else a step may be given, for the error.
+        """
         checked: dict[str, Any] = {}
         for name, target, value in self._spelled_out(owner, overrides):
             if name == GRADIENT_NORM:
@@ -151,7 +157,7 @@ class Fields(dict[str, Hyperparameter]):
                     raise TypeError(
                         f"{owner}: {name!r} is fixed at construction; construct another optimizer to change it"
                     )
-                raise unknown_argument(owner, name, [*self.numeric, *self._other_names()])
+                raise unknown_argument(owner, name, [*self.numeric, *self._other_names(), *inputs])
             if target in checked:
                 raise TypeError(f"{owner} was given {name!r} and another name of it at once; give only one of them")
             checked[target] = field.check_value(owner, name, value)

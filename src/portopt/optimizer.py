@@ -15,11 +15,12 @@ from portopt.counterparts import Counterpart
 from portopt.declaration_errors import check_draws, check_slots, own_constructor
 from portopt.declarations import OfClassOrInstance, WithKey
 from portopt.declared_value import DeclaredValue
-from portopt.hyperparameters import Hyperparameter, StepValue, alias, hyperparameter
+from portopt.hyperparameters import Hyperparameter, StepValue, alias, check_totals, hyperparameter
 from portopt.program import Dim, Program
+from portopt.program.draws import Place
 from portopt.program.facts import Facts, UnknownFactError
 from portopt.program.interpreter import StepScalars
-from portopt.program.reductions import GRADIENT_NORM
+from portopt.program.reductions import GRADIENT_NORM, TOTALS_GIVEN
 from portopt.program.tracing import trace
 from portopt.scalars import Scalar
 from portopt.schedules import LearningRate, configuration_of, is_schedule, schedule_from_configuration
@@ -155,7 +156,7 @@ class Optimizer(DeclaredValue):
             slots: its slots, as attributes.
             c: the coefficients, as attributes.
             *args: none.
-            **kwargs: further inputs and random numbers, for rules that have `inputs` or `draws`.
+            **kwargs: each of the rule's `inputs`, None where the step has not got it, and each of its `draws`.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must define update(self, xp, p, g, slots, c): it returns the new parameter and the new value "
@@ -227,7 +228,9 @@ class Optimizer(DeclaredValue):
             state: what `init` or the previous step returned.
             gradient_norm: the norm that `clipnorm` compares, a Python number or a 0-d array, where `grads` are only some of
                 the gradients that are clipped together. None: the norm of `grads`. Without `clipnorm` it changes nothing.
-            **hyperparameters: values for this step only, of any numeric hyperparameter: Python numbers or 0-d arrays.
+            **hyperparameters: values for this step only, of any numeric hyperparameter: Python numbers or 0-d arrays. And the
+                rule's further `inputs`, each a tree of arrays like `grads`; None, for a tree or a leaf, is none in this step.
+                And `totals`, a dict of values of the rule's totals, where `params` are only some of those that they are of.
 
         Raises:
             ValueError: structure, shape or device differ (the message has the path of the leaf), or a hyperparameter is
@@ -272,7 +275,7 @@ class Optimizer(DeclaredValue):
         """
         if gradient_norm is not None:
             hyperparameters[GRADIENT_NORM] = gradient_norm
-        plans = () if self.inputs else self._cache.plans
+        plans = self._cache.plans if hyperparameters.keys().isdisjoint(self.inputs) else ()
         for plan in plans:
             done = plan.step(self, params, grads, state, hyperparameters)
             if done is not None:
@@ -304,6 +307,16 @@ class Optimizer(DeclaredValue):
         if gradient_norm is not None:
             hyperparameters[GRADIENT_NORM] = gradient_norm
         step.check_step(self, self._cache, params, grads, state, hyperparameters)
+
+    def place_parameters(self, places: Sequence[Place] | None) -> None:
+        """Say where the parameters of further steps are in a whole of which they are part; for adapters.
+
+        What a rule draws depends on it. It is no part of the optimizer's value, and copies do not have it.
+
+        Args:
+            places: of each parameter, in the order of the tree; None: the parameters are a whole.
+        """
+        self._cache.places = places
 
     def step_scalars(
         self,
@@ -421,11 +434,15 @@ class Optimizer(DeclaredValue):
     def check_overrides(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Return hyperparameters given for one step under their own names; raise an error if one is no hyperparameter."""
         owner = f"{type(self).__name__}.apply"
-        checked = self._fields.values_for_step(owner, overrides)
+        totals: Mapping[str, Any] = {}
+        if TOTALS_GIVEN in overrides:
+            overrides = dict(overrides)
+            totals = check_totals(owner, overrides.pop(TOTALS_GIVEN))
+        checked = self._fields.values_for_step(owner, overrides, self.inputs)
         for name, value in checked.items():
             if name != GRADIENT_NORM and value is not None and not self._is_on(name):
                 self._check_slots_suffice(owner, name)
-        return checked
+        return {**checked, **totals} if totals else checked
 
     def check_value(self, owner: str, name: str, value: Any) -> Any:
         """Return the value of a numeric hyperparameter, a number or a 0-d array; raise an error if it is outside its range.

@@ -24,6 +24,7 @@ from portopt.leaves import (
 )
 from portopt.program import Op, Program
 from portopt.program.interpreter import StepScalars, evaluate_scalars
+from portopt.program.reductions import GRADIENT_NORM
 from portopt.protocols import Rule
 from portopt.scalars import Scalar
 from portopt.schedules import is_schedule, rate_at
@@ -134,7 +135,7 @@ def do_step(
         [group.program for group in groups],
         state,
         overrides,
-        lambda name, scalars_of: total(backend, name, [(g.program, g.parameters) for g in groups], scalars_of),
+        lambda name, scalars_of: total(backend, name, [(g.program, g.parameters, scalars_of) for g in groups]),
     )
     if in_place and len(moving) == len(leaves) and len(groups) == 1:
         # Before this step, which must not fail once it is done.
@@ -158,15 +159,26 @@ def do_step(
 
 def grouped_by_program(rule: Rule, overrides: Mapping[str, Any], parameters: Sequence[Leaf]) -> list[Group]:
     """Return the parameters of a step by the program that is for them; one group at least, which may be empty."""
-    program = rule.fixed_program(overrides)
+    lacking = _lacking_inputs(rule, overrides, parameters) if rule.inputs else None
+    program = None if lacking else rule.fixed_program(overrides)
     if program is not None:
         return [Group(program, range(len(parameters)), parameters)]
     members: dict[Program, list[int]] = {}
     for i, leaf in enumerate(parameters):
-        members.setdefault(rule.program(overrides, leaf.infos["p"].shape), []).append(i)
+        given = {n: v for n, v in overrides.items() if n not in lacking[i]} if lacking else overrides
+        members.setdefault(rule.program(given, leaf.infos["p"].shape), []).append(i)
     if not members:
         raise ValueError(f"no parameter has a gradient, and {type(rule).__name__} does a step on what has")
     return [Group(program, which, [parameters[i] for i in which]) for program, which in members.items()]
+
+
+def _lacking_inputs(
+    rule: Rule, overrides: Mapping[str, Any], parameters: Sequence[Leaf]
+) -> list[frozenset[str]] | None:
+    """Return the further inputs that a step has and each parameter lacks; None if none lacks any."""
+    given = frozenset(rule.inputs).intersection(overrides)
+    lacking = [given.difference(leaf) for leaf in parameters]
+    return lacking if any(lacking) else None
 
 
 def check_step(
@@ -174,15 +186,55 @@ def check_step(
 ) -> None:
     """Raise what a step in place would raise; change nothing."""
     plan = next((p for p in cache.plans if p.fits(params, grads, state)), None)
+    if not overrides.keys().isdisjoint(rule.inputs):
+        plan = None
     finished_steps(state.step, further=1)
     if plan is None:
         checked = _check_arguments(rule, cache, params, grads, state, overrides, in_place=True)
         backend, overrides = checked.found.backend, checked.overrides
-        program = grouped_by_program(rule, overrides, checked.parameters)[0].program
+        programs = [group.program for group in grouped_by_program(rule, overrides, checked.parameters)]
     else:
-        backend, overrides, program = plan.backend, rule.check_overrides(overrides), plan.program
+        backend, overrides, programs = plan.backend, rule.check_overrides(overrides), [plan.program]
     if is_schedule(overrides.get("learning_rate", rule.learning_rate)):
-        step_scalars(rule, backend, [program], state, overrides, lambda *_: 1.0)
+        step_scalars(rule, backend, programs, state, overrides, lambda *_: 1.0)
+
+
+class Part(NamedTuple):
+    """A part of a step: what one optimizer does, with hyperparameters of its own."""
+
+    rule: Rule
+    params: object
+    grads: object
+    state: OptimizerState
+    overrides: Mapping[str, Any]
+
+
+def totals_of(parts: Sequence[Part]) -> dict[str, Any]:
+    """Return the totals, by name, over all parameters of a step whose parts are done one by one."""
+    checked = [_check_arguments(*part, in_place=False) for part in parts]
+    groups = [
+        grouped_by_program(part.rule, of.overrides, of.parameters) for part, of in zip(parts, checked, strict=True)
+    ]
+    backend, known = checked[0].found.backend, dict[str, Any]()
+    names = {name for of in groups for group in of for name in group.program.totals}
+    # Others are of the clipped gradients.
+    for name in sorted(names, key=lambda name: (name != GRADIENT_NORM, name)):
+        programs = []
+        for part, of, own in zip(parts, checked, groups, strict=True):
+            scalars_of = dict[str, Callable[[Program], StepScalars]]()
+
+            def note(total: str, of_part: Any, noted: dict[str, Any] = scalars_of) -> float:
+                noted[total] = of_part
+                return 1.0
+
+            step_scalars(part.rule, backend, [g.program for g in own], part.state, {**of.overrides, **known}, note)
+            programs += [(g.program, g.parameters, scalars_of[name]) for g in own if name in scalars_of]
+        if name == GRADIENT_NORM:
+            # Those of parameters that are not clipped count as well.
+            known[name] = backend.gradient_norm([arrays["g"] for of in checked for arrays in of.parameters])
+        else:
+            known[name] = total(backend, name, programs)
+    return known
 
 
 def check_state(rule: Rule, params: object, state: OptimizerState) -> tuple[Backend, int]:
@@ -303,7 +355,10 @@ def _check_arguments(
             parameters.append(Leaf(zip(trees, arrays, strict=True), all_known, number, place))
     if in_place:
         backend = found.backend
-        backend.check_in_place(parameters, lambda i: backend.trees.paths(params)[moving[i]])
+        written = parameters
+        if further:
+            written = [Leaf(((n, a) for n, a in p.items() if n not in further), p.infos) for p in parameters]
+        backend.check_in_place(written, lambda i: backend.trees.paths(params)[moving[i]])
     return _Arguments(found, slots, overrides, moving, parameters)
 
 
@@ -321,7 +376,7 @@ def _plan_next_step(
     parameters: list[Leaf],
 ) -> None:
     """Let the backend prepare the next step on the same arrays, once a second step on them shows that there is a loop."""
-    if not program.is_elementwise:
+    if not program.is_elementwise or program.further_inputs:
         return
     arrays = [tuple(map(id, named.values())) for named in parameters]
     looping = hash((program, *((*ids[:1], *ids[2:]) for ids in arrays)))

@@ -16,8 +16,8 @@ from portopt_tools.errors import SUCCESS, UnusableArgumentsError
 from portopt_tools.tool import Tool
 
 DEFAULT_DTYPE = "float32"
-DEFAULT_SHAPE = (128, 256)
-"""Of the parameter, where a rule's program depends on it; long enough for whatever treats large matrices in another way."""
+DEFAULT_SHAPE = (256, 512)
+"""Of the parameter for which a program is shown that depends on that: large enough a matrix for rules that have a threshold."""
 
 
 def show(optimizer: Optimizer, target: str, dtype: str | None = None, shape: tuple[int, ...] = DEFAULT_SHAPE) -> str:
@@ -47,6 +47,11 @@ def show(optimizer: Optimizer, target: str, dtype: str | None = None, shape: tup
         ) from error
 
 
+def _check_elementwise(program: Program) -> None:
+    if not program.is_elementwise:
+        raise NotImplementedError("its step reduces or multiplies whole arrays, which this kind of kernel does not do")
+
+
 def _key(program: Program, dtype: str, flush: Flush) -> KernelKey:
     dtypes = {**dict.fromkeys(program.array_outputs, COMPUTE_DTYPE[dtype]), "p": dtype, "g": dtype}
     return kernel_key(program, dtypes, in_place=True, flush=flush)
@@ -62,12 +67,14 @@ def _numba(program: Program, dtype: str) -> str:
 def _cuda(program: Program, dtype: str) -> str:
     from portopt.kernels.cuda.source import cuda_source
 
+    _check_elementwise(program)
     return cuda_source(program, _key(program, dtype, "where"))
 
 
 def _triton(program: Program, dtype: str) -> str:
     from portopt.kernels.triton.source import triton_source
 
+    _check_elementwise(program)
     return triton_source(program, _key(program, dtype, "where"))
 
 
@@ -78,6 +85,14 @@ TARGETS: Mapping[str, Callable[[Program, str], str]] = {
     "triton": _triton,
 }
 """What can be shown: a function of the program and the dtype that returns the text."""
+
+
+def shape_argument(text: str) -> tuple[int, ...]:
+    """Return a shape that stands on a command line as lengths with commas between them."""
+    lengths = text.split(",") if text else []
+    if not all(length.strip().isdigit() for length in lengths):
+        raise argparse.ArgumentTypeError(f"must be lengths such as 256,512, but {text!r} was given")
+    return tuple(map(int, lengths))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,30 +110,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shape",
-        type=_shape,
+        type=shape_argument,
         default=DEFAULT_SHAPE,
-        metavar="NxN",
-        help="of the parameter, such as 3x4, or 'number', for a rule whose program depends on it (default: "
-        f"{'x'.join(map(str, DEFAULT_SHAPE))})",
+        metavar="LENGTHS",
+        help=f"of the parameter, for a rule whose program depends on it (default: {','.join(map(str, DEFAULT_SHAPE))})",
     )
     parser.add_argument(
         "--dialect",
         choices=tuple(DIALECTS),
         help="whose formula the rule has (default: the config's, or the rule's first)",
     )
-
-
-def _shape(text: str) -> tuple[int, ...]:
-    """Return the shape that a command line names."""
-    try:
-        shape = () if text == "number" else tuple(int(length) for length in text.split("x"))
-    except ValueError:
-        shape = (-1,)
-    if min(shape, default=0) < 0:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no shape: give the length of each axis, such as 3x4, or 'number' for none"
-        )
-    return shape
 
 
 def _run(arguments: argparse.Namespace, command: str) -> int:

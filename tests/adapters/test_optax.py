@@ -11,8 +11,8 @@ import numpy as np
 import optax
 import pytest
 from support.bits import assert_same_bits, ordinary, random_words
+from support.elementwise import ELEMENTWISE
 from support.jax_trees import assert_same_trees
-from support.kinds_of_rules import ELEMENTWISE
 from support.processes import run_python
 
 import portopt

@@ -36,35 +36,37 @@ def others_of(rule: portopt.Optimizer) -> dict[str, Any]:
         if isinstance(default, bool):
             values[name] = not default
         else:
-            allowed = rule.hyperparameters(getattr(rule, "dialect", None))[name].range or ()
-            values[name] = next(x for x in (0.25, 0.5, 1.25, -0.25) if x in allowed and x != default)
+            values[name] = 0.25 if default != 0.25 else 0.5
     return values
 
 
 CASES = [
     pytest.param(rule, dialect, name, value, id=f"{rule.__name__}-{dialect}-{name}")
     for rule in portopt.RULES
-    if rule.totals is None  # which is of all groups together
     for dialect in rule.dialects()
     for name, value in others_of(rule(dialect=dialect)).items()
-    # Gradients that shrink make no step that is clipped.
-    if (rule.__name__, name) != ("Adafactor", "clip_threshold")
 ]
-NEEDED: Mapping[tuple[str, str], dict[str, Any]] = {
-    # What a value needs beside it to be allowed, or to matter.
+NEEDED: Mapping[tuple[str, ...], dict[str, Any]] = {
+    # What a value needs beside it to be allowed, or to matter, in all dialects or in one.
     ("SGD", "nesterov"): {"momentum": 0.5},
     ("SGD", "dampening"): {"momentum": 0.5},
     ("RMSprop", "nesterov"): {"momentum": 0.5},
     ("Adam", "decoupled_weight_decay"): {"weight_decay": 0.1},
     ("Nadam", "decoupled_weight_decay"): {"weight_decay": 0.1},
-    ("Adafactor", "factored"): {"min_dim_size_to_factor": 2.0},
+    ("NovoGrad", "decoupled_weight_decay"): {"weight_decay": 0.1},
+    ("LARS", "clipnorm"): {"epsilon": 0.5},
+    ("LARS", "dampening"): {"momentum": 0.5},
+    ("LARS", "torch", "nesterov"): {"momentum": 0.5},
+    ("LARS", "torch", "trust_coefficient"): {"always_adapt": True},
+    ("LARS", "torch", "epsilon"): {"always_adapt": True},
+    ("LARS", "trust_clip"): {"always_adapt": True, "learning_rate": 0.5},
 }
 
 
 @pytest.mark.parametrize(("rule", "dialect", "name", "value"), CASES)
 def test_every_hyperparameter_of_a_rule_is_honoured_in_a_group(rule: Any, dialect: str, name: str, value: Any) -> None:
     opt = rule(dialect=dialect)
-    needed = NEEDED.get((rule.__name__, name), {})
+    needed = NEEDED.get((rule.__name__, name)) or NEEDED.get((rule.__name__, dialect, name), {})
     params, others = parameters(), parameters(10)
     optimizer = TorchOptimizer([{"params": params, **needed, name: value}, {"params": others}], opt)
     rules = [opt.replace(**needed, **{name: value}), opt, opt.replace(**needed)]
@@ -197,8 +199,6 @@ def test_rules_and_groups_take_what_torchs_constructors_take(correspondence: Any
     values.update({name: 0.0625 for name in ("eps", "alpha", "lr_decay", "momentum_decay") if name in values})
     if "betas" in values:
         values["betas"] = (0.75, 0.5)
-    if correspondence.name == "Adafactor":
-        values["eps"] = (0.0625, 0.25)
     rule = correspondence.rule(dialect="torch", **values)
     assert {name: getattr(rule, name) for name in values} == values
     optimizer = TorchOptimizer([{"params": parameters(), **values}], correspondence.rule(dialect="torch"))

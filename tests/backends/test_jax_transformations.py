@@ -13,9 +13,9 @@ import pytest
 from jax import lax
 from support.bits import assert_same_bits, ordinary, random_words
 from support.conditional_rule import Conditional, expected_slots
+from support.elementwise import ELEMENTWISE
 from support.jax_evaluation import each_x64
 from support.jax_trees import assert_same_trees
-from support.kinds_of_rules import ELEMENTWISE
 from support.processes import run_python, started_python
 
 import portopt

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.bits import assert_same_bits, ordinary, random_words
-from support.kinds_of_rules import ELEMENTWISE
+from support.elementwise import ELEMENTWISE
 from support.libraries import LIBRARIES
 from support.processes import run_python, started_python
 from support.small_library import Function, Wrapped, make_library, plain

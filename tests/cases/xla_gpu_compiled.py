@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import SingleDeviceSharding  # noqa: E402
-from support.kinds_of_rules import ELEMENTWISE  # noqa: E402
+from support.elementwise import ELEMENTWISE  # noqa: E402
 
 import portopt  # noqa: E402
 from portopt_conformance import primitives, probes  # noqa: E402

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.bits import assert_same_bits, random_words, words
+from support.elementwise import ELEMENTWISE
 from support.gpu_cases import DTYPES, compare_steps, optimizer_of, words_and_gradients, words_of
-from support.kinds_of_rules import ELEMENTWISE
 
 import portopt
 import portopt_jax

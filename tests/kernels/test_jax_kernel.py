@@ -12,8 +12,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.elementwise import ELEMENTWISE
 from support.jax_trees import assert_same_trees
-from support.kinds_of_rules import ELEMENTWISE
 from support.processes import run_python
 
 import portopt

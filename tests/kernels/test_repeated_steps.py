@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.bits import assert_same_bits, random_words
-from support.kinds_of_rules import ELEMENTWISE
+from support.elementwise import ELEMENTWISE
 from support.libraries import BY_NAME, Library, each_planned
 from support.processes import started_python
 

@@ -22,6 +22,7 @@ from support.dialect_settings import gradients, parameters, rate_at, settings
 from support.elsewhere import Elsewhere
 from support.optax_trajectories import OWN_CALL, trajectory
 from support.places import ROOT
+from support.published_formulas import FORMULAS
 
 import portopt
 from portopt.dialects import DIALECTS, Dialect
@@ -49,9 +50,9 @@ def each_setting(dialect: str, having: Callable[[str], bool] = lambda rule: True
     )
 
 
-def portopt_trajectory(rule: str, dialect: str, arguments: Mapping[str, Any]) -> list[list[Array]]:
+def portopt_trajectory(rule: str, dialect: str | None, arguments: Mapping[str, Any]) -> list[list[Array]]:
     """Return the parameters after each step."""
-    optimizer = RULES[rule](dialect=dialect, **arguments)
+    optimizer = RULES[rule](**{**({"dialect": dialect} if dialect else {}), **arguments})
     params = parameters()
     state = optimizer.init(params)
     found = []
@@ -245,6 +246,32 @@ def test_defaults_of_keras3_are_those_of_keras_3(rule: type[portopt.Optimizer], 
         if name not in ignored and not name.startswith(("use_ema", "ema_"))
     }
     assert {name: rule.defaults("keras3").get(name) for name in theirs} == theirs
+
+
+# Packages that are not installed here
+
+
+PUBLISHED = [
+    (rule, dialect, number, arguments)
+    for rule, dialect in FORMULAS
+    for number, arguments in enumerate(settings_of(RULES[rule], dialect))
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "dialect", "number", "arguments"), PUBLISHED, ids=[f"{rule}-{n}" for rule, _, n, _ in PUBLISHED]
+)
+def test_rule_is_the_formula_of_its_package(
+    rule: str, dialect: str | None, number: int, arguments: Mapping[str, Any]
+) -> None:
+    given = {**arguments}
+    rate = given.pop("learning_rate", RULES[rule].defaults(dialect)["learning_rate"])
+    rates = [rate_at(step, rate) for step in range(len(gradients()))]
+    trajectories = [
+        list(FORMULAS[rule, dialect](p, [gradient[i] for gradient in gradients()], rates, **given))
+        for i, p in enumerate(parameters())
+    ]
+    assert_close(portopt_trajectory(rule, dialect, arguments), [list(step) for step in zip(*trajectories, strict=True)])
 
 
 @each_rule_and_dialect

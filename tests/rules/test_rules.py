@@ -17,6 +17,7 @@ from support.keras_formulas import KerasRun, formula_of
 import portopt
 from portopt.program.draws import KEY, Place
 from portopt.program.facts import Facts
+from portopt.program.interpreter import shape_of
 from portopt.rules.settings import other_values
 from portopt.rules.settings import settings as settings_of
 from portopt.slot import slot_dims, slots_of_shape
@@ -92,12 +93,9 @@ def test_rule_computes_the_formula_of_keras(rule: type[portopt.Optimizer]) -> No
 
 def as_update_sees_it(optimizer: portopt.Optimizer, name: str, p: Array, array: Array) -> Array:
     """Return a slot of a parameter with the axes that the stored array lacks; one number a parameter as a number."""
-    dims = slot_dims(optimizer, name, Facts("", p.shape))
-    if dims is None:
-        return array
-    if dims == ():
-        return np.float64(array)  # type: ignore[return-value]  # update sees a scalar
-    return array.reshape(tuple(int(d) if isinstance(d, str) else 1 if d < 0 else p.shape[d] for d in dims))
+    dims = slot_dims(optimizer, name, Facts(type(optimizer).__name__, p.shape))
+    seen: Array = np.reshape(array, shape_of(dims, p.shape))[()]
+    return seen
 
 
 EACH = [(rule, dialect) for rule in portopt.RULES for dialect in rule.dialects() or [None]]

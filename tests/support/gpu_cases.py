@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
+from support.elementwise import ELEMENTWISE
 from support.keeping_rule import Keeping
-from support.kinds_of_rules import ELEMENTWISE
 
 import portopt
 from portopt.arithmetic import elementary

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from support.commands import exit_status
+from support.elementwise import ELEMENTWISE
 
 import portopt
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
@@ -23,13 +24,7 @@ def test_the_program_of_every_rule_is_printed(rule: type[portopt.Optimizer], cap
     assert capsys.readouterr().out == f"{rule().program(shape=DEFAULT_SHAPE)}\n"
 
 
-def test_the_shape_decides_where_a_rule_asks_for_it(capsys: OUTPUT) -> None:
-    for text, shape in (("8", (8,)), ("3x4", (3, 4)), ("number", ())):
-        assert exit_status(["show", "adafactor", "--shape", text]) == 0
-        assert capsys.readouterr().out == f"{portopt.Adafactor().program(shape=shape)}\n"
-
-
-@every_rule
+@pytest.mark.parametrize("rule", ELEMENTWISE)
 @pytest.mark.parametrize("target", SOURCES)
 @pytest.mark.parametrize("dtype", COMPUTE_DTYPE)
 def test_the_source_of_every_rule_names_its_arrays_and_dtype(
@@ -37,12 +32,11 @@ def test_the_source_of_every_rule_names_its_arrays_and_dtype(
 ) -> None:
     status = exit_status(["show", rule.__name__.lower(), "--target", target, "--dtype", dtype])
     text, error = capsys.readouterr()
-    program = rule().program(shape=DEFAULT_SHAPE)
-    if status and not program.is_elementwise:
+    if status and rule.draws:
         assert f"{rule.__name__} cannot be written for --target {target}: " in error
         return
     assert f"{rule.__name__} on {dtype}, computed in {COMPUTE_DTYPE[dtype]}" in text
-    assert all(slot in text for slot in program.array_outputs)
+    assert all(slot in text for slot in rule().slots)
 
 
 @pytest.mark.parametrize("target", SOURCES)
@@ -81,10 +75,7 @@ def test_a_rule_may_stand_in_a_file(tmp_path: object, capsys: OUTPUT, monkeypatc
         (['{"class_name": "Adam", "config": {"beta_1": 2}}'], "beta_1 must be in [0, 1), but 2 was"),
         (["adam", "--target", "fortran"], "invalid choice: 'fortran'"),
         (["adam", "--target", "numba", "--dtype", "int8"], "invalid choice: 'int8'"),
-        (
-            ["adafactor", "--shape", "3,4"],
-            "'3,4' is no shape: give the length of each axis, such as 3x4, or 'number' for none",
-        ),
+        (["adam", "--shape", "3,x"], "must be lengths such as 256,512, but '3,x' was given"),
         (["adam", "--dtype", "float16"], "a program has no dtype, so --dtype float16 has no meaning"),
     ],
 )
@@ -93,6 +84,19 @@ def test_unusable_arguments_are_refused(arguments: list[str], message: str, caps
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.out == ""
+
+
+def test_a_program_that_depends_on_the_shape_is_shown_for_the_one_that_is_named(capsys: OUTPUT) -> None:
+    for shape in ("3,4", "3", ""):
+        assert exit_status(["show", "adammini", "--shape", shape]) == 0
+        expected = portopt.AdamMini().program(shape=tuple(map(int, shape.split(","))) if shape else ())
+        assert capsys.readouterr().out == f"{expected}\n"
+
+
+@pytest.mark.parametrize("target", ["cuda", "triton"])
+def test_a_kernel_that_cannot_hold_reductions_is_not_shown(target: str, capsys: OUTPUT) -> None:
+    assert exit_status(["show", "lamb", "--target", target]) == 2
+    assert f"LAMB cannot be written for --target {target}: its step reduces" in capsys.readouterr().err
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:

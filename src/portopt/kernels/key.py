@@ -20,7 +20,7 @@ class KernelKey:
     """What a kernel is compiled for; `portopt.kernels.groups` makes keys, so that one kernel has one key.
 
     Attributes:
-        dtypes: array name (`"p"`, `"g"`, slots) to its dtype, in the order of the table's columns.
+        dtypes: array name (`"p"`, `"g"`, slots, further inputs) to its dtype, in the order of the table's columns.
         in_place: whether results overwrite the parameter and slots; else they have columns of their own, after the inputs'.
         flush: how subnormals become zero.
     """

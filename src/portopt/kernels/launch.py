@@ -144,8 +144,8 @@ def update(
     dense = [{name: library.dense(array) for name, array in arrays.items()} for arrays in parameters]
     outputs = dense
     if in_place:
-        for i in overwritten(dense, program, library.memory):
-            dense[i]["g"] = library.copied(dense[i]["g"])
+        for i, name in overwritten(dense, program, library.memory):
+            dense[i][name] = library.copied(dense[i][name])
     else:
         outputs = [{name: library.empty_like(arrays[name]) for name in names} for arrays in parameters]
     groups = grouped(
@@ -189,8 +189,10 @@ def chunk_starts(sizes: Sequence[int], chunk: int) -> Any:
 
 def overwritten(
     parameters: Sequence[Arrays], program: Program, memory: Callable[[Any], tuple[str, int, int]]
-) -> set[int]:
-    """Return the parameters whose gradient shares memory with what a step in place writes: it must be copied first.
+) -> set[tuple[int, str]]:
+    """Return the gradients and further inputs, by parameter and name, that share memory with what a step in place writes.
+
+    They must be copied first.
 
     Args:
         parameters: the arrays of each parameter.
@@ -209,11 +211,12 @@ def overwritten(
         sorted_ranges[device] = starts, np.maximum.accumulate(ends)
     found = set()
     for i, arrays in enumerate(parameters):
-        device, start, end = memory(arrays["g"])
-        if start == end or device not in sorted_ranges:
-            continue
-        starts, furthest = sorted_ranges[device]
-        below = int(np.searchsorted(starts, end))
-        if below and furthest[below - 1] > start:
-            found.add(i)
+        for name in ("g", *program.further_inputs):
+            device, start, end = memory(arrays[name])
+            if start == end or device not in sorted_ranges:
+                continue
+            starts, furthest = sorted_ranges[device]
+            below = int(np.searchsorted(starts, end))
+            if below and furthest[below - 1] > start:
+                found.add((i, name))
     return found

@@ -192,6 +192,15 @@ class Program:
         return tuple(op.reads for op in self.ops if op.reads is not None)
 
     @property
+    def further_inputs(self) -> tuple[str, ...]:
+        """Names of the arrays that a step reads beside parameter, gradient and what it replaces."""
+        found: tuple[str, ...] | None = self.__dict__.get("_further_inputs")
+        if found is None:
+            known = {"p", "g", *self.array_outputs}
+            found = self._keep("_further_inputs", tuple(n for n in dict.fromkeys(self.array_inputs) if n not in known))
+        return found
+
+    @property
     def parameter_scalars(self) -> frozenset[int]:
         """Indices of the scalars that are not those of the step, but of the parameter: reductions, and what needs them."""
         found: frozenset[int] | None = self.__dict__.get("_parameter_scalars")
@@ -306,7 +315,7 @@ def _parameter_scalars(ops: Sequence[Op]) -> frozenset[int]:
 
 
 def _is_elementwise(program: Program) -> bool:
-    if program.parameter_scalars or not {"p", "g", *program.array_outputs}.issuperset(program.array_inputs):
+    if program.parameter_scalars:
         return False
     if not all(map(program.is_given_or_gradient_norm, program.totals.values())):
         return False

@@ -86,7 +86,7 @@ def _update(writer: Writer, split: NormDependence, *, in_place: bool) -> str:
     parameters += [f"const {real} {writer.names[i]}" for i, _ in split.rounded_on_host]
     if split.rounded_on_device:
         parameters.append(f"const {real} *from_norm")
-    written = set(columns if in_place else columns[len(writer.dtypes) :]) - {"g"}
+    written = set(writer.program.array_outputs if in_place else columns[len(writer.dtypes) :])
     lines = [f'extern "C" __global__ void {UPDATE}({_listed(parameters)})', "{"]
     # What the rounded scalars are, where a name does not say it.
     known = [(i, ops[j]) for i, j in writer.program.rounded_scalars if ops[j].name in (*GIVEN, "constant")]

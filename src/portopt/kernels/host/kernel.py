@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -158,7 +158,7 @@ def update(
     in_place = outputs is None
     dense = [{name: np.ascontiguousarray(array) for name, array in arrays.items()} for arrays in inputs]
     if in_place:
-        _copy_overlapping_gradients(dense)
+        _copy_overlapping(dense, program.array_outputs)
     work = []
     for key, _, members in grouped(program, dtypes, in_place=in_place, flush=default_flush()):
         kernel = host_kernel(program, key)
@@ -196,8 +196,8 @@ def _address(array: Any) -> int:
     return int(array.__array_interface__["data"][0])  # a third of the time of `array.ctypes.data`
 
 
-def _copy_overlapping_gradients(parameters: Sequence[dict[str, Any]]) -> None:
-    """Replace gradients that share memory with what the step writes by copies."""
+def _copy_overlapping(parameters: Sequence[dict[str, Any]], written: Container[str]) -> None:
+    """Replace gradients, and other arrays that are only read, that share memory with what the step writes by copies."""
     ranges = sorted(
         (a.ctypes.data, a.ctypes.data + a.nbytes, name, i)
         for i, arrays in enumerate(parameters)
@@ -205,17 +205,17 @@ def _copy_overlapping_gradients(parameters: Sequence[dict[str, Any]]) -> None:
         if a.size
     )
     end_of_written = end_of_read = 0
-    reading: list[int] = []
-    overlapping: set[int] = set()
+    reading: list[tuple[int, str]] = []
+    overlapping: set[tuple[int, str]] = set()
     for start, end, name, i in ranges:
-        if name == "g":
+        if name not in written:
             if start < end_of_written:
-                overlapping.add(i)
-            reading = [i] if start >= end_of_read else [*reading, i]
+                overlapping.add((i, name))
+            reading = [(i, name)] if start >= end_of_read else [*reading, (i, name)]
             end_of_read = max(end_of_read, end)
         else:
             if start < end_of_read:
                 overlapping.update(reading)
             end_of_written = max(end_of_written, end)
-    for i in overlapping:
-        parameters[i]["g"] = parameters[i]["g"].copy()
+    for i, name in overlapping:
+        parameters[i][name] = parameters[i][name].copy()

@@ -62,12 +62,9 @@ class Plan:
         watch: Watch,
         work: Sequence[Work],
         *,
-        shape: tuple[int, ...],
         is_noted: bool,
     ) -> None:
         self.program = program
-        # Of one of the parameters, which all have one program.
-        self._shape = shape
         self.backend = backend
         self._watch = watch
         self._work = work
@@ -93,7 +90,7 @@ class Plan:
         else:
             try:
                 checked = rule.check_overrides(overrides)
-                if rule.program(checked, self._shape) is not self.program:
+                if rule.fixed_program(checked) is not self.program:
                     return None
                 totals: dict[str, float] = {}
                 asked = [(name, op) for name, op in self.program.totals.items() if name not in checked]
@@ -215,5 +212,4 @@ def make_plan(
     watch = Watch(reader, (params, grads, state.slots), scalar_slots, arrays, work, inputs, note_written)
     if not watch.is_possible:
         return None
-    shape = tuple(arrays[0]["p"].shape)
-    return Plan(backend, program, trees, watch, work, shape=shape, is_noted=note_written is not None)
+    return Plan(backend, program, trees, watch, work, is_noted=note_written is not None)
