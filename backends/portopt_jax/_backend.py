@@ -229,35 +229,10 @@ class JaxBackend:
         return self._jax.jit(lambda gradients: self.stored_scalar(self._gradient_norm(gradients)))
 
     def _gradient_norm(self, gradients: Sequence[Any]) -> Any:
-        return self._differentiable_norm(list(gradients))
-
-    @functools.cached_property
-    def _differentiable_norm(self) -> Any:
-        """The norm with its derivative, `sum(g * dg) / norm`, and zero where the norm is zero.
-
-        Neither the powers of two nor the parts of sums that it is computed from have derivatives that add up to it.
-        """
-        jax, jnp = self._jax, self._jnp
-        norm = jax.custom_jvp(self._norm)
-
-        def derivative(values: Any, tangents: Any) -> tuple[Any, Any]:
-            value = norm(*values)
-            with jax.enable_x64(True):
-                divisor = jnp.where(value == 0.0, 1.0, value)
-                parts = [
-                    jnp.sum((g.astype(jnp.float64) / divisor) * dg.astype(jnp.float64))
-                    for g, dg in zip(values[0], tangents[0], strict=True)
-                ]
-                return value, functools.reduce(jnp.add, parts)
-
-        norm.defjvp(derivative)
-        return norm
-
-    def _norm(self, gradients: Sequence[Any]) -> Any:
         with self._jax.enable_x64(True):
             loaded = [self.primitives(COMPUTE_DTYPE[str(g.dtype)]).load(g) for g in gradients]
             wide = self.primitives("float64")
-            return Reductions(wide, wide, self._scalars.JaxArithmetic).total("norm", *loaded)
+            return self._reductions_of(wide, wide, self._scalars.JaxArithmetic).total("norm", *loaded)
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         if in_place:
@@ -365,12 +340,17 @@ class JaxBackend:
 
     def reductions(self, compute_dtype: str) -> Reductions:
         """Return the reductions of arrays of a compute dtype."""
-        return Reductions(
+        return self._reductions_of(
             self.primitives(compute_dtype),
             self.primitives("float64"),
             lambda x: self.arithmetic([x]),
             lambda: self._jax.enable_x64(True),
         )
+
+    @property
+    def _reductions_of(self) -> type[Reductions]:
+        kind: type[Reductions] = importlib.import_module("portopt_jax._reductions").JaxReductions
+        return kind
 
     def _x64_for(self, compute_dtype: str) -> Any:
         return self._jax.enable_x64(compute_dtype == "float64" or self._jax.config.jax_enable_x64)
@@ -436,7 +416,7 @@ class JaxBackend:
             "arguments of your jitted step to save the memory"
         )
 
-    def plan(self, program: Program, trees: Any, parameters: Sequence[Arrays]) -> None:
+    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> None:
         return None
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:

@@ -296,7 +296,7 @@ class ArrayAPIBackend:
             reaching.append(entry)
 
     def plan(
-        self, program: Program, trees: tuple[Any, Any, OptimizerState], parameters: Sequence[Arrays]
+        self, programs: Sequence[Program], trees: tuple[Any, Any, OptimizerState], parameters: Sequence[Arrays]
     ) -> PlannedStep | None:
         return None
 

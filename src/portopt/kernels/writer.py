@@ -121,19 +121,26 @@ class Writer:
         ops = list(self.program.array_ops())
         if loads_first:
             ops.sort(key=lambda numbered: numbered[1].name != "load")
-        lines = [self.assigned(i, self._array_expression(i, op)) for i, op in ops]
+        lines = [self.assigned(i, self.array_expression(i)) for i, _ in ops]
         for name, i in self.program.array_outputs.items():
             target = self.array(name if self._in_place else NEW + name)
             value = self._language.converted(self.real, self.dtypes[name], self.names[i])
             lines.append(self._language.store.format(target, value))
         return lines
 
-    def _array_expression(self, i: int, op: Op) -> str:
+    def array_expression(self, i: int, element: str | None = None) -> str:
+        """Return the value of an array operation.
+
+        Args:
+            i: the operation.
+            element: template of an element of an array, if a load is not to be of the language's.
+        """
+        op = self.program.ops[i]
         if op.name == "load":
             name = str(op.label)
             flush = self._flushed_loads is None or i in self._flushed_loads
-            element = self._language.element.format(self._arrays[name])
-            return self._language.loaded(self.dtypes[name], self.real, element, flush=flush)
+            value = (element or self._language.element).format(self._arrays[name])
+            return self._language.loaded(self.dtypes[name], self.real, value, flush=flush)
         table, name = self._language.arrays, op.name
         is_rounded = [self.program.ops[j].name == "round" for j in op.args]
         if name == "multiply" and "scale" in table and is_rounded[0]:
