@@ -318,6 +318,12 @@ class Optimizer(DeclaredValue):
         """
         self._cache.places = places
 
+    def part_of_step(
+        self, params: object, grads: object, state: OptimizerState, hyperparameters: Mapping[str, Any]
+    ) -> step.Part:
+        """Return what `portopt.step.totals_of` needs to know of a step of which this one is a part. For adapters."""
+        return step.Part(self, self._cache, params, grads, state, hyperparameters)
+
     def step_scalars(
         self,
         backend: Backend,
