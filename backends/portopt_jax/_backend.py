@@ -143,7 +143,8 @@ class JaxBackend:
         compute = COMPUTE_DTYPE[str(array.dtype)]
         with self._jax.enable_x64(compute == "float64" or self._jax.config.jax_enable_x64):
             loaded = self.primitives(compute).load(array)
-            return loaded if str(loaded.dtype) == dtype else self._scalars.narrowed(loaded, dtype)
+            # An array of its own: parameters and state may be donated together.
+            return loaded.copy() if str(loaded.dtype) == dtype else self._scalars.narrowed(loaded, dtype)
 
     def to_numpy(self, array: Any) -> Any:
         self._refuse_abstract([array])
