@@ -88,22 +88,28 @@ class NumpyBackend(ArrayAPIBackend):
         return primitives
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
-        program, scalars, parameters = works[0]
-        in_kernel = len(works) == 1 and program.is_elementwise and compiler.available()
-        if not in_kernel or not isinstance(scalars, StepScalars) or is_interpreted():
+        in_kernel = (
+            compiler.available() and not is_interpreted() and all(kernel.can_run(work.program) for work in works)
+        )
+        if not in_kernel or not all(isinstance(work.scalars, StepScalars) for work in works):
             return super().update(works, in_place=in_place)
-        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-        names = tuple(program.array_outputs)
-        outputs = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
-        kernel.update(program, scalars, dtypes, parameters, outputs)
-        return [{n: a[n] for n in names} for a in parameters] if outputs is None else outputs
+        jobs: list[kernel.Job] = []
+        results: list[dict[str, Any]] = []
+        for program, scalars, parameters in works:
+            dtypes = [leaf.dtypes for leaf in described(self, parameters)]
+            names = tuple(program.array_outputs)
+            outputs = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
+            jobs.append(kernel.Job(program, scalars, dtypes, parameters, outputs))  # type: ignore[arg-type]  # a step's scalars
+            results += [{n: a[n] for n in names} for a in parameters] if outputs is None else outputs
+        kernel.update(jobs)
+        return results
 
-    def plan(self, program: Program, trees: Any, parameters: Sequence[Arrays]) -> Any:
+    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> Any:
         ordinary = all(type(a) is np.ndarray and a.flags.c_contiguous for arrays in parameters for a in arrays.values())
         if not compiler.available() or is_interpreted() or not ordinary or not _watch_works():
             return None
         dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-        return make_plan(self, program, trees, parameters, dtypes, NUMPY_READER)
+        return make_plan(self, programs, trees, parameters, dtypes, NUMPY_READER)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         if is_interpreted() or not compiler.available():

@@ -194,11 +194,15 @@ class TorchBackend(ArrayAPIBackend):
         all_detached = self._detached(works)
         program, scalars, detached = all_detached[0]
         results: list[dict[str, Any]] | None = None
-        in_kernel = len(works) == 1 and program.is_elementwise
-        if in_kernel and isinstance(scalars, StepScalars) and not is_interpreted():
-            if compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in detached):
-                results = self._update_on_host(program, scalars, detached, in_place=in_place)
-            elif all(self._runs_triton(arrays["p"]) for arrays in detached):
+        if isinstance(scalars, StepScalars) and not is_interpreted():
+            on_host = compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in parameters)
+            if on_host and all(kernel.can_run(work.program) for work in works):
+                results = self._update_on_host(all_detached, in_place=in_place)
+            elif (
+                len(works) == 1
+                and program.is_elementwise
+                and all(self._runs_triton(arrays["p"]) for arrays in detached)
+            ):
                 results = launch.update(self._triton.LIBRARY, program, scalars, detached, in_place=in_place)
                 if in_place and results is not None:
                     written = [tensor for outputs in results for tensor in outputs.values()]
@@ -230,24 +234,28 @@ class TorchBackend(ArrayAPIBackend):
     def _runs_triton(self, tensor: Any) -> bool:
         return bool(tensor.device.type == "cuda" and self._triton.available())
 
-    def _update_on_host(
-        self, program: Program, scalars: StepScalars, parameters: Sequence[Arrays], *, in_place: bool
-    ) -> list[dict[str, Any]]:
-        """Run the fused kernel on the tensors' own memory."""
-        names = tuple(program.array_outputs)
-        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-        inputs = [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
+    def _update_on_host(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        """Run the fused kernels on the tensors' own memory."""
+        jobs, results, then = [], [], []
+        for program, scalars, parameters in works:
+            names = tuple(program.array_outputs)
+            dtypes = [leaf.dtypes for leaf in described(self, parameters)]
+            inputs = [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
+            new = None
+            if in_place:
+                outputs = [{name: arrays[name] for name in names} for arrays in parameters]
+            else:
+                outputs = [{n: self._empty(a[n].shape, a[n].dtype, "cpu") for n in names} for a in parameters]
+                new = [{n: _new_bits(tensor) for n, tensor in o.items()} for o in outputs]
+            results += outputs
+            jobs.append(kernel.Job(program, scalars, dtypes, inputs, new))  # type: ignore[arg-type]  # a step's scalars
         if in_place:
-            written = [arrays[name] for arrays in parameters for name in names]
-            kernel.update(
-                program, scalars, dtypes, inputs, None, then=[functools.partial(_increment_version(), written)]
-            )
-            return [{name: arrays[name] for name in names} for arrays in parameters]
-        outputs = [{n: self._empty(a[n].shape, a[n].dtype, "cpu") for n in names} for a in parameters]
-        kernel.update(program, scalars, dtypes, inputs, [{n: _new_bits(t) for n, t in o.items()} for o in outputs])
-        return outputs
+            written = [tensor for outputs in results for tensor in outputs.values()]
+            then = [functools.partial(_increment_version(), written)]
+        kernel.update(jobs, then)
+        return results
 
-    def plan(self, program: Program, trees: Any, parameters: Sequence[Arrays]) -> Any:
+    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> Any:
         torch = self._torch
         tensors = [tensor for arrays in parameters for tensor in arrays.values()]
         ordinary = all(
@@ -256,7 +264,7 @@ class TorchBackend(ArrayAPIBackend):
         if not compiler.available() or is_interpreted() or not ordinary or (reader := _reader()) is None:
             return None
         dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-        return make_plan(self, program, trees, parameters, dtypes, reader, _increment_version())
+        return make_plan(self, programs, trees, parameters, dtypes, reader, _increment_version())
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         self.refuse_capture(gradients)
