@@ -42,7 +42,7 @@ class Batch:
         everything: bool,
     ) -> None:
         self._rule = rule
-        if rule.draws:
+        if rule.draws or any(map(is_sharded, parameters)):
             rule.place_parameters(list(map(place_of, numbers, parameters)))
         self._parameters = parameters
         self._states = states

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.imports import imported
+from portopt.program import Dim
 from portopt.program.bins import Bins, combined
 from portopt.program.draws import Place
 from portopt_torch._backend import backend
@@ -32,10 +34,8 @@ def place_of(number: int, parameter: Any) -> Place:
     whole = tuple(parameter.shape)
     if not is_sharded(parameter):
         return Place.of(number, whole)
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    shape, offset = compute_local_shape_and_global_offset(whole, parameter.device_mesh, parameter.placements)
-    return Place(number, tuple(shape), tuple(offset), whole)
+    place: Place = _parts().place_of_part(number, parameter)
+    return place
 
 
 def placed_like(gradient: Any, parameter: Any) -> Any:
@@ -45,15 +45,30 @@ def placed_like(gradient: Any, parameter: Any) -> Any:
     return gradient
 
 
-def like_parameter(local: Any, parameter: Any) -> Any:
-    """Return a tensor whose part in this process is `local`, distributed as a parameter is."""
+def like_parameter(local: Any, parameter: Any, dims: tuple[Dim, ...] | None) -> Any:
+    """Return a tensor whose part in this process is `local`, distributed as a parameter is, of whose axes it has some."""
     if not is_sharded(parameter):
         return local
+    if dims is not None:
+        parts, shape = _parts(), tuple(parameter.shape)
+        placements = parts.placements_of(parameter.placements, dims)
+        return parts.distributed(local, parameter.device_mesh, placements, parts.stored_shape(dims, shape))
     # Not DTensor.from_local: it would move to the mesh's device what is kept in host memory.
     with torch.no_grad():
         whole: Any = torch.empty_like(parameter, dtype=local.dtype, requires_grad=False)
         whole.to_local().copy_(local)
     return whole
+
+
+def placement(tensor: Any, dims: tuple[Dim, ...] | None = None) -> Any:
+    """Return how a tensor is distributed, or a slot that has some of its axes."""
+    if not is_sharded(tensor):
+        return "one tensor"
+    return tensor.device_mesh, _parts().placements_of(tensor.placements, dims)
+
+
+def _parts() -> Any:
+    return importlib.import_module("portopt_torch._parts")
 
 
 def gradient_norm(gradients: Sequence[Any]) -> Any:

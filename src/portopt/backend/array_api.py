@@ -182,6 +182,10 @@ class ArrayAPIBackend:
         """Return the reductions of arrays of a compute dtype."""
         return Reductions(self.primitives(compute_dtype), self.primitives("float64"), self.arithmetic_of)
 
+    def reductions_of(self, leaf: Leaf) -> Reductions:
+        """Return the reductions of a parameter's arrays."""
+        return self.reductions(COMPUTE_DTYPE[leaf.dtypes["p"]])
+
     def arithmetic_of(self, value: Any) -> Arithmetic:
         """Return the arithmetic for scalars that are computed from one."""
         return self.arithmetic([value])
@@ -192,7 +196,7 @@ class ArrayAPIBackend:
             parts = []
             for work in works:
                 for leaf, outputs in self._interpreted(work):
-                    reductions = self.reductions(COMPUTE_DTYPE[leaf.dtypes["p"]])
+                    reductions = self.reductions_of(leaf).of(work.program.ops[work.program.array_outputs["x"]].dims)
                     parts.append(reductions.partial(operation, outputs["x"]))
             return self.reductions("float64").combine(operation, parts)
 
@@ -223,7 +227,7 @@ class ArrayAPIBackend:
             if not program.is_elementwise:
                 of_parameter = ParameterScalars(
                     scalars,
-                    self.reductions(compute),
+                    self.reductions_of(leaf),
                     self.primitives("float64"),
                     functools.partial(self._rounded_like, compute, like),
                     self.arithmetic_of,
