@@ -13,6 +13,9 @@ from portopt.rules.nadam import Nadam as Nadam
 from portopt.rules.signum import Signum as Signum
 from portopt.rules.adamw import AdamW as AdamW
 from portopt.rules.noisy_sgd import NoisySGD as NoisySGD
+from portopt.rules.lookahead import Lookahead as Lookahead
+from portopt.rules.schedule_free import ScheduleFree as ScheduleFree
+from portopt.rules.sophia_g import SophiaG as SophiaG
 # isort: on
 
 RULES: tuple[type[_Optimizer], ...] = tuple(
