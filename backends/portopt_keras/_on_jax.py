@@ -24,7 +24,7 @@ def update(
 ) -> None:
     params = [variable.value for variable in variables]
     gradients = [keras.ops.convert_to_tensor(g, sparse=False) for g in gradients]
-    values = {name: [variable.value for variable in of] for name, of in slots.items()}
+    values = {name: [None if variable is None else variable.value for variable in of] for name, of in slots.items()}
     words = {name: variable.value for name, variable in scalars.items()}
     state = OptimizerState(tensor(optimizer.iterations), {**values, **words})
     params, state = step(params, gradients, state)
@@ -32,6 +32,7 @@ def update(
         variable.assign(value)
     for name, of in slots.items():
         for variable, value in zip(of, state.slots[name], strict=True):
-            variable.assign(value)
+            if variable is not None:
+                variable.assign(value)
     for name, variable in scalars.items():
         variable.assign(state.slots[name])

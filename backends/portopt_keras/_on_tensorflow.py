@@ -28,14 +28,15 @@ def update(
     pairs = optimizer._all_reduce_sum_gradients(list(zip(gradients, variables, strict=True)))
     params = [tensor(variable) for variable in variables]
     gradients = [_dense(gradient, p) for (gradient, _), p in zip(pairs, params, strict=True)]
-    values = {name: [tensor(variable) for variable in of] for name, of in slots.items()}
+    values = {name: [None if variable is None else tensor(variable) for variable in of] for name, of in slots.items()}
     numbers = {name: tf.bitcast(tensor(v), tf.float64) for name, v in scalars.items()}
     state = OptimizerState(tensor(optimizer.iterations), {**values, **numbers})
     params, state = step(params, gradients, state)
 
     written = list(zip(variables, params, strict=True))
     for name, of in slots.items():
-        written += zip(map(_resource, of), state.slots[name], strict=True)
+        pairs = zip(of, state.slots[name], strict=True)
+        written += [(_resource(variable), value) for variable, value in pairs if variable is not None]
     for name, variable in scalars.items():
         # Without its type, a Python float would become a float32.
         words = tf.bitcast(tf.convert_to_tensor(state.slots[name], tf.float64), tf.uint32)

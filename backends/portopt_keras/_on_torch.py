@@ -37,7 +37,7 @@ def update(
 ) -> None:
     params = [variable.value for variable in variables]
     gradients = [keras.ops.convert_to_tensor(g) for g in gradients]
-    arrays = {name: [variable.value for variable in of] for name, of in slots.items()}
+    arrays = {name: [None if variable is None else variable.value for variable in of] for name, of in slots.items()}
     numbers = {name: _number(variable) for name, variable in scalars.items()}
     state = OptimizerState(int(optimizer.iterations), {**arrays, **numbers})
     if in_stateless_scope():
@@ -47,7 +47,8 @@ def update(
             variable.assign(value)
         for name, of in slots.items():
             for variable, value in zip(of, state.slots[name], strict=True):
-                variable.assign(value)
+                if variable is not None:
+                    variable.assign(value)
     else:
         _, state = step(params, gradients, state, in_place=True)
     for name, variable in scalars.items():

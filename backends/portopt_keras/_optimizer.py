@@ -11,9 +11,10 @@ from keras.src.utils.naming import auto_name
 import portopt
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.backend import find_backend
-from portopt.backend.totals import total
 from portopt.interrupts import deferred
 from portopt.schedules import is_schedule
+from portopt.slot import slot_shape, slot_start, slots_of_shape
+from portopt.step import Part, first_number, totals_of
 from portopt_keras._learning_rate import ScheduleOfSteps, nearest, on_keras_backend, scalar_of
 from portopt_keras._options import check_options
 from portopt_keras._weight_decay import Exclusions, has_weight_decay, without_weight_decay
@@ -114,7 +115,8 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         if self.built:
             return
         super().build(variables)
-        self._slots = {name: [self._add_slot(v, name) for v in variables] for name in self.optimizer.slots}
+        slots = {str(name): [self._add_slot(v, name) for v in variables] for name in self.optimizer.slots}
+        self._slots = {name: of for name, of in slots.items() if any(slot is not None for slot in of)}
         self._scalar_slots = {}
         for name, value in self.optimizer.scalar_slots.items():
             words = np.float64(value).view((np.uint32, 2))
@@ -125,16 +127,22 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         if self._overwrite_variable_with_gradient(variable):
             return None
         dtype = keras.backend.standardize_dtype(variable.dtype)
-        first = keras.initializers.Constant(self.optimizer.first_values.get(name, 0.0))
-        if COMPUTE_DTYPE.get(dtype) == dtype:
-            return self.add_variable_from_reference(variable, name=name, initializer=first)
         if dtype not in COMPUTE_DTYPE:
             raise TypeError(
                 f"variable {variable.path} has dtype {dtype}; portopt optimizers update variables of dtype "
                 f"{', '.join(COMPUTE_DTYPE)}: set trainable=False on others"
             )
+        rule, shape = self.optimizer, tuple(variable.shape)
+        if name not in slots_of_shape(rule, shape):
+            return None
+        own, start = slot_shape(rule, name, shape), slot_start(rule, name)
+        first: Any = functools.partial(_copy_of, variable)
+        if start != "p":
+            first = keras.initializers.Constant(first_number(rule, name, start))
+        if COMPUTE_DTYPE[dtype] == dtype and own == shape:
+            return self.add_variable_from_reference(variable, name=str(name), initializer=first)
         full_name = f"{variable.path.replace('/', '_')}_{name}"
-        return self.add_variable(variable.shape, first, dtype=COMPUTE_DTYPE[dtype], name=full_name)
+        return self.add_variable(own, first, dtype=COMPUTE_DTYPE[dtype], name=full_name)
 
     def _backend_update_step(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any], learning_rate: Any
@@ -142,6 +150,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         # The step of all variables at once, where Keras would call update_step for each: the norm of all gradients needs them.
         variables = list(trainable_variables)
         slots = {name: [of[self._get_variable_index(v)] for v in variables] for name, of in self._slots.items()}
+        slots = {name: of for name, of in slots.items() if any(slot is not None for slot in of)}
         excluded = [i for i, v in enumerate(variables) if not self._use_weight_decay(v)] if self._excluded else []
         step = functools.partial(self._step, learning_rate, excluded)
         with deferred():
@@ -167,31 +176,29 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         if self._undecayed is None:
             self._undecayed = without_weight_decay(rule)
         _check_shapes(params, gradients)
-        program = rule.program()
-        if program.totals:
-            backend = find_backend(params[0])
-            assert backend is not None
-            arrays = [{"g": g} for g in gradients]
-            for name in program.totals:
-                overrides[name] = total(backend, name, [(program, arrays)], lambda _: [])
         others = [i for i in range(len(params)) if i not in excluded]
-        params, new_slots = list(params), {name: list(state.slots[name]) for name in rule.slots}
-        for part, indices in ((rule, others), (self._undecayed, excluded)):
-            if not indices:
-                continue
-            slots = {n: [of[i] for i in indices] if n in rule.slots else of for n, of in state.slots.items()}
-            new, after = _apply(
-                part,
+        divided = [(of, indices) for of, indices in ((rule, others), (self._undecayed, excluded)) if indices]
+        parts = [
+            Part(
+                of,
                 [params[i] for i in indices],
                 [gradients[i] for i in indices],
-                state._replace(slots=slots),
+                state._replace(slots=_slots_of(rule, state.slots, indices)),
                 overrides,
-                in_place,
             )
+            for of, indices in divided
+        ]
+        if rule.totals or rule.clipnorm is not None:
+            overrides["totals"] = totals_of(parts)
+        params = list(params)
+        new_slots = {name: list(of) for name, of in state.slots.items() if name not in rule.scalar_slots}
+        for part, (of, indices) in zip(parts, divided, strict=True):
+            new, after = _apply(of, part.params, part.grads, part.state, overrides, in_place)
             for k, i in enumerate(indices):
                 params[i] = new[k]
-                for name, of in new_slots.items():
-                    of[i] = after.slots[name][k]
+                for name in new_slots:
+                    if name in after.slots:
+                        new_slots[name][i] = after.slots[name][k]
         return params, portopt.OptimizerState(after.step, {**after.slots, **new_slots})
 
     def _rate_for_step(self, learning_rate: Any) -> dict[str, Any]:
@@ -331,10 +338,25 @@ def is_keras_rate(rate: Any) -> bool:
     return callable(rate) and not isinstance(rate, portopt.Schedule)
 
 
+def _copy_of(variable: Any, shape: Any, dtype: Any) -> Any:
+    """Return what a slot that starts as its parameter is at first, as an initializer of Keras."""
+    value = on_keras_backend().tensor(variable)
+    backend = find_backend(value)
+    assert backend is not None
+    return backend.copied(value, keras.backend.standardize_dtype(dtype))
+
+
+def _slots_of(rule: portopt.Optimizer, slots: Mapping[str, Any], indices: Sequence[int]) -> dict[str, Any]:
+    """Return the slots of some parameters, and the scalars of the state; what none of them has is left out."""
+    own = {n: [of[i] for i in indices] for n, of in slots.items() if n not in rule.scalar_slots}
+    held = {name for name, of in own.items() if any(slot is not None for slot in of)}
+    return {n: own.get(n, of) for n, of in slots.items() if n in rule.scalar_slots or n in held}
+
+
 def _apply(
     optimizer: portopt.Optimizer,
-    params: list[Any],
-    gradients: list[Any],
+    params: Any,
+    gradients: Any,
     state: portopt.OptimizerState,
     overrides: Mapping[str, Any],
     in_place: bool,

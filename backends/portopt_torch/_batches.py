@@ -9,9 +9,14 @@ from typing import Any
 
 from portopt import Optimizer, OptimizerState
 from portopt.arithmetic.dtypes import slot_dtypes
+from portopt.slot import are_plain, slots_of_shape
+from portopt.step import Part
 from portopt_torch._backend import backend
 from portopt_torch._saved_state import finished_steps, number_of, tensor_of
 from portopt_torch._sharded import is_sharded, local_part
+
+Totals = Mapping[str, Any] | None
+"""The totals over all parameters, by name, where a batch cannot compute them itself."""
 
 
 class Batch:
@@ -38,8 +43,17 @@ class Batch:
         self._parameters = parameters
         self._states = states
         self._indices = None if everything else indices
-        self._held = {name: [state[name] for state in states] for name in rule.slots}
-        self._slots = {name: list(map(local_part, tensors)) for name, tensors in self._held.items()}
+        self._having, self._held, self._slots = {}, {}, {}
+        held = [slots_of(rule, p) for p in parameters]
+        for name in rule.slots:
+            having = [state for state, names in zip(states, held, strict=True) if name in names]
+            if having:
+                self._having[name] = having
+                self._held[name] = [state[name] for state in having]
+                self._slots[name] = [
+                    local_part(state[name]) if name in names else None
+                    for state, names in zip(states, held, strict=True)
+                ]
         self._scalars = {name: number_of("the state", name, states[0][name]) for name in rule.scalar_slots}
         self._leaves = list(map(local_part, parameters))
         self.finished = finished_steps("the state", states[0]["step"])
@@ -48,13 +62,14 @@ class Batch:
     def arrays(self) -> list[dict[str, Any]]:
         """Return what a step writes, for each parameter."""
         columns = {"p": self._leaves, **self._slots}
-        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        rows = zip(*columns.values(), strict=True)
+        return [{n: x for n, x in zip(columns, row, strict=True) if x is not None} for row in rows]
 
     def is_current(self) -> bool:
         """Tell whether the states are as the last step left them."""
         try:
             return (
-                all(same(map(operator.itemgetter(n), self._states), held) for n, held in self._held.items())
+                all(same(map(operator.itemgetter(n), self._having[n]), held) for n, held in self._held.items())
                 and set(map(operator.itemgetter("step"), self._states)) == {self.finished}
                 and all(set(map(operator.itemgetter(n), self._states)) == {x} for n, x in self._scalars.items())
             )
@@ -70,9 +85,13 @@ class Batch:
             self._leaves = list(map(_current_part, self._parameters, self._leaves))
         return gradients
 
-    def check(self, gradients: Sequence[Any], overrides: Mapping[str, Any], norm: Any) -> None:
+    def part(self, gradients: Sequence[Any], overrides: Mapping[str, Any]) -> Part:
+        """Return the batch's step as a part of that of the whole optimizer."""
+        return Part(self._rule, self._leaves, gradients, self._state(), overrides)
+
+    def check(self, gradients: Sequence[Any], overrides: Mapping[str, Any], totals: Totals) -> None:
         """Raise what a step would raise; change nothing."""
-        self._rule.check_step(self._leaves, gradients, self._state(), gradient_norm=norm, **overrides)
+        self._rule.check_step(self._leaves, gradients, self._state(), totals=totals, **overrides)
 
     def _state(self) -> OptimizerState:
         return OptimizerState(self.finished, {**self._slots, **self._scalars})
@@ -81,18 +100,20 @@ class Batch:
         """Return a number that a step changes as it writes, whether or not it returns."""
         return int(self._leaves[0]._version)
 
-    def step(self, gradients: Sequence[Any], overrides: Mapping[str, Any], norm: Any) -> None:
+    def step(self, gradients: Sequence[Any], overrides: Mapping[str, Any], totals: Totals) -> None:
         """Do one step with the batch's gradients."""
-        state = self._rule.apply_(self._leaves, gradients, self._state(), gradient_norm=norm, **overrides)
+        state = self._rule.apply_(self._leaves, gradients, self._state(), totals=totals, **overrides)
         self._note(state.step, state.slots)
 
-    def finish(self, finished: int, overrides: Mapping[str, Any]) -> None:
+    def finish(self, finished: int, overrides: Mapping[str, Any], totals: Totals) -> None:
         """Count a step, after so many, that has written its arrays but was interrupted before it was counted."""
         if self.finished == finished:
-            rule, checked = self._rule, self._rule.check_overrides(overrides)
-            (scalars, *_), step = rule.step_scalars(
-                backend, [rule.program(checked)], self._state(), checked, lambda *_: 1.0
-            )
+            rule = self._rule
+            checked = rule.check_overrides({**overrides, "totals": totals})
+            # The scalars of the state are the same for all parameters.
+            program = rule.program(checked, tuple(self._parameters[0].shape))
+            # Of no norm that was not given does a scalar of the state depend.
+            (scalars, *_), step = rule.step_scalars(backend, [program], self._state(), checked, lambda *_: 1.0)
             self._note(step, scalars.outputs())
         else:
             self._note(self.finished, self._scalars)
@@ -124,7 +145,7 @@ class Batches:
         parts: dict[Any, list[int]] = {}
         for i, (p, state) in enumerate(zip(parameters, states, strict=True)):
             scalars = (number_of("the state", name, state[name]) for name in rule.scalar_slots)
-            dtypes = (tensor_of("the state", name, state[name]).dtype for name in rule.slots)
+            dtypes = (tensor_of("the state", name, state[name]).dtype for name in slots_of(rule, p))
             finished = finished_steps("the state", state["step"])
             parts.setdefault((finished, *scalars, p.dtype, p.device, *dtypes), []).append(i)
         copies += [copy.copy(rule) for _ in range(len(parts) - len(copies))]
@@ -155,14 +176,19 @@ def is_usable(rule: Optimizer, parameter: Any, state: Mapping[str, Any] | None) 
         return True
     slots = (slot for slot in state.values() if backend.owns(slot))
     allowed = slot_dtypes(backend.dtype_name(parameter))
-    return not lacking(rule, state) and all(
+    return not lacking(rule, parameter, state) and all(
         s.device == parameter.device and backend.dtype_name(s) in allowed for s in slots
     )
 
 
-def lacking(rule: Optimizer, state: Mapping[str, Any]) -> list[str]:
+def lacking(rule: Optimizer, parameter: Any, state: Mapping[str, Any]) -> list[str]:
     """Return what a rule needs and a parameter's state has not."""
-    return [name for name in ("step", *rule.scalar_slots, *rule.slots) if name not in state]
+    return [name for name in ("step", *rule.scalar_slots, *slots_of(rule, parameter)) if name not in state]
+
+
+def slots_of(rule: Optimizer, parameter: Any) -> tuple[str, ...]:
+    """Return the names of the slots that a parameter has."""
+    return rule.slots if are_plain(rule) else slots_of_shape(rule, tuple(parameter.shape))
 
 
 def _current_part(parameter: Any, before: Any) -> Any:

@@ -10,12 +10,13 @@ import torch
 from portopt import Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.interrupts import deferred
+from portopt.step import totals_of
 from portopt_torch._backend import backend
-from portopt_torch._batches import Batch, Batches, is_usable, lacking, same
+from portopt_torch._batches import Batch, Batches, Totals, is_usable, lacking, same, slots_of
 from portopt_torch._conversion import is_native, own_state_dict, to_torch
 from portopt_torch._groups import GroupHyperparameters
 from portopt_torch._saved_state import SealedState, checked_state
-from portopt_torch._sharded import gradient_norm, is_sharded, like_parameter, local_part, placed_like
+from portopt_torch._sharded import is_sharded, like_parameter, local_part, placed_like
 
 
 class TorchOptimizer(torch.optim.Optimizer):
@@ -110,30 +111,30 @@ class TorchOptimizer(torch.optim.Optimizer):
         states = list(self.state.values())
         if not same(states, self._known_states):
             self._batches.clear()
-        clips, all_gradients, work = False, [], []
+        clips, work = False, []
         for index, group in enumerate(self.param_groups):
             resolved = self._hyperparameters.resolved(index, group)
             clips = clips or resolved.overrides.get("clipnorm", resolved.rule.clipnorm) is not None
             parameters, gradients = self._moving(group)
-            all_gradients += gradients
             for batch in self._batches_of(index, resolved.rule, parameters):
                 overrides = self._hyperparameters.at_step(resolved, batch.finished)
                 work.append((batch, batch.gradients(gradients), overrides))
         self._known_states = list(self.state.values())
         try:
-            norm = None
-            if clips and (len(work) > 1 or any(batch.is_sharded for batch, _, _ in work)):
-                norm = gradient_norm(all_gradients)
+            totals = None
+            # What moves a scalar of the state is known beforehand, so that an interrupted step can be counted.
+            if self.rule.totals or (clips and (len(work) > 1 or any(batch.is_sharded for batch, _, _ in work))):
+                totals = totals_of([batch.part(own, overrides) for batch, own, overrides in work])
             # None must fail after another moved. The first checks itself before it moves, so it is the largest.
             work.sort(key=lambda entry: len(entry[1]), reverse=True)
             for batch, own, overrides in work[0 if self._is_unchecked else 1 :]:
-                batch.check(own, overrides, norm)
+                batch.check(own, overrides, totals)
             if self._is_unchecked:
                 # Each batch checks itself, but not against others.
                 written = [arrays for batch, _, _ in work for arrays in batch.arrays()]
                 backend.check_in_place(written, lambda i: f"[{i}]")
                 self._is_unchecked = False
-            _move(work, norm)
+            _move(work, totals)
         except Exception as error:
             for index, group in enumerate(self.param_groups):
                 reason = _why_wrong_gradient(type(self.rule).__name__, index, group)
@@ -158,7 +159,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             fresh = [p for p in parameters if not is_usable(rule, p, self.state.get(p))]
             renewed = set(fresh)
             missing = next(
-                (names for p in parameters if p not in renewed and (names := lacking(rule, self.state[p]))), []
+                (names for p in parameters if p not in renewed and (names := lacking(rule, p, self.state[p]))), []
             )
             if "step" in missing:
                 raise ValueError(
@@ -181,7 +182,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         fresh = rule.init(list(map(local_part, parameters)), slot_dtype=self._slot_dtype)
         scalars = {name: fresh.slots[name] for name in rule.scalar_slots}
         for i, p in enumerate(parameters):
-            arrays = {name: like_parameter(fresh.slots[name][i], p) for name in rule.slots}
+            arrays = {name: like_parameter(fresh.slots[name][i], p) for name in slots_of(rule, p)}
             self.state[p] = {"step": fresh.step, **scalars, **arrays}
 
     def to_torch(self, *, schedulers: Iterable[Any] | None = None) -> torch.optim.Optimizer:
@@ -240,12 +241,12 @@ class TorchOptimizer(torch.optim.Optimizer):
 _GRADIENT_DTYPES = frozenset(getattr(torch, name) for name in COMPUTE_DTYPE)
 
 
-def _move(work: Sequence[tuple[Batch, Sequence[Any], Mapping[str, Any]]], norm: Any) -> None:
+def _move(work: Sequence[tuple[Batch, Sequence[Any], Mapping[str, Any]]], totals: Totals) -> None:
     """Do the steps of all batches; once one has written, do the others although an interrupt came, and raise it afterwards."""
     before = [(batch.version(), batch.finished) for batch, _, _ in work]
     try:
         for batch, gradients, overrides in work:
-            batch.step(gradients, overrides, norm)
+            batch.step(gradients, overrides, totals)
     except Exception:
         raise
     except BaseException:
@@ -253,9 +254,9 @@ def _move(work: Sequence[tuple[Batch, Sequence[Any], Mapping[str, Any]]], norm: 
             with deferred():
                 for (batch, gradients, overrides), (version, finished) in zip(work, before, strict=True):
                     if batch.version() == version:
-                        batch.step(gradients, overrides, norm)
+                        batch.step(gradients, overrides, totals)
                     else:
-                        batch.finish(finished, overrides)
+                        batch.finish(finished, overrides, totals)
         raise
 
 

@@ -11,6 +11,7 @@ import torch
 
 from portopt import Optimizer
 from portopt.arithmetic.dtypes import slot_dtypes
+from portopt.slot import slot_shape, slots_of_shape
 from portopt_torch._backend import backend
 from portopt_torch._sharded import is_sharded
 
@@ -39,7 +40,8 @@ def checked_state(
         TypeError: a dtype does not fit.
     """
     where = f"state[{key!r}] of the state_dict"
-    expected = {"step", *rule.scalar_slots, *rule.slots}
+    shape = tuple(parameter.shape)
+    expected = {"step", *rule.scalar_slots, *slots_of_shape(rule, shape)}
     # A feature that a group switched off meanwhile leaves its slots.
     allowed = expected.union(current)
     if not expected <= set(entry) <= allowed:
@@ -49,7 +51,13 @@ def checked_state(
         )
     scalars = {name: number_of(where, name, entry[name]) for name in rule.scalar_slots}
     slots = {
-        name: _checked_slot(f"{where}: {name!r}", tensor_of(where, name, slot), parameter, current.get(name))
+        name: _checked_slot(
+            f"{where}: {name!r}",
+            tensor_of(where, name, slot),
+            parameter,
+            slot_shape(rule, name, shape) if name in expected else shape,
+            current.get(name),
+        )
         for name, slot in entry.items()
         if name != "step" and name not in scalars
     }
@@ -85,9 +93,11 @@ def tensor_of(where: str, name: str, value: Any) -> torch.Tensor:
     return value
 
 
-def _checked_slot(where: str, slot: Any, parameter: Any, current: Any) -> Any:
-    if slot.shape != parameter.shape:
-        raise ValueError(f"{where} has shape {tuple(slot.shape)}, but its parameter has {tuple(parameter.shape)}")
+def _checked_slot(where: str, slot: Any, parameter: Any, shape: tuple[int, ...], current: Any) -> Any:
+    if slot.shape != shape:
+        of_parameter = tuple(parameter.shape)
+        wanted = of_parameter if shape == of_parameter else f"{of_parameter}, whose slot of that name has {shape}"
+        raise ValueError(f"{where} has shape {tuple(slot.shape)}, but its parameter has {wanted}")
     allowed = slot_dtypes(backend.dtype_name(parameter))
     if backend.dtype_name(slot) not in allowed:
         raise TypeError(

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from portopt import Optimizer
-from portopt.program import ARRAY_OPERATIONS
 from portopt_conformance.words import Words
 
 ONE: Mapping[str, tuple[int, ...]] = {"w": (-1,)}
@@ -19,7 +18,7 @@ UNLIKE: Mapping[str, tuple[int, ...]] = {"matrix": (48, 64), "stack": (3, 8, 16)
 
 def is_elementwise(optimizer: Optimizer) -> bool:
     """Tell whether each element of a step depends on that element of the arrays only, and on what all parameters share."""
-    return all(op.kind.is_scalar or op.name in ARRAY_OPERATIONS for op in optimizer.program().ops)
+    return optimizer.program(shape=UNLIKE["matrix"]).is_elementwise
 
 
 def shapes_for(optimizer: Optimizer) -> Mapping[str, tuple[int, ...]]:

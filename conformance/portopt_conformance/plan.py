@@ -152,7 +152,7 @@ def _of_many_elements(
         yield from ((2, "raw"), (2, "ordinary"))
     if outermost and (depth == "first" or (depth in ("plain", "compiled") and dtype in DIALECT_DTYPES)):
         yield (3, "ten")
-    if outermost and depth == "first":
+    if configuration.name == "clipped" and depth == "first" and dtype in DIALECT_DTYPES:
         yield from ((3, "hundred"), (3, "resumed"), (3, "given_each_step"))
     if depth in ("sampled", "extra") and (configuration.name, dtype) == SAMPLE[0]:
         yield (3, "ten")

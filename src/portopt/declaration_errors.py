@@ -10,9 +10,9 @@ from typing import Any
 from portopt.dialects import PerDialect
 from portopt.hyperparameters import Alias, Hyperparameter, listed
 from portopt.program.draws import DISTRIBUTIONS, SEED
-from portopt.program.reductions import GRADIENT_NORM
+from portopt.program.reductions import GRADIENT_NORM, TOTALS_GIVEN
 
-_OF_APPLY = ("params", "grads", "state", GRADIENT_NORM)
+_OF_APPLY = ("params", "grads", "state", GRADIENT_NORM, TOTALS_GIVEN)
 _OF_PROGRAMS = ("p", "g", "t")
 """What the parameter, the gradient and the number of the step are called in a program."""
 

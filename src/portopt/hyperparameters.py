@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, SupportsFloat
 
@@ -117,22 +117,39 @@ def check_number(owner: str, name: str, value: object) -> None:
         )
 
 
-StepValue = SupportsFloat | Sequence[SupportsFloat] | None
-"""A value for one step: a Python number or a 0-d array, several for a name that stands for several, or None for off."""
+StepValue = SupportsFloat | Sequence[SupportsFloat] | Mapping[str, SupportsFloat] | None
+"""A value for one step: a Python number or a 0-d array, several for a name that stands for several, or None for off.
+
+A mapping is that of totals.
+"""
+
+
+def check_totals(owner: str, totals: Any) -> Mapping[str, Any]:
+    """Return totals that were given for a step by name, or none for None; NaN and infinity are totals too."""
+    if totals is None:
+        return {}
+    if not isinstance(totals, Mapping):
+        raise TypeError(f"{owner} totals must be a dict of totals by their names, but {totals!r:.80} was given")
+    for name, value in totals.items():
+        _check_total(owner, name, value)
+    return totals
 
 
 def check_norm(owner: str, value: Any) -> Any:
     """Return a norm that was given for a step; NaN and infinity are norms too."""
-    check_number(owner, GRADIENT_NORM, value)
-    is_scalar = hasattr(value, "__float__") or is_array(value)  # a tensor of a graph of TensorFlow has no value yet
-    if isinstance(value, bool) or getattr(value, "shape", ()) != () or not is_scalar:
-        raise TypeError(
-            f"{owner} gradient_norm must be a Python number or a 0-d array, but {value!r:.80} of type "
-            f"{type(value).__name__} was given"
-        )
+    _check_total(owner, GRADIENT_NORM, value)
     if isinstance(value, numbers.Real) and value < 0:
         raise ValueError(f"{owner} gradient_norm must be at least 0, but {value!r} was given")
     return value
+
+
+def _check_total(owner: str, name: str, value: Any) -> None:
+    check_number(owner, name, value)
+    is_scalar = hasattr(value, "__float__") or is_array(value)  # a tensor of a graph of TensorFlow has no value yet
+    if isinstance(value, bool) or getattr(value, "shape", ()) != () or not is_scalar:
+        raise TypeError(
+            f"{owner} {name} must be a Python number or a 0-d array, but {value!r:.80} of type {type(value).__name__} was given"
+        )
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from portopt.counterparts import Counterpart
 from portopt.declaration_errors import check_draws, check_slots, own_constructor
 from portopt.declarations import OfClassOrInstance, WithKey
 from portopt.declared_value import DeclaredValue
-from portopt.hyperparameters import Hyperparameter, StepValue, alias, hyperparameter
+from portopt.hyperparameters import Hyperparameter, StepValue, alias, check_totals, hyperparameter
 from portopt.nested import Assembled, configuration, from_configuration, is_of_inner, value_of
 from portopt.program import Dim, Program
 from portopt.program.facts import Facts, UnknownFactError
 from portopt.program.interpreter import StepScalars
-from portopt.program.reductions import GRADIENT_NORM
+from portopt.program.reductions import GRADIENT_NORM, TOTALS_GIVEN
 from portopt.program.tracing import trace
 from portopt.scalars import Scalar
 from portopt.schedules import LearningRate, configuration_of, is_schedule, schedule_from_configuration
@@ -238,6 +238,7 @@ class Optimizer(DeclaredValue):
                 the gradients that are clipped together. None: the norm of `grads`. Without `clipnorm` it changes nothing.
             **hyperparameters: values for this step only, of any numeric hyperparameter: Python numbers or 0-d arrays. And the
                 rule's further `inputs`, each a tree of arrays like `grads`; None, for a tree or a leaf, is none in this step.
+                And `totals`, a dict of values of the rule's totals, where `params` are only some of those that they are of.
 
         Raises:
             ValueError: structure, shape or device differ (the message has the path of the leaf), or a hyperparameter is
@@ -456,6 +457,10 @@ class Optimizer(DeclaredValue):
     def check_overrides(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Return hyperparameters given for one step under their own names; raise an error if one is no hyperparameter."""
         owner = f"{type(self).__name__}.apply"
+        totals: Mapping[str, Any] = {}
+        if TOTALS_GIVEN in overrides:
+            overrides = dict(overrides)
+            totals = check_totals(owner, overrides.pop(TOTALS_GIVEN))
         of_inner: dict[str, Any] = {}
         if self._declarations.nested:
             overrides, of_inner = self._fields.own_and_inner(owner, overrides)
@@ -466,7 +471,7 @@ class Optimizer(DeclaredValue):
         for head, values in of_inner.items():
             inner = getattr(self, head).check_overrides(values)
             checked.update((f"{head}.{name}", value) for name, value in inner.items())
-        return checked
+        return {**checked, **totals} if totals else checked
 
     def check_value(self, owner: str, name: str, value: Any) -> Any:
         """Return the value of a numeric hyperparameter, a number or a 0-d array; raise an error if it is outside its range.

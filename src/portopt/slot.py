@@ -138,7 +138,7 @@ def slot_dims(rule: HasSlots, name: str, p: Facts) -> tuple[Dim, ...] | None:
         dropped = _axes(rule, of, of.drop, p)
     else:
         return None
-    return tuple(-1 if axis in dropped else axis for axis in range(p.ndim))
+    return tuple(-1 if axis in dropped else axis for axis in range(p.ndim)) if dropped else None
 
 
 def slot_shape(rule: HasSlots, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -150,8 +150,8 @@ def slot_shape(rule: HasSlots, name: str, shape: tuple[int, ...]) -> tuple[int, 
 
 
 def slots_of_shape(rule: HasSlots, shape: tuple[int, ...]) -> tuple[str, ...]:
-    """Return the names of the slots that a parameter of a shape has, in the order of `slots`."""
-    return slots_of(rule, Facts(type(rule).__name__, shape))
+    """Return the names of the slots that a parameter of a shape has, in the order of `slots`, as plain strings."""
+    return tuple(map(str, slots_of(rule, Facts(type(rule).__name__, shape))))
 
 
 def slots_of(rule: HasSlots, p: Facts) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ from portopt.leaves import (
 from portopt.nested import rates_of, value_of
 from portopt.program import Op, Program
 from portopt.program.interpreter import StepScalars, evaluate_scalars
+from portopt.program.reductions import GRADIENT_NORM
 from portopt.protocols import Rule
 from portopt.scalars import Scalar
 from portopt.schedules import is_schedule, rate_at
@@ -135,7 +136,7 @@ def do_step(
         [group.program for group in groups],
         state,
         overrides,
-        lambda name, scalars_of: total(backend, name, [(g.program, g.parameters) for g in groups], scalars_of),
+        lambda name, scalars_of: total(backend, name, [(g.program, g.parameters, scalars_of) for g in groups]),
     )
     if in_place and len(moving) == len(leaves) and len(groups) == 1:
         # Before this step, which must not fail once it is done.
@@ -192,11 +193,49 @@ def check_step(
     if plan is None:
         checked = _check_arguments(rule, cache, params, grads, state, overrides, in_place=True)
         backend, overrides = checked.found.backend, checked.overrides
-        program = grouped_by_program(rule, overrides, checked.parameters)[0].program
+        programs = [group.program for group in grouped_by_program(rule, overrides, checked.parameters)]
     else:
-        backend, overrides, program = plan.backend, rule.check_overrides(overrides), plan.program
-    if any(is_schedule(rate) for rate in rates_of(rule, overrides)):
-        step_scalars(rule, backend, [program], state, overrides, lambda *_: 1.0)
+        backend, overrides, programs = plan.backend, rule.check_overrides(overrides), [plan.program]
+    if any(map(is_schedule, rates_of(rule, overrides))):
+        step_scalars(rule, backend, programs, state, overrides, lambda *_: 1.0)
+
+
+class Part(NamedTuple):
+    """A part of a step: what one optimizer does, with hyperparameters of its own."""
+
+    rule: Rule
+    params: object
+    grads: object
+    state: OptimizerState
+    overrides: Mapping[str, Any]
+
+
+def totals_of(parts: Sequence[Part]) -> dict[str, Any]:
+    """Return the totals, by name, over all parameters of a step whose parts are done one by one."""
+    checked = [_check_arguments(part.rule, StepCache(), *part[1:], in_place=False) for part in parts]
+    groups = [
+        grouped_by_program(part.rule, of.overrides, of.parameters) for part, of in zip(parts, checked, strict=True)
+    ]
+    backend, known = checked[0].found.backend, dict[str, Any]()
+    names = {name for of in groups for group in of for name in group.program.totals}
+    # Others are of the clipped gradients.
+    for name in sorted(names, key=lambda name: (name != GRADIENT_NORM, name)):
+        programs = []
+        for part, of, own in zip(parts, checked, groups, strict=True):
+            scalars_of = dict[str, Callable[[Program], StepScalars]]()
+
+            def note(total: str, of_part: Any, noted: dict[str, Any] = scalars_of) -> float:
+                noted[total] = of_part
+                return 1.0
+
+            step_scalars(part.rule, backend, [g.program for g in own], part.state, {**of.overrides, **known}, note)
+            programs += [(g.program, g.parameters, scalars_of[name]) for g in own if name in scalars_of]
+        if name == GRADIENT_NORM:
+            # Those of parameters that are not clipped count as well.
+            known[name] = backend.gradient_norm([arrays["g"] for of in checked for arrays in of.parameters])
+        else:
+            known[name] = total(backend, name, programs)
+    return known
 
 
 def check_state(rule: Rule, params: object, state: OptimizerState) -> tuple[Backend, int]:

@@ -16,20 +16,23 @@ from portopt_tools.errors import SUCCESS, UnusableArgumentsError
 from portopt_tools.tool import Tool
 
 DEFAULT_DTYPE = "float32"
+DEFAULT_SHAPE = (256, 512)
+"""Of the parameter for which a program is shown that depends on that: large enough a matrix for rules that have a threshold."""
 
 
-def show(optimizer: Optimizer, target: str, dtype: str | None = None) -> str:
+def show(optimizer: Optimizer, target: str, dtype: str | None = None, shape: tuple[int, ...] = DEFAULT_SHAPE) -> str:
     """Return a rule's program, or the source of the kernel that updates parameters of a dtype in place.
 
     Args:
         optimizer: the rule and its options, which decide what is part of the program.
         target: a key of `TARGETS`.
         dtype: of the parameters and gradients; None for float32. Slots are in the compute dtype, as `init` makes them.
+        shape: of the parameter, for a rule whose program depends on it.
 
     Raises:
         UnusableArgumentsError: the target has no dtype but one was given, or cannot express the rule.
     """
-    program = optimizer.program()
+    program = optimizer.program(shape=shape)
     if target == "program":
         if dtype is not None:
             raise UnusableArgumentsError(
@@ -42,6 +45,11 @@ def show(optimizer: Optimizer, target: str, dtype: str | None = None) -> str:
         raise UnusableArgumentsError(
             f"{type(optimizer).__name__} cannot be written for --target {target}: {error}"
         ) from error
+
+
+def _check_elementwise(program: Program) -> None:
+    if not program.is_elementwise:
+        raise NotImplementedError("its step reduces or multiplies whole arrays, which this kind of kernel does not do")
 
 
 def _key(program: Program, dtype: str, flush: Flush) -> KernelKey:
@@ -59,12 +67,14 @@ def _numba(program: Program, dtype: str) -> str:
 def _cuda(program: Program, dtype: str) -> str:
     from portopt.kernels.cuda.source import cuda_source
 
+    _check_elementwise(program)
     return cuda_source(program, _key(program, dtype, "where"))
 
 
 def _triton(program: Program, dtype: str) -> str:
     from portopt.kernels.triton.source import triton_source
 
+    _check_elementwise(program)
     return triton_source(program, _key(program, dtype, "where"))
 
 
@@ -75,6 +85,14 @@ TARGETS: Mapping[str, Callable[[Program, str], str]] = {
     "triton": _triton,
 }
 """What can be shown: a function of the program and the dtype that returns the text."""
+
+
+def shape_argument(text: str) -> tuple[int, ...]:
+    """Return a shape that stands on a command line as lengths with commas between them."""
+    lengths = text.split(",") if text else []
+    if not all(length.strip().isdigit() for length in lengths):
+        raise argparse.ArgumentTypeError(f"must be lengths such as 256,512, but {text!r} was given")
+    return tuple(map(int, lengths))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +109,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of the parameters that the kernel updates (default: {DEFAULT_DTYPE}); a program has none",
     )
     parser.add_argument(
+        "--shape",
+        type=shape_argument,
+        default=DEFAULT_SHAPE,
+        metavar="LENGTHS",
+        help=f"of the parameter, for a rule whose program depends on it (default: {','.join(map(str, DEFAULT_SHAPE))})",
+    )
+    parser.add_argument(
         "--dialect",
         choices=tuple(DIALECTS),
         help="whose formula the rule has (default: the config's, or the rule's first)",
@@ -104,7 +129,7 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
             optimizer = optimizer.replace(dialect=arguments.dialect)
         except (TypeError, ValueError) as error:
             raise UnusableArgumentsError(str(error)) from error
-    print(show(optimizer, arguments.target, arguments.dtype).rstrip("\n"))
+    print(show(optimizer, arguments.target, arguments.dtype, arguments.shape).rstrip("\n"))
     return SUCCESS
 
 

@@ -46,20 +46,27 @@ CASES = [
     for dialect in rule.dialects()
     for name, value in others_of(rule(dialect=dialect)).items()
 ]
-NEEDED: Mapping[tuple[str, str], dict[str, Any]] = {
-    # What a value needs beside it to be allowed, or to matter.
+NEEDED: Mapping[tuple[str, ...], dict[str, Any]] = {
+    # What a value needs beside it to be allowed, or to matter, in all dialects or in one.
     ("SGD", "nesterov"): {"momentum": 0.5},
     ("SGD", "dampening"): {"momentum": 0.5},
     ("RMSprop", "nesterov"): {"momentum": 0.5},
     ("Adam", "decoupled_weight_decay"): {"weight_decay": 0.1},
     ("Nadam", "decoupled_weight_decay"): {"weight_decay": 0.1},
+    ("NovoGrad", "decoupled_weight_decay"): {"weight_decay": 0.1},
+    ("LARS", "clipnorm"): {"epsilon": 0.5},
+    ("LARS", "dampening"): {"momentum": 0.5},
+    ("LARS", "torch", "nesterov"): {"momentum": 0.5},
+    ("LARS", "torch", "trust_coefficient"): {"always_adapt": True},
+    ("LARS", "torch", "epsilon"): {"always_adapt": True},
+    ("LARS", "trust_clip"): {"always_adapt": True, "learning_rate": 0.5},
 }
 
 
 @pytest.mark.parametrize(("rule", "dialect", "name", "value"), CASES)
 def test_every_hyperparameter_of_a_rule_is_honoured_in_a_group(rule: Any, dialect: str, name: str, value: Any) -> None:
     opt = rule(dialect=dialect)
-    needed = NEEDED.get((rule.__name__, name), {})
+    needed = NEEDED.get((rule.__name__, name)) or NEEDED.get((rule.__name__, dialect, name), {})
     params, others = parameters(), parameters(10)
     optimizer = TorchOptimizer([{"params": params, **needed, name: value}, {"params": others}], opt)
     rules = [opt.replace(**needed, **{name: value}), opt, opt.replace(**needed)]

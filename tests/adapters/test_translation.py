@@ -16,6 +16,7 @@ import torch
 from support.dialect_settings import gradients, parameters, settings
 
 import portopt
+from portopt.interchange.frameworks import get_framework
 
 TOLERANCE = 1e-12
 """That of the dialects, relative to the largest element; states and hyperparameters themselves are equal."""
@@ -36,7 +37,9 @@ def in_order(params: Any) -> list[Any]:
 def each_setting(
     dialect: str, exclude: Callable[[str, Any], bool] = lambda rule, arguments: False
 ) -> pytest.MarkDecorator:
-    chosen = [s for s in settings(dialect) if not exclude(s[0], s[2])]
+    framework = get_framework(dialect)
+    translated = {rule for rule in RULES if framework.vocabulary.correspondences(RULES[rule])}
+    chosen = [s for s in settings(dialect) if s[0] in translated and not exclude(s[0], s[2])]
     return pytest.mark.parametrize(("rule", "number", "arguments"), chosen, ids=[f"{r}-{n}" for r, n, _ in chosen])
 
 

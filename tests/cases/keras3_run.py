@@ -13,9 +13,14 @@ import numpy as np
 from support.dialect_settings import gradients, parameters, rate_at, settings
 
 
+def class_of(rule: str) -> Any:
+    """Return the class of Keras that has a rule's name, whatever its case; None if there is none."""
+    return next((value for name, value in vars(keras.optimizers).items() if name.lower() == rule.lower()), None)
+
+
 def trajectory(rule: str, arguments: dict[str, Any]) -> list[list[Any]]:
     """Return the parameters after each step, as nested lists."""
-    optimizer = getattr(keras.optimizers, rule)(**arguments)
+    optimizer = class_of(rule)(**arguments)
     rate = float(optimizer.learning_rate)
     variables = [keras.Variable(p, dtype="float64") for p in parameters()]
     optimizer.build(variables)
@@ -28,14 +33,14 @@ def trajectory(rule: str, arguments: dict[str, Any]) -> list[list[Any]]:
 
 
 def defaults(rule: str) -> dict[str, Any]:
-    signature = inspect.signature(getattr(keras.optimizers, rule))
+    signature = inspect.signature(class_of(rule))
     return {name: p.default for name, p in signature.parameters.items() if isinstance(p.default, bool | float)}
 
 
 def results() -> dict[str, Any]:
     """Return the defaults of each optimizer, and its trajectory on each setting."""
     keras.backend.set_floatx("float64")
-    chosen = [setting for setting in settings("keras3") if hasattr(keras.optimizers, setting[0])]
+    chosen = [setting for setting in settings("keras3") if class_of(setting[0]) is not None]
     return {
         "defaults": {rule: defaults(rule) for rule, _, _ in chosen},
         "trajectories": {f"{r}/{n}": trajectory(r, dict(given)) for r, n, given in chosen},

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 from cases.keras_backend import BACKEND
+from support import rules_of_each_kind
 from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
 from support.case_names import on
 
@@ -91,7 +92,8 @@ def state_of(optimizer: Any) -> dict[str, Any]:
         name: to_numpy(variable).astype(np.uint32).view(np.float64)[0]
         for name, variable in optimizer._scalar_slots.items()
     }
-    return {**scalars, **{name: list(map(to_numpy, of)) for name, of in optimizer._slots.items()}}
+    slots = {n: [None if v is None else to_numpy(v) for v in of] for n, of in optimizer._slots.items()}
+    return {**scalars, **slots}
 
 
 def to_numpy(variable: Any) -> Array:
@@ -117,7 +119,9 @@ def assert_same(actual: tuple[Any, Any], expected: tuple[Any, Any], what: str) -
             assert float(actual[1][name]).hex() == slot.hex(), f"{what}: {name}"
         else:
             for i, (a, e) in enumerate(zip(actual[1][name], slot, strict=True)):
-                assert_same_bits(a, e, f"{what}: {name} {i}")
+                assert (a is None) == (e is None), f"{what}: {name} {i}"
+                if e is not None:
+                    assert_same_bits(a, e, f"{what}: {name} {i}")
 
 
 def case_every_rule_has_the_bits_of_numpy(folder: Path) -> None:
@@ -126,6 +130,38 @@ def case_every_rule_has_the_bits_of_numpy(folder: Path) -> None:
     for optimizer in (*(rule(learning_rate=0.013) for rule in RULES), clipped):
         wrapped = portopt_keras.KerasOptimizer(optimizer)
         assert_same(steps_in_keras(wrapped, data), steps_in_portopt(optimizer, data), repr(optimizer))
+
+
+def case_rules_of_each_kind_have_the_bits_of_numpy(folder: Path) -> None:
+    data = arrays(3)
+    for kind in rules_of_each_kind.RULES:
+        wrapped = portopt_keras.KerasOptimizer(kind(0.013, clipnorm=2.0))
+        assert_same(steps_in_keras(wrapped, data), steps_in_portopt(kind(0.013, clipnorm=2.0), data), kind.__name__)
+
+
+def case_totals_are_of_the_variables_without_weight_decay_as_well(folder: Path) -> None:
+    data = arrays(3)
+
+    class Decaying(rules_of_each_kind.Totalling):
+        weight_decay: float = portopt.hyperparameter(default=0.0, at_least=0, off=0.0)
+
+        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+            new, kept = super().update(xp, p, g, slots, c)
+            return (new - self.weight_decay * p if self.weight_decay else new), kept
+
+    class OnlyMatrices(Decaying):
+        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+            new, kept = super(Decaying, self).update(xp, p, g, slots, c)
+            return (new - self.weight_decay * p if p.ndim == 2 else new), kept
+
+    variables = [keras.Variable(value) for value in data[0]]
+    wrapped = portopt_keras.KerasOptimizer(Decaying(0.013, clipnorm=2.0, weight_decay=0.1))
+    wrapped.exclude_from_weight_decay(var_list=variables[1:])
+    wrapped.build(variables)
+    for gradients in data[1:]:
+        wrapped.apply([keras.ops.convert_to_tensor(g) for g in gradients], variables)
+    found = list(map(to_numpy, variables)), state_of(wrapped)
+    assert_same(found, steps_in_portopt(OnlyMatrices(0.013, clipnorm=2.0, weight_decay=0.1), data), "excluded")
 
 
 def case_outside_of_a_compiled_step_the_bits_are_the_same(folder: Path) -> None:

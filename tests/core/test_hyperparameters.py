@@ -346,7 +346,7 @@ def test_replace_checks_like_the_constructor() -> None:
 @each_rule
 def test_equal_hyperparameters_make_equal_optimizers(rule: type[portopt.Optimizer]) -> None:
     one, other = rule(0.5), rule(learning_rate=0.5)
-    one.program()
+    one.program(shape=(3, 4))
     assert one == other
     assert hash(one) == hash(other)
     assert one != rule(0.25)
@@ -544,8 +544,8 @@ def test_new_values_use_the_program_that_is_there() -> None:
 def test_hyperparameters_are_inputs_of_the_program(rule: type[portopt.Optimizer]) -> None:
     """Two optimizers that differ in values only run one program: no value is baked in."""
     numbers = rule.numeric_hyperparameters()
-    one = rule(**dict.fromkeys(numbers, 0.25)).program()
-    other = rule(**dict.fromkeys(numbers, 0.75)).program()
+    one = rule(**dict.fromkeys(numbers, 0.25)).program(shape=(3, 4))
+    other = rule(**dict.fromkeys(numbers, 0.75)).program(shape=(3, 4))
     assert one == other
     assert set(numbers) <= set(one.scalar_inputs)
 

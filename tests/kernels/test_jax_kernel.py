@@ -12,11 +12,11 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.elementwise import ELEMENTWISE
 from support.jax_trees import assert_same_trees
 from support.processes import run_python
 
 import portopt
-from portopt.rules import RULES
 from portopt_jax import _handler, _kernel
 from portopt_jax._kernel import without_kernels
 
@@ -33,7 +33,7 @@ def compiled_text(function: Any, *arguments: Any) -> str:
     return str(jax.jit(function).lower(*arguments).compile().as_text())
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", ELEMENTWISE)
 def test_a_jitted_step_is_one_call_of_the_kernel_with_the_bits_of_xla_and_of_the_host(
     rule: type[portopt.Optimizer],
 ) -> None:

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.bits import assert_same_bits, random_words
+from support.elementwise import ELEMENTWISE
 from support.libraries import BY_NAME, Library, each_planned
 from support.processes import started_python
 
@@ -68,7 +69,7 @@ class Twin:
 
 
 @each_planned
-@pytest.mark.parametrize("rule", portopt.RULES)
+@pytest.mark.parametrize("rule", ELEMENTWISE)
 @pytest.mark.parametrize("clip", [{}, {"clipnorm": 1.0, "clipvalue": 0.5}], ids=["plain", "clipped"])
 def test_repeated_steps_are_planned_and_have_the_same_bits(
     clip: dict[str, Any], rule: type[portopt.Optimizer], library: Library

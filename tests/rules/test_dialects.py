@@ -21,6 +21,7 @@ from support.bits import Array, assert_same_bits, ordinary
 from support.dialect_settings import gradients, parameters, rate_at, settings
 from support.elsewhere import Elsewhere
 from support.places import ROOT
+from support.published_formulas import FORMULAS
 
 import portopt
 from portopt.dialects import DIALECTS, Dialect
@@ -48,9 +49,9 @@ def each_setting(dialect: str, having: Callable[[str], bool] = lambda rule: True
     )
 
 
-def portopt_trajectory(rule: str, dialect: str, arguments: Mapping[str, Any]) -> list[list[Array]]:
+def portopt_trajectory(rule: str, dialect: str | None, arguments: Mapping[str, Any]) -> list[list[Array]]:
     """Return the parameters after each step."""
-    optimizer = RULES[rule](dialect=dialect, **arguments)
+    optimizer = RULES[rule](**{**({"dialect": dialect} if dialect else {}), **arguments})
     params = parameters()
     state = optimizer.init(params)
     found = []
@@ -257,6 +258,32 @@ def test_defaults_of_keras3_are_those_of_keras_3(rule: type[portopt.Optimizer], 
     }
 
 
+# Packages that are not installed here
+
+
+PUBLISHED = [
+    (rule, dialect, number, arguments)
+    for rule, dialect in FORMULAS
+    for number, arguments in enumerate(settings_of(RULES[rule], dialect))
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "dialect", "number", "arguments"), PUBLISHED, ids=[f"{rule}-{n}" for rule, _, n, _ in PUBLISHED]
+)
+def test_rule_is_the_formula_of_its_package(
+    rule: str, dialect: str | None, number: int, arguments: Mapping[str, Any]
+) -> None:
+    given = {**arguments}
+    rate = given.pop("learning_rate", RULES[rule].defaults(dialect)["learning_rate"])
+    rates = [rate_at(step, rate) for step in range(len(gradients()))]
+    trajectories = [
+        list(FORMULAS[rule, dialect](p, [gradient[i] for gradient in gradients()], rates, **given))
+        for i, p in enumerate(parameters())
+    ]
+    assert_close(portopt_trajectory(rule, dialect, arguments), [list(step) for step in zip(*trajectories, strict=True)])
+
+
 @each_rule_and_dialect
 def test_settings_cover_every_option_of_a_dialect(rule: type[portopt.Optimizer], dialect: str) -> None:
     given = {name for arguments in settings_of(rule, dialect) for name in arguments}
@@ -283,7 +310,7 @@ def test_default_dialect_of_the_rules_of_keras_2_is_keras_2() -> None:
 @each_rule_and_dialect
 def test_optimizer_of_a_dialect_survives_every_kind_of_copy(rule: type[portopt.Optimizer], dialect: str) -> None:
     optimizer = rule(dialect=dialect, learning_rate=0.25)
-    optimizer.program()
+    optimizer.program(shape=(3, 4))
     serialized = json.loads(json.dumps(portopt.serialize(optimizer)))
     for again in (
         portopt.deserialize(serialized),
@@ -436,10 +463,11 @@ def test_option_of_a_dialect_that_is_off_adds_no_operation(rule: type[portopt.Op
     off = {name: field.off for name, field in fields.items() if field.is_optional}
     plain = rule(dialect=dialect, **off)
     for name in off.keys() - {"clipnorm", "clipvalue"}:
-        assert name not in plain.program().scalar_inputs
+        without = plain.program(shape=(3, 4))
+        assert name not in without.scalar_inputs
         on = plain.replace(**{name: 0.5}, **({"momentum": 0.5} if name == "dampening" else {}))
-        assert name in on.program().scalar_inputs
-        assert len(plain.program().ops) < len(on.program().ops)
+        assert name in on.program(shape=(3, 4)).scalar_inputs
+        assert len(without.ops) < len(on.program(shape=(3, 4)).ops)
 
 
 @each_dialect

@@ -16,7 +16,10 @@ from support.keras_formulas import KerasRun, formula_of
 
 import portopt
 from portopt.program.draws import KEY, Place
+from portopt.program.facts import Facts
+from portopt.program.interpreter import shape_of
 from portopt.rules.settings import settings as settings_of
+from portopt.slot import slot_dims
 
 SHAPES = ((3, 4), (5,), ())
 STEPS = 12
@@ -87,6 +90,38 @@ def test_rule_computes_the_formula_of_keras(rule: type[portopt.Optimizer]) -> No
     check()
 
 
+def seen_shape(optimizer: portopt.Optimizer, slot: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that `update` sees of a slot of a parameter of a shape."""
+    return shape_of(slot_dims(optimizer, slot, Facts(type(optimizer).__name__, shape)), shape)
+
+
+def coefficients_of(optimizer: portopt.Optimizer, t: int, scalars: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the coefficients of a rule and of those that it is made of, and the new scalars of the state."""
+    own = {name: value for name, value in scalars.items() if "." not in name}
+    found = dict(optimizer.coefficients(t, **own))  # type: ignore[arg-type]  # numbers are scalars
+    new = {name: found[name] for name in own}
+    for head, inner in optimizer.nested.items():
+        start = f"{head}."
+        of_inner = {n.removeprefix(start): value for n, value in scalars.items() if n.startswith(start)}
+        found[head], after = coefficients_of(inner, t, of_inner)
+        new |= {start + name: value for name, value in after.items()}
+    return SimpleNamespace(**found), new
+
+
+def by_rule(slots: Mapping[str, Any]) -> Any:
+    """Return slots as attributes, those of inner rules under the name of the rule."""
+    heads = {name.partition(".")[0] for name in slots if "." in name}
+    inner = {h: by_rule({n.removeprefix(f"{h}."): v for n, v in slots.items() if n.startswith(f"{h}.")}) for h in heads}
+    return SimpleNamespace(**{name: value for name, value in slots.items() if "." not in name}, **inner)
+
+
+def by_full_name(slots: Mapping[str, Any]) -> dict[str, Any]:
+    """Return slots by the names that they have in a state."""
+    inner = {n: value for n, value in slots.items() if isinstance(value, Mapping)}
+    own = {name: value for name, value in slots.items() if name not in inner}
+    return own | {f"{head}.{n}": v for head, of_rule in inner.items() for n, v in by_full_name(of_rule).items()}
+
+
 EACH = [(rule, dialect) for rule in portopt.RULES for dialect in rule.dialects() or [None]]
 
 
@@ -102,7 +137,7 @@ def test_steps_are_what_the_two_functions_of_the_rule_compute(
         (p, *_), gradients = data(1)
         state = optimizer.init(p)
         slots: Mapping[str, Array] = {
-            name: np.full_like(p, optimizer.first_values.get(name, 0.0)) for name in optimizer.slots
+            name: state.slots[name].reshape(seen_shape(optimizer, name, p.shape))[()] for name in optimizer.slots
         }
         scalars = {name: value for name, value in optimizer.scalar_slots.items() if name != KEY}
         expected = p
@@ -110,17 +145,17 @@ def test_steps_are_what_the_two_functions_of_the_rule_compute(
             with portopt.interpreted():
                 p, state = optimizer.apply(p, gradient, state)
             drawn = {name: drawn_by(optimizer, name, t, Place.of(0, p.shape)) for name in optimizer.draws}
-            coefficients = dict(optimizer.coefficients(t, **scalars))  # type: ignore[arg-type]  # numbers are scalars
-            scalars = {name: coefficients[name] for name in scalars}
+            coefficients, scalars = coefficients_of(optimizer, t, scalars)
             with np.errstate(divide="ignore", invalid="ignore"):
-                expected, slots = optimizer.update(
-                    np, expected, gradient, SimpleNamespace(**slots), SimpleNamespace(**coefficients), **drawn
-                )
+                expected, new = optimizer.update(np, expected, gradient, by_rule(slots), coefficients, **drawn)
+            slots = by_full_name(new)
             assert_close(p, expected, max(1.0, float(np.max(np.abs(expected)))), f"parameter after step {t}")
             assert set(slots) == set(optimizer.slots)
             for name, slot in slots.items():
                 size = max(1.0, float(np.max(np.abs(slot))))
-                assert_close(state.slots[name], slot, size, f"slot {name} after step {t}")
+                assert_close(
+                    state.slots[name], np.reshape(slot, state.slots[name].shape), size, f"slot {name} after step {t}"
+                )
         assert np.max(np.abs(expected - data(1)[0][0])) > 1e-6, "the parameter hardly moves"
 
 
@@ -214,5 +249,6 @@ def test_feature_that_is_off_adds_no_operation(rule: type[portopt.Optimizer]) ->
     off = {name: field.off for name, field in rule.hyperparameters().items() if field.is_optional}
     plain = rule(**off)
     for name in off:
-        assert name not in plain.program().scalar_inputs
-        assert len(plain.program().ops) < len(plain.replace(**{name: 0.5}).program().ops)
+        without, on = (o.program(shape=(3, 4)) for o in (plain, plain.replace(**{name: 0.5})))
+        assert name not in without.scalar_inputs
+        assert len(without.ops) < len(on.ops)

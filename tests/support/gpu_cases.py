@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
+from support.elementwise import ELEMENTWISE
 from support.keeping_rule import Keeping
 
 import portopt
@@ -22,7 +23,7 @@ from portopt_conformance.words import products_near_smallest_normal, special_wor
 
 NUMPY: Any = portopt.get_backend("numpy")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-CASES = [(rule, clipped) for rule in portopt.RULES for clipped in (False, True)]
+CASES = [(rule, clipped) for rule in ELEMENTWISE for clipped in (False, True)]
 PAIRS = [(p, g) for p in DTYPES for g in DTYPES if p != g]
 """Dtypes of a parameter and of a gradient of another dtype."""
 each_case = pytest.mark.parametrize(("rule", "clipped"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 from support.commands import exit_status
+from support.elementwise import ELEMENTWISE
 
 import portopt
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt_tools.show import TARGETS, show
+from portopt_tools.show import DEFAULT_SHAPE, TARGETS, show
 
 OUTPUT = pytest.CaptureFixture[str]
 SOURCES = [target for target in TARGETS if target != "program"]
@@ -20,10 +21,10 @@ every_rule = pytest.mark.parametrize("rule", portopt.RULES, ids=lambda rule: rul
 @every_rule
 def test_the_program_of_every_rule_is_printed(rule: type[portopt.Optimizer], capsys: OUTPUT) -> None:
     assert exit_status(["show", rule.__name__.upper(), "--target", "program"]) == 0
-    assert capsys.readouterr().out == f"{rule().program()}\n"
+    assert capsys.readouterr().out == f"{rule().program(shape=DEFAULT_SHAPE)}\n"
 
 
-@every_rule
+@pytest.mark.parametrize("rule", ELEMENTWISE)
 @pytest.mark.parametrize("target", SOURCES)
 @pytest.mark.parametrize("dtype", COMPUTE_DTYPE)
 def test_the_source_of_every_rule_names_its_arrays_and_dtype(
@@ -74,6 +75,7 @@ def test_a_rule_may_stand_in_a_file(tmp_path: object, capsys: OUTPUT, monkeypatc
         (['{"class_name": "Adam", "config": {"beta_1": 2}}'], "beta_1 must be in [0, 1), but 2 was"),
         (["adam", "--target", "fortran"], "invalid choice: 'fortran'"),
         (["adam", "--target", "numba", "--dtype", "int8"], "invalid choice: 'int8'"),
+        (["adam", "--shape", "3,x"], "must be lengths such as 256,512, but '3,x' was given"),
         (["adam", "--dtype", "float16"], "a program has no dtype, so --dtype float16 has no meaning"),
     ],
 )
@@ -82,6 +84,19 @@ def test_unusable_arguments_are_refused(arguments: list[str], message: str, caps
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.out == ""
+
+
+def test_a_program_that_depends_on_the_shape_is_shown_for_the_one_that_is_named(capsys: OUTPUT) -> None:
+    for shape in ("3,4", "3", ""):
+        assert exit_status(["show", "adammini", "--shape", shape]) == 0
+        expected = portopt.AdamMini().program(shape=tuple(map(int, shape.split(","))) if shape else ())
+        assert capsys.readouterr().out == f"{expected}\n"
+
+
+@pytest.mark.parametrize("target", ["cuda", "triton"])
+def test_a_kernel_that_cannot_hold_reductions_is_not_shown(target: str, capsys: OUTPUT) -> None:
+    assert exit_status(["show", "lamb", "--target", target]) == 2
+    assert f"LAMB cannot be written for --target {target}: its step reduces" in capsys.readouterr().err
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:

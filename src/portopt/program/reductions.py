@@ -22,6 +22,9 @@ from portopt.program.primitives import Primitives
 GRADIENT_NORM = "gradient_norm"
 """The name of the total that clipping asks for: the norm of all gradients."""
 
+TOTALS_GIVEN = "totals"
+"""The name under which a step is given totals that are known, by their names."""
+
 Axes = tuple[int, ...] | None
 
 # From the lowest exponent of bins to the highest, in steps of which each is one factor that a float64 can be.

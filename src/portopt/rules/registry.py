@@ -12,6 +12,12 @@ from portopt.rules.adamax import Adamax as Adamax
 from portopt.rules.nadam import Nadam as Nadam
 from portopt.rules.signum import Signum as Signum
 from portopt.rules.adamw import AdamW as AdamW
+from portopt.rules.lamb import LAMB as LAMB
+from portopt.rules.lars import LARS as LARS
+from portopt.rules.novograd import NovoGrad as NovoGrad
+from portopt.rules.fromage import Fromage as Fromage
+from portopt.rules.stableadamw import StableAdamW as StableAdamW
+from portopt.rules.adammini import AdamMini as AdamMini
 from portopt.rules.noisy_sgd import NoisySGD as NoisySGD
 from portopt.rules.lookahead import Lookahead as Lookahead
 from portopt.rules.schedule_free import ScheduleFree as ScheduleFree

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from portopt.optimizer import Optimizer
+from portopt.program.interpreter import shape_of
 from portopt.rules import RULES
 from portopt_tools import rule_argument
 
@@ -65,7 +67,11 @@ def make_optimizer(rule: type[Optimizer]) -> Optimizer:
     return rule(**rule.worth_measuring)
 
 
-def arrays_moved(optimizer: Optimizer) -> int:
-    """Return how many arrays, each as large as the parameters, a step has to read and write at least."""
-    program = optimizer.program()
-    return len(program.array_inputs) + len(program.array_outputs)
+def elements_moved(optimizer: Optimizer, shapes: Iterable[tuple[int, ...]]) -> int:
+    """Return how many elements of arrays a step on parameters of these shapes has to read and write at least."""
+    return sum(
+        math.prod(shape_of(op.dims, shape))
+        for shape in shapes
+        for program in (optimizer.program(shape=shape),)
+        for op in (*(op for op in program.ops if op.reads), *(program.ops[i] for i in program.array_outputs.values()))
+    )

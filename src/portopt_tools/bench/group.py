@@ -46,7 +46,7 @@ class Group:
                 self.contenders += peer.contenders(case.optimizer, get_backend(peer.backend))
             else:
                 not_run.append(not_measured(f"{peer.name} ({self.name})", reason))
-        self.bytes_moved = 4 * cases.arrays_moved(case.optimizer) * shapes.parameters
+        self.bytes_moved = 4 * cases.elements_moved(case.optimizer, shapes.shapes)
 
     def measure(
         self,

@@ -91,7 +91,7 @@ class Plan:
         else:
             try:
                 checked = rule.check_overrides(overrides)
-                if rule.program(checked) is not self.program:
+                if rule.fixed_program(checked) is not self.program:
                     return None
                 totals: dict[str, float] = {}
                 asked = [(name, op) for name, op in self.program.totals.items() if name not in checked]
