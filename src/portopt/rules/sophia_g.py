@@ -16,12 +16,13 @@ class SophiaG(DialectRule):
 
     Every so many steps, a step is given `hessian`, from which the estimate `h` is made; in the others `h` stays.
 
-    - torch (the authors' code): `hessian` is the gradient of the loss on labels sampled from the model, `h = beta_2 * h +
-      (1 - beta_2) * hessian**2` before the step; `p = p * (1 - lr * weight_decay)`; `m = beta_1 * m + (1 - beta_1) * g`;
+    - torch: `h = beta_2 * h + (1 - beta_2) * hessian**2`; `p = p * (1 - lr * weight_decay)`; `m = beta_1 * m + (1 - beta_1) * g`;
       `p - lr * sign(m) * minimum(|m| / (rho * batch_size * h + 1e-15), 1)`
-    - optax: `hessian` is an estimate of the diagonal, as Hutchinson's; `m` likewise; with `c1 = 1 - beta_1**t`:
-      `p - lr * (clip((m / c1) / maximum(gamma * h, epsilon), -clip_threshold, clip_threshold) + weight_decay * p)`; then
-      `h = beta_2 * h + (1 - beta_2) * hessian`
+    - optax: `m = beta_1 * m + (1 - beta_1) * g`; `step = clip((m / c1) / maximum(gamma * h, epsilon), clip_threshold)`;
+      `p - lr * (step + weight_decay * p)`; then `h = beta_2 * h + (1 - beta_2) * hessian`
+
+    In torch, whose formula is the authors', `hessian` is the gradient of the loss on labels that were sampled from the model. In
+    optax it is an estimate of the diagonal itself, such as Hutchinson's; there `c1 = 1 - beta_1**t`.
 
     Args:
         learning_rate: in [0, inf), or a schedule.
@@ -46,7 +47,7 @@ class SophiaG(DialectRule):
         >>> opt, w = portopt.SophiaG(learning_rate=0.5, weight_decay=0.0), np.asarray([1.0])
         >>> w, state = opt.apply(w, np.asarray([2.0]), opt.init(w), hessian=np.asarray([3.0]))
         >>> w.round(6), state.slots["h"]
-        (array([0.998003]), array([0.09]))
+        (array([0.998101]), array([0.09]))
 
     Reference:
         Liu, Li, Hall, Liang, Ma, "Sophia: a scalable stochastic second-order optimizer for language model pre-training", 2023,
