@@ -125,6 +125,8 @@ class Fields(dict[str, Hyperparameter]):
         for name, target, value in self._spelled_out(owner, kwargs):
             head, _, rest = target.partition(".")
             if rest and head in of_inner:
+                if rest in of_inner[head]:
+                    raise self._twice(owner, target, kwargs)
                 if value is not None:
                     of_inner[head][rest] = value
                 continue
@@ -133,10 +135,7 @@ class Fields(dict[str, Hyperparameter]):
             if target not in self and value is not None:
                 raise self._not_in_dialect(owner, name)
             if target in given:
-                names = " and ".join(sorted({target, *(k for k in kwargs if target in self._declarations.targets(k))}))
-                raise TypeError(
-                    f"{owner} was given {names} at once, which are one hyperparameter; give only one of them"
-                )
+                raise self._twice(owner, target, kwargs)
             given[target] = value
         values = {name: self._value_of(owner, name, given) for name in declared}
         for name, changes in of_inner.items():
@@ -176,6 +175,12 @@ class Fields(dict[str, Hyperparameter]):
                 raise TypeError(f"{owner} was given {name!r} and another name of it at once; give only one of them")
             checked[target] = field.check_value(owner, name, value)
         return checked
+
+    def _twice(self, owner: str, target: str, kwargs: Mapping[str, Any]) -> TypeError:
+        """Return the error for a hyperparameter that was given under several names, or by position and name."""
+        named = {name for name in kwargs if target in self._declarations.targets(name)}
+        names = " and ".join(sorted(named if "." in target else {target, *named}))
+        return TypeError(f"{owner} was given {names} at once, which are one hyperparameter; give only one of them")
 
     def own_and_inner(self, owner: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the values of a step that are the rule's own, as given, and those of each inner rule by its name."""

@@ -42,9 +42,9 @@ def test_optimizer_is_found_as_itself() -> None:
 def test_config_gives_an_equal_optimizer(rule: type[portopt.Optimizer]) -> None:
     for optimizer in (
         rule(),
-        rule(0.1, clipnorm=1.5),
+        rule(learning_rate=0.1, clipnorm=1.5),
         rule(lr=0.3, clipvalue=0.25, clipnorm=2),
-        rule(CosineDecay(0.1, steps=10, warmup_steps=3)),
+        rule(learning_rate=CosineDecay(0.1, steps=10, warmup_steps=3)),
     ):
         config = optimizer.get_config()
         assert rule.from_config(config) == optimizer

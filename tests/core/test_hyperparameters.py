@@ -130,7 +130,7 @@ def test_both_names_of_the_learning_rate_at_once_are_an_error(rule: type[portopt
     with pytest.raises(TypeError, match=message):
         rule(learning_rate=0.5, lr=0.5)
     with pytest.raises(TypeError, match=message):
-        rule(0.5, lr=0.5)
+        rule(learning_rate=0.5, lr=0.5)
 
 
 def test_argument_given_by_position_and_name_is_an_error() -> None:
@@ -345,13 +345,13 @@ def test_replace_checks_like_the_constructor() -> None:
 
 @each_rule
 def test_equal_hyperparameters_make_equal_optimizers(rule: type[portopt.Optimizer]) -> None:
-    one, other = rule(0.5), rule(learning_rate=0.5)
+    one, other = rule(lr=0.5), rule(learning_rate=0.5)
     one.program(shape=(3, 4))
     assert one == other
     assert hash(one) == hash(other)
-    assert one != rule(0.25)
-    assert one != rule(0.5, clipvalue=1.0)
-    assert len({one, other, rule(0.25)}) == 2
+    assert one != rule(learning_rate=0.25)
+    assert one != rule(learning_rate=0.5, clipvalue=1.0)
+    assert len({one, other, rule(learning_rate=0.25)}) == 2
 
 
 def test_optimizers_of_different_rules_differ() -> None:
@@ -361,7 +361,7 @@ def test_optimizers_of_different_rules_differ() -> None:
 
 @each_rule
 def test_repr_gives_the_optimizer_back(rule: type[portopt.Optimizer]) -> None:
-    for optimizer in (rule(), rule(0.125, clipnorm=1.5)):
+    for optimizer in (rule(), rule(learning_rate=0.125, clipnorm=1.5)):
         assert eval(repr(optimizer), vars(portopt)) == optimizer
 
 
@@ -378,7 +378,7 @@ def test_repr_names_every_hyperparameter_that_is_on() -> None:
     ids=["copy", "deepcopy", "pickle"],
 )
 def test_copies_are_equal_and_work(rule: type[portopt.Optimizer], duplicate: Any) -> None:
-    optimizer = rule(0.5, clipnorm=1.0)
+    optimizer = rule(learning_rate=0.5, clipnorm=1.0)
     p, g = ordinary((3,), "float32", 1), ordinary((3,), "float32", 2)
     expected = optimizer.apply(p, g, optimizer.init(p))[0]
     twin = duplicate(optimizer)
