@@ -129,8 +129,10 @@ def assemble(owner: type) -> None:
             setattr(owner, name, Assembled(name, declared))
     own = [n for n, value in vars(owner).items() if isinstance(value, NestedRule)]
     if len(names) == len(own) == 1 and "learning_rate" not in vars(owner):
-        for name in ("learning_rate", "lr"):
-            setattr(owner, name, Alias((f"{own[0]}.learning_rate",)))
+        owner.learning_rate = Alias((f"{own[0]}.learning_rate",))
+    rate = vars(owner).get("learning_rate")
+    if isinstance(rate, Alias) and "lr" not in vars(owner):
+        owner.lr = rate
 
 
 def with_values(inner: Any, changes: Mapping[str, Any]) -> Any:

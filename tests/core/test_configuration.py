@@ -58,9 +58,9 @@ def test_config_gives_an_equal_optimizer(rule: type[portopt.Optimizer]) -> None:
 @each_rule
 def test_config_holds_the_floats_that_were_given(rule: type[portopt.Optimizer]) -> None:
     """Not 0.10000000149011612, which Keras 2.3.1 reads back from float32."""
-    optimizer = rule(**dict.fromkeys(rule.numeric_hyperparameters(), 0.1))
-    config = optimizer.get_config()
-    for name in rule.numeric_hyperparameters():
+    names = [name for name in rule.numeric_hyperparameters() if "." not in name]
+    config = rule(**dict.fromkeys(names, 0.1)).get_config()
+    for name in names:
         assert type(config[name]) is float
         assert repr(config[name]) == "0.1"
 

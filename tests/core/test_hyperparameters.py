@@ -19,6 +19,7 @@ from support.libraries import Library, each_library
 
 import portopt
 from portopt.hyperparameters import Alias, Range, listed
+from portopt.nested import NestedRule
 
 each_rule = pytest.mark.parametrize("rule", portopt.RULES)
 
@@ -57,7 +58,7 @@ RANGES = {
     "schedule_decay": "[0, inf)",
 }
 
-NUMERIC = [(rule, name) for rule in portopt.RULES for name in rule.numeric_hyperparameters()]
+NUMERIC = [(rule, name) for rule in portopt.RULES for name in rule.numeric_hyperparameters() if "." not in name]
 OPTIONS = [
     (rule, name)
     for rule in portopt.RULES
@@ -95,7 +96,11 @@ def test_positional_arguments_are_those_of_keras(name: str, names: list[str]) ->
 def test_positional_arguments_come_in_the_order_of_their_declaration(rule: type[portopt.Optimizer]) -> None:
     fields = {name: field for name, field in rule.hyperparameters().items() if not field.kw_only}
     names = list(fields)
-    values = [0.25 if f.is_numeric else next(iter(f.choices), True) for f in fields.values()]
+    inner = portopt.SGD()
+    values = [
+        inner if isinstance(f, NestedRule) else 0.25 if f.is_numeric else next(iter(f.choices), True)
+        for f in fields.values()
+    ]
     assert rule(*values) == rule(**dict(zip(names, values, strict=True)))
     with pytest.raises(
         TypeError,

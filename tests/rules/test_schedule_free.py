@@ -132,8 +132,3 @@ def test_lookahead_is_that_of_optax(period: int, size: float) -> None:
     places, ours_after = portopt_places(ours)
     assert_near(places, fast)
     assert_near([ours_after.slots["slow"]], [both.slow])
-
-
-def test_a_period_that_is_no_whole_number_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Lookahead sync_period must be a whole number, but 2.5 was given"):
-        portopt.Lookahead(sync_period=2.5)
