@@ -75,12 +75,23 @@ class Extreme(portopt.Optimizer):
         return p - c.lr * scale * m * k, {"m": m, "k": k, "e": slots.e + scale + xp.sum(p) + xp.max(p)}
 
 
+class Normed(portopt.Optimizer):
+    """Norms of rows and of columns."""
+
+    slots = ()
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        row = xp.linalg.vector_norm(g, axis=-1, keepdims=True)
+        return p - c.lr * g / (row + xp.linalg.vector_norm(p, axis=0, keepdims=True)), {}
+
+
 SHAPES: dict[type[portopt.Optimizer], tuple[tuple[int, ...], ...]] = {
     Scaled: ((37, 53), (600,), (), (1,), (0, 3), (7, 3, 5)),
     Factored: ((37, 53), (600,), (3, 700), (1, 1), (0, 3), (3, 0), (5, 2, 7), (9, 3)),
     Extreme: ((37, 53), (3, 700), (1, 1), (5, 2, 7), (600, 3)),
+    Normed: ((37, 53), (3, 700), (1, 1), (5, 2, 7)),
 }
-RULES = tuple(SHAPES)
+RULES = (Scaled, Factored, Extreme)
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +158,18 @@ def test_in_other_dtypes_too() -> None:
     twin = Twin(Scaled(0.01), huge)
     twin.step({name: a[::-1].copy() for name, a in huge.items()})
     twin.compare()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_norms_along_axes(dtype: str) -> None:
+    twin = Twin(Normed(0.01), tree(Normed, dtype, 1))
+    twin.step(tree(Normed, dtype, 2))
+    twin.compare()
+    if dtype == "float64":
+        columns = np.array([[1e300, 1e-300, 1.0, 0.0], [1e200, 1e-310, 1e-200, 0.0], [1e308, 1e-290, 1e160, 0.0]])
+        twin = Twin(Normed(0.01), {"a": columns})
+        twin.step({"a": columns[::-1, ::-1].copy()})
+        twin.compare()
 
 
 def test_a_step_that_is_not_in_place_leaves_its_inputs() -> None:
