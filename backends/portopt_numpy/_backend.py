@@ -4,7 +4,7 @@ import functools
 import importlib
 import importlib.util
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,20 +88,28 @@ class NumpyBackend(ArrayAPIBackend):
         return primitives
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
-        in_kernel = (
-            compiler.available() and not is_interpreted() and all(kernel.can_run(work.program) for work in works)
-        )
+        in_kernel = compiler.available() and not is_interpreted() and any(kernel.can_run(w.program) for w in works)
         if not in_kernel or not all(isinstance(work.scalars, StepScalars) for work in works):
             return super().update(works, in_place=in_place)
+        others = [work for work in works if not kernel.can_run(work.program)]
+        interpreted = iter(super().update(others, in_place=False) if others else ())
         jobs: list[kernel.Job] = []
         results: list[dict[str, Any]] = []
+        copies: list[Callable[[], object]] = []
         for program, scalars, parameters in works:
-            dtypes = [leaf.dtypes for leaf in described(self, parameters)]
             names = tuple(program.array_outputs)
-            outputs = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
-            jobs.append(kernel.Job(program, scalars, dtypes, parameters, outputs))  # type: ignore[arg-type]  # a step's scalars
-            results += [{n: a[n] for n in names} for a in parameters] if outputs is None else outputs
-        kernel.update(jobs)
+            old = [{n: a[n] for n in names} for a in parameters]
+            if kernel.can_run(program):
+                dtypes = [leaf.dtypes for leaf in described(self, parameters)]
+                new = None if in_place else [{n: np.empty(a.shape, a.dtype) for n, a in of.items()} for of in old]
+                jobs.append(kernel.Job(program, scalars, dtypes, parameters, new))  # type: ignore[arg-type]  # a step's scalars
+            else:
+                new = [next(interpreted) for _ in parameters]
+                if in_place:
+                    for targets, values in zip(old, new, strict=True):
+                        copies += [functools.partial(operator.setitem, targets[n], ..., values[n]) for n in names]
+            results += old if in_place or new is None else new
+        kernel.update(jobs, copies)
         return results
 
     def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> Any:

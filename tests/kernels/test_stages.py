@@ -239,13 +239,33 @@ def test_loops_over_all_elements_are_no_more_than_needed() -> None:
     assert {part.space for part in parts} == {(0, 1), (0, 2), (0,)}
 
 
+class Product(portopt.Optimizer):
+    """A product of matrices, which no loop over elements is; of vectors, a sum."""
+
+    slots = ()
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return p - c.lr * (g @ (g.mT @ g) if p.ndim > 1 else xp.sum(g) * g), {}
+
+
+@pytest.mark.parametrize("convert", [np.copy, lambda a: torch.from_numpy(np.copy(a))])
+def test_a_step_may_run_partly_in_kernels(convert: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    in_kernel = []
+    update = kernel.update
+    monkeypatch.setattr(kernel, "update", lambda jobs, *more: (in_kernel.extend(jobs), update(jobs, *more)))
+    params, grads = ({"a": np.ones((3, 4), "f4"), "b": np.full(5, n, "f4"), "c": np.eye(3, dtype="f4")} for n in (1, 2))
+    twin = Twin(Product(0.01), params, convert)
+    for _ in range(2):
+        twin.step(grads)
+        twin.compare()
+    new, _ = twin.rule.apply(twin.params, {n: convert(g) for n, g in grads.items()}, twin.state)
+    twin.step(grads)
+    twin.compare()
+    same(new, twin.params, "parameter")
+    assert [len(job.inputs) for job in in_kernel if job.program.name == "Product"] == [1] * 4
+
+
 def test_products_are_no_loops() -> None:
-    class Product(portopt.Optimizer):
-        slots = ()
-
-        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
-            return p - c.lr * (g @ (g.mT @ g)), {}
-
     program = Product(0.1).program(shape=(3, 4))
     assert not can_cut(program)
     assert not kernel.can_run(program)
