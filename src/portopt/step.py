@@ -203,20 +203,21 @@ class Part(NamedTuple):
     """A part of a step: what one optimizer does, with hyperparameters of its own."""
 
     rule: Rule
+    cache: StepCache
     params: object
     grads: object
     state: OptimizerState
     overrides: Mapping[str, Any]
 
 
-def totals_of(parts: Sequence[Part]) -> dict[str, Any]:
-    """Return the totals, by name, over all parameters of a step whose parts are done one by one."""
+def totals_of(parts: Sequence[Part], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the totals, by name, over all parameters of a step whose parts are done one by one, given those known already."""
     checked = [_check_arguments(*part, in_place=False) for part in parts]
     groups = [
         grouped_by_program(part.rule, of.overrides, of.parameters) for part, of in zip(parts, checked, strict=True)
     ]
-    backend, known = checked[0].found.backend, dict[str, Any]()
-    names = {name for of in groups for group in of for name in group.program.totals}
+    backend, known = checked[0].found.backend, dict(known or {})
+    names = {name for of in groups for group in of for name in group.program.totals} - set(known)
     # Others are of the clipped gradients.
     for name in sorted(names, key=lambda name: (name != GRADIENT_NORM, name)):
         programs = []
