@@ -88,27 +88,26 @@ class NumpyBackend(ArrayAPIBackend):
         return primitives
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
-        in_kernel = compiler.available() and not is_interpreted() and any(kernel.can_run(w.program) for w in works)
-        if not in_kernel or not all(isinstance(work.scalars, StepScalars) for work in works):
+        runs = [isinstance(of.scalars, StepScalars) and kernel.can_run(of.program) for of in works]
+        if True not in runs or is_interpreted() or not compiler.available():
             return super().update(works, in_place=in_place)
-        others = [work for work in works if not kernel.can_run(work.program)]
+        others = [work for work, in_kernel in zip(works, runs, strict=True) if not in_kernel] if False in runs else []
         interpreted = iter(super().update(others, in_place=False) if others else ())
         jobs: list[kernel.Job] = []
         results: list[dict[str, Any]] = []
         copies: list[Callable[[], object]] = []
-        for program, scalars, parameters in works:
+        for (program, scalars, parameters), in_kernel in zip(works, runs, strict=True):
             names = tuple(program.array_outputs)
-            old = [{n: a[n] for n in names} for a in parameters]
-            if kernel.can_run(program):
+            old = [{n: a[n] for n in names} for a in parameters] if in_place else []
+            if in_kernel:
                 dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-                new = None if in_place else [{n: np.empty(a.shape, a.dtype) for n, a in of.items()} for of in old]
+                new = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
                 jobs.append(kernel.Job(program, scalars, dtypes, parameters, new))  # type: ignore[arg-type]  # a step's scalars
             else:
                 new = [next(interpreted) for _ in parameters]
-                if in_place:
-                    for targets, values in zip(old, new, strict=True):
-                        copies += [functools.partial(operator.setitem, targets[n], ..., values[n]) for n in names]
-            results += old if in_place or new is None else new
+                for targets, values in zip(old, new, strict=False):
+                    copies += [functools.partial(operator.setitem, targets[n], ..., values[n]) for n in names]
+            results += old if new is None or in_place else new
         kernel.update(jobs, copies)
         return results
 
