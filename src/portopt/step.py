@@ -213,7 +213,10 @@ class Part(NamedTuple):
 
 def totals_of(parts: Sequence[Part], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the totals, by name, over all parameters of a step whose parts are done one by one, given those known already."""
-    checked = [_check_arguments(*part, in_place=False) for part in parts]
+    checked = [
+        _check_arguments(of.rule, of.params, of.grads, of.state, of.overrides, in_place=False, places=of.cache.places)
+        for of in parts
+    ]
     groups = [
         grouped_by_program(part.rule, of.overrides, of.parameters) for part, of in zip(parts, checked, strict=True)
     ]
