@@ -14,7 +14,7 @@ from portopt.arithmetic.dtypes import COMPUTE_DTYPE, SMALLEST_NORMAL, round_scal
 from portopt.backend import ArrayInfo, Arrays, Leaf, Mode, Work, is_interpreted
 from portopt.imports import imported
 from portopt.optimizer import OptimizerState
-from portopt.program import Program
+from portopt.program import Program, products
 from portopt.program.draws import Place
 from portopt.program.interpreter import ParameterScalars, StepScalars, interpret
 from portopt.program.primitives import Primitives
@@ -143,7 +143,8 @@ class JaxBackend:
         compute = COMPUTE_DTYPE[str(array.dtype)]
         with self._jax.enable_x64(compute == "float64" or self._jax.config.jax_enable_x64):
             loaded = self.primitives(compute).load(array)
-            return loaded if str(loaded.dtype) == dtype else self._scalars.narrowed(loaded, dtype)
+            # An array of its own: parameters and state may be donated together.
+            return loaded.copy() if str(loaded.dtype) == dtype else self._scalars.narrowed(loaded, dtype)
 
     def to_numpy(self, array: Any) -> Any:
         self._refuse_abstract([array])
@@ -200,6 +201,8 @@ class JaxBackend:
             "sqrt": lambda a: scalars.flush(scalars.square_root(scalars.constant_at_zero(a)), smallest),
             "float64": lambda: self._jax.enable_x64(True),
             "constant": self._constant,
+            "rint": scalars.rint,
+            "without_negative_zero": scalars.without_negative_zero,
             "arange": lambda count, like: self._jnp.arange(count, dtype="int64"),
             # See _fences.py.
             "plain_divide": lambda a, b: a / scalars.hidden_divisor(a, b),
@@ -209,7 +212,15 @@ class JaxBackend:
         if self._on_cpu:
             # XLA's CPU code flushes sums in hardware; a comparison for each would double the time.
             overrides |= {"add": lambda a, b: a + b, "subtract": lambda a, b: a - b}
-        return Primitives(self._jnp, self._jnp.dtype(compute_dtype), compute_dtype, overrides)
+        primitives = Primitives(self._jnp, self._jnp.dtype(compute_dtype), compute_dtype, overrides)
+        primitives.sliced = functools.partial(self._sliced, compute_dtype)
+        return primitives
+
+    def _sliced(self, compute_dtype: str, x: Any, axis: int) -> products.Slices:
+        """Return the slices of an operand of a product; what they are scaled by is a number to derivatives."""
+        wide = self.primitives("float64")
+        largest = self._jax.lax.stop_gradient(products.largest_magnitudes(wide, x, axis))
+        return products.slices(wide, x, axis, x.shape[axis], compute_dtype, largest)
 
     def _constant(self, value: float, like: Any) -> Any:
         """Return a number as an array like another one, hidden from XLA where it compiles."""
@@ -228,35 +239,12 @@ class JaxBackend:
         return self._jax.jit(lambda gradients: self.stored_scalar(self._gradient_norm(gradients)))
 
     def _gradient_norm(self, gradients: Sequence[Any]) -> Any:
-        return self._differentiable_norm(list(gradients))
-
-    @functools.cached_property
-    def _differentiable_norm(self) -> Any:
-        """The norm with its derivative, `sum(g * dg) / norm`, and zero where the norm is zero.
-
-        Neither the powers of two nor the parts of sums that it is computed from have derivatives that add up to it.
-        """
-        jax, jnp = self._jax, self._jnp
-        norm = jax.custom_jvp(self._norm)
-
-        def derivative(values: Any, tangents: Any) -> tuple[Any, Any]:
-            value = norm(*values)
-            with jax.enable_x64(True):
-                divisor = jnp.where(value == 0.0, 1.0, value)
-                parts = [
-                    jnp.sum((g.astype(jnp.float64) / divisor) * dg.astype(jnp.float64))
-                    for g, dg in zip(values[0], tangents[0], strict=True)
-                ]
-                return value, functools.reduce(jnp.add, parts)
-
-        norm.defjvp(derivative)
-        return norm
-
-    def _norm(self, gradients: Sequence[Any]) -> Any:
         with self._jax.enable_x64(True):
             loaded = [self.primitives(COMPUTE_DTYPE[str(g.dtype)]).load(g) for g in gradients]
             wide = self.primitives("float64")
-            return Reductions(wide, wide, self._scalars.JaxArithmetic).total("norm", *loaded)
+            # Its derivative is asked for outside of this context.
+            x64 = functools.partial(self._jax.enable_x64, True)
+            return self._reductions_of(wide, wide, self._scalars.JaxArithmetic, x64).total("norm", *loaded)
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         if in_place:
@@ -364,12 +352,17 @@ class JaxBackend:
 
     def reductions(self, compute_dtype: str) -> Reductions:
         """Return the reductions of arrays of a compute dtype."""
-        return Reductions(
+        return self._reductions_of(
             self.primitives(compute_dtype),
             self.primitives("float64"),
             lambda x: self.arithmetic([x]),
             lambda: self._jax.enable_x64(True),
         )
+
+    @property
+    def _reductions_of(self) -> type[Reductions]:
+        kind: type[Reductions] = importlib.import_module("portopt_jax._reductions").JaxReductions
+        return kind
 
     def _x64_for(self, compute_dtype: str) -> Any:
         return self._jax.enable_x64(compute_dtype == "float64" or self._jax.config.jax_enable_x64)
@@ -435,7 +428,7 @@ class JaxBackend:
             "arguments of your jitted step to save the memory"
         )
 
-    def plan(self, program: Program, trees: Any, parameters: Sequence[Arrays]) -> None:
+    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> None:
         return None
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:

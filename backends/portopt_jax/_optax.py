@@ -275,7 +275,7 @@ def _has_arrays(tree: Any) -> bool:
 def _empty_slots(optimizer: Optimizer, params: Any) -> dict[str, Any]:
     """Return the slots of a tree without arrays, such as the part of a masked tree that is all masked."""
     scalars = {name: backend.stored_scalar(value) for name, value in optimizer.scalar_slots.items()}
-    return {**scalars, **dict.fromkeys(optimizer.slots, params)}
+    return {**scalars, **dict.fromkeys(map(str, optimizer.slots), params)}
 
 
 def _update_dtype(p: Any, wanted: str | None) -> Any:

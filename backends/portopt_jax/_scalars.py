@@ -70,6 +70,30 @@ def load(x: Any, compute_dtype: str) -> Any:
     return flush(x.astype(compute_dtype), SMALLEST_NORMAL[compute_dtype])
 
 
+@jax.custom_jvp
+def rint(x: Any) -> Any:
+    """Round float64 values to integers, halves to even; the derivative is that of `x`, for products are made of it."""
+    return jnp.round(x)
+
+
+@jax.custom_jvp
+def without_negative_zero(x: Any) -> Any:
+    """Return `x` in float64, each zero as +0; the derivative is that of `x`, at zero too."""
+    return jnp.where(x != 0.0, x, 0.0)
+
+
+def _like_its_operand(function: Any) -> None:
+    def jvp(values: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+        with jax.enable_x64(True):
+            return function(*values), tangents[0]
+
+    function.defjvp(jvp)
+
+
+_like_its_operand(rint)
+_like_its_operand(without_negative_zero)
+
+
 def plain_load(x: Any, compute_dtype: str) -> Any:
     """Do `load` where the processor flushes operands, so that only a conversion is left to do."""
     return x.astype(compute_dtype) if COMPUTE_DTYPE[str(x.dtype)] == compute_dtype else load(x, compute_dtype)

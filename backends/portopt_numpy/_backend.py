@@ -4,7 +4,7 @@ import functools
 import importlib
 import importlib.util
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,22 +88,35 @@ class NumpyBackend(ArrayAPIBackend):
         return primitives
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
-        program, scalars, parameters = works[0]
-        in_kernel = len(works) == 1 and program.is_elementwise and compiler.available()
-        if not in_kernel or not isinstance(scalars, StepScalars) or is_interpreted():
+        runs = [isinstance(of.scalars, StepScalars) and kernel.can_run(of.program) for of in works]
+        if True not in runs or is_interpreted() or not compiler.available():
             return super().update(works, in_place=in_place)
-        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-        names = tuple(program.array_outputs)
-        outputs = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
-        kernel.update(program, scalars, dtypes, parameters, outputs)
-        return [{n: a[n] for n in names} for a in parameters] if outputs is None else outputs
+        others = [work for work, in_kernel in zip(works, runs, strict=True) if not in_kernel] if False in runs else []
+        interpreted = iter(super().update(others, in_place=False) if others else ())
+        jobs: list[kernel.Job] = []
+        results: list[dict[str, Any]] = []
+        copies: list[Callable[[], object]] = []
+        for (program, scalars, parameters), in_kernel in zip(works, runs, strict=True):
+            names = tuple(program.array_outputs)
+            old = [{n: a[n] for n in names} for a in parameters] if in_place else []
+            if in_kernel:
+                dtypes = [leaf.dtypes for leaf in described(self, parameters)]
+                new = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
+                jobs.append(kernel.Job(program, scalars, dtypes, parameters, new))  # type: ignore[arg-type]  # a step's scalars
+            else:
+                new = [next(interpreted) for _ in parameters]
+                for targets, values in zip(old, new, strict=False):
+                    copies += [functools.partial(operator.setitem, targets[n], ..., values[n]) for n in names]
+            results += old if new is None or in_place else new
+        kernel.update(jobs, copies)
+        return results
 
-    def plan(self, program: Program, trees: Any, parameters: Sequence[Arrays]) -> Any:
+    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> Any:
         ordinary = all(type(a) is np.ndarray and a.flags.c_contiguous for arrays in parameters for a in arrays.values())
         if not compiler.available() or is_interpreted() or not ordinary or not _watch_works():
             return None
         dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-        return make_plan(self, program, trees, parameters, dtypes, NUMPY_READER)
+        return make_plan(self, programs, trees, parameters, dtypes, NUMPY_READER)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         if is_interpreted() or not compiler.available():

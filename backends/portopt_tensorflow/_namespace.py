@@ -24,6 +24,7 @@ isnan = tf.math.is_nan
 sqrt = tf.sqrt
 floor = tf.floor
 reshape = tf.reshape
+permute_dims = tf.transpose
 zeros_like = tf.zeros_like
 broadcast_to = tf.broadcast_to
 round = tf.round

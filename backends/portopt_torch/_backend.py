@@ -4,7 +4,7 @@ import contextlib
 import functools
 import importlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -194,11 +194,15 @@ class TorchBackend(ArrayAPIBackend):
         all_detached = self._detached(works)
         program, scalars, detached = all_detached[0]
         results: list[dict[str, Any]] | None = None
-        in_kernel = len(works) == 1 and program.is_elementwise
-        if in_kernel and isinstance(scalars, StepScalars) and not is_interpreted():
-            if compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in detached):
-                results = self._update_on_host(program, scalars, detached, in_place=in_place)
-            elif all(self._runs_triton(arrays["p"]) for arrays in detached):
+        if isinstance(scalars, StepScalars) and not is_interpreted():
+            on_host = compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in parameters)
+            if on_host and any(kernel.can_run(work.program) for work in works):
+                results = self._update_on_host(all_detached, in_place=in_place)
+            elif (
+                len(works) == 1
+                and program.is_elementwise
+                and all(self._runs_triton(arrays["p"]) for arrays in detached)
+            ):
                 results = launch.update(self._triton.LIBRARY, program, scalars, detached, in_place=in_place)
                 if in_place and results is not None:
                     written = [tensor for outputs in results for tensor in outputs.values()]
@@ -230,24 +234,40 @@ class TorchBackend(ArrayAPIBackend):
     def _runs_triton(self, tensor: Any) -> bool:
         return bool(tensor.device.type == "cuda" and self._triton.available())
 
-    def _update_on_host(
-        self, program: Program, scalars: StepScalars, parameters: Sequence[Arrays], *, in_place: bool
-    ) -> list[dict[str, Any]]:
-        """Run the fused kernel on the tensors' own memory."""
-        names = tuple(program.array_outputs)
-        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-        inputs = [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
-        if in_place:
-            written = [arrays[name] for arrays in parameters for name in names]
-            kernel.update(
-                program, scalars, dtypes, inputs, None, then=[functools.partial(_increment_version(), written)]
-            )
-            return [{name: arrays[name] for name in names} for arrays in parameters]
-        outputs = [{n: self._empty(a[n].shape, a[n].dtype, "cpu") for n in names} for a in parameters]
-        kernel.update(program, scalars, dtypes, inputs, [{n: _new_bits(t) for n, t in o.items()} for o in outputs])
-        return outputs
+    def _update_on_host(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        """Run the fused kernels on the tensors' own memory."""
+        others = [work for work in works if not kernel.can_run(work.program)]
+        interpreted = iter(super().update(others, in_place=False) if others else ())
+        jobs: list[kernel.Job] = []
+        results: list[dict[str, Any]] = []
+        written: list[Any] = []
+        copies: list[Callable[[], object]] = []
+        for program, scalars, parameters in works:
+            old = [{name: arrays[name] for name in program.array_outputs} for arrays in parameters]
+            if kernel.can_run(program):
+                dtypes = [leaf.dtypes for leaf in described(self, parameters)]
+                inputs = [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
+                new = old
+                if in_place:
+                    written += [tensor for tensors in old for tensor in tensors.values()]
+                else:
+                    new = [{n: self._empty(t.shape, t.dtype, "cpu") for n, t in tensors.items()} for tensors in old]
+                outputs = None if in_place else [{n: _new_bits(t) for n, t in tensors.items()} for tensors in new]
+                jobs.append(kernel.Job(program, scalars, dtypes, inputs, outputs))  # type: ignore[arg-type]  # a step's scalars
+            else:
+                new = [next(interpreted) for _ in parameters]
+                if in_place:
+                    for targets, values in zip(old, new, strict=True):
+                        copies += [
+                            functools.partial(self._torch.Tensor.copy_, targets[n], v) for n, v in values.items()
+                        ]
+            results += old if in_place else new
+        if written:
+            copies.append(functools.partial(_increment_version(), written))
+        kernel.update(jobs, copies)
+        return results
 
-    def plan(self, program: Program, trees: Any, parameters: Sequence[Arrays]) -> Any:
+    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> Any:
         torch = self._torch
         tensors = [tensor for arrays in parameters for tensor in arrays.values()]
         ordinary = all(
@@ -256,7 +276,7 @@ class TorchBackend(ArrayAPIBackend):
         if not compiler.available() or is_interpreted() or not ordinary or (reader := _reader()) is None:
             return None
         dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-        return make_plan(self, program, trees, parameters, dtypes, reader, _increment_version())
+        return make_plan(self, programs, trees, parameters, dtypes, reader, _increment_version())
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         self.refuse_capture(gradients)

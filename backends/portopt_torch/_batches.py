@@ -13,7 +13,7 @@ from portopt.slot import are_plain, slots_of_shape
 from portopt.step import Part
 from portopt_torch._backend import backend
 from portopt_torch._saved_state import finished_steps, number_of, tensor_of
-from portopt_torch._sharded import is_sharded, local_part
+from portopt_torch._sharded import is_sharded, local_part, place_of
 
 Totals = Mapping[str, Any] | None
 """The totals over all parameters, by name, where a batch cannot compute them itself."""
@@ -27,6 +27,7 @@ class Batch:
         parameters: the parameters.
         states: the state of each, as `torch.optim.Optimizer.state` holds it.
         indices: the places of the parameters among those of the group that move.
+        numbers: of the parameters among all of the optimizer.
         everything: whether these are all of them.
     """
 
@@ -36,10 +37,13 @@ class Batch:
         parameters: Sequence[Any],
         states: Sequence[dict[str, Any]],
         indices: Sequence[int],
+        numbers: Sequence[int],
         *,
         everything: bool,
     ) -> None:
         self._rule = rule
+        if rule.draws:
+            rule.place_parameters(list(map(place_of, numbers, parameters)))
         self._parameters = parameters
         self._states = states
         self._indices = None if everything else indices
@@ -87,7 +91,7 @@ class Batch:
 
     def part(self, gradients: Sequence[Any], overrides: Mapping[str, Any]) -> Part:
         """Return the batch's step as a part of that of the whole optimizer."""
-        return Part(self._rule, self._leaves, gradients, self._state(), overrides)
+        return self._rule.part_of_step(self._leaves, gradients, self._state(), overrides)
 
     def check(self, gradients: Sequence[Any], overrides: Mapping[str, Any], totals: Totals) -> None:
         """Raise what a step would raise; change nothing."""
@@ -133,6 +137,7 @@ class Batches:
         copies: copies of it from earlier batches of the group, which have traced its programs.
         parameters: the parameters that move.
         states: the state of each.
+        numbers: of the parameters among all of the optimizer.
     """
 
     def __init__(
@@ -141,6 +146,7 @@ class Batches:
         copies: list[Optimizer],
         parameters: Sequence[Any],
         states: Sequence[dict[str, Any]],
+        numbers: Sequence[int],
     ) -> None:
         parts: dict[Any, list[int]] = {}
         for i, (p, state) in enumerate(zip(parameters, states, strict=True)):
@@ -152,7 +158,14 @@ class Batches:
         self.rule, self.copies = rule, copies
         self._parameters = list(parameters)
         self.batches = [
-            Batch(own, [parameters[i] for i in part], [states[i] for i in part], part, everything=len(parts) == 1)
+            Batch(
+                own,
+                [parameters[i] for i in part],
+                [states[i] for i in part],
+                part,
+                [numbers[i] for i in part],
+                everything=len(parts) == 1,
+            )
             for own, part in zip(copies, parts.values(), strict=False)
         ]
 

@@ -11,6 +11,7 @@ import torch
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.imports import imported
 from portopt.program.bins import Bins, combined
+from portopt.program.draws import Place
 from portopt_torch._backend import backend
 
 
@@ -24,6 +25,17 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 def local_part(tensor: Any) -> Any:
     """Return the part of a tensor that lies in this process."""
     return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def place_of(number: int, parameter: Any) -> Place:
+    """Return where the part of a parameter that lies here is in the whole one, which has this number among all parameters."""
+    whole = tuple(parameter.shape)
+    if not is_sharded(parameter):
+        return Place.of(number, whole)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(whole, parameter.device_mesh, parameter.placements)
+    return Place(number, tuple(shape), tuple(offset), whole)
 
 
 def placed_like(gradient: Any, parameter: Any) -> Any:

@@ -118,7 +118,7 @@ _ASSEMBLED: Mapping[str, Callable[[Any, Mapping[str, Any]], Any]] = {
 }
 
 
-def assemble(owner: type) -> None:
+def assemble(owner: Any) -> None:
     """Let a class that declares inner rules, or inherits some, have what they have."""
     names = [n for base in owner.__mro__ for n, value in vars(base).items() if isinstance(value, NestedRule)]
     if not names:

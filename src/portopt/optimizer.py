@@ -18,6 +18,7 @@ from portopt.declared_value import DeclaredValue
 from portopt.hyperparameters import Hyperparameter, StepValue, alias, check_totals, hyperparameter
 from portopt.nested import Assembled, configuration, from_configuration, is_of_inner, value_of
 from portopt.program import Dim, Program
+from portopt.program.draws import Place
 from portopt.program.facts import Facts, UnknownFactError
 from portopt.program.interpreter import StepScalars
 from portopt.program.reductions import GRADIENT_NORM, TOTALS_GIVEN
@@ -316,6 +317,22 @@ class Optimizer(DeclaredValue):
             hyperparameters[GRADIENT_NORM] = gradient_norm
         step.check_step(self, self._cache, params, grads, state, hyperparameters)
 
+    def place_parameters(self, places: Sequence[Place] | None) -> None:
+        """Say where the parameters of further steps are in a whole of which they are part; for adapters.
+
+        What a rule draws depends on it. It is no part of the optimizer's value, and copies do not have it.
+
+        Args:
+            places: of each parameter, in the order of the tree; None: the parameters are a whole.
+        """
+        self._cache.places = places
+
+    def part_of_step(
+        self, params: object, grads: object, state: OptimizerState, hyperparameters: Mapping[str, Any]
+    ) -> step.Part:
+        """Return what `portopt.step.totals_of` needs to know of a step of which this one is a part. For adapters."""
+        return step.Part(self, self._cache, params, grads, state, hyperparameters)
+
     def step_scalars(
         self,
         backend: Backend,
@@ -392,7 +409,12 @@ class Optimizer(DeclaredValue):
         return cache[active]
 
     def _trace(self, active: frozenset[str], facts: Facts) -> Program:
-        return shared(trace(self, active, facts, self._slot_dims))
+        rule = self
+        if given_as_off := [n for n in self._fields.numeric if n not in active and self._is_on(n)]:
+            rule = copy.copy(self)
+            for name in given_as_off:
+                object.__setattr__(rule, name, self._fields[name].off)
+        return shared(trace(rule, active, facts, self._slot_dims))
 
     def _slot_dims(self, p: Facts) -> dict[str, tuple[Dim, ...] | None]:
         return {str(name): slot_dims(self, name, p) for name in slots_of(self, p)}

@@ -24,6 +24,7 @@ from portopt.leaves import (
 )
 from portopt.nested import rates_of, value_of
 from portopt.program import Op, Program
+from portopt.program.draws import Place
 from portopt.program.interpreter import StepScalars, evaluate_scalars
 from portopt.program.reductions import GRADIENT_NORM
 from portopt.protocols import Rule
@@ -126,7 +127,7 @@ def do_step(
 ) -> tuple[Tree, OptimizerState]:
     """Do one step; see `Optimizer.apply` and `Optimizer.apply_`."""
     found, slots, overrides, moving, parameters = _check_arguments(
-        rule, cache, params, grads, state, overrides, in_place=in_place
+        rule, params, grads, state, overrides, in_place=in_place, places=cache.places
     )
     backend, definition, leaves, _ = found
     groups = grouped_by_program(rule, overrides, parameters)
@@ -138,9 +139,9 @@ def do_step(
         overrides,
         lambda name, scalars_of: total(backend, name, [(g.program, g.parameters, scalars_of) for g in groups]),
     )
-    if in_place and len(moving) == len(leaves) and len(groups) == 1:
+    if in_place and len(moving) == len(leaves):
         # Before this step, which must not fail once it is done.
-        _plan_next_step(cache, backend, groups[0].program, (params, grads, state), parameters)
+        _plan_next_step(cache, backend, groups, (params, grads, state), parameters)
     works = [Work(of.program, of, group.parameters) for of, group in zip(scalars, groups, strict=True)]
     results = backend.update(works, in_place=in_place)
 
@@ -191,7 +192,7 @@ def check_step(
         plan = None
     finished_steps(state.step, further=1)
     if plan is None:
-        checked = _check_arguments(rule, cache, params, grads, state, overrides, in_place=True)
+        checked = _check_arguments(rule, params, grads, state, overrides, in_place=True, places=cache.places)
         backend, overrides = checked.found.backend, checked.overrides
         programs = [group.program for group in grouped_by_program(rule, overrides, checked.parameters)]
     else:
@@ -204,20 +205,24 @@ class Part(NamedTuple):
     """A part of a step: what one optimizer does, with hyperparameters of its own."""
 
     rule: Rule
+    cache: StepCache
     params: object
     grads: object
     state: OptimizerState
     overrides: Mapping[str, Any]
 
 
-def totals_of(parts: Sequence[Part]) -> dict[str, Any]:
-    """Return the totals, by name, over all parameters of a step whose parts are done one by one."""
-    checked = [_check_arguments(part.rule, StepCache(), *part[1:], in_place=False) for part in parts]
+def totals_of(parts: Sequence[Part], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the totals, by name, over all parameters of a step whose parts are done one by one, given those known already."""
+    checked = [
+        _check_arguments(of.rule, of.params, of.grads, of.state, of.overrides, in_place=False, places=of.cache.places)
+        for of in parts
+    ]
     groups = [
         grouped_by_program(part.rule, of.overrides, of.parameters) for part, of in zip(parts, checked, strict=True)
     ]
-    backend, known = checked[0].found.backend, dict[str, Any]()
-    names = {name for of in groups for group in of for name in group.program.totals}
+    backend, known = checked[0].found.backend, dict(known or {})
+    names = {name for of in groups for group in of for name in group.program.totals} - set(known)
     # Others are of the clipped gradients.
     for name in sorted(names, key=lambda name: (name != GRADIENT_NORM, name)):
         programs = []
@@ -320,13 +325,13 @@ def step_scalars(
 
 def _check_arguments(
     rule: Rule,
-    cache: StepCache,
     params: object,
     grads: object,
     state: OptimizerState,
     overrides: Mapping[str, Any],
     *,
     in_place: bool,
+    places: Sequence[Place] | None = None,
 ) -> _Arguments:
     found = leaves_of(params)
     gradients = gradients_of(found, params, grads)
@@ -349,7 +354,6 @@ def _check_arguments(
     moving = [i for i, g in enumerate(gradients) if g is not None]
     parameters = []
     rows = zip(zip(*trees.values(), strict=True), zip(*infos.values(), strict=True), strict=True)
-    places = cache.places
     for number, (arrays, described) in enumerate(rows):
         if arrays[1] is None:  # the gradient
             continue
@@ -379,17 +383,21 @@ def _slots(rule: Rule, found: Leaves, params: object, state: OptimizerState) -> 
 def _plan_next_step(
     cache: StepCache,
     backend: Backend,
-    program: Program,
+    groups: Sequence[Group],
     trees: tuple[object, object, OptimizerState],
     parameters: list[Leaf],
 ) -> None:
     """Let the backend prepare the next step on the same arrays, once a second step on them shows that there is a loop."""
-    if not program.is_elementwise or program.further_inputs:
+    if any(group.program.further_inputs for group in groups):
         return
     arrays = [tuple(map(id, named.values())) for named in parameters]
-    looping = hash((program, *((*ids[:1], *ids[2:]) for ids in arrays)))
+    looping = hash((*(group.program for group in groups), *((*ids[:1], *ids[2:]) for ids in arrays)))
     if not cache.has_seen(looping):
         return
-    plan = backend.plan(program, trees, parameters)
+    programs = [groups[0].program] * len(parameters)
+    for program, members, _ in groups[1:]:
+        for i in members:
+            programs[i] = program
+    plan = backend.plan(programs, trees, parameters)
     if plan is not None:
         cache.add(plan)

@@ -30,6 +30,7 @@ from portopt_torch._sharded import gradient_norm, local_part, total
 RULES: dict[str, Callable[[], portopt.Optimizer]] = {
     "adam_clipped": lambda: portopt.Adam(learning_rate=0.05, clipnorm=0.05),
     "nadam": lambda: portopt.Nadam(learning_rate=0.05),
+    "noisy_sgd": lambda: portopt.NoisySGD(learning_rate=0.05, seed=4),
     "sgd_clipped": lambda: portopt.SGD(learning_rate=0.05, momentum=0.9, nesterov=True, clipnorm=0.01, clipvalue=0.002),
 }
 
@@ -102,7 +103,7 @@ def fully_sharded(rule_name: str) -> None:
     train(model, optimizer, range(5))
     assert any(local_part(p).numel() == 0 for p in model.parameters()) == (torch.distributed.get_rank() == 1)
     slots = [v for p in model.parameters() for v in optimizer.state[p].values() if isinstance(v, torch.Tensor)]
-    assert slots
+    assert bool(slots) == bool(optimizer.rule.slots)
     assert all(isinstance(slot, DTensor) for slot in slots)
     assert_same_training(model, optimizer, *alone(RULES[rule_name](), 5))
 

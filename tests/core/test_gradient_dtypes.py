@@ -15,9 +15,11 @@ from support.keeping_rule import Keeping
 from support.libraries import BY_NAME, LIBRARIES, RUNS, Library, Run
 
 import portopt
+from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.host import compiler, kernel, norm
+from portopt.program.interpreter import StepScalars
 from portopt_torch import TorchOptimizer
 
 DTYPES = tuple(COMPUTE_DTYPE)
@@ -117,7 +119,8 @@ def test_the_host_kernel_loads_it_under_both_ways_to_flush(dtype: str, gradient_
     arrays["g"] = gradient
     fused = kernel.host_kernel(program, kernel_key(program, dtypes, in_place=True, flush=flush))
     table = np.array([[arrays[name].ctypes.data for name in fused.columns]], np.int64)
-    kernel.run([kernel.Work(fused, [0], table, np.array([gradient.size], np.int64))], {"learning_rate": 0.0, "t": 1})
+    work = kernel.Work(fused, [0], table, np.array([gradient.size], np.int64), gradient.size)
+    kernel.run([work], [StepScalars(program, HOST, {"learning_rate": 0.0, "t": 1})])
     for name, expected in zip(("passed", "doubled"), expected_of(dtype, gradient), strict=True):
         assert_same_bits(arrays[name], expected, name)
 

@@ -284,6 +284,22 @@ def test_jax_compiled_has_the_same_bits(dtype: str, x64: bool) -> None:
         assert_same_bits(result, product(a, b))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_derivatives_in_jax_are_those_of_the_product(dtype: str) -> None:
+    import jax
+
+    backend: Any = portopt.get_backend("jax")
+    with jax.enable_x64(True):
+        a, b, da, db = (jax.numpy.asarray(ordinary((4, 4), dtype, seed)) for seed in range(4))
+        # A product that is zero has a derivative as well.
+        a = a.at[1].set(0.0)
+        _, found = jax.jvp(lambda a, b: products.matmul(*primitives_of(backend, dtype), a, b), (a, b), (da, db))
+        expected = da @ b + a @ db
+        assert np.allclose(
+            found, expected, rtol=1e-5 if dtype == "float32" else 1e-13, atol=1e-6 if dtype == "float32" else 0
+        )
+
+
 def test_the_power_of_a_row_is_found_at_every_exponent_and_near_its_ends() -> None:
     _, wide = primitives_of(NUMPY, "float64")
     for exponent in range(products.LOWEST, 1024):

@@ -163,15 +163,6 @@ def test_what_is_no_matrix_steps_by_adamw_of_the_dialect(dialect: Dialect) -> No
     assert [None if v is None else v.shape for v in state.slots["v"]] == [None, None, (5,), ()]
 
 
-def test_what_is_no_matrix_is_refused_if_asked_for() -> None:
-    optimizer, p = Muon(others="refuse"), np.ones(3)
-    message = (
-        r"Muon takes matrices, but a parameter has the shape \(3,\): leave out others='refuse', choose another layout"
-    )
-    with pytest.raises(ValueError, match=message):
-        optimizer.apply(p, p, optimizer.init(p))
-
-
 # Layouts
 
 

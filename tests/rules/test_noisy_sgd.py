@@ -143,6 +143,25 @@ def test_a_seed_is_no_value_for_one_step() -> None:
         optimizer.apply(w, w, optimizer.init(w), seed=1)
 
 
+@pytest.mark.needs("torch")
+def test_groups_of_torch_draw_by_the_place_in_all_parameters() -> None:
+    import torch
+
+    from portopt_torch import TorchOptimizer
+
+    arrays = [ordinary((4,), "float32", seed) for seed in range(3)]
+    parameters = [torch.nn.Parameter(torch.tensor(array)) for array in arrays]
+    optimizer = TorchOptimizer([{"params": parameters[:1]}, {"params": parameters[1:], "lr": 0.5}], Drawing(seed=2))
+    for moving in (parameters, parameters[2:]):
+        optimizer.zero_grad()
+        for p in moving:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    for number, step in ((0, 1), (1, 1), (2, 2)):
+        expected = drawn_by(Drawing(seed=2), "noise", step, Place.of(number, (4,)), "float32")
+        assert_same_bits(optimizer.state[parameters[number]]["first"].numpy(), expected, f"parameter {number}")
+
+
 @pytest.mark.needs("optax")
 def test_noisy_sgd_has_the_formula_of_optax(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the noise of optax replaced by ours."""

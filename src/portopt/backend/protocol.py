@@ -212,7 +212,7 @@ class Backend(Protocol):
         """
 
     def plan(
-        self, program: Program, trees: tuple[Any, Any, OptimizerState], parameters: Sequence[Arrays]
+        self, programs: Sequence[Program], trees: tuple[Any, Any, OptimizerState], parameters: Sequence[Arrays]
     ) -> PlannedStep | None:
         """Return what does further steps in place on these arrays with fewer checks, or None if every step is checked.
 
@@ -221,7 +221,7 @@ class Backend(Protocol):
         `fits(params, grads, state)` tells beforehand whether the arrays are as they were, and `backend` is this one.
 
         Args:
-            program: what the steps run.
+            programs: what the steps run on each parameter.
             trees: parameters, gradients and state as the step was given them.
             parameters: the arrays of each parameter, in the order of the tree.
         """

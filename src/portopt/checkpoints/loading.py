@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from portopt.checkpoints.file_format import Reader, Tensor
 from portopt.checkpoints.saving import slot_name
 from portopt.interchange.configuration import find_class
 from portopt.optimizer import Optimizer, OptimizerState
+from portopt.slot import are_plain, slot_shape, slots_of_shape
 from portopt.trees import STANDARD_TREES, Trees
 
 
@@ -65,13 +66,13 @@ def load(
             difference = structure.explain_difference(saved, structure.describe(trees, like))
             if difference is not None:
                 raise file.error(f"like does not have the structure of the saved parameters: {difference}")
-        _check_tensors(file, opt, trees, like)
+        held = _check_tensors(file, opt, trees, like)
         read = _reader(file, library, device)
         params = structure.map_leaves(read, trees, like, name="params")
         slots: dict[str, Any] = {
             name: library.stored_scalar(float.fromhex(file.document["scalars"][name])) for name in opt.scalar_slots
         }
-        for name in opt.slots:
+        for name in held:
             slots[name] = structure.map_leaves(read, trees, like, name=slot_name(name))
         return opt, params, OptimizerState(file.document["step"], slots)
 
@@ -118,38 +119,50 @@ def _optimizer(file: Reader, custom_objects: Mapping[str, type[Optimizer]] | Non
             f"the optimizer {config['class_name']!r:.80} cannot be made again: {error!s:.500}; a class of your own is found if "
             "it is given to portopt.register, or to load as custom_objects={name: class}"
         ) from error
-    for what, saved, expected in (
-        ("slots", file.document["slots"], opt.slots),
-        ("scalar slots", file.document["scalars"], opt.scalar_slots),
-    ):
-        if set(saved) != set(expected):
-            raise file.error(
-                f"it has the {what} {sorted(saved)}, but {type(opt).__name__} with its config has {sorted(expected)}: load it "
-                "with the class that saved it"
-            )
+    _check_names(file, opt, "scalar slots", file.document["scalars"], opt.scalar_slots)
     return opt
 
 
-def _check_tensors(file: Reader, opt: Optimizer, trees: Trees, like: Any) -> None:
-    """Raise an error unless the file has the tensors of these parameters and their slots, and no other."""
+def _check_names(file: Reader, opt: Optimizer, what: str, saved: Iterable[str], expected: Iterable[str]) -> None:
+    if set(saved) != set(expected):
+        raise file.error(
+            f"it has the {what} {sorted(saved)}, but {type(opt).__name__} with its config has {sorted(expected)}: load it "
+            "with the class that saved it"
+        )
+
+
+def _check_tensors(file: Reader, opt: Optimizer, trees: Trees, like: Any) -> list[str]:
+    """Raise an error unless the file has the tensors of these parameters and their slots, and no other.
+
+    Returns:
+        The names of the slots that some parameter has.
+    """
+    if are_plain(opt):
+        _check_names(file, opt, "slots", file.document["slots"], opt.slots)
     expected = set()
+    held: set[str] = set()
+
+    def present(name: str) -> Tensor:
+        expected.add(name)
+        if name not in file.tensors:
+            raise file.error(f"the tensor {name!r} is missing")
+        return file.tensors[name]
 
     def check(suffix: str, path: str, leaf: Any) -> None:
         params = f"params{suffix}"
-        names = [params, *(slot_name(slot) + suffix for slot in opt.slots)]
-        expected.update(names)
-        for name in names:
-            if name not in file.tensors:
-                raise file.error(f"the tensor {name!r} is missing")
-        parameter = file.tensors[params]
+        parameter = present(params)
         if parameter.dtype not in COMPUTE_DTYPE:
             raise file.error(f"the tensor {params!r} is of dtype {parameter.dtype}")
-        for name in names[1:]:
-            slot = file.tensors[name]
-            if slot.shape != parameter.shape or slot.dtype not in slot_dtypes(parameter.dtype):
+        allowed = slot_dtypes(parameter.dtype)
+        for of, shape in _slots_of(file, opt, params, parameter.shape).items():
+            held.add(of)
+            name = slot_name(of) + suffix
+            slot = present(name)
+            if slot.shape != shape or slot.dtype not in allowed:
+                wanted = "" if shape == parameter.shape else f" of shape {shape}"
                 raise file.error(
                     f"the tensor {name!r} has shape {slot.shape} and dtype {slot.dtype}, but {params!r} has shape "
-                    f"{parameter.shape} and dtype {parameter.dtype}, whose slots are {' or '.join(slot_dtypes(parameter.dtype))}"
+                    f"{parameter.shape} and dtype {parameter.dtype}, whose slots are {' or '.join(allowed)}{wanted}"
                 )
         given = _tensor(leaf)
         if given is not None and given != parameter:
@@ -163,6 +176,19 @@ def _check_tensors(file: Reader, opt: Optimizer, trees: Trees, like: Any) -> Non
     further = sorted(set(file.tensors) - expected)
     if further:
         raise file.error(f"the tensor {further[0]!r} belongs to no parameter")
+    if not are_plain(opt):
+        _check_names(file, opt, "slots", file.document["slots"], held)
+    return [name for name in map(str, opt.slots) if name in held or are_plain(opt)]
+
+
+def _slots_of(file: Reader, opt: Optimizer, name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the slots that a parameter has, by their names."""
+    try:
+        return {slot: slot_shape(opt, slot, shape) for slot in slots_of_shape(opt, shape)}
+    except Exception as error:  # whatever a rule's own methods raise for a shape that it never had
+        raise file.error(
+            f"{type(opt).__name__} has no slots for the tensor {name!r} of shape {shape}: {error}"
+        ) from error
 
 
 def _tensor(leaf: Any) -> Tensor | None:
@@ -183,6 +209,8 @@ def _reader(file: Reader, backend: Backend, device: str | None) -> Callable[[str
 
     def read(name: str, path: str, leaf: Any) -> Any:
         nonlocal default
+        if name not in file.tensors:
+            return None  # a slot that the parameter lacks
         there = device
         if there is None and backend.owns(leaf):
             there = backend.describe(leaf).device

@@ -56,11 +56,11 @@ def save(path: str | os.PathLike[str], opt: Optimizer, params: Any, state: Optim
         "step": step,
         # As hexadecimal text, in which infinities and NaN have a place too.
         "scalars": {name: float(backend.scalar(state.slots[name])).hex() for name in opt.scalar_slots},
-        "slots": list(opt.slots),
+        "slots": [name for name in map(str, opt.slots) if name in state.slots],
         "params": structure.describe(backend.trees, params),
     }
     tensors: dict[str, Any] = {}
-    trees = {"params": params, **{slot_name(slot): state.slots[slot] for slot in opt.slots}}
+    trees = {"params": params, **{slot_name(slot): state.slots[slot] for slot in document["slots"]}}
     for name, tree in trees.items():
 
         def collect(name: str, path: str, array: Any) -> None:

@@ -33,7 +33,7 @@ def array_order(program: Program) -> tuple[str, ...]:
     Further inputs come last.
     """
     own = ("p", "g", *(name for name in program.array_outputs if name != "p"))
-    return (*own, *(name for name in dict.fromkeys(program.array_inputs) if name not in own))
+    return (*own, *program.further_inputs)
 
 
 def kernel_key(program: Program, dtypes: Mapping[str, str], *, in_place: bool, flush: Flush) -> KernelKey:

@@ -17,7 +17,7 @@ LARGEST_GRADIENT, SUM_SQUARES = "largest_gradient", "sum_squares"
 
 _TAKEN_SUFFIXES = ("_i", "_word", "_exponent", "_float16", "_bfloat16", "_float32", "_float64", "_of")
 """Names that end so are the source's own, as are those that a program counts its results with."""
-_COUNTED = re.compile(r"[as][0-9]+")
+_COUNTED = re.compile(r"[ars][0-9]+")
 
 
 def array_names(key: KernelKey, reserved: Set[str]) -> dict[str, str]:

@@ -110,17 +110,17 @@ def interpret(
     sliced = SlicedOperands(program)
     fused = primitives.fused
     schedule = plain_schedule(program) if fused is None else fused_schedule(program)
-    for i, done in zip(schedule.steps, schedule.done, strict=True):
-        if isinstance(i, Segment):
+    for step, done in zip(schedule.steps, schedule.done, strict=True):
+        if isinstance(step, Segment):
             assert fused is not None  # or there would be no segments
-            given = [arrays[j] if isinstance(j, str) else values[j] for j in i.arrays]
-            numbers = [float(_operand(program, j, values, parameter)) for j in i.scalars]
-            for j, value in zip(i.outputs, fused(i.program, given, numbers), strict=True):
+            given = [arrays[j] if isinstance(j, str) else values[j] for j in step.arrays]
+            numbers = [float(_operand(program, j, values, parameter)) for j in step.scalars]
+            for j, value in zip(step.outputs, fused(step.program, given, numbers), strict=True):
                 values[j] = value
             for j in done:
                 values[j] = None
             continue
-        op = program.ops[i]
+        i, op = step, program.ops[step]
         if i in of_parameter:
             operands = [_operand(program, j, values, parameter) for j in op.args]
             if op.name in REDUCTIONS:

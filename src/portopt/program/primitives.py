@@ -104,6 +104,13 @@ class Primitives:
     def sqrt(self, a: Any) -> Any:
         return self.xp.sqrt(a)
 
+    def rint(self, a: Any) -> Any:
+        """Round to integers, halves to even."""
+        return self.xp.round(a)
+
+    def without_negative_zero(self, a: Any) -> Any:
+        return self.xp.where(a != 0.0, a, 0.0)
+
     def negative(self, a: Any) -> Any:
         return -a
 

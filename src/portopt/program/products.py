@@ -213,13 +213,13 @@ def slices(wide: Primitives, x: Any, axis: int, inner: int, compute_dtype: str, 
         largest = largest_magnitudes(wide, x, axis)
     finite = largest <= _LARGEST
     least = 2.0 ** (LOWEST - 1)
-    unit = _leading_power(wide, xp.where(finite, xp.where(largest >= least, largest, least), 1.0))
+    unit = _leading_power(wide, xp.where(finite, xp.where(largest >= least, largest, least), 1.0), compute_dtype)
     bits = slice_bits(inner)
     rest = xp.where(xp.abs(x) <= _LARGEST, x, 0.0) * (2.0 ** (bits - 1) / unit)
-    integers = [xp.round(rest)]
+    integers = [wide.rint(rest)]
     for _ in range(1, SLICES[compute_dtype]):
         rest = (rest - integers[-1]) * 2.0 ** (bits + 1)
-        integers.append(xp.round(rest))
+        integers.append(wide.rint(rest))
     return Slices(tuple(integers), xp.where(finite, unit * 2.0 ** (1 - bits), math.nan), axis, bits)
 
 
@@ -231,15 +231,17 @@ def largest_magnitudes(wide: Primitives, x: Any, axis: int) -> Any:
     return xp.max(xp.where(magnitude <= _LARGEST, magnitude, math.inf), axis=axis, keepdims=True)
 
 
-def _leading_power(wide: Primitives, x: Any) -> Any:
-    """Return the largest power of two that is not above `x`, a normal number of at least `2**LOWEST / 2`.
+def _leading_power(wide: Primitives, x: Any, compute_dtype: str) -> Any:
+    """Return the largest power of two that is not above `x`, a normal number of the dtype, of at least `2**LOWEST / 2`.
 
     With `x = s (1 + f)`, s the power: `y = x (2**52 + 1)`, rounded, is a multiple of s in ((2**52) s, (2**53) s], so that
     `y (1 - 2**-53)` rounds to `y - s` (Rump, "Ultimately fast accurate summation", 2009, algorithm 3.6).
     """
+    if compute_dtype == "float32":  # for which nothing is too large
+        y = wide.flush(x * (2.0**52 + 1))
+        return y - wide.flush(y * (1 - 2.0**-53))
     large = x >= 2.0**500
-    y = wide.flush(wide.xp.where(large, x * 2.0**-600, x) * (2.0**52 + 1))
-    power = y - wide.flush(y * (1 - 2.0**-53))
+    power = _leading_power(wide, wide.xp.where(large, x * 2.0**-600, x), "float32")
     return wide.xp.where(large, power * 2.0**600, power)
 
 
@@ -268,7 +270,7 @@ def rescaled(primitives: Primitives, wide: Primitives, integers: Sequence[Any], 
         below = 2.0 ** -(left.bits + 1)
         third = wide.add(wide.add(n13, n31), n22) * (below * below)
         total = wide.add(total, wide.add(wide.add(n12, n21) * below, third))
-    total = xp.where(total != 0.0, total, 0.0)
+    total = wide.without_negative_zero(total)
     if primitives.compute_dtype == "float32":
         return primitives.load((total * left.factor) * right.factor)
     # The product of the two factors may be out of range where the result is not.

@@ -64,20 +64,20 @@ class Reductions:
         if axes is None:
             return self.total("sum", x)
         with self._float64():
-            return self._narrow(self._sum(x, axes))
+            return self._narrow(self.wide_sum(x, axes))
 
     def mean(self, x: Any, axes: Axes) -> Any:
         if axes is None:
             return self._divided_whole(self.sum(x, None), math.prod(x.shape))
         with self._float64():
-            return self._narrow(self._divided(self._sum(x, axes), math.prod(x.shape[axis] for axis in axes)))
+            return self._narrow(self._divided(self.wide_sum(x, axes), math.prod(x.shape[axis] for axis in axes)))
 
     def norm(self, x: Any, axes: Axes) -> Any:
         if axes is None:
             return self.total("norm", x)
         with self._float64():
             if _is_empty(x):
-                return self._narrow(self._sum(x, axes))
+                return self._narrow(self.wide_sum(x, axes))
             split, scaling, squares = self._along(x, axes, squared=True)
             return self._narrow(self._finished(split, self._wide.sqrt(squares) * scaling.factor))
 
@@ -179,7 +179,7 @@ class Reductions:
         """Return a float64 array in the compute dtype."""
         return self._primitives.load(wide)
 
-    def _sum(self, x: Any, axes: tuple[int, ...]) -> Any:
+    def wide_sum(self, x: Any, axes: tuple[int, ...]) -> Any:
         """Return the sum along axes in float64."""
         if _is_empty(x):
             return self._xp.astype(self._xp.sum(x, axis=axes, keepdims=True), self._wide.dtype)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from portopt import scalars
 from portopt.dialects import Dialect, per_dialect
-from portopt.hyperparameters import alias, dialect_option, fixed, hyperparameter, option
+from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, fixed, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
 from portopt.rules.matrices import (
     LAYOUTS,
@@ -40,8 +40,8 @@ class Muon(DialectRule):
       `s = sqrt(max(1, outputs / inputs))`, or `s = consistent_rms * sqrt(max(outputs, inputs))` with it
 
     Parameters that are no matrices step by AdamW of the dialect, with `adam_beta_1`, `adam_beta_2`, and their own epsilon and
-    weight decay; torch.optim.Muon refuses them, as `others="refuse"` does here. Embeddings and output layers, which are no hidden
-    layers, are better left to another optimizer, too. torch computes the steps in bfloat16; here they have the compute dtype.
+    weight decay; torch.optim.Muon refuses them. Embeddings and output layers, which are no hidden layers, are better left to
+    another optimizer, too. torch computes the steps in bfloat16; here they have the compute dtype.
 
     Args:
         learning_rate: in [0, inf), or a schedule.
@@ -51,8 +51,7 @@ class Muon(DialectRule):
         ns_a, ns_b, ns_c: their coefficients.
         matrices: which parameters are matrices, and how: `"2-D"`, `"OIHW"`, `"HWIO"` or `"stacked"`; see
             `portopt.rules.matrices.LAYOUTS`.
-        others: torch: what becomes of parameters that are no matrices: `"adamw"` or `"refuse"`.
-        epsilon: in [0, inf). torch, optax: of the norm, optax: of AdamW, too. keras3: of AdamW.
+        epsilon: in [0, inf); None means the dialect's default. torch, optax: of the norm, optax: of AdamW, too. keras3: of AdamW.
         weight_decay: of matrices, in [0, inf).
         adjust_lr_fn: torch: how the step depends on the shape, `"original"` or `"match_rms_adamw"`.
         rms_rate: keras3: the root mean square of a step, in [0, inf); 0 (in Keras None) for steps of any shape alike.
@@ -69,7 +68,7 @@ class Muon(DialectRule):
         lr, clipnorm, clipvalue: see `Optimizer`.
 
     Raises:
-        ValueError: a hyperparameter is outside its range; a parameter is no matrix, with `others="refuse"`.
+        ValueError: a hyperparameter is outside its range.
         TypeError: an argument is unknown or not in the dialect, of a wrong type, or given under two names.
 
     Example:
@@ -95,8 +94,7 @@ class Muon(DialectRule):
     ns_b: float = hyperparameter(default=-4.775)
     ns_c: float = hyperparameter(default=2.0315)
     matrices: str = option(default="2-D", choices=LAYOUTS)
-    others: Literal["adamw", "refuse"] | None = option(default=per_dialect(torch="adamw"), choices=("adamw", "refuse"))
-    epsilon: float = hyperparameter(default=per_dialect(torch=1e-7, keras3=1e-7, optax=1e-8), at_least=0)
+    epsilon: float = epsilon_hyperparameter(default=per_dialect(torch=1e-7, keras3=1e-7, optax=1e-8))
     weight_decay: float | None = hyperparameter(
         default=per_dialect(torch=0.1, keras3=0.004, optax=0.0), at_least=0, off=0.0
     )
@@ -205,11 +203,6 @@ class Muon(DialectRule):
         return math.sqrt(max(1.0, outputs / max(inputs, 1))) if rms is None else rms * math.sqrt(max(outputs, inputs))
 
     def _adamw(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
-        if self.others == "refuse":
-            raise ValueError(
-                f"Muon takes matrices, but a parameter has the shape {tuple(p.shape)}: leave out others='refuse', choose another "
-                "layout for matrices, or give the parameter to another optimizer"
-            )
         beta_1, beta_2, decay = self.adam_beta_1, self.adam_beta_2, self.adam_weight_decay
         match self.dialect:
             case "torch":

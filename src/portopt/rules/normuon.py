@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from portopt import scalars
-from portopt.hyperparameters import hyperparameter, option
+from portopt.hyperparameters import epsilon_hyperparameter, hyperparameter, option
 from portopt.optimizer import Optimizer
 from portopt.rules.matrices import (
     LAYOUTS,
@@ -54,7 +54,7 @@ class NorMuon(Optimizer):
         ns_coefficients: of the five steps: `"dion"` for five different ones, `"standard"` for those of Muon.
         matrices: which parameters are matrices, and how: `"2-D"`, `"OIHW"`, `"HWIO"` or `"stacked"`; see
             `portopt.rules.matrices.LAYOUTS`.
-        epsilon: in [0, inf); added to the norm, and in AdamW to the root.
+        epsilon: in [0, inf), None means `portopt.epsilon()`; added to the norm, and in AdamW to the root.
         weight_decay: of all parameters, in [0, inf).
         adjust_lr: how the step depends on the shape, `"spectral_norm"` or `"rms_norm"`.
         adam_beta_1, adam_beta_2: decays of AdamW, in [0, 1).
@@ -82,7 +82,7 @@ class NorMuon(Optimizer):
     nesterov: bool = option(default=False)
     ns_coefficients: Literal["dion", "standard"] = option(default="dion", choices=tuple(_STEPS))
     matrices: str = option(default="2-D", choices=LAYOUTS)
-    epsilon: float = hyperparameter(default=1e-8, at_least=0)
+    epsilon: float = epsilon_hyperparameter(default=1e-8)
     weight_decay: float = hyperparameter(default=0.01, at_least=0, off=0.0)
     adjust_lr: Literal["spectral_norm", "rms_norm"] = option(
         default="spectral_norm", choices=("spectral_norm", "rms_norm")

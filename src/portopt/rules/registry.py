@@ -22,6 +22,11 @@ from portopt.rules.noisy_sgd import NoisySGD as NoisySGD
 from portopt.rules.lookahead import Lookahead as Lookahead
 from portopt.rules.schedule_free import ScheduleFree as ScheduleFree
 from portopt.rules.sophia_g import SophiaG as SophiaG
+from portopt.rules.adafactor import Adafactor as Adafactor
+from portopt.rules.sm3 import SM3 as SM3
+from portopt.rules.prodigy import Prodigy as Prodigy
+from portopt.rules.dadaptadam import DAdaptAdam as DAdaptAdam
+from portopt.rules.dog import DoG as DoG
 # isort: on
 
 RULES: tuple[type[_Optimizer], ...] = tuple(

@@ -20,6 +20,7 @@ from typing import Any
 from portopt._version import __version__
 from portopt.kernels import cache
 from portopt.kernels.host.source import kernel_source
+from portopt.kernels.host.staged_source import staged_source
 from portopt.kernels.key import Flush, KernelKey
 from portopt.program import Program
 
@@ -31,6 +32,10 @@ _PROTOTYPES = {
     "kernel": ctypes.CFUNCTYPE(
         ctypes.c_int, _POINTER, _POINTER,
         _POINTER, _POINTER, _INTEGER, _INTEGER, _INTEGER, _POINTER, _INTEGER, _POINTER,
+    ),
+    "stages": ctypes.CFUNCTYPE(
+        ctypes.c_int, _POINTER, _POINTER,
+        _POINTER, _POINTER, _INTEGER, _INTEGER, _INTEGER, _POINTER, _INTEGER, _POINTER, *[_INTEGER] * 4,
     ),
     "norm": ctypes.CFUNCTYPE(
         ctypes.c_int, _POINTER, _POINTER,
@@ -116,8 +121,10 @@ def _environment() -> dict[str, str]:
 
 
 def compile_kernel(program: Program, key: KernelKey) -> Any:
-    """Return the kernel as a function that ctypes calls without the GIL."""
-    return compile_function(kernel_source(program, key), "kernel")
+    """Return the kernel as a function that ctypes calls without the GIL: of the prototype `"kernel"` if it is elementwise."""
+    if program.is_elementwise:
+        return compile_function(kernel_source(program, key), "kernel")
+    return compile_function(staged_source(program, key), "stages")
 
 
 def compile_function(source: str, prototype: str) -> Any:
@@ -138,9 +145,9 @@ def _compile(source: str, prototype: str) -> bytes:
     """Compile a kernel's source to an object file that needs nothing of numba's."""
     import numba
 
-    from portopt.kernels.host import support
+    from portopt.kernels.host import reduction_support, support
 
-    namespace = dict(support.NAMESPACE)
+    namespace = support.NAMESPACE | (reduction_support.NAMESPACE if prototype == "stages" else {})
     exec(compile(source, "<portopt kernel>", "exec"), namespace)
     options: Any = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     for name in _functions(source):

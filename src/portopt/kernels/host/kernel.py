@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from array import array
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,15 +16,39 @@ from portopt.interrupts import finish
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function, compile_kernel, default_flush
+from portopt.kernels.host.staged_source import Workspace, can_be_staged, stages_of, workspace
 from portopt.kernels.key import NEW, KernelKey
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 
-GROUP_WORDS = 5
-"""Words that tell compiled code of a group: address of the kernel, offset of the table, sizes, their number and sum."""
+GROUP_WORDS = 8
+"""Words that tell compiled code of a group of parameters: address of the kernel, offset of the table, sizes, their number and
+sum, whether the kernel has stages, offsets of its inputs and outputs."""
 
-RECORD_WORDS = threads.HEAD + 6
-"""Words of a thread's record: what follows the head are address and number of groups, tables, inputs, step, outputs."""
+RECORD_WORDS = threads.HEAD + 10
+"""Words of a thread's record: what follows the head are address and number of groups, tables, inputs, step, outputs; and for
+kernels with stages the stage, or -1 for all of them, a workspace, the part's number, and the number of parts."""
+
+CALL_SOURCE = """        if part[5] == 0:
+            call_kernel(
+                part[0], {unused}, {unused}, {tables} + part[1], part[2], part[3], {first}, {last}, {inputs} + part[6], {step},
+                {outputs} + part[7]
+            )
+        else:
+            call_stages(
+                part[0], {unused}, {unused}, {tables} + part[1], part[2], part[3], {first}, {last}, {inputs} + part[6], {step},
+                {outputs} + part[7], {stage}, {workspace}, {part}, {parts}
+            )
+"""
+"""Source of the call of a group's kernel, `part` being the group's words."""
+
+_PART_CALL = "".join(
+    f"    {line}\n"
+    for line in CALL_SOURCE.format(
+        unused="address", tables="record[7]", first="first", last="last", inputs="record[8]", step="record[9]",
+        outputs="record[10]", stage="record[11]", workspace="record[12]", part="record[13]", parts="record[14]",
+    ).splitlines()
+)  # fmt: skip
 
 _PART_SOURCE = f'''"""One thread's part of a step."""
 
@@ -39,10 +64,7 @@ def kernel():
         last = min(record[4] - offset, part[4])
         offset += part[4]
         if first < last:
-            call_kernel(
-                part[0], address, address, record[7] + part[1], part[2], part[3], first, last, record[8], record[9], record[10]
-            )
-'''
+{_PART_CALL}'''
 
 
 class HostKernel:
@@ -53,6 +75,9 @@ class HostKernel:
         self.key = key
         self.columns = key.columns(program)
         self.inputs = tuple(name for name in program.scalar_inputs if name != "t")
+        self.stages = None if program.is_elementwise else stages_of(program)
+        self.width = len(self.columns) + (0 if self.stages is None else len(self.stages.space))
+        """Of the table."""
         self.function = compile_kernel(program, key)
         self.address = threads.address_of(self.function)
 
@@ -63,14 +88,60 @@ class Work(NamedTuple):
     Attributes:
         kernel: the kernel.
         members: the parameters' numbers.
-        table: addresses, int64 of shape (parameters, columns), C-contiguous.
+        table: addresses, and lengths if the kernel has stages, int64 of shape (parameters, width), C-contiguous.
         sizes: number of elements of each parameter, int64.
+        total: of the sizes.
+        program: number of the kernel's program among those of the step.
+        memory: what a kernel with stages needs for each of them.
+        is_shared: whether threads share the only parameter, stage by stage.
     """
 
     kernel: HostKernel
     members: Sequence[int]
     table: Any
     sizes: Any
+    total: int
+    program: int = 0
+    memory: Workspace = Workspace(0, 0)
+    is_shared: bool = False
+
+
+def make_works(
+    kernel: HostKernel,
+    program: int,
+    members: Sequence[int],
+    addresses: Sequence[Sequence[int]],
+    shapes: Sequence[Sequence[int]],
+) -> list[Work]:
+    """Return the work on parameters of a kernel; large ones of a kernel with stages are each a work of their own.
+
+    Args:
+        kernel: of the parameters.
+        program: the number of its program.
+        members: the parameters' numbers.
+        addresses: of the arrays of each, in the order of the columns.
+        shapes: of each parameter.
+    """
+    stages = kernel.stages
+    sizes = list(map(math.prod, shapes))
+    if stages is None:
+        return [Work(kernel, members, np.array(addresses, np.int64), np.array(sizes, np.int64), sum(sizes), program)]
+    lengths = [stages.lengths(shape) for shape in shapes]
+    small = [i for i, size in enumerate(sizes) if threads.is_small(size)]
+    works = []
+    for chosen in ([small] if small else []) + [[i] for i, size in enumerate(sizes) if not threads.is_small(size)]:
+        table = np.array([[*addresses[i], *lengths[i]] for i in chosen], np.int64)
+        needed = [workspace(stages, lengths[i]) for i in chosen]
+        memory = max(needed, key=lambda memory: memory.words(1))
+        # Also a parameter without elements has scalars.
+        units = [max(sizes[i], 1) for i in chosen]
+        works.append(
+            Work(
+                kernel, [members[i] for i in chosen], table, np.array(units, np.int64), sum(units), program, memory,
+                not threads.is_small(sizes[chosen[0]]),
+            )
+        )  # fmt: skip
+    return works
 
 
 @functools.cache
@@ -84,48 +155,143 @@ def _part() -> Any:
     return compile_function(_PART_SOURCE, "part")
 
 
-def group_words(work: Sequence[Work], offsets: Sequence[int]) -> array[int]:
+class Inputs:
+    """Where the inputs and outputs of the programs of a step are, in one array.
+
+    Args:
+        work: of the step.
+
+    Attributes:
+        places: offsets in bytes of each program's inputs and of its outputs, by the program's number.
+    """
+
+    def __init__(self, work: Sequence[Work]) -> None:
+        self._kernels = {item.program: item.kernel for item in work}
+        kernels = self._kernels.values()
+        self.places: dict[int, tuple[int, int]] = {}
+        start, end = 0, sum([len(kernel.inputs) for kernel in kernels])
+        for number, kernel in self._kernels.items():
+            self.places[number] = 8 * start, 8 * end
+            start += len(kernel.inputs)
+            end += len(kernel.program.scalar_outputs)
+        self._length = max(end, 1)
+
+    def values(self, scalars: Sequence[StepScalars]) -> list[Any]:
+        """Return the inputs of all programs, given the scalars of each; there is room for outputs after them."""
+        found = [scalars[number].inputs[name] for number, kernel in self._kernels.items() for name in kernel.inputs]
+        return [*found, *[0.0] * (self._length - len(found))]
+
+    def outputs(self, values: Sequence[float], number: int) -> dict[str, float]:
+        """Return the new scalars of the state that a program computed."""
+        names = self._kernels[number].program.scalar_outputs
+        return dict(zip(names, values[self.places[number][1] // 8 :], strict=False))
+
+
+def group_words(work: Sequence[Work], offsets: Sequence[int], inputs: Inputs) -> array[int]:
     """Return the work as compiled code reads it, `GROUP_WORDS` a group, given the offset of each table."""
-    return array("q", [
-        word
-        for (kernel, _, _, sizes), offset in zip(work, offsets, strict=True)
-        for word in (kernel.address, offset, sizes.ctypes.data, len(sizes), int(sizes.sum()))
-    ])  # fmt: skip
+    words = array("q")
+    for item, offset in zip(work, offsets, strict=True):
+        kernel, places = item.kernel, inputs.places[item.program]
+        sizes = item.sizes.ctypes.data, len(item.sizes), item.total
+        words.extend((kernel.address, offset, *sizes, int(kernel.stages is not None), *places))
+    return words
 
 
-def run(work: Sequence[Work], inputs: Mapping[str, Any], then: Sequence[Callable[[], object]] = ()) -> dict[str, float]:
+class Passes:
+    """What threads do of a step, one pass after the other, each of which is split among them.
+
+    The first one is over all parameters but those that are shared; then comes one for each stage of each of these.
+
+    Args:
+        work: of the step, shared ones last.
+        groups: address of the work's words.
+    """
+
+    def __init__(self, work: Sequence[Work], groups: int) -> None:
+        self._groups = groups
+        self._alone = [item for item in work if not item.is_shared]
+        self._shared = [item for item in work if item.is_shared]
+        self._total = sum(item.total for item in self._alone)
+        self._memory = max((item.memory.words(1) for item in self._alone), default=0)
+
+    def records(self, tables: int, inputs: int, step: int, outputs: int) -> tuple[list[array[int]], Any]:
+        """Return the records of each pass, and memory to keep until all is done."""
+        alone = threads.ranges(self._total) if self._alone else []
+        shared = [threads.ranges(item.total) for item in self._shared]
+        words = [self._memory * len(alone)]
+        words += [item.memory.words(len(parts)) for item, parts in zip(self._shared, shared, strict=True)]
+        memory = np.empty(max(words), np.int64)
+        at = memory.ctypes.data
+        passes = []
+        given = (tables, inputs, step, outputs)
+        if alone:
+            records = array("q")
+            for k, part in enumerate(alone):
+                own = at + 8 * self._memory * k
+                records.extend((0, 0, 0, *part, self._groups, len(self._alone), *given, -1, own, 0, 1))
+            passes.append(records)
+        for number, (item, parts) in enumerate(zip(self._shared, shared, strict=True)):
+            group = self._groups + 8 * GROUP_WORDS * (len(self._alone) + number)
+            stages = item.kernel.stages
+            for stage, (kind, _) in enumerate(() if stages is None else stages.steps):
+                chosen = parts if kind == "loop" else [(0, item.total)]
+                records = array("q")
+                for k, part in enumerate(chosen):
+                    records.extend((0, 0, 0, *part, group, 1, *given, stage, at, k, len(parts)))
+                passes.append(records)
+        return passes, memory
+
+
+def shared_last(work: Sequence[Work]) -> list[Work]:
+    """Return work in the order that `Passes` needs."""
+    return sorted(work, key=lambda item: item.is_shared)
+
+
+def run(
+    work: Sequence[Work], scalars: Sequence[StepScalars], then: Sequence[Callable[[], object]] = ()
+) -> dict[int, dict[str, float]]:
     """Do a step, and then, before anything can be raised, make further calls of functions in C.
 
+    Args:
+        work: kernels and parameters.
+        scalars: the scalars of each program, by its number.
+        then: the further calls.
+
     Returns:
-        The scalars of the state that the step replaces.
+        The scalars of the state that the step replaces, as each program computes them, by its number.
     """
-    program = work[0].kernel.program
-    values = array("d", [inputs[name] for name in work[0].kernel.inputs])
-    outputs = array("d", bytes(8 * max(len(program.scalar_outputs), 1)))
-    unused = array("q", bytes(8))
-    values_at, outputs_at, unused_at = (buffer.buffer_info()[0] for buffer in (values, outputs, unused))
-    step, total = int(inputs.get("t", 0)), sum(int(sizes.sum()) for _, _, _, sizes in work)
+    inputs = Inputs(work)
+    values = array("d", inputs.values(scalars))
+    values_at = values.buffer_info()[0]
+    step, total = int(scalars[0].inputs.get("t", 0)), sum([item.total for item in work])
     calls: list[Callable[[], object]]
     if threads.is_small(total):
-        calls = [
-            functools.partial(
-                kernel.function, unused_at, unused_at, table.ctypes.data, sizes.ctypes.data, len(sizes), 0, int(sizes.sum()),
-                values_at, step, outputs_at,
-            )
-            for kernel, _, table, sizes in work
-        ]  # fmt: skip
+        # The first word is for what kernels return.
+        memory = array("q", bytes(8 * (1 + max([item.memory.words(1) for item in work]))))
+        unused, calls = memory.buffer_info()[0], []
+        for item in work:
+            own, new = inputs.places[item.program]
+            arguments = (
+                unused, unused, _address(item.table), _address(item.sizes), len(item.sizes), 0, item.total,
+                values_at + own, step, values_at + new,
+            )  # fmt: skip
+            further = () if item.kernel.stages is None else (-1, unused + 8, 0, 1)
+            calls.append(functools.partial(item.kernel.function, *arguments, *further))
     else:
-        groups = group_words(work, [table.ctypes.data for _, _, table, _ in work])
-        records = threads.make_records(total, (groups.buffer_info()[0], len(work), 0, values_at, step, outputs_at))
-        records_at = records.buffer_info()[0]
-        calls = [
-            functools.partial(
-                threads.compiled_split(), records_at, records_at, compiled_part(), records_at, RECORD_WORDS,
-                len(records) // RECORD_WORDS, *threads.thread_functions(),
-            )
-        ]  # fmt: skip
+        work = shared_last(work)
+        groups = group_words(work, [item.table.ctypes.data for item in work], inputs)
+        passes, memory = Passes(work, groups.buffer_info()[0]).records(0, values_at, step, values_at)
+        calls = []
+        for records in passes:
+            at = records.buffer_info()[0]
+            calls.append(
+                functools.partial(
+                    threads.compiled_split(), at, at, compiled_part(), at, RECORD_WORDS, len(records) // RECORD_WORDS,
+                    *threads.thread_functions(),
+                )
+            )  # fmt: skip
     finish([*calls, *then])
-    return dict(zip(program.scalar_outputs, outputs, strict=False))
+    return {number: inputs.outputs(values, number) for number in inputs.places}
 
 
 @functools.lru_cache(maxsize=512)
@@ -134,59 +300,89 @@ def host_kernel(program: Program, key: KernelKey) -> HostKernel:
     return HostKernel(program, key)
 
 
-def update(
-    program: Program,
-    scalars: StepScalars,
-    dtypes: Sequence[Mapping[str, str]],
-    inputs: Sequence[Mapping[str, Any]],
-    outputs: Sequence[Mapping[str, Any]] | None,
-    then: Sequence[Callable[[], object]] = (),
-) -> None:
-    """Do a step on NumPy arrays, of any strides. Once it has begun to write it is finished, whatever is raised meanwhile.
+@functools.lru_cache(maxsize=512)
+def can_run(program: Program) -> bool:
+    """Tell whether kernels can run a program."""
+    return program.is_elementwise or can_be_staged(program)
 
-    Args:
+
+class Job(NamedTuple):
+    """What a step does to those parameters that one program is for.
+
+    Attributes:
         program: what to run.
         scalars: the step's scalars; those of the state that the kernel computes are put into it.
         dtypes: dtype names of each parameter's arrays by name. An array may show its bits as an integer of the same size.
-        inputs: parameter, gradient and slots of each parameter.
+        inputs: parameter, gradient, slots and further inputs of each parameter.
         outputs: C-contiguous arrays for the results by name; None to overwrite the inputs, which then share no memory.
+    """
+
+    program: Program
+    scalars: StepScalars
+    dtypes: Sequence[Mapping[str, str]]
+    inputs: Sequence[Mapping[str, Any]]
+    outputs: Sequence[Mapping[str, Any]] | None
+
+
+def update(jobs: Sequence[Job], then: Sequence[Callable[[], object]] = ()) -> None:
+    """Do a step on NumPy arrays, of any strides. Once it has begun to write it is finished, whatever is raised meanwhile.
+
+    Args:
+        jobs: what the step does.
         then: further calls, of functions written in C, that belong to the step.
 
     Raises:
         ValueError: a parameter's arrays differ in size. Nothing has been written then.
     """
-    in_place = outputs is None
-    dense = [{name: np.ascontiguousarray(array) for name, array in arrays.items()} for arrays in inputs]
+    in_place = jobs[0].outputs is None
+    dense = [
+        [{name: np.ascontiguousarray(array) for name, array in arrays.items()} for arrays in job.inputs] for job in jobs
+    ]
     if in_place:
-        _copy_overlapping(dense, program.array_outputs)
-    work = []
-    for key, _, members in grouped(program, dtypes, in_place=in_place, flush=default_flush()):
-        kernel = host_kernel(program, key)
-        rows = [
-            {**dense[i], **({} if outputs is None else {NEW + n: a for n, a in outputs[i].items()})} for i in members
-        ]
-        _check_sizes(rows, [dtypes[i] for i in members])
-        table = np.array([[_address(row[column]) for column in kernel.columns] for row in rows], np.int64)
-        sizes = np.array([row["p"].size for row in rows], np.int64)
-        work.append(Work(kernel, members, table, sizes))
+        _copy_overlapping(
+            [(arrays, job.program) for job, parameters in zip(jobs, dense, strict=True) for arrays in parameters]
+        )
+    work: list[Work] = []
+    for number, (job, parameters) in enumerate(zip(jobs, dense, strict=True)):
+        for key, _, members in grouped(job.program, job.dtypes, in_place=in_place, flush=default_flush()):
+            kernel = host_kernel(job.program, key)
+            new = job.outputs
+            rows = [
+                {**parameters[i], **({} if new is None else {NEW + n: a for n, a in new[i].items()})} for i in members
+            ]
+            shapes = [job.inputs[i]["p"].shape for i in members]
+            _check_sizes(kernel, rows, shapes, [job.dtypes[i] for i in members])
+            addresses = [[_address(row[column]) for column in kernel.columns] for row in rows]
+            work += make_works(kernel, number, members, addresses, shapes)
     if not work:
         return
     copies = []
     if in_place:
-        for original, copied in zip(inputs, dense, strict=True):
-            for name in program.array_outputs:
-                if _address(copied[name]) != _address(original[name]) or not original[name].flags.c_contiguous:
-                    value = copied[name].reshape(original[name].shape)
-                    copies.append(functools.partial(operator.setitem, original[name], ..., value))
-    scalars.provide(run(work, scalars.inputs, [*copies, *then]))
+        for job, parameters in zip(jobs, dense, strict=True):
+            for original, copied in zip(job.inputs, parameters, strict=True):
+                for name in job.program.array_outputs:
+                    if _address(copied[name]) != _address(original[name]) or not original[name].flags.c_contiguous:
+                        value = copied[name].reshape(original[name].shape)
+                        copies.append(functools.partial(operator.setitem, original[name], ..., value))
+    for number, outputs in run(work, [job.scalars for job in jobs], [*copies, *then]).items():
+        jobs[number].scalars.provide(outputs)
 
 
-def _check_sizes(rows: Sequence[Mapping[str, Any]], dtypes: Sequence[Mapping[str, str]]) -> None:
+def _check_sizes(
+    kernel: HostKernel,
+    rows: Sequence[Mapping[str, Any]],
+    shapes: Sequence[Sequence[int]],
+    dtypes: Sequence[Mapping[str, str]],
+) -> None:
     """Raise an error if arrays differ in size or dtype: a schedule of the user's may have changed one after the checks."""
-    for row, names in zip(rows, dtypes, strict=True):
-        size = row["p"].size
+    stages = kernel.stages
+    for row, shape, names in zip(rows, shapes, dtypes, strict=True):
+        size = math.prod(shape)
+        small = {} if stages is None else stages.sizes(shape)
         for name, found in row.items():
-            if found.size != size or (name in names and found.itemsize != ITEMSIZES[names[name]]):
+            if found.size != (small.get(name.removeprefix(NEW), size) if small else size) or (
+                name in names and found.itemsize != ITEMSIZES[names[name]]
+            ):
                 raise ValueError(
                     "an array changed its size while the step was computed; arrays must stay as they are until the step is done"
                 )
@@ -196,19 +392,19 @@ def _address(array: Any) -> int:
     return int(array.__array_interface__["data"][0])  # a third of the time of `array.ctypes.data`
 
 
-def _copy_overlapping(parameters: Sequence[dict[str, Any]], written: Container[str]) -> None:
-    """Replace gradients, and other arrays that are only read, that share memory with what the step writes by copies."""
+def _copy_overlapping(parameters: Sequence[tuple[dict[str, Any], Program]]) -> None:
+    """Replace gradients and further inputs that share memory with what the step writes by copies."""
     ranges = sorted(
-        (a.ctypes.data, a.ctypes.data + a.nbytes, name, i)
-        for i, arrays in enumerate(parameters)
+        (a.ctypes.data, a.ctypes.data + a.nbytes, name in program.array_outputs, name, i)
+        for i, (arrays, program) in enumerate(parameters)
         for name, a in arrays.items()
         if a.size
     )
     end_of_written = end_of_read = 0
     reading: list[tuple[int, str]] = []
     overlapping: set[tuple[int, str]] = set()
-    for start, end, name, i in ranges:
-        if name not in written:
+    for start, end, is_written, name, i in ranges:
+        if not is_written:
             if start < end_of_written:
                 overlapping.add((i, name))
             reading = [(i, name)] if start >= end_of_read else [*reading, (i, name)]
@@ -218,4 +414,5 @@ def _copy_overlapping(parameters: Sequence[dict[str, Any]], written: Container[s
                 overlapping.update(reading)
             end_of_written = max(end_of_written, end)
     for i, name in overlapping:
-        parameters[i][name] = parameters[i][name].copy()
+        arrays = parameters[i][0]
+        arrays[name] = arrays[name].copy()

@@ -22,7 +22,15 @@ from typing import Any, NamedTuple
 
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function
-from portopt.kernels.host.kernel import GROUP_WORDS, RECORD_WORDS
+from portopt.kernels.host.kernel import CALL_SOURCE, GROUP_WORDS, RECORD_WORDS
+
+_CALL = "".join(
+    f"    {line}\n"
+    for line in CALL_SOURCE.format(
+        unused="context[19]", tables="table", first="0", last="part[4]", inputs="inputs", step="step", outputs="inputs",
+        stage="-1", workspace="context[26]", part="0", parts="1",
+    ).splitlines()
+)  # fmt: skip
 
 _SOURCE = f'''"""Compare trees of arrays with what a plan expects of them, and run its kernels if all is as expected."""
 
@@ -192,16 +200,14 @@ def kernel(context, params, grads, slots, inputs, step, call):
         return
     if call != 0 and fields[3] != 0:
         state = object_of_call_0(context[33])
-        split(context[45], fields[3], {RECORD_WORDS}, fields[4], context[46], context[47])
+        passes = pointer_to_int64(fields[3])
+        for k in range(fields[4]):
+            split(context[45], passes[2 * k], {RECORD_WORDS}, passes[2 * k + 1], context[46], context[47])
         call_1(context[34], state)
     else:
         for group in range(context[23]):
             part = pointer_to_int64(context[24] + {8 * GROUP_WORDS} * group)
-            call_kernel(
-                part[0], context[19], context[19], table + part[1], part[2], part[3], 0, part[4], inputs, step,
-                inputs + 8 * context[26],
-            )
-    if context[32] != 0:
+{_CALL}    if context[32] != 0:
         result = object_of_call_2(context[30], context[32], fields[0])
         if result != 0:
             call_1(context[31], result)

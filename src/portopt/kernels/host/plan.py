@@ -13,18 +13,15 @@ What a step needs besides, it has to itself, so that any number of threads may u
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from portopt.backend import Backend, is_interpreted
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
-from portopt.kernels.host.kernel import Work, host_kernel
+from portopt.kernels.host.kernel import Inputs, Work, can_run, host_kernel, make_works, shared_last
 from portopt.kernels.host.norm import GradientTable, gradient_norm
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.watch import Call, Watch
@@ -37,6 +34,7 @@ from portopt.state import OptimizerState
 
 Trees = tuple[Any, Any, OptimizerState]
 """Parameters, gradients and the state, as a step was given them."""
+Shape = tuple[int, ...]
 
 
 _TOTALS = {"total_norm": gradient_norm}
@@ -48,30 +46,38 @@ class Plan:
 
     Args:
         backend: of the arrays.
-        program: what the kernels do.
+        programs: what the kernels do, each with the shape of a parameter that it is for.
         trees: the step's arguments.
         watch: knows the arrays.
         work: kernels and their parameters.
+        inputs: where the kernels' inputs and outputs are.
         is_noted: whether somebody is told of the written arrays.
     """
 
     def __init__(
         self,
         backend: Backend,
-        program: Program,
+        programs: Mapping[Program, Shape],
         trees: Trees,
         watch: Watch,
         work: Sequence[Work],
+        inputs: Inputs,
         *,
         is_noted: bool,
     ) -> None:
-        self.program = program
+        self.program = next(iter(programs))
         self.backend = backend
+        self._programs = programs
         self._watch = watch
         self._work = work
-        self._inputs = work[0].kernel.inputs
+        self._inputs = inputs
+        # Kernels with stages take a parameter without elements for one of one element.
+        self._sizes = [
+            part.sizes if part.kernel.stages is None else part.table[:, len(part.kernel.columns) :].prod(axis=1)
+            for part in work
+        ]
         self._state_type: type[OptimizerState] = type(trees[2])
-        self._total = sum(int(part.sizes.sum()) for part in work)
+        self._total = sum(part.total for part in work)
         self._runs_at_once = threads.is_small(self._total)
         self._needs_call = is_noted or not self._runs_at_once
         # Inputs of the last step and the hyperparameters that were given for it.
@@ -91,7 +97,7 @@ class Plan:
         else:
             try:
                 checked = rule.check_overrides(overrides)
-                if rule.fixed_program(checked) is not self.program:
+                if not self._runs(rule, checked):
                     return None
                 totals: dict[str, float] = {}
                 asked = [(name, op) for name, op in self.program.totals.items() if name not in checked]
@@ -115,12 +121,12 @@ class Plan:
         if self._needs_call:
             call = call or self._watch.begin()
             if not self._runs_at_once:
-                self._watch.share(call, self._total, address, finished, address + 8 * len(self._inputs))
+                self._watch.share(call, address, finished)
         if not self._watch.look(params, grads, slots, address, finished, call):
             return None
         names = self.program.scalar_outputs
         if names:
-            slots = {**slots, **dict(zip(names, inputs[len(self._inputs) :], strict=True))}
+            slots = {**slots, **self._inputs.outputs(inputs, 0)}
         new_state: OptimizerState = self._state_type(finished, slots)
         return new_state
 
@@ -132,13 +138,17 @@ class Plan:
                 GradientTable(
                     dict(kernel.key.dtypes)[name],
                     first + offset,
-                    len(kernel.columns),
+                    kernel.width,
                     kernel.columns.index(name),
                     sizes,
                 )
-                for (kernel, _, _, sizes), offset in zip(self._work, self._watch.offsets, strict=True)
+                for (kernel, *_), sizes, offset in zip(self._work, self._sizes, self._watch.offsets, strict=True)
             ]
         )
+
+    def _runs(self, rule: Rule, overrides: Mapping[str, Any]) -> bool:
+        """Tell whether a step with these hyperparameters does what the kernels do."""
+        return all(rule.program(overrides, shape) is program for program, shape in self._programs.items())
 
     def fits(self, params: Any, grads: Any, state: Any) -> bool:
         """Tell whether the plan could do a step on these arrays, doing nothing."""
@@ -152,11 +162,10 @@ class Plan:
     def _new_inputs(
         self, rule: Rule, state: Any, overrides: Mapping[str, Any], totals: Mapping[str, float]
     ) -> array[float] | None:
-        (scalars,), _ = rule.step_scalars(self.backend, [self.program], state, overrides, lambda name, _: totals[name])
-        values = [scalars.inputs[name] for name in self._inputs]
-        if not all(type(v) in (int, float) for v in values):
-            return None
-        return array("d", [*values, *[0.0] * len(self.program.scalar_outputs)])
+        programs = list(self._programs)
+        scalars, _ = rule.step_scalars(self.backend, programs, state, overrides, lambda name, _: totals[name])
+        values = self._inputs.values(scalars)
+        return array("d", values) if all(type(v) in (int, float) for v in values) else None
 
     def _keep(self, inputs: array[float], rule: Rule, overrides: dict[str, Any], checked: Mapping[str, Any]) -> None:
         """Keep the inputs for the next step if only the given numbers decide about them."""
@@ -181,7 +190,7 @@ def _same_numbers(overrides: Mapping[str, Any], others: Mapping[str, Any]) -> bo
 
 def make_plan(
     backend: Backend,
-    program: Program,
+    programs: Sequence[Program],
     trees: Trees,
     arrays: Sequence[Mapping[str, Any]],
     dtypes: Sequence[Mapping[str, str]],
@@ -192,7 +201,7 @@ def make_plan(
 
     Args:
         backend: of the arrays.
-        program: what the steps run.
+        programs: what the steps run on each parameter.
         trees: a step's parameters, gradients and state.
         arrays: name to array, of each parameter, in the order of the tree.
         dtypes: name to dtype name, of each parameter.
@@ -202,15 +211,32 @@ def make_plan(
     params, grads, state = trees
     if not arrays or type(state.slots) is not dict:
         return None
-    work = []
-    for key, _, members in grouped(program, dtypes, in_place=True, flush=default_flush()):
-        kernel = host_kernel(program, key)
-        table = np.array([[reader.address(arrays[i][name]) for name in kernel.columns] for i in members], np.int64)
-        sizes = np.array([math.prod(arrays[i]["p"].shape) for i in members], np.int64)
-        work.append(Work(kernel, members, table, sizes))
-    scalar_slots = [name for name in state.slots if name not in program.array_outputs]
-    inputs = len(work[0].kernel.inputs)
+    members: dict[Program, list[int]] = {}
+    for i, program in enumerate(programs):
+        members.setdefault(program, []).append(i)
+    if not all(map(_can_plan, members)):
+        return None
+    work: list[Work] = []
+    for number, (program, chosen) in enumerate(members.items()):
+        after = program.after_totals
+        for key, _, places in grouped(after, [dtypes[i] for i in chosen], in_place=True, flush=default_flush()):
+            kernel, those = host_kernel(after, key), [chosen[place] for place in places]
+            addresses = [[reader.address(arrays[i][name]) for name in kernel.columns] for i in those]
+            work += make_works(kernel, number, those, addresses, [tuple(arrays[i]["p"].shape) for i in those])
+    work = shared_last(work)
+    small = {name for program in members for name in program.array_outputs}
+    scalar_slots = [name for name in state.slots if name not in small]
+    inputs = Inputs(work)
     watch = Watch(reader, (params, grads, state.slots), scalar_slots, arrays, work, inputs, note_written)
     if not watch.is_possible:
         return None
-    return Plan(backend, program, trees, watch, work, is_noted=note_written is not None)
+    shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
+    return Plan(backend, shapes, trees, watch, work, inputs, is_noted=note_written is not None)
+
+
+def _can_plan(program: Program) -> bool:
+    """Tell whether a plan can do a program: it reads no other trees, and no totals but the norm of gradients."""
+    own = {"p", "g", *program.array_outputs}
+    if not can_run(program.after_totals) or not own.issuperset(program.array_inputs):
+        return False
+    return all(program.is_given_or_gradient_norm(op) for op in program.totals.values())

@@ -56,7 +56,13 @@ class Script:
         return all(self._add(v, n, 0, depth + 1) for v, n in zip(items, numbering, strict=True))
 
 
-def numbered(tree: Any, first: int = 0) -> tuple[Any, int]:
-    """Return the tree with the number of each leaf in its place, in the order of `STANDARD_TREES`, and the next number."""
+def numbered(tree: Any) -> Any:
+    """Return the tree with the number of each leaf in its place, in the order of `STANDARD_TREES`."""
     leaves, definition = STANDARD_TREES.flatten(tree)
-    return STANDARD_TREES.unflatten(definition, list(range(first, first + len(leaves)))), first + len(leaves)
+    return STANDARD_TREES.unflatten(definition, list(range(len(leaves))))
+
+
+def with_numbers(tree: Any, numbers: Sequence[int]) -> Any:
+    """Return the tree with numbers in the places of its leaves."""
+    _, definition = STANDARD_TREES.flatten(tree)
+    return STANDARD_TREES.unflatten(definition, list(numbers))

@@ -36,6 +36,7 @@ def kernel_source(program: Program, key: KernelKey) -> str:
         f'"""{program.name} on {writer.dtypes["p"]}, computed in {writer.real}; subnormals flushed by {key.flush}."""',
         "",
         "",
+        *functions_source(writer),
         f"def update_parameter({', '.join(['first', 'last', *map(writer.array, columns), *rounded])}):",
         '    """Update elements first to last of one parameter."""',
         "    for i in range(first, last):",
@@ -47,7 +48,7 @@ def kernel_source(program: Program, key: KernelKey) -> str:
     ]
     if not by_where:
         lines.append("    control = flush_subnormals()")
-    lines += [f"    {line}" for line in _scalars(writer)]
+    lines += [f"    {line}" for line in step_scalars_source(writer)]
     lines += [
         "    offset = 0",
         "    for k in range(count):",
@@ -69,10 +70,22 @@ def kernel_source(program: Program, key: KernelKey) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _scalars(writer: Writer) -> list[str]:
+def functions_source(writer: Writer) -> list[str]:
+    """Return the lines of the functions of elements that a program needs."""
+    lines = []
+    for function in writer.functions():
+        lines.append(f"def {function.name}({', '.join(function.parameters)}):")
+        lines += [f"    {line}" for line in function.lines]
+        lines += [f"    return {function.result}", "", ""]
+    return lines
+
+
+def step_scalars_source(writer: Writer) -> list[str]:
+    """Return the lines that compute the scalars of a step, rounded ones too, and those of the state."""
     program, lines, position = writer.program, [], 0
+    of_parameter = program.parameter_scalars
     for i, op in enumerate(program.ops):
-        if not op.kind.is_scalar or op.name == "constant":
+        if not op.kind.is_scalar or op.name == "constant" or i in of_parameter:
             continue
         if op.name == "input" and op.label == "t":
             lines.append(writer.assigned(i, "step"))
@@ -81,7 +94,11 @@ def _scalars(writer: Writer) -> list[str]:
             position += 1
         else:
             lines.append(writer.scalar(i))
-    lines += [writer.assigned(i, writer.rounded(scalar)) for i, scalar in program.rounded_scalars]
+    lines += [
+        writer.assigned(i, writer.rounded(scalar))
+        for i, scalar in program.rounded_scalars
+        if scalar not in of_parameter
+    ]
     lines += [
         f"outputs[{position}] = {writer.operand(i)}" for position, i in enumerate(program.scalar_outputs.values())
     ]

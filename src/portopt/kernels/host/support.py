@@ -281,6 +281,7 @@ NAMESPACE: dict[str, Any] = {
     "object_of_call_0": _call(0, types.int64),
     "object_of_call_2": _call(2, types.int64),
     "call_kernel": _call(10),
+    "call_stages": _call(14),
     "call_norm": _call(11),
     "call_lines": _call(11),
     "sqrt": np.sqrt,
@@ -304,6 +305,8 @@ _count = types.int64
 SIGNATURES = {
     # (table, sizes, count, start, stop, inputs, step, outputs)
     "kernel": types.void(_addresses, _addresses, _count, _count, _count, _values, _count, _values),
+    # (table, sizes, count, start, stop, inputs, step, outputs, stage, workspace, part, parts)
+    "stages": types.void(_addresses, _addresses, _count, _count, _count, _values, _count, _values, *[_count] * 4),
     # (table, columns, column, sizes, count, start, stop, stride, result)
     "norm": types.void(_addresses, _count, _count, _addresses, *[_count] * 5),
     # (context, params, grads, slots, inputs, step, call)

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from portopt.kernels.host.kernel import Work
+from portopt.kernels.host.kernel import Inputs, Work
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.watch import Watch, size_of
+from portopt.program import Program
 
 
 def works(reader: ArrayReader, make: Callable[[Any], Any], wrong: Callable[[Any], Sequence[Any]]) -> bool:
@@ -36,9 +37,9 @@ def works(reader: ArrayReader, make: Callable[[Any], Any], wrong: Callable[[Any]
     arrays = [{"p": p, "g": g} for p, g in ((third, g3), (first, g1), (second, g2))]
     table = np.array([[reader.address(a["p"]), 0] for a in arrays], np.int64)
     sizes = np.array([size_of(a["p"]) for a in arrays], np.int64)
-    work = Work(_NoKernel(), range(3), table, sizes)  # type: ignore[arg-type]  # it is not run
+    work = Work(_NoKernel(), range(3), table, sizes, 0)  # type: ignore[arg-type]  # it is not run
     grads = {"b": [g1, (g2,)], "a": g3}
-    watch = Watch(reader, (params, grads, {}), (), arrays, [work], 0)
+    watch = Watch(reader, (params, grads, {}), (), arrays, [work], Inputs([work]))
     call = watch.begin()
     if not watch.is_possible or not watch.look(params, grads, {}) or not watch.look(params, grads, {}, call=call):
         return False
@@ -67,3 +68,6 @@ def works(reader: ArrayReader, make: Callable[[Any], Any], wrong: Callable[[Any]
 class _NoKernel:
     columns = ("p", "g")
     address = 0
+    inputs = ()
+    stages = None
+    program = Program("", (), {})

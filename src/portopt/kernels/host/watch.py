@@ -6,11 +6,13 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from portopt.kernels.host import threads
-from portopt.kernels.host.kernel import RECORD_WORDS, Work, compiled_part, group_words
+from portopt.kernels.host.kernel import RECORD_WORDS, Inputs, Passes, Work, compiled_part, group_words
 from portopt.kernels.host.look import compiled_look, python_functions
 from portopt.kernels.host.readers import ArrayReader, Layout
-from portopt.kernels.host.script import DEEPEST, Script, numbered
+from portopt.kernels.host.script import DEEPEST, Script, numbered, with_numbers
 
 
 class Call:
@@ -22,20 +24,23 @@ class Call:
         table: the addresses, all groups' tables one after the other.
     """
 
-    __slots__ = ("_fields", "_records", "address", "gradients", "table", "written")
+    __slots__ = ("_fields", "_keep_alive", "address", "gradients", "table", "written")
 
     def __init__(self, written: int, gradients: int, table: array[int]) -> None:
         self.written: list[Any] = [None] * written
         self.gradients: list[Any] = [None] * gradients
         self.table = table
-        # Both lists, the table, threads' records and their number, and whether the lists are filled.
+        # Both lists, the table, threads' passes and their number, and whether the lists are filled.
         self._fields = array("q", (id(self.written), id(self.gradients), table.buffer_info()[0], 0, 0, 0))
         self.address = self._fields.buffer_info()[0]
 
-    def share(self, total: int, values: Sequence[int]) -> None:
-        """Let threads do the work, given what follows the head of their records."""
-        self._records = threads.make_records(total, values)
-        self._fields[3], self._fields[4] = self._records.buffer_info()[0], len(self._records) // RECORD_WORDS
+    def share(self, passes: Passes, inputs: int, step: int, outputs: int) -> None:
+        """Let threads do the work."""
+        records, memory = passes.records(self.table.buffer_info()[0], inputs, step, outputs)
+        # Of each pass, the records and their number.
+        listed = array("q", [word for r in records for word in (r.buffer_info()[0], len(r) // RECORD_WORDS)])
+        self._fields[3], self._fields[4] = listed.buffer_info()[0], len(records)
+        self._keep_alive = records, memory, listed
 
 
 class Watch:
@@ -48,8 +53,8 @@ class Watch:
         trees: parameters, gradients and slots (a dict by name) as trees.
         scalar_slots: the names of slots that are not looked at.
         arrays: name to array, of each parameter, gradient and slots included.
-        work: all parameters, by kernel.
-        inputs: number of the kernels' inputs, after which the new scalars of the state are put.
+        work: all parameters, by kernel; those that threads share last.
+        inputs: where the kernels' inputs and outputs are.
         note_written: a function written in C that is called with the list of all written arrays after each step; then each step
             has a `Call`. None if nobody needs to know.
     """
@@ -61,51 +66,62 @@ class Watch:
         scalar_slots: Sequence[str],
         arrays: Sequence[Mapping[str, Any]],
         work: Sequence[Work],
-        inputs: int,
+        inputs: Inputs,
         note_written: Callable[[list[Any]], object] | None = None,
     ) -> None:
         params, grads, slots = trees
         count = len(arrays)
         slot_numbers: dict[str, Any] = {}
-        slot_of: dict[str, int] = {}
-        total = 0
-        for name, tree in slots.items():
+        places: dict[tuple[str, int], int] = {}
+        absent: list[tuple[str, int]] = []
+        for name in slots:
             if name in scalar_slots:
                 slot_numbers[name] = -1
-            else:
-                slot_of[name] = total
-                slot_numbers[name], total = numbered(tree, total)
-        scripts = [Script(params, numbered(params)[0]), Script(grads, numbered(grads)[0])]
+                continue
+            for i, a in enumerate(arrays):
+                if name in a:
+                    places[name, i] = len(places)
+                else:
+                    absent.append((name, i))
+        held = len(places)
+        places.update({place: held + k for k, place in enumerate(absent)})
+        for name, tree in slots.items():
+            if name not in scalar_slots:
+                slot_numbers[name] = with_numbers(tree, [places[name, i] for i in range(count)])
+        total = len(places)
+        scripts = [Script(params, numbered(params)), Script(grads, numbered(grads))]
         scripts.append(Script(dict(slots), slot_numbers))
         self.is_possible = type(slots) is dict and all(script.known for script in scripts)
         written, gradients = array("q", bytes(8 * (count + total))), array("q", bytes(8 * count))
-        known = array("q", [id(a["p"]) for a in arrays] + [0] * total)
-        for name, first in slot_of.items():
-            known[count + first : 2 * count + first] = array("q", [id(a[name]) for a in arrays])
+        known = array("q", [id(a["p"]) for a in arrays] + [id(None)] * total)
+        for (name, i), place in places.items():
+            known[count + place] = id(arrays[i].get(name))
         starts, ends = _merged_ranges(
-            [(reader.address(a[n]), size_of(a["p"]) * _itemsize(a[n])) for a in arrays for n in a if n != "g"]
+            [(reader.address(a[n]), size_of(a[n]) * _itemsize(a[n])) for a in arrays for n in a if n != "g"]
         )
-        shapes = [array("q", a["p"].shape or (0,)) for a in arrays]
+        shapes = [{n: array("q", a[n].shape or (0,)) for n in a} for a in arrays]
         entries, table, offsets = array("q"), array("q"), []
-        for kernel, members, addresses, _ in work:
+        for kernel, members, addresses, *_ in work:
             offsets.append(8 * len(table))
             for row, i in enumerate(members):
                 for column, name in enumerate(kernel.columns):
                     a = arrays[i][name]
                     entries.extend(
                         (
-                            i if name in ("p", "g") else count + slot_of[name] + i,
+                            i if name in ("p", "g") else count + places[name, i],
                             8 * len(table),
                             int(name == "g"),
                             id(type(a)),
                             reader.dtype(a),
                             len(a.shape),
-                            shapes[i].buffer_info()[0],
+                            shapes[i][name].buffer_info()[0],
                             _itemsize(a),
                         )
                     )
                     table.append(int(addresses[row, column]))
-        parts = group_words(work, offsets)
+                table.extend(map(int, addresses[row, len(kernel.columns) :]))
+        parts = group_words(work, offsets, inputs)
+        memory = np.empty(max((item.memory.words(1) for item in work), default=0), np.int64)
         scratch = array("q", bytes(8 * 16))
         stack = array("q", bytes(8 * 4 * (DEEPEST + 2)))
         api = python_functions()
@@ -121,19 +137,20 @@ class Watch:
             at(entries), at(starts), at(ends), len(starts),
             reader.function, api.dict_next, api.compare, api.clear_error,
             id(str), at(scratch), at(stack), len(entries) // 8, at(known),
-            len(work), at(parts), at(table), inputs,
+            len(work), at(parts), at(table), memory.ctypes.data,
             tuple.__basicsize__ // 8, api.set_item, api.hold, api.call, api.release,
             0 if note_written is None else id(note_written), api.save_thread, api.restore_thread,
-            len(written), len(gradients), *(reader.layout or [0] * len(Layout._fields)),
+            count + held, len(gradients), *(reader.layout or [0] * len(Layout._fields)),
             at(known) + 8 * count, 0, *threads.thread_functions(),
         ])  # fmt: skip
         self.offsets, self.parts = offsets, parts
-        self._table, self._lengths = table, (len(written), len(gradients))
+        self._table, self._lengths = table, (count + held, len(gradients))
+        self._passes = Passes(work, at(parts))
         kinds = {type(v) for a in arrays for v in a.values()}
         dtypes = [a[n].dtype for a in arrays for n in a]
         self._keep_alive = (
             scripts, written, gradients, known, starts, ends, shapes, entries, scratch, stack, work, kinds, dtypes, reader,
-            note_written,
+            note_written, memory, inputs,
         )  # fmt: skip
         self._look = compiled_look()
         self._address = at(self._context)
@@ -142,12 +159,10 @@ class Watch:
         """Return what a call needs that lets go of the global interpreter lock, or is followed by another one."""
         return Call(*self._lengths, self._table[:])
 
-    def share(self, call: Call, total: int, inputs: int, step: int, outputs: int) -> None:
-        """Let threads do the step of a call, on so many elements."""
+    def share(self, call: Call, inputs: int, step: int) -> None:
+        """Let threads do the step of a call."""
         self._context[_PART] = compiled_part()
-        call.share(
-            total, (self.parts.buffer_info()[0], len(self.offsets), call.table.buffer_info()[0], inputs, step, outputs)
-        )
+        call.share(self._passes, inputs, step, inputs)
 
     def look(
         self, params: Any, grads: Any, slots: Any, inputs: int = 0, step: int = 0, call: Call | None = None

@@ -1,0 +1,588 @@
+"""A program with reductions as the source of a numba kernel: a function for each loop over elements, one for what is between.
+
+The kernel runs over a table of addresses and lengths, one row a parameter. Without a `stage`, it does all stages of each
+parameter whose first element, counted through all parameters, lies between start and stop: threads take whole parameters. With
+one it does that stage of the table's only parameter, on the elements from start to stop: threads share a large parameter, and
+the reductions of their parts are combined, as integers, before the next stage.
+
+What stages leave for later ones is in a workspace: what is kept of each reduction, for each part; scalars of the parameter;
+results with fewer elements than it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+
+from portopt.kernels.host.reduction_source import ABOVE, BELOW, BLOCK, INFINITE, functions_source, reduction
+from portopt.kernels.host.source import LANGUAGES, step_scalars_source
+from portopt.kernels.key import NEW, Flush, KernelKey
+from portopt.kernels.stages import Loop, Space, Stages, can_cut, cut, elements
+from portopt.kernels.writer import Language, Writer
+from portopt.program import REDUCTIONS, Kind, Program
+from portopt.program.expansion import expand_elementary, loads_to_flush
+
+
+@functools.lru_cache(maxsize=512)
+def stages_of(program: Program) -> Stages:
+    """Return the stages of a program as a kernel does them."""
+    return cut(expand_elementary(program))
+
+
+def can_be_staged(program: Program) -> bool:
+    """Tell whether there can be a kernel for a program."""
+    return can_cut(expand_elementary(program))
+
+
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+    """The memory that a kernel needs for a parameter, in words of 64 bits.
+
+    Attributes:
+        part: for each part of the work.
+        whole: besides.
+    """
+
+    part: int
+    whole: int
+
+    def words(self, parts: int) -> int:
+        """Return the number of words for work in parts."""
+        return self.part * parts + self.whole
+
+
+def workspace(stages: Stages, lengths: Sequence[int]) -> Workspace:
+    """Return the memory that the kernel needs for a parameter of some lengths."""
+    ops = stages.program.ops
+    part = sum(
+        reduction(ops[i].name, "float64").words * elements(stages.spaces[i] or (), lengths) for i in stages.reductions
+    )
+    whole = len(stages.program.parameter_scalars)
+    return Workspace(part, whole + sum(elements(stages.spaces[i] or (), lengths) for i in stages.kept))
+
+
+def staged_source(program: Program, key: KernelKey) -> str:
+    """Return the source of the kernel's functions."""
+    return _Source(stages_of(program), key).text()
+
+
+_WORDS = (
+    *(
+        "line",
+        "origin",
+        "begin",
+        "end",
+        "j",
+        "workspace",
+        "stage",
+        "part",
+        "parts",
+        "values",
+        "words",
+        "at",
+        "number",
+        "zero",
+        "one",
+    ),
+    *("bins", "buffer", "rest", "int", "numpy_int64", "float64", "sum_of", "root_of", "add", "add_row"),
+    *("add_squares", "add_row_squares", "exponent_of", "raise_bins", "note_special", "clear_bins"),
+    *("combine_bins", "clear_numbers", "combine_counts", "combine_max", "combine_min", "max_of_row"),
+    *("min_of_row", "add_row_of_counts"),
+)
+
+
+@functools.cache
+def _language(flush: Flush) -> Language:
+    language = LANGUAGES[flush]
+    return dataclasses.replace(language, name="the host kernel", reserved=language.reserved | frozenset(_WORDS))
+
+
+class _Function:
+    """The lines of a function, and what they use of the kernel's variables."""
+
+    def __init__(self, name: str, description: str, own: Sequence[str] = ()) -> None:
+        self.name = name
+        self.own = tuple(own)
+        self.lines: list[str] = []
+        self.arguments: dict[str, None] = {}
+        self._description = description
+
+    def use(self, name: str) -> str:
+        """Note that a variable of the kernel is used."""
+        self.arguments[name] = None
+        return name
+
+    def text(self) -> list[str]:
+        """Return the definition."""
+        return [
+            "",
+            "",
+            f"def {self.name}({', '.join([*self.own, *self.arguments])}):",
+            f'    """{self._description}"""',
+            *(f"    {line}" for line in self.lines),
+        ]
+
+    def call(self, *own: str) -> list[str]:
+        """Return the lines that call it."""
+        arguments = [*own, *self.arguments]
+        return [f"{self.name}(", *(f"    {argument}," for argument in arguments), ")"]
+
+
+class _Source:
+    def __init__(self, stages: Stages, key: KernelKey) -> None:
+        self.stages = stages
+        self.program = program = stages.program
+        self.key = key
+        by_where = key.flush == "where"
+        self.language = _language(key.flush)
+        self.writer = Writer(self.language, program, key, None if by_where else loads_to_flush(program))
+        self.names = self.writer.names
+        self.real = key.compute_dtype
+        self.functions: list[_Function] = []
+        self.scalar_places = {i: k for k, i in enumerate(sorted(program.parameter_scalars))}
+        self.kept = frozenset(stages.kept)
+
+    def text(self) -> str:
+        calls = []
+        for kind, k in self.stages.steps:
+            if kind == "between":
+                calls.append(self._between(k))
+            elif kind == "loop":
+                loop = self.stages.loops[k]
+                what = "Store the results." if loop.outputs else "Reduce."
+                calls.append(self._loop(f"loop_{k}", loop, what).call("first", "last"))
+            else:
+                calls.append(self._small())
+        functions = [line for function in self.functions for line in function.text()]
+        head = f'"""{self.program.name} on {self.writer.dtypes["p"]}, computed in {self.real}; flushed by {self.key.flush}."""'
+        kernel = self._kernel(calls)
+        return "\n".join([head, functions_source(self.stages, self.real).rstrip("\n"), *functions, *kernel]) + "\n"
+
+    # The kernel ---------------------------------------------------------------------------------------------------
+
+    def _kernel(self, calls: Sequence[Sequence[str]]) -> list[str]:
+        writer, columns = self.writer, self.writer.columns
+        width = len(columns) + len(self.stages.space)
+        by_where = self.key.flush == "where"
+        lines = ["", "", f"def kernel({', '.join(_KERNEL_ARGUMENTS)}):", '    """See above."""']
+        if not by_where:
+            lines.append("    control = flush_subnormals()")
+        lines += [f"    {line}" for line in step_scalars_source(writer)]
+        lines += [
+            # Of one type with variables: numba would compile functions once more for a constant.
+            "    zero = numpy_int64(0)",
+            "    one = numpy_int64(1)",
+            "    offset = 0",
+            "    for k in range(count):",
+            "        size = sizes[k]",
+            "        if stage >= 0 or (start <= offset and offset < stop):",
+        ]
+        body = []
+        for position, column in enumerate(columns):
+            pointer = f"pointer_to_{writer.dtype(column)}(table[k * {width} + {position}])"
+            body.append(f"{writer.array(column)} = {pointer}")
+        body += [f"{_length(k)} = table[k * {width} + {len(columns) + k}]" for k in self.stages.space]
+        spaces = {space for space in (*self.stages.spaces, self.stages.space) if space}
+        spaces |= {loop.space for loop in self.stages.small if loop.space}
+        body += [f"{_size(space)} = {' * '.join(map(_length, space))}" for space in sorted(spaces)]
+        body += self._memory()
+        body += [
+            "first = start if stage >= 0 else 0",
+            f"last = stop if stage >= 0 else {_size(self.stages.space)}",
+            f"for number in range(max(stage, 0), stage + 1 if stage >= 0 else {len(calls)}):",
+        ]
+        for number, call in enumerate(calls):
+            body.append(f"    {'if' if number == 0 else 'elif'} number == {number}:")
+            body += [f"        {line}" for line in call]
+        lines += [f"            {line}" for line in body]
+        lines.append("        offset += size")
+        if not by_where:
+            lines.append("    restore(control)")
+        return lines
+
+    def _memory(self) -> list[str]:
+        """Return the lines that give what is in the workspace its names."""
+        ops, spaces = self.program.ops, self.stages.spaces
+        sizes = [f"{reduction(ops[i].name, self.real).words} * {_size(spaces[i])}" for i in self.stages.reductions]
+        lines = [f"words = {' + '.join(sizes) or 0}", "at = workspace + 8 * words * part"]
+        for i, size in zip(self.stages.reductions, sizes, strict=True):
+            lines += [f"{self.kept_name(i)} = pointer_to_int64(at)", f"at += 8 * {size}"]
+        lines += ["values = pointer_to_float64(workspace + 8 * words * parts)"]
+        lines.append(f"at = workspace + 8 * words * parts + {8 * len(self.scalar_places)}")
+        for i in self.stages.kept:
+            lines += [f"{self.value_name(i)} = pointer_to_{self.real}(at)", f"at += 8 * {_size(spaces[i])}"]
+        return lines
+
+    def kept_name(self, i: int) -> str:
+        """Return the name of what is kept of a reduction."""
+        return f"bins_{self.names[i]}_of"
+
+    def value_name(self, i: int) -> str:
+        """Return the name of the results that are kept of an operation."""
+        return f"{self.names[i]}_of"
+
+    # Scalars of the parameter -------------------------------------------------------------------------------------
+
+    def _scalar(self, function: _Function, i: int, known: set[int]) -> None:
+        """Make a scalar known in a function: of the step, an argument; of the parameter, from where it was stored."""
+        op = self.program.ops[i]
+        if op.name == "constant" or i in known:
+            return
+        known.add(i)
+        if i not in self.scalar_places:
+            function.use(self.names[i])
+            return
+        value = f"{function.use('values')}[{self.scalar_places[i]}]"
+        match op.kind:
+            case Kind.TRUTH:
+                value = f"{value} != 0.0"
+            case Kind.INTEGER:
+                value = f"numpy_int64({value})"
+        function.lines.append(f"{self.names[i]} = {value}")
+
+    def _rounded(self, function: _Function, operations: Iterable[int]) -> None:
+        """Make the rounded scalars known that operations need."""
+        known: set[int] = set()
+        done: set[int] = set()
+        for i in operations:
+            op = self.program.ops[i]
+            for j in (i, *op.args) if op.name != "round" else (i,):
+                rounded = self.program.ops[j]
+                if rounded.name != "round" or j in done:
+                    continue
+                done.add(j)
+                scalar = rounded.args[0]
+                if scalar not in self.scalar_places:
+                    function.use(self.names[j])
+                    continue
+                self._scalar(function, scalar, known)
+                function.lines.append(self.writer.assigned(j, self.writer.rounded(scalar)))
+
+    # Loops ---------------------------------------------------------------------------------------------------------
+
+    def _loop(self, name: str, loop: Loop, description: str) -> _Function:
+        function = _Function(name, description, ("first", "last"))
+        self.functions.append(function)
+        outputs = [self.program.array_outputs[name] for name in loop.outputs]
+        self._rounded(function, [*loop.operations, *outputs, *(self.program.ops[i].args[0] for i in loop.reductions)])
+        for i in loop.reductions:
+            clear = reduction(self.program.ops[i].name, self.real).clear
+            function.lines.append(clear.format(kept=function.use(self.kept_name(i)), size=self._use_size(function, i)))
+        _LoopWriter(self, function, loop).write()
+        return function
+
+    def _use_size(self, function: _Function, i: int) -> str:
+        return use_size(function, self.stages.spaces[i])
+
+    def _small(self) -> list[str]:
+        calls = []
+        for number, loop in enumerate(self.stages.small):
+            function = self._loop(f"store_{number}", loop, "Store small results.")
+            calls += function.call("zero", _size(loop.space))
+        return calls
+
+    def _between(self, k: int) -> list[str]:
+        """Write what is done before a loop over all elements; return the lines that do it."""
+        between = self.stages.between[k]
+        calls: list[str] = []
+        for i in between.finished:
+            how = reduction(self.program.ops[i].name, self.real).combine
+            calls.append(how.format(kept=self.kept_name(i), size=_size(self.stages.spaces[i])))
+        for number, part in enumerate(between.parts):
+            if isinstance(part, Loop):
+                function = self._loop(f"between_{k}_{number}", part, "Compute what has fewer elements.")
+                calls += function.call("zero", _size(part.space))
+            else:
+                calls += self._scalars(f"scalars_{k}_{number}", part).call()
+        return calls
+
+    def _scalars(self, name: str, part: Sequence[int]) -> _Function:
+        function = _Function(name, "Compute scalars of the parameter.")
+        self.functions.append(function)
+        known: set[int] = set()
+        for i in part:
+            op = self.program.ops[i]
+            if op.name in REDUCTIONS:
+                value = self.result(function, i, function.use("zero"))
+                value = f"({value})" if op.kind is Kind.TRUTH else value
+                function.lines.append(self.writer.assigned(i, value))
+            elif op.name == "widen":
+                load = op.args[0]
+                element = self.writer.array_expression(load, f"{function.use(self.writer.array(self._read(load)))}[0]")
+                wide = element if self.real == "float64" else f"{self.real}_to_float64({element})"
+                function.lines.append(self.writer.assigned(i, wide))
+            else:
+                for j in op.args:
+                    self._scalar(function, j, known)
+                function.lines.append(self.writer.scalar(i))
+            known.add(i)
+            stored = {Kind.TRUTH: "1.0 if {0} else 0.0", Kind.INTEGER: "float({0})"}.get(op.kind, "{0}")
+            function.lines.append(f"{function.use('values')}[{self.scalar_places[i]}] = {stored.format(self.names[i])}")
+        return function
+
+    def _read(self, load: int) -> str:
+        return str(self.program.ops[load].reads)
+
+    def result(self, function: _Function, i: int, index: str) -> str:
+        """Return a result of a reduction, given its index: in float64, an integer or a truth."""
+        op, kept = self.program.ops[i], function.use(self.kept_name(i))
+        spaces = self.stages.spaces[i] or ()
+        reduced = [k for k in self.stages.source(i) if k not in spaces]
+        count = " * ".join(function.use(_length(k)) for k in reduced) or "1"
+        how = reduction(op.name, self.real).result
+        value = how.format(kept=kept, size=self._use_size(function, i), i=index, count=f"({count})")
+        return self.language.scalars["divide"].format(value, f"float({count})") if op.name == "mean" else value
+
+
+class _LoopWriter:
+    """Writes the body of a loop over elements."""
+
+    def __init__(self, source: _Source, function: _Function, loop: Loop) -> None:
+        self.source = source
+        self.function = function
+        self.loop = loop
+        self.space = loop.space
+        self.program = source.program
+        self.names = source.names
+        self.inner = loop.space[-1] if loop.space else None
+        self.position = "j" if len(loop.space) > 1 else "i"
+        """Of an element in its line."""
+        self.lines: list[str] = []
+
+    def write(self) -> None:
+        line: list[str] = []
+        element: list[str] = []
+        in_line = set(self._external())
+        for i in sorted({*in_line, *self.loop.operations}):
+            expression = self._expression(i, external=i in in_line)
+            if expression is None:
+                continue
+            text = self.source.writer.assigned(i, expression)
+            (element if self._varies(i) else line).append(text)
+        stores = self._stores()
+        body = self._in_blocks(element) if self.loop.reductions else self._in_one(element, stores)
+        if self.loop.reductions and stores:
+            body += self._in_one(element, stores)
+        self._nest([*line, *body])
+
+    def _external(self) -> list[int]:
+        """Return the kept results of other loops that are needed here."""
+        outputs = [self.program.array_outputs[name] for name in self.loop.outputs]
+        sources = [self.program.ops[i].args[0] for i in self.loop.reductions]
+        needed = [
+            *(
+                j
+                for i in self.loop.operations
+                if self.program.ops[i].name not in REDUCTIONS
+                for j in self.program.ops[i].args
+            ),
+            *outputs,
+            *sources,
+        ]
+        return [j for j in dict.fromkeys(needed) if j in self.source.kept and j not in self.loop.operations]
+
+    def _varies(self, i: int) -> bool:
+        """Tell whether an operation has another value for each element of a line."""
+        return (
+            self.inner is None or self.source.stages.is_uniform(i) or self.inner in (self.source.stages.spaces[i] or ())
+        )
+
+    def _expression(self, i: int, *, external: bool) -> str | None:
+        op, source = self.program.ops[i], self.source
+        space = source.stages.spaces[i] or ()
+        if external:
+            element = f"{self.function.use(source.value_name(i))}[{self.index(space)}]"
+            return f"{element} != 0.0" if op.kind is Kind.MASK else element
+        if op.name in REDUCTIONS:
+            value = source.result(self.function, i, self.index(space))
+            return value if op.kind is Kind.MASK else f"round_to_{source.real}({value})"
+        if op.reads is not None:
+            self.function.use(source.writer.array(op.reads))
+            return source.writer.array_expression(i, f"{{0}}[{self.index(space)}]")
+        return source.writer.array_expression(i)
+
+    def index(self, space: Space) -> str:
+        """Return the index, in an array of a space, of what belongs to an element."""
+        if space == self.space and space:
+            return "i"
+        if not space:
+            return self.function.use("zero")
+        return f"{_at(space)} + {self.position}" if self.inner in space else _at(space)
+
+    # Lines of elements
+
+    def _nest(self, body: Sequence[str]) -> None:
+        lines = self.function.lines
+        if not self.space:
+            lines += ["begin = first", "end = last", *body]
+            return
+        if len(self.space) == 1:
+            lines += ["begin = first", "end = last", *body]
+            return
+        inner = self.function.use(_length(self.space[-1]))
+        outer = self.space[:-1]
+        lines += [
+            "if first < last:",
+            f"    line = first // {inner}",
+            f"    origin = line * {inner}",
+            "    while origin < last:",
+            "        begin = max(first - origin, 0)",
+            f"        end = min(last - origin, {inner})",
+        ]
+        indices = {outer[0]: "line"}
+        if len(outer) > 1:
+            lines.append("        rest = line")
+            for k in reversed(outer[1:]):
+                length = self.function.use(_length(k))
+                lines += [f"        index_{k}_of = rest % {length}", f"        rest = rest // {length}"]
+                indices[k] = f"index_{k}_of"
+            indices[outer[0]] = "rest"
+        text = "\n".join(body)
+        for space in self._spaces():
+            if f"{_at(space)}" not in text:
+                continue
+            place = ""
+            for k in space:
+                if k == self.inner:
+                    place = f"({place}) * {inner}" if place else "0"
+                else:
+                    place = f"({place}) * {self.function.use(_length(k))} + {indices[k]}" if place else indices[k]
+            lines.append(f"        {_at(space)} = {place}")
+        lines += [f"        {line}" for line in body]
+        lines += ["        line += 1", f"        origin += {inner}"]
+
+    def _spaces(self) -> list[Space]:
+        spaces = {self.source.stages.spaces[i] for i in range(len(self.program.ops))}
+        return sorted(space for space in spaces if space and space != self.space and set(space) <= set(self.space))
+
+    def _each(self, begin: str, end: str, body: Sequence[str]) -> list[str]:
+        """Return a loop over elements of a line."""
+        lines = [f"for {self.position} in range({begin}, {end}):"]
+        if self.position == "j":
+            lines.append("    i = origin + j")
+        return lines + [f"    {line}" for line in body]
+
+    def _in_one(self, element: Sequence[str], stores: Sequence[str]) -> list[str]:
+        return self._each("begin", "end", [*element, *stores])
+
+    def _stores(self) -> list[str]:
+        source, lines = self.source, []
+        for i in self.loop.kept:
+            value = f"real_{source.real}(1.0 if {self.names[i]} else 0.0)"
+            value = value if self.program.ops[i].kind is Kind.MASK else self.names[i]
+            lines.append(f"{self.function.use(source.value_name(i))}[{self.index(self.space)}] = {value}")
+        for name in self.loop.outputs:
+            column = name if source.key.in_place else NEW + name
+            target = self.function.use(source.writer.array(column))
+            value = source.language.converted(
+                source.real, source.writer.dtypes[name], self.names[self.program.array_outputs[name]]
+            )
+            lines.append(f"{target}[{self.index(self.space)}] = {value}")
+        return lines
+
+    # Reductions
+
+    def _in_blocks(self, element: Sequence[str]) -> list[str]:
+        head: list[str] = []
+        before: list[str] = []
+        body = list(element)
+        after: list[str] = []
+        done: set[str] = set()
+        for i in self.loop.reductions:
+            self._reduce(i, head, before, body, after, done)
+        return [
+            *head,
+            f"for start in range(begin, end, {BLOCK}):",
+            f"    stop = min(start + {BLOCK}, end)",
+            *(f"    {line}" for line in [*before, *self._each("start", "stop", body), *after]),
+        ]
+
+    def _reduce(
+        self, i: int, head: list[str], before: list[str], body: list[str], after: list[str], done: set[str]
+    ) -> None:
+        source, real = self.source, self.source.real
+        op = self.program.ops[i]
+        x, j = self.names[op.args[0]], op.args[0]
+        kept, space = self.function.use(source.kept_name(i)), source.stages.spaces[i] or ()
+        size = use_size(self.function, space)
+        along_row = self.inner in space and self.inner is not None
+        row = f"{self.index(space)} - {self.position} + start" if along_row else self.index(space)
+        row = row.replace(f" + {self.position} - {self.position}", "")
+        place = f"{self.position} - start"
+        buffer, largest = f"buffer_{x}_of", f"largest_{x}_of"
+
+        def fill(value: str) -> None:
+            if buffer not in done:
+                done.add(buffer)
+                head.append(f"{buffer} = buffer_{real}()")
+                body.append(f"{buffer}[{place}] = {value}")
+
+        match op.name:
+            case "sum" | "mean" | "norm":
+                squares = "_squares" if op.name == "norm" else ""
+                at = self._in_memory(j)
+                if at is None or along_row:
+                    fill(x)
+                    at = buffer
+                if along_row:
+                    after.append(f"add_row{squares}({at}, stop - start, {kept}, {size}, {row})")
+                    return
+                if largest not in done:
+                    done.add(largest)
+                    before.append(f"{largest} = integer_{real}(0)")
+                    body.append(f"{largest} = larger_{real}({largest}, magnitude_{real}({x}))")
+                after.append(f"add{squares}({at}, stop - start, {largest}, {kept}, {size}, {row})")
+            case "max" | "min":
+                if along_row:
+                    fill(x)
+                    after.append(f"{op.name}_of_row({buffer}, stop - start, {kept}, {row})")
+                    return
+                extreme, more = f"extreme_{self.names[i]}_of", "larger" if op.name == "max" else "smaller"
+                first = -INFINITE[real] - 1 if op.name == "max" else INFINITE[real]
+                nan = (ABOVE if op.name == "max" else BELOW)[real]
+                before.append(f"{extreme} = integer_{real}({first})")
+                body.append(f"{extreme} = {more}_{real}({extreme}, order_{real}({x}, {nan}))")
+                function = "max" if op.name == "max" else "min"
+                after.append(f"{kept}[{row}] = {function}({kept}[{row}], numpy_int64({extreme}))")
+            case _:
+                if along_row:
+                    fill(f"real_{real}(1.0 if {x} else 0.0)")
+                    after.append(f"add_row_of_counts({buffer}, stop - start, {kept}, {row})")
+                    return
+                found = f"found_{self.names[i]}_of"
+                before.append(f"{found} = 0")
+                body.append(f"{found} += 1 if {x} else 0")
+                after.append(f"{kept}[{row}] += {found}")
+
+    def _in_memory(self, i: int) -> str | None:
+        """Return where the elements of a block are in memory, if they are an array's as it is."""
+        op, source = self.program.ops[i], self.source
+        if op.name != "load" or source.stages.spaces[i] != self.space or source.key.flush == "where" or not self.space:
+            return None
+        if source.writer.dtypes[str(op.reads)] != source.real:
+            return None
+        array = self.function.use(source.writer.array(str(op.reads)))
+        return f"part_of_{source.real}({array}, {'origin + start' if self.position == 'j' else 'start'})"
+
+
+_KERNEL_ARGUMENTS = (
+    "table", "sizes", "count", "start", "stop", "inputs", "step", "outputs", "stage", "workspace", "part", "parts",
+)  # fmt: skip
+
+
+def use_size(function: _Function, space: Space | None) -> str:
+    """Return the number of elements of a space in a function."""
+    return function.use(_size(space))
+
+
+def _length(k: int) -> str:
+    return f"length_{k}_of"
+
+
+def _size(space: Space | None) -> str:
+    return f"size_{'_'.join(map(str, space))}_of" if space else "one"
+
+
+def _at(space: Space) -> str:
+    return f"at_{'_'.join(map(str, space))}_of"

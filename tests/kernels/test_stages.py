@@ -1,0 +1,272 @@
+"""Programs with reductions in the kernels for host memory: the interpreter's bits, whoever adds what and in which memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.bits import assert_same_bits
+
+import portopt
+from portopt.kernels.host import compiler, kernel, threads
+from portopt.kernels.host.staged_source import stages_of
+from portopt.kernels.stages import Loop, can_cut
+from portopt.scalars import sqrt, where
+from portopt.slot import slot
+
+pytestmark = pytest.mark.needs("numba")
+
+
+class Scaled(portopt.Optimizer):
+    """Two norms of a parameter, then its update, with a number for each parameter."""
+
+    slots = ("m", slot("size", shape=()))
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        m = 0.9 * slots.m + g
+        u = m / (xp.abs(m) + 0.5) + 0.01 * p
+        parameter, update = xp.linalg.vector_norm(p), xp.linalg.vector_norm(u)
+        ratio = where(parameter > 0.0, where(update > 0.0, parameter / update, 1.0), 1.0)
+        size = 0.5 * slots.size + ratio
+        return p - c.lr * size * u, {"m": m, "size": size}
+
+
+class Factored(portopt.Optimizer):
+    """Means of rows and columns, a mean of the former, a mean of the result, then the update; of vectors, none of it."""
+
+    slots = (slot("row", drop=-1), slot("column", drop="second"), "v")
+
+    def second(self, p: Any) -> tuple[int, ...]:
+        return (p.ndim - 2,)
+
+    def slots_for(self, p: Any) -> tuple[str, ...]:
+        return ("row", "column") if p.ndim > 1 else ("v",)
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        squares = g * g + 1e-30
+        if p.ndim < 2:
+            v = 0.9 * slots.v + squares
+            return p - c.lr * g / xp.sqrt(v), {"v": v}
+        row = 0.9 * slots.row + 0.1 * xp.mean(squares, axis=-1, keepdims=True)
+        column = 0.9 * slots.column + 0.1 * xp.sum(squares, axis=-2, keepdims=True)
+        u = g / xp.sqrt(row / xp.mean(row, axis=-2, keepdims=True) * column)
+        size = sqrt(xp.mean(u * u))
+        return p - (c.lr * where(size > 1.0, 1.0 / size, 1.0)) * u, {"row": row, "column": column}
+
+
+class Extreme(portopt.Optimizer):
+    """Extremes, counts and truths, whole and along axes, the outer and the inner ones."""
+
+    slots = ("m", slot("k", keep=0), slot("e", shape=()))
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        largest = xp.max(xp.abs(g), axis=0, keepdims=True)
+        scale = where(xp.any(p < -2.0), 0.5, 2.0) * where(xp.all(p < 5.0), 1.0, 3.0)
+        scale = scale + 0.01 * xp.count_nonzero(g > 0.1) + xp.min(g)
+        positive = xp.count_nonzero(g > 0.0, axis=tuple(range(1, p.ndim)), keepdims=True)
+        k = xp.maximum(slots.k, positive)
+        every = xp.all(g < 3.0, axis=0, keepdims=True)
+        m = slots.m + xp.where(every, g, -g) / (largest + 0.1)
+        m = xp.where(xp.any(g > 1.0, axis=-1, keepdims=True), m, -m)
+        return p - c.lr * scale * m * k, {"m": m, "k": k, "e": slots.e + scale + xp.sum(p) + xp.max(p)}
+
+
+class Normed(portopt.Optimizer):
+    """Norms of rows and of columns."""
+
+    slots = ()
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        row = xp.linalg.vector_norm(g, axis=-1, keepdims=True)
+        return p - c.lr * g / (row + xp.linalg.vector_norm(p, axis=0, keepdims=True)), {}
+
+
+SHAPES: dict[type[portopt.Optimizer], tuple[tuple[int, ...], ...]] = {
+    Scaled: ((37, 53), (600,), (), (1,), (0, 3), (7, 3, 5)),
+    Factored: ((37, 53), (600,), (3, 700), (1, 1), (0, 3), (3, 0), (5, 2, 7), (9, 3)),
+    Extreme: ((37, 53), (3, 700), (1, 1), (5, 2, 7), (600, 3)),
+    Normed: ((37, 53), (3, 700), (1, 1), (5, 2, 7)),
+}
+RULES = (Scaled, Factored, Extreme)
+
+
+@pytest.fixture(autouse=True)
+def _restore_threads() -> Iterator[None]:
+    yield
+    portopt.set_num_threads(None)
+
+
+def tree(rule: type[portopt.Optimizer], dtype: str, seed: int, special: float | None = None) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for shape in SHAPES[rule]:
+        a = rng.standard_normal(shape) * np.exp(4.0 * rng.standard_normal(shape)) * 10.0 ** rng.integers(-6, 4)
+        if special is not None and a.size > 1:
+            a.flat[rng.integers(a.size)] = special
+        with np.errstate(over="ignore"):
+            arrays[str(shape)] = np.asarray(a, dtype)
+    return arrays
+
+
+def same(a: Any, b: Any, what: str) -> None:
+    for name, value in a.items():
+        if value is not None:
+            assert_same_bits(np.asarray(value), np.asarray(b[name]), f"{what} {name}")
+
+
+class Twin:
+    """Steps in place by kernels, and as many by the interpreter."""
+
+    def __init__(self, rule: portopt.Optimizer, params: Any, convert: Callable[[Any], Any] = np.copy) -> None:
+        self.rule, self.convert = rule, convert
+        self.params = {name: convert(p) for name, p in params.items()}
+        self.expected = {name: np.copy(p) for name, p in params.items()}
+        self.state, self.expected_state = rule.init(self.params), rule.init(self.expected)
+
+    def step(self, grads: Any) -> None:
+        own = {name: self.convert(g) for name, g in grads.items()}
+        with np.errstate(all="ignore"):
+            with portopt.interpreted():
+                self.expected, self.expected_state = self.rule.apply(self.expected, grads, self.expected_state)
+            self.state = self.rule.apply_(self.params, own, self.state)
+
+    def compare(self) -> None:
+        same(self.expected, self.params, "parameter")
+        for name, arrays in self.expected_state.slots.items():
+            same(arrays, self.state.slots[name], name)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("special", [None, np.nan, np.inf, -np.inf])
+def test_kernels_have_the_bits_of_the_interpreter(rule: type[portopt.Optimizer], special: float | None) -> None:
+    twin = Twin(rule(0.01), tree(rule, "float32", 1))
+    for step in range(3):
+        twin.step(tree(rule, "float32", 10 + step, special))
+        twin.compare()
+
+
+def test_in_other_dtypes_too() -> None:
+    for dtype in ("float64", "float16"):
+        twin = Twin(Scaled(0.01), tree(Scaled, dtype, 1))
+        twin.step(tree(Scaled, dtype, 2))
+        twin.compare()
+    huge = {"a": np.array([1e300, 1e-320, -1e160, 1.0]), "b": np.array([1e-300, 1e-290]), "c": np.array([1e308] * 3)}
+    twin = Twin(Scaled(0.01), huge)
+    twin.step({name: a[::-1].copy() for name, a in huge.items()})
+    twin.compare()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_norms_along_axes(dtype: str) -> None:
+    twin = Twin(Normed(0.01), tree(Normed, dtype, 1))
+    twin.step(tree(Normed, dtype, 2))
+    twin.compare()
+    if dtype == "float64":
+        columns = np.array([[1e300, 1e-300, 1.0, 0.0], [1e200, 1e-310, 1e-200, 0.0], [1e308, 1e-290, 1e160, 0.0]])
+        twin = Twin(Normed(0.01), {"a": columns})
+        twin.step({"a": columns[::-1, ::-1].copy()})
+        twin.compare()
+
+
+def test_a_step_that_is_not_in_place_leaves_its_inputs() -> None:
+    rule = Factored(0.01)
+    params, grads = tree(Factored, "float32", 1), tree(Factored, "float32", 2)
+    before = {name: p.copy() for name, p in params.items()}
+    state = rule.init(params)
+    new, new_state = rule.apply(params, grads, state)
+    with portopt.interpreted():
+        expected, expected_state = rule.apply(params, grads, state)
+    same(before, params, "given")
+    same(expected, new, "parameter")
+    for name in rule.slots:
+        same(expected_state.slots[name], new_state.slots[name], name)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_threads_change_no_bit(rule: type[portopt.Optimizer], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "ELEMENTS_PER_THREAD", 64)
+    portopt.set_num_threads(count)
+    twin = Twin(rule(0.01), tree(rule, "float32", 1))
+    for step in range(4):
+        twin.step(tree(rule, "float32", 10 + step))
+        twin.compare()
+    assert len(twin.rule._cache.plans) == 1
+
+
+def test_tensors_are_stepped_like_arrays() -> None:
+    twin = Twin(Factored(0.01), tree(Factored, "float32", 1), lambda a: torch.from_numpy(np.copy(a)))
+    for step in range(4):
+        twin.step(tree(Factored, "float32", 10 + step))
+        twin.compare()
+
+
+def test_a_plan_sees_a_slot_that_a_parameter_does_not_have() -> None:
+    twin = Twin(Factored(0.01), tree(Factored, "float32", 1))
+    for step in range(3):
+        twin.step(tree(Factored, "float32", step))
+    slots = {name: dict(arrays) for name, arrays in twin.state.slots.items()}
+    slots["v"]["(37, 53)"] = np.zeros((37, 53), np.float32)
+    state = portopt.OptimizerState(twin.state.step, slots)
+    with pytest.raises((TypeError, ValueError), match="v"):
+        twin.rule.apply_(twin.params, tree(Factored, "float32", 9), state)
+
+
+def test_no_memory_of_a_parameter_is_needed() -> None:
+    size = 1 << 22
+    rule, params = Scaled(0.01), {"w": np.ones(size, np.float32)}
+    grads, state = {"w": np.ones(size, np.float32)}, rule.init(params)
+    state = rule.apply_(params, grads, state)
+    tracemalloc.start()
+    rule.apply_(params, grads, state)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < size
+
+
+def test_loops_over_all_elements_are_no_more_than_needed() -> None:
+    for rule, loops in ((Scaled, 2), (Factored, 3), (Extreme, 2)):
+        stages = stages_of(rule(0.1).program(shape=(3, 4)))
+        assert len(stages.loops) == loops
+        assert all(loop.reductions for loop in stages.loops[:-1])
+    factored = stages_of(Factored(0.1).program(shape=(5, 3, 4)))
+    assert factored.axes == ((0,), (1,), (2,))
+    parts = [part for between in factored.between for part in between.parts if isinstance(part, Loop)]
+    assert {part.space for part in parts} == {(0, 1), (0, 2), (0,)}
+
+
+class Product(portopt.Optimizer):
+    """A product of matrices, which no loop over elements is; of vectors, a sum."""
+
+    slots = ()
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return p - c.lr * (g @ (g.mT @ g) if p.ndim > 1 else xp.sum(g) * g), {}
+
+
+@pytest.mark.parametrize("convert", [np.copy, lambda a: torch.from_numpy(np.copy(a))])
+def test_a_step_may_run_partly_in_kernels(convert: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    in_kernel = []
+    update = kernel.update
+    monkeypatch.setattr(kernel, "update", lambda jobs, *more: (in_kernel.extend(jobs), update(jobs, *more)))
+    params, grads = ({"a": np.ones((3, 4), "f4"), "b": np.full(5, n, "f4"), "c": np.eye(3, dtype="f4")} for n in (1, 2))
+    twin = Twin(Product(0.01), params, convert)
+    for _ in range(2):
+        twin.step(grads)
+        twin.compare()
+    new, _ = twin.rule.apply(twin.params, {n: convert(g) for n, g in grads.items()}, twin.state)
+    twin.step(grads)
+    twin.compare()
+    same(new, twin.params, "parameter")
+    assert [len(job.inputs) for job in in_kernel if job.program.name == "Product"] == [1] * 4
+
+
+def test_products_are_no_loops() -> None:
+    program = Product(0.1).program(shape=(3, 4))
+    assert not can_cut(program)
+    assert not kernel.can_run(program)
+    assert compiler.available()
