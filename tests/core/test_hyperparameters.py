@@ -554,8 +554,10 @@ def test_known_value_out_of_range_is_refused_inside_jit() -> None:
 
 def values_within(rule: type[portopt.Optimizer], candidates: Sequence[float]) -> dict[str, float]:
     """Return the first of some numbers that is in the range of a hyperparameter, for those of a rule that go together."""
-    fields = rule.hyperparameters()
-    values = {n: next(x for x in candidates if x in (fields[n].range or ())) for n in rule.numeric_hyperparameters()}
+    values = {
+        n: next(x for x in candidates if x in (rule.hyperparameter_named(n).range or ()))
+        for n in rule.numeric_hyperparameters()
+    }
     return together(rule, None, values)
 
 
@@ -580,7 +582,8 @@ def test_hyperparameters_are_inputs_of_the_program(rule: type[portopt.Optimizer]
     one, other = (rule(**given).program(shape=(3, 4)) for given in (values, moved(values, 0.5)))
     assert one == other
     for name, value in values.items():
-        assert name in rule(**{name: value}).program(shape=(3, 4)).scalar_inputs
+        program = rule(**{name: value}).program(dict.fromkeys(rule.inputs, True), shape=(3, 4))
+        assert name in program.scalar_inputs
 
 
 @pytest.mark.parametrize("rule", portopt.RULES)
