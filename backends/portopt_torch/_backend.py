@@ -4,7 +4,8 @@ import contextlib
 import functools
 import importlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,11 @@ from portopt.program import Program, products
 from portopt.program.interpreter import StepScalars, interpret
 from portopt.program.primitives import Primitives
 from portopt.program.reductions import Reductions
+
+COMBINE: ContextVar[Callable[[str, Sequence[Any], Sequence[Any]], Any] | None] = ContextVar(
+    "portopt_torch_combine", default=None
+)
+"""What makes a total of parts, given its name and the arrays that they are of, where other processes have more of them."""
 
 
 class TorchBackend(ArrayAPIBackend):
@@ -173,8 +179,14 @@ class TorchBackend(ArrayAPIBackend):
             return super().copied(array.detach().resolve_neg(), dtype)
 
     def total(self, name: str, works: Sequence[Work]) -> Any:
-        self.refuse_capture(arrays["p"] for work in works for arrays in work.parameters)
-        return super().total(name, self._detached(works))
+        parameters = [arrays["p"] for work in works for arrays in work.parameters]
+        self.refuse_capture(parameters)
+        combine = COMBINE.get()
+        # What lacks an axis is the same in the processes that share it.
+        if combine is None or any(work.program.ops[work.program.array_outputs["x"]].dims is not None for work in works):
+            return super().total(name, self._detached(works))
+        here = self.parts_of_total(name, self._detached(works), self.reductions_here)
+        return combine(name.removeprefix("total_"), parameters, here)
 
     def _detached(self, works: Sequence[Work]) -> list[Work]:
         # The imaginary part of a conjugate is a view that torch negates when it is read.
@@ -200,7 +212,7 @@ class TorchBackend(ArrayAPIBackend):
         results: list[dict[str, Any]] | None = None
         if isinstance(scalars, StepScalars) and not is_interpreted():
             on_host = compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in parameters)
-            if on_host and all(kernel.can_run(work.program) for work in works):
+            if on_host and any(kernel.can_run(work.program) for work in works):
                 results = self._update_on_host(all_detached, in_place=in_place)
             elif (
                 len(works) == 1
@@ -269,23 +281,35 @@ class TorchBackend(ArrayAPIBackend):
 
     def _update_on_host(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         """Run the fused kernels on the tensors' own memory."""
-        jobs, results, then = [], [], []
+        others = [work for work in works if not kernel.can_run(work.program)]
+        interpreted = iter(super().update(others, in_place=False) if others else ())
+        jobs: list[kernel.Job] = []
+        results: list[dict[str, Any]] = []
+        written: list[Any] = []
+        copies: list[Callable[[], object]] = []
         for program, scalars, parameters in works:
-            names = tuple(program.array_outputs)
-            dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-            inputs = [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
-            new = None
-            if in_place:
-                outputs = [{name: arrays[name] for name in names} for arrays in parameters]
+            old = [{name: arrays[name] for name in program.array_outputs} for arrays in parameters]
+            if kernel.can_run(program):
+                dtypes = [leaf.dtypes for leaf in described(self, parameters)]
+                inputs = [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
+                new = old
+                if in_place:
+                    written += [tensor for tensors in old for tensor in tensors.values()]
+                else:
+                    new = [{n: self._empty(t.shape, t.dtype, "cpu") for n, t in tensors.items()} for tensors in old]
+                outputs = None if in_place else [{n: _new_bits(t) for n, t in tensors.items()} for tensors in new]
+                jobs.append(kernel.Job(program, scalars, dtypes, inputs, outputs))  # type: ignore[arg-type]  # a step's scalars
             else:
-                outputs = [{n: self._empty(a[n].shape, a[n].dtype, "cpu") for n in names} for a in parameters]
-                new = [{n: _new_bits(tensor) for n, tensor in o.items()} for o in outputs]
-            results += outputs
-            jobs.append(kernel.Job(program, scalars, dtypes, inputs, new))  # type: ignore[arg-type]  # a step's scalars
-        if in_place:
-            written = [tensor for outputs in results for tensor in outputs.values()]
-            then = [functools.partial(_increment_version(), written)]
-        kernel.update(jobs, then)
+                new = [next(interpreted) for _ in parameters]
+                if in_place:
+                    for targets, values in zip(old, new, strict=True):
+                        copies += [
+                            functools.partial(self._torch.Tensor.copy_, targets[n], v) for n, v in values.items()
+                        ]
+            results += old if in_place else new
+        if written:
+            copies.append(functools.partial(_increment_version(), written))
+        kernel.update(jobs, copies)
         return results
 
     def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> Any:
@@ -304,6 +328,12 @@ class TorchBackend(ArrayAPIBackend):
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         self.refuse_capture(gradients)
         detached = [g.detach().resolve_neg() for g in gradients]
+        combine = COMBINE.get()
+        if combine is not None:
+            with self.quiet():
+                loaded = [self.primitives(COMPUTE_DTYPE[self.dtype_name(g)]).load(g) for g in detached]
+                parts = [self.reductions("float64").partial("norm", g) for g in loaded]
+            return combine("norm", gradients, parts)
         compute = super().gradient_norm
         if not is_interpreted() and all(map(self._runs_triton, detached)):
             on_device = launch.gradient_norm(self._triton.LIBRARY, detached, lambda: compute(detached))

@@ -89,6 +89,12 @@ class Batch:
             self._leaves = list(map(_current_part, self._parameters, self._leaves))
         return gradients
 
+    def local_arrays(self, gradients: Sequence[Any]) -> list[tuple[Any, Any]]:
+        """Return what a step reads in this process, each array with the parameter that it is a part of, or of the shape of."""
+        columns = (self._leaves, gradients, *self._slots.values())
+        pairs = (pair for column in columns for pair in zip(self._parameters, column, strict=True))
+        return [(parameter, array) for parameter, array in pairs if array is not None]
+
     def part(self, gradients: Sequence[Any], overrides: Mapping[str, Any]) -> Part:
         """Return the batch's step as a part of that of the whole optimizer."""
         return self._rule.part_of_step(self._leaves, gradients, self._state(), overrides)

@@ -32,6 +32,8 @@ RULES: dict[str, Callable[[], portopt.Optimizer]] = {
     "adam_clipped": lambda: portopt.Adam(learning_rate=0.05, clipnorm=0.05),
     "nadam": lambda: portopt.Nadam(learning_rate=0.05),
     "noisy_sgd": lambda: portopt.NoisySGD(learning_rate=0.05, seed=4),
+    "dog": lambda: portopt.DoG(),
+    "prodigy": lambda: portopt.Prodigy(),
     "sgd_clipped": lambda: portopt.SGD(learning_rate=0.05, momentum=0.9, nesterov=True, clipnorm=0.01, clipvalue=0.002),
 }
 

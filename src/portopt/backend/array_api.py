@@ -184,21 +184,32 @@ class ArrayAPIBackend:
 
     def reductions_of(self, leaf: Leaf) -> Reductions:
         """Return the reductions of a parameter's arrays."""
-        return self.reductions(COMPUTE_DTYPE[leaf.dtypes["p"]])
+        return self.reductions_here(leaf)
 
     def arithmetic_of(self, value: Any) -> Arithmetic:
         """Return the arithmetic for scalars that are computed from one."""
         return self.arithmetic([value])
 
     def total(self, name: str, works: Sequence[Work]) -> Any:
-        operation = name.removeprefix("total_")
+        with self.quiet():
+            parts = self.parts_of_total(name, works, self.reductions_of)
+            return self.reductions("float64").combine(name.removeprefix("total_"), parts)
+
+    def parts_of_total(
+        self, name: str, works: Sequence[Work], reductions_of: Callable[[Leaf], Reductions]
+    ) -> list[Any]:
+        """Return what each parameter adds to a total, as `Reductions.partial` does."""
         with self.quiet():
             parts = []
-            for work in works:
-                for leaf, outputs in self._interpreted(work):
-                    reductions = self.reductions_of(leaf).of(work.program.ops[work.program.array_outputs["x"]].dims)
-                    parts.append(reductions.partial(operation, outputs["x"]))
-            return self.reductions("float64").combine(operation, parts)
+            for program, scalars, parameters in works:
+                dims = program.ops[program.array_outputs["x"]].dims
+                for leaf, outputs in self._interpreted(Work(program, scalars, parameters)):
+                    parts.append(reductions_of(leaf).of(dims).partial(name.removeprefix("total_"), outputs["x"]))
+            return parts
+
+    def reductions_here(self, leaf: Leaf) -> Reductions:
+        """Return the reductions of a parameter's arrays over the elements at hand."""
+        return self.reductions(COMPUTE_DTYPE[leaf.dtypes["p"]])
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         results = []
