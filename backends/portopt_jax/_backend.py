@@ -143,7 +143,8 @@ class JaxBackend:
         compute = COMPUTE_DTYPE[str(array.dtype)]
         with self._jax.enable_x64(compute == "float64" or self._jax.config.jax_enable_x64):
             loaded = self.primitives(compute).load(array)
-            return loaded if str(loaded.dtype) == dtype else self._scalars.narrowed(loaded, dtype)
+            # An array of its own: parameters and state may be donated together.
+            return loaded.copy() if str(loaded.dtype) == dtype else self._scalars.narrowed(loaded, dtype)
 
     def to_numpy(self, array: Any) -> Any:
         self._refuse_abstract([array])
@@ -241,7 +242,9 @@ class JaxBackend:
         with self._jax.enable_x64(True):
             loaded = [self.primitives(COMPUTE_DTYPE[str(g.dtype)]).load(g) for g in gradients]
             wide = self.primitives("float64")
-            return self._reductions_of(wide, wide, self._scalars.JaxArithmetic).total("norm", *loaded)
+            # Its derivative is asked for outside of this context.
+            x64 = functools.partial(self._jax.enable_x64, True)
+            return self._reductions_of(wide, wide, self._scalars.JaxArithmetic, x64).total("norm", *loaded)
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         if in_place:

@@ -11,7 +11,7 @@ from typing import Any
 from portopt.imports import imported
 from portopt.interchange.frameworks import NativeFramework, given_too
 from portopt_jax._backend import backend
-from portopt_jax._native import JaxArrays, OptaxNative, name_of
+from portopt_jax._native import JaxArrays, OptaxNative, name_of, named
 from portopt_jax._translation import VOCABULARY, OptaxTranslator
 
 
@@ -52,7 +52,7 @@ class OptaxFramework(NativeFramework):
         return OptaxNative(made, thing, dict(arguments))
 
     def from_config(self, config: Mapping[str, Any]) -> OptaxNative:
-        factory = getattr(importlib.import_module("optax"), config["optimizer"], None)
+        factory = named(config["optimizer"])
         if not self.owns(factory):
             raise ValueError(f"optax has no function {config['optimizer']!r}")
         return self.adopt(factory, dict(config["arguments"]))

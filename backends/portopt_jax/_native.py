@@ -80,7 +80,7 @@ class OptaxNative(Native):
         unfit = [
             name for name, value in self.arguments.items() if not isinstance(value, bool | int | float | str | None)
         ]
-        if unfit or getattr(importlib.import_module("optax"), name_of(self.factory), None) != self.factory:
+        if unfit or named(name_of(self.factory)) != self.factory:
             what = f"the argument {unfit[0]} of {self.describe()}" if unfit else self.describe()
             raise ValueError(f"{what} cannot be written into a config, which holds numbers, strings and None only")
         return {"optimizer": name_of(self.factory), "arguments": dict(self.arguments)}
@@ -150,8 +150,18 @@ class OptaxNative(Native):
 
 
 def name_of(factory: Any) -> str:
-    """Return how optax calls a function; some are partial applications, which have no name of their own."""
-    named = vars(importlib.import_module("optax"))
-    return next(
-        (name for name, value in named.items() if value is factory), getattr(factory, "__name__", repr(factory))
-    )
+    """Return how optax calls a function, such as `adam` or `contrib.prodigy`; some are partial applications, without a name."""
+    optax = importlib.import_module("optax")
+    for module, prefix in ((optax, ""), (optax.contrib, "contrib.")):
+        for name, value in vars(module).items():
+            if value is factory:
+                return f"{prefix}{name}"
+    return getattr(factory, "__name__", repr(factory))
+
+
+def named(name: str) -> Any:
+    """Return what has a name in optax; None if nothing has."""
+    found: Any = importlib.import_module("optax")
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found

@@ -34,14 +34,14 @@ class OptaxTranslator(Translator):
 
     def defaults(self, correspondence: Correspondence) -> Mapping[str, Any]:
         function = self.vocabulary.find(correspondence.name)
-        return {name: p.default for name, p in inspect.signature(function).parameters.items()}
+        return _flat({name: p.default for name, p in inspect.signature(function).parameters.items()})
 
     def arguments(self, native: OptaxNative) -> tuple[str, Mapping[str, Any]]:
         if native.factory is None:
             raise _opaque()
         bound = inspect.signature(native.factory).bind(**native.arguments)
         bound.apply_defaults()
-        return name_of(native.factory), bound.arguments
+        return name_of(native.factory), _flat(bound.arguments)
 
     def own_state(self, native: Any, state: Any, params: Any) -> OptimizerState:
         if not isinstance(state, tuple):
@@ -75,6 +75,14 @@ class OptaxTranslator(Translator):
             else:
                 started[name] = first if value is None else jnp.asarray(value, first.dtype)
         return native.transformation, native.state_of(params, started)
+
+
+def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with those apart that are several in one, as `betas` of `optax.contrib` is."""
+    flat: dict[str, Any] = {}
+    for name, value in arguments.items():
+        flat |= {f"{name}.{i}": part for i, part in enumerate(value)} if isinstance(value, tuple) else {name: value}
+    return flat
 
 
 def _fields(state: Any) -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,7 @@ from portopt.backend import find_backend
 from portopt.interrupts import deferred
 from portopt.schedules import is_schedule
 from portopt.slot import slot_shape, slot_start, slots_of_shape
-from portopt.step import Part, first_number, totals_of
+from portopt.step import first_number, totals_of
 from portopt_keras._learning_rate import ScheduleOfSteps, nearest, on_keras_backend, scalar_of
 from portopt_keras._options import check_options
 from portopt_keras._weight_decay import Exclusions, has_weight_decay, without_weight_decay
@@ -179,8 +179,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         others = [i for i in range(len(params)) if i not in excluded]
         divided = [(of, indices) for of, indices in ((rule, others), (self._undecayed, excluded)) if indices]
         parts = [
-            Part(
-                of,
+            of.part_of_step(
                 [params[i] for i in indices],
                 [gradients[i] for i in indices],
                 state._replace(slots=_slots_of(rule, state.slots, indices)),

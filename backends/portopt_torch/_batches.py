@@ -91,7 +91,7 @@ class Batch:
 
     def part(self, gradients: Sequence[Any], overrides: Mapping[str, Any]) -> Part:
         """Return the batch's step as a part of that of the whole optimizer."""
-        return Part(self._rule, self._leaves, gradients, self._state(), overrides)
+        return self._rule.part_of_step(self._leaves, gradients, self._state(), overrides)
 
     def check(self, gradients: Sequence[Any], overrides: Mapping[str, Any], totals: Totals) -> None:
         """Raise what a step would raise; change nothing."""

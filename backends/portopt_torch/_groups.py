@@ -32,9 +32,10 @@ class Resolved(NamedTuple):
 class GroupHyperparameters:
     """Reads the hyperparameters of one rule from parameter groups.
 
-    A group has `lr`, `betas` where the rule has `beta_1`, and the others under the names that torch has for them in the
-    dialect `torch`, otherwise under their own. Where the rule's learning rate is a schedule, `lr` is a factor on it, 1.0 at
-    first. Options, which change the program, are in a group only if they were given.
+    A group has `lr`, `betas` where the rule has `beta_1`, and what else is several in one there (`eps` of Adafactor); and the
+    others under the names that torch has for them in the dialect `torch`, otherwise under their own. Where the rule's learning
+    rate is a schedule, `lr` is a factor on it, 1.0 at first. Options, which change the program, are in a group only if they were
+    given.
     """
 
     def __init__(self, rule: Optimizer) -> None:
@@ -43,14 +44,15 @@ class GroupHyperparameters:
         others = {name: value for name in dir(type(rule)) if isinstance(value := getattr(type(rule), name), Alias)}
         here = {name: a for name, a in others.items() if a.dialect in (None, getattr(rule, "dialect", None))}
         betas = tuple(name for name in numeric if re.fullmatch(r"beta_\d+", name))
+        several = {n: a.targets for n, a in here.items() if len(a.targets) > 1 and set(a.targets) <= set(numeric)}
+        self._several = several if "betas" in several or not betas else {"betas": betas, **several}
         self._rule = rule
         self._owner = type(rule).__name__
         self._scheduled = is_schedule(rule.learning_rate)
-        self._held: dict[str, tuple[str, ...]] = {"lr": ("learning_rate",)}
-        if betas:
-            self._held["betas"] = betas
+        self._held: dict[str, tuple[str, ...]] = {"lr": ("learning_rate",), **self._several}
+        together = {name for names in self._several.values() for name in names}
         for name in numeric:
-            if name != "learning_rate" and name not in betas:
+            if name != "learning_rate" and name not in together:
                 held = next((n for n, a in here.items() if a.targets == (name,)), name)
                 self._held[held] = (name,)
         self._options = tuple(name for name in names if name not in numeric)
@@ -62,13 +64,13 @@ class GroupHyperparameters:
     def defaults(self) -> dict[str, Any]:
         """Return what a group has that gives no values of its own."""
         values = {held: tuple(getattr(self._rule, n) for n in names) for held, names in self._held.items()}
-        plain = {held: value if held == "betas" else value[0] for held, value in values.items()}
+        plain = {held: value if held in self._several else value[0] for held, value in values.items()}
         return {**plain, "lr": 1.0} if self._scheduled else plain
 
     def value(self, group: Mapping[str, Any], rule: Optimizer, name: str) -> Any:
         """Return the value that a group, whose rule is given, has for a hyperparameter of the rule."""
         held = self.held_name(name)
-        if held != "betas":
+        if held not in self._several:
             return group[held] if held in group else getattr(rule, name)
         return group[held][self._held[held].index(name)]
 
@@ -93,7 +95,7 @@ class GroupHyperparameters:
                     f"a parameter group was given {held} and {' and '.join(given)} at once, which are one thing; give only one"
                 )
             values = tuple(renamed.pop(name, getattr(self._rule, name)) for name in names)
-            renamed[held] = values if held == "betas" else values[0]
+            renamed[held] = values if held in self._several else values[0]
         self.check_names(renamed)
         self.rule_of(renamed)
         return renamed
@@ -187,12 +189,12 @@ class GroupHyperparameters:
         return overrides if not self._scheduled or rate == 1.0 else {**overrides, "learning_rate": ScaledSchedule(rate)}
 
     def _parts(self, held: str, value: Any) -> tuple[Any, ...]:
-        if held != "betas":
+        if held not in self._several:
             return (value,)
         names = self._held[held]
         if not isinstance(value, tuple) or len(value) != len(names):
             raise ValueError(
-                f"betas of a parameter group must be {len(names)} numbers, ({', '.join(names)}), but {value!r} was given"
+                f"{held} of a parameter group must be {len(names)} numbers, ({', '.join(names)}), but {value!r} was given"
             )
         return value
 

@@ -10,13 +10,14 @@ import torch
 from portopt import Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.interrupts import deferred
+from portopt.program.reductions import GRADIENT_NORM
 from portopt.step import totals_of
 from portopt_torch._backend import backend
 from portopt_torch._batches import Batch, Batches, Totals, is_usable, lacking, same, slots_of
 from portopt_torch._conversion import is_native, own_state_dict, to_torch
 from portopt_torch._groups import GroupHyperparameters
 from portopt_torch._saved_state import SealedState, checked_state
-from portopt_torch._sharded import is_sharded, like_parameter, local_part, placed_like
+from portopt_torch._sharded import gradient_norm, is_sharded, like_parameter, local_part, placed_like
 
 
 class TorchOptimizer(torch.optim.Optimizer):
@@ -111,11 +112,12 @@ class TorchOptimizer(torch.optim.Optimizer):
         states = list(self.state.values())
         if not same(states, self._known_states):
             self._batches.clear()
-        clips, work = False, []
+        clips, all_gradients, work = False, [], []
         for index, group in enumerate(self.param_groups):
             resolved = self._hyperparameters.resolved(index, group)
             clips = clips or resolved.overrides.get("clipnorm", resolved.rule.clipnorm) is not None
             parameters, gradients = self._moving(group)
+            all_gradients += gradients
             for batch in self._batches_of(index, resolved.rule, parameters):
                 overrides = self._hyperparameters.at_step(resolved, batch.finished)
                 work.append((batch, batch.gradients(gradients), overrides))
@@ -124,7 +126,9 @@ class TorchOptimizer(torch.optim.Optimizer):
             totals = None
             # What moves a scalar of the state is known beforehand, so that an interrupted step can be counted.
             if self.rule.totals or (clips and (len(work) > 1 or any(batch.is_sharded for batch, _, _ in work))):
-                totals = totals_of([batch.part(own, overrides) for batch, own, overrides in work])
+                known = {GRADIENT_NORM: gradient_norm(all_gradients)} if clips else {}
+                parts = [batch.part(own, overrides) for batch, own, overrides in work]
+                totals = totals_of(parts, known) if self.rule.totals else known
             # None must fail after another moved. The first checks itself before it moves, so it is the largest.
             work.sort(key=lambda entry: len(entry[1]), reverse=True)
             for batch, own, overrides in work[0 if self._is_unchecked else 1 :]:

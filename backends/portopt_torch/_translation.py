@@ -102,9 +102,11 @@ def _scalar(value: Any) -> Any:
 
 
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with the learning rate as a number and the betas apart."""
-    flat = {name: value.item() if hasattr(value, "item") else value for name, value in arguments.items()}
-    if "betas" in flat:
-        for i, beta in enumerate(flat.pop("betas")):
-            flat[f"betas.{i}"] = float(beta)
+    """Return arguments with the learning rate as a number, and those apart that are several in one, as the betas are."""
+    flat: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, tuple | list):
+            flat |= {f"{name}.{i}": None if part is None else float(part) for i, part in enumerate(value)}
+        else:
+            flat[name] = value.item() if hasattr(value, "item") else value
     return flat

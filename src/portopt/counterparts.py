@@ -28,6 +28,8 @@ class Counterpart:
         lacks: hyperparameters of the rule that are no arguments there; they must have their defaults.
         ignored: arguments that do not change what is computed.
         counts: whether its state has the number of steps.
+        translated: whether one can become the other. Otherwise it is compared only: its state is of another form, or one of its
+            arguments is none of the rule's.
         exact: whether it has the formula. One that has not is compared, but nothing is translated.
         near: hyperparameters of the rule in the framework's dialect that make it nearest to the rule's default dialect; with
             these it is compared with that.
@@ -56,6 +58,7 @@ class Counterpart:
     ignored: tuple[str, ...] = ()
     counts: bool = True
     exact: bool = True
+    translated: bool = True
     near: Mapping[str, Any] = field(default_factory=dict)
     epsilon: Epsilon = ""
     needs: Mapping[str, str] = field(default_factory=dict)
@@ -64,8 +67,3 @@ class Counterpart:
     def namespace(self) -> str:
         """The part of the name before its last dot, such as `"torch.optim"`."""
         return self.name.rpartition(".")[0]
-
-    @property
-    def short_name(self) -> str:
-        """The name in its namespace, such as `"AdamW"`."""
-        return self.name.rpartition(".")[2]

@@ -318,6 +318,12 @@ class Optimizer(DeclaredValue):
         """
         self._cache.places = places
 
+    def part_of_step(
+        self, params: object, grads: object, state: OptimizerState, hyperparameters: Mapping[str, Any]
+    ) -> step.Part:
+        """Return what `portopt.step.totals_of` needs to know of a step of which this one is a part. For adapters."""
+        return step.Part(self, self._cache, params, grads, state, hyperparameters)
+
     def step_scalars(
         self,
         backend: Backend,
@@ -394,7 +400,12 @@ class Optimizer(DeclaredValue):
         return cache[active]
 
     def _trace(self, active: frozenset[str], facts: Facts) -> Program:
-        return shared(trace(self, active, facts, self._slot_dims))
+        rule = self
+        if given_as_off := [n for n in self._fields.numeric if n not in active and self._is_on(n)]:
+            rule = copy.copy(self)
+            for name in given_as_off:
+                object.__setattr__(rule, name, self._fields[name].off)
+        return shared(trace(rule, active, facts, self._slot_dims))
 
     def _slot_dims(self, p: Facts) -> dict[str, tuple[Dim, ...] | None]:
         return {str(name): slot_dims(self, name, p) for name in checked_slots(self, self.slots_for(p))}

@@ -38,7 +38,9 @@ def each_setting(
     dialect: str, exclude: Callable[[str, Any], bool] = lambda rule, arguments: False
 ) -> pytest.MarkDecorator:
     framework = get_framework(dialect)
-    translated = {rule for rule in RULES if framework.vocabulary.correspondences(RULES[rule])}
+    translated = {
+        rule for rule in RULES if any(c.translated for c in framework.vocabulary.correspondences(RULES[rule]))
+    }
     chosen = [s for s in settings(dialect) if s[0] in translated and not exclude(s[0], s[2])]
     return pytest.mark.parametrize(("rule", "number", "arguments"), chosen, ids=[f"{r}-{n}" for r, n, _ in chosen])
 
@@ -148,7 +150,12 @@ class TestOptax:
             params = optax.apply_updates(params, updates)
         return params, state
 
-    @each_setting("optax", lambda rule, arguments: bool(arguments.get("amsgrad") and arguments.get("weight_decay")))
+    @each_setting(
+        "optax",
+        lambda rule, arguments: (
+            rule in ("Prodigy", "DAdaptAdam") or bool(arguments.get("amsgrad") and arguments.get("weight_decay"))
+        ),
+    )
     def test_a_run_goes_on_in_the_other_library(self, rule: str, number: int, arguments: dict[str, Any]) -> None:
         opt = RULES[rule](dialect="optax", **arguments)
         params = arrays(tree(parameters()))
@@ -168,6 +175,34 @@ class TestOptax:
         assert_close(mine, params)
         assert_close(self.optax_steps(again, mine, back, END, END + 4)[0],
                      self.optax_steps(transformation, params, native, END, END + 4)[0])  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("opt", "factory", "arguments"),
+        [
+            (
+                portopt.Prodigy(dialect="optax", beta_1=0.5, d0=0.01, beta_3=0.75),
+                optax.contrib.prodigy,
+                {"betas": (0.5, 0.999), "estim_lr0": 0.01, "beta3": 0.75},
+            ),
+            (
+                portopt.DAdaptAdam(0.5, dialect="optax", beta_2=0.75, d0=0.01),
+                optax.contrib.dadapt_adamw,
+                {"learning_rate": 0.5, "betas": (0.9, 0.75), "estim_lr0": 0.01},
+            ),
+        ],
+        ids=["prodigy", "dadapt_adamw"],
+    )
+    def test_what_optax_has_in_contrib_goes_on_too(self, opt: Any, factory: Any, arguments: dict[str, Any]) -> None:
+        native = portopt.NativeOptimizer(factory, **arguments)
+        params = arrays(tree(parameters()))
+        transformation, state = portopt.to_native(opt, opt.init(params), "optax", params)
+        first = factory(**arguments).init(params)
+        assert [x.tolist() for x in jax.tree.leaves(state)] == [x.tolist() for x in jax.tree.leaves(first)]
+        params, state = self.optax_steps(transformation, params, state, BEGIN, MIDDLE)
+        ours, found = portopt.from_native(native, state, params=params)
+        assert ours == opt
+        mine, _ = steps(ours, params, found, arrays, MIDDLE, END)
+        assert_close(mine, self.optax_steps(transformation, params, state, MIDDLE, END)[0])
 
     def test_the_state_of_a_native_optimizer_is_translated_too(self) -> None:
         native, w = portopt.NativeOptimizer(optax.adam, learning_rate=0.5), np.ones(2)

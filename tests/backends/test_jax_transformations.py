@@ -13,6 +13,7 @@ import pytest
 from jax import lax
 from support.bits import assert_same_bits, ordinary, random_words
 from support.conditional_rule import Conditional, expected_slots
+from support.elementwise import ELEMENTWISE
 from support.jax_evaluation import each_x64
 from support.jax_trees import assert_same_trees
 from support.processes import run_python, started_python
@@ -22,7 +23,7 @@ import portopt_jax
 from portopt import OptimizerState
 from portopt_jax._kernel import without_kernels
 
-each_rule = pytest.mark.parametrize("rule", portopt.RULES)
+each_rule = pytest.mark.parametrize("rule", ELEMENTWISE)
 
 
 def tree(seed: int, make: Any = ordinary, dtype: str = "float32") -> dict[str, Any]:
@@ -125,7 +126,7 @@ def test_arrays_from_outside_may_meet_traced_ones(known: str) -> None:
     assert_same_trees(step(traced), optimizer.apply(**given))
 
 
-@pytest.mark.parametrize("rule", portopt.RULES)
+@pytest.mark.parametrize("rule", ELEMENTWISE)
 def test_everything_but_the_learning_rate_may_come_from_outside(rule: type[portopt.Optimizer]) -> None:
     """All arrays are constants of the compiled step then, and a compiler may rewrite arithmetic with what it knows."""
     optimizer = rule(clipnorm=1.0)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.bits import assert_same_bits, ordinary, random_words
+from support.elementwise import ELEMENTWISE
 from support.libraries import LIBRARIES
 from support.processes import run_python, started_python
 from support.small_library import Function, Wrapped, make_library, plain
@@ -48,12 +49,12 @@ def expected(optimizer: portopt.Optimizer | None = None, dtype: str = "float32")
 # Whose an array is
 
 
-@pytest.mark.parametrize("rule", portopt.RULES)
+@pytest.mark.parametrize("rule", ELEMENTWISE)
 def test_namespace_may_have_another_name_than_the_module_of_its_arrays(rule: type[portopt.Optimizer]) -> None:
     xp = make_library(fresh_name())
     new, state = step(xp, rule(0.5, clipnorm=1.0))
     assert type(new) is xp.Array
-    assert all(type(state.slots[slot]) is xp.Array for slot in rule(0.5).slots)
+    assert all(type(state.slots[slot]) is xp.Array for slot in rule(0.5).slots if slot in state.slots)
     assert_same_bits(new.data, expected(rule(0.5, clipnorm=1.0)))
     assert find_backend(new) is get_backend(xp.__name__)
 
@@ -156,9 +157,11 @@ def test_steps_of_a_real_library_have_the_bits_of_numpy(dtype: str, library: str
             host, host_state = optimizer.apply(host, grads, host_state)
         for i in range(2):
             assert_same_bits(backend.to_numpy(params[i]), host[i], f"{rule.__name__} params[{i}]")
-            for slot in optimizer.slots:
-                found = backend.to_numpy(state.slots[slot][i])
-                assert_same_bits(found, host_state.slots[slot][i], f"{rule.__name__} {slot}[{i}]")
+            for slot in host_state.slots.keys() - set(optimizer.scalar_slots):
+                expected_slot = host_state.slots[slot][i]
+                if expected_slot is not None:
+                    found = backend.to_numpy(state.slots[slot][i])
+                    assert_same_bits(found, expected_slot, f"{rule.__name__} {slot}[{i}]")
 
 
 @pytest.mark.parametrize("library", REAL)

@@ -15,6 +15,7 @@ from support.bits import Array, assert_same_bits, assert_same_float, ordinary, r
 from support.gpu_cases import (
     DTYPES,
     PAIRS,
+    EveryFunction,
     EveryOperation,
     assert_gap_is_zero,
     assert_gradient_need_not_be_read,
@@ -85,6 +86,11 @@ def test_kernel_has_the_bits_of_the_interpreter(rule: type[portopt.Optimizer], c
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_operation_on_all_pairs_of_special_words(dtype: str) -> None:
     compare_steps(to_torch, to_numpy, EveryOperation(0.1), [words_of(dtype, 0)], [[words_of(dtype, 1)]])
+
+
+def test_elementary_functions_have_the_bits_of_the_interpreter() -> None:
+    p, g = (words_of("float32", position)[::3] for position in (0, 1))
+    compare_steps(to_torch, to_numpy, EveryFunction(0.1), [p], [[g]])
 
 
 @pytest.mark.parametrize(("dtype", "gradient_dtype"), PAIRS)

@@ -25,6 +25,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import SingleDeviceSharding  # noqa: E402
+from support.elementwise import ELEMENTWISE  # noqa: E402
 
 import portopt  # noqa: E402
 from portopt_conformance import primitives, probes  # noqa: E402
@@ -97,7 +98,7 @@ def assert_only_rounded_once(ptx: str) -> Counter[str]:
 
 @pytest.mark.parametrize(("dtype", "kernels"), [*((dtype, True) for dtype in DTYPES), ("float32", False)])
 @pytest.mark.parametrize("clipped", [False, True])
-@pytest.mark.parametrize("rule", portopt.RULES)
+@pytest.mark.parametrize("rule", ELEMENTWISE)
 def test_two_steps_are_rounded_once_an_operation(
     rule: type[portopt.Optimizer], clipped: bool, dtype: str, kernels: bool, sharding: SingleDeviceSharding
 ) -> None:

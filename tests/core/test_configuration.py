@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import portopt
+from portopt.rules.settings import together
 from portopt.schedules import CosineDecay
 
 each_rule = pytest.mark.parametrize("rule", portopt.RULES)
@@ -58,11 +59,17 @@ def test_config_gives_an_equal_optimizer(rule: type[portopt.Optimizer]) -> None:
 @each_rule
 def test_config_holds_the_floats_that_were_given(rule: type[portopt.Optimizer]) -> None:
     """Not 0.10000000149011612, which Keras 2.3.1 reads back from float32."""
-    optimizer = rule(**dict.fromkeys(rule.numeric_hyperparameters(), 0.1))
-    config = optimizer.get_config()
-    for name in rule.numeric_hyperparameters():
+    fields = rule.hyperparameters()
+    given = {
+        name: next(x for x in (0.1, 1.1, -0.1) if x in (fields[name].range or ()))
+        for name in rule.numeric_hyperparameters()
+    }
+    given = together(rule, None, given)
+    assert given.keys() >= {"learning_rate", "clipnorm"}
+    config = rule(**given).get_config()
+    for name, value in given.items():
         assert type(config[name]) is float
-        assert repr(config[name]) == "0.1"
+        assert repr(config[name]) == repr(value)
 
 
 @each_rule

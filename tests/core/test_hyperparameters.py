@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 import pickle
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -19,6 +20,7 @@ from support.libraries import Library, each_library
 
 import portopt
 from portopt.hyperparameters import Alias, Range, listed
+from portopt.rules.settings import together
 
 each_rule = pytest.mark.parametrize("rule", portopt.RULES)
 
@@ -227,7 +229,8 @@ def test_values_that_are_no_numbers_are_refused(rule: type[portopt.Optimizer], n
 
 @each_numeric
 def test_none_is_refused_where_it_has_no_meaning(rule: type[portopt.Optimizer], name: str) -> None:
-    if name in ("epsilon", "clipnorm", "clipvalue"):
+    field = rule.hyperparameters()[name]
+    if field.off is None or field.none_means is not None:
         rule(**{name: None})
         return
     with pytest.raises(TypeError, match=f"{name} must be a Python number .* but None of type NoneType was given"):
@@ -418,11 +421,25 @@ def test_every_numeric_hyperparameter_can_be_given_for_one_step(rule: type[porto
     state = optimizer.init(p)
     for _ in range(2):
         p, state = optimizer.apply(p, g, state)
-    expected = optimizer.replace(**{name: 0.375}).apply(p, g, state)
-    actual = optimizer.apply(p, g, state, **{name: 0.375})
+    value = values_within(rule, (0.375, 1.375, -0.375)).get(name, 0.375)
+    if set(optimizer.replace(**{name: value}).init(p).slots) != set(state.slots):
+        return  # a feature that needs a slot cannot be switched on for a step
+    expected = optimizer.replace(**{name: value}).apply(p, g, state)
+    actual = optimizer.apply(p, g, state, **{name: value})
     assert_same_bits(actual[0], expected[0])
-    for slot in optimizer.slots:
-        assert_same_bits(actual[1].slots[slot], expected[1].slots[slot])
+    for slot, array in expected[1].slots.items():
+        assert_same_bits(actual[1].slots[slot], array)
+
+
+def test_a_feature_whose_value_for_off_is_none_can_be_switched_off_for_one_step() -> None:
+    p, g = ordinary((3, 4), "float64", 1), ordinary((3, 4), "float64", 2)
+    for bounded, free, given in (
+        (portopt.SM3(beta_2=0.5), portopt.SM3(), {"beta_2": None}),
+        (portopt.Adafactor(epsilon_1=0.5), portopt.Adafactor(), {"epsilon_1": None}),
+    ):
+        state = bounded.apply(p, g, bounded.init(p))[1]
+        assert_same_bits(bounded.apply(p, g, state, **given)[0], free.apply(p, g, state)[0])
+        assert np.any(bounded.apply(p, g, state)[0] != free.apply(p, g, state)[0])
 
 
 @each_library
@@ -530,6 +547,17 @@ def test_known_value_out_of_range_is_refused_inside_jit() -> None:
 # A new value compiles nothing
 
 
+def values_within(rule: type[portopt.Optimizer], candidates: Sequence[float]) -> dict[str, float]:
+    """Return the first of some numbers that is in the range of a hyperparameter, for those of a rule that go together."""
+    fields = rule.hyperparameters()
+    values = {n: next(x for x in candidates if x in (fields[n].range or ())) for n in rule.numeric_hyperparameters()}
+    return together(rule, None, values)
+
+
+def moved(values: Mapping[str, float], distance: float) -> dict[str, float]:
+    return {name: value + math.copysign(distance, value) for name, value in values.items()}
+
+
 def test_new_values_use_the_program_that_is_there() -> None:
     optimizer = portopt.Adam()
     program = optimizer.program()
@@ -543,17 +571,16 @@ def test_new_values_use_the_program_that_is_there() -> None:
 @pytest.mark.parametrize("rule", portopt.RULES)
 def test_hyperparameters_are_inputs_of_the_program(rule: type[portopt.Optimizer]) -> None:
     """Two optimizers that differ in values only run one program: no value is baked in."""
-    numbers = rule.numeric_hyperparameters()
-    one = rule(**dict.fromkeys(numbers, 0.25)).program(shape=(3, 4))
-    other = rule(**dict.fromkeys(numbers, 0.75)).program(shape=(3, 4))
+    values = values_within(rule, (0.25, 1.25, -0.25))
+    one, other = (rule(**given).program(shape=(3, 4)) for given in (values, moved(values, 0.5)))
     assert one == other
-    assert set(numbers) <= set(one.scalar_inputs)
+    for name, value in values.items():
+        assert name in rule(**{name: value}).program(shape=(3, 4)).scalar_inputs
 
 
 @pytest.mark.parametrize("rule", portopt.RULES)
 def test_new_values_compile_nothing_under_jit(rule: type[portopt.Optimizer]) -> None:
     optimizer = rule(clipnorm=1.0)
-    names = optimizer.numeric_hyperparameters()
     traces = 0
 
     @jax.jit
@@ -564,9 +591,10 @@ def test_new_values_compile_nothing_under_jit(rule: type[portopt.Optimizer]) -> 
 
     params, grads = jnp.ones(3), jnp.full(3, 0.5)
     state = optimizer.init(params)
-    results = [step(params, grads, state, dict.fromkeys(names, value))[0] for value in (0.25, 0.5, 0.75)]
+    given = [moved(values_within(rule, (0.25, 1.25, -0.25)), distance) for distance in (0.0, 0.25, 0.5)]
+    results = [step(params, grads, state, values)[0] for values in given]
     assert traces == 1
     assert step._cache_size() == 1  # type: ignore[attr-defined]  # jax.jit's function has it, its annotation has not
-    for result, value in zip(results, (0.25, 0.5, 0.75), strict=True):
-        expected = optimizer.apply(params, grads, state, **dict.fromkeys(names, value))[0]
+    for result, values in zip(results, given, strict=True):
+        expected = optimizer.apply(params, grads, state, **values)[0]
         assert_same_bits(np.asarray(result), np.asarray(expected))

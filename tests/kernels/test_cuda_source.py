@@ -18,6 +18,7 @@ from support.cuda_on_host import HostArray, HostDevice, HostStream, Kernel, comp
 from support.gpu_cases import (
     DTYPES,
     PAIRS,
+    EveryFunction,
     EveryOperation,
     assert_gap_is_zero,
     assert_gradient_need_not_be_read,
@@ -238,6 +239,16 @@ def test_kernel_on_the_host_has_the_bits_of_the_interpreter(
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_operation_on_all_pairs_of_special_words(dtype: str) -> None:
     compare_steps(on_device, np.asarray, EveryOperation(0.1), [words_of(dtype, 0)], [[words_of(dtype, 1)]])
+
+
+def test_ptx_of_elementary_functions_is_rounded_once_and_keeps_nothing_in_memory() -> None:
+    assert_only_rounded_once(ptx_of(source_of(EveryFunction(), "float32"), 90))
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_elementary_functions_have_the_bits_of_the_interpreter(dtype: str) -> None:
+    compare_steps(on_device, np.asarray, EveryFunction(0.1), [words_of(dtype, 0)], [[words_of(dtype, 1)]])
 
 
 @pytest.mark.usefixtures("backend")

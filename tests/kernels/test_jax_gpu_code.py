@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from support.bits import assert_same_bits, random_words, words
+from support.elementwise import ELEMENTWISE
 from support.gpu_cases import DTYPES, compare_steps, optimizer_of, words_and_gradients, words_of
 
 import portopt
@@ -37,7 +38,7 @@ def lowered(optimizer: portopt.Optimizer, dtype: str, *, steps: int = 1) -> str:
         return str(jax.jit(step).trace(p, p, state).lower(lowering_platforms=("cuda",)).as_text())
 
 
-@pytest.mark.parametrize("rule", portopt.RULES)
+@pytest.mark.parametrize("rule", ELEMENTWISE)
 def test_quotients_and_roots_of_float32_are_computed_in_float64(rule: type[portopt.Optimizer]) -> None:
     text = lowered(optimizer_of(rule, True), "float32")
     found = re.findall(r"stablehlo\.(?:divide|sqrt|rsqrt)\b.*", text)
@@ -106,7 +107,7 @@ def put(array: Any) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(d, marks=[pytest.mark.slow] * (d != "float32")) for d in DTYPES])
-@pytest.mark.parametrize("rule", portopt.RULES)
+@pytest.mark.parametrize("rule", ELEMENTWISE)
 def test_the_code_for_gpus_has_the_bits_of_the_interpreter(rule: type[portopt.Optimizer], dtype: str) -> None:
     optimizer: Any = _ForGpus(optimizer_of(rule, False))
     params, gradients = words_and_gradients(dtype, clipped=False)

@@ -15,6 +15,7 @@ import pytest
 from support.bits import assert_same_bits, ordinary, random_words
 from support.conditional_rule import Conditional, expected_slots
 from support.drawing import drawn_by
+from support.elementwise import ELEMENTWISE
 from support.libraries import LIBRARIES, RUNS, Library, Run, steps
 from support.processes import side_by_side
 
@@ -155,7 +156,7 @@ def test_program_tells_its_inputs() -> None:
     assert not portopt.Adam().program().uses_gradient_norm
 
 
-@pytest.mark.parametrize("kind", portopt.RULES)
+@pytest.mark.parametrize("kind", ELEMENTWISE)
 def test_program_holds_only_the_operations_of_the_contract(kind: type[portopt.Optimizer]) -> None:
     program = kind(clipnorm=1.0, clipvalue=1.0).program(shape=(3, 4))
     for i, op in enumerate(program.ops):
@@ -844,7 +845,9 @@ class StrictNamespace:
 
 
 @pytest.mark.parametrize(
-    "optimizer", [*(kind() for kind in portopt.RULES), portopt.Adam(amsgrad=True), Everything()], ids=repr
+    "optimizer",
+    [*(kind() for kind in (*ELEMENTWISE, portopt.NoisySGD)), portopt.Adam(amsgrad=True), Everything()],
+    ids=repr,
 )
 def test_update_runs_as_written_on_strict_arrays(optimizer: portopt.Optimizer) -> None:
     """Only the reciprocal of `array / scalar` and zero for subnormals tell the program from the code it was traced from."""

@@ -147,6 +147,25 @@ class EveryOperation(portopt.Optimizer):
         }
 
 
+class EveryFunction(portopt.Optimizer):
+    """Each elementary function of the parameter and the gradient."""
+
+    slots = ("exponential", "logarithm", "tangent", "root", "angle", "power", "power_of_all", "root_of_exponential")
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        exponential = xp.exp(p)
+        return p - c.lr * xp.tanh(g), {
+            "exponential": exponential,
+            "logarithm": xp.log(p),
+            "tangent": xp.tanh(p),
+            "root": xp.cbrt(p),
+            "angle": xp.atan2(p, g),
+            "power": xp.abs(p) ** 0.3,
+            "power_of_all": xp.abs(p) ** c.lr,
+            "root_of_exponential": xp.sqrt(exponential),
+        }
+
+
 def compare_gradients_of_another_dtype(
     to_device: Callable[[Any], Any], to_host: Callable[[Any], Array], dtype: str, gradient_dtype: str
 ) -> None:

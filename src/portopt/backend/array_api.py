@@ -100,8 +100,9 @@ class ArrayAPIBackend:
         return self.xp.full(shape, value, dtype=self.dtype(dtype), **self.on_device(like))
 
     def copied(self, array: Any, dtype: str) -> Any:
-        loaded = self.primitives(COMPUTE_DTYPE[self.dtype_name(array)]).load(array)
-        return self.stored(loaded, self.full(array, 0.0, dtype))
+        with self.quiet():
+            loaded = self.primitives(COMPUTE_DTYPE[self.dtype_name(array)]).load(array)
+            return self.stored(loaded, self.full(array, 0.0, dtype))
 
     def on_device(self, like: Any) -> dict[str, Any]:
         """Return the arguments that put a new array on the device of another; none, if its library knows no devices."""

@@ -40,10 +40,10 @@ class Vocabulary:
     translated: bool = True
 
     def find(self, name: str) -> Any:
-        """Return what has a name in the namespace."""
+        """Return what has a name in the namespace, such as `"adam"`, or in a part of it, `"contrib.prodigy"`."""
         first, *rest = self.namespace.split(".")
         found: Any = importlib.import_module(self.package or first)
-        for part in (*rest, name):
+        for part in (*rest, *name.split(".")):
             found = getattr(found, part)
         return found
 
@@ -58,7 +58,7 @@ class Vocabulary:
     def correspondences(self, rule: type[Optimizer]) -> list[Correspondence]:
         """Return what corresponds to a rule. A subclass computes something else, so it states its own counterparts."""
         stated: Iterable[Counterpart] = vars(rule).get("counterparts", ())
-        return [self._correspondence(rule, c) for c in stated if c.namespace == self.namespace]
+        return [self._correspondence(rule, c) for c in stated if c.name.startswith(f"{self.namespace}.")]
 
     def _correspondence(self, rule: type[Optimizer], counterpart: Counterpart) -> Correspondence:
         dialect = self.dialect if self.dialect in rule.dialects() else None
@@ -68,13 +68,16 @@ class Vocabulary:
         slots = {STEP: self.step, **counterpart.slots} if counterpart.counts else counterpart.slots
         return Correspondence(
             rule=rule,
-            name=counterpart.short_name,
+            name=counterpart.name.removeprefix(f"{self.namespace}."),
             hyperparameters=hyperparameters,
             slots={there.removeprefix("-"): f"-{ours}" if there[0] == "-" else ours for ours, there in slots.items()},
             fixed=counterpart.fixed,
             ignored=self.ignored.union(counterpart.ignored),
             dialect=dialect,
-            translated=self.translated and counterpart.exact and (dialect is not None or not rule.dialects()),
+            translated=self.translated
+            and counterpart.exact
+            and counterpart.translated
+            and (dialect is not None or not rule.dialects()),
             counterpart=counterpart,
         )
 

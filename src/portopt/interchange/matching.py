@@ -75,5 +75,11 @@ def given(opt: Optimizer) -> dict[str, Any]:
 
 
 def renamed(correspondence: Correspondence, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that the optimizer of the framework has for hyperparameters."""
-    return {there: values[ours] for there, ours in correspondence.hyperparameters.items() if ours in values}
+    """Return the arguments that the framework's optimizer has for hyperparameters; of several in one, all if one is given."""
+    names = correspondence.hyperparameters
+    given = {there.partition(".")[0] for there, ours in names.items() if ours in values}
+    return {
+        there: values.get(ours)
+        for there, ours in names.items()
+        if ours in values or ("." in there and there.partition(".")[0] in given)
+    }

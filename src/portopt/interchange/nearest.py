@@ -47,7 +47,7 @@ def _difference(correspondence: Correspondence, opt: Optimizer) -> str:
     differences = [f"it has no {name}" for name in on if name not in has]
     vocabularies = [f.translator.vocabulary for f in frameworks().values() if f.translator is not None]
     own = [c for v in vocabularies if v.dialect == dialect for c in v.correspondences(type(opt))]
-    here = next((c.counterpart.epsilon for c in own if c.translated and c.fits(given(opt))), "")
+    here = next((c.counterpart.epsilon for c in own if c.counterpart.exact and c.fits(given(opt))), "")
     if "" not in (here, there.epsilon) and here != there.epsilon:
         differences.append(f"it has epsilon {there.epsilon}, and portopt's {dialect} {here}")
     return "; ".join(differences)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.names import array_names, identifiers
 from portopt.kernels.norm_dependence import NormDependence
-from portopt.program import TOTALS, Kind, Op, Program
+from portopt.program import FUNCTIONS, TOTALS, Kind, Op, Program
+from portopt.program.expansion import function_program
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,23 @@ class Language:
     def converted(self, dtype: str, other: str, value: str) -> str:
         """Return a value of a dtype in another one."""
         return value if dtype == other else self.conversions[dtype, other].format(value)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of elements in the compute dtype.
+
+    Attributes:
+        name: of the function.
+        parameters: names of its arguments.
+        lines: statements.
+        result: the expression to return.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    lines: list[str]
+    result: str
 
 
 def functions_for_conversions() -> dict[tuple[str, str], str]:
@@ -141,6 +159,8 @@ class Writer:
             flush = self._flushed_loads is None or i in self._flushed_loads
             value = (element or self._language.element).format(self._arrays[name])
             return self._language.loaded(self.dtypes[name], self.real, value, flush=flush)
+        if op.name in FUNCTIONS:
+            return f"{self._function(op.name)}({', '.join(self.names[j] for j in op.args)})"
         table, name = self._language.arrays, op.name
         is_rounded = [self.program.ops[j].name == "round" for j in op.args]
         if name == "multiply" and "scale" in table and is_rounded[0]:
@@ -151,6 +171,30 @@ class Writer:
         if all(is_rounded):
             operands[0] = self._language.repeated.format(operands[0])
         return table[name].format(*operands, real=self.real)
+
+    # Functions of elements -----------------------------------------------------------------------------------------
+
+    def functions(self) -> list[Function]:
+        """Return the elementary functions that the program needs of array elements."""
+        used = {op.name for op in self.program.ops if not op.kind.is_scalar}
+        return [self._written(name) for name in FUNCTIONS if name in used]
+
+    def _function(self, name: str) -> str:
+        return f"{name}_of_{self.real}"
+
+    def _written(self, name: str) -> Function:
+        """Write a function as the scalar program that it is, in float64, rounded once."""
+        language, program = self._language, function_program(name)
+        writer = Writer(language, program, KernelKey((("p", self.real),), True, "where"))
+        parameters = tuple(f"element_{label}" for label in program.scalar_inputs)
+        lines = []
+        for i, op in enumerate(program.ops):
+            if op.name == "input":
+                lines.append(writer.assigned(i, language.converted(self.real, "float64", f"element_{op.label}")))
+            elif op.name != "constant":
+                lines.append(writer.scalar(i))
+        result = language.converted("float64", self.real, writer.operand(program.scalar_outputs["result"]))
+        return Function(self._function(name), parameters, lines, result)
 
     # Scalars -----------------------------------------------------------------------------------------------------
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+
 from portopt.arithmetic import elementary
 from portopt.arithmetic.host import HOST
 from portopt.program.builder import Builder, Node, rewritten
-from portopt.program.ir import FUNCTIONS, PRODUCTS, REDUCTIONS, Dim, Kind, Label, Op, Program
+from portopt.program.ir import FUNCTIONS, PRODUCTS, REDUCTIONS, Dim, Kind, Label, Op, Program, pruned
 
 
 class _FoldingBuilder(Builder):
@@ -35,6 +38,15 @@ def expand_elementary(program: Program) -> Program:
         return builder.record(op.name, op.kind, *args, label=op.label, dims=op.dims)
 
     return rewritten(program, builder, record)
+
+
+@functools.cache
+def function_program(name: str) -> Program:
+    """Return an elementary function as a program of scalars, with the inputs `x` and, if it has two, `y`, and `result`."""
+    function, builder = elementary.FUNCTIONS[name], _FoldingBuilder()
+    count = len(inspect.signature(function).parameters) - 1
+    inputs = [Node(builder.record("input", Kind.FLOAT, label=label)) for label in "xy"[:count]]
+    return pruned(name, builder.ops, {}, {"result": function(builder, *inputs).index})
 
 
 def loads_to_flush(program: Program) -> frozenset[int]:

@@ -319,7 +319,8 @@ def _is_elementwise(program: Program) -> bool:
         return False
     if not all(map(program.is_given_or_gradient_norm, program.totals.values())):
         return False
-    return all(op.dims is None and (op.kind.is_scalar or op.name in ARRAY_OPERATIONS) for op in program.ops)
+    of_elements = {*ARRAY_OPERATIONS, *FUNCTIONS}
+    return all(op.dims is None and (op.kind.is_scalar or op.name in of_elements) for op in program.ops)
 
 
 def _after_totals(program: Program) -> Program:

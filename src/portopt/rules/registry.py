@@ -19,6 +19,11 @@ from portopt.rules.fromage import Fromage as Fromage
 from portopt.rules.stableadamw import StableAdamW as StableAdamW
 from portopt.rules.adammini import AdamMini as AdamMini
 from portopt.rules.noisy_sgd import NoisySGD as NoisySGD
+from portopt.rules.adafactor import Adafactor as Adafactor
+from portopt.rules.sm3 import SM3 as SM3
+from portopt.rules.prodigy import Prodigy as Prodigy
+from portopt.rules.dadaptadam import DAdaptAdam as DAdaptAdam
+from portopt.rules.dog import DoG as DoG
 # isort: on
 
 RULES: tuple[type[_Optimizer], ...] = tuple(

@@ -225,7 +225,9 @@ class Optax:
 
             run = jax.jit(update, donate_argnums=(0, 2))
             parameters = inputs.arrays(backend, 0)
-            current = [parameters, transformation.init(parameters)]
+            # Some of optax's states hold the parameters themselves, which can be donated only once.
+            state = jax.tree.map(lambda array: array.copy(), transformation.init(parameters))
+            current = [parameters, state]
 
             def step() -> None:
                 current[:] = jax.block_until_ready(run(current[0], gradients, current[1]))

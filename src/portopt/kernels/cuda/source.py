@@ -58,6 +58,7 @@ def cuda_source(program: Program, key: KernelKey) -> str:
     ]
     if writer.program.uses_gradient_norm:
         parts += [source_file("norm.cuh"), _scalars_of_norm(writer, split)]
+    parts += _functions(writer)
     return "\n".join([*parts, _update(writer, split, in_place=key.in_place)])
 
 
@@ -78,6 +79,16 @@ def common_source(columns: int, rows: int) -> str:
 def source_file(name: str) -> str:
     """Return what is in a file of this package."""
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _functions(writer: Writer) -> list[str]:
+    real, parts = LANGUAGE.storage[writer.real], []
+    for function in writer.functions():
+        parameters = ", ".join(f"const {real} {name}" for name in function.parameters)
+        lines = [f"__device__ __noinline__ {real} {function.name}({parameters})", "{"]
+        lines += [*(f"    {line}" for line in function.lines), f"    return {function.result};", "}", ""]
+        parts.append("\n".join(lines))
+    return parts
 
 
 def _update(writer: Writer, split: NormDependence, *, in_place: bool) -> str:

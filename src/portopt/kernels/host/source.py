@@ -36,6 +36,7 @@ def kernel_source(program: Program, key: KernelKey) -> str:
         f'"""{program.name} on {writer.dtypes["p"]}, computed in {writer.real}; subnormals flushed by {key.flush}."""',
         "",
         "",
+        *functions_source(writer),
         f"def update_parameter({', '.join(['first', 'last', *map(writer.array, columns), *rounded])}):",
         '    """Update elements first to last of one parameter."""',
         "    for i in range(first, last):",
@@ -67,6 +68,16 @@ def kernel_source(program: Program, key: KernelKey) -> str:
     if not by_where:
         lines.append("    restore(control)")
     return "\n".join(lines) + "\n"
+
+
+def functions_source(writer: Writer) -> list[str]:
+    """Return the lines of the functions of elements that a program needs."""
+    lines = []
+    for function in writer.functions():
+        lines.append(f"def {function.name}({', '.join(function.parameters)}):")
+        lines += [f"    {line}" for line in function.lines]
+        lines += [f"    return {function.result}", "", ""]
+    return lines
 
 
 def step_scalars_source(writer: Writer) -> list[str]:

@@ -44,6 +44,9 @@ def triton_source(program: Program, key: KernelKey) -> str:
         "",
         IMPORTS,
     ]
+    for function in writer.functions():
+        head = f"def {function.name}({', '.join(function.parameters)}):"
+        parts += [*_kernel(head, [*function.lines, f"return {function.result}"]), "", ""]
     if writer.program.uses_gradient_norm:
         parts += [*_scalars_of_norm(writer, split), "", ""]
     return "\n".join([*parts, *_update(writer, split)]) + "\n"
