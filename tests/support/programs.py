@@ -1,0 +1,16 @@
+"""The programs that a rule has for parameters of several kinds."""
+
+from __future__ import annotations
+
+import portopt
+from portopt.program import Program
+
+
+def programs(optimizer: portopt.Optimizer) -> list[Program]:
+    """Return the program for a matrix and the one for a vector, which a rule may treat otherwise."""
+    return [optimizer.program(shape=shape) for shape in ((3, 4), (5,))]
+
+
+def operations(optimizer: portopt.Optimizer) -> int:
+    """Return how many operations they have together."""
+    return sum(len(program.ops) for program in programs(optimizer))
