@@ -33,10 +33,13 @@ def others_of(rule: portopt.Optimizer) -> dict[str, Any]:
     for name, default in rule.defaults(getattr(rule, "dialect", None)).items():
         if name == "dialect":
             continue
+        field = rule.hyperparameters(getattr(rule, "dialect", None))[name]
         if isinstance(default, bool):
             values[name] = not default
+        elif field.choices:
+            values[name] = next(choice for choice in field.choices if choice != default)
         else:
-            allowed = rule.hyperparameters(getattr(rule, "dialect", None))[name].range or ()
+            allowed = field.range or ()
             values[name] = next(x for x in (0.25, 0.5, 1.25, -0.25) if x in allowed and x != default)
     return values
 
