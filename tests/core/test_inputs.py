@@ -39,9 +39,9 @@ def after_steps(
     hessian = {n: None if n == leave_out else array(np.abs(a)) for n, a in tree(3).items()}
     state, apply = optimizer.init(params), (jit or (lambda f: f))(optimizer.apply)
     for i in range(5):
-        given = {"hessian": hessian} if i % 3 == 0 else {}
+        given: dict[str, Any] = {"hessian": hessian} if i % 3 == 0 else {}
         if in_place:
-            state = optimizer.apply_(params, grads, state, **given)  # type: ignore[arg-type]  # a tree
+            state = optimizer.apply_(params, grads, state, **given)
         else:
             params, state = apply(params, grads, state, **given)
     return [np.asarray(a).tobytes() for t in (params, state.slots["m"], state.slots["h"]) for a in t.values()]
