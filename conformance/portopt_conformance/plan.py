@@ -83,6 +83,7 @@ def operations(platform: Platform, dtypes: Sequence[str], depth: str) -> Iterato
                 yield Planned("operations", variant, dtype, "words", experiment, 1)
             if dtype == "float32" or depth != "compiled":
                 yield Planned("operations", "functions", dtype, "words", primitives.function_experiment(dtype), 1)
+                yield Planned("operations", "products", dtype, "words", primitives.product_experiment(dtype), 1)
                 yield Planned("operations", "draws", dtype, "words", primitives.draw_experiment(dtype), 1)
             yield Planned("operations", "reductions", dtype, "words", primitives.reduction_experiment(dtype), 1)
             yield Planned("operations", "round", dtype, "words", primitives.round_experiment(dtype), 1)
