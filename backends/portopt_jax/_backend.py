@@ -242,7 +242,9 @@ class JaxBackend:
         with self._jax.enable_x64(True):
             loaded = [self.primitives(COMPUTE_DTYPE[str(g.dtype)]).load(g) for g in gradients]
             wide = self.primitives("float64")
-            return self._reductions_of(wide, wide, self._scalars.JaxArithmetic).total("norm", *loaded)
+            # Its derivative is asked for outside of this context.
+            x64 = functools.partial(self._jax.enable_x64, True)
+            return self._reductions_of(wide, wide, self._scalars.JaxArithmetic, x64).total("norm", *loaded)
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         if in_place:

@@ -4,7 +4,7 @@ import functools
 import importlib
 import importlib.util
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,20 +88,27 @@ class NumpyBackend(ArrayAPIBackend):
         return primitives
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
-        in_kernel = (
-            compiler.available() and not is_interpreted() and all(kernel.can_run(work.program) for work in works)
-        )
-        if not in_kernel or not all(isinstance(work.scalars, StepScalars) for work in works):
+        runs = [isinstance(of.scalars, StepScalars) and kernel.can_run(of.program) for of in works]
+        if True not in runs or is_interpreted() or not compiler.available():
             return super().update(works, in_place=in_place)
+        others = [work for work, in_kernel in zip(works, runs, strict=True) if not in_kernel] if False in runs else []
+        interpreted = iter(super().update(others, in_place=False) if others else ())
         jobs: list[kernel.Job] = []
         results: list[dict[str, Any]] = []
-        for program, scalars, parameters in works:
-            dtypes = [leaf.dtypes for leaf in described(self, parameters)]
+        copies: list[Callable[[], object]] = []
+        for (program, scalars, parameters), in_kernel in zip(works, runs, strict=True):
             names = tuple(program.array_outputs)
-            outputs = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
-            jobs.append(kernel.Job(program, scalars, dtypes, parameters, outputs))  # type: ignore[arg-type]  # a step's scalars
-            results += [{n: a[n] for n in names} for a in parameters] if outputs is None else outputs
-        kernel.update(jobs)
+            old = [{n: a[n] for n in names} for a in parameters] if in_place else []
+            if in_kernel:
+                dtypes = [leaf.dtypes for leaf in described(self, parameters)]
+                new = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
+                jobs.append(kernel.Job(program, scalars, dtypes, parameters, new))  # type: ignore[arg-type]  # a step's scalars
+            else:
+                new = [next(interpreted) for _ in parameters]
+                for targets, values in zip(old, new, strict=False):
+                    copies += [functools.partial(operator.setitem, targets[n], ..., values[n]) for n in names]
+            results += old if new is None or in_place else new
+        kernel.update(jobs, copies)
         return results
 
     def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> Any:

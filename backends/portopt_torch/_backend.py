@@ -4,7 +4,7 @@ import contextlib
 import functools
 import importlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -196,7 +196,7 @@ class TorchBackend(ArrayAPIBackend):
         results: list[dict[str, Any]] | None = None
         if isinstance(scalars, StepScalars) and not is_interpreted():
             on_host = compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in parameters)
-            if on_host and all(kernel.can_run(work.program) for work in works):
+            if on_host and any(kernel.can_run(work.program) for work in works):
                 results = self._update_on_host(all_detached, in_place=in_place)
             elif (
                 len(works) == 1
@@ -236,23 +236,35 @@ class TorchBackend(ArrayAPIBackend):
 
     def _update_on_host(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         """Run the fused kernels on the tensors' own memory."""
-        jobs, results, then = [], [], []
+        others = [work for work in works if not kernel.can_run(work.program)]
+        interpreted = iter(super().update(others, in_place=False) if others else ())
+        jobs: list[kernel.Job] = []
+        results: list[dict[str, Any]] = []
+        written: list[Any] = []
+        copies: list[Callable[[], object]] = []
         for program, scalars, parameters in works:
-            names = tuple(program.array_outputs)
-            dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-            inputs = [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
-            new = None
-            if in_place:
-                outputs = [{name: arrays[name] for name in names} for arrays in parameters]
+            old = [{name: arrays[name] for name in program.array_outputs} for arrays in parameters]
+            if kernel.can_run(program):
+                dtypes = [leaf.dtypes for leaf in described(self, parameters)]
+                inputs = [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
+                new = old
+                if in_place:
+                    written += [tensor for tensors in old for tensor in tensors.values()]
+                else:
+                    new = [{n: self._empty(t.shape, t.dtype, "cpu") for n, t in tensors.items()} for tensors in old]
+                outputs = None if in_place else [{n: _new_bits(t) for n, t in tensors.items()} for tensors in new]
+                jobs.append(kernel.Job(program, scalars, dtypes, inputs, outputs))  # type: ignore[arg-type]  # a step's scalars
             else:
-                outputs = [{n: self._empty(a[n].shape, a[n].dtype, "cpu") for n in names} for a in parameters]
-                new = [{n: _new_bits(tensor) for n, tensor in o.items()} for o in outputs]
-            results += outputs
-            jobs.append(kernel.Job(program, scalars, dtypes, inputs, new))  # type: ignore[arg-type]  # a step's scalars
-        if in_place:
-            written = [tensor for outputs in results for tensor in outputs.values()]
-            then = [functools.partial(_increment_version(), written)]
-        kernel.update(jobs, then)
+                new = [next(interpreted) for _ in parameters]
+                if in_place:
+                    for targets, values in zip(old, new, strict=True):
+                        copies += [
+                            functools.partial(self._torch.Tensor.copy_, targets[n], v) for n, v in values.items()
+                        ]
+            results += old if in_place else new
+        if written:
+            copies.append(functools.partial(_increment_version(), written))
+        kernel.update(jobs, copies)
         return results
 
     def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> Any:

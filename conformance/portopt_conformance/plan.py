@@ -83,6 +83,7 @@ def operations(platform: Platform, dtypes: Sequence[str], depth: str) -> Iterato
                 yield Planned("operations", variant, dtype, "words", experiment, 1)
             yield Planned("operations", "functions", dtype, "words", primitives.function_experiment(dtype), 1)
             yield Planned("operations", "draws", dtype, "words", primitives.draw_experiment(dtype), 1)
+            yield Planned("operations", "reductions", dtype, "words", primitives.reduction_experiment(dtype), 1)
             yield Planned("operations", "round", dtype, "words", primitives.round_experiment(dtype), 1)
     if "float32" in dtypes:
         yield Planned("scalars", "functions", "float32", "values", primitives.scalar_experiment(), 1)

@@ -20,6 +20,7 @@ from portopt_conformance.probes import (
     function_probe,
     gradient_probe,
     norm_probe,
+    reduction_probe,
     round_probe,
     scalar_probe,
     slot_probe,
@@ -254,6 +255,43 @@ def draw_experiment(dtype: str) -> Experiment:
         return {name: np.concatenate(found) for name, found in results.items()}
 
     return Experiment(f"primitives/draws/{dtype}", run)
+
+
+def reduction_experiment(dtype: str) -> Experiment:
+    """Return the experiment on reductions, whole and along axes, in a compute dtype."""
+    shape = (61, 5)
+    count, key = shape[0] * shape[1], f"reductions/{dtype}"
+    top, bottom = FORMATS[dtype].bias, 1 - FORMATS[dtype].bias
+    infinite = random_between(dtype, -2, 2, count, key)
+    infinite[7:9] = FORMATS[dtype].infinity
+
+    def inputs() -> Mapping[str, Words]:
+        words = {
+            "moderate": random_between(dtype, -20, 10, count, key),
+            "wide": finite(random_words(dtype, count, key), dtype),
+            "huge": random_between(dtype, top, top, count, key),
+            "tiny": random_between(dtype, bottom, bottom + 3, count, key),
+            "infinite": infinite,
+            "raw": random_words(dtype, count, f"{key}/raw"),
+            "zeros": np.full(count, FORMATS[dtype].sign, FORMATS[dtype].unsigned),
+        }
+        return {name: to_floats(numbers, dtype).reshape(shape) for name, numbers in words.items()}
+
+    def run(platform: Platform) -> dict[str, Words]:
+        probe, results = reduction_probe(), {}
+        for name, numbers in inputs().items():
+            p, g = platform.array(numbers), platform.array(np.ascontiguousarray(numbers[::-1]))
+            _, state = platform.many(probe, p, [g], probe.init(p))
+            for slot, value in state.slots.items():
+                known = (
+                    np.float64(platform.backend.scalar(value))
+                    if slot in probe.scalar_slots
+                    else platform.to_numpy(value)
+                )
+                results[f"{slot} of {name}"] = np.asarray(known).reshape(-1)
+        return results
+
+    return Experiment(f"primitives/reductions/{dtype}", run)
 
 
 def conversion_experiment(dtype: str) -> Experiment:

@@ -41,8 +41,18 @@ class Assembler:
     def number(self, value: int) -> int:
         return self._append(Op("constant", Kind.INTEGER, label=value))
 
-    def total_norm(self, name: str, array: int) -> int:
-        return self._append(Op("total_norm", Kind.FLOAT, (array,), name))
+    def real(self, value: float) -> int:
+        return self._append(Op("constant", Kind.FLOAT, label=value))
+
+    def scalar(self, name: str, kind: Kind, *args: int) -> int:
+        return self._append(Op(name, kind, args))
+
+    def along(self, name: str, array: int, axis: int, kind: Kind) -> int:
+        """Append a reduction of a matrix along one of its axes."""
+        return self._append(Op(name, kind, (array,), (axis,), tuple(-1 if i == axis else i for i in range(2))))
+
+    def total(self, operation: str, name: str, array: int) -> int:
+        return self._append(Op(operation, Kind.FLOAT, (array,), name))
 
     def constant(self, value: float) -> int:
         return self._append(Op("round", Kind.ARRAY, (self._append(Op("constant", Kind.FLOAT, label=value)),)))
@@ -124,8 +134,41 @@ def round_probe() -> Optimizer:
 def norm_probe() -> Optimizer:
     """Return an optimizer whose step puts the norm of all gradients into the scalar slot `norm`."""
     assembler = Assembler()
-    norm = assembler.total_norm("gradient_norm", assembler.load("g"))
+    norm = assembler.total("total_norm", "gradient_norm", assembler.load("g"))
     return _probe(assembler.program("norm", {"p": assembler.load("p")}, {"norm": norm}), (), ("norm",))
+
+
+WHOLE = {"sum": Kind.FLOAT, "norm": Kind.FLOAT, "max": Kind.FLOAT, "any": Kind.TRUTH, "count": Kind.INTEGER}
+"""Reductions of a whole array or mask that `reduction_probe` has, and the kind of their results."""
+ALONG = {"mean": 0, "min": 0, "all": 0, "norm": 1}
+"""Reductions along an axis that it has, and the axis."""
+
+
+@functools.cache
+def reduction_probe() -> Optimizer:
+    """Return an optimizer whose step reduces matrices: the parameter, or whether it is less than the gradient.
+
+    Results go into slots of their names, `sum_of_all` or `mean_along`; sum and maximum of all gradients into scalar slots.
+    """
+    a = Assembler()
+    p, g = a.load("p"), a.load("g")
+    less = a.mask("less", p, g)
+    everywhere = a.mask("logical_or", less, a.mask("logical_not", less))
+    one, zero = a.constant(1.0), a.constant(0.0)
+    arrays, masks = {}, ("any", "all")
+    for name, kind in WHOLE.items():
+        value = a.scalar(name, kind, less if name in masks else p)
+        if kind is Kind.TRUTH:
+            value = a.scalar("where", Kind.FLOAT, value, a.real(1.0), a.real(0.0))
+        elif kind is Kind.INTEGER:
+            value = a.scalar("to_float", Kind.FLOAT, value)
+        arrays[f"{name}_of_all"] = a.array("round", value)
+    for name, axis in ALONG.items():
+        narrow = a.along(name, less if name in masks else p, axis, Kind.MASK if name in masks else Kind.ARRAY)
+        chosen = (narrow, one, zero) if name in masks else (everywhere, narrow, narrow)
+        arrays[f"{name}_along"] = a.array("where", *chosen)
+    totals = {name: a.total(f"total_{name}", name, g) for name in ("sum", "max")}
+    return _probe(a.program("reductions", {"p": p, **arrays}, totals), tuple(arrays), tuple(totals))
 
 
 def scalar_probe(functions: Mapping[str, Sequence[str]]) -> Optimizer:

@@ -23,6 +23,7 @@ from portopt.leaves import (
     slots_of,
 )
 from portopt.program import Op, Program
+from portopt.program.draws import Place
 from portopt.program.interpreter import StepScalars, evaluate_scalars
 from portopt.program.reductions import GRADIENT_NORM
 from portopt.protocols import Rule
@@ -125,7 +126,7 @@ def do_step(
 ) -> tuple[Tree, OptimizerState]:
     """Do one step; see `Optimizer.apply` and `Optimizer.apply_`."""
     found, slots, overrides, moving, parameters = _check_arguments(
-        rule, cache, params, grads, state, overrides, in_place=in_place
+        rule, params, grads, state, overrides, in_place=in_place, places=cache.places
     )
     backend, definition, leaves, _ = found
     groups = grouped_by_program(rule, overrides, parameters)
@@ -190,7 +191,7 @@ def check_step(
         plan = None
     finished_steps(state.step, further=1)
     if plan is None:
-        checked = _check_arguments(rule, cache, params, grads, state, overrides, in_place=True)
+        checked = _check_arguments(rule, params, grads, state, overrides, in_place=True, places=cache.places)
         backend, overrides = checked.found.backend, checked.overrides
         programs = [group.program for group in grouped_by_program(rule, overrides, checked.parameters)]
     else:
@@ -212,7 +213,10 @@ class Part(NamedTuple):
 
 def totals_of(parts: Sequence[Part], known: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the totals, by name, over all parameters of a step whose parts are done one by one, given those known already."""
-    checked = [_check_arguments(*part, in_place=False) for part in parts]
+    checked = [
+        _check_arguments(of.rule, of.params, of.grads, of.state, of.overrides, in_place=False, places=of.cache.places)
+        for of in parts
+    ]
     groups = [
         grouped_by_program(part.rule, of.overrides, of.parameters) for part, of in zip(parts, checked, strict=True)
     ]
@@ -313,13 +317,13 @@ def step_scalars(
 
 def _check_arguments(
     rule: Rule,
-    cache: StepCache,
     params: object,
     grads: object,
     state: OptimizerState,
     overrides: Mapping[str, Any],
     *,
     in_place: bool,
+    places: Sequence[Place] | None = None,
 ) -> _Arguments:
     found = leaves_of(params)
     gradients = gradients_of(found, params, grads)
@@ -342,7 +346,6 @@ def _check_arguments(
     moving = [i for i, g in enumerate(gradients) if g is not None]
     parameters = []
     rows = zip(zip(*trees.values(), strict=True), zip(*infos.values(), strict=True), strict=True)
-    places = cache.places
     for number, (arrays, described) in enumerate(rows):
         if arrays[1] is None:  # the gradient
             continue

@@ -75,12 +75,23 @@ class Extreme(portopt.Optimizer):
         return p - c.lr * scale * m * k, {"m": m, "k": k, "e": slots.e + scale + xp.sum(p) + xp.max(p)}
 
 
+class Normed(portopt.Optimizer):
+    """Norms of rows and of columns."""
+
+    slots = ()
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        row = xp.linalg.vector_norm(g, axis=-1, keepdims=True)
+        return p - c.lr * g / (row + xp.linalg.vector_norm(p, axis=0, keepdims=True)), {}
+
+
 SHAPES: dict[type[portopt.Optimizer], tuple[tuple[int, ...], ...]] = {
     Scaled: ((37, 53), (600,), (), (1,), (0, 3), (7, 3, 5)),
     Factored: ((37, 53), (600,), (3, 700), (1, 1), (0, 3), (3, 0), (5, 2, 7), (9, 3)),
     Extreme: ((37, 53), (3, 700), (1, 1), (5, 2, 7), (600, 3)),
+    Normed: ((37, 53), (3, 700), (1, 1), (5, 2, 7)),
 }
-RULES = tuple(SHAPES)
+RULES = (Scaled, Factored, Extreme)
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +158,18 @@ def test_in_other_dtypes_too() -> None:
     twin = Twin(Scaled(0.01), huge)
     twin.step({name: a[::-1].copy() for name, a in huge.items()})
     twin.compare()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_norms_along_axes(dtype: str) -> None:
+    twin = Twin(Normed(0.01), tree(Normed, dtype, 1))
+    twin.step(tree(Normed, dtype, 2))
+    twin.compare()
+    if dtype == "float64":
+        columns = np.array([[1e300, 1e-300, 1.0, 0.0], [1e200, 1e-310, 1e-200, 0.0], [1e308, 1e-290, 1e160, 0.0]])
+        twin = Twin(Normed(0.01), {"a": columns})
+        twin.step({"a": columns[::-1, ::-1].copy()})
+        twin.compare()
 
 
 def test_a_step_that_is_not_in_place_leaves_its_inputs() -> None:
@@ -216,13 +239,33 @@ def test_loops_over_all_elements_are_no_more_than_needed() -> None:
     assert {part.space for part in parts} == {(0, 1), (0, 2), (0,)}
 
 
+class Product(portopt.Optimizer):
+    """A product of matrices, which no loop over elements is; of vectors, a sum."""
+
+    slots = ()
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return p - c.lr * (g @ (g.mT @ g) if p.ndim > 1 else xp.sum(g) * g), {}
+
+
+@pytest.mark.parametrize("convert", [np.copy, lambda a: torch.from_numpy(np.copy(a))])
+def test_a_step_may_run_partly_in_kernels(convert: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    in_kernel = []
+    update = kernel.update
+    monkeypatch.setattr(kernel, "update", lambda jobs, *more: (in_kernel.extend(jobs), update(jobs, *more)))
+    params, grads = ({"a": np.ones((3, 4), "f4"), "b": np.full(5, n, "f4"), "c": np.eye(3, dtype="f4")} for n in (1, 2))
+    twin = Twin(Product(0.01), params, convert)
+    for _ in range(2):
+        twin.step(grads)
+        twin.compare()
+    new, _ = twin.rule.apply(twin.params, {n: convert(g) for n, g in grads.items()}, twin.state)
+    twin.step(grads)
+    twin.compare()
+    same(new, twin.params, "parameter")
+    assert [len(job.inputs) for job in in_kernel if job.program.name == "Product"] == [1] * 4
+
+
 def test_products_are_no_loops() -> None:
-    class Product(portopt.Optimizer):
-        slots = ()
-
-        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
-            return p - c.lr * (g @ (g.mT @ g)), {}
-
     program = Product(0.1).program(shape=(3, 4))
     assert not can_cut(program)
     assert not kernel.can_run(program)

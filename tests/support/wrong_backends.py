@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from portopt.arithmetic import HOST
 from portopt.backend import Arrays, Work
 from portopt.program.primitives import Primitives
+from portopt.program.reductions import Reductions
 from portopt_conformance.platform import ReferenceBackend
 
 Overrides = Mapping[str, Callable[..., Any]]
@@ -184,6 +186,55 @@ class NanLostInNorm(ReferenceBackend):
         if any(np.isinf(g).any() for g in gradients):
             return float("inf")
         return super().gradient_norm(gradients)
+
+
+class WrongReductions(ReferenceBackend):
+    """NumPy with wrong reductions of one kind."""
+
+    def __init__(self, kind: type[Reductions]) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def reductions(self, compute_dtype: str) -> Reductions:
+        return self._kind(self.primitives(compute_dtype), self.primitives("float64"), lambda value: HOST)
+
+
+class FloatSums(Reductions):
+    """Adds floats up, from the first to the last."""
+
+    def wide_sum(self, x: Any, axes: tuple[int, ...]) -> Any:
+        return np.take(np.cumsum(x, axis=axes[0], dtype=np.float64), [-1], axis=axes[0])
+
+
+class FloatTotals(Reductions):
+    """Adds floats up where all elements of parameters are added."""
+
+    def partial(self, name: str, *xs: Any) -> Any:
+        return float(np.sum(xs[0], dtype=np.float64)) if name == "sum" else super().partial(name, *xs)
+
+    def combine(self, name: str, parts: Sequence[Any]) -> Any:
+        return float(sum(parts)) if name == "sum" else super().combine(name, parts)
+
+
+class MeansRoundedTwice(Reductions):
+    """Divides sums that are rounded already."""
+
+    def mean(self, x: Any, axes: Any) -> Any:
+        return super().mean(x, axes) if axes is None else self.sum(x, axes) / x.dtype.type(x.shape[axes[0]])
+
+
+class NegativeZeros(Reductions):
+    """Leaves the sign to the zero that is found."""
+
+    def min(self, x: Any, axes: Any) -> Any:
+        return np.min(x, axis=axes, keepdims=axes is not None)
+
+
+class TruthOfSome(Reductions):
+    """Takes one for all."""
+
+    def all(self, x: Any, axes: Any) -> Any:
+        return self.any(x, axes)
 
 
 class ScalarsInFloat32(ReferenceBackend):

@@ -16,24 +16,31 @@ from support.entry_points import write_distribution
 from support.places import TESTS
 from support.wrong_backends import (
     OPERATIONS_WRONG,
+    FloatSums,
+    FloatTotals,
     FlushesRoundedGradients,
     ForgetsADevice,
     GradientsInTheDtypeOfParameters,
     IgnoresStrides,
+    MeansRoundedTwice,
     NanLostInNorm,
+    NegativeZeros,
     NormOfEachTensor,
     OrderDependentNorm,
     RoundsScalarsTwice,
     ScalarsInFloat32,
     SharesMemory,
     SlotsKeptInFloat16,
+    TruthOfSome,
     WritesIntoGradients,
     WritesIntoItsInputs,
     WrongOperations,
+    WrongReductions,
 )
 
 import portopt
 from portopt import Backend
+from portopt.program.reductions import Reductions
 from portopt_conformance import Case, cases, plan
 from portopt_conformance.__main__ import main
 from portopt_conformance.committed import CHECKSUM_FILE, FOLDER, DamagedVectorsError, Vectors
@@ -64,6 +71,13 @@ def failed(backend: Backend, keep: Keep, **options: Any) -> list[str]:
 
 def operations(case: Case) -> bool:
     return case.layer == 1
+
+
+@pytest.mark.parametrize("kind", [FloatSums, FloatTotals, MeansRoundedTwice, NegativeZeros, TruthOfSome])
+def test_a_wrong_reduction_is_caught(kind: type[Reductions]) -> None:
+    found = failed(WrongReductions(kind), lambda case: case.variant == "reductions")
+    assert found == [f"1/operations/reductions/{dtype}/apply/words" for dtype in ("float32", "float64")[: len(found)]]
+    assert found
 
 
 def steps_of(*rules: str) -> Keep:

@@ -79,8 +79,7 @@ _ROOT = f'''
 
 def root_of(bins, size, i):
     """Return the root of a sum of squares."""
-    half = {bins.SCALING} if bins[i] > {2 * bins.UNSCALED} else 0
-    half = -{bins.SCALING} if bins[i] <= -{2 * bins.UNSCALED} else half
+    half = {bins.SCALING} * (int(bins[i] > {2 * bins.UNSCALED}) - int(bins[i] <= -{2 * bins.UNSCALED}))
     return sqrt(sum_of(bins, size, i, 2 * half)) * float64_of_bits((1023 + half) << 52)
 '''
 
@@ -142,6 +141,14 @@ def {name}(buffer, count, bins, size, first):
         bins[2 * size + first + j] += int64_of_bits(rest + 6755399441055744.0) - 4843621399236968448
         rest = (rest - ((rest + 6755399441055744.0) - 6755399441055744.0)) * 4294967296.0
         bins[3 * size + first + j] += int64_of_bits(rest + 6755399441055744.0) - 4843621399236968448
+'''
+
+_ADD_ROW_OF_SCALED_SQUARES = '''
+
+def add_row_squares(buffer, count, bins, size, first):
+    """Add the squares of a buffer, one to each of a row of sums: each has a scale of its own."""
+    for j in range(count):
+        add_squares(part_of_float64(buffer, j), 1, magnitude_float64(buffer[j]), bins, size, first + j)
 '''
 
 _OTHER = '''
@@ -222,7 +229,8 @@ def reduction(name: str, real: str) -> Reduction:
     """Return how a reduction of arrays of a compute dtype is written."""
     match name:
         case "sum" | "mean" | "norm":
-            lowest = bins.LOWEST_OF_SQUARES if name == "norm" else bins.LOWEST
+            # Squares of float32 numbers are not that small.
+            lowest = bins.LOWEST_OF_SQUARES if (name, real) == ("norm", "float64") else bins.LOWEST
             clear, combine = f"clear_bins({{kept}}, {{size}}, {lowest})", "combine_bins({kept}, {size}, parts, words)"
             return Reduction(
                 5,
@@ -285,5 +293,7 @@ def _adding(real: str, *, squared: bool) -> str:
         name=f"add{suffix}", what=what, real=real, is_squared=squared, scaling=scaling, unit=unit, value=value, element=element,
         all_bins=3 * bins.WIDTH,
     )  # fmt: skip
+    if real == "float64" and squared:
+        return text + _ADD_ROW_OF_SCALED_SQUARES
     row = _ADD_ROW.format(name=f"add_row{suffix}", what=what, value=value, is_squared=squared)
     return text + row

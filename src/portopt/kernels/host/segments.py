@@ -32,5 +32,5 @@ def run(
     given = {f"x{k}": array for k, array in enumerate(arrays)}
     of = {**dict.fromkeys(unread, compute_dtype), **dict(zip(given, dtypes, strict=True))}
     inputs = StepScalars(program, HOST, {f"s{k}": value for k, value in enumerate(scalars)})
-    kernel.update(program, inputs, [of], [{**unread, **given}], [outputs])
+    kernel.update([kernel.Job(program, inputs, [of], [{**unread, **given}], [outputs])])
     return list(outputs.values())
