@@ -5,6 +5,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,11 @@ from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program, products
 from portopt.program.interpreter import StepScalars, interpret
 from portopt.program.primitives import Primitives
+
+COMBINE: ContextVar[Callable[[str, Sequence[Any], Sequence[Any]], Any] | None] = ContextVar(
+    "portopt_torch_combine", default=None
+)
+"""What makes a total of parts, given its name and the arrays that they are of, where other processes have more of them."""
 
 
 class TorchBackend(ArrayAPIBackend):
@@ -171,8 +177,12 @@ class TorchBackend(ArrayAPIBackend):
             return super().copied(array.detach().resolve_neg(), dtype)
 
     def total(self, name: str, works: Sequence[Work]) -> Any:
-        self.refuse_capture(arrays["p"] for work in works for arrays in work.parameters)
-        return super().total(name, self._detached(works))
+        parameters = [arrays["p"] for work in works for arrays in work.parameters]
+        self.refuse_capture(parameters)
+        combine = COMBINE.get()
+        if combine is None:
+            return super().total(name, self._detached(works))
+        return combine(name.removeprefix("total_"), parameters, self.parts_of_total(name, self._detached(works)))
 
     def _detached(self, works: Sequence[Work]) -> list[Work]:
         # The imaginary part of a conjugate is a view that torch negates when it is read.
@@ -281,6 +291,12 @@ class TorchBackend(ArrayAPIBackend):
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         self.refuse_capture(gradients)
         detached = [g.detach().resolve_neg() for g in gradients]
+        combine = COMBINE.get()
+        if combine is not None:
+            with self.quiet():
+                loaded = [self.primitives(COMPUTE_DTYPE[self.dtype_name(g)]).load(g) for g in detached]
+                parts = [self.reductions("float64").partial("norm", g) for g in loaded]
+            return combine("norm", gradients, parts)
         compute = super().gradient_norm
         if not is_interpreted() and all(map(self._runs_triton, detached)):
             on_device = launch.gradient_norm(self._triton.LIBRARY, detached, lambda: compute(detached))

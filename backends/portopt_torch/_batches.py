@@ -13,7 +13,7 @@ from portopt.slot import are_plain, slots_of_shape
 from portopt.step import Part
 from portopt_torch._backend import backend
 from portopt_torch._saved_state import finished_steps, number_of, tensor_of
-from portopt_torch._sharded import is_sharded, local_part, place_of
+from portopt_torch._sharded import is_sharded, local_part, place_of, refuse_reductions
 
 Totals = Mapping[str, Any] | None
 """The totals over all parameters, by name, where a batch cannot compute them itself."""
@@ -44,6 +44,8 @@ class Batch:
         self._rule = rule
         if rule.draws:
             rule.place_parameters(list(map(place_of, numbers, parameters)))
+        for p in parameters:
+            refuse_reductions(rule, p)
         self._parameters = parameters
         self._states = states
         self._indices = None if everything else indices
@@ -88,6 +90,12 @@ class Batch:
             gradients = list(map(local_part, gradients))
             self._leaves = list(map(_current_part, self._parameters, self._leaves))
         return gradients
+
+    def local_arrays(self, gradients: Sequence[Any]) -> list[tuple[Any, Any]]:
+        """Return what a step reads in this process, each array with the parameter that it is a part of, or of the shape of."""
+        columns = (self._leaves, gradients, *self._slots.values())
+        pairs = (pair for column in columns for pair in zip(self._parameters, column, strict=True))
+        return [(parameter, array) for parameter, array in pairs if array is not None]
 
     def part(self, gradients: Sequence[Any], overrides: Mapping[str, Any]) -> Part:
         """Return the batch's step as a part of that of the whole optimizer."""

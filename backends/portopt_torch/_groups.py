@@ -13,6 +13,7 @@ import torch
 from portopt import RULES, Optimizer
 from portopt.arithmetic import HOST
 from portopt.hyperparameters import Alias, Range
+from portopt.nested import value_of
 from portopt.scalars import Scalar
 from portopt.schedules import is_schedule
 
@@ -49,21 +50,23 @@ class GroupHyperparameters:
         self._rule = rule
         self._owner = type(rule).__name__
         self._scheduled = is_schedule(rule.learning_rate)
+        # An inner rule's, where that is what the rule's own name stands for.
+        rates = {"learning_rate", *(here["learning_rate"].targets if "learning_rate" in here else ())}
         self._held: dict[str, tuple[str, ...]] = {"lr": ("learning_rate",), **self._several}
         together = {name for names in self._several.values() for name in names}
         for name in numeric:
-            if name != "learning_rate" and name not in together:
+            if name not in rates and name not in together:
                 held = next((n for n, a in here.items() if a.targets == (name,)), name)
                 self._held[held] = (name,)
         self._options = tuple(name for name in names if name not in numeric)
         self._at_init = tuple(name for name in self._options if getattr(type(rule), name).at_init)
-        self._optional = {n: getattr(type(rule), n).off for n in numeric if rule.is_optional(n)}
+        self._optional = {n: rule.hyperparameter_named(n).off for n in numeric if rule.is_optional(n)}
         self._known = hyperparameter_names() | set(inspect.signature(type(rule)).parameters)
         self._last: dict[int, tuple[tuple[Any, ...], Any, Resolved]] = {}
 
     def defaults(self) -> dict[str, Any]:
         """Return what a group has that gives no values of its own."""
-        values = {held: tuple(getattr(self._rule, n) for n in names) for held, names in self._held.items()}
+        values = {held: tuple(value_of(self._rule, n) for n in names) for held, names in self._held.items()}
         plain = {held: value if held in self._several else value[0] for held, value in values.items()}
         return {**plain, "lr": 1.0} if self._scheduled else plain
 
@@ -71,7 +74,7 @@ class GroupHyperparameters:
         """Return the value that a group, whose rule is given, has for a hyperparameter of the rule."""
         held = self.held_name(name)
         if held not in self._several:
-            return group[held] if held in group else getattr(rule, name)
+            return group[held] if held in group else value_of(rule, name)
         return group[held][self._held[held].index(name)]
 
     def held_name(self, name: str) -> str:
@@ -94,7 +97,7 @@ class GroupHyperparameters:
                 raise TypeError(
                     f"a parameter group was given {held} and {' and '.join(given)} at once, which are one thing; give only one"
                 )
-            values = tuple(renamed.pop(name, getattr(self._rule, name)) for name in names)
+            values = tuple(renamed.pop(name, value_of(self._rule, name)) for name in names)
             renamed[held] = values if held in self._several else values[0]
         self.check_names(renamed)
         self.rule_of(renamed)
@@ -165,25 +168,25 @@ class GroupHyperparameters:
         rule = self._changed(self._rule, {**given, **options})
         if before is not None:
             for name in self._at_init:
-                if getattr(rule, name) != getattr(before, name):
+                if value_of(rule, name) != value_of(before, name):
                     raise TypeError(
                         f"a parameter group has {name}={group.get(name)!r}, but {name!r} is read only when the state begins, "
-                        f"here as {getattr(before, name)!r}; change the state, or give it to a new optimizer"
+                        f"here as {value_of(before, name)!r}; change the state, or give it to a new optimizer"
                     )
             if self._program_of(rule) == self._program_of(before):
-                values = {name: getattr(rule, name) for name in given}
-                overrides = {name: value for name, value in values.items() if value != getattr(before, name)}
+                values = {name: value_of(rule, name) for name in given}
+                overrides = {name: value for name, value in values.items() if value != value_of(before, name)}
                 return Resolved(before, self._with_factor(overrides, rate))
         return Resolved(rule, self._with_factor({}, rate))
 
     def _changed(self, rule: Optimizer, values: Mapping[str, Any]) -> Optimizer:
-        changes = {name: value for name, value in values.items() if value is not getattr(rule, name)}
+        changes = {name: value for name, value in values.items() if value is not value_of(rule, name)}
         return rule.replace(**changes) if changes else rule
 
     def _program_of(self, rule: Optimizer) -> tuple[Any, ...]:
         """Return what of the values decides which program runs."""
-        features = (getattr(rule, name) == off for name, off in self._optional.items())
-        return (*(getattr(rule, name) for name in self._options), *features)
+        features = (value_of(rule, name) == off for name, off in self._optional.items())
+        return (*(value_of(rule, name) for name in self._options), *features)
 
     def _with_factor(self, overrides: dict[str, Any], rate: float) -> dict[str, Any]:
         return overrides if not self._scheduled or rate == 1.0 else {**overrides, "learning_rate": ScaledSchedule(rate)}
@@ -201,7 +204,7 @@ class GroupHyperparameters:
     def features(self, rule: Optimizer) -> str:
         """Return the options and features of a group's rule that the optimizer's own has not, as arguments."""
         names = [*self._options, *self._optional]
-        changed = {n: v for n in names if (v := getattr(rule, n)) != getattr(self._rule, n)}
+        changed = {n: v for n in names if (v := value_of(rule, n)) != value_of(self._rule, n)}
         return ", ".join(f"{name}={value!r}" for name, value in changed.items()) or "its values"
 
     def at_step(self, resolved: Resolved, finished: int) -> Mapping[str, Any]:
@@ -246,5 +249,5 @@ def hyperparameter_names() -> frozenset[str]:
 @functools.cache
 def _own_names() -> Mapping[str, str]:
     """Return the rules' own names for what torch calls otherwise."""
-    aliases = {n: a for rule in RULES for n in dir(rule) if isinstance(a := getattr(rule, n), Alias)}
+    aliases = {n: a for rule in RULES for n in dir(rule) if isinstance(a := value_of(rule, n), Alias)}
     return {name: a.targets[0] for name, a in aliases.items() if len(a.targets) == 1}

@@ -17,7 +17,10 @@ from portopt_torch._batches import Batch, Batches, Totals, is_usable, lacking, s
 from portopt_torch._conversion import is_native, own_state_dict, to_torch
 from portopt_torch._groups import GroupHyperparameters
 from portopt_torch._saved_state import SealedState, checked_state
-from portopt_torch._sharded import gradient_norm, is_sharded, like_parameter, local_part, placed_like
+from portopt_torch._sharded import gradient_norm, is_sharded, like_parameter, local_part, placed_like, totals_over
+
+_Work = tuple[Batch, Sequence[Any], Mapping[str, Any]]
+"""A batch, its gradients, and what is given for its step."""
 
 
 class TorchOptimizer(torch.optim.Optimizer):
@@ -127,8 +130,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             # What moves a scalar of the state is known beforehand, so that an interrupted step can be counted.
             if self.rule.totals or (clips and (len(work) > 1 or any(batch.is_sharded for batch, _, _ in work))):
                 known = {GRADIENT_NORM: gradient_norm(all_gradients)} if clips else {}
-                parts = [batch.part(own, overrides) for batch, own, overrides in work]
-                totals = totals_of(parts, known) if self.rule.totals else known
+                totals = self._totals(work, known) if self.rule.totals else known
             # None must fail after another moved. The first checks itself before it moves, so it is the largest.
             work.sort(key=lambda entry: len(entry[1]), reverse=True)
             for batch, own, overrides in work[0 if self._is_unchecked else 1 :]:
@@ -145,6 +147,15 @@ class TorchOptimizer(torch.optim.Optimizer):
                 if reason is not None:
                     raise TypeError(reason) from error
             raise
+
+    def _totals(self, work: Sequence[_Work], known: Mapping[str, Any]) -> Totals:
+        """Return the totals over all batches, in all processes, given those known already."""
+        parts = [batch.part(own, overrides) for batch, own, overrides in work]
+        if not any(batch.is_sharded for batch, _, _ in work):
+            return totals_of(parts, known)
+        arrays = [pair for batch, own, _ in work for pair in batch.local_arrays(own)]
+        with totals_over(arrays):
+            return totals_of(parts, known)
 
     def _moving(self, group: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
         """Return the parameters of a group that have gradients, and these."""
@@ -248,7 +259,7 @@ class TorchOptimizer(torch.optim.Optimizer):
 _GRADIENT_DTYPES = frozenset(getattr(torch, name) for name in COMPUTE_DTYPE)
 
 
-def _move(work: Sequence[tuple[Batch, Sequence[Any], Mapping[str, Any]]], totals: Totals) -> None:
+def _move(work: Sequence[_Work], totals: Totals) -> None:
     """Do the steps of all batches; once one has written, do the others although an interrupt came, and raise it afterwards."""
     before = [(batch.version(), batch.finished) for batch, _, _ in work]
     try:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from portopt import Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.imports import imported
-from portopt.program.bins import Bins, combined
+from portopt.program import PRODUCTS, REDUCTIONS
+from portopt.program.bins import NO_SQUARES, NONE, Bins, combined
 from portopt.program.draws import Place
-from portopt_torch._backend import backend
+from portopt_torch._backend import COMBINE, backend
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
@@ -45,6 +48,22 @@ def placed_like(gradient: Any, parameter: Any) -> Any:
     return gradient
 
 
+def refuse_reductions(rule: Optimizer, parameter: Any) -> None:
+    """Refuse a rule that looks at whole parameters if this process holds a part of one only.
+
+    Raises:
+        NotImplementedError: it does.
+    """
+    if not is_sharded(parameter) or all(placement.is_replicate() for placement in parameter.placements):
+        return
+    operations = {op.name for op in rule.program(None, tuple(parameter.shape)).ops}
+    if found := sorted(operations & {*REDUCTIONS, *PRODUCTS}):
+        raise NotImplementedError(
+            f"{type(rule).__name__} looks at whole parameters ({', '.join(found)}), but of this one each process holds a part "
+            f"({', '.join(map(str, parameter.placements))}); replicate it, or take a rule that goes element by element"
+        )
+
+
 def like_parameter(local: Any, parameter: Any) -> Any:
     """Return a tensor whose part in this process is `local`, distributed as a parameter is."""
     if not is_sharded(parameter):
@@ -71,19 +90,53 @@ def total(name: str, tensors: Sequence[Any]) -> float:
         name: as `Reductions.partial` takes it.
         tensors: of any dtypes; they are loaded into the compute dtype of their own.
     """
-    held: dict[Any, list[Any]] = {}
-    for tensor in tensors:
-        here = held.setdefault(tensor.device_mesh if is_sharded(tensor) else None, [])
-        if _counts_here(tensor):
-            here.append(local_part(tensor))
     reductions = backend.reductions("float64")
     parts = []
     with backend.quiet():
-        for mesh, here in held.items():
-            loaded = [backend.primitives(COMPUTE_DTYPE[backend.dtype_name(t)]).load(t) for t in here]
-            part = reductions.partial(name, *loaded)
-            parts.append(_bins_over(mesh, part) if isinstance(part, Bins) else _extreme_over(mesh, part, name))
-        return float(reductions.combine(name, parts))
+        for tensor in map(local_part, tensors):
+            loaded = backend.primitives(COMPUTE_DTYPE[backend.dtype_name(tensor)]).load(tensor)
+            parts.append(reductions.partial(name, loaded))
+    return _over_all(name, tensors, parts)
+
+
+@contextlib.contextmanager
+def totals_over(arrays: Sequence[tuple[Any, Any]]) -> Iterator[None]:
+    """Within it, totals that the backend computes over local arrays are over all parts of them, in all processes.
+
+    Args:
+        arrays: what the totals may be computed of, each with the parameter that it is distributed as.
+    """
+    parameter_of = {id(array): parameter for parameter, array in arrays}
+    order = {id(parameter): i for i, (parameter, _) in enumerate(arrays)}
+
+    def combine(name: str, given: Sequence[Any], parts: Sequence[Any]) -> float:
+        found = [(parameter_of[id(array)], part) for array, part in zip(given, parts, strict=True)]
+        # What is computed in which order depends on the shapes of local parts, and so on the process.
+        found.sort(key=lambda entry: order[id(entry[0])])
+        return _over_all(name, [parameter for parameter, _ in found], [part for _, part in found])
+
+    token = COMBINE.set(combine)
+    try:
+        yield
+    finally:
+        COMBINE.reset(token)
+
+
+def _over_all(name: str, tensors: Sequence[Any], parts: Sequence[Any]) -> float:
+    """Return the total of all parts in all processes, given this one's part of each tensor."""
+    held: dict[Any, list[Any]] = {}
+    for tensor, part in zip(tensors, parts, strict=True):
+        here = held.setdefault(tensor.device_mesh if is_sharded(tensor) else None, [])
+        if _counts_here(tensor):
+            here.append(part)
+    reductions = backend.reductions("float64")
+    over: list[Any] = []
+    for mesh, here in held.items():
+        if name in ("sum", "norm"):
+            over.append(_bins_over(mesh, combined([NONE if name == "sum" else NO_SQUARES, *here])))
+        else:
+            over.append(_extreme_over(mesh, reductions.combine(name, here), name))
+    return float(reductions.combine(name, over))
 
 
 def _bins_over(mesh: Any, part: Bins) -> Bins:

@@ -89,7 +89,11 @@ SCHEDULES: Mapping[str, schedules.Schedule] = {
 def configurations(rule: type[Optimizer]) -> list[Configuration]:
     """Return every configuration of a rule, the defaults first, all options together with clipping last."""
     defaults = rule.defaults()
-    found = [Configuration(rule, name, given, core) for name, core, given in _TABLE if defaults.keys() >= given.keys()]
+    found = [
+        Configuration(rule, name, given, core)
+        for name, core, given in _TABLE
+        if defaults.keys() >= given.keys() and together(rule, None, given) == given
+    ]
     for name, value in _others(rule, None, known={option for _, _, given in _TABLE for option in given}).items():
         found.append(Configuration(rule, name, {name: _DIALECT_OPTIONS.get(name, value)}))
     dialects = [_in_dialect(rule, dialect) for dialect in rule.dialects()[1:]]

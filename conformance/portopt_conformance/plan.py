@@ -28,6 +28,8 @@ DIALECT_DTYPES = ("float32", "bfloat16")
 
 SAMPLE = (("clipped", "float32"), ("default", "bfloat16"), ("default", "float16"))
 """Configurations and dtypes for modes of which only a sample is tested."""
+COMPILED_SAMPLE = (("default", "float32"), ("clipped", "float32"), ("clipped", "bfloat16"))
+"""Configurations and dtypes in which a rule whose programs are many is compiled."""
 SAMPLE_SCHEDULE = "CosineDecay_warmup"
 """The schedule that stands for all in modes offered for tests only."""
 
@@ -81,15 +83,18 @@ def operations(platform: Platform, dtypes: Sequence[str], depth: str) -> Iterato
         if dtype in dtypes:
             for variant, experiment in primitives.array_experiments(dtype):
                 yield Planned("operations", variant, dtype, "words", experiment, 1)
-            yield Planned("operations", "functions", dtype, "words", primitives.function_experiment(dtype), 1)
-            yield Planned("operations", "draws", dtype, "words", primitives.draw_experiment(dtype), 1)
+            if dtype == "float32" or depth != "compiled":
+                yield Planned("operations", "functions", dtype, "words", primitives.function_experiment(dtype), 1)
+                yield Planned("operations", "draws", dtype, "words", primitives.draw_experiment(dtype), 1)
             yield Planned("operations", "reductions", dtype, "words", primitives.reduction_experiment(dtype), 1)
             yield Planned("operations", "round", dtype, "words", primitives.round_experiment(dtype), 1)
     if "float32" in dtypes:
         yield Planned("scalars", "functions", "float32", "values", primitives.scalar_experiment(), 1)
 
 
-def of_rule(rule: type[Optimizer], dtypes: Sequence[str], depth: str, *, quick: bool) -> Iterator[Planned]:
+def of_rule(
+    rule: type[Optimizer], dtypes: Sequence[str], depth: str, *, quick: bool, compiled: bool = False
+) -> Iterator[Planned]:
     """Yield the experiments on a rule.
 
     Args:
@@ -97,13 +102,14 @@ def of_rule(rule: type[Optimizer], dtypes: Sequence[str], depth: str, *, quick: 
         dtypes: the parameters' dtypes.
         depth: how much, see `depths`.
         quick: whether to leave out all but two configurations, and the runs of 100 steps.
+        compiled: whether each experiment is a compilation.
     """
     for configuration in configurations(rule):
         outermost = configuration.name in ("default", "clipped")
         if quick and not outermost:
             continue
         for dtype in dtypes:
-            for layer, name in _chosen(configuration, dtype, depth, outermost=outermost):
+            for layer, name in _chosen(configuration, dtype, depth, outermost=outermost, compiled=compiled):
                 if not (quick and name == "hundred"):
                     yield _planned(configuration, dtype, layer, name)
         if configuration.name == "default":
@@ -112,8 +118,15 @@ def of_rule(rule: type[Optimizer], dtypes: Sequence[str], depth: str, *, quick: 
             yield from _with_other_gradients(configuration, dtypes, depth)
 
 
-def _chosen(configuration: Configuration, dtype: str, depth: str, *, outermost: bool) -> Iterator[tuple[int, str]]:
+def _chosen(
+    configuration: Configuration, dtype: str, depth: str, *, outermost: bool, compiled: bool
+) -> Iterator[tuple[int, str]]:
     """Yield layer and name of what is made with a configuration in a dtype."""
+    if compiled and depth in ("first", "compiled") and not configuration.is_elementwise:
+        # What takes a second to compile is compiled once a mode, with each option in it, and in bfloat16 with most of them.
+        if (configuration.name, dtype) in COMPILED_SAMPLE or (configuration.dialect and dtype == "float32"):
+            yield (2, "ordinary") if configuration.dialect else (3, "ten")
+        return
     if configuration.dialect:
         if depth == "first" and dtype in DIALECT_DTYPES:
             yield from ((2, "raw"), (2, "ordinary"))
@@ -151,7 +164,7 @@ def _of_many_elements(
     single = dtype == "float32"
     if depth == "first" and (outermost or single):
         yield from ((2, "raw"), (2, "ordinary"))
-    if outermost and (depth == "first" or (depth in ("plain", "compiled") and dtype in DIALECT_DTYPES)):
+    if outermost and (depth == "first" or (depth == "plain" and dtype in DIALECT_DTYPES)):
         yield (3, "ten")
     if configuration.name == "clipped" and depth == "first" and dtype in DIALECT_DTYPES:
         yield from ((3, "hundred"), (3, "resumed"), (3, "given_each_step"))

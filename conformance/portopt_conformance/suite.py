@@ -126,7 +126,7 @@ def _all_cases(
             yield _experiment_case(platform, planned, expected(None))
     for platform, depth in depths:
         for rule in rules:
-            for planned in plan.of_rule(rule, dtypes, depth, quick=quick):
+            for planned in plan.of_rule(rule, dtypes, depth, quick=quick, compiled=platform.mode.compiled):
                 yield _experiment_case(platform, planned, expected(rule))
     yield from _purity_cases(depths[0][0], dtypes, rules)
     if not quick:

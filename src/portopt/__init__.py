@@ -28,6 +28,7 @@ from portopt.interchange.translation import from_native as from_native
 from portopt.interchange.translation import to_native as to_native
 from portopt.kernels.host.threads import get_num_threads as get_num_threads
 from portopt.kernels.host.threads import set_num_threads as set_num_threads
+from portopt.nested import rule as rule
 from portopt.optimizer import Optimizer as Optimizer
 from portopt.optimizer import OptimizerState as OptimizerState
 from portopt.program import Program as Program

@@ -143,7 +143,7 @@ def _check_alias(
     owner: type, name: str, alias: Alias, declared: Mapping[str, Hyperparameter], dialects: Sequence[str]
 ) -> None:
     for target in alias.targets:
-        if target not in declared:
+        if target.partition(".")[0] not in declared:
             raise TypeError(
                 f"{owner.__name__} {name} is another name of {target!r}, which {owner.__name__} does not declare: it has "
                 f"{', '.join(declared)}"
@@ -199,7 +199,8 @@ def check_slots(
         raise TypeError(
             f'{owner} scalar_slots must map names to first values, such as {{"m_schedule": 1.0}}, but {scalar_slots!r} was given'
         )
-    names = (*slots, *scalar_slots)
+    # What inner rules have was checked with them.
+    names = [name for name in (*slots, *scalar_slots) if "." not in name]
     for name in names:
         taken = "a hyperparameter's" if name in hyperparameters else "the parameter's" if name == "p" else None
         taken = "the gradient's" if name == "g" else taken

@@ -17,6 +17,7 @@ from portopt.hyperparameters import (
     not_in_dialect,
     unknown_argument,
 )
+from portopt.nested import NestedRule, split, with_values
 from portopt.program.draws import KEY, SEED
 from portopt.program.reductions import GRADIENT_NORM
 from portopt.schedules import is_schedule
@@ -28,6 +29,7 @@ class Declarations:
     Attributes:
         dialects: the names of the dialects, the default one first; none in a rule without dialects.
         declared: the hyperparameters of all dialects together by name, as they stand in the class.
+        nested: names of those whose value is an optimizer.
         absent: names of those that the class inherits, but none of its dialects has; None in every optimizer.
         aliases: the other names.
         by_dialect: a dialect's name, None in a rule without dialects, to what it has; the default one first.
@@ -42,6 +44,7 @@ class Declarations:
                 if isinstance(value, Hyperparameter):
                     declared[name] = value
                 elif isinstance(value, Alias):
+                    declared.pop(name, None)
                     aliases[name] = value
                 elif isinstance(value, Fixed):
                     declared.pop(name, None)
@@ -49,11 +52,14 @@ class Declarations:
         check_declarations(owner, declared, aliases, self.dialects)
         self.declared = {n: f for n, f in declared.items() if not self.dialects or f.dialects(self.dialects)}
         self.absent = tuple(declared.keys() - self.declared.keys())
+        self.nested = tuple(name for name, field in self.declared.items() if isinstance(field, NestedRule))
         self.aliases = {n: a for n, a in aliases.items() if self._has_alias(a)}
         self.by_dialect = {d: Fields(self, d, self._of_dialect(d)) for d in self.dialects or (None,)}
 
     def _has_alias(self, alias: Alias) -> bool:
-        return alias.dialect in (None, *self.dialects) and self.declared.keys() >= set(alias.targets)
+        return alias.dialect in (None, *self.dialects) and self.declared.keys() >= {
+            target.partition(".")[0] for target in alias.targets
+        }
 
     def _of_dialect(self, dialect: str | None) -> dict[str, Hyperparameter]:
         if dialect is None:
@@ -115,18 +121,25 @@ class Fields(dict[str, Hyperparameter]):
             )
         declared = self._declarations.declared
         given = dict(zip(positional, args, strict=False))
+        of_inner: dict[str, dict[str, Any]] = {name: {} for name in self._declarations.nested}
         for name, target, value in self._spelled_out(owner, kwargs):
+            head, _, rest = target.partition(".")
+            if rest and head in of_inner:
+                if rest in of_inner[head]:
+                    raise self._twice(owner, target, kwargs)
+                if value is not None:
+                    of_inner[head][rest] = value
+                continue
             if target not in declared:
                 raise unknown_argument(owner, name, [*self, *self._other_names()])
             if target not in self and value is not None:
                 raise self._not_in_dialect(owner, name)
             if target in given:
-                names = " and ".join(sorted({target, *(k for k in kwargs if target in self._declarations.targets(k))}))
-                raise TypeError(
-                    f"{owner} was given {names} at once, which are one hyperparameter; give only one of them"
-                )
+                raise self._twice(owner, target, kwargs)
             given[target] = value
         values = {name: self._value_of(owner, name, given) for name in declared}
+        for name, changes in of_inner.items():
+            values[name] = with_values(values[name], changes)
         return values | dict.fromkeys(self._declarations.absent)
 
     def _value_of(self, owner: str, name: str, given: Mapping[str, Any]) -> Any:
@@ -162,6 +175,16 @@ class Fields(dict[str, Hyperparameter]):
                 raise TypeError(f"{owner} was given {name!r} and another name of it at once; give only one of them")
             checked[target] = field.check_value(owner, name, value)
         return checked
+
+    def _twice(self, owner: str, target: str, kwargs: Mapping[str, Any]) -> TypeError:
+        """Return the error for a hyperparameter that was given under several names, or by position and name."""
+        named = {name for name in kwargs if target in self._declarations.targets(name)}
+        names = " and ".join(sorted(named if "." in target else {target, *named}))
+        return TypeError(f"{owner} was given {names} at once, which are one hyperparameter; give only one of them")
+
+    def own_and_inner(self, owner: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the values of a step that are the rule's own, as given, and those of each inner rule by its name."""
+        return split(self._spelled_out(owner, overrides), self._declarations.nested, owner)
 
     def _spelled_out(self, owner: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         """Yield the name that was given, the hyperparameter's own name, and the value."""
@@ -200,11 +223,11 @@ class WithKey:
 
 
 class OfClassOrInstance:
-    """A method without further arguments that can be called on a class too, whose defaults then count."""
+    """A method that can be called on a class too, whose defaults then count."""
 
-    def __init__(self, function: Callable[[Any], Any]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.__doc__ = function.__doc__
 
-    def __get__(self, instance: object, owner: type) -> Callable[[], Any]:
+    def __get__(self, instance: object, owner: type) -> Callable[..., Any]:
         return functools.partial(self.function, owner if instance is None else instance)

@@ -13,12 +13,13 @@ from portopt.hyperparameters import (
     option,
     seed_hyperparameter,
 )
+from portopt.nested import assemble, rule
 from portopt.step_cache import StepCache
 
 
 @dataclass_transform(
     kw_only_default=True,
-    field_specifiers=(hyperparameter, option, dialect_option, epsilon_hyperparameter, seed_hyperparameter, alias),
+    field_specifiers=(hyperparameter, option, dialect_option, epsilon_hyperparameter, seed_hyperparameter, alias, rule),
 )
 class DeclaredValue:
     """Base of `Optimizer`: construction, comparison, copies and pickles, none of which is about steps.
@@ -32,6 +33,7 @@ class DeclaredValue:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        assemble(cls)
         cls._declarations = Declarations(cls)
         cls._fields = cls._declarations.default
         cls.__signature__ = cls._declarations.signature()  # type: ignore[attr-defined]  # what inspect looks for

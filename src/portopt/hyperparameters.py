@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, SupportsFloat
@@ -252,7 +253,7 @@ class Alias:
             return self
         if self.dialect not in (None, getattr(instance, "dialect", None)):
             return None
-        values = tuple(getattr(instance, target) for target in self.targets)
+        values = tuple(operator.attrgetter(target)(instance) for target in self.targets)
         return values if len(values) > 1 else values[0]
 
     def __set__(self, instance: object, value: object) -> None:

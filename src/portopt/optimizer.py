@@ -16,6 +16,7 @@ from portopt.declaration_errors import check_draws, check_slots, own_constructor
 from portopt.declarations import OfClassOrInstance, WithKey
 from portopt.declared_value import DeclaredValue
 from portopt.hyperparameters import Hyperparameter, StepValue, alias, check_totals, hyperparameter
+from portopt.nested import Assembled, configuration, from_configuration, is_of_inner, value_of
 from portopt.program import Dim, Program
 from portopt.program.draws import Place
 from portopt.program.facts import Facts, UnknownFactError
@@ -24,7 +25,7 @@ from portopt.program.reductions import GRADIENT_NORM, TOTALS_GIVEN
 from portopt.program.tracing import trace
 from portopt.scalars import Scalar
 from portopt.schedules import LearningRate, configuration_of, is_schedule, schedule_from_configuration
-from portopt.slot import checked_slots, slot_dims
+from portopt.slot import slot_dims, slots_of
 from portopt.state import OptimizerState as OptimizerState
 from portopt.step_cache import Variants, shared
 from portopt.trees import Tree
@@ -68,6 +69,8 @@ class Optimizer(DeclaredValue):
     """Names and first values of the float64 scalars that the rule keeps for all parameters together."""
     first_values: ClassVar[Mapping[str, float]] = {}
     """Names of the slots whose elements are not zero at first, and their value."""
+    rates: ClassVar[tuple[str, ...]] = ("learning_rate",)
+    """Names of the hyperparameters that may be schedules."""
     counterparts: ClassVar[tuple[Counterpart, ...]] = ()
     """What has the rule's formula in other frameworks; a subclass, whose formula may be another, states its own."""
     worth_testing: ClassVar[tuple[Mapping[str, Any], ...]] = ()
@@ -177,7 +180,13 @@ class Optimizer(DeclaredValue):
         """Raise ValueError if hyperparameters, each of which is in its range, cannot go together."""
 
     def learning_rate_at(self, t: Any) -> Any:
-        """Return the learning rate of step number `t`, from 1: the schedule's at `t - 1`, lowered by `decay`."""
+        """Return the learning rate of step number `t`, from 1: the schedule's at `t - 1`, lowered by `decay`.
+
+        That of the inner rule, if the rule's learning rate is another name for it.
+        """
+        if "learning_rate" in self._declarations.aliases:
+            inner, _, _ = self._declarations.targets("learning_rate")[0].rpartition(".")
+            return value_of(self, inner).learning_rate_at(t)
         rate = self.learning_rate
         if is_schedule(rate):
             rate = rate(t - 1)
@@ -375,7 +384,7 @@ class Optimizer(DeclaredValue):
         program = None if shape is None else found.find(shape)
         if program is None:
             facts = Facts(type(self).__name__, shape)
-            program = self._trace(self._active(overrides or {}), facts)
+            program = self._trace(self.active_names(overrides or {}), facts)
             found.add(facts, program)
         return program
 
@@ -388,7 +397,7 @@ class Optimizer(DeclaredValue):
         cache = self._cache.programs
         if not overrides and None in cache:
             return cache[None]
-        active = self._active(overrides or {})
+        active = self.active_names(overrides or {})
         if active not in cache:
             try:
                 # Should two threads trace at once, both get the program of the first.
@@ -408,15 +417,30 @@ class Optimizer(DeclaredValue):
         return shared(trace(rule, active, facts, self._slot_dims))
 
     def _slot_dims(self, p: Facts) -> dict[str, tuple[Dim, ...] | None]:
-        return {str(name): slot_dims(self, name, p) for name in checked_slots(self, self.slots_for(p))}
+        return {str(name): slot_dims(self, name, p) for name in slots_of(self, p)}
 
-    def _active(self, overrides: Mapping[str, Any]) -> frozenset[str]:
+    def active_names(self, overrides: Mapping[str, Any]) -> frozenset[str]:
+        """Return the names of the hyperparameters and inputs that a step with these values has in its program."""
         given = frozenset(
             name
             for name in self._fields.numeric
             if (name in overrides and overrides[name] is not None) or (name not in overrides and self._is_on(name))
         )
+        for head, inner in self.nested.items() if self._declarations.nested else ():
+            start = f"{head}."
+            of_inner = {n.removeprefix(start): value for n, value in overrides.items() if n.startswith(start)}
+            given = given.union(start + name for name in inner.active_names(of_inner))
         return given.union(name for name in self.inputs if overrides.get(name) is not None) if self.inputs else given
+
+    def own(self, name: str) -> Any:
+        """Return what the rule has itself of `slots`, `scalar_slots`, `inputs` or `draws`, without what inner rules have."""
+        found = inspect.getattr_static(type(self), name)
+        return found.own(self) if isinstance(found, Assembled) else getattr(self, name)
+
+    @property
+    def nested(self) -> Mapping[str, Any]:
+        """The rules that this one is made of, by the names under which `portopt.rule` declares them."""
+        return {name: getattr(self, name) for name in self._declarations.nested}
 
     def _is_on(self, name: str) -> bool:
         field = self._fields[name]
@@ -425,17 +449,32 @@ class Optimizer(DeclaredValue):
     # Hyperparameters ---------------------------------------------------------------------------------------------
 
     @OfClassOrInstance
-    def numeric_hyperparameters(self) -> tuple[str, ...]:
+    def numeric_hyperparameters(self: Any) -> tuple[str, ...]:
         """Return the names of the hyperparameters that are numbers, and so may be given for one step.
 
-        Those of the optimizer's dialect; of the default dialect, if called on the class.
+        Those of the optimizer's dialect; of the default dialect, if called on the class. Those of inner rules have the name of
+        the inner rule before their own, `"inner.beta_1"`.
         """
-        return self._fields.numeric
+        own: tuple[str, ...] = self._fields.numeric
+        heads = self._declarations.nested
+        inner = {h: getattr(self, h) if isinstance(self, Optimizer) else self._fields[h].default for h in heads}
+        return own + tuple(f"{h}.{n}" for h in heads for n in inner[h].numeric_hyperparameters() if is_of_inner(n))
 
-    @classmethod
-    def is_optional(cls, name: str) -> bool:
+    @OfClassOrInstance
+    def hyperparameter_named(self: Any, name: str) -> Hyperparameter:
+        """Return a hyperparameter of the optimizer, or of one that it is made of, as declared."""
+        head, _, rest = name.partition(".")
+        field: Hyperparameter = self._declarations.declared[head]
+        if not rest:
+            return field
+        inner = getattr(self, head) if isinstance(self, Optimizer) else self._fields[head].default
+        found: Hyperparameter = inner.hyperparameter_named(rest)
+        return found
+
+    @OfClassOrInstance
+    def is_optional(self: Any, name: str) -> bool:
         """Tell whether a hyperparameter has a value that switches its feature off."""
-        return cls._declarations.declared[name].is_optional
+        return bool(self.hyperparameter_named(name).is_optional)
 
     def check_overrides(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Return hyperparameters given for one step under their own names; raise an error if one is no hyperparameter."""
@@ -444,10 +483,16 @@ class Optimizer(DeclaredValue):
         if TOTALS_GIVEN in overrides:
             overrides = dict(overrides)
             totals = check_totals(owner, overrides.pop(TOTALS_GIVEN))
+        of_inner: dict[str, Any] = {}
+        if self._declarations.nested:
+            overrides, of_inner = self._fields.own_and_inner(owner, overrides)
         checked = self._fields.values_for_step(owner, overrides, self.inputs)
         for name, value in checked.items():
             if name != GRADIENT_NORM and value is not None and not self._is_on(name):
                 self._check_slots_suffice(owner, name)
+        for head, values in of_inner.items():
+            inner = getattr(self, head).check_overrides(values)
+            checked.update((f"{head}.{name}", value) for name, value in inner.items())
         return {**checked, **totals} if totals else checked
 
     def check_value(self, owner: str, name: str, value: Any) -> Any:
@@ -458,6 +503,9 @@ class Optimizer(DeclaredValue):
             name: of the hyperparameter.
             value: to check.
         """
+        head, _, rest = name.partition(".")
+        if rest:
+            return getattr(self, head).check_value(owner, rest, value)
         return self._fields[name].check_value(owner, name, value)
 
     def _check_slots_suffice(self, owner: str, name: str) -> None:
@@ -500,9 +548,9 @@ class Optimizer(DeclaredValue):
             {'learning_rate': 0.01, 'rho': 0.9, 'epsilon': 1e-07, 'decay': 0.0}
         """
         config = self.arguments()
-        if is_schedule(self.learning_rate):
+        if "learning_rate" in config and is_schedule(self.learning_rate):
             config["learning_rate"] = configuration_of(self.learning_rate)
-        return config
+        return config | {name: configuration(inner) for name, inner in self.nested.items()}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
@@ -514,6 +562,9 @@ class Optimizer(DeclaredValue):
         ):
             if isinstance(arguments.get(name), Mapping):
                 arguments[name] = schedule_from_configuration(arguments[name])
+        for name in cls._declarations.nested:
+            if name in arguments:
+                arguments[name] = from_configuration(arguments[name])
         return cls(**arguments)
 
     def get_weights(self, state: OptimizerState) -> list[npt.NDArray[Any]]:

@@ -47,6 +47,14 @@ class Rule(Protocol):
         """Names of the arrays that a step may be given for each parameter beside the gradient."""
 
     @property
+    def nested(self) -> Mapping[str, Any]:
+        """The rules that it is made of, by name."""
+
+    @property
+    def rates(self) -> tuple[str, ...]:
+        """Names of the hyperparameters that may be schedules."""
+
+    @property
     def slots_for(self) -> Callable[[Any], Iterable[str]]:
         """Returns the names of the slots that a parameter has."""
 

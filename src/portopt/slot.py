@@ -98,8 +98,17 @@ def _slot(name: str, shape: Any, drop: Axes, keep: Axes | None, start: float | s
     return made
 
 
+def renamed(name: str, new: str) -> str:
+    """Return a slot under another name."""
+    return _slot(new, name.shape, name.drop, name.keep, name.start) if isinstance(name, Slot) else new
+
+
 class HasSlots(Protocol):
     """What is asked of a rule about its slots."""
+
+    @property
+    def nested(self) -> Mapping[str, Any]:
+        """The rules that it is made of, by name."""
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -116,6 +125,7 @@ class HasSlots(Protocol):
 
 def slot_dims(rule: HasSlots, name: str, p: Facts) -> tuple[Dim, ...] | None:
     """Return the shape that `update` sees of a slot of a parameter; None for the parameter's own."""
+    rule, name = owner_of(rule, name)
     of = _declared(rule, name)
     if of is None:
         return None
@@ -141,28 +151,49 @@ def slot_shape(rule: HasSlots, name: str, shape: tuple[int, ...]) -> tuple[int, 
 
 def slots_of_shape(rule: HasSlots, shape: tuple[int, ...]) -> tuple[str, ...]:
     """Return the names of the slots that a parameter of a shape has, in the order of `slots`, as plain strings."""
-    return tuple(map(str, checked_slots(rule, rule.slots_for(Facts(type(rule).__name__, shape)))))
+    return tuple(map(str, slots_of(rule, Facts(type(rule).__name__, shape))))
 
 
-def checked_slots(rule: HasSlots, returned: Iterable[str]) -> tuple[str, ...]:
-    """Return what `slots_for` returned, in the order of `slots`; raise an error if it names others."""
+def slots_of(rule: HasSlots, p: Facts) -> tuple[str, ...]:
+    """Return the names of the slots that a parameter has, in the order of `slots`."""
+    names = set(_checked_slots(rule, rule.slots_for(p)))
+    for head, inner in rule.nested.items():
+        names = {name for name in names if not name.startswith(f"{head}.")}
+        names.update(f"{head}.{name}" for name in slots_of(inner, p))
+    return tuple(name for name in rule.slots if name in names)
+
+
+def _checked_slots(rule: HasSlots, returned: Iterable[str]) -> tuple[str, ...]:
     names = tuple(returned)
     if unknown := [name for name in names if name not in rule.slots]:
         raise ValueError(
             f"{type(rule).__name__}.slots_for returned {unknown}, which are no slots of the rule: it has {list(rule.slots)}"
         )
-    return tuple(name for name in rule.slots if name in names)
+    return names
 
 
 def are_plain(rule: HasSlots) -> bool:
     """Tell whether every parameter has all slots, each of the parameter's shape."""
-    return hasattr(rule.slots_for, "is_default") and Slot not in map(type, rule.slots)
+    return (
+        hasattr(rule.slots_for, "is_default")
+        and Slot not in map(type, rule.slots)
+        and (not rule.nested or all(map(are_plain, rule.nested.values())))
+    )
 
 
 def slot_start(rule: HasSlots, name: str) -> float | str:
     """Return what a slot is at first: a number, `"p"`, or the name of a hyperparameter."""
+    rule, name = owner_of(rule, name)
     of = _declared(rule, name)
     return rule.first_values.get(name, 0.0) if of is None else of.start
+
+
+def owner_of(rule: HasSlots, name: str) -> tuple[HasSlots, str]:
+    """Return the rule, of those that a rule is made of, that has a slot, and its name there."""
+    while "." in name:
+        head, _, name = name.partition(".")
+        rule = rule.nested[head]
+    return rule, name
 
 
 def _declared(rule: HasSlots, name: str) -> Slot | None:

@@ -22,6 +22,7 @@ from portopt.leaves import (
     slot_shapes,
     slots_of,
 )
+from portopt.nested import rates_of, value_of
 from portopt.program import Op, Program
 from portopt.program.draws import Place
 from portopt.program.interpreter import StepScalars, evaluate_scalars
@@ -29,7 +30,7 @@ from portopt.program.reductions import GRADIENT_NORM
 from portopt.protocols import Rule
 from portopt.scalars import Scalar
 from portopt.schedules import is_schedule, rate_at
-from portopt.slot import slot_start
+from portopt.slot import owner_of, slot_start
 from portopt.state import OptimizerState, finished_steps
 from portopt.step_cache import StepCache
 from portopt.trees import Tree
@@ -101,7 +102,7 @@ def first_number(rule: Rule, name: str, start: float | str) -> float:
     """Return the number that a slot's elements are at first."""
     if not isinstance(start, str):
         return float(start)
-    value = getattr(rule, start, None)
+    value = getattr(owner_of(rule, name)[0], start, None)
     if is_schedule(value):
         value = rate_at(value, Scalar(0, HOST))
     if isinstance(value, Scalar):
@@ -196,7 +197,7 @@ def check_step(
         programs = [group.program for group in grouped_by_program(rule, overrides, checked.parameters)]
     else:
         backend, overrides, programs = plan.backend, rule.check_overrides(overrides), [plan.program]
-    if is_schedule(overrides.get("learning_rate", rule.learning_rate)):
+    if any(map(is_schedule, rates_of(rule, overrides))):
         step_scalars(rule, backend, programs, state, overrides, lambda *_: 1.0)
 
 
@@ -280,18 +281,25 @@ def step_scalars(
         totals |= program.totals
         for name in program.scalar_inputs:
             if name not in given and name != "t" and name not in totals:
-                given[name] = overrides[name] if name in overrides else getattr(rule, name)
-    schedule = given.get("learning_rate")
-    scheduled = is_schedule(schedule)
-    values = [state.step, *(v for n, v in given.items() if n != "learning_rate" or not scheduled)]
+                given[name] = (
+                    overrides[name]
+                    if name in overrides
+                    else getattr(rule, name)
+                    if "." not in name
+                    else value_of(rule, name)
+                )
+    schedules = {}
+    for name in rule.rates:
+        if name in given and is_schedule(given[name]):
+            schedules[name] = given[name]
+    values = [state.step, *(v for n, v in given.items() if n not in schedules)]
     values += [overrides[name] for name in totals if name in overrides]
     arithmetic = backend.arithmetic(values)
     step = backend.scalar(state.step) if arithmetic is not HOST else finished_steps(state.step, further=1)
     owners = {name: f"{type(rule).__name__}.apply" for name in overrides if name not in totals}
-    if schedule is not None and scheduled:
-        owner = owners["learning_rate"] = f"the schedule {schedule!r} of {type(rule).__name__}:"
-        rate = rule.check_value(owner, "learning_rate", rate_at(schedule, Scalar(step, arithmetic)))
-        given["learning_rate"] = rate
+    for name, schedule in schedules.items():
+        owner = owners[name] = f"the schedule {schedule!r} of {type(rule).__name__}:"
+        rate = given[name] = rule.check_value(owner, name, rate_at(schedule, Scalar(step, arithmetic)))
         if arithmetic is HOST:  # the schedule may have brought a value of its own that is not known yet
             arithmetic = backend.arithmetic([rate])
     inputs = {name: backend.scalar(value) for name, value in given.items()}

@@ -47,11 +47,16 @@ def differing(actual: Any, expected: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    ("rule", "jit"), [*((rule, True) for rule in (*ELEMENTWISE, portopt.Adafactor)), (portopt.Nadam, False)]
+    ("rule", "jit"),
+    [
+        # ScheduleFree's first steps are far, and lead some parameters very near to zero, where no update leads exactly.
+        *((rule, True) for rule in (*ELEMENTWISE, portopt.Adafactor) if rule is not portopt.ScheduleFree),
+        (portopt.Nadam, False),
+    ],
 )
 def test_applied_updates_give_the_bits_of_apply(rule: type[portopt.Optimizer], jit: bool) -> None:
     # Where a decayed parameter is much smaller than before, no update may lead to it exactly.
-    optimizer = rule(0.3, **({"weight_decay": 0.0} if "weight_decay" in rule.defaults() else {}))
+    optimizer = rule(learning_rate=0.3, **({"weight_decay": 0.0} if "weight_decay" in rule.defaults() else {}))
     tx = portopt_jax.to_optax(optimizer)
 
     def step(params: Any, grads: Any, state: Any) -> Any:
@@ -184,7 +189,7 @@ def test_the_sum_is_the_nearest_where_no_update_gives_the_bits(jit: bool) -> Non
     [*((rule, "bfloat16") for rule in ELEMENTWISE), (portopt.Adam, "float16"), (portopt.Nadam, "float32")],
 )
 def test_step_gives_the_bits_of_apply(rule: type[portopt.Optimizer], dtype: str) -> None:
-    optimizer = rule(0.3)
+    optimizer = rule(learning_rate=0.3)
     tx = portopt_jax.to_optax(optimizer)
     params, gradients = tree(1, dtype), [tree(10 + i, dtype) for i in range(3)]
     expected, expected_state = trained(optimizer, gradients, params)

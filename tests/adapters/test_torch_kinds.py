@@ -32,7 +32,7 @@ def assert_same_state(optimizer: TorchOptimizer, params: list[Any], state: porto
 @pytest.mark.parametrize("kind", RULES)
 def test_steps_on_several_groups_have_the_bits_of_apply_(kind: type[portopt.Optimizer]) -> None:
     params = parameters(SHAPES, "float32")
-    rule, expected = kind(0.1, clipnorm=2.0), copies(params)
+    rule, expected = kind(learning_rate=0.1, clipnorm=2.0), copies(params)
     state = rule.init(expected)
     optimizer = TorchOptimizer([{"params": params[:1]}, {"params": params[1:], "lr": 0.1}], rule)
     for step in range(3):
@@ -46,7 +46,7 @@ def test_steps_on_several_groups_have_the_bits_of_apply_(kind: type[portopt.Opti
 @pytest.mark.parametrize("kind", RULES)
 def test_batches_of_several_dtypes_share_their_totals(kind: type[portopt.Optimizer]) -> None:
     params = [*parameters(SHAPES, "float64"), *parameters(SHAPES[:2], "float16")]
-    rule, expected = kind(0.1, clipnorm=2.0), copies(params)
+    rule, expected = kind(learning_rate=0.1, clipnorm=2.0), copies(params)
     state = rule.init(expected)
     optimizer = TorchOptimizer(params, rule)
     for step in range(3):
@@ -60,13 +60,13 @@ def test_batches_of_several_dtypes_share_their_totals(kind: type[portopt.Optimiz
 @pytest.mark.parametrize("kind", RULES)
 def test_a_saved_state_goes_on_with_the_same_bits(kind: type[portopt.Optimizer], tmp_path: Path) -> None:
     params = parameters(SHAPES, "float32")
-    optimizer = TorchOptimizer(params, kind(0.1))
+    optimizer = TorchOptimizer(params, kind(learning_rate=0.1))
     for step in range(2):
         give_gradients(params, step)
         optimizer.step()
     torch.save(optimizer.state_dict(), tmp_path / "state")
     others = [torch.nn.Parameter(p) for p in copies(params)]
-    resumed = TorchOptimizer(others, kind(0.1))
+    resumed = TorchOptimizer(others, kind(learning_rate=0.1))
     resumed.load_state_dict(torch.load(tmp_path / "state"))
     copied, of_copy = copy.deepcopy((params, optimizer))
     for step in range(2, 4):

@@ -44,7 +44,7 @@ def trained(optimizer: portopt.Optimizer, steps: int = 3) -> tuple[Any, Optimize
 @each_rule
 @each_x64
 def test_jit_gives_the_bits_of_an_eager_step(rule: type[portopt.Optimizer], x64: bool) -> None:
-    optimizer = rule(0.1, clipnorm=1.0, clipvalue=0.3)
+    optimizer = rule(learning_rate=0.1, clipnorm=1.0, clipvalue=0.3)
     with jax.enable_x64(x64):
         step = jax.jit(optimizer.apply)
         params = expected = tree(1, random_words)
@@ -84,7 +84,7 @@ def test_init_works_inside_jit() -> None:
 @each_rule
 @each_x64
 def test_scan_carries_parameters_and_state(rule: type[portopt.Optimizer], x64: bool) -> None:
-    optimizer = rule(0.1)
+    optimizer = rule(learning_rate=0.1)
     with jax.enable_x64(x64):
         params = tree(1)
         gradients = jax.tree_util.tree_map(lambda *steps: jnp.stack(steps), *(tree(10 + i) for i in range(3)))
@@ -162,7 +162,7 @@ def test_steps_work_without_jit() -> None:
 @pytest.mark.parametrize("rule", [portopt.Adam, portopt.Nadam])
 @pytest.mark.filterwarnings("error")
 def test_arguments_may_be_donated(rule: type[portopt.Optimizer]) -> None:
-    optimizer = rule(0.1, clipnorm=1.0)
+    optimizer = rule(learning_rate=0.1, clipnorm=1.0)
     step = jax.jit(optimizer.apply, donate_argnums=(0, 2))
     params = tree(1)
     state = optimizer.init(params)
@@ -179,7 +179,7 @@ def test_arguments_may_be_donated(rule: type[portopt.Optimizer]) -> None:
 @pytest.mark.parametrize("rule", [portopt.SGD, portopt.Adam, portopt.Nadam])
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_vmap_over_parameters_gives_the_bits_of_each(rule: type[portopt.Optimizer], jit: bool) -> None:
-    optimizer = rule(0.1, clipnorm=1.0)
+    optimizer = rule(learning_rate=0.1, clipnorm=1.0)
     lanes = 3
     params = [tree(seed) for seed in range(lanes)]
     grads = [tree(100 + seed) for seed in range(lanes)]
@@ -445,7 +445,7 @@ def test_plain_descent_has_the_gradient_that_one_computes_by_hand() -> None:
 
 @pytest.mark.parametrize("rule", [portopt.Adam, portopt.Nadam])
 def test_state_goes_from_jit_to_eager_and_back(rule: type[portopt.Optimizer]) -> None:
-    optimizer = rule(0.1)
+    optimizer = rule(learning_rate=0.1)
     step = jax.jit(optimizer.apply)
     params = tree(1)
     state = optimizer.init(params)
@@ -457,7 +457,7 @@ def test_state_goes_from_jit_to_eager_and_back(rule: type[portopt.Optimizer]) ->
 
 @pytest.mark.parametrize("rule", [portopt.Adam, portopt.Nadam])
 def test_state_goes_through_host_memory(rule: type[portopt.Optimizer]) -> None:
-    optimizer = rule(0.1)
+    optimizer = rule(learning_rate=0.1)
     params, state = trained(optimizer, 2)
     restored = jax.tree_util.tree_map(jnp.asarray, jax.device_get((params, state)))
     assert_same_trees(optimizer.apply(restored[0], tree(12), restored[1]), trained(optimizer, 3))
@@ -607,7 +607,7 @@ def test_an_exported_update_holds_its_state() -> None:
 
 @each_rule
 def test_x64_changes_nothing_for_float32(rule: type[portopt.Optimizer]) -> None:
-    optimizer = rule(0.1, clipnorm=1.0)
+    optimizer = rule(learning_rate=0.1, clipnorm=1.0)
     results = []
     for x64 in (False, True):
         with jax.enable_x64(x64):
@@ -622,7 +622,7 @@ import jax, numpy as np, portopt
 jax.config.update("jax_enable_x64", {x64})
 digest = hashlib.sha256()
 for rule in (portopt.Adam, portopt.Nadam):
-    optimizer = rule(portopt.schedules.CosineDecay(0.1, steps=3), clipnorm=1.0)
+    optimizer = rule(learning_rate=portopt.schedules.CosineDecay(0.1, steps=3), clipnorm=1.0)
     params = jax.numpy.asarray(np.linspace(-1, 1, 7, dtype=np.float32))
     state = optimizer.init(params)
     step = jax.jit(optimizer.apply)
@@ -647,7 +647,9 @@ def test_x64_for_a_whole_process_changes_nothing_for_float32() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_strict_promotion_is_respected(rule: type[portopt.Optimizer], dtype: str, jit: bool) -> None:
-    optimizer = rule(portopt.schedules.CosineDecay(0.1, steps=3, warmup_steps=2), clipnorm=1.0, clipvalue=0.5)
+    optimizer = rule(
+        learning_rate=portopt.schedules.CosineDecay(0.1, steps=3, warmup_steps=2), clipnorm=1.0, clipvalue=0.5
+    )
     with jax.enable_x64(dtype == "float64"):
         params, grads = tree(1, dtype=dtype), tree(10, dtype=dtype)
         expected = optimizer.apply(params, grads, optimizer.init(params))

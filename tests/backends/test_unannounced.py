@@ -52,10 +52,10 @@ def expected(optimizer: portopt.Optimizer | None = None, dtype: str = "float32")
 @pytest.mark.parametrize("rule", ELEMENTWISE)
 def test_namespace_may_have_another_name_than_the_module_of_its_arrays(rule: type[portopt.Optimizer]) -> None:
     xp = make_library(fresh_name())
-    new, state = step(xp, rule(0.5, clipnorm=1.0))
+    new, state = step(xp, rule(learning_rate=0.5, clipnorm=1.0))
     assert type(new) is xp.Array
-    assert all(type(state.slots[slot]) is xp.Array for slot in rule(0.5).slots if slot in state.slots)
-    assert_same_bits(new.data, expected(rule(0.5, clipnorm=1.0)))
+    assert all(type(state.slots[slot]) is xp.Array for slot in rule(learning_rate=0.5).slots if slot in state.slots)
+    assert_same_bits(new.data, expected(rule(learning_rate=0.5, clipnorm=1.0)))
     assert find_backend(new) is get_backend(xp.__name__)
 
 
@@ -143,7 +143,9 @@ def test_steps_of_a_real_library_have_the_bits_of_numpy(dtype: str, library: str
         return
     hosts = [random_words((40,), dtype, 1), ordinary((3, 2), dtype, 2)]
     for rule in portopt.RULES:
-        optimizer = rule(0.5, clipnorm=2.0, clipvalue=1.0) if rule is portopt.Adam else rule(0.5)
+        optimizer = (
+            rule(learning_rate=0.5, clipnorm=2.0, clipvalue=1.0) if rule is portopt.Adam else rule(learning_rate=0.5)
+        )
         params, host = [backend.from_numpy(x, "cpu") for x in hosts], list(hosts)
         assert all(find_backend(x) is backend for x in params)
         state, host_state = optimizer.init(params), optimizer.init(host)
@@ -297,7 +299,7 @@ def test_operation_that_is_wrong_only_among_others_is_found(rule: type[portopt.O
     with pytest.raises(
         WrongOperationError, match=rf"sqrt within a step of {rule.__name__}, at a\d+ = sqrt\(a\d+\) \(p\) gave 7502\.0 "
     ):
-        step(xp, rule(rate))
+        step(xp, rule(learning_rate=rate))
     assert_same_bits(step(xp, portopt.SGD(0.5))[0].data, expected(portopt.SGD(0.5)))
 
 

@@ -135,8 +135,12 @@ def case_every_rule_has_the_bits_of_numpy(folder: Path) -> None:
 def case_rules_of_each_kind_have_the_bits_of_numpy(folder: Path) -> None:
     data = arrays(3)
     for kind in rules_of_each_kind.RULES:
-        wrapped = portopt_keras.KerasOptimizer(kind(0.013, clipnorm=2.0))
-        assert_same(steps_in_keras(wrapped, data), steps_in_portopt(kind(0.013, clipnorm=2.0), data), kind.__name__)
+        wrapped = portopt_keras.KerasOptimizer(kind(learning_rate=0.013, clipnorm=2.0))
+        assert_same(
+            steps_in_keras(wrapped, data),
+            steps_in_portopt(kind(learning_rate=0.013, clipnorm=2.0), data),
+            kind.__name__,
+        )
 
 
 def case_totals_are_of_the_variables_without_weight_decay_as_well(folder: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from support.bits import assert_same_bits
 from torch import nn
@@ -31,6 +32,8 @@ RULES: dict[str, Callable[[], portopt.Optimizer]] = {
     "adam_clipped": lambda: portopt.Adam(learning_rate=0.05, clipnorm=0.05),
     "nadam": lambda: portopt.Nadam(learning_rate=0.05),
     "noisy_sgd": lambda: portopt.NoisySGD(learning_rate=0.05, seed=4),
+    "dog": lambda: portopt.DoG(),
+    "prodigy": lambda: portopt.Prodigy(),
     "sgd_clipped": lambda: portopt.SGD(learning_rate=0.05, momentum=0.9, nesterov=True, clipnorm=0.01, clipvalue=0.002),
 }
 
@@ -133,6 +136,14 @@ def placements() -> None:
         state = rule.apply_(expected, gradients, state)
     for p, q in zip(parameters, expected, strict=True):
         assert_same(p, q, "parameter")
+
+
+def whole_parameters() -> None:
+    """A rule that needs sums of whole parameters does nothing rather than something else in each process."""
+    model = shard(network())
+    optimizer = TorchOptimizer(groups(model), portopt.LAMB())
+    with pytest.raises(NotImplementedError, match=r"LAMB looks at whole parameters \(.*each process holds a part"):
+        train(model, optimizer, range(1))
 
 
 def totals() -> None:
@@ -245,6 +256,7 @@ def cases(folder: Path) -> dict[str, Callable[[], None]]:
         **{f"fully_shard-{name}": lambda name=name: fully_sharded(name) for name in RULES},  # type: ignore[misc]  # binds name
         "placements": placements,
         "totals": totals,
+        "whole_parameters": whole_parameters,
         "gathered_state": gathered_state,
         "sharded_state": lambda: sharded_state(flatten=False),
         "flattened_state": lambda: sharded_state(flatten=True),

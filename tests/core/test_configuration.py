@@ -43,9 +43,9 @@ def test_optimizer_is_found_as_itself() -> None:
 def test_config_gives_an_equal_optimizer(rule: type[portopt.Optimizer]) -> None:
     for optimizer in (
         rule(),
-        rule(0.1, clipnorm=1.5),
+        rule(learning_rate=0.1, clipnorm=1.5),
         rule(lr=0.3, clipvalue=0.25, clipnorm=2),
-        rule(CosineDecay(0.1, steps=10, warmup_steps=3)),
+        rule(learning_rate=CosineDecay(0.1, steps=10, warmup_steps=3)),
     ):
         config = optimizer.get_config()
         assert rule.from_config(config) == optimizer
@@ -63,9 +63,10 @@ def test_config_holds_the_floats_that_were_given(rule: type[portopt.Optimizer]) 
     given = {
         name: next(x for x in (0.1, 1.1, -0.1) if x in (fields[name].range or ()))
         for name in rule.numeric_hyperparameters()
+        if "." not in name
     }
     given = together(rule, None, given)
-    assert given.keys() >= {"learning_rate", "clipnorm"}
+    assert given.keys() >= {"clipnorm"}
     config = rule(**given).get_config()
     for name, value in given.items():
         assert type(config[name]) is float

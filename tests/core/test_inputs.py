@@ -39,9 +39,9 @@ def after_steps(
     hessian = {n: None if n == leave_out else array(np.abs(a)) for n, a in tree(3).items()}
     state, apply = optimizer.init(params), (jit or (lambda f: f))(optimizer.apply)
     for i in range(5):
-        given = {"hessian": hessian} if i % 3 == 0 else {}
+        given: dict[str, Any] = {"hessian": hessian} if i % 3 == 0 else {}
         if in_place:
-            state = optimizer.apply_(params, grads, state, **given)  # type: ignore[arg-type]  # a tree
+            state = optimizer.apply_(params, grads, state, **given)
         else:
             params, state = apply(params, grads, state, **given)
     return [np.asarray(a).tobytes() for t in (params, state.slots["m"], state.slots["h"]) for a in t.values()]
@@ -75,8 +75,8 @@ def test_jax_has_the_bits_of_numpy_with_inputs(leave_out: str) -> None:
 
 def test_an_input_may_share_memory_with_what_a_step_in_place_writes() -> None:
     optimizer, params, grads = Preconditioned(0.1), tree(1), tree(2)
-    expected, _ = optimizer.apply(params, grads, optimizer.init(params), hessian=params)  # type: ignore[arg-type]  # a tree
-    optimizer.apply_(params, grads, optimizer.init(params), hessian=params)  # type: ignore[arg-type]  # a tree
+    expected, _ = optimizer.apply(params, grads, optimizer.init(params), hessian=params)
+    optimizer.apply_(params, grads, optimizer.init(params), hessian=params)
     assert {n: a.tobytes() for n, a in params.items()} == {n: a.tobytes() for n, a in expected.items()}
 
 
@@ -93,7 +93,7 @@ def test_a_loop_whose_steps_lack_the_input_is_planned() -> None:
     for _ in range(3):
         state = optimizer.apply_(params, grads, state)
     before = params["a"].copy()
-    state = optimizer.apply_(params, grads, state, hessian=tree(3))  # type: ignore[arg-type]  # a tree
+    state = optimizer.apply_(params, grads, state, hessian=tree(3))
     assert not np.array_equal(before, params["a"])
     assert state.slots["h"]["a"].any()
 
@@ -120,13 +120,13 @@ def test_inputs_that_do_not_fit_are_refused_and_nothing_is_changed(hessian: Any,
 def test_an_unknown_input_is_refused_with_the_name_that_was_meant() -> None:
     optimizer, params = Preconditioned(0.1), tree(1)
     with pytest.raises(TypeError, match=r"got an unknown argument 'hesian'; did you mean 'hessian'\?"):
-        optimizer.apply(params, tree(2), optimizer.init(params), hesian=tree(3))  # type: ignore[arg-type]  # a tree
+        optimizer.apply(params, tree(2), optimizer.init(params), hesian=tree(3))
 
 
 def test_an_input_that_the_rule_has_not_is_refused() -> None:
     optimizer, params = portopt.SGD(0.1), tree(1)
     with pytest.raises(TypeError, match=r"SGD.apply got an unknown argument 'hessian'; .*allowed are"):
-        optimizer.apply(params, tree(2), optimizer.init(params), hessian=tree(3))  # type: ignore[arg-type]  # a tree
+        optimizer.apply(params, tree(2), optimizer.init(params), hessian=tree(3))
 
 
 @pytest.mark.parametrize("taken", ["p", "g", "learning_rate", "m", "grads", "no name"])

@@ -622,7 +622,7 @@ def test_schedule_gives_the_same_bits_over_ten_thousand_scanned_steps(case: Case
 
 def coefficients(rule: type[portopt.Optimizer]) -> Callable[[Scalar], list[Scalar]]:
     """Return a function of the finished steps: every scalar of the rule's program that depends on the step."""
-    optimizer = rule(CosineDecay(0.5, 9000, end=0.01, warmup_steps=500))
+    optimizer = rule(learning_rate=CosineDecay(0.5, 9000, end=0.01, warmup_steps=500))
     program = optimizer.program(shape=(3, 4))
     fixed = {
         name: getattr(optimizer, name)
@@ -669,7 +669,9 @@ def test_coefficients_give_the_same_bits_over_ten_thousand_scanned_steps(
 def test_training_gives_the_same_bits_over_ten_thousand_scanned_steps(rule: type[portopt.Optimizer], x64: bool) -> None:
     """The whole step, parameters recorded along the way; the gradient is a function of the parameter, exact in float32."""
     optimizer = (
-        rule(CosineDecay(0.5, 9000, end=0.01, warmup_steps=500), decay=0.001) if rule is portopt.Adam else rule()
+        rule(learning_rate=CosineDecay(0.5, 9000, end=0.01, warmup_steps=500), decay=0.001)
+        if rule is portopt.Adam
+        else rule()
     )
     start = np.asarray([3.0, -0.001, 1e-30], np.float32)
     target = np.asarray([1.0, 1.0, 1.0], np.float32)

@@ -322,7 +322,7 @@ def test_optimizer_of_a_dialect_survives_every_kind_of_copy(rule: type[portopt.O
 
 def test_dialects_are_different_optimizers() -> None:
     for rule in portopt.RULES:
-        assert len({rule(0.1, dialect=dialect) for dialect in rule.dialects()}) == len(rule.dialects())
+        assert len({rule(learning_rate=0.1, dialect=dialect) for dialect in rule.dialects()}) == len(rule.dialects())
 
 
 def test_dialect_can_be_replaced() -> None:

@@ -135,7 +135,7 @@ COMPILED = [run for run in RUNS if run.mode.compiled]
     ids=lambda x: getattr(x, "__name__", str(x)),
 )
 def test_resumed_training_equals_uninterrupted_training(rule: type[portopt.Optimizer], run: Run) -> None:
-    library, optimizer = run.library, rule(0.1, clipnorm=1.0)
+    library, optimizer = run.library, rule(learning_rate=0.1, clipnorm=1.0)
     gradients = [library.arrays(arrays(10 * i + 10)) for i in range(4)]
     start = library.arrays(arrays(1))
     expected, expected_state = run.mode.many(optimizer, start, gradients, optimizer.init(start))

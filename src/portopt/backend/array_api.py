@@ -187,14 +187,17 @@ class ArrayAPIBackend:
         return self.arithmetic([value])
 
     def total(self, name: str, works: Sequence[Work]) -> Any:
-        operation = name.removeprefix("total_")
         with self.quiet():
-            parts = []
-            for work in works:
-                for leaf, outputs in self._interpreted(work):
-                    reductions = self.reductions(COMPUTE_DTYPE[leaf.dtypes["p"]])
-                    parts.append(reductions.partial(operation, outputs["x"]))
-            return self.reductions("float64").combine(operation, parts)
+            return self.reductions("float64").combine(name.removeprefix("total_"), self.parts_of_total(name, works))
+
+    def parts_of_total(self, name: str, works: Sequence[Work]) -> list[Any]:
+        """Return what each parameter adds to a total, as `Reductions.partial` does."""
+        with self.quiet():
+            return [
+                self.reductions(COMPUTE_DTYPE[leaf.dtypes["p"]]).partial(name.removeprefix("total_"), outputs["x"])
+                for work in works
+                for leaf, outputs in self._interpreted(work)
+            ]
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         results = []

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
 from portopt.interchange.native import NativeOptimizer, TFOptimizer, wrap
+from portopt.nested import find_classes_by
 from portopt.optimizer import Optimizer
 from portopt.rules import RULES
 
@@ -134,3 +135,6 @@ def find_class(config: Mapping[str, Any], custom_objects: Mapping[str, type[Opti
             f"unknown optimizer: {name!r}; {suggestion}known are {', '.join(names)}, and classes given to portopt.register"
         )
     return cls
+
+
+find_classes_by(find_class)

@@ -19,6 +19,9 @@ from portopt.rules.fromage import Fromage as Fromage
 from portopt.rules.stableadamw import StableAdamW as StableAdamW
 from portopt.rules.adammini import AdamMini as AdamMini
 from portopt.rules.noisy_sgd import NoisySGD as NoisySGD
+from portopt.rules.lookahead import Lookahead as Lookahead
+from portopt.rules.schedule_free import ScheduleFree as ScheduleFree
+from portopt.rules.sophia_g import SophiaG as SophiaG
 from portopt.rules.adafactor import Adafactor as Adafactor
 from portopt.rules.sm3 import SM3 as SM3
 from portopt.rules.prodigy import Prodigy as Prodigy

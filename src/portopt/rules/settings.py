@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from portopt.hyperparameters import Hyperparameter
+from portopt.nested import NestedRule
 from portopt.optimizer import Optimizer
 
 RATE = 0.05
@@ -50,7 +51,7 @@ def other_values(rule: type[Optimizer], dialect: str | None = None) -> dict[str,
     """
     found: dict[str, Any] = {}
     for name, field in rule.hyperparameters(dialect).items():
-        if name in _OF_ALL_RULES:
+        if name in _OF_ALL_RULES or isinstance(field, NestedRule):
             continue
         if field.range is None:
             found[name] = next(choice for choice in field.choices or (True, False) if choice != field.default)

@@ -25,6 +25,7 @@ from portopt.kernels.host.kernel import Inputs, Work, can_run, host_kernel, make
 from portopt.kernels.host.norm import GradientTable, gradient_norm
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.watch import Call, Watch
+from portopt.nested import rates_of
 from portopt.program import Op, Program
 from portopt.protocols import Rule
 from portopt.scalars import MOST_STEPS
@@ -100,7 +101,7 @@ class Plan:
                     return None
                 totals: dict[str, float] = {}
                 asked = [(name, op) for name, op in self.program.totals.items() if name not in checked]
-                if asked or _is_of_the_user(checked.get("learning_rate", rule.learning_rate)):
+                if asked or any(map(_is_of_the_user, rates_of(rule, checked))):
                     # No schedule of a user's is called for a step that another plan does.
                     call = self._watch.begin()
                     if not self._watch.look(params, grads, slots, call=call):
@@ -168,8 +169,8 @@ class Plan:
 
     def _keep(self, inputs: array[float], rule: Rule, overrides: dict[str, Any], checked: Mapping[str, Any]) -> None:
         """Keep the inputs for the next step if only the given numbers decide about them."""
-        rate = checked.get("learning_rate", rule.learning_rate)
-        is_constant = not (self.program.totals or self.program.scalar_outputs or is_schedule(rate))
+        scheduled = any(map(is_schedule, rates_of(rule, checked)))
+        is_constant = not (self.program.totals or self.program.scalar_outputs or scheduled)
         self._kept = (inputs, overrides) if is_constant else None
 
 

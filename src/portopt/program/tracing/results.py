@@ -17,8 +17,15 @@ from portopt.scalars import Scalar
 _TOTALS = {"sum": "total_sum", "max": "total_max", "norm": "total_norm"}
 
 
-def totals(optimizer: TracedRule, builder: Builder, returned: Any) -> dict[str, Scalar]:
-    """Return what `totals` returned as reductions over all parameters, after checking that it can be."""
+def totals(optimizer: TracedRule, builder: Builder, returned: Any, prefix: str) -> dict[str, Scalar]:
+    """Return what `totals` returned as reductions over all parameters, after checking that it can be.
+
+    Args:
+        optimizer: whose method it is.
+        builder: records them.
+        returned: what the method returned.
+        prefix: what their names begin with in the program.
+    """
     owner = f"{type(optimizer).__name__}.totals"
     if not isinstance(returned, Mapping):
         raise TypeError(
@@ -36,7 +43,9 @@ def totals(optimizer: TracedRule, builder: Builder, returned: Any) -> dict[str, 
             )
         if builder.ops[op.args[0]].kind is Kind.MASK or name in optimizer.scalar_slots or name in ("t", GRADIENT_NORM):
             raise TypeError(f"{owner} returned a total under the name {name!r}, which is taken: give it another")
-        found[name] = Scalar(Node(builder.record(_TOTALS[op.name], Kind.FLOAT, op.args[0], label=name)), builder)
+        found[name] = Scalar(
+            Node(builder.record(_TOTALS[op.name], Kind.FLOAT, op.args[0], label=prefix + name)), builder
+        )
     return found
 
 
@@ -59,7 +68,7 @@ def returned(optimizer: TracedRule, result: Any, kept: tuple[str, ...]) -> tuple
             f"{owner} must return the new parameter and a dict with the new value of each slot, `return new_p, {{{slots}}}`, "
             f"but it returned {_described(result)}"
         )
-    new_slots = result[1]
+    new_slots = _flat(result[1], optimizer.nested)
     missing = [name for name in kept if name not in new_slots]
     unknown = [name for name in new_slots if name not in kept]
     if missing or unknown:
@@ -68,6 +77,17 @@ def returned(optimizer: TracedRule, result: Any, kept: tuple[str, ...]) -> tuple
             f"missing {missing}, unknown {unknown}"
         )
     return result[0], new_slots
+
+
+def _flat(new_slots: Mapping[str, Any], nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Return slots by the names that a state has for them, given those of inner rules under the names of the rules."""
+    flat: dict[str, Any] = {}
+    for name, value in new_slots.items():
+        if name in nested and isinstance(value, Mapping):
+            flat |= {f"{name}.{n}": slot for n, slot in _flat(value, nested[name].nested).items()}
+        else:
+            flat[name] = value
+    return flat
 
 
 def array_output(builder: Recorder, name: str, value: Any, dims: tuple[Dim, ...] | None) -> int:

@@ -28,6 +28,13 @@ class TracedRule(Protocol):
         """Returns the scalars of step number `t` that `update` uses, and the new values of `scalar_slots`."""
 
     @property
+    def nested(self) -> Mapping[str, Any]:
+        """The rules that it is made of, by name."""
+
+    def own(self, name: str) -> Any:
+        """Return what the rule has itself of an attribute, without what those have that it is made of."""
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the arrays that a step may be given for each parameter beside the gradient."""
 
