@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
@@ -15,6 +16,7 @@ from portopt_conformance.platform import Platform
 from portopt_conformance.probes import (
     OPERANDS,
     Assembler,
+    ProductProbe,
     array_probe,
     draw_probe,
     function_probe,
@@ -232,6 +234,43 @@ def function_experiment(dtype: str) -> Experiment:
         return {name: platform.to_numpy(state.slots[name]) for name in FUNCTIONS}
 
     return Experiment(f"primitives/functions/{dtype}", run, inputs)
+
+
+_FACTORS: Mapping[str, tuple[tuple[int, ...], tuple[int, int] | None]] = {
+    "near": ((7, 300), (-3, 3)),
+    "far": ((3, 5, 40), (-60, 60)),
+    "raw": ((40, 17), None),
+    "single": ((1, 1), (-3, 3)),
+}
+"""Matrices that are multiplied: their shapes, and between which exponents their elements are; None for raw words."""
+
+
+def product_experiment(dtype: str) -> Experiment:
+    """Return the experiment on products of matrices in a compute dtype."""
+
+    @functools.cache
+    def factors(role: str) -> Mapping[str, Words]:
+        found = {}
+        for name, (shape, exponents) in _FACTORS.items():
+            size, seed = math.prod(shape), f"products/{dtype}/{role}/{name}"
+            words = (
+                random_words(dtype, size, seed) if exponents is None else random_between(dtype, *exponents, size, seed)
+            )
+            found[name] = to_floats(words, dtype).reshape(shape)
+        # An infinity and a NaN meet zeros and numbers.
+        found["near"][1, 3:5] = (np.inf, 0.0) if role == "p" else (0.0, np.nan)
+        return found
+
+    def run(platform: Platform) -> dict[str, Words]:
+        probe = ProductProbe()
+        p, g = ({name: platform.array(array) for name, array in factors(role).items()} for role in ("p", "g"))
+        _, state = platform.many(probe, p, [g], probe.init(p))
+        return {
+            str(slot): np.concatenate([platform.to_numpy(state.slots[slot][name]).reshape(-1) for name in sorted(p)])
+            for slot in probe.slots
+        }
+
+    return Experiment(f"primitives/products/{dtype}", run)
 
 
 _DRAWN_SHAPES = ((40, 3), (257,))

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from portopt import Optimizer, Program
+from portopt import Optimizer, Program, slot
 from portopt.program import Kind, Op
 
 OPERANDS = ("p", "g", "s", "r")
@@ -94,6 +94,33 @@ def function_probe(names: tuple[str, ...]) -> Optimizer:
     operands = {"atan2": (p, g), "power": (assembler.array("absolute", p), g)}
     outputs = {name: assembler.array(name, *operands.get(name, (p,))) for name in names}
     return _probe(assembler.program("functions", {"p": p, **outputs}), names, ())
+
+
+class ProductProbe(Optimizer):
+    """Puts products of a parameter, its transpose and its gradient into slots; the parameter stays as it is."""
+
+    slots = (
+        slot("gram", shape="of_rows"),
+        slot("product", shape="of_rows"),
+        slot("inner", shape="of_columns"),
+        slot("chain", shape="of_columns"),
+    )
+
+    def of_rows(self, p: Any) -> tuple[int, ...]:
+        """Return the shape of a product of the parameter and a transpose."""
+        return (*p.shape[:-1], p.shape[-2])
+
+    def of_columns(self, p: Any) -> tuple[int, ...]:
+        """Return the shape of a product of a transpose and the parameter."""
+        return (*p.shape[:-2], p.shape[-1], p.shape[-1])
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+        return p, {
+            "gram": p @ p.mT,
+            "product": p @ g.mT,
+            "inner": xp.matrix_transpose(g) @ p,
+            "chain": p.mT @ ((g @ p.mT) @ g),
+        }
 
 
 @functools.cache

@@ -209,7 +209,7 @@ class Hyperparameter:
         if value is None and self.off is None:
             return None
         if self.choices:
-            if value in self.choices and not isinstance(value, bool):
+            if type(value) is type(self.choices[0]) and value in self.choices:
                 return value
             error = ValueError if type(value) is type(self.choices[0]) else TypeError
             raise error(f"{owner} {name} must be {listed(map(repr, self.choices), 'or')}, but {value!r} was given")

@@ -212,7 +212,7 @@ class Optimizer(DeclaredValue):
             >>> state.step, state.slots["m"]
             (0, {'w': array([0., 0.])})
         """
-        return step.first_state(self, params, slot_dtype)
+        return step.first_state(self, params, slot_dtype, self._cache.places)
 
     def apply(
         self,

@@ -137,12 +137,14 @@ def slot_dims(rule: HasSlots, name: str, p: Facts) -> tuple[Dim, ...] | None:
     return tuple(-1 if axis in dropped else axis for axis in range(p.ndim)) if dropped else None
 
 
-def slot_shape(rule: HasSlots, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape in which a state keeps a slot of a parameter of a shape."""
-    dims = slot_dims(rule, name, Facts(type(rule).__name__, shape))
+def slot_shape(
+    rule: HasSlots, name: str, shape: tuple[int, ...], part: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
+    """Return the shape in which a state keeps a slot of a parameter of a shape, or of the part of it of another shape."""
+    dims, here = slot_dims(rule, name, Facts(type(rule).__name__, shape)), shape if part is None else part
     if dims is None:
-        return shape
-    return tuple(int(d) if isinstance(d, str) else shape[d] for d in dims if d != -1)
+        return here
+    return tuple(int(d) if isinstance(d, str) else here[d] for d in dims if d != -1)
 
 
 def slots_of_shape(rule: HasSlots, shape: tuple[int, ...]) -> tuple[str, ...]:

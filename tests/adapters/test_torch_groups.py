@@ -33,10 +33,13 @@ def others_of(rule: portopt.Optimizer) -> dict[str, Any]:
     for name, default in rule.defaults(getattr(rule, "dialect", None)).items():
         if name == "dialect":
             continue
+        field = rule.hyperparameters(getattr(rule, "dialect", None))[name]
         if isinstance(default, bool):
             values[name] = not default
+        elif field.choices:
+            values[name] = next(choice for choice in field.choices if choice != default)
         else:
-            allowed = rule.hyperparameters(getattr(rule, "dialect", None))[name].range or ()
+            allowed = field.range or ()
             values[name] = next(x for x in (0.25, 0.5, 1.25, -0.25) if x in allowed and x != default)
     return values
 
@@ -48,7 +51,10 @@ CASES = [
     for dialect in rule.dialects()
     for name, value in others_of(rule(dialect=dialect)).items()
     # Gradients that shrink make no step of Adafactor that is clipped.
-    if (rule.__name__, name) != ("Adafactor", "clip_threshold") and rule.totals is None
+    if (rule.__name__, name) != ("Adafactor", "clip_threshold")
+    and rule.totals is None
+    # How an array of more than two axes is a matrix: there is none among the parameters.
+    and (rule.__name__, name) != ("Muon", "matrices")
 ]
 NEEDED: Mapping[tuple[str, ...], dict[str, Any]] = {
     # What a value needs beside it to be allowed, or to matter, in all dialects or in one.

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import keras
 import numpy as np
-from support.dialect_settings import gradients, parameters, rate_at, settings
+from support.dialect_settings import APART, gradients, parameters, rate_at, settings
 
 
 def class_of(rule: str) -> Any:
@@ -47,7 +47,7 @@ def results() -> dict[str, Any]:
     """Return the defaults of each optimizer, and its trajectory on each setting."""
     keras.backend.set_floatx("float64")
     keras.src.backend.numpy.mean = mean
-    chosen = [setting for setting in settings("keras3") if class_of(setting[0]) is not None]
+    chosen = [setting for setting in settings("keras3") if setting[0] not in APART and class_of(setting[0]) is not None]
     return {
         "defaults": {rule: defaults(rule) for rule, _, _ in chosen},
         "trajectories": {f"{r}/{n}": trajectory(r, dict(given)) for r, n, given in chosen},

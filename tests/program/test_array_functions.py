@@ -88,6 +88,32 @@ def test_functions_of_arrays_have_the_same_bits_under_jit_and_vmap() -> None:
         assert_same_bits(np.asarray(result).reshape(-1), expected(name, "float32", columns[:count]), name)
 
 
+class Functions(portopt.Optimizer):
+    """Moves by all functions of the gradient together."""
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        powers = abs(g) ** 0.3 + xp.cbrt(g)
+        return p - c.lr * (xp.exp(g) + xp.log(abs(g)) + xp.tanh(g) + xp.atan2(g, p) + powers), {}
+
+
+@pytest.mark.needs("jax")
+def test_derivatives_are_those_of_the_functions() -> None:
+    import jax
+    import jax.numpy as jnp
+
+    optimizer = Functions(1.0)
+    with jax.enable_x64(True):
+        p, g = jnp.asarray([1.0, 2.0, -0.5, 0.3]), jnp.asarray([0.4, -1.7, 3.0, 0.01])
+        state = optimizer.init(p)
+
+        def moved(g: Any) -> Any:
+            powers = abs(g) ** 0.3 + jnp.cbrt(g)
+            return (p - (jnp.exp(g) + jnp.log(abs(g)) + jnp.tanh(g) + jnp.arctan2(g, p) + powers)).sum()
+
+        found = jax.grad(lambda g: optimizer.apply(p, g, state)[0].sum())(g)
+        np.testing.assert_allclose(np.asarray(found), np.asarray(jax.grad(moved)(g)), rtol=1e-9)
+
+
 def test_what_a_backend_replaces_in_float64_counts() -> None:
     class Halving(portopt.ArrayAPIBackend):
         def primitives(self, compute_dtype: str) -> Primitives:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +19,6 @@ from support.muon_settings import CUBIC, KERAS3, OPTAX, RATE, SHAPES, gradients,
 
 import portopt
 from portopt.dialects import Dialect
-from portopt.rules.muon import Muon
 
 QUINTIC = (3.4445, -4.775, 2.0315)
 
@@ -70,7 +70,7 @@ def optax_after_steps(**arguments: Any) -> list[Array]:
 @pytest.mark.parametrize(("ours", "theirs"), OPTAX)
 def test_optax_dialect_is_the_formula_of_optax(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     expected = optax_after_steps(**theirs)
-    assert worst(after_steps(Muon(RATE, dialect="optax", **ours)), expected) < 1e-12
+    assert worst(after_steps(portopt.Muon(RATE, dialect="optax", **ours)), expected) < 1e-12
 
 
 # Keras 3, in a process of its own
@@ -84,7 +84,7 @@ def keras3(elsewhere: Elsewhere) -> Any:
 
 @pytest.mark.parametrize("number", range(len(KERAS3)))
 def test_keras3_dialect_is_the_formula_of_keras_3(number: int, keras3: Any) -> None:
-    assert worst(after_steps(Muon(RATE, dialect="keras3", **KERAS3[number][0])), keras3[number]) < 1e-12
+    assert worst(after_steps(portopt.Muon(RATE, dialect="keras3", **KERAS3[number][0])), keras3[number]) < 1e-12
 
 
 # torch, and the paper
@@ -137,30 +137,48 @@ def torch_after_steps(**arguments: Any) -> list[Array]:
 @pytest.mark.parametrize("arguments", TORCH)
 def test_torch_dialect_is_the_formula_of_the_paper(arguments: Mapping[str, Any]) -> None:
     expected = [muon_of_the_paper(p, [g[i] for g in gradients()], **arguments) for i, p in enumerate(parameters()[:2])]
-    assert worst(after_steps(Muon(RATE, **arguments))[:2], expected, SHAPES[:2]) < 1e-12
+    assert worst(after_steps(portopt.Muon(RATE, **arguments))[:2], expected, SHAPES[:2]) < 1e-12
 
 
 @pytest.mark.parametrize("arguments", TORCH[:3])
 def test_torch_dialect_is_torchs_within_its_bfloat16(arguments: Mapping[str, Any]) -> None:
     """Each of torch's products and sums has 8 bits, 2**-9 off relative, about ten in a row, each step anew."""
     expected = torch_after_steps(**arguments)
-    assert worst(after_steps(Muon(RATE, **arguments))[:2], expected, SHAPES[:2]) < 0.03
-    off = after_steps(Muon(1.1 * RATE, **arguments))[:2]
+    assert worst(after_steps(portopt.Muon(RATE, **arguments))[:2], expected, SHAPES[:2]) < 0.03
+    off = after_steps(portopt.Muon(1.1 * RATE, **arguments))[:2]
     assert worst(off, expected, SHAPES[:2]) > 0.03
 
 
-each_dialect = pytest.mark.parametrize("dialect", Muon.dialects())
+each_dialect = pytest.mark.parametrize("dialect", portopt.Muon.dialects())
 
 
 @each_dialect
 def test_what_is_no_matrix_steps_by_adamw_of_the_dialect(dialect: Dialect) -> None:
-    muon = Muon(RATE, dialect=dialect, adam_weight_decay=0.1)
+    muon = portopt.Muon(RATE, dialect=dialect, adam_weight_decay=0.1)
     ahead: Any = {"nesterov": True} if dialect == "optax" else {}
     expected = after_steps(portopt.AdamW(RATE, dialect=dialect, weight_decay=0.1, **ahead))
     for ours, theirs in zip(after_steps(muon)[2:], expected[2:], strict=True):
         assert_same_bits(ours, theirs)
     state = muon.init(parameters())
     assert [None if v is None else v.shape for v in state.slots["v"]] == [None, None, (5,), ()]
+
+
+def test_defaults_are_those_of_the_frameworks() -> None:
+    """Apart from the learning rate of optax, which has no default; Keras' are compared where Keras is."""
+    theirs = {name: p.default for name, p in inspect.signature(torch.optim.Muon).parameters.items()}
+    ours = portopt.Muon()
+    assert (ours.lr, ours.weight_decay, ours.momentum, ours.nesterov) == tuple(
+        theirs[name] for name in ("lr", "weight_decay", "momentum", "nesterov")
+    )
+    assert (ours.ns_coefficients, ours.epsilon, ours.ns_steps) == tuple(
+        theirs[name] for name in ("ns_coefficients", "eps", "ns_steps")
+    )
+    theirs = {name: p.default for name, p in inspect.signature(optax.contrib.muon).parameters.items()}
+    defaults = portopt.Muon.defaults("optax")
+    names = {"momentum": "beta", "epsilon": "eps", "adam_beta_1": "adam_b1", "adam_beta_2": "adam_b2"}
+    compared = [name for name in defaults if names.get(name, name) in theirs and name != "learning_rate"]
+    assert len(compared) == 12
+    assert {name: defaults[name] for name in compared} == {name: theirs[names.get(name, name)] for name in compared}
 
 
 # Layouts
@@ -177,7 +195,7 @@ def test_kernels_are_matrices_of_outputs_and_inputs(dialect: Dialect) -> None:
     p, g = ordinary((6, 2, 3, 4), "float32", 0), ordinary((6, 2, 3, 4), "float32", 1)
 
     def optimizer(layout: str) -> portopt.Optimizer:
-        return Muon(RATE, dialect=dialect, matrices=layout)
+        return portopt.Muon(RATE, dialect=dialect, matrices=layout)
 
     by_torch = stepped(optimizer("OIHW"), p, g)
     as_matrix = stepped(optimizer("OIHW"), p.reshape(6, 24), g.reshape(6, 24))
@@ -193,8 +211,8 @@ def test_kernels_are_matrices_of_outputs_and_inputs(dialect: Dialect) -> None:
 def test_stacked_matrices_step_each_by_itself(dialect: Dialect) -> None:
     p, g = ordinary((3, 2, 4, 5), "float32", 0), ordinary((3, 2, 4, 5), "float32", 1)
     g[1, 0] = 0.0
-    together = stepped(Muon(RATE, dialect=dialect, matrices="stacked"), p, g)
-    one = Muon(RATE, dialect=dialect)
+    together = stepped(portopt.Muon(RATE, dialect=dialect, matrices="stacked"), p, g)
+    one = portopt.Muon(RATE, dialect=dialect)
     for i, j in np.ndindex(3, 2):
         alone = stepped(one, p[i, j], g[i, j])
         # The norm of one matrix is a float64 scalar, and that of several one of the compute dtype.
@@ -203,7 +221,7 @@ def test_stacked_matrices_step_each_by_itself(dialect: Dialect) -> None:
 
 def test_a_stack_of_kernels_is_no_matrix_by_itself() -> None:
     p = ordinary((3, 4, 5), "float64", 0)
-    ours, adamw = Muon(RATE), portopt.AdamW(RATE, dialect="torch")
+    ours, adamw = portopt.Muon(RATE), portopt.AdamW(RATE, dialect="torch")
     assert_same_bits(stepped(ours, p, p), stepped(adamw, p, p))
 
 
@@ -212,7 +230,7 @@ def test_muon_trains_a_matrix_that_a_product_hides() -> None:
     rng = np.random.default_rng(0)
     x, target = rng.standard_normal((64, 8)).astype(np.float32), rng.standard_normal((8, 6)).astype(np.float32)
     y, w = x @ target, np.zeros((8, 6), np.float32)
-    optimizer = Muon(portopt.schedules.CosineDecay(0.1, 200), weight_decay=0.0)
+    optimizer = portopt.Muon(portopt.schedules.CosineDecay(0.1, 200), weight_decay=0.0)
     state = optimizer.init(w)
 
     def loss() -> float:

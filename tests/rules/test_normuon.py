@@ -11,7 +11,6 @@ import pytest
 from support.bits import Array, assert_same_bits, ordinary
 
 import portopt
-from portopt.rules.normuon import NorMuon
 
 RATE, STEPS = 0.0625, 50
 DION = (
@@ -63,15 +62,15 @@ def after_steps(optimizer: portopt.Optimizer, p: Array, gradients: Sequence[Arra
 def test_normuon_is_the_formula_of_the_paper(arguments: dict[str, Any]) -> None:
     for shape in ((3, 4), (7, 5)):
         p, gradients = ordinary(shape, "float64", 0), [ordinary(shape, "float64", s) for s in range(1, STEPS + 1)]
-        ours = after_steps(NorMuon(RATE, **arguments), p, gradients)
+        ours = after_steps(portopt.NorMuon(RATE, **arguments), p, gradients)
         theirs = normuon(p, gradients, **arguments)
         assert np.max(np.abs(ours - theirs)) < 1e-12 * np.max(np.abs(theirs - p))
 
 
 def test_rows_are_those_of_the_outputs_in_every_layout() -> None:
     p, g = ordinary((6, 2, 3, 4), "float32", 0), ordinary((6, 2, 3, 4), "float32", 1)
-    by_torch = NorMuon(RATE, matrices="OIHW")
-    by_keras = NorMuon(RATE, matrices="HWIO")
+    by_torch = portopt.NorMuon(RATE, matrices="OIHW")
+    by_keras = portopt.NorMuon(RATE, matrices="HWIO")
     q, h = (x.transpose(2, 3, 1, 0).copy() for x in (p, g))
     states = by_torch.init(p), by_keras.init(q)
     assert [state.slots["row"].shape for state in states] == [(6,), (6,)]
@@ -81,12 +80,12 @@ def test_rows_are_those_of_the_outputs_in_every_layout() -> None:
         states = first, second
         assert_same_bits(q.transpose(3, 2, 0, 1), p)
         assert_same_bits(second.slots["row"], first.slots["row"])
-    stacked = NorMuon(RATE, matrices="stacked")
+    stacked = portopt.NorMuon(RATE, matrices="stacked")
     assert stacked.init(p).slots["row"].shape == (6, 2, 3)
 
 
 def test_what_is_no_matrix_steps_by_adamw() -> None:
     p, g = ordinary((5,), "float64", 0), [ordinary((5,), "float64", s) for s in range(1, 9)]
-    ours = after_steps(NorMuon(RATE, weight_decay=0.1), p, g)
+    ours = after_steps(portopt.NorMuon(RATE, weight_decay=0.1), p, g)
     theirs = after_steps(portopt.AdamW(RATE, dialect="torch", weight_decay=0.1, beta_2=0.95), p, g)
     assert_same_bits(ours, theirs)

@@ -11,6 +11,9 @@ from support.bits import Array, ordinary
 import portopt
 from portopt.rules.settings import settings as of_rule
 
+APART = ("Muon",)
+"""Rules that a framework has for some parameters only, or not in float64: a module of their own compares them."""
+
 STEPS = 50
 SHAPES = ((3, 4), (5,), ())
 

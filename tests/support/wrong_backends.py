@@ -10,6 +10,7 @@ import numpy as np
 from portopt.arithmetic import HOST
 from portopt.backend import Arrays, Work
 from portopt.program.primitives import Primitives
+from portopt.program.products import Slices, slice_bits
 from portopt.program.reductions import Reductions
 from portopt_conformance.platform import ReferenceBackend
 
@@ -79,6 +80,13 @@ def _total_order_less_equal(right: Primitives) -> Overrides:
     return {"less_equal": lambda a, b: (a < b) | ((a == b) & (np.signbit(a) | ~np.signbit(b)))}
 
 
+def _unsliced(x: Any, axis: int) -> Slices:
+    """Return an operand as it is, so that its products are the library's own in float64."""
+    return Slices(
+        (x.astype(np.float64),), np.ones(np.max(x, axis, keepdims=True).shape), axis, slice_bits(x.shape[axis])
+    )
+
+
 OPERATIONS_WRONG: Mapping[str, Callable[[Primitives], Overrides]] = {
     "root_one_ulp_off": _root_one_ulp_off,
     "contracted": _contracted,
@@ -89,6 +97,7 @@ OPERATIONS_WRONG: Mapping[str, Callable[[Primitives], Overrides]] = {
     "total_order_of_zeros": _total_order_less_equal,
     "reciprocal": lambda right: {"divide": lambda a, b: right.multiply(a, right.divide(np.ones_like(b), b))},
     "sum_with_a_zero": lambda right: {"multiply": lambda a, b: right.add(right.multiply(a, b), np.zeros_like(a))},
+    "products_of_the_library": lambda right: {"sliced": _unsliced},
     "exponential_of_the_library": lambda right: {"exp": np.exp},
     "elements_counted_from_the_end": lambda right: {"arange": lambda count, like: np.arange(count)[::-1]},
     "nan_equals_itself": lambda right: {"equal": lambda a, b: (a == b) | (np.isnan(a) & np.isnan(b))},

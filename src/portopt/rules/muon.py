@@ -72,9 +72,8 @@ class Muon(DialectRule):
         TypeError: an argument is unknown or not in the dialect, of a wrong type, or given under two names.
 
     Example:
-        >>> import numpy as np
-        >>> from portopt.rules.muon import Muon
-        >>> opt, w = Muon(learning_rate=0.5, weight_decay=0.0), np.eye(2)
+        >>> import numpy as np, portopt
+        >>> opt, w = portopt.Muon(learning_rate=0.5, weight_decay=0.0), np.eye(2)
         >>> opt.apply(w, np.asarray([[3.0, 0.0], [0.0, 1.0]]), opt.init(w))[0].round(1)
         array([[0.6, 0. ],
                [0. , 0.4]])

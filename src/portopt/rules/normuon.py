@@ -65,9 +65,8 @@ class NorMuon(Optimizer):
         TypeError: an argument is unknown, of a wrong type, or given under two names.
 
     Example:
-        >>> import numpy as np
-        >>> from portopt.rules.normuon import NorMuon
-        >>> opt, w = NorMuon(learning_rate=0.5, weight_decay=0.0), np.eye(2)
+        >>> import numpy as np, portopt
+        >>> opt, w = portopt.NorMuon(learning_rate=0.5, weight_decay=0.0), np.eye(2)
         >>> opt.apply(w, np.asarray([[3.0, 0.0], [0.0, 1.0]]), opt.init(w))[0].round(1)
         array([[0.5, 0. ],
                [0. , 0.5]])

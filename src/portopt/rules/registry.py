@@ -27,6 +27,8 @@ from portopt.rules.sm3 import SM3 as SM3
 from portopt.rules.prodigy import Prodigy as Prodigy
 from portopt.rules.dadaptadam import DAdaptAdam as DAdaptAdam
 from portopt.rules.dog import DoG as DoG
+from portopt.rules.muon import Muon as Muon
+from portopt.rules.normuon import NorMuon as NorMuon
 # isort: on
 
 RULES: tuple[type[_Optimizer], ...] = tuple(

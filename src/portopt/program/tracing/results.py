@@ -10,7 +10,7 @@ from portopt.program.ir import Dim, Kind
 from portopt.program.reductions import GRADIENT_NORM
 from portopt.program.tracing.elementwise import operand
 from portopt.program.tracing.rule import TracedRule
-from portopt.program.tracing.shapes import shape_text
+from portopt.program.tracing.shapes import length, shape_text
 from portopt.program.tracing.symbol import Recorder, Symbol
 from portopt.scalars import Scalar
 
@@ -105,13 +105,26 @@ def array_output(builder: Recorder, name: str, value: Any, dims: tuple[Dim, ...]
         raise UnsupportedOperationError(
             f"a rule returned a mask, the result of a comparison, as its new {name}: use xp.where(mask, a, b)"
         )
-    if builder.ops[index].name != "round" and builder.ops[index].dims != dims:
+    if builder.ops[index].name != "round" and not _is_of_shape(builder, builder.ops[index].dims, dims):
         wanted = "one number, a scalar" if dims == () else f"the shape {shape_text(builder, dims)}"
         raise UnsupportedOperationError(
             f"a rule returned an array of shape {shape_text(builder, builder.ops[index].dims)} as its new {name}, which has "
             f"{wanted}"
         )
     return index
+
+
+def _is_of_shape(builder: Recorder, dims: tuple[Dim, ...] | None, wanted: tuple[Dim, ...] | None) -> bool:
+    """Tell whether a shape is another; one that a rule has computed may be that of products, which is told by axes."""
+    if dims == wanted:
+        return True
+    if str not in map(type, (*(dims or ()), *(wanted or ()))):
+        return False
+    own = tuple(range(builder.facts.ndim))
+    dims, wanted = (own if shape is None else shape for shape in (dims, wanted))
+    return len(dims) == len(wanted) and all(
+        length(builder.facts, dim) == length(builder.facts, of) for dim, of in zip(dims, wanted, strict=True)
+    )
 
 
 def plain(value: Any) -> Any:
