@@ -19,6 +19,7 @@ from portopt.backend import (
     ArrayAPIBackend,
     ArrayInfo,
     Arrays,
+    Leaf,
     MemoryRange,
     Mode,
     Work,
@@ -37,6 +38,7 @@ from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program, products
 from portopt.program.interpreter import StepScalars, interpret
 from portopt.program.primitives import Primitives
+from portopt.program.reductions import Reductions
 
 COMBINE: ContextVar[Callable[[str, Sequence[Any], Sequence[Any]], Any] | None] = ContextVar(
     "portopt_torch_combine", default=None
@@ -180,9 +182,11 @@ class TorchBackend(ArrayAPIBackend):
         parameters = [arrays["p"] for work in works for arrays in work.parameters]
         self.refuse_capture(parameters)
         combine = COMBINE.get()
-        if combine is None:
+        # What lacks an axis is the same in the processes that share it.
+        if combine is None or any(work.program.ops[work.program.array_outputs["x"]].dims is not None for work in works):
             return super().total(name, self._detached(works))
-        return combine(name.removeprefix("total_"), parameters, self.parts_of_total(name, self._detached(works)))
+        here = self.parts_of_total(name, self._detached(works), self.reductions_here)
+        return combine(name.removeprefix("total_"), parameters, here)
 
     def _detached(self, works: Sequence[Work]) -> list[Work]:
         # The imaginary part of a conjugate is a view that torch negates when it is read.
@@ -202,6 +206,8 @@ class TorchBackend(ArrayAPIBackend):
         parameters = [arrays for work in works for arrays in work.parameters]
         self.refuse_capture(arrays["p"] for arrays in parameters)
         all_detached = self._detached(works)
+        if not all(map(_is_local, all_detached)):
+            return self._update_parts(all_detached, works, in_place=in_place)
         program, scalars, detached = all_detached[0]
         results: list[dict[str, Any]] | None = None
         if isinstance(scalars, StepScalars) and not is_interpreted():
@@ -224,6 +230,35 @@ class TorchBackend(ArrayAPIBackend):
         for arrays, outputs in zip(parameters, results, strict=True):
             outputs["p"].requires_grad_(arrays["p"].requires_grad)
         return results
+
+    def _update_parts(self, detached: Sequence[Work], works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        """Do what `update` does where other processes hold other elements that a result depends on."""
+        results: list[dict[str, Any]] = []
+        for work in detached:
+            if _is_local(work):
+                results += self.update([work], in_place=False)
+            elif self._parts.needs_whole(work.program):
+                results += self._parts.update_whole(self, work)
+            else:
+                results += super().update([work], in_place=False)
+        if not in_place:
+            return results
+        parameters = [arrays for work in works for arrays in work.parameters]
+        outputs = [{n: arrays[n] for n in new} for arrays, new in zip(parameters, results, strict=True)]
+        with self.quiet():
+            self.assign_all(
+                [tensor for of in outputs for tensor in of.values()],
+                [tensor for new in results for tensor in new.values()],
+            )
+        return outputs
+
+    def reductions_of(self, leaf: Leaf) -> Reductions:
+        reductions = super().reductions_of(leaf)
+        return self._parts.PartReductions.over(reductions, leaf.place) if leaf.is_part else reductions
+
+    @property
+    def _parts(self) -> Any:
+        return importlib.import_module("portopt_torch._parts")
 
     def refuse_capture(self, tensors: Iterable[Any]) -> None:
         """Refuse to do a step on tensors of a device whose work is being captured in a CUDA graph.
@@ -285,6 +320,8 @@ class TorchBackend(ArrayAPIBackend):
         )
         if not compiler.available() or is_interpreted() or not ordinary or (reader := _reader()) is None:
             return None
+        if any(leaf.is_part for leaf in described(self, parameters)) and not all(p.is_elementwise for p in programs):
+            return None
         dtypes = [leaf.dtypes for leaf in described(self, parameters)]
         return make_plan(self, programs, trees, parameters, dtypes, reader, _increment_version())
 
@@ -335,6 +372,11 @@ class TorchBackend(ArrayAPIBackend):
         if a.device.type != "cpu":
             return True
         return bool(np.shares_memory(_bits(a), _bits(b)))
+
+
+def _is_local(work: Work) -> bool:
+    """Tell whether no result depends on elements that other processes hold."""
+    return work.program.is_elementwise or not any(getattr(leaf, "is_part", False) for leaf in work.parameters)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from portopt.slot import are_plain, slots_of_shape
 from portopt.step import Part
 from portopt_torch._backend import backend
 from portopt_torch._saved_state import finished_steps, number_of, tensor_of
-from portopt_torch._sharded import is_sharded, local_part, place_of, refuse_reductions
+from portopt_torch._sharded import is_sharded, local_part, place_of
 
 Totals = Mapping[str, Any] | None
 """The totals over all parameters, by name, where a batch cannot compute them itself."""
@@ -42,10 +42,8 @@ class Batch:
         everything: bool,
     ) -> None:
         self._rule = rule
-        if rule.draws:
+        if rule.draws or any(map(is_sharded, parameters)):
             rule.place_parameters(list(map(place_of, numbers, parameters)))
-        for p in parameters:
-            refuse_reductions(rule, p)
         self._parameters = parameters
         self._states = states
         self._indices = None if everything else indices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,14 +11,24 @@ import torch
 from portopt import Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.interrupts import deferred
+from portopt.program.facts import Facts
 from portopt.program.reductions import GRADIENT_NORM
+from portopt.slot import slot_dims
 from portopt.step import totals_of
 from portopt_torch._backend import backend
 from portopt_torch._batches import Batch, Batches, Totals, is_usable, lacking, same, slots_of
 from portopt_torch._conversion import is_native, own_state_dict, to_torch
 from portopt_torch._groups import GroupHyperparameters
 from portopt_torch._saved_state import SealedState, checked_state
-from portopt_torch._sharded import gradient_norm, is_sharded, like_parameter, local_part, placed_like, totals_over
+from portopt_torch._sharded import (
+    gradient_norm,
+    is_sharded,
+    like_parameter,
+    local_part,
+    place_of,
+    placed_like,
+    totals_over,
+)
 
 _Work = tuple[Batch, Sequence[Any], Mapping[str, Any]]
 """A batch, its gradients, and what is given for its step."""
@@ -197,10 +208,16 @@ class TorchOptimizer(torch.optim.Optimizer):
     def _create_state(self, rule: Optimizer, parameters: Sequence[Any]) -> None:
         if not parameters:
             return
-        fresh = rule.init(list(map(local_part, parameters)), slot_dtype=self._slot_dtype)
+        placed = copy.copy(rule)
+        placed.place_parameters(list(map(place_of, range(len(parameters)), parameters)))
+        fresh = placed.init(list(map(local_part, parameters)), slot_dtype=self._slot_dtype)
         scalars = {name: fresh.slots[name] for name in rule.scalar_slots}
         for i, p in enumerate(parameters):
-            arrays = {name: like_parameter(fresh.slots[name][i], p) for name in slots_of(rule, p)}
+            facts = Facts(type(rule).__name__, tuple(p.shape))
+            arrays = {
+                name: like_parameter(fresh.slots[name][i], p, slot_dims(rule, name, facts))
+                for name in slots_of(rule, p)
+            }
             self.state[p] = {"step": fresh.step, **scalars, **arrays}
 
     def to_torch(self, *, schedulers: Iterable[Any] | None = None) -> torch.optim.Optimizer:

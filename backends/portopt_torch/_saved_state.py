@@ -11,9 +11,12 @@ import torch
 
 from portopt import Optimizer
 from portopt.arithmetic.dtypes import slot_dtypes
-from portopt.slot import slot_shape, slots_of_shape
+from portopt.program import Dim
+from portopt.program.facts import Facts
+from portopt.program.interpreter import shape_of
+from portopt.slot import slot_dims, slots_of_shape
 from portopt_torch._backend import backend
-from portopt_torch._sharded import is_sharded
+from portopt_torch._sharded import placement
 
 
 class SealedState:
@@ -55,7 +58,7 @@ def checked_state(
             f"{where}: {name!r}",
             tensor_of(where, name, slot),
             parameter,
-            slot_shape(rule, name, shape) if name in expected else shape,
+            slot_dims(rule, name, Facts(type(rule).__name__, shape)) if name in expected else None,
             current.get(name),
         )
         for name, slot in entry.items()
@@ -93,9 +96,10 @@ def tensor_of(where: str, name: str, value: Any) -> torch.Tensor:
     return value
 
 
-def _checked_slot(where: str, slot: Any, parameter: Any, shape: tuple[int, ...], current: Any) -> Any:
+def _checked_slot(where: str, slot: Any, parameter: Any, dims: tuple[Dim, ...] | None, current: Any) -> Any:
+    of_parameter = tuple(parameter.shape)
+    shape = of_parameter if dims is None else shape_of(tuple(d for d in dims if d != -1), of_parameter)
     if slot.shape != shape:
-        of_parameter = tuple(parameter.shape)
         wanted = of_parameter if shape == of_parameter else f"{of_parameter}, whose slot of that name has {shape}"
         raise ValueError(f"{where} has shape {tuple(slot.shape)}, but its parameter has {wanted}")
     allowed = slot_dtypes(backend.dtype_name(parameter))
@@ -103,15 +107,11 @@ def _checked_slot(where: str, slot: Any, parameter: Any, shape: tuple[int, ...],
         raise TypeError(
             f"{where} has dtype {slot.dtype}, but slots of a {parameter.dtype} parameter are {' or '.join(allowed)}"
         )
-    if _placement(slot) != _placement(parameter):
+    if placement(slot) != placement(parameter, dims):
         raise ValueError(
-            f"{where} is placed as {_placement(slot)}, but its parameter as {_placement(parameter)}: load it with "
+            f"{where} is placed as {placement(slot)}, but its parameter as {placement(parameter)}: load it with "
             "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, which distributes it"
         )
     if slot is current and slot.device == parameter.device:
         return slot
     return slot.detach().to(parameter.device, copy=True)
-
-
-def _placement(tensor: Any) -> Any:
-    return (tensor.device_mesh, tensor.placements) if is_sharded(tensor) else "one tensor"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from portopt import Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.imports import imported
-from portopt.program import PRODUCTS, REDUCTIONS
+from portopt.program import Dim
 from portopt.program.bins import NO_SQUARES, NONE, Bins, combined
 from portopt.program.draws import Place
 from portopt_torch._backend import COMBINE, backend
@@ -35,10 +35,8 @@ def place_of(number: int, parameter: Any) -> Place:
     whole = tuple(parameter.shape)
     if not is_sharded(parameter):
         return Place.of(number, whole)
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    shape, offset = compute_local_shape_and_global_offset(whole, parameter.device_mesh, parameter.placements)
-    return Place(number, tuple(shape), tuple(offset), whole)
+    place: Place = _parts().place_of_part(number, parameter)
+    return place
 
 
 def placed_like(gradient: Any, parameter: Any) -> Any:
@@ -48,31 +46,30 @@ def placed_like(gradient: Any, parameter: Any) -> Any:
     return gradient
 
 
-def refuse_reductions(rule: Optimizer, parameter: Any) -> None:
-    """Refuse a rule that looks at whole parameters if this process holds a part of one only.
-
-    Raises:
-        NotImplementedError: it does.
-    """
-    if not is_sharded(parameter) or all(placement.is_replicate() for placement in parameter.placements):
-        return
-    operations = {op.name for op in rule.program(None, tuple(parameter.shape)).ops}
-    if found := sorted(operations & {*REDUCTIONS, *PRODUCTS}):
-        raise NotImplementedError(
-            f"{type(rule).__name__} looks at whole parameters ({', '.join(found)}), but of this one each process holds a part "
-            f"({', '.join(map(str, parameter.placements))}); replicate it, or take a rule that goes element by element"
-        )
-
-
-def like_parameter(local: Any, parameter: Any) -> Any:
-    """Return a tensor whose part in this process is `local`, distributed as a parameter is."""
+def like_parameter(local: Any, parameter: Any, dims: tuple[Dim, ...] | None) -> Any:
+    """Return a tensor whose part in this process is `local`, distributed as a parameter is, of whose axes it has some."""
     if not is_sharded(parameter):
         return local
+    if dims is not None:
+        parts, shape = _parts(), tuple(parameter.shape)
+        placements = parts.placements_of(parameter.placements, dims)
+        return parts.distributed(local, parameter.device_mesh, placements, parts.stored_shape(dims, shape))
     # Not DTensor.from_local: it would move to the mesh's device what is kept in host memory.
     with torch.no_grad():
         whole: Any = torch.empty_like(parameter, dtype=local.dtype, requires_grad=False)
         whole.to_local().copy_(local)
     return whole
+
+
+def placement(tensor: Any, dims: tuple[Dim, ...] | None = None) -> Any:
+    """Return how a tensor is distributed, or a slot that has some of its axes."""
+    if not is_sharded(tensor):
+        return "one tensor"
+    return tensor.device_mesh, _parts().placements_of(tensor.placements, dims)
+
+
+def _parts() -> Any:
+    return importlib.import_module("portopt_torch._parts")
 
 
 def gradient_norm(gradients: Sequence[Any]) -> Any:

@@ -28,8 +28,6 @@ DIALECT_DTYPES = ("float32", "bfloat16")
 
 SAMPLE = (("clipped", "float32"), ("default", "bfloat16"), ("default", "float16"))
 """Configurations and dtypes for modes of which only a sample is tested."""
-COMPILED_SAMPLE = (("default", "float32"), ("clipped", "float32"), ("clipped", "bfloat16"))
-"""Configurations and dtypes in which a rule whose programs are many is compiled."""
 SAMPLE_SCHEDULE = "CosineDecay_warmup"
 """The schedule that stands for all in modes offered for tests only."""
 
@@ -94,7 +92,13 @@ def operations(platform: Platform, dtypes: Sequence[str], depth: str) -> Iterato
 
 
 def of_rule(
-    rule: type[Optimizer], dtypes: Sequence[str], depth: str, *, quick: bool, compiled: bool = False
+    rule: type[Optimizer],
+    dtypes: Sequence[str],
+    depth: str,
+    *,
+    quick: bool,
+    compiled: bool = False,
+    in_turn: bool = True,
 ) -> Iterator[Planned]:
     """Yield the experiments on a rule.
 
@@ -104,10 +108,13 @@ def of_rule(
         depth: how much, see `depths`.
         quick: whether to leave out all but two configurations, and the runs of 100 steps.
         compiled: whether each experiment is a compilation.
+        in_turn: whether it is the rule's turn in modes of which a sample is tested; elementwise rules are always tested.
     """
     for configuration in configurations(rule):
         outermost = configuration.name in ("default", "clipped")
         if quick and not outermost:
+            continue
+        if not in_turn and depth in ("sampled", "extra") and not configuration.is_elementwise:
             continue
         for dtype in dtypes:
             for layer, name in _chosen(configuration, dtype, depth, outermost=outermost, compiled=compiled):
@@ -124,9 +131,12 @@ def _chosen(
 ) -> Iterator[tuple[int, str]]:
     """Yield layer and name of what is made with a configuration in a dtype."""
     if compiled and depth in ("first", "compiled") and not configuration.is_elementwise:
-        # What takes a second to compile is compiled once a mode, with each option in it, and in bfloat16 with most of them.
-        if (configuration.name, dtype) in COMPILED_SAMPLE or (configuration.dialect and dtype == "float32"):
-            yield (2, "ordinary") if configuration.dialect else (3, "ten")
+        # A compilation takes seconds: most options at once stand for all, and the first mode for dialects and narrow dtypes.
+        first = depth == "first"
+        if configuration.name == "clipped" and (dtype == "float32" or (first and dtype in DIALECT_DTYPES)):
+            yield (3, "ten")
+        if configuration.dialect and first and dtype == "float32":
+            yield (2, "ordinary")
         return
     if configuration.dialect:
         if depth == "first" and dtype in DIALECT_DTYPES:
@@ -165,7 +175,7 @@ def _of_many_elements(
     single = dtype == "float32"
     if depth == "first" and (outermost or single):
         yield from ((2, "raw"), (2, "ordinary"))
-    if outermost and (depth == "first" or (depth == "plain" and dtype in DIALECT_DTYPES)):
+    if outermost and (depth == "first" or (depth == "plain" and single and configuration.name == "clipped")):
         yield (3, "ten")
     if configuration.name == "clipped" and depth == "first" and dtype in DIALECT_DTYPES:
         yield from ((3, "hundred"), (3, "resumed"), (3, "given_each_step"))
@@ -209,10 +219,10 @@ def _with_other_gradients(configuration: Configuration, dtypes: Sequence[str], d
             yield Planned(configuration.rule.__name__, f"gradients_{other}", dtype, "ten", experiment, 3)
 
 
-def under_settings(rule: type[Optimizer], dtypes: Sequence[str]) -> Iterator[Planned]:
+def under_settings(rule: type[Optimizer], dtypes: Sequence[str], *, in_turn: bool) -> Iterator[Planned]:
     """Yield the experiments that are made under each of a backend's settings."""
     for configuration in configurations(rule):
-        if configuration.name == "clipped" and "float32" in dtypes:
+        if configuration.name == "clipped" and "float32" in dtypes and (in_turn or configuration.is_elementwise):
             yield _planned(configuration, "float32", 3, "ten")
 
 

@@ -124,15 +124,27 @@ def _all_cases(
     for platform, depth in depths:
         for planned in plan.operations(platform, dtypes, depth):
             yield _experiment_case(platform, planned, expected(None))
-    for platform, depth in depths:
-        for rule in rules:
-            for planned in plan.of_rule(rule, dtypes, depth, quick=quick, compiled=platform.mode.compiled):
+
+    def in_turn(turn: int, number: int) -> bool:
+        # A rule alone has all modes. Of several, every fourth takes its turn: each mode has some rules, each rule some modes.
+        return len(rules) == 1 or (turn + number) % 4 == 0
+
+    for turn, (platform, depth) in enumerate(depths):
+        for number, rule in enumerate(rules):
+            for planned in plan.of_rule(
+                rule,
+                dtypes,
+                depth,
+                quick=quick,
+                compiled=platform.mode.compiled,
+                in_turn=in_turn(turn, number),
+            ):
                 yield _experiment_case(platform, planned, expected(rule))
     yield from _purity_cases(depths[0][0], dtypes, rules)
     if not quick:
-        for platform in plan.with_settings(backend, device):
-            for rule in rules:
-                for planned in plan.under_settings(rule, dtypes):
+        for turn, platform in enumerate(plan.with_settings(backend, device)):
+            for number, rule in enumerate(rules):
+                for planned in plan.under_settings(rule, dtypes, in_turn=in_turn(turn, number)):
                     yield _experiment_case(platform, planned, expected(rule))
 
 

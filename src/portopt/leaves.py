@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, gradient_dtypes, slot_dtypes
 from portopt.backend import ArrayInfo, Backend, find_backend
+from portopt.program.draws import Place
 from portopt.slot import HasSlots, are_plain, slot_shape, slots_of_shape
 from portopt.trees import STANDARD_TREES, TreeDefinition, Trees, explain_difference
 
@@ -71,15 +72,16 @@ SlotShapes = Mapping[str, Sequence[Shape | None] | None]
 """The shape of a slot of each leaf by its name, None where there is none; None if it is that of each leaf."""
 
 
-def slot_shapes(rule: HasSlots, found: Leaves) -> SlotShapes:
-    """Return the shapes of the slots that some leaf has."""
+def slot_shapes(rule: HasSlots, found: Leaves, places: Sequence[Place] | None = None) -> SlotShapes:
+    """Return the shapes of the slots that some leaf has, given where the leaves are if they are parts."""
     if are_plain(rule):
         return dict.fromkeys(rule.slots)
     shapes: dict[str, list[Shape | None]] = {name: [] for name in rule.slots}
-    for info in found.infos:
-        held = () if info is None else slots_of_shape(rule, info.shape)
+    for i, info in enumerate(found.infos):
+        whole = () if info is None else info.shape if places is None else places[i].whole
+        held = () if info is None else slots_of_shape(rule, whole)
         for name, of_slot in shapes.items():
-            of_slot.append(slot_shape(rule, name, info.shape) if info is not None and name in held else None)
+            of_slot.append(slot_shape(rule, name, whole, info.shape) if info is not None and name in held else None)
     return {name: of_slot for name, of_slot in shapes.items() if any(shape is not None for shape in of_slot)}
 
 

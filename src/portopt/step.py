@@ -60,14 +60,16 @@ class _Arguments(NamedTuple):
     parameters: list[Leaf]
 
 
-def first_state(rule: Rule, params: object, slot_dtype: str | None) -> OptimizerState:
+def first_state(
+    rule: Rule, params: object, slot_dtype: str | None, places: Sequence[Place] | None = None
+) -> OptimizerState:
     """Return the state before the first step; see `Optimizer.init`."""
     found = leaves_of(params)
     backend = found.backend
     if slot_dtype is not None:
         check_slot_dtype(found, params, slot_dtype)
     dtypes = [None if info is None else slot_dtype or COMPUTE_DTYPE[info.dtype] for info in found.infos]
-    shapes = slot_shapes(rule, found)
+    shapes = slot_shapes(rule, found, places)
 
     def first(name: str) -> Any:
         start = slot_start(rule, name)
@@ -168,7 +170,7 @@ def grouped_by_program(rule: Rule, overrides: Mapping[str, Any], parameters: Seq
     members: dict[Program, list[int]] = {}
     for i, leaf in enumerate(parameters):
         given = {n: v for n, v in overrides.items() if n not in lacking[i]} if lacking else overrides
-        members.setdefault(rule.program(given, leaf.infos["p"].shape), []).append(i)
+        members.setdefault(rule.program(given, leaf.place.whole), []).append(i)
     if not members:
         raise ValueError(f"no parameter has a gradient, and {type(rule).__name__} does a step on what has")
     return [Group(program, which, [parameters[i] for i in which]) for program, which in members.items()]
@@ -340,7 +342,7 @@ def _check_arguments(
     for name in rule.inputs:
         if (tree := overrides.pop(name, None)) is not None:
             further[name] = tree
-    slots, shapes = _slots(rule, found, params, state)
+    slots, shapes = _slots(rule, found, params, state, places)
     trees, infos = (
         {"p": found.arrays, "g": gradients},
         {"p": found.infos, "g": check_gradients(found, params, gradients)},
@@ -374,9 +376,11 @@ def _check_arguments(
     return _Arguments(found, slots, overrides, moving, parameters)
 
 
-def _slots(rule: Rule, found: Leaves, params: object, state: OptimizerState) -> tuple[dict[str, list[Any]], SlotShapes]:
+def _slots(
+    rule: Rule, found: Leaves, params: object, state: OptimizerState, places: Sequence[Place] | None = None
+) -> tuple[dict[str, list[Any]], SlotShapes]:
     """Return each slot of each parameter, and the shapes that they have to have."""
-    shapes = slot_shapes(rule, found)
+    shapes = slot_shapes(rule, found, places)
     return slots_of(found, params, state, tuple(shapes), tuple(rule.scalar_slots), type(rule).__name__), shapes
 
 

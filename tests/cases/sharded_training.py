@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+from support import rules_of_each_kind
 from support.bits import assert_same_bits
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
@@ -36,6 +36,9 @@ RULES: dict[str, Callable[[], portopt.Optimizer]] = {
     "prodigy": lambda: portopt.Prodigy(),
     "sgd_clipped": lambda: portopt.SGD(learning_rate=0.05, momentum=0.9, nesterov=True, clipnorm=0.01, clipvalue=0.002),
 }
+
+
+KINDS = [kind(0.05, clipnorm=0.5) for kind in rules_of_each_kind.RULES]
 
 
 def full(tensor: Any) -> torch.Tensor:
@@ -100,18 +103,18 @@ def alone(rule: portopt.Optimizer, steps: int) -> tuple[nn.Sequential, TorchOpti
     return model, optimizer
 
 
-def fully_sharded(rule_name: str) -> None:
+def fully_sharded(make: Callable[[], portopt.Optimizer]) -> None:
     model = shard(network())
-    optimizer = TorchOptimizer(groups(model), RULES[rule_name]())
+    optimizer = TorchOptimizer(groups(model), make())
     train(model, optimizer, range(5))
     assert any(local_part(p).numel() == 0 for p in model.parameters()) == (torch.distributed.get_rank() == 1)
     slots = [v for p in model.parameters() for v in optimizer.state[p].values() if isinstance(v, torch.Tensor)]
     assert bool(slots) == bool(optimizer.rule.slots)
     assert all(isinstance(slot, DTensor) for slot in slots)
-    assert_same_training(model, optimizer, *alone(RULES[rule_name](), 5))
+    assert_same_training(model, optimizer, *alone(make(), 5))
 
 
-def placements() -> None:
+def placements(rule: portopt.Optimizer) -> None:
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard"))
     line = init_device_mesh("cpu", (2,))
     torch.manual_seed(5)
@@ -122,7 +125,6 @@ def placements() -> None:
     def place(tensor: torch.Tensor, at: Any) -> torch.Tensor:
         return tensor.clone() if at is None else distribute_tensor(tensor.clone(), *at)
 
-    rule = portopt.Adam(learning_rate=0.1, clipnorm=0.5)
     parameters = [nn.Parameter(place(v, at)) for v, at in zip(values, where, strict=True)]
     optimizer = TorchOptimizer(parameters, rule)
     expected = [v.clone() for v in values]
@@ -136,14 +138,6 @@ def placements() -> None:
         state = rule.apply_(expected, gradients, state)
     for p, q in zip(parameters, expected, strict=True):
         assert_same(p, q, "parameter")
-
-
-def whole_parameters() -> None:
-    """A rule that needs sums of whole parameters does nothing rather than something else in each process."""
-    model = shard(network())
-    optimizer = TorchOptimizer(groups(model), portopt.LAMB())
-    with pytest.raises(NotImplementedError, match=r"LAMB looks at whole parameters \(.*each process holds a part"):
-        train(model, optimizer, range(1))
 
 
 def totals() -> None:
@@ -188,8 +182,7 @@ def gathered_state() -> None:
     assert_same_training(other, loaded, *alone(rule, 5))
 
 
-def sharded_state(*, flatten: bool) -> None:
-    rule = RULES["adam_clipped"]()
+def sharded_state(rule: portopt.Optimizer, *, flatten: bool = False) -> None:
     options = StateDictOptions(flatten_optimizer_state_dict=flatten)
     model = shard(network())
     optimizer = TorchOptimizer(groups(model), rule)
@@ -251,15 +244,32 @@ def torch_clipping() -> None:
         torch.testing.assert_close(full(p), full(q), rtol=1e-6, atol=1e-7)
 
 
+def fully_sharded_kinds() -> None:
+    for rule in KINDS:
+        fully_sharded(lambda rule=rule: rule)  # type: ignore[misc]  # binds rule
+
+
+def placed_kinds() -> None:
+    for rule in KINDS:
+        placements(rule)
+
+
+def sharded_state_of_kinds() -> None:
+    for rule in KINDS:
+        sharded_state(rule)
+
+
 def cases(folder: Path) -> dict[str, Callable[[], None]]:
     return {
-        **{f"fully_shard-{name}": lambda name=name: fully_sharded(name) for name in RULES},  # type: ignore[misc]  # binds name
-        "placements": placements,
+        **{f"fully_shard-{name}": lambda rule=rule: fully_sharded(rule) for name, rule in RULES.items()},  # type: ignore[misc]  # binds rule
+        "fully_shard-kinds": fully_sharded_kinds,
+        "placements": lambda: placements(portopt.Adam(learning_rate=0.1, clipnorm=0.5)),
+        "placements-kinds": placed_kinds,
+        "state-kinds": sharded_state_of_kinds,
         "totals": totals,
-        "whole_parameters": whole_parameters,
         "gathered_state": gathered_state,
-        "sharded_state": lambda: sharded_state(flatten=False),
-        "flattened_state": lambda: sharded_state(flatten=True),
+        "sharded_state": lambda: sharded_state(RULES["adam_clipped"]()),
+        "flattened_state": lambda: sharded_state(RULES["adam_clipped"](), flatten=True),
         "saved_to_files": lambda: saved_to_files(folder / "checkpoint"),
         "plain_state_dict": plain_state_dict,
         "torch_clipping": torch_clipping,

@@ -182,22 +182,34 @@ class ArrayAPIBackend:
         """Return the reductions of arrays of a compute dtype."""
         return Reductions(self.primitives(compute_dtype), self.primitives("float64"), self.arithmetic_of)
 
+    def reductions_of(self, leaf: Leaf) -> Reductions:
+        """Return the reductions of a parameter's arrays."""
+        return self.reductions_here(leaf)
+
     def arithmetic_of(self, value: Any) -> Arithmetic:
         """Return the arithmetic for scalars that are computed from one."""
         return self.arithmetic([value])
 
     def total(self, name: str, works: Sequence[Work]) -> Any:
         with self.quiet():
-            return self.reductions("float64").combine(name.removeprefix("total_"), self.parts_of_total(name, works))
+            parts = self.parts_of_total(name, works, self.reductions_of)
+            return self.reductions("float64").combine(name.removeprefix("total_"), parts)
 
-    def parts_of_total(self, name: str, works: Sequence[Work]) -> list[Any]:
+    def parts_of_total(
+        self, name: str, works: Sequence[Work], reductions_of: Callable[[Leaf], Reductions]
+    ) -> list[Any]:
         """Return what each parameter adds to a total, as `Reductions.partial` does."""
         with self.quiet():
-            return [
-                self.reductions(COMPUTE_DTYPE[leaf.dtypes["p"]]).partial(name.removeprefix("total_"), outputs["x"])
-                for work in works
-                for leaf, outputs in self._interpreted(work)
-            ]
+            parts = []
+            for program, scalars, parameters in works:
+                dims = program.ops[program.array_outputs["x"]].dims
+                for leaf, outputs in self._interpreted(Work(program, scalars, parameters)):
+                    parts.append(reductions_of(leaf).of(dims).partial(name.removeprefix("total_"), outputs["x"]))
+            return parts
+
+    def reductions_here(self, leaf: Leaf) -> Reductions:
+        """Return the reductions of a parameter's arrays over the elements at hand."""
+        return self.reductions(COMPUTE_DTYPE[leaf.dtypes["p"]])
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         results = []
@@ -226,7 +238,7 @@ class ArrayAPIBackend:
             if not program.is_elementwise:
                 of_parameter = ParameterScalars(
                     scalars,
-                    self.reductions(compute),
+                    self.reductions_of(leaf),
                     self.primitives("float64"),
                     functools.partial(self._rounded_like, compute, like),
                     self.arithmetic_of,

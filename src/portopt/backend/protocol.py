@@ -56,6 +56,11 @@ class Leaf(dict[str, Any]):
         """Where the parameter's elements are, which random numbers depend on."""
         return Place.of(self.number, self.infos["p"].shape) if self._place is None else self._place
 
+    @property
+    def is_part(self) -> bool:
+        """Whether other processes hold other elements of the parameter."""
+        return self._place is not None and self._place.is_part
+
     def like(self, arrays: Pairs[Any]) -> Leaf:
         """Return a leaf of other arrays of the same parameter, of which the same is known."""
         return Leaf(arrays, self.infos, self.number, self._place)

@@ -25,7 +25,8 @@ def total(
     operations = [program.totals[name] for program, _, _ in programs]
     operation = operations[0].name
     read = [program.ops[op.args[0]].reads for op, (program, _, _) in zip(operations, programs, strict=True)]
-    if operation == "total_norm" and None not in read:
+    is_whole = not any(getattr(arrays, "is_part", False) for _, parameters, _ in programs for arrays in parameters)
+    if operation == "total_norm" and None not in read and is_whole:
         return backend.gradient_norm(
             [arrays[str(of)] for of, (_, parameters, _) in zip(read, programs, strict=True) for arrays in parameters]
         )

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from portopt.arithmetic import elementary
 from portopt.program.array_arithmetic import ArrayArithmetic, rounded_to_compute
@@ -50,7 +50,10 @@ class Place:
         shape: of the elements at hand.
         offset: where the first of them is in the whole parameter.
         whole: the shape of the whole parameter.
+        is_part: whether other processes hold other elements.
     """
+
+    is_part: ClassVar[bool] = False
 
     number: int
     shape: tuple[int, ...]

@@ -123,9 +123,10 @@ def interpret(
         i, op = step, program.ops[step]
         if i in of_parameter:
             operands = [_operand(program, j, values, parameter) for j in op.args]
+            dims = program.ops[op.args[0]].dims
             if op.name in REDUCTIONS:
-                operands = [_with_shape(primitives.xp, operands[0], program.ops[op.args[0]].dims, shape)]
-            values[i] = parameter.value(op, operands)
+                operands = [_with_shape(primitives.xp, operands[0], dims, shape)]
+            values[i] = parameter.value(op, operands, dims)
         elif op.kind.is_scalar or i in rounded:
             continue
         elif op.name == "round":
@@ -135,8 +136,9 @@ def interpret(
         elif op.reads is not None:
             values[i] = getattr(primitives, op.name)(_with_axes(primitives.xp, arrays[op.reads], op.dims, shape))
         elif op.name in REDUCTIONS:
-            whole = _with_shape(primitives.xp, values[op.args[0]], program.ops[op.args[0]].dims, shape)
-            values[i] = getattr(parameter.reductions, op.name)(whole, op.label)
+            dims = program.ops[op.args[0]].dims
+            whole = _with_shape(primitives.xp, values[op.args[0]], dims, shape)
+            values[i] = getattr(parameter.reductions.of(dims), op.name)(whole, op.label)
         else:
             operands = [values[j] for j in op.args]
             if op.name in PRODUCTS:
@@ -193,12 +195,12 @@ class ParameterScalars:
         self._place = place
         self._arithmetic: Arithmetic | None = None
 
-    def value(self, op: Op, operands: Sequence[Any]) -> Any:
-        """Return the value of an operation that gives a scalar of the parameter."""
+    def value(self, op: Op, operands: Sequence[Any], dims: tuple[Dim, ...] | None) -> Any:
+        """Return the value of an operation that gives a scalar of the parameter; `dims` are those of its first operand."""
         if op.name == "widen":
             return self.reductions.max(operands[0], None)
         if op.name in REDUCTIONS:
-            return getattr(self.reductions, op.name)(operands[0], None)
+            return getattr(self.reductions.of(dims), op.name)(operands[0], None)
         return getattr(self._arithmetic_of(operands), op.name)(*operands)
 
     def drawn(self, op: Op, primitives: Primitives, like: Any) -> Any:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from portopt.arithmetic import HOST
 from portopt.program import bins
 from portopt.program.bins import Bins
+from portopt.program.ir import Dim
 from portopt.program.primitives import Primitives
 
 GRADIENT_NORM = "gradient_norm"
@@ -59,6 +60,10 @@ class Reductions:
         self._wide = wide
         self._arithmetic_of = arithmetic_of
         self._float64 = float64
+
+    def of(self, dims: tuple[Dim, ...] | None) -> Reductions:
+        """Return the reductions of an array that has these axes of the parameter, as `Op.dims` says it."""
+        return self
 
     def sum(self, x: Any, axes: Axes) -> Any:
         if axes is None:
