@@ -11,6 +11,7 @@ from portopt.dialects import PerDialect
 from portopt.hyperparameters import Alias, Hyperparameter, listed
 from portopt.program.draws import DISTRIBUTIONS, SEED
 from portopt.program.reductions import GRADIENT_NORM, TOTALS_GIVEN
+from portopt.slot import Slot
 
 _OF_APPLY = ("params", "grads", "state", GRADIENT_NORM, TOTALS_GIVEN)
 _OF_PROGRAMS = ("p", "g", "t")
@@ -59,7 +60,6 @@ def check_declarations(
         owner.__name__,
         () if hasattr(slots, "__get__") else slots,
         {} if hasattr(scalar_slots, "__get__") else scalar_slots,
-        {},
         declared,
     )
     if not hasattr(own.get("inputs", ()), "__get__"):
@@ -186,7 +186,6 @@ def check_slots(
     owner: str,
     slots: object,
     scalar_slots: object,
-    first_values: Mapping[str, float],
     hyperparameters: Mapping[str, Hyperparameter],
 ) -> None:
     """Raise an error unless the names of slots can be those of attributes, and are no others' names."""
@@ -210,7 +209,10 @@ def check_slots(
             )
         if not name.isidentifier():
             raise TypeError(f"{owner} has a slot {name!r}, but update reads slots as attributes: choose an identifier")
-    if unknown := [name for name in first_values if name not in slots]:
-        raise TypeError(
-            f"{owner} has a first value for {', '.join(map(repr, unknown))}, but its slots are {', '.join(slots) or 'none'}"
-        )
+    for slot in slots:
+        start = slot.start if isinstance(slot, Slot) and "." not in slot else "p"
+        if isinstance(start, str) and start != "p" and start not in hyperparameters:
+            raise TypeError(
+                f"{owner} has a slot {str(slot)!r} that starts at {start!r}, which is no hyperparameter of it: allowed are a "
+                f"number, 'p', and {listed(hyperparameters, 'or')}"
+            )

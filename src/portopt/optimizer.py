@@ -67,8 +67,6 @@ class Optimizer(DeclaredValue):
     """A method like `update`, which returns what `coefficients` takes: sums, maxima and norms over all parameters, by name."""
     scalar_slots: ClassVar[Mapping[str, float]] = {}
     """Names and first values of the float64 scalars that the rule keeps for all parameters together."""
-    first_values: ClassVar[Mapping[str, float]] = {}
-    """Names of the slots whose elements are not zero at first, and their value."""
     rates: ClassVar[tuple[str, ...]] = ("learning_rate",)
     """Names of the hyperparameters that may be schedules."""
     counterparts: ClassVar[tuple[Counterpart, ...]] = ()
@@ -100,7 +98,7 @@ class Optimizer(DeclaredValue):
         super().__init__(*args, **kwargs)
         self.check_combination()
         owner = type(self).__name__
-        check_slots(owner, self.slots, self.scalar_slots, self.first_values, self._declarations.declared)
+        check_slots(owner, self.slots, self.scalar_slots, self._declarations.declared)
 
     @classmethod
     def dialects(cls) -> tuple[str, ...]:

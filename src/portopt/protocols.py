@@ -39,10 +39,6 @@ class Rule(Protocol):
         """Names and first values of the scalars that it keeps for all parameters together."""
 
     @property
-    def first_values(self) -> Mapping[str, float]:
-        """First values of the slots whose elements are not zero at first."""
-
-    @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the arrays that a step may be given for each parameter beside the gradient."""
 

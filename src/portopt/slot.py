@@ -118,10 +118,6 @@ class HasSlots(Protocol):
     def slots_for(self) -> Callable[[Any], Iterable[str]]:
         """Returns the names of the slots that a parameter has."""
 
-    @property
-    def first_values(self) -> Mapping[str, float]:
-        """First values of the slots whose elements are not zero at first."""
-
 
 def slot_dims(rule: HasSlots, name: str, p: Facts) -> tuple[Dim, ...] | None:
     """Return the shape that `update` sees of a slot of a parameter; None for the parameter's own."""
@@ -178,16 +174,20 @@ def are_plain(rule: HasSlots) -> bool:
     """Tell whether every parameter has all slots, each of the parameter's shape."""
     return (
         hasattr(rule.slots_for, "is_default")
-        and Slot not in map(type, rule.slots)
+        and (Slot not in map(type, rule.slots) or all(map(_has_shape_of_parameter, rule.slots)))
         and (not rule.nested or all(map(are_plain, rule.nested.values())))
     )
+
+
+def _has_shape_of_parameter(name: str) -> bool:
+    return not isinstance(name, Slot) or (name.shape, name.drop, name.keep) == (None, (), None)
 
 
 def slot_start(rule: HasSlots, name: str) -> float | str:
     """Return what a slot is at first: a number, `"p"`, or the name of a hyperparameter."""
     rule, name = owner_of(rule, name)
     of = _declared(rule, name)
-    return rule.first_values.get(name, 0.0) if of is None else of.start
+    return 0.0 if of is None else of.start
 
 
 def owner_of(rule: HasSlots, name: str) -> tuple[HasSlots, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -266,8 +266,6 @@ def test_mistake_is_said_when_the_class_is_made(make: Callable[[], Any], message
 
 def test_slots_of_a_property_are_checked_with_the_optimizer() -> None:
     class Mine(portopt.Optimizer):
-        first_values: ClassVar[Mapping[str, float]] = {"v": 1.0}
-
         @property
         def slots(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on an option
             return "m"  # type: ignore[return-value]  # the error is the subject
@@ -276,13 +274,33 @@ def test_slots_of_a_property_are_checked_with_the_optimizer() -> None:
         Mine()
 
 
-def test_first_value_of_no_slot_is_refused() -> None:
-    class Mine(portopt.Optimizer):
-        slots = ("m",)
-        first_values: ClassVar[Mapping[str, float]] = {"v": 1.0}
+def test_slot_that_starts_at_no_hyperparameter_is_refused() -> None:
+    message = r"^Mine has a slot 'm' that starts at 'gamma', which is no hyperparameter of it: allowed are a number, 'p', and "
+    with pytest.raises(TypeError, match=message):
+        type("Mine", (portopt.Optimizer,), {"slots": (portopt.slot("m", start="gamma"),)})
 
-    with pytest.raises(TypeError, match=r"^Mine has a first value for 'v', but its slots are m$"):
-        Mine()
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shape": (), "drop": 0}, r"the slot 'm' was given more than one of shape, drop and keep"),
+        ({"drop": 0, "keep": 1}, r"the slot 'm' was given more than one of shape, drop and keep"),
+        ({"shape": (3,)}, r"the slot 'm' was given the shape \(3,\): allowed are \(\), one number a parameter, and"),
+        (
+            {"drop": 0.5},
+            r"the slot 'm' was given drop=0.5: allowed are an axis, a tuple of axes, and the name of a method",
+        ),
+        ({"keep": (0, "x")}, r"the slot 'm' was given keep=\(0, 'x'\): allowed are an axis"),
+        (
+            {"start": None},
+            r"the slot 'm' was given start=None: allowed are a number, 'p', and the name of a hyperparameter",
+        ),
+        ({"start": True}, r"the slot 'm' was given start=True"),
+    ],
+)
+def test_slot_says_what_it_may_be_given(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        portopt.slot("m", **arguments)
 
 
 def test_rule_without_an_update_says_what_to_write() -> None:

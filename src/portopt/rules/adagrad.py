@@ -10,6 +10,7 @@ from portopt.dialects import Dialect, per_dialect
 from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter
 from portopt.rules.dialect_rule import DialectRule
 from portopt.schedules import LearningRate
+from portopt.slot import slot
 
 
 class Adagrad(DialectRule):
@@ -46,7 +47,6 @@ class Adagrad(DialectRule):
         https://jmlr.org/papers/v12/duchi11a.html
     """
 
-    slots = ("accumulator",)
     keras_short_list = (0, 0.0)
     worth_testing = (
         {"dialect": "keras3", "initial_accumulator_value": 0.0},
@@ -94,9 +94,9 @@ class Adagrad(DialectRule):
     eps: float | None = alias("epsilon", dialect="torch", default=None, kw_only=True)
 
     @property
-    def first_values(self) -> Mapping[str, float]:  # type: ignore[override]  # depends on a hyperparameter
-        """The accumulator's."""
-        return {"accumulator": self.initial_accumulator_value or 0.0}
+    def slots(self) -> tuple[str, ...]:  # type: ignore[override]  # its start depends on a hyperparameter
+        """`accumulator`."""
+        return (slot("accumulator", start=self.initial_accumulator_value or 0.0),)
 
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
         p, g = self.prepare(p, g, c.lr)

@@ -33,7 +33,7 @@ class DAdaptAdam(DialectRule):
         learning_rate: in [0, inf), or a schedule; what `d` is multiplied by.
         beta_1: decay of the mean of the gradient, in [0, 1).
         beta_2: decay of the mean of its square, in [0, 1).
-        epsilon: in (0, inf).
+        epsilon: in [0, inf); with 0 the first step divides by zero.
         weight_decay: in [0, inf).
         d0: in (0, inf); what `d` is at first.
         growth_rate: torch: in [1, inf); how much `d` may grow in a step. None: as much as it does.
@@ -78,7 +78,7 @@ class DAdaptAdam(DialectRule):
     learning_rate: LearningRate = hyperparameter(default=1.0, at_least=0, kw_only=False)
     beta_1: float = hyperparameter(default=0.9, at_least=0, below=1)
     beta_2: float = hyperparameter(default=0.999, at_least=0, below=1)
-    epsilon: float = hyperparameter(default=1e-8, above=0)
+    epsilon: float = hyperparameter(default=1e-8, at_least=0)
     weight_decay: float | None = hyperparameter(default=0.0, at_least=0, off=0.0)
     d0: float = hyperparameter(default=1e-6, above=0, at_init=True)
     growth_rate: float | None = hyperparameter(default=per_dialect(torch=None), at_least=1, off=None)

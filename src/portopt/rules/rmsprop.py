@@ -10,6 +10,7 @@ from portopt.dialects import Dialect, per_dialect
 from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
 from portopt.schedules import LearningRate
+from portopt.slot import slot
 
 
 class RMSprop(DialectRule):
@@ -113,12 +114,8 @@ class RMSprop(DialectRule):
     @property
     def slots(self) -> tuple[str, ...]:  # type: ignore[override]  # depends on options
         """`accumulator`, `average_gradient` if centered, and `moment` with momentum."""
-        return ("accumulator", *["average_gradient"] * bool(self.centered), *["moment"] * bool(self.momentum))
-
-    @property
-    def first_values(self) -> Mapping[str, float]:  # type: ignore[override]  # depends on a hyperparameter
-        """The accumulator's."""
-        return {"accumulator": self.initial_accumulator_value or 0.0}
+        accumulator = slot("accumulator", start=self.initial_accumulator_value or 0.0)
+        return (accumulator, *["average_gradient"] * bool(self.centered), *["moment"] * bool(self.momentum))
 
     def coefficients(self, t: Any) -> Mapping[str, Any]:
         return {"lr": self.learning_rate_at(t), "correction": 1 - self.rho**t}

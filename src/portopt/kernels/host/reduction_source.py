@@ -71,8 +71,14 @@ def sum_of(bins, size, i, shift):
     special = bins[4 * size + i]
     if special != 0:
         return float64_nan if special & 1 or special == 6 else float64_inf if special == 2 else float64_minus_inf
-    small = float(bins[3 * size + i]) * 2.0**-64 + float(bins[2 * size + i]) * 2.0**-32
-    return (small + float(bins[size + i])) * float64_of_bits((1023 - 31 + bins[i] - shift) << 52)
+    third = bins[3 * size + i]
+    carry = (third + {2 ** (bins.WIDTH - 1)}) >> {bins.WIDTH}
+    third -= carry << {bins.WIDTH}
+    second = bins[2 * size + i] + carry
+    carry = (second + {2 ** (bins.WIDTH - 1)}) >> {bins.WIDTH}
+    second -= carry << {bins.WIDTH}
+    small = float(third) * 2.0**-64 + float(second) * 2.0**-32
+    return (small + float(bins[size + i] + carry)) * float64_of_bits((1023 - 31 + bins[i] - shift) << 52)
 '''
 
 _ROOT = f'''
