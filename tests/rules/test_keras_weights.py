@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.bits import Array, assert_same_bits, ordinary
 from support.libraries import LIBRARIES, RUNS, Library, Run, each_library
+from support.rules_of_each_kind import Factored
 
 import portopt
 from portopt import OptimizerState
@@ -271,3 +272,16 @@ def test_state_given_is_left_alone() -> None:
     optimizer.set_weights(state, [np.asarray(3), np.ones(2)])
     assert state.step == 0
     assert_same_bits(state.slots["accumulator"][0], np.zeros(2))
+
+
+def test_lists_have_the_slots_that_a_parameter_has_in_their_own_shapes() -> None:
+    params = [np.ones((3, 4)), np.ones(5)]
+    optimizer = Factored()
+    state = optimizer.init(params)
+    weights = optimizer.get_weights(state)
+    assert [w.shape for w in weights] == [(), (3,), (4,), (5,)]
+    restored = optimizer.set_weights(state, [w + 2 for w in weights])
+    assert [np.asarray(w).tolist() for w in optimizer.get_weights(restored)] == [(w + 2).tolist() for w in weights]
+    assert restored.slots["row"][1] is None
+    only_vectors = optimizer.init(params[1:])
+    assert [w.shape for w in optimizer.get_weights(only_vectors)] == [(), (5,)]
