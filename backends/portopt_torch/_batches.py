@@ -207,7 +207,7 @@ def lacking(rule: Optimizer, parameter: Any, state: Mapping[str, Any]) -> list[s
 
 def slots_of(rule: Optimizer, parameter: Any) -> tuple[str, ...]:
     """Return the names of the slots that a parameter has."""
-    return rule.slots if are_plain(rule) else slots_of_shape(rule, tuple(parameter.shape))
+    return tuple(map(str, rule.slots)) if are_plain(rule) else slots_of_shape(rule, tuple(parameter.shape))
 
 
 def _current_part(parameter: Any, before: Any) -> Any:
