@@ -127,6 +127,18 @@ class JaxBackend:
                 "jax.eval_shape(optimizer.apply, params, grads, state) what it would return"
             )
 
+    def full_along(
+        self, like: Any, value: float, dtype: str, shape: tuple[int, ...], axes: Sequence[int | None]
+    ) -> Any:
+        sharding = getattr(like, "sharding", None)
+        if self._is_abstract(like) or not isinstance(sharding, self._jax.sharding.NamedSharding):
+            return self.full(like, value, dtype, shape)
+        of = [*sharding.spec, *[None] * like.ndim]
+        spec = self._jax.sharding.PartitionSpec(*(None if axis is None else of[axis] for axis in axes))
+        with self._jax.enable_x64(dtype == "float64" or self._jax.config.jax_enable_x64):
+            there = self._jax.sharding.NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
+            return self._jnp.full(shape, value, dtype=dtype, device=there)
+
     def full(self, like: Any, value: float, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
         """Return a new array like an array; a description of one, like a description."""
         if self._is_abstract(like):

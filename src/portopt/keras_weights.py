@@ -58,12 +58,17 @@ def get_weights(optimizer: KerasRule, state: OptimizerState) -> list[npt.NDArray
     weights = [np.asarray(int(state.step), np.int64)]
     weights += [np.asarray(_concrete_scalar(state.slots[name]), np.float64) for name in optimizer.scalar_slots]
     count = 0
-    for name in optimizer.slots:
+    for name in _held(optimizer, state):
         backend, leaves, _ = leaves_of_slot(state.slots[name])
         arrays = [backend.to_numpy(leaf) for leaf in leaves if leaf is not None]
         weights += arrays
         count = len(arrays)
     return weights + [np.zeros(1, np.float32) for _ in optimizer.keras_placeholder_slots for _ in range(count)]
+
+
+def _held(optimizer: KerasRule, state: OptimizerState) -> list[str]:
+    """Return the names of the slots that some parameter has."""
+    return [str(name) for name in optimizer.slots if name in state.slots]
 
 
 def _concrete_scalar(value: Any) -> float:
@@ -91,7 +96,7 @@ def set_weights(optimizer: KerasRule, state: OptimizerState, weights: Sequence[o
     slots: dict[str, Any] = {}
     for name in optimizer.scalar_slots:
         slots[name] = _like_stored(state.slots[name], float(next(remaining)))
-    for name in optimizer.slots:
+    for name in _held(optimizer, state):
         backend, leaves, definition = leaves_of_slot(state.slots[name])
         new_leaves = []
         for leaf in leaves:

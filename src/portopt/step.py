@@ -25,12 +25,13 @@ from portopt.leaves import (
 from portopt.nested import rates_of, value_of
 from portopt.program import Op, Program
 from portopt.program.draws import Place
+from portopt.program.facts import Facts
 from portopt.program.interpreter import StepScalars, evaluate_scalars
 from portopt.program.reductions import GRADIENT_NORM
 from portopt.protocols import Rule
 from portopt.scalars import Scalar
 from portopt.schedules import is_schedule, rate_at
-from portopt.slot import owner_of, slot_start
+from portopt.slot import owner_of, slot_dims, slot_start
 from portopt.state import OptimizerState, finished_steps
 from portopt.step_cache import StepCache
 from portopt.trees import Tree
@@ -75,7 +76,9 @@ def first_state(
         start = slot_start(rule, name)
         of_slot = shapes[name] or [None if info is None else info.shape for info in found.infos]
         new = [
-            None if dtype is None or shape is None else first_array(rule, backend, name, start, p, dtype, shape)
+            None
+            if dtype is None or shape is None
+            else first_array(rule, backend, name, start, p, dtype, shape, is_part=places is not None)
             for p, dtype, shape in zip(found.arrays, dtypes, of_slot, strict=True)
         ]
         return backend.trees.unflatten(found.definition, new)
@@ -85,9 +88,17 @@ def first_state(
 
 
 def first_array(
-    rule: Rule, backend: Backend, name: str, start: float | str, parameter: Any, dtype: str, shape: tuple[int, ...]
+    rule: Rule,
+    backend: Backend,
+    name: str,
+    start: float | str,
+    parameter: Any,
+    dtype: str,
+    shape: tuple[int, ...],
+    *,
+    is_part: bool = False,
 ) -> Any:
-    """Return what a slot of a parameter is at first."""
+    """Return what a slot of a parameter, or of a part of one, is at first."""
     if start == "p":
         if shape != tuple(parameter.shape):
             raise ValueError(
@@ -96,8 +107,15 @@ def first_array(
         return backend.copied(parameter, dtype)
     # Rounded to the compute dtype first, as every scalar is that meets arrays.
     value = round_scalar(first_number(rule, name, start), "float64" if dtype == "float64" else "float32")
-    whole = shape == tuple(parameter.shape)
-    return backend.full(parameter, value, dtype) if whole else backend.full(parameter, value, dtype, shape)
+    whole = tuple(parameter.shape)
+    if shape == whole:
+        return backend.full(parameter, value, dtype)
+    dims = None if is_part else slot_dims(rule, name, Facts(type(rule).__name__, whole))
+    if dims is None:
+        return backend.full(parameter, value, dtype, shape)
+    return backend.full_along(
+        parameter, value, dtype, shape, [None if isinstance(d, str) else d for d in dims if d != -1]
+    )
 
 
 def first_number(rule: Rule, name: str, start: float | str) -> float:

@@ -39,3 +39,7 @@ def test_devices_may_step_on_parts_of_their_own_inside_shard_map(
     on_eight_devices: Callable[..., None], rule: str
 ) -> None:
     on_eight_devices("case_parts", rule)
+
+
+def test_rules_that_reduce_and_multiply_have_the_bits_of_one_device(on_eight_devices: Callable[..., None]) -> None:
+    on_eight_devices("case_kinds")

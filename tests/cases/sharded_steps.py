@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from support import rules_of_each_kind
 from support.bits import assert_same_bits, ordinary
 
 import portopt
@@ -166,3 +167,21 @@ def case_steps(kind: str, way: str, gradients: str) -> None:
     optimizer = portopt.Adam(0.1, clipnorm=0.5)
     [(init, step)] = [(init, step) for name, init, step in ways(optimizer) if name == way]
     check(optimizer, plane(kind), init, step, specs)
+
+
+def case_kinds() -> None:
+    """Rules that reduce and multiply: the bits of one device, and narrow slots where their axes are."""
+    mesh = plane("Auto")
+    for kind in rules_of_each_kind.RULES:
+        optimizer = kind(0.1, clipnorm=2.0)
+        params: Any = placed(data(1), mesh, SPECS)
+        state, step = optimizer.init(params), jax.jit(optimizer.apply)
+        for slot, axes in (("row", spec("x")), ("column", spec("y")), ("size", spec())):
+            if slot in state.slots:
+                leaf = state.slots[slot]["both"]
+                assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, axes), leaf.ndim), f"{slot}: {leaf.sharding}"
+        for i in range(STEPS):
+            params, state = step(params, placed(data(10 + i), mesh, SPECS), state)
+        expected, _ = expected_steps(optimizer)
+        for name in SHAPES:
+            assert_same_bits(np.asarray(params[name]), expected[name], f"{kind.__name__}: {name}")

@@ -99,6 +99,15 @@ class ArrayAPIBackend:
         shape = like.shape if shape is None else shape
         return self.xp.full(shape, value, dtype=self.dtype(dtype), **self.on_device(like))
 
+    def full_along(
+        self, like: Any, value: float, dtype: str, shape: tuple[int, ...], axes: Sequence[int | None]
+    ) -> Any:
+        """Return what `full` does, where `axes` are those of `like` that the new array has, None for an axis of its own.
+
+        Override it where an array's axes are spread over devices.
+        """
+        return self.full(like, value, dtype, shape)
+
     def copied(self, array: Any, dtype: str) -> Any:
         with self.quiet():
             loaded = self.primitives(COMPUTE_DTYPE[self.dtype_name(array)]).load(array)

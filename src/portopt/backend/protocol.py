@@ -181,6 +181,11 @@ class Backend(Protocol):
     def full(self, like: Any, value: float, dtype: str, shape: tuple[int, ...] | None = None) -> Any:
         """Return a new array on the device of `like`, of its shape unless one is given, filled with `value`."""
 
+    def full_along(
+        self, like: Any, value: float, dtype: str, shape: tuple[int, ...], axes: Sequence[int | None]
+    ) -> Any:
+        """Return what `full` does; `axes` are those of `like` that the new array has, None for an axis of its own."""
+
     def copied(self, array: Any, dtype: str) -> Any:
         """Return a new array of a dtype with the elements of a parameter, as a step loads them."""
 

@@ -263,8 +263,11 @@ class Program:
 
     def __str__(self) -> str:
         names = self.names()
+        stages = _stages(self.ops)
+        total_lines: list[str] = []
         scalar_lines: list[str] = []
-        array_lines: list[str] = []
+        # Of each stage, scalars of the parameter and arrays.
+        found: list[tuple[list[str], list[str]]] = [([], []) for _ in range(max(stages, default=0) + 1)]
         for index, (name, op) in enumerate(zip(names, self.ops, strict=True)):
             if op.name in ("input", "constant") or op.reads is not None:
                 continue
@@ -273,17 +276,41 @@ class Program:
             if isinstance(op.label, tuple):
                 operands.append(f"{'shape' if op.name == 'reshape' else 'axes'}={op.label}".replace("'", ""))
             text = f" {symbol} ".join(operands) if symbol else f"{op.name}({', '.join(operands)})"
-            of_step = op.kind.is_scalar and index not in self.parameter_scalars
-            (scalar_lines if of_step else array_lines).append(f"    {name} = {text}")
+            if op.name in TOTALS:
+                lines_of = total_lines
+            elif op.kind.is_scalar and index not in self.parameter_scalars:
+                lines_of = scalar_lines
+            else:
+                lines_of = found[stages[index]][0 if op.kind.is_scalar else 1]
+            lines_of.append(f"    {name} = {text}")
         for output, i in self.scalar_outputs.items():
             scalar_lines.append(f"    {output} <- {names[i]}")
         for output, i in self.array_outputs.items():
-            array_lines.append(f"    store {output} <- {names[i]}")
+            found[-1][1].append(f"    store {output} <- {names[i]}")
         lines = [f"program {self.name}"]
         given = [name for name in self.scalar_inputs if name not in self.totals]
-        lines += [f"  scalars, float64, given {', '.join(given)}", *scalar_lines]
-        lines += [f"  arrays, compute dtype, loaded {', '.join(self.array_inputs)}", *array_lines]
+        lines += [f"  scalars, float64, given {', '.join(given)}", *total_lines, *scalar_lines]
+        loaded = f"arrays, compute dtype, loaded {', '.join(self.array_inputs)}"
+        for stage, (of_parameter, arrays) in enumerate(found):
+            if of_parameter:
+                lines += [f"  scalars of the parameter, float64, after stage {stage}", *of_parameter]
+            if len(found) == 1:
+                lines += [f"  {loaded}", *arrays]
+            elif arrays:
+                lines += [f"  stage {stage + 1}, {loaded if stage == 0 else 'arrays'}", *arrays]
         return "\n".join(lines)
+
+
+def _stages(ops: Sequence[Op]) -> list[int]:
+    """Return for each operation how many reductions and products, one after the other, must be done before it."""
+    stages: list[int] = []
+    for op in ops:
+        stages.append(max((stages[i] for i in op.args), default=0))
+        if op.name in REDUCTIONS or op.name == "matmul":
+            stages[-1] += 1
+        if op.name in TOTALS:
+            stages[-1] = 0
+    return stages
 
 
 def pruned(name: str, ops: Sequence[Op], arrays: Mapping[str, int], scalars: Mapping[str, int]) -> Program:
