@@ -250,9 +250,14 @@ class Product(portopt.Optimizer):
 
 @pytest.mark.parametrize("convert", [np.copy, lambda a: torch.from_numpy(np.copy(a))])
 def test_a_step_may_run_partly_in_kernels(convert: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    in_kernel = []
+    in_kernel: list[Any] = []
     update = kernel.update
-    monkeypatch.setattr(kernel, "update", lambda jobs, *more: (in_kernel.extend(jobs), update(jobs, *more)))
+
+    def noted(jobs: Any, *more: Any) -> Any:
+        in_kernel.extend(jobs)
+        return update(jobs, *more)
+
+    monkeypatch.setattr(kernel, "update", noted)
     params, grads = ({"a": np.ones((3, 4), "f4"), "b": np.full(5, n, "f4"), "c": np.eye(3, dtype="f4")} for n in (1, 2))
     twin = Twin(Product(0.01), params, convert)
     for _ in range(2):

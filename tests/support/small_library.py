@@ -63,7 +63,8 @@ for _name in ("add", "sub", "mul", "truediv", "neg", "lt", "le", "eq"):
 
 _FUNCTIONS: Mapping[str, Function] = {
     "abs": np.abs, "sqrt": np.sqrt, "where": np.where, "logical_and": np.logical_and, "logical_or": np.logical_or,
-    "logical_not": np.logical_not, "isnan": np.isnan, "any": np.any, "max": np.max, "sum": np.sum,
+    "logical_not": np.logical_not, "isnan": np.isnan, "any": np.any, "max": np.max, "sum": np.sum, "round": np.round,
+    "zeros_like": np.zeros_like, "reshape": np.reshape, "maximum": np.maximum,
     "broadcast_to": np.broadcast_to, "astype": lambda x, dtype, copy=True: x.astype(dtype, copy=copy),
     "asarray": lambda x, dtype=None: np.array(x, dtype=dtype), "full": lambda shape, value, dtype: np.full(shape, value, dtype),
 }  # fmt: skip
@@ -97,7 +98,7 @@ def make_library(
             **(members or {}),
         },
     )
-    for dtype in ("float32", "float64"):
+    for dtype in ("float32", "float64", "int64"):
         setattr(namespace, dtype, np.dtype(dtype))
     for key, function in {**_FUNCTIONS, **(functions or {})}.items():
         setattr(
