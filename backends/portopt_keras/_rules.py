@@ -10,7 +10,6 @@ import keras
 
 import portopt
 from portopt.hyperparameters import unknown_argument
-from portopt.schedules import schedule_from_configuration
 from portopt_keras._optimizer import EXCLUSIONS, KerasOptimizer, is_keras_rate
 
 _OPTIONS = {n: p for n, p in inspect.signature(KerasOptimizer).parameters.items() if p.kind is p.KEYWORD_ONLY}
@@ -62,11 +61,12 @@ class RuleOptimizer(KerasOptimizer):
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:
         """Return the optimizer that `get_config` described."""
-        config = dict(config)
-        rate = config.get("learning_rate")
-        if isinstance(rate, Mapping) and "registered_name" not in rate:
-            config["learning_rate"] = schedule_from_configuration(rate)
-        optimizer: Self = super().from_config(config, custom_objects)
+        own = inspect.signature(cls.rule).parameters
+        # Schedules of Keras' are described in its way, and read by it.
+        described = {
+            n: v for n, v in config.items() if n in own and not (isinstance(v, Mapping) and "registered_name" in v)
+        }
+        optimizer: Self = super().from_config({**config, **cls.rule.arguments_of(described)}, custom_objects)
         return optimizer
 
 

@@ -553,6 +553,11 @@ class Optimizer(DeclaredValue):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Return the optimizer that `get_config` described; `config` is left alone."""
+        return cls(**cls.arguments_of(config))
+
+    @classmethod
+    def arguments_of(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the constructor's arguments that a config holds: schedules and inner rules are made of what describes them."""
         arguments = dict(config)
         for name in (
             "learning_rate",
@@ -563,7 +568,7 @@ class Optimizer(DeclaredValue):
         for name in cls._declarations.nested:
             if name in arguments:
                 arguments[name] = from_configuration(arguments[name])
-        return cls(**arguments)
+        return arguments
 
     def get_weights(self, state: OptimizerState) -> list[npt.NDArray[Any]]:
         """Return the state as the list of NumPy arrays that Keras 2.3.1's `get_weights` gives.
