@@ -43,6 +43,7 @@ from portopt import Backend
 from portopt.program.reductions import Reductions
 from portopt_conformance import Case, cases, plan
 from portopt_conformance.__main__ import main
+from portopt_conformance.arrangement import is_elementwise
 from portopt_conformance.committed import CHECKSUM_FILE, FOLDER, DamagedVectorsError, Vectors
 from portopt_conformance.comparison import checksums, compare, float_of
 from portopt_conformance.known_failures import BadLineError, KnownFailure, parse, without_a_case
@@ -96,16 +97,29 @@ def test_case_identifiers_are_unique() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_every_rule_is_tested_in_every_dtype_with_and_without_clipping_for_100_steps_on_100_000_words() -> None:
-    from portopt_conformance import rules
-
-    assert rules.RANDOM >= 100_000
+def test_every_rule_is_tested_in_every_dtype_with_and_without_clipping_on_raw_words() -> None:
     ids = {case.id for case in cases(portopt.get_backend("numpy"))}
     for rule in portopt.RULES:
         for configuration in ("default", "clipped"):
             for dtype in FORMATS:
-                for layer, name in ((2, "raw"), (3, "hundred")):
+                for layer, name in ((2, "raw"), (3, "ten")):
                     assert f"{layer}/{rule.__name__}/{configuration}/{dtype}/apply/{name}" in ids
+
+
+def test_every_rule_is_tested_for_100_steps() -> None:
+    """Elementwise rules on 100,000 words in every dtype, others on smaller arrays, all options together, in two dtypes."""
+    from portopt_conformance import rules
+
+    assert rules.RANDOM >= 100_000
+    ids = {case.id for case in cases(portopt.get_backend("numpy"))}
+    elementwise = [rule for rule in portopt.RULES if is_elementwise(rule())]
+    assert portopt.SGD in elementwise
+    assert len(elementwise) < len(portopt.RULES)
+    for rule in portopt.RULES:
+        every = rule in elementwise
+        for configuration in ("default", "clipped") if every else ("clipped",):
+            for dtype in FORMATS if every else plan.DIALECT_DTYPES:
+                assert f"3/{rule.__name__}/{configuration}/{dtype}/apply/hundred" in ids
 
 
 CAUGHT_BY: Mapping[str, str] = {
