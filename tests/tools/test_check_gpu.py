@@ -31,7 +31,7 @@ TINY = ("--device", "cpu", "--small", "--budget", "500", "--words", "300", "--st
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_section_runs_on_the_cpu(tmp_path: Path) -> None:
-    few = "SGD/default/float32,torch large,Adam/20x256/portopt,1/operations/add/float32"
+    few = "RMSprop/default/float32,torch large,Adam/20x256/portopt,1/operations/add/float32"
     code, printed, summary = check(tmp_path, *TINY, "--backends", "torch", "--layers", "1", "--only", few)
     assert code == 0, printed
     assert summary["errors"] == {}
