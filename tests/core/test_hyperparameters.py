@@ -194,7 +194,10 @@ def samples(allowed: Range) -> tuple[list[float], list[float]]:
 def test_hyperparameters_of_keras_have_one_range_in_every_rule() -> None:
     for rule, name in NUMERIC:
         if name in RANGES:
-            assert str(rule.hyperparameters()[name].range) == RANGES[name], (rule, name)
+            # Elsewhere, momentum may be the decay of a mean, of which 1 would keep nothing.
+            is_decay = name == "momentum" and "keras2" not in rule.dialects()
+            allowed = {RANGES[name], RANGES["beta_1"]} if is_decay else {RANGES[name]}
+            assert str(rule.hyperparameters()[name].range) in allowed, (rule, name)
     assert set(RANGES) <= {name for _, name in NUMERIC}
 
 
