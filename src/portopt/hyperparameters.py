@@ -100,7 +100,7 @@ class Range:
             number = math.inf
         if number not in self:
             raise ValueError(f"{owner} {name} must be {'an integer ' * self.whole}in {self}, but {value!r} was given")
-        return int(number) if self.whole else number
+        return number
 
 
 def is_array(value: object) -> bool:
@@ -217,7 +217,8 @@ class Hyperparameter:
             if isinstance(value, bool):
                 return value
             raise TypeError(f"{owner} {name} must be True or False, but {value!r} was given")
-        return self.range.check(owner, name, value)
+        number = self.range.check(owner, name, value)
+        return int(number) if self.range.whole and self.at_init else number
 
     def check_value(self, owner: str, name: str, value: Any) -> Any:
         """Return a value that may be an array and known only at run time, or raise an error if it is no real scalar."""
@@ -315,6 +316,7 @@ def hyperparameter(
     at_most: float | None = None,
     below: float | None = None,
     off: float | None = ...,  # type: ignore[assignment]  # the ellipsis is "no such value"; None is one
+    whole: bool = False,
     kw_only: bool = True,
     at_init: bool = False,
 ) -> Any:
@@ -328,6 +330,7 @@ def hyperparameter(
         below: smallest value that is too high.
         off: the value that switches the hyperparameter's feature off. A rule may then ask `if self.momentum:`, and the
             program of an optimizer whose feature is off has no operation for it.
+        whole: whether only whole numbers are allowed; a value that is an array is not looked at.
         kw_only: whether the constructor takes it by name only.
         at_init: whether only `init` reads it, so that it cannot be given for one step.
 
@@ -345,7 +348,7 @@ def hyperparameter(
         Traceback (most recent call last):
         ValueError: SignDescent learning_rate must be in [0, inf), but -1.0 was given
     """
-    return Hyperparameter(default, Range(at_least, above, at_most, below), kw_only, off, at_init=at_init)
+    return Hyperparameter(default, Range(at_least, above, at_most, below, whole), kw_only, off, at_init=at_init)
 
 
 def option(

@@ -40,7 +40,7 @@ def others_of(rule: portopt.Optimizer) -> dict[str, Any]:
             values[name] = next(choice for choice in field.choices if choice != default)
         else:
             allowed = field.range or ()
-            values[name] = next(x for x in (0.25, 0.5, 1.25, -0.25) if x in allowed and x != default)
+            values[name] = next(x for x in (0.25, 0.5, 1.25, -0.25, 2.0) if x in allowed and x != default)
     return values
 
 

@@ -61,7 +61,7 @@ def test_config_holds_the_floats_that_were_given(rule: type[portopt.Optimizer]) 
     """Not 0.10000000149011612, which Keras 2.3.1 reads back from float32."""
     fields = rule.hyperparameters()
     given = {
-        name: next(x for x in (0.1, 1.1, -0.1) if x in (fields[name].range or ()))
+        name: next(x for x in (0.1, 1.1, -0.1, 7.0) if x in (fields[name].range or ()))
         for name in rule.numeric_hyperparameters()
         if "." not in name
     }

@@ -216,7 +216,7 @@ def test_init_leaves_parameters_alone_and_starts_from_zero(library: Library) -> 
 @pytest.mark.parametrize("rule", portopt.RULES)
 def test_overflow_and_nan_give_no_warnings(rule: type[portopt.Optimizer]) -> None:
     """Warnings are errors in the tests."""
-    optimizer = rule(1e30, clipnorm=1e-30)
+    optimizer = rule(learning_rate=1e30, clipnorm=1e-30)
     p, g = random_words((2000,), "float32", 1), random_words((2000,), "float32", 2)
     for interpreted in (False, True):
         state = optimizer.init(p)

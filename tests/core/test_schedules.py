@@ -24,6 +24,7 @@ from support.libraries import LIBRARIES, Library, each_library
 import portopt
 from portopt import scalars, schedules
 from portopt.arithmetic import HOST
+from portopt.nested import value_of
 from portopt.program.interpreter import evaluate_scalars
 from portopt.scalars import Scalar
 from portopt.schedules import (
@@ -625,14 +626,14 @@ def coefficients(rule: type[portopt.Optimizer]) -> Callable[[Scalar], list[Scala
     optimizer = rule(learning_rate=CosineDecay(0.5, 9000, end=0.01, warmup_steps=500))
     program = optimizer.program(shape=(3, 4))
     fixed = {
-        name: getattr(optimizer, name)
+        name: value_of(optimizer, name)
         for name in program.scalar_inputs
-        if name not in ("t", "learning_rate", *optimizer.scalar_slots, *program.totals)
+        if name not in ("t", *optimizer.rates, *optimizer.scalar_slots, *program.totals)
     }
     fixed |= dict.fromkeys(program.totals, 0.5)
     depending: set[int] = set()
     for i, op in enumerate(program.ops):
-        if (op.name == "input" and op.label in ("t", "learning_rate")) or depending & set(op.args):
+        if (op.name == "input" and op.label in ("t", *optimizer.rates)) or depending & set(op.args):
             depending.add(i)
     # What a step computes before it has looked at an array.
     of_arrays = program.parameter_scalars.union(i for i, op in enumerate(program.ops) if op.name.startswith("total_"))
@@ -644,7 +645,8 @@ def coefficients(rule: type[portopt.Optimizer]) -> Callable[[Scalar], list[Scala
     def evaluate(finished: Scalar) -> list[Scalar]:
         schedule: Any = optimizer.learning_rate
         rate = schedule(finished)
-        given = {**fixed, **optimizer.scalar_slots, "learning_rate": rate.value, "t": (finished + 1).value}
+        rates = dict.fromkeys(optimizer.rates, rate.value)
+        given = {**fixed, **optimizer.scalar_slots, **rates, "t": (finished + 1).value}
         values = evaluate_scalars(program, finished.arithmetic, given)
         return [Scalar(values[i], finished.arithmetic) for i in chosen]
 

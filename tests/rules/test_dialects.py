@@ -416,7 +416,11 @@ def test_lists_of_weights_are_keras_2s_only() -> None:
 
 
 def test_slots_have_one_name_in_every_dialect_and_are_there_only_if_used() -> None:
-    assert all(rule(dialect=name).slots == rule().slots for rule, name in EACH if rule is not portopt.SGD)
+    with_momentum = {portopt.SGD, portopt.LARS}
+    assert all(rule(dialect=name).slots == rule().slots for rule, name in EACH if rule not in with_momentum)
+    for name in portopt.LARS.dialects():
+        assert portopt.LARS(dialect=name, momentum=0.0).slots == ()  # type: ignore[arg-type]  # a name of a dialect
+        assert portopt.LARS(dialect=name, momentum=0.5).slots == ("moment",)  # type: ignore[arg-type]
     others: tuple[Dialect, ...] = ("keras3", "torch", "optax")
     for dialect in others:
         assert portopt.SGD(dialect=dialect).slots == ()

@@ -132,3 +132,13 @@ def test_lookahead_is_that_of_optax(period: int, size: float) -> None:
     places, ours_after = portopt_places(ours)
     assert_near(places, fast)
     assert_near([ours_after.slots["slow"]], [both.slow])
+
+
+@pytest.mark.parametrize("period", [0, 2.5])
+def test_a_period_that_is_no_whole_number_is_refused(period: float) -> None:
+    message = rf"Lookahead\S* sync_period must be an integer in \[1, inf\), but {period} was given"
+    with pytest.raises(ValueError, match=message):
+        portopt.Lookahead(sync_period=period)
+    optimizer, p = portopt.Lookahead(), np.ones(1)
+    with pytest.raises(ValueError, match=message):
+        optimizer.apply(p, p, optimizer.init(p), sync_period=period)

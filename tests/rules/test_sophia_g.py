@@ -46,7 +46,6 @@ SETTINGS: list[Mapping[str, Any]] = [
 @pytest.mark.parametrize("given", SETTINGS, ids=repr)
 def test_sophia_g_is_that_of_its_authors(given: Mapping[str, Any]) -> None:
     optimizer = portopt.SophiaG(**given)
-    assert optimizer.rho is not None
     assert optimizer.batch_size is not None
     assert optimizer.weight_decay is not None
     p, steps = data()
@@ -57,7 +56,7 @@ def test_sophia_g_is_that_of_its_authors(given: Mapping[str, Any]) -> None:
         g = -g if optimizer.maximize else g
         p = p * (1 - optimizer.learning_rate * optimizer.weight_decay)  # type: ignore[operator]  # no schedule
         m = m * optimizer.beta_1 + g * (1 - optimizer.beta_1)
-        ratio = np.minimum(np.abs(m) / (optimizer.rho * optimizer.batch_size * h + 1e-15), 1)
+        ratio = np.minimum(np.abs(m) / (optimizer.gamma * optimizer.batch_size * h + 1e-15), 1)
         p = p - optimizer.learning_rate * np.sign(m) * ratio
         expected.append(p)
     assert_near(places(optimizer), expected)

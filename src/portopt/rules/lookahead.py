@@ -25,7 +25,7 @@ class Lookahead(Optimizer):
 
     Args:
         inner: the rule that does the steps. It must not clip: clipnorm and clipvalue are given to Lookahead.
-        sync_period: in (0, inf); the two meet in the steps whose number is a multiple of it.
+        sync_period: in [1, inf), a whole number; the two meet in the steps whose number is a multiple of it.
         slow_step_size: in [0, 1]; how much of the way the slow weights go.
         learning_rate, lr: the inner rule's.
         clipnorm, clipvalue: see `Optimizer`.
@@ -55,7 +55,7 @@ class Lookahead(Optimizer):
 
     inner: Optimizer = rule(default=Adam(), kw_only=False)
     learning_rate: LearningRate = alias("inner.learning_rate", default=None, kw_only=True)
-    sync_period: float = hyperparameter(default=6.0, above=0, kw_only=False)
+    sync_period: float = hyperparameter(default=6.0, at_least=1, whole=True, kw_only=False)
     slow_step_size: float = hyperparameter(default=0.5, at_least=0, at_most=1, kw_only=False)
 
     def coefficients(self, t: Any) -> Mapping[str, Any]:

@@ -30,7 +30,7 @@ class SM3(DialectRule):
     Args:
         learning_rate: in [0, inf), or a schedule.
         beta_1: decay of the mean of the steps, in [0, 1).
-        beta_2: decay of the accumulators, in (0, 1). None: they only grow, as in Adagrad.
+        beta_2: decay of the accumulators, in [0, 1). None: they only grow, as in Adagrad.
         epsilon: in [0, inf).
         dialect: see `DialectRule`.
         lr, clipnorm, clipvalue: see `Optimizer`.
@@ -65,7 +65,7 @@ class SM3(DialectRule):
 
     dialect: Dialect = dialect_option(default="optax")
     beta_1: float = hyperparameter(default=0.9, at_least=0, below=1)
-    beta_2: float | None = hyperparameter(default=None, above=0, below=1, off=None)
+    beta_2: float | None = hyperparameter(default=None, at_least=0, below=1, off=None)
     epsilon: float = hyperparameter(default=1e-8, at_least=0)
 
     def slots_for(self, p: Any) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ class SophiaG(DialectRule):
     Every so many steps, a step is given `hessian`, from which the estimate `h` is made; in the others `h` stays.
 
     - torch: `h = beta_2 * h + (1 - beta_2) * hessian**2`; `p = p * (1 - lr * weight_decay)`; `m = beta_1 * m + (1 - beta_1) * g`;
-      `p - lr * sign(m) * minimum(|m| / (rho * batch_size * h + 1e-15), 1)`
+      `p - lr * sign(m) * minimum(|m| / (gamma * batch_size * h + 1e-15), 1)`
     - optax: `m = beta_1 * m + (1 - beta_1) * g`; `step = clip((m / c1) / maximum(gamma * h, epsilon), clip_threshold)`;
       `p - lr * (step + weight_decay * p)`; then `h = beta_2 * h + (1 - beta_2) * hessian`
 
@@ -28,14 +28,13 @@ class SophiaG(DialectRule):
         learning_rate: in [0, inf), or a schedule.
         beta_1: decay of the mean of the gradient, in [0, 1).
         beta_2: decay of the estimate, in [0, 1).
-        rho: torch: in [0, inf); how much of the estimate a step is divided by.
+        gamma: in [0, inf); how much of the estimate a step is divided by.
         batch_size: torch: in (0, inf); number of examples in the batch whose labels were sampled.
-        gamma: optax: in [0, inf), like rho.
         epsilon: optax: in (0, inf); the least that is divided by.
         clip_threshold: optax: in [0, inf); 0: the step is not clipped.
         weight_decay: in [0, inf).
         dialect, maximize: see `DialectRule`.
-        betas, eps: other names for (beta_1, beta_2) in torch and for epsilon in optax.
+        betas, rho, eps: other names for (beta_1, beta_2) and gamma in torch, and for epsilon in optax.
         lr, clipnorm, clipvalue: see `Optimizer`.
 
     Raises:
@@ -61,19 +60,19 @@ class SophiaG(DialectRule):
     learning_rate: LearningRate = hyperparameter(default=1e-4, at_least=0, kw_only=False)
     beta_1: float = hyperparameter(default=0.965, at_least=0, below=1, kw_only=False)
     beta_2: float = hyperparameter(default=0.99, at_least=0, below=1, kw_only=False)
-    rho: float | None = hyperparameter(default=per_dialect(torch=0.04), at_least=0)
+    gamma: float = hyperparameter(default=per_dialect(torch=0.04, optax=0.01), at_least=0)
     batch_size: float | None = hyperparameter(default=per_dialect(torch=5120.0), above=0)
-    gamma: float | None = hyperparameter(default=per_dialect(optax=0.01), at_least=0)
     epsilon: float | None = hyperparameter(default=per_dialect(optax=1e-8), above=0)
     clip_threshold: float | None = hyperparameter(default=per_dialect(optax=1.0), at_least=0, off=0.0)
     weight_decay: float | None = hyperparameter(default=per_dialect(torch=0.1, optax=1e-4), at_least=0, off=0.0)
     betas: tuple[float, float] | None = alias("beta_1", "beta_2", dialect="torch", default=None, kw_only=True)
+    rho: float | None = alias("gamma", dialect="torch", default=None, kw_only=True)
     eps: float | None = alias("epsilon", dialect="optax", default=None, kw_only=True)
 
     def coefficients(self, t: Any) -> Mapping[str, Any]:
         found = {"lr": self.learning_rate_at(t)}
-        if self.rho is not None and self.batch_size is not None:
-            return {**found, "scale": self.rho * self.batch_size}
+        if self.batch_size is not None:
+            return {**found, "scale": self.gamma * self.batch_size}
         return {**found, "c1": 1 - self.beta_1**t}
 
     def update(
