@@ -46,23 +46,11 @@ class Array:
     def __truediv__(self, other: Any) -> Array:
         return Array(self.data / _data(other))
 
-    def __radd__(self, other: Any) -> Array:
-        return Array(_data(other) + self.data)
-
-    def __rsub__(self, other: Any) -> Array:
-        return Array(_data(other) - self.data)
-
-    def __rmul__(self, other: Any) -> Array:
-        return Array(_data(other) * self.data)
-
     def __rtruediv__(self, other: Any) -> Array:
         return Array(_data(other) / self.data)
 
     def __floordiv__(self, other: Any) -> Array:
         return Array(self.data // _data(other))
-
-    def __mod__(self, other: Any) -> Array:
-        return Array(self.data % _data(other))
 
     def __and__(self, other: Any) -> Array:
         return Array(self.data & _data(other))
@@ -73,14 +61,8 @@ class Array:
     def __xor__(self, other: Any) -> Array:
         return Array(self.data ^ _data(other))
 
-    def __rand__(self, other: Any) -> Array:
-        return Array(_data(other) & self.data)
-
     def __rxor__(self, other: Any) -> Array:
         return Array(_data(other) ^ self.data)
-
-    def __invert__(self) -> Array:
-        return Array(~self.data)
 
     def __neg__(self) -> Array:
         return Array(-self.data)
@@ -90,9 +72,6 @@ class Array:
 
     def __le__(self, other: Any) -> Array:
         return Array(self.data <= _data(other))
-
-    def __gt__(self, other: Any) -> Array:
-        return Array(self.data > _data(other))
 
     def __ge__(self, other: Any) -> Array:
         return Array(self.data >= _data(other))
@@ -158,7 +137,6 @@ isnan = _function("isnan")
 round = _function("round")  # the array API's name
 floor = _function("floor")
 maximum = _function("maximum")
-clip = _function("clip")
 bitwise_right_shift = _function("right_shift")
 matmul = _function("matmul")
 reshape = _function("reshape")
