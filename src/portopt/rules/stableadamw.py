@@ -36,7 +36,7 @@ class StableAdamW(Optimizer):
         >>> opt, w = portopt.StableAdamW(learning_rate=0.5, weight_decay=0.0), np.asarray([1.0, 2.0])
         >>> w, state = opt.apply(w, np.asarray([0.1, 0.1]), opt.init(w))
         >>> w.round(3), opt.apply(w, np.asarray([100.0, 0.1]), state)[0].round(3)
-        (array([0.5, 1.5]), array([0.247, 1.147]))
+        (array([0.5, 1.5]), array([0.196, 1.091]))
 
     Reference:
         Wortsman, Dettmers, Zettlemoyer, Morcos, Farhadi, Schmidt, "Stable and low-precision training for large-scale
