@@ -142,7 +142,8 @@ def test_steps_of_a_real_library_have_the_bits_of_numpy(dtype: str, library: str
             backend.from_numpy(ordinary((2,), dtype, 1), "cpu")
         return
     hosts = [random_words((40,), dtype, 1), ordinary((3, 2), dtype, 2)]
-    for rule in portopt.RULES:
+    # Random numbers need arange and operators on bits, of which sparse and MLX lack some.
+    for rule in (rule for rule in portopt.RULES if not rule.draws or library == "dask.array"):
         optimizer = (
             rule(learning_rate=0.5, clipnorm=2.0, clipvalue=1.0) if rule is portopt.Adam else rule(learning_rate=0.5)
         )
@@ -312,12 +313,12 @@ def test_a_rule_of_ones_own_is_looked_at_too() -> None:
         step(wrong_in_chains(), Roots(0.5))
 
 
-def sum_in_float32(x: Any) -> Any:
-    return x.astype(np.float32).sum().astype(x.dtype)
+def sum_in_float32(x: Any, **options: Any) -> Any:
+    return x.astype(np.float32).sum(**options).astype(x.dtype)
 
 
-def maximum_without_nan(x: Any) -> Any:
-    return np.nanmax(x) * 2
+def maximum_without_nan(x: Any, **options: Any) -> Any:
+    return np.nanmax(x, **options) * 2
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,9 @@ class Wrapped:
     def __float__(self) -> float:
         return float(self.data)
 
+    def __int__(self) -> int:
+        return int(self.data)
+
     def __bool__(self) -> bool:
         return bool(self.data)
 
@@ -58,7 +61,7 @@ def _operator(name: str) -> Function:
     return method
 
 
-for _name in ("add", "sub", "mul", "truediv", "neg", "lt", "le", "eq"):
+for _name in ("add", "sub", "mul", "truediv", "neg", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "invert"):
     setattr(Wrapped, f"__{_name}__", _operator(_name))
 
 _FUNCTIONS: Mapping[str, Function] = {
