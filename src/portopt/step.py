@@ -150,7 +150,7 @@ def do_step(
         rule, params, grads, state, overrides, in_place=in_place, places=cache.places
     )
     backend, definition, leaves, _ = found
-    groups = grouped_by_program(rule, overrides, parameters)
+    groups = grouped_by_program(rule, overrides, parameters, found)
     scalars, step = step_scalars(
         rule,
         backend,
@@ -179,8 +179,17 @@ def do_step(
     return new_params, OptimizerState(step, {name: new_slots[name] for name in state.slots})
 
 
-def grouped_by_program(rule: Rule, overrides: Mapping[str, Any], parameters: Sequence[Leaf]) -> list[Group]:
-    """Return the parameters of a step by the program that is for them; one group at least, which may be empty."""
+def grouped_by_program(
+    rule: Rule, overrides: Mapping[str, Any], parameters: Sequence[Leaf], found: Leaves
+) -> list[Group]:
+    """Return the parameters of a step by the program that is for them; one group at least, which may be empty.
+
+    Args:
+        rule: the optimizer.
+        overrides: what `check_overrides` returned.
+        parameters: those that have gradients.
+        found: all parameters.
+    """
     lacking = _lacking_inputs(rule, overrides, parameters) if rule.inputs else None
     program = None if lacking else rule.fixed_program(overrides)
     if program is not None:
@@ -190,7 +199,8 @@ def grouped_by_program(rule: Rule, overrides: Mapping[str, Any], parameters: Seq
         given = {n: v for n, v in overrides.items() if n not in lacking[i]} if lacking else overrides
         members.setdefault(rule.program(given, leaf.place.whole), []).append(i)
     if not members:
-        raise ValueError(f"no parameter has a gradient, and {type(rule).__name__} does a step on what has")
+        # The step still counts, and every program has the scalars of the state.
+        members[rule.program(overrides, next(info.shape for info in found.infos if info is not None))] = []
     return [Group(program, which, [parameters[i] for i in which]) for program, which in members.items()]
 
 
@@ -214,7 +224,7 @@ def check_step(
     if plan is None:
         checked = _check_arguments(rule, params, grads, state, overrides, in_place=True, places=cache.places)
         backend, overrides = checked.found.backend, checked.overrides
-        programs = [group.program for group in grouped_by_program(rule, overrides, checked.parameters)]
+        programs = [group.program for group in grouped_by_program(rule, overrides, checked.parameters, checked.found)]
     else:
         backend, overrides, programs = plan.backend, rule.check_overrides(overrides), [plan.program]
     if any(map(is_schedule, rates_of(rule, overrides))):
@@ -239,7 +249,8 @@ def totals_of(parts: Sequence[Part], known: Mapping[str, Any] | None = None) -> 
         for of in parts
     ]
     groups = [
-        grouped_by_program(part.rule, of.overrides, of.parameters) for part, of in zip(parts, checked, strict=True)
+        grouped_by_program(part.rule, of.overrides, of.parameters, of.found)
+        for part, of in zip(parts, checked, strict=True)
     ]
     backend, known = checked[0].found.backend, dict(known or {})
     names = {name for of in groups for group in of for name in group.program.totals} - set(known)

@@ -479,3 +479,14 @@ def test_state_is_a_pytree_of_jax() -> None:
     assert [np.shape(leaf) for leaf in leaves] == [(), (3,), (2,), (3,)]
     again = jax.tree_util.tree_unflatten(definition, [np.shape(leaf) for leaf in leaves])
     assert again == portopt.OptimizerState((), {"m": {"w": (3,)}, "m_schedule": (2,), "v": {"w": (3,)}})
+
+
+@pytest.mark.parametrize("rule", portopt.RULES)
+def test_a_step_without_any_gradient_counts_and_changes_nothing(rule: type[portopt.Optimizer]) -> None:
+    optimizer = rule(learning_rate=0.5)
+    params = [np.ones((3, 4), np.float32), np.ones(3, np.float32)]
+    new, state = optimizer.apply(params, [None, None], optimizer.init(params))
+    assert state.step == 1
+    for before, after in zip(params, new, strict=True):
+        assert_same_bits(after, before)
+    assert optimizer.apply_(params, [None, None], state).step == 2

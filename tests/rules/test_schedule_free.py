@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_evaluation_params_are_the_weighted_mean_of_where_the_inner_rule_was() -
     ("beta", "power", "rate"), [(0.9, 2.0, 0.1), (0.5, 2.0, 0.01), (0.95, 1.0, 0.3), (1.0, 0.5, 0.05), (0.8, 3.0, 0.2)]
 )
 def test_schedule_free_is_that_of_optax(beta: float, power: float, rate: float) -> None:
-    jax, optax = pytest.importorskip("jax"), pytest.importorskip("optax")
+    jax, optax = importlib.import_module("jax"), importlib.import_module("optax")
     ours = portopt.ScheduleFree(portopt.Adam(rate, beta_1=0.0, dialect="optax"), beta, weight_lr_power=power)
     with jax.enable_x64(True):
         theirs = optax.contrib.schedule_free(optax.adam(rate, b1=0.0), rate, b1=beta, weight_lr_power=power)
@@ -114,7 +115,7 @@ def optax_places(jax: Any, optax: Any, tx: Any) -> list[Any]:
 @pytest.mark.needs("jax", "optax")
 @pytest.mark.parametrize(("period", "size"), [(6, 0.5), (1, 0.5), (5, 0.8), (2, 1.0), (7, 0.0)])
 def test_lookahead_is_that_of_optax(period: int, size: float) -> None:
-    jax, optax = pytest.importorskip("jax"), pytest.importorskip("optax")
+    jax, optax = importlib.import_module("jax"), importlib.import_module("optax")
     ours = portopt.Lookahead(portopt.Adam(0.1, dialect="optax"), period, size)
     with jax.enable_x64(True):
         tx = optax.lookahead(optax.adam(0.1), period, size)

@@ -10,11 +10,11 @@ import portopt
 
 
 def coefficients_of(
-    optimizer: portopt.Optimizer, t: int, scalars: Mapping[str, Any], totals: Mapping[str, Any]
+    optimizer: portopt.Optimizer, t: Any, scalars: Mapping[str, Any], totals: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """Return the coefficients of a rule and of those that it is made of, and the new scalars of the state."""
     own = {name: value for name, value in scalars.items() if "." not in name}
-    found = dict(optimizer.coefficients(t, **own, **totals))  # type: ignore[arg-type]  # numbers are scalars
+    found = dict(optimizer.coefficients(t, **own, **totals))
     new = {name: found[name] for name in own}
     for head, inner in optimizer.nested.items():
         start = f"{head}."
