@@ -10,7 +10,6 @@ import pytest
 from support.bits import assert_same_bits, ordinary
 from support.libraries import RUNS, Run, steps
 
-
 import portopt
 
 

@@ -57,8 +57,8 @@ def identity(recorder: Recorder, rows: Any, columns: Any, offset: Any) -> int:
         ) from None
     if count < 0 or columns not in (None, count) or offset != 0:
         raise UnsupportedOperationError(
-            f"a rule called xp.eye({count}, {columns!r:.80}, k={offset!r:.80}), but programs can hold square matrices of at least "
-            "0 rows with ones on the main diagonal, xp.eye(n)"
+            f"a rule called xp.eye({count}, {columns!r:.80}, k={offset!r:.80}), but programs can hold square matrices with "
+            "ones on the main diagonal, xp.eye(n), of 0 rows or more"
         )
     dims: tuple[Dim, ...] = (-1 if count == 1 else str(count),) * 2
     # A number that compilers do not know: one that they know is simplified with others as if arithmetic were exact.
