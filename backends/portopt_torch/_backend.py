@@ -30,7 +30,7 @@ from portopt.imports import imported
 from portopt.interrupts import finish
 from portopt.kernels import launch
 from portopt.kernels.cuda.graphs import capture_error
-from portopt.kernels.host import compiler, kernel, norm, readers, segments, trial
+from portopt.kernels.host import compiler, kernel, norm, readers, segments, totals, trial
 from portopt.kernels.host import products as host_products
 from portopt.kernels.host.memory import use_huge_pages
 from portopt.kernels.host.plan import make_plan
@@ -184,9 +184,28 @@ class TorchBackend(ArrayAPIBackend):
         combine = COMBINE.get()
         # What lacks an axis is the same in the processes that share it.
         if combine is None or any(work.program.ops[work.program.array_outputs["x"]].dims is not None for work in works):
-            return super().total(name, self._detached(works))
+            detached = self._detached(works)
+            return self._total_on_host(name, detached) if combine is None else super().total(name, detached)
         here = self.parts_of_total(name, self._detached(works), self.reductions_here)
         return combine(name.removeprefix("total_"), parameters, here)
+
+    def _total_on_host(self, name: str, works: Sequence[Work]) -> Any:
+        reduction = name.removeprefix("total_")
+        on_host = all(arrays["p"].is_cpu for work in works for arrays in work.parameters)
+        fits = on_host and all(totals.can_run(reduction, work) and _is_local(work) for work in works)
+        if is_interpreted() or not compiler.available() or not fits:
+            return super().total(name, works)
+        jobs = [
+            kernel.Job(
+                program,
+                scalars,  # type: ignore[arg-type]  # a step's scalars
+                [leaf.dtypes for leaf in described(self, parameters)],
+                [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters],
+                None,
+            )
+            for program, scalars, parameters in works
+        ]
+        return totals.total_of(reduction, jobs)
 
     def _detached(self, works: Sequence[Work]) -> list[Work]:
         # The imaginary part of a conjugate is a view that torch negates when it is read.
