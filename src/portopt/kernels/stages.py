@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from portopt.program import ARRAY_OPERATIONS, REDUCTIONS, Dim, Program
@@ -140,15 +140,20 @@ def left_reductions(program: Program) -> tuple[int, ...]:
     return tuple(dict.fromkeys(i for i in program.scalar_outputs.values() if i in program.parameter_scalars))
 
 
-def can_cut(program: Program) -> bool:
-    """Tell whether a program can be done in loops over a parameter's elements."""
+def can_cut(program: Program, further: Container[str] = ()) -> bool:
+    """Tell whether a program can be done in loops over a parameter's elements.
+
+    Args:
+        program: the program.
+        further: operations that loops can hold, beside `ARRAY_OPERATIONS`.
+    """
     for op in program.ops:
         if op.name in ("load", "widen", "round") or op.kind.is_scalar:
             pass
         elif op.name in REDUCTIONS:
             if op.dims is None:
                 return False
-        elif op.name not in ARRAY_OPERATIONS:
+        elif op.name not in ARRAY_OPERATIONS and op.name not in further:
             return False
         if any(dim != -1 and dim != axis for axis, dim in enumerate(op.dims or ())):
             return False

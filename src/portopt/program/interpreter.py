@@ -142,7 +142,9 @@ def interpret(
             values[i] = getattr(parameter.reductions.of(dims), op.name)(whole, op.label)
         else:
             operands = [values[j] for j in op.args]
-            if op.name in PRODUCTS:
+            if op.name == "eye":
+                values[i] = primitives.eye(shape_of(op.dims, shape)[-1], values[op.args[0]], arrays["p"])
+            elif op.name in PRODUCTS:
                 whole = [
                     _with_shape(primitives.xp, x, program.ops[j].dims, shape)
                     for x, j in zip(operands, op.args, strict=True)
