@@ -273,7 +273,7 @@ class JaxBackend:
     def _update_traced(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
     ) -> list[dict[str, Any]]:
-        in_kernel = program.is_elementwise and self._kernels.can_run()
+        in_kernel = self._kernels.can_run(program)
         if not isinstance(scalars, StepScalars) or is_interpreted() or not in_kernel:
             return self.update_in_xla(program, scalars, parameters)
         with self._jax.enable_x64(True):
@@ -298,7 +298,7 @@ class JaxBackend:
         pending = {i: inputs[n].words for i, n in enumerate(names) if isinstance(inputs[n], PendingScalar)}
         known = np.array([0.0 if i in pending else inputs[n] for i, n in enumerate(names)], np.float64)
         words, step = known.view(np.uint32).reshape(-1, 2), int(inputs.get("t", 0))
-        by_kernel = program.is_elementwise and self._kernels.can_run()
+        by_kernel = self._kernels.can_run(program)
         places = self._places(program, parameters)
         results, outputs = self._compiled_update(
             program, by_kernel, places, words, pending, step, list(map(dict, parameters))
