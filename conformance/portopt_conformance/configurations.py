@@ -86,7 +86,8 @@ SCHEDULES: Mapping[str, schedules.Schedule] = {
 """Learning rates that change within the ten steps for which each is tested."""
 
 
-def configurations(rule: type[Optimizer]) -> list[Configuration]:
+@functools.cache
+def configurations(rule: type[Optimizer]) -> tuple[Configuration, ...]:
     """Return every configuration of a rule, the defaults first, all options together with clipping last."""
     defaults = rule.defaults()
     found = [
@@ -99,7 +100,7 @@ def configurations(rule: type[Optimizer]) -> list[Configuration]:
     dialects = [_in_dialect(rule, dialect) for dialect in rule.dialects()[1:]]
     options = {name: value for name, value in _ALL_OPTIONS.items() if name in defaults}
     clipped = Configuration(rule, "clipped", {**options, "clipnorm": 1.0, "clipvalue": 0.01}, core=True)
-    return [*found, *dialects, clipped]
+    return (*found, *dialects, clipped)
 
 
 def _in_dialect(rule: type[Optimizer], dialect: str) -> Configuration:
