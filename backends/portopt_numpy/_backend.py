@@ -89,6 +89,11 @@ class NumpyBackend(ArrayAPIBackend):
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         runs = [isinstance(of.scalars, StepScalars) and kernel.can_run(of.program) for of in works]
+        if any(of.program.has_draws for of in works):
+            runs = [
+                fits and kernel.places_of(of.program, described(self, of.parameters)) is not None
+                for fits, of in zip(runs, works, strict=True)
+            ]
         if True not in runs or is_interpreted() or not compiler.available():
             return super().update(works, in_place=in_place)
         others = [work for work, in_kernel in zip(works, runs, strict=True) if not in_kernel] if False in runs else []
@@ -100,9 +105,10 @@ class NumpyBackend(ArrayAPIBackend):
             names = tuple(program.array_outputs)
             old = [{n: a[n] for n in names} for a in parameters] if in_place else []
             if in_kernel:
-                dtypes = [leaf.dtypes for leaf in described(self, parameters)]
+                leaves = described(self, parameters)
+                dtypes, places = [leaf.dtypes for leaf in leaves], kernel.places_of(program, leaves) or ()
                 new = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
-                jobs.append(kernel.Job(program, scalars, dtypes, parameters, new))  # type: ignore[arg-type]  # a step's scalars
+                jobs.append(kernel.Job(program, scalars, dtypes, parameters, new, places))  # type: ignore[arg-type]  # a step's scalars
             else:
                 new = [next(interpreted) for _ in parameters]
                 for targets, values in zip(old, new, strict=False):
@@ -125,8 +131,7 @@ class NumpyBackend(ArrayAPIBackend):
         ordinary = all(type(a) is np.ndarray and a.flags.c_contiguous for arrays in parameters for a in arrays.values())
         if not compiler.available() or is_interpreted() or not ordinary or not _watch_works():
             return None
-        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-        return make_plan(self, programs, trees, parameters, dtypes, NUMPY_READER)
+        return make_plan(self, programs, trees, described(self, parameters), NUMPY_READER)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         if is_interpreted() or not compiler.available():
