@@ -109,15 +109,20 @@ def characters() -> Task:
 TASKS = {"digits": handwritten_digits, "characters": characters}
 
 
-def trained(task: Task, start: Callable[[Any], Any], step: Callable[[Any, Any, Any, Any], Any]) -> Callable[..., float]:
+def trained(
+    task: Task, start: Callable[[Any], Any], step: Callable[[Any, Any, Any, Any, Any], Any]
+) -> Callable[..., float]:
     """Return a function of the learning rate that gives the loss at the end."""
 
     def run(rate: Any) -> Any:
-        def one(carry: Any, batch: Any) -> Any:
+        def one(carry: Any, given: Any) -> Any:
             params, state = carry
-            return step(params, jax.grad(task.loss)(params, batch), state, rate), None
+            batch, key = given
+            gradient = functools.partial(jax.grad(task.loss), batch=batch)
+            return step(params, gradient, state, rate, key), None
 
-        (params, _), _ = jax.lax.scan(one, (task.parameters, start(task.parameters)), task.batches)
+        keys = jax.random.split(jax.random.key(SEED), len(jax.tree.leaves(task.batches)[0]))
+        (params, _), _ = jax.lax.scan(one, (task.parameters, start(task.parameters)), (task.batches, keys))
         return task.loss(params, task.whole)
 
     compiled = jax.jit(run)
@@ -129,7 +134,22 @@ def of_portopt(task: Task, opt: portopt.Optimizer) -> Callable[..., float]:
         state = opt.init(params)
         return state._replace(step=jnp.asarray(state.step, jnp.int32))
 
-    return trained(task, start, lambda p, g, state, rate: opt.apply(p, g, state, learning_rate=rate))
+    def step(params: Any, gradient: Any, state: Any, rate: Any, key: Any) -> Any:
+        inputs = {"hessian": hessian_diagonal(gradient, params, key)} if "hessian" in type(opt).inputs else {}
+        return opt.apply(params, gradient(params), state, learning_rate=rate, **inputs)
+
+    return trained(task, start, step)
+
+
+def hessian_diagonal(gradient: Callable[[Any], Any], params: Any, key: Any) -> Any:
+    """Return Hutchinson's estimate: with random signs `u`, `u` times the derivative of the gradient along `u`."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    signs = jax.tree.unflatten(
+        structure, [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    )
+    _, along = jax.jvp(gradient, (params,), (signs,))
+    return jax.tree.map(jnp.multiply, signs, along)
 
 
 def of_optax(task: Task, opt: portopt.Optimizer) -> Callable[..., float] | None:
@@ -143,8 +163,8 @@ def of_optax(task: Task, opt: portopt.Optimizer) -> Callable[..., float] | None:
     def loss_at(rate: float) -> float:
         transformation = found.factory(**{**found.arguments, found.learning_rate: rate})
 
-        def step(params: Any, gradient: Any, state: Any, _: Any) -> Any:
-            updates, state = transformation.update(gradient, state, params)
+        def step(params: Any, gradient: Any, state: Any, _: Any, __: Any) -> Any:
+            updates, state = transformation.update(gradient(params), state, params)
             return optax.apply_updates(params, updates), state
 
         return trained(task, transformation.init, step)(rate)
