@@ -23,7 +23,7 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.interrupts import finish
-from portopt.kernels.host import compiler, kernel, norm, products, segments, trial
+from portopt.kernels.host import compiler, kernel, norm, products, segments, totals, trial
 from portopt.kernels.host.plan import make_plan
 from portopt.kernels.host.readers import NUMPY_READER
 from portopt.program import Program
@@ -110,6 +110,16 @@ class NumpyBackend(ArrayAPIBackend):
             results += old if new is None or in_place else new
         kernel.update(jobs, copies)
         return results
+
+    def total(self, name: str, works: Sequence[Work]) -> Any:
+        reduction = name.removeprefix("total_")
+        if is_interpreted() or not compiler.available() or not all(totals.can_run(reduction, work) for work in works):
+            return super().total(name, works)
+        jobs = [
+            kernel.Job(program, scalars, [leaf.dtypes for leaf in described(self, parameters)], parameters, None)  # type: ignore[arg-type]  # a step's scalars
+            for program, scalars, parameters in works
+        ]
+        return totals.total_of(reduction, jobs)
 
     def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> Any:
         ordinary = all(type(a) is np.ndarray and a.flags.c_contiguous for arrays in parameters for a in arrays.values())

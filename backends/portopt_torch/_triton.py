@@ -20,6 +20,8 @@ from portopt.kernels.key import KernelKey
 from portopt.kernels.launch import Library, chunk_starts
 from portopt.kernels.names import SCALARS_OF_NORM
 from portopt.kernels.norm_dependence import GradientNorm
+from portopt.kernels.passes import Pass
+from portopt.kernels.stages import Space
 from portopt.kernels.triton.norm import norm_source
 from portopt.kernels.triton.source import CHUNK, WARPS, triton_source
 from portopt.program import Program
@@ -70,8 +72,8 @@ class _Layout:
         starts: number of each parameter's first chunk, and at the end the number of all chunks.
     """
 
-    def __init__(self, sizes: tuple[int, ...], device: Any) -> None:
-        self.starts = chunk_starts(sizes, CHUNK)
+    def __init__(self, sizes: tuple[int, ...], device: Any, chunk: int = CHUNK) -> None:
+        self.starts = chunk_starts(sizes, chunk)
         rows = np.repeat(np.arange(len(sizes), dtype=np.int32), np.diff(self.starts))
         self._rows = _upload(rows, device)
         self._stream = self._uploaded = None
@@ -102,6 +104,7 @@ class _Torch:
     address = operator.methodcaller("data_ptr")
     dense = operator.methodcaller("contiguous")
     copied = operator.methodcaller("clone")
+    chunk = CHUNK
 
     def dtype(self, tensor: Any) -> str:
         return str(tensor.dtype).rpartition(".")[2]
@@ -129,14 +132,24 @@ class _Torch:
         # At least one element: an address is needed even if nothing is read.
         return [_upload(np.asarray(values or [0.0], dtype), device)]
 
+    def unrounded(self, values: Sequence[Any], device: Any) -> list[Any]:
+        return self.arguments(list(map(float, values)), "float64", device)
+
+    def workspace(self, words: int, device: Any) -> tuple[Any, int]:
+        memory = _torch().empty(words, dtype=_torch().int64, device=device)
+        return memory, int(memory.data_ptr())
+
+    def chunk_of(self, step: Pass, space: Space) -> int:
+        raise NotImplementedError
+
     def tables(
-        self, module: ModuleType, addresses: Sequence[Sequence[int]], sizes: Sequence[int]
-    ) -> list[tuple[Sequence[Sequence[int]], Sequence[int]]]:
-        return [(addresses, sizes)]
+        self, module: ModuleType, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int
+    ) -> list[tuple[Sequence[Sequence[int]], Sequence[int], int]]:
+        return [(addresses, sizes, chunk)]
 
     def launch(self, module: ModuleType, kernel: str, table: Any, arguments: Sequence[Any], device: Any) -> None:
-        addresses, sizes = table
-        layout = _layout(tuple(sizes), device)
+        addresses, sizes, chunk = table
+        layout = _layout(tuple(sizes), device, chunk)
         starts = layout.starts
         if not starts[-1]:
             return

@@ -13,6 +13,7 @@ from portopt_conformance import primitives, rules
 from portopt_conformance.configurations import Configuration, configurations
 from portopt_conformance.experiment import Experiment
 from portopt_conformance.platform import Platform, reference
+from portopt_conformance.probes import REDUCED
 from portopt_conformance.words import missing_dtype
 
 COMPUTE_DTYPES = tuple(dict.fromkeys(COMPUTE_DTYPE.values()))
@@ -84,8 +85,10 @@ def operations(platform: Platform, dtypes: Sequence[str], depth: str) -> Iterato
             if dtype == "float32" or depth != "compiled":
                 yield Planned("operations", "functions", dtype, "words", primitives.function_experiment(dtype), 1)
                 yield Planned("operations", "products", dtype, "words", primitives.product_experiment(dtype), 1)
+                yield Planned("operations", "identity", dtype, "words", primitives.identity_experiment(dtype), 1)
                 yield Planned("operations", "draws", dtype, "words", primitives.draw_experiment(dtype), 1)
-            yield Planned("operations", "reductions", dtype, "words", primitives.reduction_experiment(dtype), 1)
+            for name in REDUCED:
+                yield Planned("operations", name, dtype, "words", primitives.reduction_experiment(name, dtype), 1)
             yield Planned("operations", "round", dtype, "words", primitives.round_experiment(dtype), 1)
     if "float32" in dtypes:
         yield Planned("scalars", "functions", "float32", "values", primitives.scalar_experiment(), 1)

@@ -133,6 +133,7 @@ CAUGHT_BY: Mapping[str, str] = {
     "reciprocal": "1/operations/divide/float32/apply/words",
     "sum_with_a_zero": "1/operations/multiply/float32/apply/words",
     "products_of_the_library": "1/operations/products/float32/apply/words",
+    "identity_with_negative_zeros": "1/operations/identity/float32/apply/words",
     "exponential_of_the_library": "1/operations/functions/float32/apply/words",
     "elements_counted_from_the_end": "1/operations/draws/float32/apply/words",
     "nan_equals_itself": "1/operations/equal/float32/apply/words",

@@ -71,6 +71,12 @@ class Primitives:
         """Return the numbers from 0 to below `count`, int64, on the device of `like`."""
         return self.xp.arange(count, dtype=self.xp.int64, **_on_device(like))
 
+    def eye(self, count: int, one: Any, like: Any) -> Any:
+        """Return a square matrix of so many rows with `one`, of no axes, on its diagonal, on the device of `like`."""
+        with self.float64():  # which a library may need for the whole numbers that it counts with
+            rows = self.xp.reshape(self.arange(count, like), (count, 1))
+            return self.xp.where(rows == self.xp.reshape(rows, (1, count)), one, 0.0)
+
     def flush(self, x: Any) -> Any:
         """Make subnormals zero, keeping the sign."""
         return self.xp.where(self.xp.abs(x) < self.smallest_normal, x * 0.0, x)

@@ -267,6 +267,8 @@ class _Source:
         outputs = [self.program.array_outputs[name] for name in loop.outputs]
         self._rounded(function, [*loop.operations, *outputs, *(self.program.ops[i].args[0] for i in loop.reductions)])
         for i in loop.reductions:
+            if i in self.stages.left:
+                continue
             clear = reduction(self.program.ops[i].name, self.real).clear
             function.lines.append(clear.format(kept=function.use(self.kept_name(i)), size=self._use_size(function, i)))
         _LoopWriter(self, function, loop).write()
