@@ -125,8 +125,8 @@ def trained(task: Task, start: Start, step: Step, evaluated: Evaluated = lambda 
 
     def run(rate: Any) -> Any:
         def one(carry: Any, given: Any) -> Any:
-            batch, key = given
-            return step(*carry, lambda params: task.loss(params, batch), rate, key), None
+            (params, state), (batch, key) = carry, given
+            return step(params, state, lambda p: task.loss(p, batch), rate, key), None
 
         keys = jax.random.split(jax.random.key(SEED), len(jax.tree.leaves(task.batches)[0]))
         end, _ = jax.lax.scan(one, start(task.parameters), (task.batches, keys))
