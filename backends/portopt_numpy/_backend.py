@@ -88,12 +88,12 @@ class NumpyBackend(ArrayAPIBackend):
         return primitives
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
-        runs = [isinstance(of.scalars, StepScalars) and kernel.can_run(of.program) for of in works]
-        if any(of.program.has_draws for of in works):
-            runs = [
-                fits and kernel.places_of(of.program, described(self, of.parameters)) is not None
-                for fits, of in zip(runs, works, strict=True)
-            ]
+        runs = [
+            isinstance(of.scalars, StepScalars)
+            and kernel.can_run(of.program)
+            and (not kernel.draws(of.program) or kernel.places_of(described(self, of.parameters)) is not None)
+            for of in works
+        ]
         if True not in runs or is_interpreted() or not compiler.available():
             return super().update(works, in_place=in_place)
         others = [work for work, in_kernel in zip(works, runs, strict=True) if not in_kernel] if False in runs else []
@@ -106,7 +106,8 @@ class NumpyBackend(ArrayAPIBackend):
             old = [{n: a[n] for n in names} for a in parameters] if in_place else []
             if in_kernel:
                 leaves = described(self, parameters)
-                dtypes, places = [leaf.dtypes for leaf in leaves], kernel.places_of(program, leaves) or ()
+                dtypes = [leaf.dtypes for leaf in leaves]
+                places = kernel.places_of(leaves) or () if kernel.draws(program) else ()
                 new = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
                 jobs.append(kernel.Job(program, scalars, dtypes, parameters, new, places))  # type: ignore[arg-type]  # a step's scalars
             else:

@@ -316,7 +316,8 @@ class TorchBackend(ArrayAPIBackend):
             old = [{name: arrays[name] for name in program.array_outputs} for arrays in parameters]
             if self._runs_on_host(Work(program, scalars, parameters)):
                 leaves = described(self, parameters)
-                dtypes, places = [leaf.dtypes for leaf in leaves], kernel.places_of(program, leaves) or ()
+                dtypes = [leaf.dtypes for leaf in leaves]
+                places = kernel.places_of(leaves) or () if kernel.draws(program) else ()
                 inputs = [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
                 new = old
                 if in_place:

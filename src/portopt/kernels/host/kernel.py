@@ -310,10 +310,14 @@ def can_run(program: Program) -> bool:
     return program.is_elementwise or can_be_staged(program)
 
 
-def places_of(program: Program, leaves: Sequence[Leaf]) -> list[int] | None:
-    """Return the number of each parameter in its tree, if a program draws; None if a kernel cannot, since one is not whole."""
-    if not program.has_draws:
-        return []
+@functools.lru_cache(maxsize=512)
+def draws(program: Program) -> bool:
+    """Tell whether a kernel needs to know the number of each parameter in its tree."""
+    return program.has_draws
+
+
+def places_of(leaves: Sequence[Leaf]) -> list[int] | None:
+    """Return the number of each parameter in its tree; None if one is part of a whole, for which there is no kernel."""
     places = [leaf.place for leaf in leaves]
     return [place.number for place in places] if all(place.shape == place.whole for place in places) else None
 

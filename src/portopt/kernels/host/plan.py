@@ -22,7 +22,7 @@ from portopt.backend import Backend, Leaf, is_interpreted
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
-from portopt.kernels.host.kernel import Inputs, Work, can_run, host_kernel, make_works, places_of, shared_last
+from portopt.kernels.host.kernel import Inputs, Work, can_run, draws, host_kernel, make_works, places_of, shared_last
 from portopt.kernels.host.norm import GradientTable, gradient_norm
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.totals import PlannedTotal, can_be_reduced, reducing
@@ -229,7 +229,7 @@ def make_plan(
     work: list[Work] = []
     dtypes = [leaf.dtypes for leaf in arrays]
     for number, (program, chosen) in enumerate(members.items()):
-        after, drawing = program.after_totals, places_of(program, [arrays[i] for i in chosen])
+        after, drawing = program.after_totals, places_of([arrays[i] for i in chosen]) if draws(program) else []
         if drawing is None:
             return None
         for key, _, places in grouped(after, [dtypes[i] for i in chosen], in_place=True, flush=default_flush()):
