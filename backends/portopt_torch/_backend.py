@@ -300,9 +300,7 @@ class TorchBackend(ArrayAPIBackend):
         """Tell whether a kernel for host memory can do a work."""
         if not kernel.can_run(work.program):
             return False
-        return (
-            not work.program.has_draws or kernel.places_of(work.program, described(self, work.parameters)) is not None
-        )
+        return not kernel.draws(work.program) or kernel.places_of(described(self, work.parameters)) is not None
 
     def _update_on_host(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         """Run the fused kernels on the tensors' own memory."""

@@ -245,7 +245,7 @@ def test_threads_change_no_bit(rule: type[portopt.Optimizer], count: int, monkey
     assert len(twin.rule._cache.plans) == 1
 
 
-@pytest.mark.parametrize("rule", [Factored, Totalling])
+@pytest.mark.parametrize("rule", [Factored, Totalling, Drawing])
 def test_tensors_are_stepped_like_arrays(rule: type[portopt.Optimizer]) -> None:
     twin = Twin(rule(0.01), tree(rule, "float32", 1), lambda a: torch.from_numpy(np.copy(a)))
     for step in range(4):
