@@ -215,6 +215,7 @@ class JaxBackend:
             "constant": self._constant,
             "rint": scalars.rint,
             "without_negative_zero": scalars.without_negative_zero,
+            "multiply_matrices": scalars.multiply_matrices,
             "arange": lambda count, like: self._jnp.arange(count, dtype="int64"),
             # See _fences.py.
             "plain_divide": lambda a, b: a / scalars.hidden_divisor(a, b),
@@ -231,7 +232,7 @@ class JaxBackend:
     def _sliced(self, compute_dtype: str, x: Any, axis: int) -> products.Slices:
         """Return the slices of an operand of a product; what they are scaled by is a number to derivatives."""
         wide = self.primitives("float64")
-        largest = self._jax.lax.stop_gradient(products.largest_magnitudes(wide, x, axis))
+        largest = products.largest_magnitudes(wide, self._jax.lax.stop_gradient(x), axis)
         return products.slices(wide, x, axis, x.shape[axis], compute_dtype, largest)
 
     def _constant(self, value: float, like: Any) -> Any:

@@ -76,6 +76,14 @@ def rint(x: Any) -> Any:
     return jnp.round(x)
 
 
+def multiply_matrices(a: Any, b: Any) -> Any:
+    """Do `jnp.matmul`, of which a derivative that is asked for where float64 is off is computed in float32."""
+    batches = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    a, b = (x if x.shape[:-2] == batches else jnp.broadcast_to(x, (*batches, *x.shape[-2:])) for x in (a, b))
+    ahead = tuple(range(len(batches)))
+    return lax.dot_general(a, b, (((a.ndim - 1,), (b.ndim - 2,)), (ahead, ahead)))
+
+
 @jax.custom_jvp
 def without_negative_zero(x: Any) -> Any:
     """Return `x` in float64, each zero as +0; the derivative is that of `x`, at zero too."""

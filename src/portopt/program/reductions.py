@@ -152,8 +152,7 @@ class Reductions:
         root = name == "norm"
         witness = next((part.special for part in parts if not isinstance(part.special, float)), None)
         if witness is None:
-            whole = bins.combined([bins.NO_SQUARES if root else bins.NONE, *parts])
-            return bins.root_of(whole) if root else bins.sum_of(whole)
+            return of_numbers(name, parts)
         arithmetic = self._arithmetic_of(witness)
         with self._float64():
             whole = functools.reduce(functools.partial(_joined, arithmetic), parts)
@@ -287,16 +286,27 @@ class Reductions:
         return value if isinstance(value, float) else self._arithmetic_of(value).to_float(value)
 
     def _extreme_of(self, name: str, parts: Sequence[Any]) -> Any:
-        """Return the largest or smallest of values that are NaN or not -0."""
         witness = next((part for part in parts if not isinstance(part, float)), None)
-        arithmetic: Any = HOST if witness is None else self._arithmetic_of(witness)
-        extreme: Any = -math.inf if name == "max" else math.inf
-        for part in parts:
-            further = arithmetic.less(extreme, part) if name == "max" else arithmetic.less(part, extreme)
-            # A NaN is not less, and stays.
-            taken = arithmetic.where(arithmetic.equal(part, part), further, True)
-            extreme = arithmetic.where(taken, part, extreme)
-        return extreme
+        return _extreme_of(HOST if witness is None else self._arithmetic_of(witness), name, parts)
+
+
+def of_numbers(name: str, parts: Sequence[Any]) -> float:
+    """Return the total, given the parts in Python numbers; see `Reductions.combine`."""
+    if name in ("max", "min"):
+        return float(_extreme_of(HOST, name, parts))
+    whole = bins.combined([bins.NO_SQUARES if name == "norm" else bins.NONE, *parts])
+    return bins.root_of(whole) if name == "norm" else bins.sum_of(whole)
+
+
+def _extreme_of(arithmetic: Any, name: str, parts: Sequence[Any]) -> Any:
+    """Return the largest or smallest of values that are NaN or not -0."""
+    extreme: Any = -math.inf if name == "max" else math.inf
+    for part in parts:
+        further = arithmetic.less(extreme, part) if name == "max" else arithmetic.less(part, extreme)
+        # A NaN is not less, and stays.
+        taken = arithmetic.where(arithmetic.equal(part, part), further, True)
+        extreme = arithmetic.where(taken, part, extreme)
+    return extreme
 
 
 class _Split(NamedTuple):
