@@ -18,11 +18,11 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from portopt.backend import Backend, is_interpreted
+from portopt.backend import Backend, Leaf, is_interpreted
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
-from portopt.kernels.host.kernel import Inputs, Work, can_run, host_kernel, make_works, shared_last
+from portopt.kernels.host.kernel import Inputs, Work, can_run, draws, host_kernel, make_works, places_of, shared_last
 from portopt.kernels.host.norm import GradientTable, gradient_norm
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.totals import PlannedTotal, can_be_reduced, reducing
@@ -79,7 +79,9 @@ class Plan:
         self._totals = totals
         # Kernels with stages take a parameter without elements for one of one element.
         self._sizes = [
-            part.sizes if part.kernel.stages is None else part.table[:, len(part.kernel.columns) :].prod(axis=1)
+            part.sizes
+            if (stages := part.kernel.stages) is None
+            else part.table[:, len(part.kernel.columns) :][:, : len(stages.space)].prod(axis=1)
             for part in work
         ]
         self._state_type: type[OptimizerState] = type(trees[2])
@@ -202,8 +204,7 @@ def make_plan(
     backend: Backend,
     programs: Sequence[Program],
     trees: Trees,
-    arrays: Sequence[Mapping[str, Any]],
-    dtypes: Sequence[Mapping[str, str]],
+    arrays: Sequence[Leaf],
     reader: ArrayReader,
     note_written: Callable[[list[Any]], object] | None = None,
 ) -> Plan | None:
@@ -213,8 +214,7 @@ def make_plan(
         backend: of the arrays.
         programs: what the steps run on each parameter.
         trees: a step's parameters, gradients and state.
-        arrays: name to array, of each parameter, in the order of the tree.
-        dtypes: name to dtype name, of each parameter.
+        arrays: of each parameter, in the order of the tree.
         reader: how arrays are read.
         note_written: a function written in C that, given a list of all written arrays after a step, notes that they were written.
     """
@@ -227,12 +227,17 @@ def make_plan(
     if not all(map(_can_plan, members)):
         return None
     work: list[Work] = []
+    dtypes = [leaf.dtypes for leaf in arrays]
     for number, (program, chosen) in enumerate(members.items()):
-        after = program.after_totals
+        after, drawing = program.after_totals, places_of([arrays[i] for i in chosen]) if draws(program) else []
+        if drawing is None:
+            return None
         for key, _, places in grouped(after, [dtypes[i] for i in chosen], in_place=True, flush=default_flush()):
             kernel, those = host_kernel(after, key), [chosen[place] for place in places]
+            own = [drawing[place] for place in places] if drawing else ()
             addresses = [[reader.address(arrays[i][name]) for name in kernel.columns] for i in those]
-            work += make_works(kernel, number, those, addresses, [tuple(arrays[i]["p"].shape) for i in those])
+            shapes_of_those = [tuple(arrays[i]["p"].shape) for i in those]
+            work += make_works(kernel, number, those, addresses, shapes_of_those, own)
     work = shared_last(work)
     small = {name for program in members for name in program.array_outputs}
     scalar_slots = [name for name in state.slots if name not in small]
