@@ -9,6 +9,7 @@ import functools
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from portopt import Optimizer, schedules
 from portopt.rules.settings import other_values, together
@@ -86,9 +87,20 @@ SCHEDULES: Mapping[str, schedules.Schedule] = {
 """Learning rates that change within the ten steps for which each is tested."""
 
 
-@functools.cache
+_found: WeakKeyDictionary[type[Optimizer], tuple[Configuration, ...]] = WeakKeyDictionary()
+
+
 def configurations(rule: type[Optimizer]) -> tuple[Configuration, ...]:
-    """Return every configuration of a rule, the defaults first, all options together with clipping last."""
+    """Return every configuration of a rule, the defaults first, all options together with clipping last.
+
+    They are the same objects each time: what one knows of its program is found once.
+    """
+    if rule not in _found:
+        _found[rule] = _configurations(rule)
+    return _found[rule]
+
+
+def _configurations(rule: type[Optimizer]) -> tuple[Configuration, ...]:
     defaults = rule.defaults()
     found = [
         Configuration(rule, name, given, core)
