@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import portopt
 from portopt import Backend, Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt.backend import IN_PLACE
+from portopt.backend import IN_PLACE, INTERPRETED, PURE, Mode
 from portopt_conformance import primitives, rules
 from portopt_conformance.configurations import Configuration, configurations
 from portopt_conformance.experiment import Experiment
@@ -117,7 +117,7 @@ def of_rule(
     *,
     quick: bool,
     full: bool = False,
-    compiled: bool = False,
+    mode: Mode = PURE,
     sample: Sequence[tuple[str, str]] = SAMPLE,
 ) -> Iterator[Planned]:
     """Yield the experiments on a rule.
@@ -128,10 +128,10 @@ def of_rule(
         depth: how much, see `depths`.
         quick: whether to leave out all but two configurations, and the runs of 100 steps.
         full: whether to make what is left out because it takes long.
-        compiled: whether each experiment is a compilation.
+        mode: in which the experiments are made.
         sample: configurations and dtypes in modes of which a sample is tested.
     """
-    scope = _Scope(depth, compiled, full, sample)
+    scope = _Scope(depth, mode.compiled, mode is INTERPRETED, full, sample)
     for configuration in configurations(rule):
         outermost = configuration.name in ("default", "clipped")
         if quick and not outermost:
@@ -152,6 +152,7 @@ class _Scope:
 
     depth: str
     compiled: bool
+    is_interpreted: bool
     full: bool
     sample: Sequence[tuple[str, str]]
 
@@ -190,7 +191,9 @@ def _chosen(configuration: Configuration, dtype: str, scope: _Scope, *, outermos
     elif depth in ("sampled", "extra") and (configuration.name, dtype) in scope.sample:
         yield (3, "ten")
     if outermost and depth not in ("sampled", "extra"):
-        yield (3, "hundred")
+        one_stands_for_all = scope.is_interpreted and not scope.full
+        if not one_stands_for_all or (configuration.name == "clipped" and dtype in DIALECT_DTYPES):
+            yield (3, "hundred")
     if first and core:
         yield from ((3, "resumed"), (3, "given_each_step"))
     if first and single and configuration.name == "clipped":
