@@ -11,7 +11,7 @@ from support.bits import assert_same_float
 from support.carries import SQUARES, SUMS
 
 import portopt
-from portopt.kernels.host.reduction_source import functions_source
+from portopt.kernels.host.reduction_source import reducing_functions_source
 from portopt.kernels.host.staged_source import stages_of
 from portopt.program import bins
 
@@ -28,7 +28,7 @@ def functions() -> dict[str, Any]:
             return p - xp.sum(p) * xp.linalg.vector_norm(g) * g, {}
 
     namespace: dict[str, Any] = {"float64_of_bits": float64_of_bits, "sqrt": math.sqrt}
-    exec(functions_source(stages_of(Reducing().program(shape=(3,))), "float64"), namespace)
+    exec(reducing_functions_source(stages_of(Reducing().program(shape=(3,))), "float64"), namespace)
     return namespace
 
 
