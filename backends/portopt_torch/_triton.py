@@ -91,8 +91,8 @@ class _Layout:
         return self._rows
 
 
-_layout = functools.lru_cache(maxsize=32)(_Layout)
-"""Sizes rarely change."""
+_layout = functools.lru_cache(maxsize=128)(_Layout)
+"""Sizes rarely change; those of a program that reduces are several, one for each kind of pass."""
 
 
 class _Torch:
