@@ -238,7 +238,7 @@ class Reductions:
         return _Scaling(exponent, unit, inverse, scale, factor)
 
     def _bins_above(self, largest: Any, lowest: Any) -> tuple[Any, Any, Any]:
-        """Return the exponents of the bins of numbers up to these, given what counts as the lowest, and their units and inverses."""
+        """Return exponents, units and inverse units of the bins of numbers up to these, given what counts as the lowest."""
         leading_exponent, power_of_two = self._wide.leading_exponent, self._wide.power_of_two
         xp, where = self._xp, self._wide.where
         if leading_exponent is not None and power_of_two is not None:
