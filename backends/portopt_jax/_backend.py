@@ -215,6 +215,9 @@ class JaxBackend:
             "constant": self._constant,
             "rint": scalars.rint,
             "without_negative_zero": scalars.without_negative_zero,
+            "leading_exponent": scalars.leading_exponent,
+            "power_of_two": scalars.power_of_two,
+            "multiply_matrices": scalars.multiply_matrices,
             "arange": lambda count, like: self._jnp.arange(count, dtype="int64"),
             # See _fences.py.
             "plain_divide": lambda a, b: a / scalars.hidden_divisor(a, b),

@@ -323,7 +323,7 @@ class Optimizer(DeclaredValue):
         Args:
             places: of each parameter, in the order of the tree; None: the parameters are a whole.
         """
-        self._cache.places = places
+        self._cache.places, self._cache.plans = places, ()
 
     def part_of_step(
         self, params: object, grads: object, state: OptimizerState, hyperparameters: Mapping[str, Any]
