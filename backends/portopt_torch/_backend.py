@@ -227,14 +227,14 @@ class TorchBackend(ArrayAPIBackend):
         all_detached = self._detached(works)
         if not all(map(_is_local, all_detached)):
             return self._update_parts(all_detached, works, in_place=in_place)
-        program, scalars, _ = all_detached[0]
+        scalars = all_detached[0].scalars
         where = [arrays["p"] for work in all_detached for arrays in work.parameters]
         results: list[dict[str, Any]] | None = None
         if isinstance(scalars, StepScalars) and not is_interpreted():
             on_host = compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in parameters)
             if on_host and any(map(self._runs_on_host, works)):
                 results = self._update_on_host(all_detached, in_place=in_place)
-            elif len(works) == 1 and program.is_elementwise and all(map(self._runs_triton, where)):
+            elif all(map(self._runs_triton, where)):
                 interpreted = functools.partial(super().update, in_place=False)
                 results = launch.update(self._triton.LIBRARY, all_detached, interpreted, in_place=in_place)
                 if in_place and results is not None:

@@ -14,7 +14,7 @@ from support.bits import Array, assert_same_float, ordinary, random_words
 from support.carries import SQUARES, SUMS
 from support.cuda_on_host import HostArray, Kernel, compile_on_host, host_cupy, on_device
 from support.elementwise import STAGED
-from support.gpu_cases import DTYPES, EveryReduction, compare_steps, staged_key
+from support.gpu_cases import DTYPES, EveryDraw, EveryReduction, compare_steps, staged_key
 from support.rules_of_each_kind import RULES, Multiplying
 
 import portopt
@@ -80,7 +80,7 @@ class Proportional(portopt.Optimizer):
         return p - xp.linalg.vector_norm(p) / c.size * g, {}
 
 
-EVERY_RULE = [*STAGED, *RULES, Proportional]
+EVERY_RULE = [*STAGED, *RULES, Proportional, EveryDraw]
 # The bits, on the host --------------------------------------------------------------------------------------------
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -212,6 +212,17 @@ class EveryReduction(portopt.Optimizer):
         of_means = xp.sum(xp.mean(p, axis=-1, keepdims=True))
         changed = p - c.lr * found["norm_of_all"] * found["mean_of_rows"] * g
         return changed, {**found, "of_slices": of_slices, "of_means": of_means}
+
+
+class EveryDraw(portopt.Optimizer):
+    """Random numbers of each distribution, one of them used twice, once in a sum."""
+
+    draws: ClassVar[Mapping[str, Any]] = {"noise": "normal", "share": "uniform", "further": "normal"}
+
+    seed: int = portopt.hyperparameters.seed_hyperparameter(default=2**40 + 12345)
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any, noise: Any, share: Any, further: Any) -> Any:
+        return p + share * further - c.lr * (g + xp.sum(noise) * noise), {}
 
 
 def compare_gradients_of_another_dtype(

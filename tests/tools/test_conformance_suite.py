@@ -122,6 +122,34 @@ def test_every_rule_is_tested_for_100_steps() -> None:
                 assert f"3/{rule.__name__}/{configuration}/{dtype}/apply/hundred" in ids
 
 
+@pytest.mark.needs("jax")
+def test_rules_take_turns_in_modes_of_which_a_sample_is_tested() -> None:
+    def tested(*, full: bool) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for case in cases(backend, layers=[5], full=full):
+            if case.variant == "clipped" and case.dtype == "float32" and case.name == "ten":
+                found.setdefault(case.mode, set()).add(case.subject)
+        return found
+
+    backend = portopt.get_backend("jax")
+    rules = {rule.__name__ for rule in portopt.RULES}
+    elementwise = {rule.__name__ for rule in portopt.RULES if is_elementwise(rule())}
+    of_mode = tested(full=False)
+    steps = {platform.mode_name for platform, depth in plan.depths(backend, "cpu") if depth in ("first", "compiled")}
+    for mode in steps:
+        assert of_mode[mode] == rules
+    turns = {mode: of for mode, of in of_mode.items() if mode not in steps}
+    assert len(turns) >= 8
+    for of in turns.values():
+        assert of & elementwise
+        assert of - elementwise
+        assert len(of) < len(rules) / 2
+    assert set().union(*turns.values()) == rules
+    every = tested(full=True)
+    assert every.keys() == of_mode.keys()
+    assert all(of == rules for of in every.values())
+
+
 CAUGHT_BY: Mapping[str, str] = {
     "root_one_ulp_off": "1/operations/sqrt/float32/apply/words",
     "contracted": "1/operations/multiply_add/float32/apply/words",
