@@ -29,6 +29,10 @@ RATES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 SEED = 0
 
 Loss = Callable[[Any, Any], Any]
+Start = Callable[[Any], Any]
+Step = Callable[[Any, Any, Any, Any, Any], Any]
+Evaluated = Callable[[Any, Any], Any]
+LossAt = Callable[[float], float]
 
 
 class Task(NamedTuple):
@@ -109,51 +113,126 @@ def characters() -> Task:
 TASKS = {"digits": handwritten_digits, "characters": characters}
 
 
-def trained(task: Task, start: Callable[[Any], Any], step: Callable[[Any, Any, Any, Any], Any]) -> Callable[..., float]:
-    """Return a function of the learning rate that gives the loss at the end."""
+def trained(task: Task, start: Start, step: Step, evaluated: Evaluated = lambda params, state: params) -> LossAt:
+    """Return a function of the learning rate that gives the loss at the end.
+
+    Args:
+        task: what is trained.
+        start: makes parameters as the optimizer has them, and its state.
+        step: makes both after a step, of both, the loss of this step, the learning rate and a random key.
+        evaluated: makes the parameters that the loss at the end is of.
+    """
 
     def run(rate: Any) -> Any:
-        def one(carry: Any, batch: Any) -> Any:
-            params, state = carry
-            return step(params, jax.grad(task.loss)(params, batch), state, rate), None
+        def one(carry: Any, given: Any) -> Any:
+            (params, state), (batch, key) = carry, given
+            return step(params, state, lambda p: task.loss(p, batch), rate, key), None
 
-        (params, _), _ = jax.lax.scan(one, (task.parameters, start(task.parameters)), task.batches)
-        return task.loss(params, task.whole)
+        keys = jax.random.split(jax.random.key(SEED), len(jax.tree.leaves(task.batches)[0]))
+        end, _ = jax.lax.scan(one, start(task.parameters), (task.batches, keys))
+        return task.loss(evaluated(*end), task.whole)
 
     compiled = jax.jit(run)
     return lambda rate: float(compiled(rate))
 
 
-def of_portopt(task: Task, opt: portopt.Optimizer) -> Callable[..., float]:
+def of_portopt(task: Task, opt: portopt.Optimizer) -> LossAt:
     def start(params: Any) -> Any:
         state = opt.init(params)
-        return state._replace(step=jnp.asarray(state.step, jnp.int32))
+        return params, state._replace(step=jnp.asarray(state.step, jnp.int32))
 
-    return trained(task, start, lambda p, g, state, rate: opt.apply(p, g, state, learning_rate=rate))
+    def step(params: Any, state: Any, loss: Any, rate: Any, key: Any) -> Any:
+        gradient = jax.grad(loss)
+        inputs = {"hessian": hessian_diagonal(gradient, params, key)} if "hessian" in type(opt).inputs else {}
+        return opt.apply(params, gradient(params), state, learning_rate=rate, **inputs)
+
+    def evaluated(params: Any, state: Any) -> Any:
+        if isinstance(opt, portopt.ScheduleFree):
+            return opt.evaluation_params(params, state)
+        return state.slots["slow"] if isinstance(opt, portopt.Lookahead) else params
+
+    return trained(task, start, step, evaluated)
 
 
-def of_optax(task: Task, opt: portopt.Optimizer) -> Callable[..., float] | None:
+def hessian_diagonal(gradient: Callable[[Any], Any], params: Any, key: Any) -> Any:
+    """Return Hutchinson's estimate: with random signs `u`, `u` times the derivative of the gradient along `u`."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    signs = jax.tree.unflatten(
+        structure, [jax.random.rademacher(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+    )
+    _, along = jax.jvp(gradient, (params,), (signs,))
+    return jax.tree.map(jnp.multiply, signs, along)
+
+
+def of_optax(task: Task, opt: portopt.Optimizer) -> LossAt | None:
     """Return the same with optax's optimizer; None if it has none with the formula."""
-    if opt.dialects() and opt.dialect != "optax":  # type: ignore[attr-defined]  # rules with dialects have it
-        return None
+    match opt:
+        case portopt.ScheduleFree(beta=beta, inner=portopt.AdamW(beta_2=beta_2)):
+            adamw = functools.partial(optax.contrib.schedule_free_adamw, b1=beta, b2=beta_2, weight_decay=0.0)
+            return with_optax(task, adamw, evaluated=lambda p, state: optax.contrib.schedule_free_eval_params(state, p))
+        case portopt.Lookahead(sync_period=period, slow_step_size=size):
+            return with_optax(
+                task,
+                lambda rate: optax.lookahead(optax.adam(rate), int(period), size),
+                held=optax.LookaheadParams.init_synced,
+                current=lambda params: params.fast,
+                evaluated=lambda params, state: params.slow,
+            )
+        case portopt.NoisySGD():
+            return with_optax(task, functools.partial(optax.noisy_sgd, seed=SEED))
+        case portopt.SophiaG():
+            return with_optax(task, functools.partial(optax.contrib.sophia, update_interval=1), asks="obj_fn")
+        case _ if opt.dialects() and opt.dialect != "optax":  # type: ignore[attr-defined]  # rules with dialects have it
+            return None
     found = counterpart_of(get_framework("optax"), opt)
     if found is None:
         return None
+    return with_optax(task, lambda rate: found.factory(**{**found.arguments, found.learning_rate: rate}))
+
+
+def with_optax(
+    task: Task,
+    make: Callable[[float], Any],
+    *,
+    held: Callable[[Any], Any] = lambda params: params,
+    current: Callable[[Any], Any] = lambda params: params,
+    evaluated: Evaluated = lambda params, state: params,
+    asks: str | None = None,
+) -> LossAt:
+    """Return the loss at the end with one of optax's transformations.
+
+    Args:
+        task: what is trained.
+        make: the transformation, of the learning rate.
+        held: the parameters as the transformation wants them.
+        current: those of them at which gradients are taken.
+        evaluated: see `trained`.
+        asks: the name of the argument of an update that is the loss.
+    """
 
     def loss_at(rate: float) -> float:
-        transformation = found.factory(**{**found.arguments, found.learning_rate: rate})
+        transformation = make(rate)
 
-        def step(params: Any, gradient: Any, state: Any, _: Any) -> Any:
-            updates, state = transformation.update(gradient, state, params)
+        def step(params: Any, state: Any, loss: Any, _: Any, __: Any) -> Any:
+            more = {} if asks is None else {asks: loss}
+            updates, state = transformation.update(jax.grad(loss)(current(params)), state, params, **more)
             return optax.apply_updates(params, updates), state
 
-        return trained(task, transformation.init, step)(rate)
+        def start(params: Any) -> Any:
+            return held(params), transformation.init(held(params))
+
+        return trained(task, start, step, evaluated)(rate)
 
     return loss_at
 
 
 def in_optax(rule: type[portopt.Optimizer]) -> portopt.Optimizer:
-    """Return a rule with its defaults, in the dialect optax if it has that."""
+    """Return a rule with its defaults, and it and what is in it in the dialect optax if it has that."""
+    if issubclass(rule, portopt.ScheduleFree):
+        return rule(portopt.AdamW(dialect="optax", beta_1=0.0, weight_decay=0.0))
+    if issubclass(rule, portopt.Lookahead):
+        return rule(portopt.Adam(dialect="optax"))
     return rule(**({"dialect": "optax"} if "optax" in rule.dialects() else {}))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,6 @@ from portopt.imports import imported
 from portopt.kernels import launch
 from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.norm_dependence import GradientNorm
-from portopt.program.interpreter import StepScalars
 from portopt.program.primitives import Primitives
 from portopt_cupy._conversion import widened
 from portopt_cupy._driver import driver_version, install_command
@@ -136,10 +136,10 @@ class CupyBackend(ArrayAPIBackend):
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         self._refuse_capture(arrays["p"] for work in works for arrays in work.parameters)
-        program, scalars, parameters = works[0]
-        in_kernel = len(works) == 1 and program.is_elementwise
-        if in_kernel and isinstance(scalars, StepScalars) and not is_interpreted():
-            results = launch.update(self._library, program, scalars, parameters, in_place=in_place)
+        if not is_interpreted():
+            # What has no kernel is done operation by operation; none of it is written before all is read.
+            interpreted = functools.partial(super().update, in_place=False)
+            results = launch.update(self._library, works, interpreted, in_place=in_place)
             if results is not None:
                 return results
         return super().update(works, in_place=in_place)

@@ -19,6 +19,7 @@ from portopt.kernels import cache
 from portopt.kernels.cuda.norm import ROWS as NORM_ROWS
 from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.source import CHUNK, THREADS, cuda_source, rows_of_update
+from portopt.kernels.cuda.staged_source import chunk_of, rows_of_passes, staged_source
 from portopt.kernels.cuda.tables import Launch, launches
 from portopt.kernels.key import KernelKey
 from portopt.kernels.launch import Library
@@ -98,7 +99,9 @@ def _loaded(source: str, device: int) -> Any:
 
 @functools.lru_cache(maxsize=512)
 def _update_module(program: Program, key: KernelKey) -> _Module:
-    return _Module(cuda_source(program, key), rows_of_update(program, key))
+    if program.is_elementwise:
+        return _Module(cuda_source(program, key), rows_of_update(program, key))
+    return _Module(staged_source(program, key), rows_of_passes(program, key))
 
 
 @functools.lru_cache
@@ -117,6 +120,8 @@ class _Cupy:
     size = operator.attrgetter("size")
     address = operator.attrgetter("data.ptr")
     copied = operator.methodcaller("copy")
+    chunk = CHUNK
+    chunk_of = staticmethod(chunk_of)
 
     def memory(self, array: Any) -> tuple[str, int, int]:
         start = int(array.data.ptr)
@@ -147,8 +152,17 @@ class _Cupy:
     def arguments(self, values: Sequence[float], dtype: str, device: int) -> list[Any]:
         return list(map(np.dtype(dtype).type, values))
 
-    def tables(self, module: _Module, addresses: Sequence[Sequence[int]], sizes: Sequence[int]) -> Iterator[Launch]:
-        return launches(addresses, sizes, module.rows, CHUNK)
+    def unrounded(self, values: Sequence[Any], device: int) -> list[Any]:
+        return list(map(typed_scalar, values))
+
+    def workspace(self, words: int, device: int) -> tuple[Any, int]:
+        memory = _cupy().empty(words, np.int64)
+        return memory, int(memory.data.ptr)
+
+    def tables(
+        self, module: _Module, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int
+    ) -> Iterator[Launch]:
+        return launches(addresses, sizes, module.rows, chunk)
 
     def launch(self, module: _Module, kernel: str, table: Launch, arguments: Sequence[Any], device: int) -> None:
         words, chunks = table

@@ -215,6 +215,9 @@ class JaxBackend:
             "constant": self._constant,
             "rint": scalars.rint,
             "without_negative_zero": scalars.without_negative_zero,
+            "leading_exponent": scalars.leading_exponent,
+            "power_of_two": scalars.power_of_two,
+            "multiply_matrices": scalars.multiply_matrices,
             "arange": lambda count, like: self._jnp.arange(count, dtype="int64"),
             # See _fences.py.
             "plain_divide": lambda a, b: a / scalars.hidden_divisor(a, b),
@@ -231,7 +234,8 @@ class JaxBackend:
     def _sliced(self, compute_dtype: str, x: Any, axis: int) -> products.Slices:
         """Return the slices of an operand of a product; what they are scaled by is a number to derivatives."""
         wide = self.primitives("float64")
-        largest = self._jax.lax.stop_gradient(products.largest_magnitudes(wide, x, axis))
+        # Before the maximum, whose own derivative JAX takes where it has no float64.
+        largest = products.largest_magnitudes(wide, self._jax.lax.stop_gradient(x), axis)
         return products.slices(wide, x, axis, x.shape[axis], compute_dtype, largest)
 
     def _constant(self, value: float, like: Any) -> Any:
@@ -272,7 +276,7 @@ class JaxBackend:
     def _update_traced(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
     ) -> list[dict[str, Any]]:
-        in_kernel = program.is_elementwise and self._kernels.can_run()
+        in_kernel = self._kernels.can_run(program)
         if not isinstance(scalars, StepScalars) or is_interpreted() or not in_kernel:
             return self.update_in_xla(program, scalars, parameters)
         with self._jax.enable_x64(True):
@@ -297,7 +301,7 @@ class JaxBackend:
         pending = {i: inputs[n].words for i, n in enumerate(names) if isinstance(inputs[n], PendingScalar)}
         known = np.array([0.0 if i in pending else inputs[n] for i, n in enumerate(names)], np.float64)
         words, step = known.view(np.uint32).reshape(-1, 2), int(inputs.get("t", 0))
-        by_kernel = program.is_elementwise and self._kernels.can_run()
+        by_kernel = self._kernels.can_run(program)
         places = self._places(program, parameters)
         results, outputs = self._compiled_update(
             program, by_kernel, places, words, pending, step, list(map(dict, parameters))

@@ -3,7 +3,10 @@
 It reads XLA's description of the call (the C API of its foreign function interface, version 0), fills the kernel's table of
 addresses, and shares the elements with XLA's own threads: the calling thread and helpers take chunk after chunk from a common
 counter, and the caller waits only for chunks that were begun. A helper that starts when all is done finds nothing to do; the
-last one to leave frees the table.
+last one to leave frees the counter.
+
+A kernel with stages makes several passes: one over all small parameters, then one for each stage of each large one. What
+depends on the shapes for that comes as an attribute of the call, see `layout`.
 """
 
 from __future__ import annotations
@@ -13,9 +16,14 @@ import functools
 import importlib
 import string
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from portopt.kernels.host.threads import ELEMENTS_PER_THREAD
+import numpy as np
+
+from portopt.kernels.host.staged_source import workspace
+from portopt.kernels.host.threads import ELEMENTS_PER_THREAD, is_small
+from portopt.kernels.stages import Stages
 
 _CHUNKS_PER_THREAD = 4
 _engines: list[Any] = []
@@ -41,12 +49,32 @@ def _parses_pointers() -> bool:
     return True
 
 
-def make_handler(kernel: Any, operands: int, results: int, *, in_place: bool, has_outputs: bool) -> Any:
+def layout(stages: Stages, shapes: Sequence[Sequence[int]]) -> Any:
+    """Return what a handler of a kernel with stages must know of parameters of some shapes, int64.
+
+    Number, elements and words of workspace of those parameters that are done at once; then of each parameter its row in the
+    table, in which those come first, its elements, its workspace for each part and besides, and its lengths.
+    """
+    lengths = [stages.lengths(shape) for shape in shapes]
+    memory = [workspace(stages, of_each) for of_each in lengths]
+    # Also a parameter without elements has scalars.
+    sizes = [max(int(np.prod(shape)), 1) for shape in shapes]
+    at_once = [i for i, size in enumerate(sizes) if is_small(size)]
+    rows = {i: row for row, i in enumerate(sorted(range(len(sizes)), key=lambda i: not is_small(sizes[i])))}
+    words = [len(at_once), sum(sizes[i] for i in at_once), max((memory[i].words(1) for i in at_once), default=0)]
+    for i, size in enumerate(sizes):
+        words += [rows[i], size, memory[i].part, memory[i].whole, *lengths[i]]
+    return np.array(words, np.int64)
+
+
+def make_handler(
+    kernel: Any, operands: int, results: int, *, in_place: bool, has_outputs: bool, stages: Stages | None
+) -> Any:
     """Return a handler for XLA as a ctypes function.
 
     Operands are the kernel's scalar inputs in one float64 array, the number of the step as int32, then parameter, gradient,
     slots and further inputs of each parameter. Results are the scalar outputs in one float64 array, if there are any, then
-    parameter and slots of each.
+    parameter and slots of each. A kernel with stages has one attribute, as `layout` returns it.
 
     Args:
         kernel: as `portopt.kernels.host.compiler.compile_kernel` returns it.
@@ -54,20 +82,37 @@ def make_handler(kernel: Any, operands: int, results: int, *, in_place: bool, ha
         results: how many it has among the results.
         in_place: whether the kernel overwrites its operands; then XLA must give the results the memory of the operands.
         has_outputs: whether the kernel has scalar outputs.
+        stages: of the kernel; None if it is elementwise.
     """
     llvm = _llvm()
-    source = string.Template(_SOURCE).substitute(
-        KERNEL=ctypes.cast(kernel, ctypes.c_void_p).value,
-        OUTPUTS=int(has_outputs),
-        OPERANDS=operands,
-        RESULTS=results,
-        COLUMNS=operands if in_place else operands + results,
-        IN_PLACE=str(in_place).lower(),
-        HAS_OUTPUTS=str(has_outputs).lower(),
-        LEAST=ELEMENTS_PER_THREAD,
-        TWICE_LEAST=2 * ELEMENTS_PER_THREAD,
-        CHUNKS_PER_THREAD=_CHUNKS_PER_THREAD,
-    )
+    columns = operands if in_place else operands + results
+    values = {
+        "KERNEL": ctypes.cast(kernel, ctypes.c_void_p).value,
+        "OUTPUTS": int(has_outputs),
+        "OPERANDS": operands,
+        "RESULTS": results,
+        "COLUMNS": columns,
+        "WIDTH": columns,
+        "IN_PLACE": str(in_place).lower(),
+        "HAS_OUTPUTS": str(has_outputs).lower(),
+        "LEAST": ELEMENTS_PER_THREAD,
+        "TWICE_LEAST": 2 * ELEMENTS_PER_THREAD,
+        "CHUNKS_PER_THREAD": _CHUNKS_PER_THREAD,
+    }
+    if stages is None:
+        parts = {"CALL": _CALL, "LAYOUT": "", "PLACE": _PLACE, "PASSES": _PASS}
+    else:
+        lengths = len(stages.space)
+        values |= {"WIDTH": columns + lengths, "WORDS": 4 + lengths}
+        done = "".join(
+            string.Template(_PASS_OF_STAGE).safe_substitute(STAGE=i, WHICH="" if kind == "loop" else "whole_")
+            for i, (kind, _) in enumerate(stages.steps)
+        )
+        place = _PLACE_IN_LAYOUT + "".join(
+            string.Template(_LENGTH).safe_substitute(K=k, FROM=4 + k, TO=columns + k) for k in range(lengths)
+        )
+        parts = {"CALL": _CALL_STAGES, "LAYOUT": _LAYOUT, "PLACE": place, "PASSES": _PASSES.replace("$STAGES", done)}
+    source = string.Template(string.Template(_SOURCE).safe_substitute(parts)).substitute(values)
     module = llvm.parse_assembly(source)
     machine = llvm.Target.from_default_triple().create_target_machine(opt=2, codemodel="jitdefault", jit=True)
     engine = llvm.create_mcjit_compiler(module, machine)
@@ -85,15 +130,133 @@ def _llvm() -> Any:
     return llvm
 
 
-# What threads share, in 64-bit words: 0 next chunk, 1 chunks done, 2 references, 3 chunks, 4 elements a chunk, 5 elements,
-# 6 step, 7 parameters, 8 table, 9 sizes, 10 inputs, 11 outputs, 12 and 13 unused results of the kernel; then sizes and table.
+_CALL = """  %status = call i32 %kernel(ptr %unused, ptr %unused_too, ptr %table, ptr %sizes, i64 %count,
+    i64 %start, i64 %stop, ptr %inputs, i64 %step, ptr %outputs)
+"""
+
+_CALL_STAGES = """  %stage_at = getelementptr %shared, ptr %job, i64 0, i32 14
+  %workspace_at = getelementptr %shared, ptr %job, i64 0, i32 15
+  %stride_at = getelementptr %shared, ptr %job, i64 0, i32 16
+  %parts_at = getelementptr %shared, ptr %job, i64 0, i32 17
+  %stage = load i64, ptr %stage_at
+  %workspace = load ptr, ptr %workspace_at
+  %stride = load i64, ptr %stride_at
+  %parts = load i64, ptr %parts_at
+  %own_at = mul i64 %i, %stride
+  %own = getelementptr i64, ptr %workspace, i64 %own_at
+  %is_of_stage = icmp sge i64 %stage, 0
+  %part = select i1 %is_of_stage, i64 %i, i64 0
+  %status = call i32 %kernel(ptr %unused, ptr %unused_too, ptr %table, ptr %sizes, i64 %count,
+    i64 %start, i64 %stop, ptr %inputs, i64 %step, ptr %outputs, i64 %stage, ptr %own, i64 %part, i64 %parts)
+"""
+
+_PLACE = """  %place = add i64 %k, 0
+  %parameter_buffer = call ptr @item(ptr %operands, i64 %operand_row)
+  %elements = call i64 @elements(ptr %parameter_buffer)
+  %size = add i64 %elements, 0
+"""
+
+_LAYOUT = """  %attributes_at = getelementptr %frame, ptr %frame, i64 0, i32 7, i32 5
+  %attributes = load ptr, ptr %attributes_at
+  %attribute = load ptr, ptr %attributes
+  %layout_at = getelementptr %array, ptr %attribute, i64 0, i32 2
+  %layout = load ptr, ptr %layout_at
+"""
+
+_PLACE_IN_LAYOUT = """  %parameter_buffer = call ptr @item(ptr %operands, i64 %operand_row)
+  %elements = call i64 @elements(ptr %parameter_buffer)
+  %words_before = mul i64 %k, $WORDS
+  %words_from = add i64 %words_before, 3
+  %own_layout = getelementptr i64, ptr %layout, i64 %words_from
+  %place = load i64, ptr %own_layout
+  %size_at = getelementptr i64, ptr %own_layout, i64 1
+  %size = load i64, ptr %size_at
+  %lengths_before = mul i64 %place, $WIDTH
+  %lengths = getelementptr i64, ptr %table, i64 %lengths_before
+"""
+
+_LENGTH = """  %length_${K}_at = getelementptr i64, ptr %own_layout, i64 $FROM
+  %length_$K = load i64, ptr %length_${K}_at
+  %length_${K}_to = getelementptr i64, ptr %lengths, i64 $TO
+  store i64 %length_$K, ptr %length_${K}_to
+"""
+
+_PASS = """  %chunk = call i64 @chunk(ptr %frame, ptr %context, i64 %total)
+  call void @pass(ptr %frame, ptr %context, ptr %table, ptr %sizes, i64 %count, i64 %total, i64 %chunk, ptr %inputs,
+    i64 %step, ptr %outputs, i64 -1, ptr null, i64 0, i64 1)
+"""
+
+_PASSES = """  %alone_count = load i64, ptr %layout
+  %alone_total_at = getelementptr i64, ptr %layout, i64 1
+  %alone_total = load i64, ptr %alone_total_at
+  %alone_words_at = getelementptr i64, ptr %layout, i64 2
+  %alone_words = load i64, ptr %alone_words_at
+  %any_alone = icmp ne i64 %alone_count, 0
+  br i1 %any_alone, label %alone, label %begin_shared
+alone:
+  %alone_chunk = call i64 @chunk(ptr %frame, ptr %context, i64 %alone_total)
+  %alone_chunks = call i64 @chunks(i64 %alone_total, i64 %alone_chunk)
+  %alone_words_of_all = mul i64 %alone_words, %alone_chunks
+  %alone_bytes = mul i64 %alone_words_of_all, 8
+  %alone_workspace = call ptr @malloc(i64 %alone_bytes)
+  call void @pass(ptr %frame, ptr %context, ptr %table, ptr %sizes, i64 %alone_count, i64 %alone_total, i64 %alone_chunk,
+    ptr %inputs, i64 %step, ptr %outputs, i64 -1, ptr %alone_workspace, i64 %alone_words, i64 1)
+  call void @free(ptr %alone_workspace)
+  br label %begin_shared
+begin_shared:
+  br label %next_shared
+next_shared:
+  %s = phi i64 [ 0, %begin_shared ], [ %s_next, %shared_done ]
+  %any_shared = icmp ult i64 %s, %count
+  br i1 %any_shared, label %look_shared, label %passes_done
+look_shared:
+  %s_before = mul i64 %s, $WORDS
+  %s_from = add i64 %s_before, 3
+  %s_layout = getelementptr i64, ptr %layout, i64 %s_from
+  %s_place = load i64, ptr %s_layout
+  %was_done = icmp ult i64 %s_place, %alone_count
+  br i1 %was_done, label %shared_done, label %shared
+shared:
+  %s_size_at = getelementptr i64, ptr %s_layout, i64 1
+  %s_size = load i64, ptr %s_size_at
+  %s_part_words_at = getelementptr i64, ptr %s_layout, i64 2
+  %s_part_words = load i64, ptr %s_part_words_at
+  %s_whole_words_at = getelementptr i64, ptr %s_layout, i64 3
+  %s_whole_words = load i64, ptr %s_whole_words_at
+  %s_row = mul i64 %s_place, $WIDTH
+  %s_table = getelementptr i64, ptr %table, i64 %s_row
+  %s_sizes = getelementptr i64, ptr %sizes, i64 %s_place
+  %s_chunk = call i64 @chunk(ptr %frame, ptr %context, i64 %s_size)
+  %s_whole_chunk = add i64 %s_size, 0
+  %s_chunks = call i64 @chunks(i64 %s_size, i64 %s_chunk)
+  %s_words_of_parts = mul i64 %s_part_words, %s_chunks
+  %s_words = add i64 %s_words_of_parts, %s_whole_words
+  %s_bytes = mul i64 %s_words, 8
+  %s_workspace = call ptr @malloc(i64 %s_bytes)
+$STAGES  call void @free(ptr %s_workspace)
+  br label %shared_done
+shared_done:
+  %s_next = add i64 %s, 1
+  br label %next_shared
+passes_done:
+"""
+
+_PASS_OF_STAGE = """  call void @pass(ptr %frame, ptr %context, ptr %s_table, ptr %s_sizes, i64 1, i64 %s_size,
+    i64 %s_${WHICH}chunk, ptr %inputs, i64 %step, ptr %outputs, i64 $STAGE, ptr %s_workspace, i64 0, i64 %s_chunks)
+"""
+
+# What threads share of a pass, in 64-bit words: 0 next chunk, 1 chunks done, 2 references, 3 chunks, 4 elements a chunk,
+# 5 elements, 6 step, 7 parameters, 8 table, 9 sizes, 10 inputs, 11 outputs, 12 and 13 unused results of the kernel, 14 stage,
+# 15 workspace, 16 its words for each chunk, 17 parts of a stage.
 _SOURCE = r"""
-%shared = type { i64, i64, i64, i64, i64, i64, i64, i64, ptr, ptr, ptr, ptr, i64, i64 }
+%shared = type { i64, i64, i64, i64, i64, i64, i64, i64, ptr, ptr, ptr, ptr, i64, i64, i64, ptr, i64, i64 }
 %extension = type { i64, i32, ptr, ptr }
 %version = type { i64, ptr, i32, i32 }
 %metadata = type { i64, %version, i32, i64 }
 %list = type { i64, ptr, i64, ptr, ptr }
-%frame = type { i64, ptr, ptr, ptr, i32, %list, %list }
+%frame = type { i64, ptr, ptr, ptr, i32, %list, %list, %attributes }
+%attributes = type { i64, ptr, i64, ptr, ptr, ptr }
+%array = type { i32, i64, ptr }
 %buffer = type { i64, ptr, i32, ptr, i64, ptr }
 %api = type { i64, ptr, %version, ptr, ptr, ptr, ptr, ptr, ptr, ptr, ptr, ptr, ptr, ptr, ptr, ptr, ptr }
 %create_error = type { i64, ptr, ptr, i32 }
@@ -142,9 +305,7 @@ run:
   %full = add i64 %start, %chunk
   %stop = call i64 @llvm.umin.i64(i64 %full, i64 %total)
   %kernel = inttoptr i64 $KERNEL to ptr
-  %status = call i32 %kernel(ptr %unused, ptr %unused_too, ptr %table, ptr %sizes, i64 %count,
-    i64 %start, i64 %stop, ptr %inputs, i64 %step, ptr %outputs)
-  %before = atomicrmw add ptr %done, i64 1 seq_cst
+$CALL  %before = atomicrmw add ptr %done, i64 1 seq_cst
   br label %take
 end:
   ret void
@@ -248,135 +409,15 @@ unknown:
   ret i64 1
 }
 
-define ptr @handler(ptr %frame) {
+define internal i64 @chunk(ptr %frame, ptr %context, i64 %total) {
 begin:
-  %extension_at = getelementptr %frame, ptr %frame, i64 0, i32 1
-  %extension = load ptr, ptr %extension_at
-  %extended = icmp ne ptr %extension, null
-  br i1 %extended, label %look, label %call
-look:
-  %kind_at = getelementptr %extension, ptr %extension, i64 0, i32 1
-  %kind = load i32, ptr %kind_at
-  %asked = icmp eq i32 %kind, 1
-  br i1 %asked, label %describe, label %call
-describe:
-  %metadata_at = getelementptr %extension, ptr %extension, i64 0, i32 3
-  %metadata = load ptr, ptr %metadata_at
-  %api_at = getelementptr %frame, ptr %frame, i64 0, i32 2
-  %api = load ptr, ptr %api_at
-  %minor_at = getelementptr %api, ptr %api, i64 0, i32 2, i32 3
-  %minor = load i32, ptr %minor_at
-  %my_major = getelementptr %metadata, ptr %metadata, i64 0, i32 1, i32 2
-  store i32 0, ptr %my_major
-  %my_minor = getelementptr %metadata, ptr %metadata, i64 0, i32 1, i32 3
-  store i32 %minor, ptr %my_minor
-  %my_traits = getelementptr %metadata, ptr %metadata, i64 0, i32 2
-  store i32 0, ptr %my_traits
-  ret ptr null
-
-call:
-  %context_at = getelementptr %frame, ptr %frame, i64 0, i32 3
-  %context = load ptr, ptr %context_at
-  %operands = getelementptr %frame, ptr %frame, i64 0, i32 5
-  %results = getelementptr %frame, ptr %frame, i64 0, i32 6
-  %operand_count_at = getelementptr %list, ptr %operands, i64 0, i32 2
-  %operand_count = load i64, ptr %operand_count_at
-  %array_count = sub i64 %operand_count, 2
-  %count = udiv i64 %array_count, $OPERANDS
-  %fixed = ptrtoint ptr getelementptr (%shared, ptr null, i64 1) to i64
-  %entries = mul i64 %count, $COLUMNS
-  %words = add i64 %count, %entries
-  %word_bytes = mul i64 %words, 8
-  %bytes = add i64 %fixed, %word_bytes
-  %job = call ptr @malloc(i64 %bytes)
-  %sizes = getelementptr %shared, ptr %job, i64 1
-  %table = getelementptr i64, ptr %sizes, i64 %count
-  %inputs = call ptr @data(ptr %operands, i64 0)
-  %step_from = call ptr @data(ptr %operands, i64 1)
-  %narrow = load i32, ptr %step_from
-  %step = sext i32 %narrow to i64
-  br i1 $HAS_OUTPUTS, label %take_outputs, label %no_outputs
-take_outputs:
-  %outputs_given = call ptr @data(ptr %results, i64 0)
-  br label %begin_parameters
-no_outputs:
-  %nowhere = getelementptr %shared, ptr %job, i64 0, i32 13
-  br label %begin_parameters
-begin_parameters:
-  %outputs = phi ptr [ %outputs_given, %take_outputs ], [ %nowhere, %no_outputs ]
-  br label %next_parameter
-
-next_parameter:
-  %k = phi i64 [ 0, %begin_parameters ], [ %k_next, %sized ]
-  %total = phi i64 [ 0, %begin_parameters ], [ %total_next, %sized ]
-  %any_parameter = icmp ult i64 %k, %count
-  br i1 %any_parameter, label %parameter, label %split
-parameter:
-  %row = mul i64 %k, $COLUMNS
-  %operands_before = mul i64 %k, $OPERANDS
-  %operand_row = add i64 %operands_before, 2
-  %results_before = mul i64 %k, $RESULTS
-  %result_row = add i64 %results_before, $OUTPUTS
-  %parameter_buffer = call ptr @item(ptr %operands, i64 %operand_row)
-  %size = call i64 @elements(ptr %parameter_buffer)
-  %size_to = getelementptr i64, ptr %sizes, i64 %k
-  store i64 %size, ptr %size_to
-  br label %next_operand
-next_operand:
-  %c = phi i64 [ 0, %parameter ], [ %c_next, %operand_done ]
-  %any_operand = icmp ult i64 %c, $OPERANDS
-  br i1 %any_operand, label %operand, label %sized
-operand:
-  %operand_index = add i64 %operand_row, %c
-  %address = call ptr @data(ptr %operands, i64 %operand_index)
-  %entry = add i64 %row, %c
-  %entry_to = getelementptr ptr, ptr %table, i64 %entry
-  store ptr %address, ptr %entry_to
-  %is_gradient = icmp eq i64 %c, 1
-  %is_further = icmp ugt i64 %c, $RESULTS
-  %is_read_only = or i1 %is_gradient, %is_further
-  br i1 %is_read_only, label %operand_done, label %result
-result:
-  %after_gradient = icmp ugt i64 %c, 1
-  %skipped = zext i1 %after_gradient to i64
-  %result_column = sub i64 %c, %skipped
-  %result_index = add i64 %result_row, %result_column
-  %result_address = call ptr @data(ptr %results, i64 %result_index)
-  br i1 $IN_PLACE, label %compare, label %enter_result
-compare:
-  %same = icmp eq ptr %address, %result_address
-  %nothing = icmp eq i64 %size, 0
-  %good = or i1 %same, %nothing
-  br i1 %good, label %operand_done, label %refuse
-enter_result:
-  %result_entry_in_row = add i64 %result_column, $OPERANDS
-  %result_entry = add i64 %row, %result_entry_in_row
-  %result_entry_to = getelementptr ptr, ptr %table, i64 %result_entry
-  store ptr %result_address, ptr %result_entry_to
-  br label %operand_done
-operand_done:
-  %c_next = add i64 %c, 1
-  br label %next_operand
-sized:
-  %total_next = add i64 %total, %size
-  %k_next = add i64 %k, 1
-  br label %next_parameter
-refuse:
-  call void @free(ptr %job)
-  %error_arguments = alloca %create_error
-  store %create_error { i64 28, ptr null, ptr @moved, i32 13 }, ptr %error_arguments
-  %create = call ptr @function(ptr %frame, i32 0)
-  %error = call ptr %create(ptr %error_arguments)
-  ret ptr %error
-
-split:
   %large = icmp uge i64 %total, ${TWICE_LEAST}
-  br i1 %large, label %count_threads, label %fill
+  br i1 %large, label %count_threads, label %split
 count_threads:
   %found = call i64 @threads(ptr %frame, ptr %context)
-  br label %fill
-fill:
-  %threads = phi i64 [ 1, %split ], [ %found, %count_threads ]
+  br label %split
+split:
+  %threads = phi i64 [ 1, %begin ], [ %found, %count_threads ]
   %several = icmp ugt i64 %threads, 1
   %pieces = mul i64 %threads, $CHUNKS_PER_THREAD
   %share = udiv i64 %total, %pieces
@@ -385,11 +426,31 @@ fill:
   %share_aligned = and i64 %share_up, -64
   %chunk_or_zero = select i1 %several, i64 %share_aligned, i64 %total
   %chunk = call i64 @llvm.umax.i64(i64 %chunk_or_zero, i64 1)
+  ret i64 %chunk
+}
+
+define internal i64 @chunks(i64 %total, i64 %chunk) {
   %total_up = add i64 %total, %chunk
   %total_less = sub i64 %total_up, 1
   %chunks_or_zero = udiv i64 %total_less, %chunk
   %chunks = call i64 @llvm.umax.i64(i64 %chunks_or_zero, i64 1)
+  ret i64 %chunks
+}
+
+define internal void @pass(ptr %frame, ptr %context, ptr %table, ptr %sizes, i64 %count, i64 %total, i64 %chunk,
+    ptr %inputs, i64 %step, ptr %outputs, i64 %stage, ptr %workspace, i64 %stride, i64 %parts) {
+begin:
+  %chunks = call i64 @chunks(i64 %total, i64 %chunk)
+  %several = icmp ugt i64 %chunks, 1
+  br i1 %several, label %count_threads, label %fill
+count_threads:
+  %found = call i64 @threads(ptr %frame, ptr %context)
+  br label %fill
+fill:
+  %threads = phi i64 [ 1, %begin ], [ %found, %count_threads ]
   %team = call i64 @llvm.umin.i64(i64 %threads, i64 %chunks)
+  %bytes = ptrtoint ptr getelementptr (%shared, ptr null, i64 1) to i64
+  %job = call ptr @malloc(i64 %bytes)
   store i64 0, ptr %job
   %done = getelementptr %shared, ptr %job, i64 0, i32 1
   store i64 0, ptr %done
@@ -413,6 +474,14 @@ fill:
   store ptr %inputs, ptr %inputs_to
   %outputs_to = getelementptr %shared, ptr %job, i64 0, i32 11
   store ptr %outputs, ptr %outputs_to
+  %stage_to = getelementptr %shared, ptr %job, i64 0, i32 14
+  store i64 %stage, ptr %stage_to
+  %workspace_to = getelementptr %shared, ptr %job, i64 0, i32 15
+  store ptr %workspace, ptr %workspace_to
+  %stride_to = getelementptr %shared, ptr %job, i64 0, i32 16
+  store i64 %stride, ptr %stride_to
+  %parts_to = getelementptr %shared, ptr %job, i64 0, i32 17
+  store i64 %parts, ptr %parts_to
   %schedule_arguments = alloca %schedule
   store %schedule { i64 40, ptr null, ptr null, ptr @help, ptr null }, ptr %schedule_arguments
   %schedule_context = getelementptr %schedule, ptr %schedule_arguments, i64 0, i32 2
@@ -449,6 +518,124 @@ pause:
   br label %wait
 end:
   call void @leave(ptr %job)
+  ret void
+}
+
+define ptr @handler(ptr %frame) {
+begin:
+  %extension_at = getelementptr %frame, ptr %frame, i64 0, i32 1
+  %extension = load ptr, ptr %extension_at
+  %extended = icmp ne ptr %extension, null
+  br i1 %extended, label %look, label %call
+look:
+  %kind_at = getelementptr %extension, ptr %extension, i64 0, i32 1
+  %kind = load i32, ptr %kind_at
+  %asked = icmp eq i32 %kind, 1
+  br i1 %asked, label %describe, label %call
+describe:
+  %metadata_at = getelementptr %extension, ptr %extension, i64 0, i32 3
+  %metadata = load ptr, ptr %metadata_at
+  %api_at = getelementptr %frame, ptr %frame, i64 0, i32 2
+  %api = load ptr, ptr %api_at
+  %minor_at = getelementptr %api, ptr %api, i64 0, i32 2, i32 3
+  %minor = load i32, ptr %minor_at
+  %my_major = getelementptr %metadata, ptr %metadata, i64 0, i32 1, i32 2
+  store i32 0, ptr %my_major
+  %my_minor = getelementptr %metadata, ptr %metadata, i64 0, i32 1, i32 3
+  store i32 %minor, ptr %my_minor
+  %my_traits = getelementptr %metadata, ptr %metadata, i64 0, i32 2
+  store i32 0, ptr %my_traits
+  ret ptr null
+
+call:
+  %context_at = getelementptr %frame, ptr %frame, i64 0, i32 3
+  %context = load ptr, ptr %context_at
+  %operands = getelementptr %frame, ptr %frame, i64 0, i32 5
+  %results = getelementptr %frame, ptr %frame, i64 0, i32 6
+  %operand_count_at = getelementptr %list, ptr %operands, i64 0, i32 2
+  %operand_count = load i64, ptr %operand_count_at
+  %array_count = sub i64 %operand_count, 2
+  %count = udiv i64 %array_count, $OPERANDS
+  %entries = mul i64 %count, $WIDTH
+  %words = add i64 %count, %entries
+  %bytes = mul i64 %words, 8
+  %sizes = call ptr @malloc(i64 %bytes)
+  %table = getelementptr i64, ptr %sizes, i64 %count
+  %inputs = call ptr @data(ptr %operands, i64 0)
+  %step_from = call ptr @data(ptr %operands, i64 1)
+  %narrow = load i32, ptr %step_from
+  %step = sext i32 %narrow to i64
+$LAYOUT  br i1 $HAS_OUTPUTS, label %take_outputs, label %begin_parameters
+take_outputs:
+  %outputs_given = call ptr @data(ptr %results, i64 0)
+  br label %begin_parameters
+begin_parameters:
+  %outputs = phi ptr [ %outputs_given, %take_outputs ], [ null, %call ]
+  br label %next_parameter
+
+next_parameter:
+  %k = phi i64 [ 0, %begin_parameters ], [ %k_next, %sized ]
+  %total = phi i64 [ 0, %begin_parameters ], [ %total_next, %sized ]
+  %any_parameter = icmp ult i64 %k, %count
+  br i1 %any_parameter, label %parameter, label %begin_passes
+parameter:
+  %operands_before = mul i64 %k, $OPERANDS
+  %operand_row = add i64 %operands_before, 2
+  %results_before = mul i64 %k, $RESULTS
+  %result_row = add i64 %results_before, $OUTPUTS
+$PLACE  %row = mul i64 %place, $WIDTH
+  %size_to = getelementptr i64, ptr %sizes, i64 %place
+  store i64 %size, ptr %size_to
+  br label %next_operand
+next_operand:
+  %c = phi i64 [ 0, %parameter ], [ %c_next, %operand_done ]
+  %any_operand = icmp ult i64 %c, $OPERANDS
+  br i1 %any_operand, label %operand, label %sized
+operand:
+  %operand_index = add i64 %operand_row, %c
+  %address = call ptr @data(ptr %operands, i64 %operand_index)
+  %entry = add i64 %row, %c
+  %entry_to = getelementptr ptr, ptr %table, i64 %entry
+  store ptr %address, ptr %entry_to
+  %is_gradient = icmp eq i64 %c, 1
+  %is_further = icmp ugt i64 %c, $RESULTS
+  %is_read_only = or i1 %is_gradient, %is_further
+  br i1 %is_read_only, label %operand_done, label %result
+result:
+  %after_gradient = icmp ugt i64 %c, 1
+  %skipped = zext i1 %after_gradient to i64
+  %result_column = sub i64 %c, %skipped
+  %result_index = add i64 %result_row, %result_column
+  %result_address = call ptr @data(ptr %results, i64 %result_index)
+  br i1 $IN_PLACE, label %compare, label %enter_result
+compare:
+  %same = icmp eq ptr %address, %result_address
+  %nothing = icmp eq i64 %elements, 0
+  %good = or i1 %same, %nothing
+  br i1 %good, label %operand_done, label %refuse
+enter_result:
+  %result_entry_in_row = add i64 %result_column, $OPERANDS
+  %result_entry = add i64 %row, %result_entry_in_row
+  %result_entry_to = getelementptr ptr, ptr %table, i64 %result_entry
+  store ptr %result_address, ptr %result_entry_to
+  br label %operand_done
+operand_done:
+  %c_next = add i64 %c, 1
+  br label %next_operand
+sized:
+  %total_next = add i64 %total, %size
+  %k_next = add i64 %k, 1
+  br label %next_parameter
+refuse:
+  call void @free(ptr %sizes)
+  %error_arguments = alloca %create_error
+  store %create_error { i64 28, ptr null, ptr @moved, i32 13 }, ptr %error_arguments
+  %create = call ptr @function(ptr %frame, i32 0)
+  %error = call ptr %create(ptr %error_arguments)
+  ret ptr %error
+
+begin_passes:
+$PASSES  call void @free(ptr %sizes)
   ret ptr null
 }
 """

@@ -25,9 +25,11 @@ from jax.interpreters import ad, batching, mlir
 from portopt import __version__
 from portopt.kernels.groups import grouped
 from portopt.kernels.host.compiler import available, compile_kernel, default_flush
+from portopt.kernels.host.kernel import can_run as has_kernel
 from portopt.kernels.host.source import kernel_source
+from portopt.kernels.host.staged_source import staged_source, stages_of
 from portopt.kernels.key import KernelKey
-from portopt.program import Program
+from portopt.program import GIVEN, Program
 from portopt.program.interpreter import StepScalars
 from portopt_jax import _handler
 from portopt_jax._scalars import JaxArithmetic, lowering_for, step_number
@@ -50,8 +52,10 @@ def without_kernels() -> Iterator[None]:
         _enabled.reset(token)
 
 
-def can_run() -> bool:
-    """Tell whether steps may be given to kernels."""
+def can_run(program: Program) -> bool:
+    """Tell whether steps of a program may be given to kernels."""
+    if not has_kernel(program) or program.has_draws:  # whose place in the tree XLA would have to pass on
+        return False
     with_jit = not jax.config.jax_disable_jit  # type: ignore[attr-defined]  # JAX defines its settings at run time
     return with_jit and _enabled.get() and not _is_inside_shard_map() and available() and _handler.supported()
 
@@ -165,7 +169,7 @@ def _arrays_behind(program: Program, output: str) -> set[str]:
         op = program.ops[i]
         if op.reads is not None:
             found.add(op.reads)
-        elif not op.kind.is_scalar:  # scalars are an operand of their own
+        elif op.name not in GIVEN:  # scalars of the step are an operand of their own
             pending.extend(op.args)
     return found
 
@@ -184,7 +188,11 @@ def _lowered(context: Any, *operands: Any, program: Program, kernel_key: KernelK
     written = [i for i in range(2, len(operands)) if names[(i - 2) % len(names)] in program.array_outputs]
     outputs = int(bool(program.scalar_outputs))
     aliases = {operand: outputs + i for i, operand in enumerate(written)} if kernel_key.in_place else None
-    return jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)(context, *operands)
+    attributes = {}
+    if not program.is_elementwise:
+        shapes = [row["p"].shape for row in _rows(kernel_key, context.avals_in)]
+        attributes["layout"] = _handler.layout(stages_of(program), shapes)
+    return jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)(context, *operands, **attributes)
 
 
 def _lowered_in_xla(context: Any, *operands: Any, **parameters: Any) -> Any:
@@ -205,7 +213,8 @@ def _register(program: Program, key: KernelKey) -> str:
 
     It is the same in each process, since JAX may keep compiled computations on disk.
     """
-    content = f"{__version__} {key.in_place} {kernel_source(program, key)}"
+    source = kernel_source(program, key) if program.is_elementwise else staged_source(program, key)
+    content = f"{__version__} {key.in_place} {source}"
     name = f"portopt_{hashlib.sha256(content.encode()).hexdigest()[:32]}"
     with _lock:
         if name not in _registered:
@@ -215,6 +224,7 @@ def _register(program: Program, key: KernelKey) -> str:
                 len(program.array_outputs),
                 in_place=key.in_place,
                 has_outputs=bool(program.scalar_outputs),
+                stages=None if program.is_elementwise else stages_of(program),
             )
             ffi: Any = jax.ffi
             ffi.register_ffi_target(name, ffi.pycapsule(handler), platform="cpu")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -96,20 +97,44 @@ def _check_finite(derivatives: Any) -> None:
 
 
 def _in_shard_map(optimizer: Optimizer) -> Step:
-    """Return a step of the one device of a mesh, to which JAX applies its checks for several."""
+    """Return a step of the one device of a mesh, to which JAX applies its checks for several.
+
+    Numbers that a rule computes from arrays, of one parameter or in its totals, are each device's own: they leave with an axis
+    for the devices.
+    """
     mesh = jax.make_mesh((1,), ("devices",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.PartitionSpec("devices")  # type: ignore[no-untyped-call]  # as JAX has it
     same = jax.sharding.PartitionSpec()  # type: ignore[no-untyped-call]  # as JAX has it
+    own = {} if optimizer.totals is None else optimizer.scalar_slots
+
+    def apply(params: Any, grads: Any, state: OptimizerState) -> tuple[Any, OptimizerState]:
+        params, state = optimizer.apply(params, grads, state)
+        return params, _by_slot(lambda name, x: x[None] if name in own or not x.ndim else x, state)
 
     def step(params: Any, grads: Any, state: OptimizerState) -> tuple[Any, OptimizerState]:
-        slots = {name: same if name in optimizer.scalar_slots else split for name in state.slots}
-        specs = OptimizerState(same, slots)
-        part = jax.shard_map(optimizer.apply, mesh=mesh, in_specs=(split, split, specs), out_specs=(split, specs))
-        result: tuple[Any, OptimizerState] = part(params, grads, state)
-        return result
+        given = _by_slot(lambda name, x: split if x.ndim and name not in optimizer.scalar_slots else same, state)
+        found = {name: same if name in optimizer.scalar_slots and name not in own else split for name in state.slots}
+        part = jax.shard_map(
+            apply,
+            mesh=mesh,
+            in_specs=(split, split, given._replace(step=same)),
+            out_specs=(split, OptimizerState(same, found)),
+        )
+        params, new = part(params, grads, state)
+        return params, new._replace(
+            slots=jax.tree_util.tree_map(lambda x, old: x.reshape(old.shape), new.slots, state.slots)
+        )
 
     jitted: Step = jax.jit(step)
     return jitted
+
+
+def _by_slot(function: Callable[[str, Any], Any], state: OptimizerState) -> OptimizerState:
+    """Return a state with what a function makes of each array of its slots, given the slot's name."""
+    slots = {
+        name: jax.tree_util.tree_map(functools.partial(function, name), slot) for name, slot in state.slots.items()
+    }
+    return state._replace(slots=slots)
 
 
 def _pairs(

@@ -54,7 +54,13 @@ def _is_traced(*xs: Any) -> bool:
 
 def _with_derivative(reduce: Callable[..., Any], name: str, axes: Axes) -> Any:
     """Return a reduction of arrays together, along axes or of all elements, with its derivative."""
-    function = jax.custom_jvp(reduce)
+
+    def reduced(*xs: Any) -> Any:
+        # JAX calls it again where it differentiates, outside of the context in which the reduction was asked for.
+        with jax.enable_x64(True):
+            return reduce(*xs)
+
+    function = jax.custom_jvp(reduced)
 
     def derivative(xs: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
         value = function(*xs)

@@ -30,7 +30,7 @@ from portopt.imports import imported
 from portopt.interrupts import finish
 from portopt.kernels import launch
 from portopt.kernels.cuda.graphs import capture_error
-from portopt.kernels.host import compiler, kernel, norm, readers, segments, trial
+from portopt.kernels.host import compiler, kernel, norm, readers, segments, totals, trial
 from portopt.kernels.host import products as host_products
 from portopt.kernels.host.memory import use_huge_pages
 from portopt.kernels.host.plan import make_plan
@@ -184,9 +184,28 @@ class TorchBackend(ArrayAPIBackend):
         combine = COMBINE.get()
         # What lacks an axis is the same in the processes that share it.
         if combine is None or any(work.program.ops[work.program.array_outputs["x"]].dims is not None for work in works):
-            return super().total(name, self._detached(works))
+            detached = self._detached(works)
+            return self._total_on_host(name, detached) if combine is None else super().total(name, detached)
         here = self.parts_of_total(name, self._detached(works), self.reductions_here)
         return combine(name.removeprefix("total_"), parameters, here)
+
+    def _total_on_host(self, name: str, works: Sequence[Work]) -> Any:
+        reduction = name.removeprefix("total_")
+        on_host = all(arrays["p"].is_cpu for work in works for arrays in work.parameters)
+        fits = on_host and all(totals.can_run(reduction, work) and _is_local(work) for work in works)
+        if is_interpreted() or not compiler.available() or not fits:
+            return super().total(name, works)
+        jobs = [
+            kernel.Job(
+                program,
+                scalars,  # type: ignore[arg-type]  # a step's scalars
+                [leaf.dtypes for leaf in described(self, parameters)],
+                [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters],
+                None,
+            )
+            for program, scalars, parameters in works
+        ]
+        return totals.total_of(reduction, jobs)
 
     def _detached(self, works: Sequence[Work]) -> list[Work]:
         # The imaginary part of a conjugate is a view that torch negates when it is read.
@@ -208,18 +227,16 @@ class TorchBackend(ArrayAPIBackend):
         all_detached = self._detached(works)
         if not all(map(_is_local, all_detached)):
             return self._update_parts(all_detached, works, in_place=in_place)
-        program, scalars, detached = all_detached[0]
+        scalars = all_detached[0].scalars
+        where = [arrays["p"] for work in all_detached for arrays in work.parameters]
         results: list[dict[str, Any]] | None = None
         if isinstance(scalars, StepScalars) and not is_interpreted():
             on_host = compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in parameters)
-            if on_host and any(kernel.can_run(work.program) for work in works):
+            if on_host and any(map(self._runs_on_host, works)):
                 results = self._update_on_host(all_detached, in_place=in_place)
-            elif (
-                len(works) == 1
-                and program.is_elementwise
-                and all(self._runs_triton(arrays["p"]) for arrays in detached)
-            ):
-                results = launch.update(self._triton.LIBRARY, program, scalars, detached, in_place=in_place)
+            elif all(map(self._runs_triton, where)):
+                interpreted = functools.partial(super().update, in_place=False)
+                results = launch.update(self._triton.LIBRARY, all_detached, interpreted, in_place=in_place)
                 if in_place and results is not None:
                     written = [tensor for outputs in results for tensor in outputs.values()]
                     self._torch.autograd.graph.increment_version(written)
@@ -279,9 +296,15 @@ class TorchBackend(ArrayAPIBackend):
     def _runs_triton(self, tensor: Any) -> bool:
         return bool(tensor.device.type == "cuda" and self._triton.available())
 
+    def _runs_on_host(self, work: Work) -> bool:
+        """Tell whether a kernel for host memory can do a work."""
+        if not kernel.can_run(work.program):
+            return False
+        return not kernel.draws(work.program) or kernel.places_of(described(self, work.parameters)) is not None
+
     def _update_on_host(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         """Run the fused kernels on the tensors' own memory."""
-        others = [work for work in works if not kernel.can_run(work.program)]
+        others = [work for work in works if not self._runs_on_host(work)]
         interpreted = iter(super().update(others, in_place=False) if others else ())
         jobs: list[kernel.Job] = []
         results: list[dict[str, Any]] = []
@@ -289,8 +312,10 @@ class TorchBackend(ArrayAPIBackend):
         copies: list[Callable[[], object]] = []
         for program, scalars, parameters in works:
             old = [{name: arrays[name] for name in program.array_outputs} for arrays in parameters]
-            if kernel.can_run(program):
-                dtypes = [leaf.dtypes for leaf in described(self, parameters)]
+            if self._runs_on_host(Work(program, scalars, parameters)):
+                leaves = described(self, parameters)
+                dtypes = [leaf.dtypes for leaf in leaves]
+                places = kernel.places_of(leaves) or () if kernel.draws(program) else ()
                 inputs = [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
                 new = old
                 if in_place:
@@ -298,7 +323,7 @@ class TorchBackend(ArrayAPIBackend):
                 else:
                     new = [{n: self._empty(t.shape, t.dtype, "cpu") for n, t in tensors.items()} for tensors in old]
                 outputs = None if in_place else [{n: _new_bits(t) for n, t in tensors.items()} for tensors in new]
-                jobs.append(kernel.Job(program, scalars, dtypes, inputs, outputs))  # type: ignore[arg-type]  # a step's scalars
+                jobs.append(kernel.Job(program, scalars, dtypes, inputs, outputs, places))  # type: ignore[arg-type]  # a step's scalars
             else:
                 new = [next(interpreted) for _ in parameters]
                 if in_place:
@@ -322,8 +347,7 @@ class TorchBackend(ArrayAPIBackend):
             return None
         if any(leaf.is_part for leaf in described(self, parameters)) and not all(p.is_elementwise for p in programs):
             return None
-        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-        return make_plan(self, programs, trees, parameters, dtypes, reader, _increment_version())
+        return make_plan(self, programs, trees, described(self, parameters), reader, _increment_version())
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         self.refuse_capture(gradients)

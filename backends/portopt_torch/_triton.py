@@ -22,6 +22,7 @@ from portopt.kernels.names import SCALARS_OF_NORM
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.kernels.triton.norm import norm_source
 from portopt.kernels.triton.source import CHUNK, WARPS, triton_source
+from portopt.kernels.triton.staged_source import chunk_of, staged_source
 from portopt.program import Program
 
 OPTIONS: Mapping[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": False}
@@ -51,7 +52,7 @@ def load_module(source: str) -> ModuleType:
 
 @functools.lru_cache(maxsize=512)
 def _source(program: Program, key: KernelKey) -> str:
-    return triton_source(program, key)
+    return triton_source(program, key) if program.is_elementwise else staged_source(program, key)
 
 
 # Launching ------------------------------------------------------------------------------------------------------
@@ -70,8 +71,8 @@ class _Layout:
         starts: number of each parameter's first chunk, and at the end the number of all chunks.
     """
 
-    def __init__(self, sizes: tuple[int, ...], device: Any) -> None:
-        self.starts = chunk_starts(sizes, CHUNK)
+    def __init__(self, sizes: tuple[int, ...], device: Any, chunk: int = CHUNK) -> None:
+        self.starts = chunk_starts(sizes, chunk)
         rows = np.repeat(np.arange(len(sizes), dtype=np.int32), np.diff(self.starts))
         self._rows = _upload(rows, device)
         self._stream = self._uploaded = None
@@ -90,8 +91,8 @@ class _Layout:
         return self._rows
 
 
-_layout = functools.lru_cache(maxsize=32)(_Layout)
-"""Sizes rarely change."""
+_layout = functools.lru_cache(maxsize=128)(_Layout)
+"""Sizes rarely change; those of a program that reduces are several, one for each kind of pass."""
 
 
 class _Torch:
@@ -102,6 +103,8 @@ class _Torch:
     address = operator.methodcaller("data_ptr")
     dense = operator.methodcaller("contiguous")
     copied = operator.methodcaller("clone")
+    chunk = CHUNK
+    chunk_of = staticmethod(chunk_of)
 
     def dtype(self, tensor: Any) -> str:
         return str(tensor.dtype).rpartition(".")[2]
@@ -129,14 +132,21 @@ class _Torch:
         # At least one element: an address is needed even if nothing is read.
         return [_upload(np.asarray(values or [0.0], dtype), device)]
 
+    def unrounded(self, values: Sequence[Any], device: Any) -> list[Any]:
+        return self.arguments(list(map(float, values)), "float64", device)
+
+    def workspace(self, words: int, device: Any) -> tuple[Any, int]:
+        memory = _torch().empty(words, dtype=_torch().int64, device=device)
+        return memory, int(memory.data_ptr())
+
     def tables(
-        self, module: ModuleType, addresses: Sequence[Sequence[int]], sizes: Sequence[int]
-    ) -> list[tuple[Sequence[Sequence[int]], Sequence[int]]]:
-        return [(addresses, sizes)]
+        self, module: ModuleType, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int
+    ) -> list[tuple[Sequence[Sequence[int]], Sequence[int], int]]:
+        return [(addresses, sizes, chunk)]
 
     def launch(self, module: ModuleType, kernel: str, table: Any, arguments: Sequence[Any], device: Any) -> None:
-        addresses, sizes = table
-        layout = _layout(tuple(sizes), device)
+        addresses, sizes, chunk = table
+        layout = _layout(tuple(sizes), device, chunk)
         starts = layout.starts
         if not starts[-1]:
             return

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import portopt
 from portopt import Backend, Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt.backend import IN_PLACE
+from portopt.backend import IN_PLACE, INTERPRETED, PURE, Mode
 from portopt_conformance import primitives, rules
 from portopt_conformance.configurations import Configuration, configurations
 from portopt_conformance.experiment import Experiment
 from portopt_conformance.platform import Platform, reference
+from portopt_conformance.probes import REDUCED
 from portopt_conformance.words import missing_dtype
 
 COMPUTE_DTYPES = tuple(dict.fromkeys(COMPUTE_DTYPE.values()))
@@ -26,8 +27,18 @@ OTHER_GRADIENTS = (("float32", "bfloat16"), ("bfloat16", "float32"), ("float32",
 DIALECT_DTYPES = ("float32", "bfloat16")
 """Dtypes in which every dialect of every rule is tested."""
 
+OF_MANY_ELEMENTS = (
+    *(("clipped", dtype) for dtype in ("float32", "float64", "bfloat16")),
+    *(("default", dtype) for dtype in ("float32", "float16")),
+)
+"""Configurations with the dtypes in which a rule whose steps reduce or multiply is tested on raw words and in many steps."""
+CLIPPING = ("clipnorm", "clipvalue")
+"""Configurations of which `clipped` has everything; such a rule has a kernel more to compile for each."""
+
 SAMPLE = (("clipped", "float32"), ("default", "bfloat16"), ("default", "float16"))
 """Configurations and dtypes for modes of which only a sample is tested."""
+TURNS = 4
+"""One rule of so many is tested in each mode of which only a sample is tested, and under each setting."""
 SAMPLE_SCHEDULE = "CosineDecay_warmup"
 """The schedule that stands for all in modes offered for tests only."""
 
@@ -49,7 +60,8 @@ def depths(backend: Backend, device: str) -> list[tuple[Platform, str]]:
 
     `first`, the first mode, has everything: the core configurations in every dtype, the others in float32; `plain`, other
     modes that compile nothing, the core configurations; `compiled` less of what takes a compilation of its own;
-    `sampled`, modes that do many steps at once, a sample; `extra`, modes offered for tests only, the same with one schedule.
+    `sampled`, modes that do many steps at once, a sample of the rules whose turn it is; `extra`, modes offered for tests only,
+    the same with one schedule.
     """
     found = []
     for i, mode in enumerate(backend.modes.values()):
@@ -62,6 +74,19 @@ def with_settings(backend: Backend, device: str) -> list[Platform]:
     """Return the ways to run under each of a backend's settings: the first mode, and those that compile a step."""
     modes = [platform.mode for platform, depth in depths(backend, device) if depth in ("first", "compiled")]
     return [Platform(backend, device, mode, setting) for setting in backend.settings for mode in modes]
+
+
+def sample_of_turn(turn: int, number: int) -> Sequence[tuple[str, str]]:
+    """Return what of `SAMPLE` is tested of a rule in a mode: nothing unless it is the rule's turn, then two of the three.
+
+    Each mode has some rules, and each rule some modes; the narrow dtypes alternate.
+
+    Args:
+        turn: the mode's number.
+        number: the rule's.
+    """
+    turns, remaining = divmod(turn + number, TURNS)
+    return () if remaining else (SAMPLE[0], SAMPLE[1 + turns % 2])
 
 
 def operations(platform: Platform, dtypes: Sequence[str], depth: str) -> Iterator[Planned]:
@@ -84,8 +109,10 @@ def operations(platform: Platform, dtypes: Sequence[str], depth: str) -> Iterato
             if dtype == "float32" or depth != "compiled":
                 yield Planned("operations", "functions", dtype, "words", primitives.function_experiment(dtype), 1)
                 yield Planned("operations", "products", dtype, "words", primitives.product_experiment(dtype), 1)
+                yield Planned("operations", "identity", dtype, "words", primitives.identity_experiment(dtype), 1)
                 yield Planned("operations", "draws", dtype, "words", primitives.draw_experiment(dtype), 1)
-            yield Planned("operations", "reductions", dtype, "words", primitives.reduction_experiment(dtype), 1)
+            for name in REDUCED:
+                yield Planned("operations", name, dtype, "words", primitives.reduction_experiment(name, dtype), 1)
             yield Planned("operations", "round", dtype, "words", primitives.round_experiment(dtype), 1)
     if "float32" in dtypes:
         yield Planned("scalars", "functions", "float32", "values", primitives.scalar_experiment(), 1)
@@ -97,8 +124,9 @@ def of_rule(
     depth: str,
     *,
     quick: bool,
-    compiled: bool = False,
-    in_turn: bool = True,
+    full: bool = False,
+    mode: Mode = PURE,
+    sample: Sequence[tuple[str, str]] = SAMPLE,
 ) -> Iterator[Planned]:
     """Yield the experiments on a rule.
 
@@ -107,17 +135,17 @@ def of_rule(
         dtypes: the parameters' dtypes.
         depth: how much, see `depths`.
         quick: whether to leave out all but two configurations, and the runs of 100 steps.
-        compiled: whether each experiment is a compilation.
-        in_turn: whether it is the rule's turn in modes of which a sample is tested; elementwise rules are always tested.
+        full: whether to make what is left out because it takes long.
+        mode: in which the experiments are made.
+        sample: configurations and dtypes in modes of which a sample is tested.
     """
+    scope = _Scope(depth, mode.compiled, mode is INTERPRETED, full, sample)
     for configuration in configurations(rule):
         outermost = configuration.name in ("default", "clipped")
         if quick and not outermost:
             continue
-        if not in_turn and depth in ("sampled", "extra") and not configuration.is_elementwise:
-            continue
         for dtype in dtypes:
-            for layer, name in _chosen(configuration, dtype, depth, outermost=outermost, compiled=compiled):
+            for layer, name in _chosen(configuration, dtype, scope, outermost=outermost):
                 if not (quick and name == "hundred"):
                     yield _planned(configuration, dtype, layer, name)
         if configuration.name == "default":
@@ -126,11 +154,21 @@ def of_rule(
             yield from _with_other_gradients(configuration, dtypes, depth)
 
 
-def _chosen(
-    configuration: Configuration, dtype: str, depth: str, *, outermost: bool, compiled: bool
-) -> Iterator[tuple[int, str]]:
+@dataclass(frozen=True)
+class _Scope:
+    """How much is made of a rule; the arguments of `of_rule` of these names."""
+
+    depth: str
+    compiled: bool
+    is_interpreted: bool
+    full: bool
+    sample: Sequence[tuple[str, str]]
+
+
+def _chosen(configuration: Configuration, dtype: str, scope: _Scope, *, outermost: bool) -> Iterator[tuple[int, str]]:
     """Yield layer and name of what is made with a configuration in a dtype."""
-    if compiled and depth in ("first", "compiled") and not configuration.is_elementwise:
+    depth = scope.depth
+    if scope.compiled and not scope.full and depth in ("first", "compiled") and not configuration.is_elementwise:
         # A compilation takes seconds: most options at once stand for all, and the first mode for dialects and narrow dtypes.
         first = depth == "first"
         if configuration.name == "clipped" and (dtype == "float32" or (first and dtype in DIALECT_DTYPES)):
@@ -145,7 +183,7 @@ def _chosen(
             yield (2, "ordinary")
         return
     if not configuration.is_elementwise:
-        yield from _of_many_elements(configuration, dtype, depth, outermost=outermost)
+        yield from _of_many_elements(configuration, dtype, scope, outermost=outermost)
         return
     core, first = configuration.core, depth == "first"
     single = dtype == "float32"
@@ -158,10 +196,12 @@ def _chosen(
             yield (2, "ordinary")
         if configuration.name == "default" and single:
             yield from ((2, "zero"), (3, "given_each_step"))
-    elif depth in ("sampled", "extra") and (configuration.name, dtype) in SAMPLE:
+    elif depth in ("sampled", "extra") and (configuration.name, dtype) in scope.sample:
         yield (3, "ten")
     if outermost and depth not in ("sampled", "extra"):
-        yield (3, "hundred")
+        one_stands_for_all = scope.is_interpreted and not scope.full
+        if not one_stands_for_all or (configuration.name == "clipped" and dtype in DIALECT_DTYPES):
+            yield (3, "hundred")
     if first and core:
         yield from ((3, "resumed"), (3, "given_each_step"))
     if first and single and configuration.name == "clipped":
@@ -169,17 +209,21 @@ def _chosen(
 
 
 def _of_many_elements(
-    configuration: Configuration, dtype: str, depth: str, *, outermost: bool
+    configuration: Configuration, dtype: str, scope: _Scope, *, outermost: bool
 ) -> Iterator[tuple[int, str]]:
     """Yield what is made with a rule whose steps reduce or multiply: its programs are many, so the outermost stand for all."""
+    depth = "first" if scope.full and scope.depth == "compiled" else scope.depth
     single = dtype == "float32"
-    if depth == "first" and (outermost or single):
+    chosen = (configuration.name, dtype) in OF_MANY_ELEMENTS if outermost else configuration.name not in CLIPPING
+    first = depth == "first" and (chosen or scope.full)
+    if first and (outermost or single):
         yield from ((2, "raw"), (2, "ordinary"))
-    if outermost and (depth == "first" or (depth == "plain" and single and configuration.name == "clipped")):
+    if outermost and (first or (depth == "plain" and single and configuration.name == "clipped")):
         yield (3, "ten")
     if configuration.name == "clipped" and depth == "first" and dtype in DIALECT_DTYPES:
         yield from ((3, "hundred"), (3, "resumed"), (3, "given_each_step"))
-    if depth in ("sampled", "extra") and (configuration.name, dtype) == SAMPLE[0]:
+    sample = scope.sample if scope.full else [chosen for chosen in scope.sample if chosen == SAMPLE[0]]
+    if depth in ("sampled", "extra") and (configuration.name, dtype) in sample:
         yield (3, "ten")
 
 
@@ -219,10 +263,12 @@ def _with_other_gradients(configuration: Configuration, dtypes: Sequence[str], d
             yield Planned(configuration.rule.__name__, f"gradients_{other}", dtype, "ten", experiment, 3)
 
 
-def under_settings(rule: type[Optimizer], dtypes: Sequence[str], *, in_turn: bool) -> Iterator[Planned]:
+def under_settings(
+    rule: type[Optimizer], dtypes: Sequence[str], sample: Sequence[tuple[str, str]]
+) -> Iterator[Planned]:
     """Yield the experiments that are made under each of a backend's settings."""
     for configuration in configurations(rule):
-        if configuration.name == "clipped" and "float32" in dtypes and (in_turn or configuration.is_elementwise):
+        if configuration.name == "clipped" and "float32" in dtypes and SAMPLE[0] in sample:
             yield _planned(configuration, "float32", 3, "ten")
 
 
@@ -234,5 +280,5 @@ def experiments(rules: Sequence[type[Optimizer]] | None = None) -> Iterator[tupl
     for planned in operations(reference(), dtypes, "first") if rules is None else ():
         yield planned.dtype, planned.experiment
     for rule in portopt.RULES if rules is None else rules:
-        for planned in of_rule(rule, dtypes, "first", quick=False):
+        for planned in of_rule(rule, dtypes, "first", quick=False, full=True):
             yield planned.dtype, planned.experiment

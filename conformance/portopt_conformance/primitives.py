@@ -16,6 +16,7 @@ from portopt_conformance.platform import Platform
 from portopt_conformance.probes import (
     OPERANDS,
     Assembler,
+    IdentityProbe,
     ProductProbe,
     array_probe,
     draw_probe,
@@ -296,8 +297,21 @@ def draw_experiment(dtype: str) -> Experiment:
     return Experiment(f"primitives/draws/{dtype}", run)
 
 
-def reduction_experiment(dtype: str) -> Experiment:
-    """Return the experiment on reductions, whole and along axes, in a compute dtype."""
+def identity_experiment(dtype: str) -> Experiment:
+    """Return the experiment on identity matrices, of one row and of more, in a compute dtype."""
+
+    def run(platform: Platform) -> dict[str, Words]:
+        probe = IdentityProbe()
+        p = {name: platform.array(np.ones((count, 2), dtype)) for name, count in (("one", 1), ("two", 2), ("some", 33))}
+        _, state = platform.many(probe, p, [p], probe.init(p))
+        identities = state.slots["identity"]
+        return {name: platform.to_numpy(identities[name]).reshape(-1) for name in identities}
+
+    return Experiment(f"primitives/identity/{dtype}", run)
+
+
+def reduction_experiment(kind: str, dtype: str) -> Experiment:
+    """Return the experiment on reductions, whole and along axes, of one of the lists of `REDUCED`, in a compute dtype."""
     shape = (61, 5)
     count, key = shape[0] * shape[1], f"reductions/{dtype}"
     top, bottom = FORMATS[dtype].bias, 1 - FORMATS[dtype].bias
@@ -317,7 +331,7 @@ def reduction_experiment(dtype: str) -> Experiment:
         return {name: to_floats(numbers, dtype).reshape(shape) for name, numbers in words.items()}
 
     def run(platform: Platform) -> dict[str, Words]:
-        probe, results = reduction_probe(), {}
+        probe, results = reduction_probe(kind), {}
         for name, numbers in inputs().items():
             p, g = platform.array(numbers), platform.array(np.ascontiguousarray(numbers[::-1]))
             _, state = platform.many(probe, p, [g], probe.init(p))
@@ -330,7 +344,7 @@ def reduction_experiment(dtype: str) -> Experiment:
                 results[f"{slot} of {name}"] = np.asarray(known).reshape(-1)
         return results
 
-    return Experiment(f"primitives/reductions/{dtype}", run)
+    return Experiment(f"primitives/{kind}/{dtype}", run)
 
 
 def conversion_experiment(dtype: str) -> Experiment:

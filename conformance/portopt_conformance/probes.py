@@ -123,6 +123,19 @@ class ProductProbe(Optimizer):
         }
 
 
+class IdentityProbe(Optimizer):
+    """Puts an identity matrix of as many rows as the parameter has into a slot."""
+
+    slots = (slot("identity", shape="of_rows"),)
+
+    def of_rows(self, p: Any) -> tuple[int, int]:
+        """Return the shape of the identity matrix."""
+        return (p.shape[0], p.shape[0])
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+        return p, {"identity": xp.eye(p.shape[0])}
+
+
 @functools.cache
 def draw_probe(names: tuple[str, ...]) -> Optimizer:
     """Return an optimizer whose step puts each kind of random numbers into the slot of its name, from the scalar slot `key`."""
@@ -165,34 +178,40 @@ def norm_probe() -> Optimizer:
     return _probe(assembler.program("norm", {"p": assembler.load("p")}, {"norm": norm}), (), ("norm",))
 
 
-WHOLE = {"sum": Kind.FLOAT, "norm": Kind.FLOAT, "max": Kind.FLOAT, "any": Kind.TRUTH, "count": Kind.INTEGER}
-"""Reductions of a whole array or mask that `reduction_probe` has, and the kind of their results."""
-ALONG = {"mean": 0, "min": 0, "all": 0, "norm": 1}
-"""Reductions along an axis that it has, and the axis."""
+REDUCED: Mapping[str, tuple[tuple[str, ...], Mapping[str, int]]] = {
+    "reductions": (("sum", "norm", "max", "any", "count"), {"mean": 0, "min": 0, "all": 0, "norm": 1}),
+    "other_reductions": (("mean", "min", "all"), {"sum": 1, "max": 1, "any": 1, "count": 0}),
+}
+"""Reductions that a probe has: those of a whole array or mask; and those along an axis, with the axis."""
+_SCALARS = {"any": Kind.TRUTH, "all": Kind.TRUTH, "count": Kind.INTEGER}
+"""The kinds of whole reductions that give no float64."""
 
 
 @functools.cache
-def reduction_probe() -> Optimizer:
+def reduction_probe(which: str) -> Optimizer:
     """Return an optimizer whose step reduces matrices: the parameter, or whether it is less than the gradient.
 
-    Results go into slots of their names, `sum_of_all` or `mean_along`; sum and maximum of all gradients into scalar slots.
+    It has the reductions that `REDUCED` has under `which`. Results go into slots of their names, `sum_of_all` or `mean_along`;
+    sum and maximum of all gradients into scalar slots.
     """
     a = Assembler()
     p, g = a.load("p"), a.load("g")
     less = a.mask("less", p, g)
     everywhere = a.mask("logical_or", less, a.mask("logical_not", less))
     one, zero = a.constant(1.0), a.constant(0.0)
-    arrays, masks = {}, ("any", "all")
-    for name, kind in WHOLE.items():
+    arrays, masks, (whole, along) = {}, ("any", "all"), REDUCED[which]
+    for name in whole:
+        kind = _SCALARS.get(name, Kind.FLOAT)
         value = a.scalar(name, kind, less if name in masks else p)
         if kind is Kind.TRUTH:
             value = a.scalar("where", Kind.FLOAT, value, a.real(1.0), a.real(0.0))
         elif kind is Kind.INTEGER:
             value = a.scalar("to_float", Kind.FLOAT, value)
         arrays[f"{name}_of_all"] = a.array("round", value)
-    for name, axis in ALONG.items():
-        narrow = a.along(name, less if name in masks else p, axis, Kind.MASK if name in masks else Kind.ARRAY)
-        chosen = (narrow, one, zero) if name in masks else (everywhere, narrow, narrow)
+    for name, axis in along.items():
+        kind = Kind.MASK if name in masks else Kind.ARRAY
+        narrow = a.along(name, less if name in (*masks, "count") else p, axis, kind)
+        chosen = (narrow, one, zero) if kind is Kind.MASK else (everywhere, narrow, narrow)
         arrays[f"{name}_along"] = a.array("where", *chosen)
     totals = {name: a.total(f"total_{name}", name, g) for name in ("sum", "max")}
     return _probe(a.program("reductions", {"p": p, **arrays}, totals), tuple(arrays), tuple(totals))

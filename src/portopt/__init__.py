@@ -1,5 +1,8 @@
 """portopt: gradient optimizers written once, with the same bits on NumPy, CuPy, PyTorch and JAX."""
 
+from typing import TYPE_CHECKING
+
+from portopt import deferred as _deferred
 from portopt import dialects as dialects
 from portopt import scalars as scalars
 from portopt import schedules as schedules
@@ -33,7 +36,12 @@ from portopt.optimizer import Optimizer as Optimizer
 from portopt.optimizer import OptimizerState as OptimizerState
 from portopt.program import Program as Program
 from portopt.program.builder import UnsupportedOperationError as UnsupportedOperationError
-from portopt.rules.registry import *  # noqa: F403  # a new rule is to need one line, in the registry
 from portopt.schedules import Schedule as Schedule
 from portopt.schedules import register_schedule as register_schedule
 from portopt.slot import slot as slot
+
+if TYPE_CHECKING:
+    from portopt.rules.registry import *  # noqa: F403  # a new rule is to need one line, in the registry
+else:
+    # Whoever only takes arrays in and hands them on does not wait for some dozens of rules.
+    __getattr__, __dir__ = _deferred.names_of("portopt.rules.registry", globals())

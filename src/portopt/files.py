@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ def replacing(path: Path, *, durable: bool, private: bool = False) -> Iterator[P
     """
     if not private:
         path = _target(path)
-    temporary = path.with_name(f".portopt-{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".portopt-{os.urandom(8).hex()}.tmp")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
     try:
         permissions = temporary.stat()

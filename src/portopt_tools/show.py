@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.dialects import DIALECTS
-from portopt.kernels.groups import kernel_key
+from portopt.kernels.groups import array_order, kernel_key
 from portopt.kernels.key import Flush, KernelKey
 from portopt.optimizer import Optimizer
 from portopt.program import Program
@@ -16,6 +16,7 @@ from portopt_tools.errors import SUCCESS, UnusableArgumentsError
 from portopt_tools.tool import Tool
 
 DEFAULT_DTYPE = "float32"
+_PRODUCTS = "its step multiplies matrices or has functions or random numbers that this kind of kernel does not have"
 DEFAULT_SHAPE = (256, 512)
 """Of the parameter for which a program is shown that depends on that: large enough a matrix for rules that have a threshold."""
 
@@ -47,35 +48,51 @@ def show(optimizer: Optimizer, target: str, dtype: str | None = None, shape: tup
         ) from error
 
 
-def _check_elementwise(program: Program) -> None:
-    if not program.is_elementwise:
-        raise NotImplementedError("its step reduces or multiplies whole arrays, which this kind of kernel does not do")
-
-
 def _key(program: Program, dtype: str, flush: Flush) -> KernelKey:
-    dtypes = {**dict.fromkeys(program.array_outputs, COMPUTE_DTYPE[dtype]), "p": dtype, "g": dtype}
+    dtypes = {**dict.fromkeys(array_order(program), COMPUTE_DTYPE[dtype]), "p": dtype, "g": dtype}
     return kernel_key(program, dtypes, in_place=True, flush=flush)
 
 
 def _numba(program: Program, dtype: str) -> str:
     from portopt.kernels.host.compiler import default_flush
     from portopt.kernels.host.source import kernel_source
+    from portopt.kernels.host.staged_source import can_be_staged, staged_source
 
-    return kernel_source(program, _key(program, dtype, default_flush()))
+    program = program.after_totals
+    key = _key(program, dtype, default_flush())
+    if program.is_elementwise:
+        return kernel_source(program, key)
+    if not can_be_staged(program):
+        raise NotImplementedError(_PRODUCTS)
+    return staged_source(program, key)
 
 
 def _cuda(program: Program, dtype: str) -> str:
     from portopt.kernels.cuda.source import cuda_source
+    from portopt.kernels.cuda.staged_source import staged_source
+    from portopt.kernels.passes import can_pass
 
-    _check_elementwise(program)
-    return cuda_source(program, _key(program, dtype, "where"))
+    program = program.after_totals
+    key = _key(program, dtype, "where")
+    if program.is_elementwise:
+        return cuda_source(program, key)
+    if not can_pass(program):
+        raise NotImplementedError(_PRODUCTS)
+    return staged_source(program, key)
 
 
 def _triton(program: Program, dtype: str) -> str:
+    from portopt.kernels.passes import can_pass
     from portopt.kernels.triton.source import triton_source
+    from portopt.kernels.triton.staged_source import staged_source
 
-    _check_elementwise(program)
-    return triton_source(program, _key(program, dtype, "where"))
+    program = program.after_totals
+    key = _key(program, dtype, "where")
+    if program.is_elementwise:
+        return triton_source(program, key)
+    if not can_pass(program):
+        raise NotImplementedError(_PRODUCTS)
+    return staged_source(program, key)
 
 
 TARGETS: Mapping[str, Callable[[Program, str], str]] = {

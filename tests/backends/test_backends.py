@@ -270,6 +270,23 @@ def test_listing_backends_loads_no_framework() -> None:
     assert not loaded_by("import portopt; portopt.backends()") & FRAMEWORKS
 
 
+def test_rules_are_imported_at_the_first_use_of_one_and_found_in_every_way() -> None:
+    assert run_python("import sys, portopt; print('portopt.rules.sgd' in sys.modules)").strip() == "False"
+    for use in (
+        "from portopt import *; print(SGD.__name__)",
+        "from portopt import SGD; print(SGD.__name__)",
+        "from portopt.rules import SGD; print(SGD.__name__)",
+        "import portopt; print([name for name in dir(portopt) if name == 'SGD'].pop())",
+        "import portopt; print(type(portopt.get('sgd')).__name__)",
+    ):
+        assert run_python(use).strip() == "SGD"
+
+
+def test_a_name_that_portopt_lacks_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'portopt' has no attribute 'SDG'"):
+        portopt.SDG  # type: ignore[attr-defined]  # noqa: B018  # asking for it is the test
+
+
 TIMER = """
 import time
 start = time.process_time()

@@ -15,6 +15,7 @@ import pytest
 from support.elementwise import ELEMENTWISE
 from support.jax_trees import assert_same_trees
 from support.processes import run_python
+from support.rules_of_each_kind import Factored, Multiplying, Numbered, Trusting
 
 import portopt
 from portopt_jax import _handler, _kernel
@@ -105,6 +106,59 @@ def test_large_steps_are_shared_by_threads_without_changing_a_bit() -> None:
         found, state = step(arrays, list(map(jnp.asarray, grads)), optimizer.init(arrays))
         assert_same_trees(found, expected)
         assert_same_trees(state.slots["m"], expected_state.slots["m"])
+
+
+@pytest.mark.parametrize(("rule", "calls"), [(Trusting, 1), (Factored, 2), (Numbered, 1)])
+def test_a_step_with_reductions_is_a_call_for_each_program(rule: type[portopt.Optimizer], calls: int) -> None:
+    optimizer = rule(0.01)
+    params, grads = parameters(0), parameters(1)
+    state = optimizer.init(params)
+    assert compiled_text(optimizer.apply, params, grads, state).count(CALL) == calls
+    host, of_host = ({name: np.asarray(a) for name, a in arrays.items()} for arrays in (params, grads))
+    expected = optimizer.apply(host, of_host, optimizer.init(host))
+    for step in (jax.jit(optimizer.apply), jax.jit(optimizer.apply, donate_argnums=(0, 2)), optimizer.apply):
+        given = jax.tree_util.tree_map(jnp.copy, params)
+        found = step(given, grads, optimizer.init(given))
+        assert_same_trees(found[0], expected[0])
+        assert_same_trees(found[1].slots, expected[1].slots)
+
+
+@pytest.mark.parametrize("rule", [Trusting, Factored])
+def test_threads_share_large_parameters_stage_by_stage(rule: type[portopt.Optimizer]) -> None:
+    optimizer, rng = rule(0.01), np.random.default_rng(3)
+    shapes = ((7, 5), (700, 1000), (11,), (3, 200_001), (0, 2), (600_001,), (400, 1000), (150, 1000))
+    params, grads = ([rng.standard_normal(shape, np.float32) for shape in shapes] for _ in range(2))
+    expected, expected_state = optimizer.apply(params, grads, optimizer.init(params))
+    arrays, step = list(map(jnp.asarray, params)), jax.jit(optimizer.apply)
+    for _ in range(5):
+        found, state = step(arrays, list(map(jnp.asarray, grads)), optimizer.init(arrays))
+        assert_same_trees(found, expected)
+        assert_same_trees(state.slots, expected_state.slots)
+
+
+def test_what_a_product_is_in_stays_in_xla() -> None:
+    assert not _kernel.can_run(Multiplying().program(shape=(3, 4)))
+
+
+def test_lanes_that_differ_in_what_is_reduced_differ_in_all_that_comes_of_it() -> None:
+    optimizer = Trusting()
+    w = jnp.ones(5)
+    state = optimizer.init(w)
+    lanes = jax.vmap(optimizer.apply, in_axes=(None, 0, None))
+    new, new_state = jax.eval_shape(lanes, w, jnp.ones((3, 5)), state)
+    assert new.shape == new_state.slots["m"].shape == (3, 5)
+
+    class Reducing(portopt.Optimizer):
+        """The parameter moves by a number that only the gradient's reduction has."""
+
+        slots = ()
+
+        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+            return p - c.lr * xp.sum(g), {}
+
+    reducing = Reducing()
+    new, _ = jax.eval_shape(jax.vmap(reducing.apply, in_axes=(None, 0, None)), w, jnp.ones((3, 5)), reducing.init(w))
+    assert new.shape == (3, 5)
 
 
 def test_gradients_computed_in_the_same_jit_are_what_the_step_sees() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,13 +12,19 @@ import torch
 from support.bits import assert_same_bits
 
 import portopt
+from portopt.hyperparameters import seed_hyperparameter
 from portopt.kernels.host import compiler, kernel, threads
 from portopt.kernels.host.staged_source import stages_of
 from portopt.kernels.stages import Loop, can_cut
+from portopt.program.draws import Place
 from portopt.scalars import sqrt, where
 from portopt.slot import slot
 
 pytestmark = pytest.mark.needs("numba")
+
+
+LARGEST_FIRST = 27069349
+"""The seed of which the sixth element of the first parameter draws a uniform number that would round to 1, at the first step."""
 
 
 class Scaled(portopt.Optimizer):
@@ -85,13 +91,51 @@ class Normed(portopt.Optimizer):
         return p - c.lr * g / (row + xp.linalg.vector_norm(p, axis=0, keepdims=True)), {}
 
 
+class Totalling(portopt.Optimizer):
+    """Totals of sums, norms and maxima: of what is computed, of rows, of numbers of parameters, of scaled elements."""
+
+    slots = ("m", slot("row", drop=-1), slot("x", shape=()))
+    scalar_slots: ClassVar[Mapping[str, float]] = {"d": 0.5}
+
+    def totals(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Mapping[str, Any]:
+        return {
+            "moved": xp.sum(g * (p - c.d * slots.m)),
+            "length": xp.linalg.vector_norm(g / (xp.linalg.vector_norm(p) + 1.0)),
+            "largest": xp.max(p - slots.m),
+            "rows": xp.sum(0.1 * slots.row + xp.max(g, axis=-1, keepdims=True)),
+        }
+
+    def coefficients(self, t: Any, d: Any, moved: Any, length: Any, largest: Any, rows: Any) -> Mapping[str, Any]:
+        return {"d": 0.5 * d + moved / (1.0 + length), "rate": 0.01 * d, "scale": largest + rows}
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        m = 0.9 * slots.m + c.scale * g
+        row = slots.row + xp.mean(g, axis=-1, keepdims=True)
+        return p - c.rate * m, {"m": m, "x": slots.x + xp.sum(m), "row": row}
+
+
+class Drawing(portopt.Optimizer):
+    """Random numbers, elementary functions, and a sum of what they make, in one kernel."""
+
+    slots = ("m",)
+    draws: ClassVar[Mapping[str, Any]] = {"even": "uniform", "noise": "normal"}
+    seed: int = seed_hyperparameter(default=LARGEST_FIRST)
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any, even: Any, noise: Any) -> Any:
+        m = slots.m + xp.where(even < 0.5, g, xp.tanh(g)) + 0.1 * noise
+        total = xp.sum(even * xp.exp(0.01 * m))
+        return p - c.lr * m / sqrt(total * total + 1.0), {"m": m + even}
+
+
 SHAPES: dict[type[portopt.Optimizer], tuple[tuple[int, ...], ...]] = {
     Scaled: ((37, 53), (600,), (), (1,), (0, 3), (7, 3, 5)),
     Factored: ((37, 53), (600,), (3, 700), (1, 1), (0, 3), (3, 0), (5, 2, 7), (9, 3)),
     Extreme: ((37, 53), (3, 700), (1, 1), (5, 2, 7), (600, 3)),
     Normed: ((37, 53), (3, 700), (1, 1), (5, 2, 7)),
+    Totalling: ((37, 53), (1, 1), (0, 3), (5, 700)),
+    Drawing: ((6,), (37, 53), (), (0, 3), (7, 3, 5), (600,)),
 }
-RULES = (Scaled, Factored, Extreme)
+RULES = (Scaled, Factored, Extreme, Totalling, Drawing)
 
 
 @pytest.fixture(autouse=True)
@@ -137,6 +181,9 @@ class Twin:
     def compare(self) -> None:
         same(self.expected, self.params, "parameter")
         for name, arrays in self.expected_state.slots.items():
+            if name in self.rule.scalar_slots:
+                assert_same_bits(np.float64(arrays), np.float64(self.state.slots[name]), name)
+                continue
             same(arrays, self.state.slots[name], name)
 
 
@@ -198,11 +245,84 @@ def test_threads_change_no_bit(rule: type[portopt.Optimizer], count: int, monkey
     assert len(twin.rule._cache.plans) == 1
 
 
-def test_tensors_are_stepped_like_arrays() -> None:
-    twin = Twin(Factored(0.01), tree(Factored, "float32", 1), lambda a: torch.from_numpy(np.copy(a)))
+@pytest.mark.parametrize("rule", [Factored, Totalling, Drawing])
+def test_tensors_are_stepped_like_arrays(rule: type[portopt.Optimizer]) -> None:
+    twin = Twin(rule(0.01), tree(rule, "float32", 1), lambda a: torch.from_numpy(np.copy(a)))
     for step in range(4):
-        twin.step(tree(Factored, "float32", 10 + step))
+        twin.step(tree(rule, "float32", 10 + step))
         twin.compare()
+
+
+def test_draws_in_double_precision() -> None:
+    twin = Twin(Drawing(0.01), tree(Drawing, "float64", 1))
+    for step in range(2):
+        twin.step(tree(Drawing, "float64", 10 + step))
+        twin.compare()
+
+
+def test_a_number_that_would_round_to_one_is_drawn() -> None:
+    class Even(portopt.Optimizer):
+        slots = ()
+        draws: ClassVar[Mapping[str, Any]] = {"even": "uniform"}
+        seed: int = seed_hyperparameter(default=LARGEST_FIRST)
+
+        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any, even: Any) -> Any:
+            return even + 0.0 * g, {}
+
+    w = np.zeros(6, np.float32)
+    rule = Even()
+    assert rule.apply(w, w, rule.init(w))[0][5] == np.float32(1 - 2.0**-24)
+
+
+def test_a_part_of_a_parameter_draws_the_numbers_of_its_part() -> None:
+    whole, optimizer = np.zeros((6, 4), np.float32), portopt.NoisySGD()
+    expected, _ = optimizer.apply(whole, whole, optimizer.init(whole))
+    part, grads = np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float32)
+    state = optimizer.init(part)
+    for _ in range(3):
+        optimizer.apply_(part, grads, state)
+    # The plan that there is now knows of no parts.
+    optimizer.place_parameters([Place(0, (2, 4), (3, 0), (6, 4))])
+    for _ in range(3):
+        part[...] = 0.0
+        optimizer.apply_(part, grads, state)
+        assert_same_bits(part, expected[3:5], "part")
+
+
+def test_totals_over_parameters_of_two_dtypes() -> None:
+    both = [
+        {"wide": tree(Totalling, "float64", seed), "narrow": tree(Totalling, "float32", seed + 9)} for seed in range(4)
+    ]
+    params, *grads = ({f"{kind} {name}": a for kind in of for name, a in of[kind].items()} for of in both)
+    twin = Twin(Totalling(0.01), params)
+    for given in grads:
+        twin.step(given)
+        twin.compare()
+
+
+def test_a_total_of_nothing_and_of_zeros() -> None:
+    twin = Twin(Totalling(0.01), {"a": np.zeros((0, 3), np.float32)})
+    twin.step({"a": np.zeros((0, 3), np.float32)})
+    twin.compare()
+    twin = Twin(Totalling(0.01), {"a": np.zeros((4, 3), np.float32)})
+    twin.step({"a": np.full((4, 3), -0.0, np.float32)})
+    twin.compare()
+
+
+def test_totals_of_a_plan_are_over_the_gradients_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        pytest.fail("a planned step looked at its arrays one by one")
+
+    twin = Twin(Totalling(0.01), tree(Totalling, "float32", 1))
+    for step in range(3):
+        twin.step(tree(Totalling, "float32", step))
+    monkeypatch.setattr("portopt_numpy._backend.NumpyBackend.total", refuse)
+    grads = tree(Totalling, "float32", 9)
+    twin.state = twin.rule.apply_(twin.params, grads, twin.state)
+    monkeypatch.undo()
+    with portopt.interpreted():
+        twin.expected, twin.expected_state = twin.rule.apply(twin.expected, grads, twin.expected_state)
+    twin.compare()
 
 
 def test_a_plan_sees_a_slot_that_a_parameter_does_not_have() -> None:
@@ -216,13 +336,15 @@ def test_a_plan_sees_a_slot_that_a_parameter_does_not_have() -> None:
         twin.rule.apply_(twin.params, tree(Factored, "float32", 9), state)
 
 
-def test_no_memory_of_a_parameter_is_needed() -> None:
-    size = 1 << 22
-    rule, params = Scaled(0.01), {"w": np.ones(size, np.float32)}
-    grads, state = {"w": np.ones(size, np.float32)}, rule.init(params)
+@pytest.mark.parametrize("which", [Scaled, Totalling, portopt.NoisySGD])
+def test_no_memory_of_a_parameter_is_needed(which: type[portopt.Optimizer]) -> None:
+    size = 1 << 20
+    rule, params = which(0.01), {"w": np.ones((size // 1024, 1024), np.float32)}
+    grads, state = {"w": np.ones((size // 1024, 1024), np.float32)}, rule.init(params)
     state = rule.apply_(params, grads, state)
     tracemalloc.start()
-    rule.apply_(params, grads, state)
+    for _ in range(2):  # the second one by a plan
+        state = rule.apply_(params, grads, state)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < size

@@ -63,6 +63,26 @@ WRONG_UPDATES: dict[str, tuple[Callable[..., Any], str]] = {
         lambda xp, p, g, slots, c: (xp.sum(g, axis=-1, keepdims=True), {}),
         r"returned an array of shape \(3, 1\) as its new p, which has the shape of the parameter",
     ),
+    "identity of an unknown length": (
+        lambda xp, p, g, slots, c: (p @ xp.eye(c.lr), {}),
+        r"called xp.eye with .* rows, but the number is fixed in the program: give it an integer",
+    ),
+    "identity that is not square": (
+        lambda xp, p, g, slots, c: (p @ xp.eye(4, 3), {}),
+        r"called xp.eye\(4, 3, k=0\), but programs can hold square matrices.*xp.eye\(n\)",
+    ),
+    "identity beside the diagonal": (
+        lambda xp, p, g, slots, c: (p @ xp.eye(4, k=1), {}),
+        r"called xp.eye\(4, None, k=1\), but programs can hold square matrices",
+    ),
+    "identity of another length": (
+        lambda xp, p, g, slots, c: (p @ xp.eye(3), {}),
+        r"used @ on arrays of shapes \(3, 4\) and \(3, 3\)",
+    ),
+    "identity that does not broadcast": (
+        lambda xp, p, g, slots, c: (p - xp.eye(3), {}),
+        r"gave xp.subtract arrays of shapes \(3, 4\) and \(3, 3\), which do not broadcast",
+    ),
     "qr": (lambda xp, p, g, slots, c: (xp.linalg.qr(p)[0], {}), r"xp.linalg.qr, .*decompositions.*coupled Newton"),
     "svd": (lambda xp, p, g, slots, c: (xp.linalg.svd(p)[0], {}), r"xp.linalg.svd, .*decompositions.*coupled Newton"),
     "eigh": (

@@ -225,7 +225,7 @@ def test_parts_of_the_inner_axis_add_up_to_the_whole(dtype: str) -> None:
                 ]
                 for piece in pieces
             ]
-            integers = [products.integer_products(wide.xp, *pair) for pair in sliced]
+            integers = [products.integer_products(wide, *pair) for pair in sliced]
             summed = [sum(reversed(column[1:]), column[0]) for column in zip(*integers, strict=True)]
             result = products.rescaled(primitives, wide, summed, *sliced[0])
         assert_same_bits(result, product(a, b), f"{a.shape}")
@@ -298,6 +298,20 @@ def test_derivatives_in_jax_are_those_of_the_product(dtype: str) -> None:
         assert np.allclose(
             found, expected, rtol=1e-5 if dtype == "float32" else 1e-13, atol=1e-6 if dtype == "float32" else 0
         )
+
+
+def test_jax_differentiates_products_again_where_float64_is_off() -> None:
+    import jax
+
+    backend: Any = portopt.get_backend("jax")
+    a, b = (jax.numpy.asarray(ordinary((3, 3), "float32", seed)) for seed in range(2))
+
+    def total(a: Any) -> Any:
+        with jax.enable_x64(True):
+            return products.matmul(*primitives_of(backend, "float32"), a, b).sum()
+
+    found = jax.jit(jax.grad(jax.checkpoint(total)))(a)
+    np.testing.assert_allclose(found, np.broadcast_to(b.sum(axis=1), (3, 3)), rtol=1e-6)
 
 
 def test_the_power_of_a_row_is_found_at_every_exponent_and_near_its_ends() -> None:

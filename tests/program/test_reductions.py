@@ -379,8 +379,10 @@ def test_jax_differentiates_through_reductions() -> None:
         norm = staticmethod(lambda x, axes: jnp.sqrt(jnp.sum(x * x, axis=axes, keepdims=axes is not None)))
 
     x = jnp.asarray(ordinary((5, 3), "float32", 30))
-    gradients = [jax.grad(lambda x, kind=kind: function(kind, x)) for kind in (reductions, Library)]
-    actual, expected = (jax.jit(g)(x) for g in gradients)
+    # What is computed again for a derivative is differentiated later than it is traced, where float64 is off.
+    actual, expected = (
+        jax.jit(jax.grad(jax.checkpoint(lambda x, kind=kind: function(kind, x))))(x) for kind in (reductions, Library)
+    )
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
     # Outside of jit too, where a derivative is asked for with numbers that are known; and there is one at zero.
     of_norm = jax.grad(lambda x: jnp.asarray(reductions.norm(x, None), jnp.float32))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,16 +14,19 @@ from support.keeping_rule import Keeping
 import portopt
 from portopt.arithmetic import elementary
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt.kernels.groups import kernel_key
+from portopt.kernels.groups import array_order, kernel_key
 from portopt.kernels.key import KernelKey
 from portopt.program import Kind, Program
 from portopt.program.builder import Builder, Node
+from portopt.scalars import where
+from portopt.slot import slot
 from portopt_conformance.configurations import configurations
 from portopt_conformance.words import products_near_smallest_normal, special_words, to_floats
 
 NUMPY: Any = portopt.get_backend("numpy")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 CASES = [(rule, clipped) for rule in ELEMENTWISE for clipped in (False, True)]
+_REDUCTIONS = ("sum", "mean", "norm", "max", "min", "any", "all", "count")
 PAIRS = [(p, g) for p in DTYPES for g in DTYPES if p != g]
 """Dtypes of a parameter and of a gradient of another dtype."""
 each_case = pytest.mark.parametrize(("rule", "clipped"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))
@@ -54,6 +57,12 @@ def key_of(
     slots = dict.fromkeys(optimizer.slots, slot_dtype or COMPUTE_DTYPE[dtype])
     dtypes = {"p": dtype, "g": gradient_dtype or dtype, **slots}
     return kernel_key(optimizer.program(), dtypes, in_place=in_place, flush="where")
+
+
+def staged_key(program: Program, dtype: str) -> KernelKey:
+    """Return the key of the kernels that do a program in place."""
+    dtypes = {**dict.fromkeys(array_order(program), COMPUTE_DTYPE[dtype]), "p": dtype, "g": dtype}
+    return kernel_key(program, dtypes, in_place=True, flush="where")
 
 
 def words_of(dtype: str, seed: int, count: int = 2000) -> Array:
@@ -91,12 +100,13 @@ def compare_steps(
 ) -> None:
     """Compare steps on arrays of a device with the interpreter's on NumPy; slots are random words if there is a seed."""
     state = optimizer.init(params, slot_dtype=slot_dtype)
+    trees = [name for name in state.slots if name not in optimizer.scalar_slots]
     if seed is not None:
-        for k, name in enumerate(optimizer.slots):
+        for k, name in enumerate(trees):
             for i, slot in enumerate(state.slots[name]):
                 slot[...] = random_words(slot.shape, slot.dtype.name, seed + 100 * k + i)
     actual: Any = [to_device(p) for p in params]
-    slots = {name: [to_device(x) for x in state.slots[name]] for name in optimizer.slots}
+    slots = {name: [None if x is None else to_device(x) for x in state.slots[name]] for name in trees}
     actual_state = state._replace(slots={**state.slots, **slots})
     expected: Any = params
     for gradient in gradients:
@@ -112,8 +122,10 @@ def compare_steps(
     for i in range(len(params)):
         assert type(actual[i]) is type(to_device(params[i]))
         assert_same_bits(to_host(actual[i]), expected[i], f"params[{i}]")
-        for name in optimizer.slots:
-            assert_same_bits(to_host(actual_state.slots[name][i]), state.slots[name][i], f"{name}[{i}]")
+        for name in trees:
+            wanted = state.slots[name][i]
+            if wanted is not None:
+                assert_same_bits(to_host(actual_state.slots[name][i]), wanted, f"{name}[{i}]")
     for name in optimizer.scalar_slots:
         found = actual_state.slots[name]
         # JAX's state holds the two words of a float64.
@@ -174,6 +186,53 @@ class EveryFunction(portopt.Optimizer):
             "power_of_all": xp.abs(p) ** c.lr,
             "root_of_exponential": xp.sqrt(exponential),
         }
+
+
+class EveryReduction(portopt.Optimizer):
+    """Each reduction of all elements, of rows, of columns and of what those give."""
+
+    slots = (
+        *(slot(f"{name}_of_all", shape=()) for name in _REDUCTIONS),
+        *(slot(f"{name}_of_rows", drop=-1) for name in _REDUCTIONS),
+        *(slot(f"{name}_of_columns", drop=-2) for name in _REDUCTIONS),
+        slot("of_slices", keep=0),
+        slot("of_means", shape=()),
+    )
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        functions: dict[str, tuple[Any, Any]] = {
+            "sum": (xp.sum, p),
+            "mean": (xp.mean, g),
+            "norm": (xp.linalg.vector_norm, p),
+            "max": (xp.max, p),
+            "min": (xp.min, p),
+            "any": (xp.any, p < g),
+            "all": (xp.all, p < 2.0**70),
+            "count": (xp.count_nonzero, p < g),
+        }
+        found: dict[str, Any] = {}
+        for name, (function, x) in functions.items():
+            whole = function(x)
+            rows, columns = (function(x, axis=axis, keepdims=True) for axis in (-1, -2))
+            if name in ("any", "all"):
+                whole = where(whole, 1.0, 2.0)
+                rows, columns = (xp.where(mask, 1.0, 2.0) for mask in (rows, columns))
+            found |= {f"{name}_of_all": whole * 1.0, f"{name}_of_rows": rows, f"{name}_of_columns": columns}
+        of_slices = xp.sum(found["mean_of_rows"] * p, axis=tuple(range(1, p.ndim)), keepdims=True)
+        of_means = xp.sum(xp.mean(p, axis=-1, keepdims=True))
+        changed = p - c.lr * found["norm_of_all"] * found["mean_of_rows"] * g
+        return changed, {**found, "of_slices": of_slices, "of_means": of_means}
+
+
+class EveryDraw(portopt.Optimizer):
+    """Random numbers of each distribution, one of them used twice, once in a sum."""
+
+    draws: ClassVar[Mapping[str, Any]] = {"noise": "normal", "share": "uniform", "further": "normal"}
+
+    seed: int = portopt.hyperparameters.seed_hyperparameter(default=2**40 + 12345)
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any, noise: Any, share: Any, further: Any) -> Any:
+        return p + share * further - c.lr * (g + xp.sum(noise) * noise), {}
 
 
 def compare_gradients_of_another_dtype(

@@ -98,6 +98,9 @@ OPERATIONS_WRONG: Mapping[str, Callable[[Primitives], Overrides]] = {
     "reciprocal": lambda right: {"divide": lambda a, b: right.multiply(a, right.divide(np.ones_like(b), b))},
     "sum_with_a_zero": lambda right: {"multiply": lambda a, b: right.add(right.multiply(a, b), np.zeros_like(a))},
     "products_of_the_library": lambda right: {"sliced": _unsliced},
+    "identity_with_negative_zeros": lambda right: {
+        "eye": lambda count, one, like: np.where(np.eye(count, dtype=bool), one, np.negative(one * 0))
+    },
     "exponential_of_the_library": lambda right: {"exp": np.exp},
     "elements_counted_from_the_end": lambda right: {"arange": lambda count, like: np.arange(count)[::-1]},
     "nan_equals_itself": lambda right: {"equal": lambda a, b: (a == b) | (np.isnan(a) & np.isnan(b))},

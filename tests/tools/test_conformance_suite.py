@@ -97,13 +97,23 @@ def test_case_identifiers_are_unique() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_every_rule_is_tested_in_every_dtype_with_and_without_clipping_on_raw_words() -> None:
-    ids = {case.id for case in cases(portopt.get_backend("numpy"))}
+@pytest.mark.parametrize("full", [False, True])
+def test_every_rule_is_tested_in_every_dtype_with_and_without_clipping_on_raw_words(full: bool) -> None:
+    """Rules whose steps reduce or multiply have half of the dtypes without clipping, the others with it, unless in full."""
+    ids = {case.id for case in cases(portopt.get_backend("numpy"), full=full)}
     for rule in portopt.RULES:
+        every = full or is_elementwise(rule())
+        of_configuration: dict[str, set[str]] = {}
         for configuration in ("default", "clipped"):
-            for dtype in FORMATS:
-                for layer, name in ((2, "raw"), (3, "ten")):
-                    assert f"{layer}/{rule.__name__}/{configuration}/{dtype}/apply/{name}" in ids
+            of_configuration[configuration] = {
+                dtype
+                for dtype in FORMATS
+                if {f"{n}/{rule.__name__}/{configuration}/{dtype}/apply/{name}" for n, name in ((2, "raw"), (3, "ten"))}
+                <= ids
+            }
+            assert "float32" in of_configuration[configuration]
+            assert of_configuration[configuration] == set(FORMATS) or not every
+        assert set().union(*of_configuration.values()) == set(FORMATS)
 
 
 def test_every_rule_is_tested_for_100_steps() -> None:
@@ -122,6 +132,34 @@ def test_every_rule_is_tested_for_100_steps() -> None:
                 assert f"3/{rule.__name__}/{configuration}/{dtype}/apply/hundred" in ids
 
 
+@pytest.mark.needs("jax")
+def test_rules_take_turns_in_modes_of_which_a_sample_is_tested() -> None:
+    def tested(*, full: bool) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for case in cases(backend, layers=[5], full=full):
+            if case.variant == "clipped" and case.dtype == "float32" and case.name == "ten":
+                found.setdefault(case.mode, set()).add(case.subject)
+        return found
+
+    backend = portopt.get_backend("jax")
+    rules = {rule.__name__ for rule in portopt.RULES}
+    elementwise = {rule.__name__ for rule in portopt.RULES if is_elementwise(rule())}
+    of_mode = tested(full=False)
+    steps = {platform.mode_name for platform, depth in plan.depths(backend, "cpu") if depth in ("first", "compiled")}
+    for mode in steps:
+        assert of_mode[mode] == rules
+    turns = {mode: of for mode, of in of_mode.items() if mode not in steps}
+    assert len(turns) >= 8
+    for of in turns.values():
+        assert of & elementwise
+        assert of - elementwise
+        assert len(of) < len(rules) / 2
+    assert set().union(*turns.values()) == rules
+    every = tested(full=True)
+    assert every.keys() == of_mode.keys()
+    assert all(of == rules for of in every.values())
+
+
 CAUGHT_BY: Mapping[str, str] = {
     "root_one_ulp_off": "1/operations/sqrt/float32/apply/words",
     "contracted": "1/operations/multiply_add/float32/apply/words",
@@ -133,6 +171,7 @@ CAUGHT_BY: Mapping[str, str] = {
     "reciprocal": "1/operations/divide/float32/apply/words",
     "sum_with_a_zero": "1/operations/multiply/float32/apply/words",
     "products_of_the_library": "1/operations/products/float32/apply/words",
+    "identity_with_negative_zeros": "1/operations/identity/float32/apply/words",
     "exponential_of_the_library": "1/operations/functions/float32/apply/words",
     "elements_counted_from_the_end": "1/operations/draws/float32/apply/words",
     "nan_equals_itself": "1/operations/equal/float32/apply/words",

@@ -7,7 +7,6 @@ computed with zeros in its place. So a file is checked while it is read, and the
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import json
 import os
@@ -81,7 +80,7 @@ def write(path: Path, document: Mapping[str, Any], tensors: Mapping[str, Any]) -
                     f"{_LONGEST_HEADER} can be read again; save fewer parameters in one file, or give them shorter names"
                 )
             file.seek(_DIGEST_START)
-            file.write(hashlib.sha256(head).hexdigest().encode())
+            file.write(_sha256(head).encode())
 
 
 @contextlib.contextmanager
@@ -163,13 +162,20 @@ class Reader:
         head = _read_head(self._file)
         digest = head[_DIGEST_START:][: len(_NO_DIGEST)]
         blank = head[:_DIGEST_START] + _NO_DIGEST.encode() + head[_DIGEST_START + len(_NO_DIGEST) :]
-        if hashlib.sha256(blank).hexdigest().encode() != digest:
+        if _sha256(blank).encode() != digest:
             raise CheckpointError(f"{path} is damaged: its header does not have its checksum; load another checkpoint")
         return head
 
 
 def _digest(array: Any) -> str:
-    return hashlib.sha256(array.reshape(-1).view("uint8")).hexdigest()
+    return _sha256(array.reshape(-1).view("uint8"))
+
+
+def _sha256(data: Any) -> str:
+    # OpenSSL, which it loads, would take a twentieth of the time in which portopt is imported.
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()
 
 
 def _read_head(file: BinaryIO) -> bytes:

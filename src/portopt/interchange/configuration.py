@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar, overload
 
+from portopt import rules
 from portopt.interchange.native import NativeOptimizer, TFOptimizer, wrap
 from portopt.nested import find_classes_by
 from portopt.optimizer import Optimizer
-from portopt.rules import RULES
 
 _registered: dict[str, type[Optimizer]] = {}
 AnyRule = TypeVar("AnyRule", bound=type[Optimizer])
@@ -47,7 +47,7 @@ def known_rules() -> list[type[Optimizer]]:
 
 
 def _known() -> dict[str, type[Optimizer]]:
-    return {**{rule.__name__.lower(): rule for rule in RULES}, **_registered}
+    return {**{rule.__name__.lower(): rule for rule in rules.RULES}, **_registered}
 
 
 _NATIVE: Mapping[str, type[NativeOptimizer]] = {c.__name__.lower(): c for c in (NativeOptimizer, TFOptimizer)}

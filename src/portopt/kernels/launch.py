@@ -5,6 +5,7 @@ What differs between libraries of arrays is a `Library`: how it allocates, compi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -12,10 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from portopt.arithmetic.dtypes import round_scalar
+from portopt.backend.protocol import Leaf, Work
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.names import LARGEST_GRADIENT, SUM_SQUARES, UPDATE
-from portopt.kernels.norm_dependence import GradientNorm, norm_dependence
+from portopt.kernels.norm_dependence import GradientNorm, NormDependence, norm_dependence, with_given_totals
+from portopt.kernels.passes import Pass, can_pass, passes_of
+from portopt.kernels.stages import Space
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 
@@ -23,7 +27,13 @@ Arrays = Mapping[str, Any]
 
 
 class Library(Protocol):
-    """A library of arrays on GPUs, and how it runs kernels. What stands for a device there compares equal to itself only."""
+    """A library of arrays on GPUs, and how it runs kernels. What stands for a device there compares equal to itself only.
+
+    Attributes:
+        chunk: how many elements a chunk is, where a kernel has something to do for each.
+    """
+
+    chunk: int
 
     def device(self, array: Any, /) -> Any:
         """Return what stands for the device of an array."""
@@ -64,8 +74,19 @@ class Library(Protocol):
     def arguments(self, values: Sequence[float], dtype: str, device: Any, /) -> list[Any]:
         """Return numbers of a dtype as arguments of a kernel."""
 
-    def tables(self, module: Any, addresses: Sequence[Sequence[int]], sizes: Sequence[int], /) -> Iterable[Any]:
-        """Yield what tells each launch where its parameters are and how many elements they have."""
+    def unrounded(self, values: Sequence[Any], device: Any, /) -> list[Any]:
+        """Return scalars of a step that are not rounded as arguments of a kernel."""
+
+    def workspace(self, words: int, device: Any, /) -> tuple[Any, int]:
+        """Return memory of the device for that many words of 64 bits, and its address."""
+
+    def chunk_of(self, step: Pass, space: Space, /) -> int:
+        """Return how many elements of a pass are a chunk, given the space of what it reduces."""
+
+    def tables(
+        self, module: Any, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int, /
+    ) -> Iterable[Any]:
+        """Yield what tells each launch where its parameters are and how many elements they have, so many of them a chunk."""
 
     def launch(self, module: Any, kernel: str, table: Any, arguments: Sequence[Any], device: Any, /) -> None:
         """Run a kernel on all parameters of a table."""
@@ -105,7 +126,10 @@ def gradient_norm(library: Library, gradients: Sequence[Any], compute: Callable[
             for dtype, members in positions(map(library.dtype, dense)).items()
             for module in [library.norm_module(dtype)]
             for table in library.tables(
-                module, [[library.address(dense[i])] for i in members], [library.size(dense[i]) for i in members]
+                module,
+                [[library.address(dense[i])] for i in members],
+                [library.size(dense[i]) for i in members],
+                library.chunk,
             )
         ]
         for module, table in launches:
@@ -115,65 +139,153 @@ def gradient_norm(library: Library, gradients: Sequence[Any], compute: Callable[
     return norm
 
 
+@functools.lru_cache(maxsize=512)
+def can_run(program: Program) -> bool:
+    """Tell whether kernels can run a program, wherever the norm of the gradients is."""
+    return program.is_elementwise or can_pass(program)
+
+
 def update(
-    library: Library, program: Program, scalars: StepScalars, parameters: Sequence[Arrays], *, in_place: bool
+    library: Library,
+    works: Sequence[Work],
+    interpreted: Callable[[Sequence[Work]], Sequence[Arrays]],
+    *,
+    in_place: bool,
 ) -> list[dict[str, Any]] | None:
-    """Do a step by fused kernels; None if the norm of the gradients is not on the parameters' device, or there are other totals.
+    """Do a step by fused kernels; None if there are none for any of the works.
 
     Args:
         library: of the arrays.
-        program: what to run.
-        scalars: the step's scalars; those of the state are put into it if the norm is on the device.
-        parameters: the arrays of each parameter.
+        works: what to do; the scalars of the state are put into their scalars if the norm of the gradients is on the device.
+        interpreted: does works for which there are no kernels in another way, not in place.
         in_place: write the results into the given arrays.
     """
-    if len(program.totals) > 1:
-        return None  # the device keeps one
-    split = norm_dependence(program)
-    norm = split.norm(scalars.inputs)
-    if split.rounded_on_device and (
-        not isinstance(norm, GradientNorm)
-        or any(split.needs_norm(i) for i in split.program.scalar_outputs.values())
-        or any(library.device(arrays["p"]) != library.device(norm.words) for arrays in parameters)
-    ):
+    jobs = {k: job for k, work in enumerate(works) if (job := _Job.of(library, work)) is not None}
+    if not jobs:
         return None
-    values = split.host_scalars(scalars.inputs)
-    if split.rounded_on_device:
-        scalars.provide(split.state_scalars(scalars.inputs))
-    names = tuple(program.array_outputs)
-    dense = [{name: library.dense(array) for name, array in arrays.items()} for arrays in parameters]
-    outputs = dense
+    others = [work for k, work in enumerate(works) if k not in jobs]
+    further = iter(interpreted(others) if others else ())
+    for job in jobs.values():
+        if job.split.rounded_on_device:
+            job.scalars.provide(job.split.state_scalars(job.scalars.inputs))
     if in_place:
-        for i, name in overwritten(dense, program, library.memory):
-            dense[i][name] = library.copied(dense[i][name])
-    else:
-        outputs = [{name: library.empty_like(arrays[name]) for name in names} for arrays in parameters]
-    groups = grouped(
-        program,
-        ({name: library.dtype(array) for name, array in arrays.items()} for arrays in dense),
-        in_place=in_place,
-        flush="where",
-        devices=(library.device(arrays["p"]) for arrays in dense),
-    )
-    for key, device, members in groups:
-        module, real = library.module(program, key), key.compute_dtype
-        rounded = [round_scalar(float(values[j]), real) for _, j in split.rounded_on_host]
-        with library.on(device):
-            arguments = library.arguments(rounded, real, device)
-            if isinstance(norm, GradientNorm) and split.rounded_on_device:
-                given, count = [values[i] for i in split.given], len(split.rounded_on_device)
-                arguments.append(library.scalars_of_norm(module, norm, given, count, real, device))
-            columns = key.columns(program)
-            addresses = [_addresses(library, columns, dense[i], outputs[i]) for i in members]
-            for table in library.tables(module, addresses, [library.size(dense[i]["p"]) for i in members]):
-                library.launch(module, UPDATE, table, arguments, device)
-    if not in_place:
+        of_jobs = [(arrays, job.split.program) for job in jobs.values() for arrays in job.dense]
+        for i, name in overwritten(of_jobs, library.memory):
+            of_jobs[i][0][name] = library.copied(of_jobs[i][0][name])
+    results: list[dict[str, Any]] = []
+    for k, work in enumerate(works):
+        names = tuple(work.program.array_outputs)
+        if k in jobs:
+            outputs: Sequence[Arrays] = jobs[k].run(library, in_place=in_place)
+        else:
+            outputs = [next(further) for _ in work.parameters]
+        if in_place:
+            for original, written in zip(work.parameters, outputs, strict=True):
+                for name in names:
+                    if written[name] is not original[name]:
+                        library.assign(original[name], written[name])
+            outputs = work.parameters
+        results += [{name: arrays[name] for name in names} for arrays in outputs]
+    return results
+
+
+class _Job:
+    """What kernels do of a step: the parameters that one program is for."""
+
+    def __init__(self, library: Library, work: Work, scalars: StepScalars, split: NormDependence, norm: Any) -> None:
+        self.scalars = scalars
+        self.split = split
+        self._program = work.program
+        self._norm = norm
+        self.dense = [{name: library.dense(array) for name, array in arrays.items()} for arrays in work.parameters]
+        self._numbers = [arrays.place.number if isinstance(arrays, Leaf) else 0 for arrays in work.parameters]
+        self._shapes = [tuple(arrays["p"].shape) for arrays in work.parameters]
+
+    @classmethod
+    def of(cls, library: Library, work: Work) -> _Job | None:
+        """Return what kernels do; None if there are none."""
+        program, scalars, parameters = work
+        if not isinstance(scalars, StepScalars) or not can_run(program):
+            return None
+        split = norm_dependence(program)
+        norm = split.norm(scalars.inputs)
+        if not split.rounded_on_device and not any(map(split.needs_norm, split.unrounded)):
+            return cls(library, work, scalars, split, norm)
+        on_device = (
+            isinstance(norm, GradientNorm)
+            # The device keeps one, and has what is made of it in the compute dtype only.
+            and sum(bool(op.args) for op in program.totals.values()) == 1
+            and not any(map(split.needs_norm, [*split.program.scalar_outputs.values(), *split.unrounded]))
+            and all(library.device(arrays["p"]) == library.device(norm.words) for arrays in parameters)
+        )
+        if on_device:
+            return cls(library, work, scalars, split, norm)
+        # The host waits for the norm.
+        program = with_given_totals(program)
+        inputs = {name: float(value) if value is norm else value for name, value in scalars.inputs.items()}
+        scalars = StepScalars(program, scalars.arithmetic, inputs)
+        return cls(library, Work(program, scalars, parameters), scalars, norm_dependence(program), None)
+
+    def run(self, library: Library, *, in_place: bool) -> list[dict[str, Any]]:
+        """Launch the kernels; returns the arrays with the results."""
+        program, split, dense = self._program, self.split, self.dense
+        values = split.host_scalars(self.scalars.inputs)
+        outputs = dense
+        if not in_place:
+            names = tuple(program.array_outputs)
+            outputs = [{name: library.empty_like(arrays[name]) for name in names} for arrays in dense]
+        groups = grouped(
+            program,
+            ({name: library.dtype(array) for name, array in arrays.items()} for arrays in dense),
+            in_place=in_place,
+            flush="where",
+            devices=(library.device(arrays["p"]) for arrays in dense),
+        )
+        for key, device, members in groups:
+            module, real = library.module(program, key), key.compute_dtype
+            rounded = [round_scalar(float(values[j]), real) for _, j in split.rounded_on_host]
+            with library.on(device):
+                arguments = library.arguments(rounded, real, device)
+                if not program.is_elementwise:
+                    arguments += library.unrounded([values[i] for i in split.unrounded], device)
+                if isinstance(self._norm, GradientNorm) and split.rounded_on_device:
+                    given, count = [values[i] for i in split.given], len(split.rounded_on_device)
+                    arguments.append(library.scalars_of_norm(module, self._norm, given, count, real, device))
+                columns = key.columns(program)
+                addresses = [_addresses(library, columns, dense[i], outputs[i]) for i in members]
+                if program.is_elementwise:
+                    sizes = [library.size(dense[i]["p"]) for i in members]
+                    for table in library.tables(module, addresses, sizes, library.chunk):
+                        library.launch(module, UPDATE, table, arguments, device)
+                else:
+                    self._run_passes(library, module, members, addresses, arguments, device)
         return outputs
-    for original, written in zip(parameters, dense, strict=True):
-        for name in names:
-            if written[name] is not original[name]:
-                library.assign(original[name], written[name])
-    return [{name: arrays[name] for name in names} for arrays in parameters]
+
+    def _run_passes(
+        self,
+        library: Library,
+        module: Any,
+        members: Sequence[int],
+        addresses: Sequence[Sequence[int]],
+        arguments: Sequence[Any],
+        device: Any,
+    ) -> None:
+        passes = passes_of(self._program)
+        stages = passes.stages
+        lengths = [stages.lengths(self._shapes[i]) for i in members]
+        words = [passes.words(of, library.chunk) for of in lengths]
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(words)]).tolist()
+        memory, at = library.workspace(starts[-1], device)
+        rows = [
+            [*own, *of, at + 8 * start, self._numbers[i]]
+            for own, of, start, i in zip(addresses, lengths, starts[:-1], members, strict=True)
+        ]
+        for step in passes.passes:
+            source = stages.source(step.reductions[0]) if step.kind == "lines" else stages.space
+            units = [step.units(of) for of in lengths]
+            for table in library.tables(module, rows, units, library.chunk_of(step, source)):
+                library.launch(module, step.name, table, arguments, device)
+        del memory
 
 
 def _addresses(library: Library, columns: Sequence[str], arrays: Arrays, outputs: Arrays) -> list[int]:
@@ -188,19 +300,18 @@ def chunk_starts(sizes: Sequence[int], chunk: int) -> Any:
 
 
 def overwritten(
-    parameters: Sequence[Arrays], program: Program, memory: Callable[[Any], tuple[str, int, int]]
+    parameters: Sequence[tuple[Arrays, Program]], memory: Callable[[Any], tuple[str, int, int]]
 ) -> set[tuple[int, str]]:
     """Return the gradients and further inputs, by parameter and name, that share memory with what a step in place writes.
 
     They must be copied first.
 
     Args:
-        parameters: the arrays of each parameter.
-        program: what the step runs.
+        parameters: the arrays of each parameter, and what the step runs on it.
         memory: returns device, first and one-past-last byte of an array's memory.
     """
     written: dict[str, list[tuple[int, int]]] = {}
-    for arrays in parameters:
+    for arrays, program in parameters:
         for name in program.array_outputs:
             device, start, end = memory(arrays[name])
             if start < end:
@@ -210,7 +321,7 @@ def overwritten(
         starts, ends = np.asarray(sorted(ranges)).T
         sorted_ranges[device] = starts, np.maximum.accumulate(ends)
     found = set()
-    for i, arrays in enumerate(parameters):
+    for i, (arrays, program) in enumerate(parameters):
         for name in ("g", *program.further_inputs):
             device, start, end = memory(arrays[name])
             if start == end or device not in sorted_ranges:

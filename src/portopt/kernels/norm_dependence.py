@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from portopt.arithmetic import HOST
-from portopt.program import Op, Program
+from portopt.program import DRAWS, TOTALS, Op, Program
 from portopt.program.expansion import expand_elementary
 from portopt.program.interpreter import StepScalars
 from portopt.program.ir import pruned
@@ -41,10 +41,11 @@ class NormDependence:
 
     Attributes:
         program: the program, its elementary functions written out.
-        dependent: the scalar operations that need the norm, in order, without the input itself.
+        dependent: the scalar operations of the step that need the norm, in order, without the input itself.
         given: the scalars that those take from the host, constants apart.
         rounded_on_host: each `round` of a scalar of the host, and that scalar.
         rounded_on_device: each `round` of a scalar that needs the norm, and that scalar.
+        unrounded: the scalars of the step, constants apart, of which scalars of a parameter, and random numbers, are made.
     """
 
     program: Program
@@ -52,6 +53,7 @@ class NormDependence:
     given: tuple[int, ...]
     rounded_on_host: tuple[tuple[int, int], ...]
     rounded_on_device: tuple[tuple[int, int], ...]
+    unrounded: tuple[int, ...]
 
     def norm(self, inputs: Mapping[str, Any]) -> Any:
         """Return the norm among the program's scalar inputs by name; None if it needs none."""
@@ -85,7 +87,7 @@ def norm_dependence(program: Program) -> NormDependence:
     reached = {i for i, op in enumerate(ops) if _is_norm(op)}
     dependent: list[int] = []
     for i, op in enumerate(ops):
-        if op.kind.is_scalar and reached.intersection(op.args):
+        if op.kind.is_scalar and i not in program.parameter_scalars and reached.intersection(op.args):
             reached.add(i)
             dependent.append(i)
     arguments = sorted({j for i in dependent for j in ops[i].args})
@@ -95,12 +97,28 @@ def norm_dependence(program: Program) -> NormDependence:
         given=tuple(j for j in arguments if j not in reached and ops[j].name != "constant"),
         rounded_on_host=tuple((i, j) for i, j in program.rounded_scalars if j not in reached),
         rounded_on_device=tuple((i, j) for i, j in program.rounded_scalars if j in reached),
+        unrounded=_unrounded(program),
     )
 
 
 @functools.lru_cache(maxsize=512)
+def with_given_totals(program: Program) -> Program:
+    """Return the program of a step to which all totals are given as numbers, the norm of the gradients too."""
+    ops = [replace(op, args=()) if op.name in TOTALS else op for op in program.ops]
+    return pruned(program.name, ops, program.array_outputs, program.scalar_outputs)
+
+
+def _unrounded(program: Program) -> tuple[int, ...]:
+    ops, of_parameter = program.ops, program.parameter_scalars
+    users = [op for i, op in enumerate(ops) if i in of_parameter or op.name in DRAWS]
+    found = {j for op in users for j in op.args if ops[j].kind.is_scalar and ops[j].name != "constant"}
+    return tuple(sorted(found - of_parameter))
+
+
+@functools.lru_cache(maxsize=512)
 def _host_program(split: NormDependence) -> Program:
-    wanted = [*split.given, *(j for _, j in split.rounded_on_host), *split.program.scalar_outputs.values()]
+    rounded = [j for _, j in split.rounded_on_host]
+    wanted = [*split.given, *rounded, *split.unrounded, *split.program.scalar_outputs.values()]
     outputs = {str(j): j for j in wanted if not split.needs_norm(j)}
     return pruned(split.program.name, list(split.program.ops), {}, outputs)
 

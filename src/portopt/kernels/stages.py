@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from portopt.program import ARRAY_OPERATIONS, REDUCTIONS, Dim, Program
@@ -109,16 +109,23 @@ class Stages:
     def steps(self) -> tuple[tuple[str, int], ...]:
         """What is done, in order: `"between"` or `"loop"` and its number; last, if there are small results, `"small"`."""
         found: list[tuple[str, int]] = []
-        for k, (between, _) in enumerate(zip(self.between, self.loops, strict=True)):
+        for k, (between, loop) in enumerate(zip(self.between, self.loops, strict=True)):
             if between.parts:
                 found.append(("between", k))
-            found.append(("loop", k))
+            if loop.reductions or loop.outputs:
+                found.append(("loop", k))
         return (*found, *([("small", 0)] if self.small else []))
+
+    @functools.cached_property
+    def left(self) -> tuple[int, ...]:
+        """The reductions that are results: whoever wants them finishes them, having added those of other parameters."""
+        return left_reductions(self.program)
 
     @property
     def reductions(self) -> tuple[int, ...]:
-        """All reductions."""
-        return tuple(i for i, op in enumerate(self.program.ops) if op.name in REDUCTIONS)
+        """All reductions, those that are results first."""
+        found = (i for i, op in enumerate(self.program.ops) if op.name in REDUCTIONS)
+        return tuple(sorted(found, key=lambda i: i not in self.left))
 
     @property
     def kept(self) -> tuple[int, ...]:
@@ -128,15 +135,25 @@ class Stages:
         )
 
 
-def can_cut(program: Program) -> bool:
-    """Tell whether a program can be done in loops over a parameter's elements."""
+def left_reductions(program: Program) -> tuple[int, ...]:
+    """Return the reductions among the results of a program."""
+    return tuple(dict.fromkeys(i for i in program.scalar_outputs.values() if i in program.parameter_scalars))
+
+
+def can_cut(program: Program, further: Container[str] = ()) -> bool:
+    """Tell whether a program can be done in loops over a parameter's elements.
+
+    Args:
+        program: the program.
+        further: operations that loops can hold, beside `ARRAY_OPERATIONS`.
+    """
     for op in program.ops:
         if op.name in ("load", "widen", "round") or op.kind.is_scalar:
             pass
         elif op.name in REDUCTIONS:
             if op.dims is None:
                 return False
-        elif op.name not in ARRAY_OPERATIONS:
+        elif op.name not in ARRAY_OPERATIONS and op.name not in further:
             return False
         if any(dim != -1 and dim != axis for axis, dim in enumerate(op.dims or ())):
             return False
@@ -219,6 +236,7 @@ class _Cutter:
         self._space = space
         self._spaces = spaces
         self._uniform = _uniform(program)
+        self._left = frozenset(left_reductions(program))
         self._levels = self._find_levels()
         self._number = max(self._levels, default=0) + 1
         """Of loops over all elements."""
@@ -306,7 +324,9 @@ class _Cutter:
     def between(self) -> tuple[Between, ...]:
         """Return what is done before each loop over all elements."""
         return tuple(
-            Between(tuple(self._from_loop(level)), self._parts(level)) if level else Between((), self._parts(0))
+            Between(
+                tuple(i for i in self._from_loop(level) if i not in self._left) if level else (), self._parts(level)
+            )
             for level in range(self._number)
         )
 
@@ -332,7 +352,9 @@ class _Cutter:
                 reduced[at].append(i)
                 needed = [(i, True)]
                 place[i] = at
-            else:
+            if i in self._left:
+                continue
+            if not of_small:
                 needed = [(j, False) for j in self._small_operands(op.args)]
             space = None if op.kind.is_scalar else self._spaces[i] or ()
             at = self._first(spaces, space, needed, place, reduced)

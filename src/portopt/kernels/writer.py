@@ -70,16 +70,18 @@ class Language:
 
 @dataclass(frozen=True)
 class Function:
-    """A function of elements in the compute dtype.
+    """An elementary function of elements.
 
     Attributes:
         name: of the function.
+        real: the dtype of its arguments and its result.
         parameters: names of its arguments.
         lines: statements.
         result: the expression to return.
     """
 
     name: str
+    real: str
     parameters: tuple[str, ...]
     lines: list[str]
     result: str
@@ -160,7 +162,7 @@ class Writer:
             value = (element or self._language.element).format(self._arrays[name])
             return self._language.loaded(self.dtypes[name], self.real, value, flush=flush)
         if op.name in FUNCTIONS:
-            return f"{self._function(op.name)}({', '.join(self.names[j] for j in op.args)})"
+            return f"{_function_name(op.name, self.real)}({', '.join(self.names[j] for j in op.args)})"
         table, name = self._language.arrays, op.name
         is_rounded = [self.program.ops[j].name == "round" for j in op.args]
         if name == "multiply" and "scale" in table and is_rounded[0]:
@@ -177,24 +179,24 @@ class Writer:
     def functions(self) -> list[Function]:
         """Return the elementary functions that the program needs of array elements."""
         used = {op.name for op in self.program.ops if not op.kind.is_scalar}
-        return [self._written(name) for name in FUNCTIONS if name in used]
+        wanted = [(name, self.real) for name in FUNCTIONS if name in used]
+        if "draw_normal" in used:
+            wanted += [(name, "float64") for name in ("log", "cos")]
+        return [self._written(name, real) for name, real in dict.fromkeys(wanted)]
 
-    def _function(self, name: str) -> str:
-        return f"{name}_of_{self.real}"
-
-    def _written(self, name: str) -> Function:
+    def _written(self, name: str, real: str) -> Function:
         """Write a function as the scalar program that it is, in float64, rounded once."""
         language, program = self._language, function_program(name)
-        writer = Writer(language, program, KernelKey((("p", self.real),), True, "where"))
+        writer = Writer(language, program, KernelKey((("p", real),), True, "where"))
         parameters = tuple(f"element_{label}" for label in program.scalar_inputs)
         lines = []
         for i, op in enumerate(program.ops):
             if op.name == "input":
-                lines.append(writer.assigned(i, language.converted(self.real, "float64", f"element_{op.label}")))
+                lines.append(writer.assigned(i, language.converted(real, "float64", f"element_{op.label}")))
             elif op.name != "constant":
                 lines.append(writer.scalar(i))
-        result = language.converted("float64", self.real, writer.operand(program.scalar_outputs["result"]))
-        return Function(self._function(name), parameters, lines, result)
+        result = language.converted("float64", real, writer.operand(program.scalar_outputs["result"]))
+        return Function(_function_name(name, real), real, parameters, lines, result)
 
     # Scalars -----------------------------------------------------------------------------------------------------
 
@@ -228,7 +230,7 @@ class Writer:
         """
         lines = []
         for i, op in enumerate(self.program.ops):
-            if op.name in TOTALS:
+            if op.name in TOTALS and op.args:
                 lines.append(self.assigned(i, norm))
             elif i in split.dependent:
                 lines.append(self.scalar(i))
@@ -240,6 +242,10 @@ class Writer:
         kind, language = self.program.ops[i].kind, self._language
         written = language.storage.get(self.real) if kind is Kind.ARRAY else language.types.get(kind)
         return language.assignment.format(type=written, name=self.names[i], value=value)
+
+
+def _function_name(name: str, real: str) -> str:
+    return f"{name}_of_{real}"
 
 
 def _operand_kinds(op: Op) -> tuple[Kind, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -141,7 +142,9 @@ def interpret(
             values[i] = getattr(parameter.reductions.of(dims), op.name)(whole, op.label)
         else:
             operands = [values[j] for j in op.args]
-            if op.name in PRODUCTS:
+            if op.name == "eye":
+                values[i] = primitives.eye(shape_of(op.dims, shape)[-1], values[op.args[0]], arrays["p"])
+            elif op.name in PRODUCTS:
                 whole = [
                     _with_shape(primitives.xp, x, program.ops[j].dims, shape)
                     for x, j in zip(operands, op.args, strict=True)
@@ -244,8 +247,12 @@ def _with_axes(xp: Any, array: Any, dims: tuple[Dim, ...] | None, shape: tuple[i
 
 
 def _without_axes(xp: Any, value: Any, dims: tuple[Dim, ...] | None, arrays: Mapping[str, Any], name: str) -> Any:
-    """Return a result in the shape of the array that it replaces; a number for all elements stays one."""
-    return value if dims is None or -1 not in dims or not value.shape else xp.reshape(value, arrays[name].shape)
+    """Return a result in the shape of the array that it replaces; a number for all elements, and the array of a total, stay."""
+    if dims is None or -1 not in dims or not value.shape or name not in arrays:
+        return value
+    shape = arrays[name].shape
+    # The array of a total may have the name of a slot.
+    return xp.reshape(value, shape) if math.prod(value.shape) == math.prod(shape) else value
 
 
 def _with_shape(xp: Any, value: Any, dims: tuple[Dim, ...] | None, shape: tuple[int, ...]) -> Any:

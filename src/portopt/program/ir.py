@@ -95,6 +95,7 @@ PRODUCTS: Mapping[str, str] = {
     "matmul": "the matrix product of the last two axes, in any order of summation the same bits",
     "transpose": "the axes in the order of the label",
     "reshape": "the elements in row-major order, in the shape of the label",
+    "eye": "a square matrix of the shape of the label, with a number on the diagonal, else +0",
 }
 """Operations on matrices."""
 
@@ -129,7 +130,7 @@ class Op:
     """One operation: its name, the kind of its result, and the indices of its operands in `Program.ops`.
 
     `label` is the name of an input, a total, a draw or a loaded array, the value of a constant, the axes of a reduction (None:
-    all) or transpose, or the shape of a reshape. `dims` is the shape of an array; None is the parameter's own.
+    all) or transpose, or the shape of a reshape or identity matrix. `dims` is the shape of an array; None is the parameter's own.
     """
 
     name: str
@@ -274,7 +275,8 @@ class Program:
             operands = [names[i] for i in op.args]
             symbol = _INFIX.get(op.name)
             if isinstance(op.label, tuple):
-                operands.append(f"{'shape' if op.name == 'reshape' else 'axes'}={op.label}".replace("'", ""))
+                what = "axes" if op.name in (*REDUCTIONS, "transpose") else "shape"
+                operands.append(f"{what}={op.label}".replace("'", ""))
             text = f" {symbol} ".join(operands) if symbol else f"{op.name}({', '.join(operands)})"
             if op.name in TOTALS:
                 lines_of = total_lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, NoReturn
 
 
@@ -15,6 +14,8 @@ class _Values:
     def _refuse(self, name: str, what: str, remedy: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
+        import difflib  # only for a message
+
         close = difflib.get_close_matches(name, vars(self), n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise AttributeError(

@@ -31,11 +31,16 @@ class Primitives:
         rescaled: takes the place of `products.rescaled`, of integer products and the two operands' slices.
         fused: runs the elementwise program of a segment, given its arrays and its scalars, and returns its results; None if each
             operation is run by itself.
+        leading_exponent: returns the largest k, int64, with `2**k` at most a positive normal float64, and -1023 for a smaller
+            one; None where the library has nothing that looks at bits.
+        power_of_two: returns `2**k` in float64 for an int64 k in [-1022, 1023]; None likewise.
     """
 
     sliced: Callable[[Any, int], Any] | None = None
     rescaled: Callable[[Any, Any, Any], Any] | None = None
     fused: Callable[[Any, Any, Any], Any] | None = None
+    leading_exponent: Callable[[Any], Any] | None = None
+    power_of_two: Callable[[Any], Any] | None = None
 
     def __init__(
         self, xp: Any, dtype: Any, compute_dtype: str, overrides: Mapping[str, Callable[..., Any]] | None = None
@@ -70,6 +75,12 @@ class Primitives:
     def arange(self, count: int, like: Any) -> Any:
         """Return the numbers from 0 to below `count`, int64, on the device of `like`."""
         return self.xp.arange(count, dtype=self.xp.int64, **_on_device(like))
+
+    def eye(self, count: int, one: Any, like: Any) -> Any:
+        """Return a square matrix of so many rows with `one`, of no axes, on its diagonal, on the device of `like`."""
+        with self.float64():  # which a library may need for the whole numbers that it counts with
+            rows = self.xp.reshape(self.arange(count, like), (count, 1))
+            return self.xp.where(rows == self.xp.reshape(rows, (1, count)), one, 0.0)
 
     def flush(self, x: Any) -> Any:
         """Make subnormals zero, keeping the sign."""
@@ -110,6 +121,10 @@ class Primitives:
 
     def without_negative_zero(self, a: Any) -> Any:
         return self.xp.where(a != 0.0, a, 0.0)
+
+    def multiply_matrices(self, a: Any, b: Any) -> Any:
+        """Return the product of two matrices of which every sum is exact."""
+        return self.xp.matmul(a, b)
 
     def negative(self, a: Any) -> Any:
         return -a

@@ -247,18 +247,18 @@ def _leading_power(wide: Primitives, x: Any, compute_dtype: str) -> Any:
 
 def product(primitives: Primitives, wide: Primitives, left: Slices, right: Slices) -> Any:
     """Return the product, in the compute dtype, of operands that are sliced for an inner axis of one length."""
-    integers = integer_products(wide.xp, left, right)
+    integers = integer_products(wide, left, right)
     if primitives.rescaled is not None:
         return primitives.rescaled(integers, left, right)
     return rescaled(primitives, wide, integers, left, right)
 
 
-def integer_products(xp: Any, left: Slices, right: Slices) -> list[Any]:
+def integer_products(wide: Primitives, left: Slices, right: Slices) -> list[Any]:
     """Return the integer products; those of parts of the inner axis may be added, in any order, before they are rescaled."""
     a, b = left.integers, right.integers
     if len(a) == 1:
-        return [xp.matmul(a[0], b[0])]
-    return [xp.matmul(a[i], b[j]) for i, j in ((0, 0), (0, 1), (1, 0), (0, 2), (2, 0), (1, 1))]
+        return [wide.multiply_matrices(a[0], b[0])]
+    return [wide.multiply_matrices(a[i], b[j]) for i, j in ((0, 0), (0, 1), (1, 0), (0, 2), (2, 0), (1, 1))]
 
 
 def rescaled(primitives: Primitives, wide: Primitives, integers: Sequence[Any], left: Slices, right: Slices) -> Any:

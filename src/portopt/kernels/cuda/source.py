@@ -57,8 +57,8 @@ def cuda_source(program: Program, key: KernelKey) -> str:
         common_source(len(columns), rows_of_update(program, key)),
     ]
     if writer.program.uses_gradient_norm:
-        parts += [source_file("norm.cuh"), _scalars_of_norm(writer, split)]
-    parts += _functions(writer)
+        parts += [source_file("norm.cuh"), scalars_of_norm_source(writer, split)]
+    parts += functions_source(writer)
     return "\n".join([*parts, _update(writer, split, in_place=key.in_place)])
 
 
@@ -81,9 +81,11 @@ def source_file(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
-def _functions(writer: Writer) -> list[str]:
-    real, parts = LANGUAGE.storage[writer.real], []
+def functions_source(writer: Writer) -> list[str]:
+    """Return the functions of elements that a program needs."""
+    parts = []
     for function in writer.functions():
+        real = LANGUAGE.storage[function.real]
         parameters = ", ".join(f"const {real} {name}" for name in function.parameters)
         lines = [f"__device__ __noinline__ {real} {function.name}({parameters})", "{"]
         lines += [*(f"    {line}" for line in function.lines), f"    return {function.result};", "}", ""]
@@ -98,7 +100,7 @@ def _update(writer: Writer, split: NormDependence, *, in_place: bool) -> str:
     if split.rounded_on_device:
         parameters.append(f"const {real} *from_norm")
     written = set(writer.program.array_outputs if in_place else columns[len(writer.dtypes) :])
-    lines = [f'extern "C" __global__ void {UPDATE}({_listed(parameters)})', "{"]
+    lines = [f'extern "C" __global__ void {UPDATE}({listed(parameters)})', "{"]
     # What the rounded scalars are, where a name does not say it.
     known = [(i, ops[j]) for i, j in writer.program.rounded_scalars if ops[j].name in (*GIVEN, "constant")]
     lines += [f"    // {writer.names[i]}: {op.label}" for i, op in known]
@@ -126,17 +128,19 @@ def _update(writer: Writer, split: NormDependence, *, in_place: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _scalars_of_norm(writer: Writer, split: NormDependence) -> str:
+def scalars_of_norm_source(writer: Writer, split: NormDependence) -> str:
+    """Return the kernel that computes the scalars that need the norm."""
     ops, types = writer.program.ops, LANGUAGE.types
     parameters = ["const GradientNorm *norm"]
     parameters += [f"const {types[ops[i].kind]} {writer.names[i]}" for i in split.given]
     parameters.append(f"{LANGUAGE.storage[writer.real]} *results")
     lines = writer.scalars_of_norm(split, "norm_of(norm)", "results[{0}] = {1};")
-    head = f'extern "C" __global__ void {SCALARS_OF_NORM}({_listed(parameters)})'
+    head = f'extern "C" __global__ void {SCALARS_OF_NORM}({listed(parameters)})'
     return "\n".join([head, "{", *(f"    {line}" for line in lines), "}"]) + "\n"
 
 
-def _listed(parameters: Sequence[str]) -> str:
+def listed(parameters: Sequence[str]) -> str:
+    """Return the parameters of a kernel, a line each."""
     return "\n    " + ",\n    ".join(parameters)
 
 

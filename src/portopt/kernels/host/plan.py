@@ -13,20 +13,23 @@ What a step needs besides, it has to itself, so that any number of threads may u
 
 from __future__ import annotations
 
+import itertools
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from portopt.backend import Backend, is_interpreted
+from portopt.backend import Backend, Leaf, is_interpreted
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
-from portopt.kernels.host.kernel import Inputs, Work, can_run, host_kernel, make_works, shared_last
+from portopt.kernels.host.kernel import Inputs, Work, can_run, draws, host_kernel, make_works, places_of, shared_last
 from portopt.kernels.host.norm import GradientTable, gradient_norm
 from portopt.kernels.host.readers import ArrayReader
+from portopt.kernels.host.totals import PlannedTotal, can_be_reduced, reducing
 from portopt.kernels.host.watch import Call, Watch
 from portopt.nested import rates_of
-from portopt.program import Op, Program
+from portopt.program import Program
+from portopt.program.interpreter import StepScalars
 from portopt.protocols import Rule
 from portopt.scalars import MOST_STEPS
 from portopt.schedules import Schedule, is_schedule
@@ -51,6 +54,8 @@ class Plan:
         watch: knows the arrays.
         work: kernels and their parameters.
         inputs: where the kernels' inputs and outputs are.
+        totals: what computes those that are not of arrays as they are, by name.
+        further: names of further inputs.
         is_noted: whether somebody is told of the written arrays.
     """
 
@@ -62,18 +67,24 @@ class Plan:
         watch: Watch,
         work: Sequence[Work],
         inputs: Inputs,
+        totals: Mapping[str, PlannedTotal],
+        further: tuple[str, ...],
         *,
         is_noted: bool,
     ) -> None:
         self.program = next(iter(programs))
         self.backend = backend
+        self.inputs = further
         self._programs = programs
         self._watch = watch
         self._work = work
         self._inputs = inputs
+        self._totals = totals
         # Kernels with stages take a parameter without elements for one of one element.
         self._sizes = [
-            part.sizes if part.kernel.stages is None else part.table[:, len(part.kernel.columns) :].prod(axis=1)
+            part.sizes
+            if (stages := part.kernel.stages) is None
+            else part.table[:, len(part.kernel.columns) :][:, : len(stages.space)].prod(axis=1)
             for part in work
         ]
         self._state_type: type[OptimizerState] = type(trees[2])
@@ -90,6 +101,11 @@ class Plan:
         """
         if not self._is_for(state):
             return None
+        if self.inputs:
+            if any(overrides.get(name) is None for name in self.inputs):
+                return None
+            grads = (grads, *[overrides[name] for name in self.inputs])
+            overrides = {name: value for name, value in overrides.items() if name not in self.inputs}
         slots, finished = state.slots, state.step + 1
         kept, call = self._kept, None
         if kept is not None and _same_numbers(overrides, kept[1]):
@@ -97,17 +113,17 @@ class Plan:
         else:
             try:
                 checked = rule.check_overrides(overrides)
+                if self.inputs:
+                    checked |= dict.fromkeys(self.inputs, True)
                 if not self._runs(rule, checked):
                     return None
-                totals: dict[str, float] = {}
-                asked = [(name, op) for name, op in self.program.totals.items() if name not in checked]
+                asked = any(name not in checked for program in self._programs for name in program.totals)
                 if asked or any(map(_is_of_the_user, rates_of(rule, checked))):
                     # No schedule of a user's is called for a step that another plan does.
                     call = self._watch.begin()
                     if not self._watch.look(params, grads, slots, call=call):
                         return None
-                    totals = {name: self._over_all(op, call) for name, op in asked}
-                new_inputs = self._new_inputs(rule, state, checked, totals)
+                new_inputs = self._new_inputs(rule, state, checked, call)
             except Exception:
                 # Of several things that are wrong, the full check has an order of its own.
                 if self._watch.look(params, grads, slots):
@@ -130,8 +146,11 @@ class Plan:
         new_state: OptimizerState = self._state_type(finished, slots)
         return new_state
 
-    def _over_all(self, op: Op, call: Call) -> float:
-        """Return one of the program's totals over the arrays of a call."""
+    def _over_all(self, total: str, scalars_of: Callable[[Program], StepScalars], call: Call) -> float:
+        """Return one of the program's totals over the arrays of a call, given what returns the scalars of a part of a program."""
+        if total in self._totals:
+            return self._totals[total].over(call.table, scalars_of)
+        op = self.program.totals[total]
         name, first = str(self.program.ops[op.args[0]].reads), call.table.buffer_info()[0]
         return _TOTALS[op.name](
             [
@@ -160,10 +179,13 @@ class Plan:
         return not is_interpreted()
 
     def _new_inputs(
-        self, rule: Rule, state: Any, overrides: Mapping[str, Any], totals: Mapping[str, float]
+        self, rule: Rule, state: Any, overrides: Mapping[str, Any], call: Call | None
     ) -> array[float] | None:
-        programs = list(self._programs)
-        scalars, _ = rule.step_scalars(self.backend, programs, state, overrides, lambda name, _: totals[name])
+        def total(name: str, scalars_of: Callable[[Program], StepScalars]) -> float:
+            assert call is not None  # there is one where there are totals
+            return self._over_all(name, scalars_of, call)
+
+        scalars, _ = rule.step_scalars(self.backend, list(self._programs), state, overrides, total)
         values = self._inputs.values(scalars)
         return array("d", values) if all(type(v) in (int, float) for v in values) else None
 
@@ -192,8 +214,7 @@ def make_plan(
     backend: Backend,
     programs: Sequence[Program],
     trees: Trees,
-    arrays: Sequence[Mapping[str, Any]],
-    dtypes: Sequence[Mapping[str, str]],
+    arrays: Sequence[Leaf],
     reader: ArrayReader,
     note_written: Callable[[list[Any]], object] | None = None,
 ) -> Plan | None:
@@ -202,9 +223,8 @@ def make_plan(
     Args:
         backend: of the arrays.
         programs: what the steps run on each parameter.
-        trees: a step's parameters, gradients and state.
-        arrays: name to array, of each parameter, in the order of the tree.
-        dtypes: name to dtype name, of each parameter.
+        trees: a step's parameters, gradients and state; where there are further inputs, a tuple of gradients and these.
+        arrays: of each parameter, in the order of the tree.
         reader: how arrays are read.
         note_written: a function written in C that, given a list of all written arrays after a step, notes that they were written.
     """
@@ -214,29 +234,84 @@ def make_plan(
     members: dict[Program, list[int]] = {}
     for i, program in enumerate(programs):
         members.setdefault(program, []).append(i)
-    if not all(map(_can_plan, members)):
+    if not all(can_run(program.after_totals) for program in members):
         return None
     work: list[Work] = []
+    dtypes = [leaf.dtypes for leaf in arrays]
     for number, (program, chosen) in enumerate(members.items()):
-        after = program.after_totals
+        after, drawing = program.after_totals, places_of([arrays[i] for i in chosen]) if draws(program) else []
+        if drawing is None:
+            return None
         for key, _, places in grouped(after, [dtypes[i] for i in chosen], in_place=True, flush=default_flush()):
             kernel, those = host_kernel(after, key), [chosen[place] for place in places]
+            own = [drawing[place] for place in places] if drawing else ()
             addresses = [[reader.address(arrays[i][name]) for name in kernel.columns] for i in those]
-            work += make_works(kernel, number, those, addresses, [tuple(arrays[i]["p"].shape) for i in those])
+            shapes_of_those = [tuple(arrays[i]["p"].shape) for i in those]
+            work += make_works(kernel, number, those, addresses, shapes_of_those, own)
     work = shared_last(work)
     small = {name for program in members for name in program.array_outputs}
     scalar_slots = [name for name in state.slots if name not in small]
     inputs = Inputs(work)
-    watch = Watch(reader, (params, grads, state.slots), scalar_slots, arrays, work, inputs, note_written)
-    if not watch.is_possible:
+    further = tuple(name for name in arrays[0] if name not in ("p", "g") and name not in state.slots)
+    watch = Watch(reader, (params, grads, state.slots), scalar_slots, arrays, work, inputs, note_written, further)
+    totals = _planned_totals(members, work, watch.offsets, dtypes, arrays)
+    if not watch.is_possible or totals is None:
         return None
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
-    return Plan(backend, shapes, trees, watch, work, inputs, is_noted=note_written is not None)
+    return Plan(backend, shapes, trees, watch, work, inputs, totals, further, is_noted=note_written is not None)
 
 
-def _can_plan(program: Program) -> bool:
-    """Tell whether a plan can do a program: it reads no other trees, and no totals but the norm of gradients."""
-    own = {"p", "g", *program.array_outputs}
-    if not can_run(program.after_totals) or not own.issuperset(program.array_inputs):
-        return False
-    return all(program.is_given_or_gradient_norm(op) for op in program.totals.values())
+def _planned_totals(
+    members: Mapping[Program, Sequence[int]],
+    work: Sequence[Work],
+    offsets: Sequence[int],
+    dtypes: Sequence[Mapping[str, str]],
+    arrays: Sequence[Mapping[str, Any]],
+) -> dict[str, PlannedTotal] | None:
+    """Return the totals that are not norms of arrays as they are; None if there is no kernel for one of them.
+
+    Args:
+        members: of each program.
+        work: of the plan.
+        offsets: of the table of each, in bytes, in the table of all.
+        dtypes: name to dtype name, of each parameter.
+        arrays: name to array, of each parameter.
+    """
+    names = [n for n in _totals_of(members) if not all(map(_reads, members, itertools.repeat(n)))]
+    if not names:
+        return {}
+    places = {
+        (i, name): offset // 8 + row * item.kernel.width + column
+        for item, offset in zip(work, offsets, strict=True)
+        for row, i in enumerate(item.members)
+        for column, name in enumerate(item.kernel.columns)
+    }
+    found = {}
+    for total in names:
+        works: list[tuple[Program, list[tuple[Work, Any]]]] = []
+        for program, chosen in members.items():
+            op = program.totals[total]
+            reduction, part = op.name.removeprefix("total_"), program.part(op.args[0])
+            if not can_be_reduced(part, reduction):
+                return None
+            reduced, own = reducing(part, reduction), list[tuple[Work, Any]]()
+            for key, _, chosen_here in grouped(
+                reduced, [dtypes[i] for i in chosen], in_place=True, flush=default_flush()
+            ):
+                kernel, those = host_kernel(reduced, key), [chosen[place] for place in chosen_here]
+                if any((i, name) not in places for name in kernel.columns for i in those):
+                    return None
+                at = [[places[i, name] for name in kernel.columns] for i in those]
+                for item in make_works(kernel, 0, range(len(those)), at, [tuple(arrays[i]["p"].shape) for i in those]):
+                    own.append((item, item.table[:, : len(kernel.columns)].copy()))
+            works.append((reduced, own))
+        found[total] = PlannedTotal(reduction, works)
+    return found
+
+
+def _totals_of(programs: Iterable[Program]) -> list[str]:
+    return list(dict.fromkeys(name for program in programs for name in program.totals))
+
+
+def _reads(program: Program, total: str) -> bool:
+    return program.is_given_or_gradient_norm(program.totals[total])

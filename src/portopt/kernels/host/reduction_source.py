@@ -231,13 +231,26 @@ class Reduction(NamedTuple):
     result: str
 
 
-def reduction(name: str, real: str) -> Reduction:
-    """Return how a reduction of arrays of a compute dtype is written."""
+def first_words(name: str, real: str) -> tuple[int, ...]:
+    """Return what a reduction to one result begins with: what its `clear` writes."""
     match name:
         case "sum" | "mean" | "norm":
             # Squares of float32 numbers are not that small.
-            lowest = bins.LOWEST_OF_SQUARES if (name, real) == ("norm", "float64") else bins.LOWEST
-            clear, combine = f"clear_bins({{kept}}, {{size}}, {lowest})", "combine_bins({kept}, {size}, parts, words)"
+            return (bins.LOWEST_OF_SQUARES if (name, real) == ("norm", "float64") else bins.LOWEST, 0, 0, 0, 0)
+        case "max":
+            return (-INFINITE[real] - 1,)
+        case "min":
+            return (INFINITE[real],)
+        case _:
+            return (0,)
+
+
+def reduction(name: str, real: str) -> Reduction:
+    """Return how a reduction of arrays of a compute dtype is written."""
+    first, *_ = first_words(name, real)
+    match name:
+        case "sum" | "mean" | "norm":
+            clear, combine = f"clear_bins({{kept}}, {{size}}, {first})", "combine_bins({kept}, {size}, parts, words)"
             return Reduction(
                 5,
                 clear,
@@ -245,7 +258,6 @@ def reduction(name: str, real: str) -> Reduction:
                 "root_of({kept}, {size}, {i})" if name == "norm" else "sum_of({kept}, {size}, {i}, 0)",
             )
         case "max" | "min":
-            first = -INFINITE[real] - 1 if name == "max" else INFINITE[real]
             return Reduction(
                 1, f"clear_numbers({{kept}}, {{size}}, {first})", f"combine_{name}({{kept}}, {{size}}, parts, words)",
                 f"extreme_{real}({{kept}}[{{i}}])",
@@ -257,7 +269,7 @@ def reduction(name: str, real: str) -> Reduction:
             )  # fmt: skip
 
 
-def functions_source(stages: Stages, real: str) -> str:
+def reducing_functions_source(stages: Stages, real: str) -> str:
     """Return the source of the functions that the reductions of a program need."""
     names = {stages.program.ops[i].name for i in stages.reductions}
     text = ""

@@ -100,7 +100,9 @@ def step_scalars_source(writer: Writer) -> list[str]:
         if scalar not in of_parameter
     ]
     lines += [
-        f"outputs[{position}] = {writer.operand(i)}" for position, i in enumerate(program.scalar_outputs.values())
+        f"outputs[{position}] = {writer.operand(i)}"
+        for position, i in enumerate(program.scalar_outputs.values())
+        if i not in of_parameter
     ]
     return lines
 

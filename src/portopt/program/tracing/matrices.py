@@ -10,7 +10,7 @@ from typing import Any
 from portopt.program.builder import UnsupportedOperationError
 from portopt.program.ir import Dim, Kind
 from portopt.program.tracing.shapes import all_dims, length, shortened
-from portopt.program.tracing.symbol import array_argument, index_of, recorder_of
+from portopt.program.tracing.symbol import Recorder, array_argument, index_of, recorder_of
 
 
 def matmul(a: Any, b: Any) -> Any:
@@ -44,6 +44,28 @@ def matmul(a: Any, b: Any) -> Any:
         batch.append(long)
     dims = shortened(recorder, (*batch, first[-2], second[-1]))
     return type(left)(recorder, recorder.record("matmul", Kind.ARRAY, *indices, dims=dims))
+
+
+def identity(recorder: Recorder, rows: Any, columns: Any, offset: Any) -> int:
+    """Record an identity matrix and return the index of the operation."""
+    try:
+        count = operator.index(rows)
+    except TypeError:
+        raise UnsupportedOperationError(
+            f"a rule called xp.eye with {rows!r:.80} rows, but the number is fixed in the program: give it an integer, such as "
+            "one of p.shape"
+        ) from None
+    if count < 0 or columns not in (None, count) or offset != 0:
+        raise UnsupportedOperationError(
+            f"a rule called xp.eye({count}, {columns!r:.80}, k={offset!r:.80}), but programs can hold square matrices with "
+            "ones on the main diagonal, xp.eye(n), of 0 rows or more"
+        )
+    # As long as an axis of the parameter, if that is fixed in the program anyway: operands of one shape are computed together.
+    axes = recorder.facts.asked.get("shape", ())
+    dim: Dim = -1 if count == 1 else axes.index(count) if count in axes else str(count)
+    dims = (dim, dim)
+    # A number that compilers do not know: one that they know is simplified with others as if arithmetic were exact.
+    return recorder.record("eye", Kind.ARRAY, recorder.rounded_constant(1.0), label=dims, dims=dims)
 
 
 def permuted(x: Any, axes: Sequence[int]) -> Any:

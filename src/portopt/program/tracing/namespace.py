@@ -8,7 +8,7 @@ from portopt.program.builder import UnsupportedOperationError
 from portopt.program.ir import Kind
 from portopt.program.tracing.arrays import ArraySymbol
 from portopt.program.tracing.elementwise import operand, power, record
-from portopt.program.tracing.matrices import matmul, matrix_transpose, permuted, reshaped
+from portopt.program.tracing.matrices import identity, matmul, matrix_transpose, permuted, reshaped
 from portopt.program.tracing.reductions import reduced
 from portopt.program.tracing.symbol import Recorder, array_argument, index_of, is_mask
 
@@ -103,6 +103,9 @@ class SymbolicNamespace:
         value = ArraySymbol(self._recorder, operand(self._recorder, fill_value))
         has_shape = isinstance(x, ArraySymbol) and self._recorder.ops[index_of(x)].dims is not None
         return record("where", x == x, value, value) if has_shape else value
+
+    def eye(self, n_rows: Any, n_cols: Any = None, /, *, k: Any = 0) -> Any:
+        return ArraySymbol(self._recorder, identity(self._recorder, n_rows, n_cols, k))
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):

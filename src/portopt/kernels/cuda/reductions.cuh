@@ -1,0 +1,205 @@
+// Reductions, as portopt.program.bins and portopt.program.reductions define them. What is kept of one is made of integers, so
+// parts of it are combined in any order.
+
+#define INFINITE __longlong_as_double((long long)INFINITY_WORD)
+#define NOT_A_NUMBER __longlong_as_double(0x7ff8000000000000ll)
+#define LOWEST_EXPONENT -896
+
+// Sums: integers in three bins at an exponent ------------------------------------------------------------------------
+
+struct Sum {
+    long long exponent;
+    long long first, second, third;
+    long long special;  // 1: there is a NaN, 2: infinity, 4: minus infinity
+};
+
+__device__ __forceinline__ Sum no_sum(long long exponent)
+{
+    const Sum nothing = {exponent, 0, 0, 0, 0};
+    return nothing;
+}
+
+// The smallest exponent of bins above a finite number that is not negative.
+__device__ __forceinline__ int exponent_above(double x)
+{
+    const int exponent = ((int)(__double_as_longlong(x) >> 52) - 1022 + 31) >> 5 << 5;
+    return exponent < LOWEST_EXPONENT ? LOWEST_EXPONENT : exponent;
+}
+
+__device__ __forceinline__ void raise_bins(Sum &sum, long long exponent)
+{
+    const long long moved = exponent - sum.exponent;
+    if (moved <= 0)
+        return;
+    sum.third = moved == 32 ? sum.second : moved == 64 ? sum.first : 0;
+    sum.second = moved == 32 ? sum.first : 0;
+    sum.first = 0;
+    sum.exponent = exponent;
+}
+
+// Adds x 2**shift. To add 1.5 2**52 is to round to an integer, which then stands in the bits.
+__device__ __forceinline__ void add_scaled(Sum &sum, double x, int shift)
+{
+    if (!(fabs(x) < INFINITE)) {
+        sum.special |= x != x ? 1 : x > 0.0 ? 2 : 4;
+        return;
+    }
+    const int exponent = exponent_above(fabs(x)) + shift;
+    raise_bins(sum, exponent);
+    if (exponent + 96 <= sum.exponent)
+        return;
+    double rest = x * power_of_two(31 - (int)sum.exponent + shift);
+    double rounded = rest + 6755399441055744.0;
+    sum.first += __double_as_longlong(rounded) - 0x4338000000000000ll;
+    rest = (rest - (rounded - 6755399441055744.0)) * 0x1p32;
+    rounded = rest + 6755399441055744.0;
+    sum.second += __double_as_longlong(rounded) - 0x4338000000000000ll;
+    rest = (rest - (rounded - 6755399441055744.0)) * 0x1p32;
+    rounded = rest + 6755399441055744.0;
+    sum.third += __double_as_longlong(rounded) - 0x4338000000000000ll;
+}
+
+__device__ __forceinline__ void add(Sum &sum, float x) { add_scaled(sum, (double)x, 0); }
+__device__ __forceinline__ void add(Sum &sum, double x) { add_scaled(sum, x, 0); }
+__device__ __forceinline__ void add_square(Sum &sum, float x) { add_scaled(sum, (double)x * (double)x, 0); }
+
+__device__ __forceinline__ void add_square(Sum &sum, double x)
+{
+    const int scaling = fabs(x) >= 0x1p400 ? 608 : fabs(x) < 0x1p-400 ? -608 : 0;
+    const double scaled = x * power_of_two(-scaling);
+    add_scaled(sum, scaled * scaled, 2 * scaling);
+}
+
+__device__ __forceinline__ void join(Sum &sum, Sum other)
+{
+    raise_bins(sum, other.exponent);
+    raise_bins(other, sum.exponent);
+    sum.first += other.first;
+    sum.second += other.second;
+    sum.third += other.third;
+    sum.special |= other.special;
+}
+
+// The sum times 2**-shift.
+__device__ __forceinline__ double shifted_sum_of(const Sum &sum, int shift)
+{
+    if (sum.special != 0)
+        return sum.special & 1 || sum.special == 6 ? NOT_A_NUMBER : sum.special == 2 ? INFINITE : -INFINITE;
+    const long long second = sum.second + carry_of(sum.third);
+    const long long first = sum.first + carry_of(second);
+    const double rest = (double)rest_of(sum.third) * 0x1p-64 + (double)rest_of(second) * 0x1p-32;
+    return (rest + (double)first) * power_of_two((int)sum.exponent - 31 - shift);
+}
+
+__device__ __forceinline__ double sum_of(const Sum &sum) { return shifted_sum_of(sum, 0); }
+
+__device__ __forceinline__ double root_of(const Sum &sum)
+{
+    const int half = sum.exponent > 800 ? 608 : sum.exponent <= -800 ? -608 : 0;
+    return product(square_root(shifted_sum_of(sum, 2 * half)), power_of_two(half));
+}
+
+// Extremes: numbers as integers in the same order, NaN beyond all others -------------------------------------------------
+
+struct Largest {
+    long long word;
+};
+
+struct Smallest {
+    long long word;
+};
+
+__device__ __forceinline__ long long word_of(float x)
+{
+    const int bits = (int)__float_as_uint(x);
+    return bits < 0 ? bits ^ 0x7fffffff : bits;
+}
+
+__device__ __forceinline__ long long word_of(double x)
+{
+    const long long bits = __double_as_longlong(x);
+    return bits < 0 ? bits ^ 0x7fffffffffffffffll : bits;
+}
+
+template <typename Real> __device__ __forceinline__ void add(Largest &found, Real x)
+{
+    const long long word = x == x ? word_of(x) : 0x7fffffffffffffffll;
+    found.word = word > found.word ? word : found.word;
+}
+
+template <typename Real> __device__ __forceinline__ void add(Smallest &found, Real x)
+{
+    const long long word = x == x ? word_of(x) : -0x7fffffffffffffffll - 1;
+    found.word = word < found.word ? word : found.word;
+}
+
+__device__ __forceinline__ void join(Largest &found, Largest other)
+{
+    found.word = other.word > found.word ? other.word : found.word;
+}
+
+__device__ __forceinline__ void join(Smallest &found, Smallest other)
+{
+    found.word = other.word < found.word ? other.word : found.word;
+}
+
+__device__ __forceinline__ bool is_no_number(long long word)
+{
+    return word == 0x7fffffffffffffffll || word == -0x7fffffffffffffffll - 1;
+}
+
+// A zero is positive.
+__device__ __forceinline__ double number_of_float32(long long word)
+{
+    const int bits = (int)word;
+    const float x = __uint_as_float((unsigned int)(bits < 0 ? bits ^ 0x7fffffff : bits));
+    return is_no_number(word) ? NOT_A_NUMBER : (double)x + 0.0;
+}
+
+__device__ __forceinline__ double number_of_float64(long long word)
+{
+    const double x = __longlong_as_double(word < 0 ? word ^ 0x7fffffffffffffffll : word);
+    return is_no_number(word) ? NOT_A_NUMBER : x + 0.0;
+}
+
+// Counts -------------------------------------------------------------------------------------------------------------
+
+struct Count {
+    long long number;
+};
+
+template <typename Element> __device__ __forceinline__ void add(Count &count, Element x) { count.number += x ? 1 : 0; }
+__device__ __forceinline__ void join(Count &count, Count other) { count.number += other.number; }
+
+// What the threads of a block have found, combined ---------------------------------------------------------------------
+
+// The first `across` threads get what every `across`-th thread from them on has found. The number of threads, and `across`, are
+// powers of two; all threads of the block call this.
+template <typename Part> __device__ __forceinline__ Part over_block(Part own, unsigned int across)
+{
+    __shared__ Part parts[THREADS];
+    __syncthreads();
+    parts[threadIdx.x] = own;
+    for (unsigned int half = blockDim.x / 2; half >= across; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half)
+            join(parts[threadIdx.x], parts[threadIdx.x + half]);
+    }
+    return parts[threadIdx.x];
+}
+
+// Combines parts that lie in memory; the first thread gets the result.
+template <typename Part> __device__ __forceinline__ Part over_parts(Part own, const Part *parts, long long count)
+{
+    for (long long k = threadIdx.x; k < count; k += blockDim.x)
+        join(own, parts[k]);
+    return over_block(own, 1);
+}
+
+// Places of elements -----------------------------------------------------------------------------------------------------
+
+// Divisions of 32 bits are several times faster.
+__device__ __forceinline__ long long divided(long long a, long long b)
+{
+    return (a | b) >> 31 ? a / b : (long long)((unsigned int)a / (unsigned int)b);
+}

@@ -1,0 +1,349 @@
+"""A program that reduces, or draws, as CUDA C: a kernel for each of its passes, with `reductions.cuh` and `draws.cuh`.
+
+All kernels of a module take the same arguments. A row of their table has the addresses of a parameter's arrays, its lengths,
+the address of the memory for what kernels leave to later ones, and the parameter's number in its tree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from portopt.kernels.cuda.source import (
+    CHUNK,
+    LANGUAGE,
+    common_source,
+    functions_source,
+    listed,
+    rows_of_table,
+    scalars_of_norm_source,
+    source_file,
+)
+from portopt.kernels.key import NEW, KernelKey
+from portopt.kernels.norm_dependence import norm_dependence
+from portopt.kernels.pass_writer import PassWriter, length, own, parts, size, stored, together
+from portopt.kernels.passes import Pass, passes_of, words_of
+from portopt.kernels.stages import Space
+from portopt.program import DRAWS, Kind, Program
+
+ACROSS = 32
+"""Neighbouring results that a block reduces at once, where neighbouring elements belong to different ones."""
+
+_SUMS = ("sum", "mean", "norm")
+_LANGUAGE = dataclasses.replace(
+    LANGUAGE,
+    reserved=LANGUAGE.reserved
+    | frozenset(re.findall(r"\w+", source_file("reductions.cuh") + source_file("draws.cuh")))
+    | {"draws", "j", "own", "values"},
+)
+
+
+def columns_of(program: Program, key: KernelKey) -> int:
+    """Return the number of words of a table's row, its number of elements and first chunk apart."""
+    return len(key.columns(program)) + len(passes_of(program).stages.space) + 2
+
+
+def rows_of_passes(program: Program, key: KernelKey) -> int:
+    """Return how many parameters one launch can take."""
+    split = norm_dependence(program)
+    return rows_of_table(columns_of(program, key), len(split.rounded_on_host) + len(split.unrounded) + 1)
+
+
+def chunk_of(step: Pass, space: Space) -> int:
+    """Return how many of the elements of a pass are a chunk.
+
+    Args:
+        step: the pass.
+        space: of the elements that it reduces, if it reduces lines.
+    """
+    if step.kind != "lines":
+        return 1 if step.kind == "scalars" else CHUNK
+    return ACROSS if space[-1] in step.space else 1
+
+
+def staged_source(program: Program, key: KernelKey) -> str:
+    """Return the source of the kernels that run a program, of which `can_pass` is true, on arrays of the dtypes of `key`."""
+    return _Source(program, key).text()
+
+
+class _Source(PassWriter):
+    zero = "0"
+
+    def __init__(self, program: Program, key: KernelKey) -> None:
+        super().__init__(_LANGUAGE, program, key)
+        self._type = LANGUAGE.storage[self.real]
+        self._columns = columns_of(program, key)
+        self._rows = rows_of_passes(program, key)
+        self._known = self._definitions()
+
+    def text(self) -> str:
+        writer = self.writer
+        lines = [
+            f"// {self.program.name} on {writer.dtypes['p']}, computed in {writer.real}.",
+            f"// Arrays of a parameter: {', '.join(writer.columns)}.",
+            common_source(self._columns, self._rows),
+            f"#define ACROSS {ACROSS}\n",
+            source_file("norm.cuh"),
+            source_file("reductions.cuh"),
+        ]
+        if self.program.uses_gradient_norm:
+            lines.append(scalars_of_norm_source(writer, self.split))
+        lines += functions_source(writer)
+        names = {op.name for op in self.program.ops}
+        if not names.isdisjoint(DRAWS):
+            lines.append(source_file("draws.cuh"))
+        if "draw_normal" in names:
+            lines.append(source_file("normal.cuh"))
+        return "\n".join([*lines, *map(self._kernel, self.passes.passes)])
+
+    # What kernels know of a parameter ------------------------------------------------------------------------------
+
+    def _definitions(self) -> list[tuple[str, str]]:
+        """Return what a row of the table says, in order: names and the statements that make them known."""
+        writer, columns = self.writer, self.writer.columns
+        written = set(self.program.array_outputs if self.key.in_place else columns[len(writer.dtypes) :])
+        found = []
+        for position, column in enumerate(columns):
+            pointer = f"{'' if column in written else 'const '}{LANGUAGE.storage[writer.dtype(column)]} *"
+            name = writer.array(column)
+            found.append((name, f"{pointer}const {name} = ({pointer})table.address[row][{position}];"))
+        at = len(columns)
+        found += [
+            (length(k), f"const long long {length(k)} = (long long)table.address[row][{at + k}];")
+            for k in self.stages.space
+        ]
+        at += len(self.stages.space)
+        found.append(("values_of", f"double *const values_of = (double *)table.address[row][{at}];"))
+        found.append(("number_of", f"const unsigned int number_of = (unsigned int)table.address[row][{at + 1}];"))
+        for space in self.spaces():
+            product = " * ".join(map(length, space)) or "1"
+            found.append((size(space), f"const long long {size(space)} = {product};"))
+        chunks = f"({size(self.stages.space)} + CHUNK - 1) / CHUNK"
+        found.append(("chunks_of", f"const long long chunks_of = {chunks};"))
+        place = [f"values_of + {len(self.places)}"]
+        for i in self.passes.partial:
+            kind = _part_type(self.program.ops[i].name)
+            found.append((parts(i), f"{kind} *const {parts(i)} = ({kind} *)({' + '.join(place)});"))
+            place.append(f"{words_of(self.program.ops[i].name)} * chunks_of")
+        for i in self.passes.stored:
+            name = stored(i)
+            found.append((name, f"{self._type} *const {name} = ({self._type} *)({' + '.join(place)});"))
+            place.append(size(self.stages.spaces[i] or ()))
+        return found
+
+    # Kernels -------------------------------------------------------------------------------------------------------
+
+    def _kernel(self, step: Pass) -> str:
+        split, ops = self.split, self.program.ops
+        parameters = ["const __grid_constant__ Table table"]
+        parameters += [f"const {self._type} {self.names[i]}" for i, _ in split.rounded_on_host]
+        parameters += [f"const {LANGUAGE.types[ops[i].kind]} {self.names[i]}" for i in split.unrounded]
+        if split.rounded_on_device:
+            parameters.append(f"const {self._type} *from_norm")
+        body = {
+            "elements": self._elements,
+            "chunks": self._chunks,
+            "lines": self._lines,
+            "scalars": self._scalars,
+        }[step.kind](step)
+        known = [
+            (self.names[i], f"const {self._type} {self.names[i]} = from_norm[{position}];")
+            for position, (i, _) in enumerate(split.rounded_on_device)
+        ]
+        lines = [f'extern "C" __global__ void {step.name}({listed(parameters)})', "{"]
+        lines += [f"    {line}" for line in self.used(body, known)]
+        lines += [
+            "    for (long long chunk = blockIdx.x; chunk < table.first_chunk[ROWS]; chunk += gridDim.x) {",
+            "        const int row = find_row(table, chunk);",
+            *(f"        {line}" for line in self.used(body, self._known)),
+            *(f"        {line}" for line in body),
+            "    }",
+            "}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _extent(self, size: str) -> list[str]:
+        return [
+            f"const long long start = (chunk - table.first_chunk[row]) * {size};",
+            f"const long long end = start + {size} < table.size[row] ? start + {size} : table.size[row];",
+        ]
+
+    def _each(self, step: Pass, statements: Sequence[str]) -> list[str]:
+        """Return the loop of a chunk's elements."""
+        places = self.along_lengths(step.space, "i")
+        lines = [*self.computed(step, step.space, "i"), *statements]
+        return [
+            "#pragma unroll 1",
+            "for (long long i = start + threadIdx.x; i < end; i += blockDim.x) {",
+            *(f"    {line}" for line in [*self.used(lines, places), *lines]),
+            "}",
+        ]
+
+    def _elements(self, step: Pass) -> list[str]:
+        stores = []
+        for i in step.stored:
+            value = f"({self._type}){self.names[i]}" if self.program.ops[i].kind is Kind.MASK else self.names[i]
+            stores.append(f"{stored(i)}[{self.index(step.space, step.space, 'i')}] = {value};")
+        for name in step.outputs:
+            column = name if self.key.in_place else NEW + name
+            i = self.program.array_outputs[name]
+            value = LANGUAGE.converted(self.real, self.writer.dtypes[name], self.names[i])
+            target = f"{self.writer.array(column)}[{self.index(step.space, step.space, 'i')}]"
+            stores.append(f"{target} = {value};")
+        return [*self.rounded(step), *self._extent("CHUNK"), *self._each(step, stores)]
+
+    def _chunks(self, step: Pass) -> list[str]:
+        lines = [*self.rounded(step), *self._extent("CHUNK")]
+        lines += [self._begun(i) for i in step.reductions]
+        lines += self._each(step, [self._added(i) for i in step.reductions])
+        for i in step.reductions:
+            kind, name = _part_type(self.program.ops[i].name), together(i)
+            lines.append(f"const {kind} {name} = over_block({own(i)}, 1);")
+        lines.append("if (threadIdx.x == 0) {")
+        lines += [f"    {parts(i)}[chunk - table.first_chunk[row]] = {together(i)};" for i in step.reductions]
+        return [*lines, "}"]
+
+    def _lines(self, step: Pass) -> list[str]:
+        whole = self.stages.source(step.reductions[0])
+        along = tuple(k for k in whole if k not in step.space)
+        chunk = chunk_of(step, whole)
+        places = [*self.along_lengths(step.space, "result_of"), *self.along_lengths(along, "j")]
+        element = [*self.computed(step, whole, None), *(self._added(i) for i in step.reductions)]
+        across = "1" if chunk == 1 else "blockDim.x < 2 * ACROSS ? blockDim.x / 2 : ACROSS"
+        count = " * ".join(map(length, along)) or "1"
+        lines = [
+            *self.rounded(step),
+            *self._extent(str(chunk)),
+            f"const unsigned int across_of = {across};",
+            f"const long long count_of = {count};",
+            "for (long long line_of = start; line_of < end; line_of += across_of) {",
+            "    const long long result_of = line_of + threadIdx.x % across_of;",
+            *(f"    {self._begun(i)}" for i in step.reductions),
+            "    if (result_of < end) {",
+            "#pragma unroll 1",
+            "        for (long long j = threadIdx.x / across_of; j < count_of; j += blockDim.x / across_of) {",
+            *(f"            {line}" for line in [*self.used(element, places), *element]),
+            "        }",
+            "    }",
+        ]
+        stores = []
+        for i in step.reductions:
+            kind, op = _part_type(self.program.ops[i].name), self.program.ops[i]
+            lines.append(f"    const {kind} {together(i)} = over_block({own(i)}, across_of);")
+            value = self._result(i, "count_of")
+            if op.kind.is_scalar:
+                stores.append(f"values_of[{self.places[i]}] = {_as_double(op.kind, value)};")
+            else:
+                value = f"({self._type})({value})" if op.kind is Kind.MASK else f"round_to_{self.real}({value})"
+                stores.append(f"{stored(i)}[result_of] = {value};")
+        lines += ["    if (threadIdx.x < across_of && result_of < end) {", *(f"        {line}" for line in stores)]
+        return [*lines, "    }", "}"]
+
+    def _scalars(self, step: Pass) -> list[str]:
+        ops, count = self.program.ops, size(self.stages.space)
+        lines = []
+        for i in step.reductions:
+            kind = _part_type(ops[i].name)
+            begin = _initial(ops[i].name, self.real)
+            lines.append(f"const {kind} {together(i)} = over_parts({begin}, {parts(i)}, chunks_of);")
+        inner: list[str] = []
+        known: set[int] = set()
+        for i in step.reductions:
+            value = self._result(i, count)
+            if ops[i].kind.is_scalar:
+                inner.append(self.writer.assigned(i, value))
+                inner.append(f"values_of[{self.places[i]}] = {_as_double(ops[i].kind, self.names[i])};")
+                known.add(i)
+            else:
+                value = f"({self._type})({value})" if ops[i].kind is Kind.MASK else f"round_to_{self.real}({value})"
+                inner.append(f"{stored(i)}[0] = {value};")
+        for i in step.scalars:
+            op = ops[i]
+            if op.name == "widen":
+                load = op.args[0]
+                element = self.writer.array_expression(load, "{0}[0]")
+                inner.append(self.writer.assigned(i, f"(double){element}"))
+            else:
+                inner += self.read([j for j in op.args if j in self.places], known)
+                inner.append(self.writer.scalar(i))
+            inner.append(f"values_of[{self.places[i]}] = {_as_double(op.kind, self.names[i])};")
+            known.add(i)
+        return [*lines, "if (threadIdx.x == 0) {", *(f"    {line}" for line in inner), "}"]
+
+    # Elements ------------------------------------------------------------------------------------------------------
+
+    def integer(self, name: str, value: str) -> str:
+        return f"const long long {name} = {value};"
+
+    def quotient(self, a: str, b: str) -> str:
+        return f"divided({a}, {b})"
+
+    def element(self, array: str, place: str) -> str:
+        return f"{array}[{place}]"
+
+    def kept_scalar(self, place: int, kind: Kind) -> str:
+        value = f"values_of[{place}]"
+        return {Kind.TRUTH: f"{value} != 0.0", Kind.INTEGER: f"(long long){value}"}.get(kind, value)
+
+    def drawn(self, i: int, place: str) -> str:
+        op, writer = self.program.ops[i], self.writer
+        key, step, stream = op.args
+        words = (
+            f"words_of((unsigned long long)(long long){writer.operand(key)}, "
+            f"(unsigned long long){writer.operand(step, Kind.INTEGER)}, {writer.operand(stream, Kind.INTEGER)}, number_of, "
+            f"(unsigned long long)({place}))"
+        )
+        if op.name == "draw_normal":
+            return f"round_to_{self.real}(normal_of({words}))"
+        most = 2**53 - (1 if self.real == "float64" else 2**29)
+        return f"round_to_{self.real}(uniform_of({words}, {most}ll))"
+
+    # Reductions ------------------------------------------------------------------------------------------------------
+
+    def _begun(self, i: int) -> str:
+        name = self.program.ops[i].name
+        return f"{_part_type(name)} {own(i)} = {_initial(name, self.real)};"
+
+    def _added(self, i: int) -> str:
+        op = self.program.ops[i]
+        function = "add_square" if op.name == "norm" else "add"
+        return f"{function}({own(i)}, {self.names[op.args[0]]});"
+
+    def _result(self, i: int, count: str) -> str:
+        """Return a result in float64, an integer or a truth, given how many elements it is of."""
+        part = together(i)
+        match self.program.ops[i].name:
+            case "sum":
+                return f"sum_of({part})"
+            case "mean":
+                return f"quotient(sum_of({part}), (double){count})"
+            case "norm":
+                return f"root_of({part})"
+            case "max" | "min":
+                return f"number_of_{self.real}({part}.word)"
+            case "any":
+                return f"{part}.number > 0"
+            case "all":
+                return f"{part}.number == {count}"
+            case _:
+                return f"(double){part}.number" if not self.program.ops[i].kind.is_scalar else f"{part}.number"
+
+
+def _part_type(reduction: str) -> str:
+    return "Sum" if reduction in _SUMS else {"max": "Largest", "min": "Smallest"}.get(reduction, "Count")
+
+
+def _initial(reduction: str, real: str) -> str:
+    if reduction in _SUMS:
+        # Squares of float32 numbers are not that small.
+        return f"no_sum({-2112 if (reduction, real) == ('norm', 'float64') else -896})"
+    if reduction in ("max", "min"):
+        sign = "-" if reduction == "max" else ""
+        infinity = "INFINITE" if real == "float64" else "(float)INFINITE"
+        return f"{_part_type(reduction)}{{word_of({sign}{infinity})}}"
+    return "Count{0}"
+
+
+def _as_double(kind: Kind, value: str) -> str:
+    return {Kind.TRUTH: f"{value} ? 1.0 : 0.0", Kind.INTEGER: f"(double)({value})"}.get(kind, value)

@@ -1,0 +1,241 @@
+"""CUDA C of programs that reduce and draw: the interpreter's bits on the host, and what NVRTC makes of it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from support.bits import Array, assert_same_float, ordinary, random_words
+from support.carries import SQUARES, SUMS
+from support.cuda_on_host import HostArray, Kernel, compile_on_host, host_cupy, on_device
+from support.elementwise import STAGED
+from support.gpu_cases import DTYPES, EveryDraw, EveryReduction, compare_steps, staged_key
+from support.rules_of_each_kind import RULES, Multiplying
+
+import portopt
+import portopt_cupy._kernel as cupy_kernel
+from portopt.backend.array_api import ArrayAPIBackend
+from portopt.kernels.cuda.source import source_file
+from portopt.kernels.cuda.staged_source import staged_source
+from portopt.kernels.norm_dependence import norm_dependence
+from portopt.kernels.passes import can_pass, passes_of
+from portopt.program import DRAWS, Program, bins
+from portopt.scalars import where
+
+SHAPES: tuple[tuple[int, ...], ...] = ((), (5,), (0,), (3000,), (0, 3), (40, 70), (129, 33), (3, 4, 5))
+slow_unless_float32 = pytest.mark.parametrize(
+    "dtype", [pytest.param(d, marks=[pytest.mark.slow] * (d != "float32")) for d in DTYPES]
+)
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture
+def backend(kernels: Path) -> Iterator[Any]:
+    with host_cupy(kernels) as found:
+        yield found
+
+
+@pytest.fixture
+def interpreted_programs(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
+    """Return a list that gets what was done on the device without a kernel."""
+    found: list[Program] = []
+    original = ArrayAPIBackend.update
+
+    def noted(self: Any, works: Any, *, in_place: bool) -> Any:
+        if not portopt.backend.is_interpreted():
+            found.extend(work.program for work in works)
+        return original(self, works, in_place=in_place)
+
+    monkeypatch.setattr(ArrayAPIBackend, "update", noted)
+    return found
+
+
+def trees(dtype: str, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> tuple[list[Array], list[list[Array]]]:
+    params = [ordinary(shape, dtype, i) for i, shape in enumerate(shapes)]
+    return params, [[ordinary(shape, dtype, 100 * k + i) for i, shape in enumerate(shapes)] for k in (1, 2)]
+
+
+class Proportional(portopt.Optimizer):
+    """A scalar of the parameter that needs the norm of all gradients, and one of the state that does."""
+
+    slots = ()
+    scalar_slots: ClassVar[Mapping[str, float]] = {"largest": 0.0}
+
+    def totals(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return {"size": xp.linalg.vector_norm(g)}
+
+    def coefficients(self, t: Any, size: Any, largest: Any) -> Any:
+        return {"size": size, "largest": where(size > largest, size, largest)}
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return p - xp.linalg.vector_norm(p) / c.size * g, {}
+
+
+EVERY_RULE = [*STAGED, *RULES, Proportional, EveryDraw]
+# The bits, on the host --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("backend")
+@slow_unless_float32
+@pytest.mark.parametrize("rule", EVERY_RULE, ids=lambda rule: rule.__name__)
+def test_kernels_on_the_host_have_the_bits_of_the_interpreter(
+    rule: type[portopt.Optimizer], dtype: str, interpreted_programs: list[Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer = rule()
+    # Totals of all parameters are numbers that the host is given.
+    monkeypatch.setattr(HostArray, "may_wait", bool(optimizer.program(shape=(3, 4)).totals) or rule is Multiplying)
+    compare_steps(on_device, np.asarray, optimizer, *trees(dtype))
+    assert all(any(op.name == "matmul" for op in program.ops) for program in interpreted_programs)
+    assert bool(interpreted_programs) == (rule is Multiplying)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", ["float32", "float64", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_every_reduction_of_all_of_rows_and_of_columns(dtype: str) -> None:
+    shapes = ((40, 70), (1, 1), (3, 2500), (0, 3), (3, 0))
+    params, gradients = trees(dtype, shapes)
+    # Words of any bits, infinities and NaN among them, come last: little is left of what they touch.
+    gradients.append([random_words(shape, dtype, i) for i, shape in enumerate(shapes)])
+    compare_steps(on_device, np.asarray, EveryReduction(0.1), params, gradients[1:])
+
+
+@pytest.mark.usefixtures("backend")
+def test_every_reduction_of_special_numbers() -> None:
+    words = (np.nan, np.inf, -np.inf, -0.0, 2.0**-1022, 2.0**1023)
+    params, gradients = trees("float64", ((7, 9),) * len(words))
+    for p, word in zip(params, words, strict=True):
+        p[3, 4] = p[5, 2] = word
+    params.append(np.full((2, 3), -0.0))
+    params.append(np.asarray([[np.inf, -np.inf, 1.0]]))
+    gradients[0] += [np.ones((2, 3)), np.ones((1, 3))]
+    compare_steps(on_device, np.asarray, EveryReduction(0.1), params, gradients[:1])
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("rule", [portopt.LAMB, portopt.NovoGrad, portopt.SM3], ids=lambda rule: rule.__name__)
+def test_steps_in_place_and_clipped(rule: type[portopt.Optimizer]) -> None:
+    optimizer = rule(clipnorm=0.5, clipvalue=0.01)
+    compare_steps(on_device, np.asarray, optimizer, *trees("float32", ((60,), (12, 7), (0,))), in_place=True)
+
+
+@pytest.mark.usefixtures("backend")
+def test_more_parameters_than_one_launch_takes() -> None:
+    shapes = tuple((k % 5,) for k in range(150))
+    compare_steps(on_device, np.asarray, portopt.LAMB(), *trees("float32", shapes))
+
+
+@pytest.mark.usefixtures("backend")
+def test_a_gradient_in_the_memory_of_another_programs_parameter_is_read_before_it_is_overwritten() -> None:
+    optimizer, data = portopt.Adafactor(), ordinary((120,), "float32", 1)
+    start = [data[:60].copy(), data[60:].reshape(6, 10).copy()]
+    gradients = [data[60:].copy(), data[:60].reshape(6, 10).copy()]
+    with portopt.interpreted():
+        expected, _ = optimizer.apply(start, gradients, optimizer.init(start))
+    device = on_device(data)
+    params, grads = [device[:60], device[60:].reshape(6, 10)], [device[60:], device[:60].reshape(6, 10)]
+    optimizer.apply_(params, grads, optimizer.init([on_device(x) for x in start]))
+    for actual, wanted in zip(params, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(actual).view(np.uint32), wanted.view(np.uint32))
+
+
+# Sums that carry ----------------------------------------------------------------------------------------------------
+
+_FINISH = """
+extern "C" __global__ void finish(const Sum *sums, double *totals, double *roots, long long n)
+{
+    for (long long i = 0; i < n; i++) { totals[i] = sum_of(sums[i]); roots[i] = root_of(sums[i]); }
+}
+
+extern "C" __global__ void finish_norms(const GradientNorm *norms, double *found, long long n)
+{
+    for (long long i = 0; i < n; i++) found[i] = norm_of(&norms[i]);
+}
+"""
+
+
+def test_sums_carry_as_the_reference_does(tmp_path: Path) -> None:
+    parts = ("arithmetic.cuh", "norm.cuh", "reductions.cuh")
+    library = compile_on_host("#define THREADS 4\n" + "\n".join(map(source_file, parts)) + _FINISH, tmp_path)
+
+    def finished(kernel: str, words: Any, results: int) -> list[list[float]]:
+        given = np.asarray(words, np.int64).view(HostArray)
+        found = [np.zeros(len(words)).view(HostArray) for _ in range(results)]
+        Kernel(library, kernel)((1,), (1,), (given, *found, np.int64(len(words))))
+        return [np.asarray(x).tolist() for x in found]
+
+    totals, roots = finished("finish", [(case.exponent, *case.sums, 0) for case in SUMS + SQUARES], 2)
+    for case, total, root in zip(SUMS + SQUARES, totals, roots, strict=True):
+        assert_same_float(total, bins.sum_of(case))
+        if case in SQUARES:
+            assert_same_float(root, bins.root_of(case))
+    # The norm of the gradients knows the exponent by the largest magnitude.
+    largest = int(np.float64(2.0**15).view(np.int64))
+    (norms,) = finished("finish_norms", [(largest, *case.sums) for case in SQUARES], 1)
+    for case, norm in zip(SQUARES, norms, strict=True):
+        assert_same_float(norm, bins.root_of(case))
+
+
+# What NVRTC makes of it ---------------------------------------------------------------------------------------------
+
+
+ARITHMETIC = re.compile(r"^\s*(?:@!?%p\d+\s+)?(mul|add|sub|div|sqrt|fma|mad)((?:\.\w+)*)\.(f32|f64|f16|bf16)\b", re.M)
+
+
+def instructions(ptx: str, kernel: str) -> Counter[str]:
+    body = ptx.partition(f".entry {kernel}(")[2].partition(".entry ")[0]
+    return Counter("{}{}.{}".format(*match.groups()) for match in ARITHMETIC.finditer(body))
+
+
+def expected(program: Program, operations: tuple[int, ...]) -> Counter[str]:
+    """Count what the operations of a pass need in float32."""
+    ops = program.ops
+    names = {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "div", "sqrt": "sqrt"}
+    found: Counter[str] = Counter()
+    for i in operations:
+        if (name := names.get(ops[i].name)) is not None:
+            negated = ops[i].name == "subtract" and ops[ops[i].args[1]].name == "negative"
+            found[f"{'add' if negated else name}.rn.f32"] += 1
+    return found
+
+
+@pytest.mark.needs("cupy")
+@pytest.mark.parametrize("architecture", [pytest.param(80, marks=pytest.mark.slow), 90])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shape", [(3, 4), pytest.param((5,), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("rule", EVERY_RULE, ids=lambda rule: rule.__name__)
+def test_ptx_is_rounded_once_and_passes_over_elements_have_all_their_operations(
+    rule: type[portopt.Optimizer], shape: tuple[int, ...], dtype: str, architecture: int
+) -> None:
+    program = rule().program(shape=shape).after_totals
+    if program.is_elementwise or not can_pass(program):
+        return
+    source = staged_source(program, staged_key(program, dtype))
+    ptx = cupy_kernel.compile_source(source, f"compute_{architecture}").decode()
+    for match in ARITHMETIC.finditer(ptx):
+        name = "{}{}.{}".format(*match.groups())
+        assert re.fullmatch(r"(mul|add|sub|div|sqrt)\.rn\.f(32|64)", name), name
+    assert not re.search(r"\.(ftz|approx|full|sat)\b|\bfma\b|\.local\b", ptx)
+    whole = norm_dependence(program).program
+    for step in passes_of(program).passes:
+        drawn = any(op.name in DRAWS for op in program.ops)
+        if step.kind == "elements" and dtype == "float32" and not drawn:
+            found, wanted = instructions(ptx, step.name), expected(whole, step.operations)
+            # The compiler may write a loop twice, once for each value of a condition that all elements share.
+            assert found.keys() == wanted.keys(), step.name
+            assert found >= wanted, step.name
+
+
+@pytest.mark.needs("cupy")
+def test_machine_code_is_made() -> None:
+    program = portopt.Adafactor().program(shape=(3, 4))
+    source = staged_source(program, staged_key(program, "float32"))
+    assert cupy_kernel.compile_source(source, "sm_80")[:4] == b"\x7fELF"
