@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import portopt
 from portopt import Backend, Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt.backend import IN_PLACE
+from portopt.backend import IN_PLACE, INTERPRETED, PURE, Mode
 from portopt_conformance import primitives, rules
 from portopt_conformance.configurations import Configuration, configurations
 from portopt_conformance.experiment import Experiment
@@ -26,6 +26,14 @@ OTHER_GRADIENTS = (("float32", "bfloat16"), ("bfloat16", "float32"), ("float32",
 
 DIALECT_DTYPES = ("float32", "bfloat16")
 """Dtypes in which every dialect of every rule is tested."""
+
+OF_MANY_ELEMENTS = (
+    *(("clipped", dtype) for dtype in ("float32", "float64", "bfloat16")),
+    *(("default", dtype) for dtype in ("float32", "float16")),
+)
+"""Configurations with the dtypes in which a rule whose steps reduce or multiply is tested on raw words and in many steps."""
+CLIPPING = ("clipnorm", "clipvalue")
+"""Configurations of which `clipped` has everything; such a rule has a kernel more to compile for each."""
 
 SAMPLE = (("clipped", "float32"), ("default", "bfloat16"), ("default", "float16"))
 """Configurations and dtypes for modes of which only a sample is tested."""
@@ -117,7 +125,7 @@ def of_rule(
     *,
     quick: bool,
     full: bool = False,
-    compiled: bool = False,
+    mode: Mode = PURE,
     sample: Sequence[tuple[str, str]] = SAMPLE,
 ) -> Iterator[Planned]:
     """Yield the experiments on a rule.
@@ -128,10 +136,10 @@ def of_rule(
         depth: how much, see `depths`.
         quick: whether to leave out all but two configurations, and the runs of 100 steps.
         full: whether to make what is left out because it takes long.
-        compiled: whether each experiment is a compilation.
+        mode: in which the experiments are made.
         sample: configurations and dtypes in modes of which a sample is tested.
     """
-    scope = _Scope(depth, compiled, full, sample)
+    scope = _Scope(depth, mode.compiled, mode is INTERPRETED, full, sample)
     for configuration in configurations(rule):
         outermost = configuration.name in ("default", "clipped")
         if quick and not outermost:
@@ -152,6 +160,7 @@ class _Scope:
 
     depth: str
     compiled: bool
+    is_interpreted: bool
     full: bool
     sample: Sequence[tuple[str, str]]
 
@@ -190,7 +199,9 @@ def _chosen(configuration: Configuration, dtype: str, scope: _Scope, *, outermos
     elif depth in ("sampled", "extra") and (configuration.name, dtype) in scope.sample:
         yield (3, "ten")
     if outermost and depth not in ("sampled", "extra"):
-        yield (3, "hundred")
+        one_stands_for_all = scope.is_interpreted and not scope.full
+        if not one_stands_for_all or (configuration.name == "clipped" and dtype in DIALECT_DTYPES):
+            yield (3, "hundred")
     if first and core:
         yield from ((3, "resumed"), (3, "given_each_step"))
     if first and single and configuration.name == "clipped":
@@ -203,9 +214,11 @@ def _of_many_elements(
     """Yield what is made with a rule whose steps reduce or multiply: its programs are many, so the outermost stand for all."""
     depth = "first" if scope.full and scope.depth == "compiled" else scope.depth
     single = dtype == "float32"
-    if depth == "first" and (outermost or single):
+    chosen = (configuration.name, dtype) in OF_MANY_ELEMENTS if outermost else configuration.name not in CLIPPING
+    first = depth == "first" and (chosen or scope.full)
+    if first and (outermost or single):
         yield from ((2, "raw"), (2, "ordinary"))
-    if outermost and (depth == "first" or (depth == "plain" and single and configuration.name == "clipped")):
+    if outermost and (first or (depth == "plain" and single and configuration.name == "clipped")):
         yield (3, "ten")
     if configuration.name == "clipped" and depth == "first" and dtype in DIALECT_DTYPES:
         yield from ((3, "hundred"), (3, "resumed"), (3, "given_each_step"))
@@ -267,5 +280,5 @@ def experiments(rules: Sequence[type[Optimizer]] | None = None) -> Iterator[tupl
     for planned in operations(reference(), dtypes, "first") if rules is None else ():
         yield planned.dtype, planned.experiment
     for rule in portopt.RULES if rules is None else rules:
-        for planned in of_rule(rule, dtypes, "first", quick=False):
+        for planned in of_rule(rule, dtypes, "first", quick=False, full=True):
             yield planned.dtype, planned.experiment

@@ -142,7 +142,7 @@ def _all_cases(
                 depth,
                 quick=quick,
                 full=full,
-                compiled=platform.mode.compiled,
+                mode=platform.mode,
                 sample=sample(turn, number),
             ):
                 yield _experiment_case(platform, planned, expected(rule))
