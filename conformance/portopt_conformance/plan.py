@@ -27,6 +27,14 @@ OTHER_GRADIENTS = (("float32", "bfloat16"), ("bfloat16", "float32"), ("float32",
 DIALECT_DTYPES = ("float32", "bfloat16")
 """Dtypes in which every dialect of every rule is tested."""
 
+OF_MANY_ELEMENTS = (
+    *(("clipped", dtype) for dtype in ("float32", "float64", "bfloat16")),
+    *(("default", dtype) for dtype in ("float32", "float16")),
+)
+"""Configurations with the dtypes in which a rule whose steps reduce or multiply is tested on raw words and in many steps."""
+CLIPPING = ("clipnorm", "clipvalue")
+"""Configurations of which `clipped` has everything; such a rule has a kernel more to compile for each."""
+
 SAMPLE = (("clipped", "float32"), ("default", "bfloat16"), ("default", "float16"))
 """Configurations and dtypes for modes of which only a sample is tested."""
 TURNS = 4
@@ -206,9 +214,11 @@ def _of_many_elements(
     """Yield what is made with a rule whose steps reduce or multiply: its programs are many, so the outermost stand for all."""
     depth = "first" if scope.full and scope.depth == "compiled" else scope.depth
     single = dtype == "float32"
-    if depth == "first" and (outermost or single):
+    chosen = (configuration.name, dtype) in OF_MANY_ELEMENTS if outermost else configuration.name not in CLIPPING
+    first = depth == "first" and (chosen or scope.full)
+    if first and (outermost or single):
         yield from ((2, "raw"), (2, "ordinary"))
-    if outermost and (depth == "first" or (depth == "plain" and single and configuration.name == "clipped")):
+    if outermost and (first or (depth == "plain" and single and configuration.name == "clipped")):
         yield (3, "ten")
     if configuration.name == "clipped" and depth == "first" and dtype in DIALECT_DTYPES:
         yield from ((3, "hundred"), (3, "resumed"), (3, "given_each_step"))
@@ -270,5 +280,5 @@ def experiments(rules: Sequence[type[Optimizer]] | None = None) -> Iterator[tupl
     for planned in operations(reference(), dtypes, "first") if rules is None else ():
         yield planned.dtype, planned.experiment
     for rule in portopt.RULES if rules is None else rules:
-        for planned in of_rule(rule, dtypes, "first", quick=False):
+        for planned in of_rule(rule, dtypes, "first", quick=False, full=True):
             yield planned.dtype, planned.experiment

@@ -282,11 +282,14 @@ class Optimizer(DeclaredValue):
         """
         if gradient_norm is not None:
             hyperparameters[GRADIENT_NORM] = gradient_norm
-        plans = self._cache.plans if hyperparameters.keys().isdisjoint(self.inputs) else ()
+        plans, names = self._cache.plans, self.inputs
+        if not hyperparameters.keys().isdisjoint(names):
+            given = tuple([name for name in names if name in hyperparameters])
+            plans = tuple([plan for plan in plans if plan.inputs == given])
         for plan in plans:
             done = plan.step(self, params, grads, state, hyperparameters)
             if done is not None:
-                if plan is not plans[0]:
+                if plan is not self._cache.plans[0]:
                     self._cache.add(plan)
                 return done
         return step.do_step(self, self._cache, params, grads, state, hyperparameters, in_place=True)[1]

@@ -97,13 +97,23 @@ def test_case_identifiers_are_unique() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_every_rule_is_tested_in_every_dtype_with_and_without_clipping_on_raw_words() -> None:
-    ids = {case.id for case in cases(portopt.get_backend("numpy"))}
+@pytest.mark.parametrize("full", [False, True])
+def test_every_rule_is_tested_in_every_dtype_with_and_without_clipping_on_raw_words(full: bool) -> None:
+    """Rules whose steps reduce or multiply have half of the dtypes without clipping, the others with it, unless in full."""
+    ids = {case.id for case in cases(portopt.get_backend("numpy"), full=full)}
     for rule in portopt.RULES:
+        every = full or is_elementwise(rule())
+        of_configuration: dict[str, set[str]] = {}
         for configuration in ("default", "clipped"):
-            for dtype in FORMATS:
-                for layer, name in ((2, "raw"), (3, "ten")):
-                    assert f"{layer}/{rule.__name__}/{configuration}/{dtype}/apply/{name}" in ids
+            of_configuration[configuration] = {
+                dtype
+                for dtype in FORMATS
+                if {f"{n}/{rule.__name__}/{configuration}/{dtype}/apply/{name}" for n, name in ((2, "raw"), (3, "ten"))}
+                <= ids
+            }
+            assert "float32" in of_configuration[configuration]
+            assert of_configuration[configuration] == set(FORMATS) or not every
+        assert set().union(*of_configuration.values()) == set(FORMATS)
 
 
 def test_every_rule_is_tested_for_100_steps() -> None:

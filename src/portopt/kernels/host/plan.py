@@ -55,6 +55,7 @@ class Plan:
         work: kernels and their parameters.
         inputs: where the kernels' inputs and outputs are.
         totals: what computes those that are not of arrays as they are, by name.
+        further: names of further inputs.
         is_noted: whether somebody is told of the written arrays.
     """
 
@@ -67,11 +68,13 @@ class Plan:
         work: Sequence[Work],
         inputs: Inputs,
         totals: Mapping[str, PlannedTotal],
+        further: tuple[str, ...],
         *,
         is_noted: bool,
     ) -> None:
         self.program = next(iter(programs))
         self.backend = backend
+        self.inputs = further
         self._programs = programs
         self._watch = watch
         self._work = work
@@ -98,6 +101,11 @@ class Plan:
         """
         if not self._is_for(state):
             return None
+        if self.inputs:
+            if any(overrides.get(name) is None for name in self.inputs):
+                return None
+            grads = (grads, *[overrides[name] for name in self.inputs])
+            overrides = {name: value for name, value in overrides.items() if name not in self.inputs}
         slots, finished = state.slots, state.step + 1
         kept, call = self._kept, None
         if kept is not None and _same_numbers(overrides, kept[1]):
@@ -105,6 +113,8 @@ class Plan:
         else:
             try:
                 checked = rule.check_overrides(overrides)
+                if self.inputs:
+                    checked |= dict.fromkeys(self.inputs, True)
                 if not self._runs(rule, checked):
                     return None
                 asked = any(name not in checked for program in self._programs for name in program.totals)
@@ -213,7 +223,7 @@ def make_plan(
     Args:
         backend: of the arrays.
         programs: what the steps run on each parameter.
-        trees: a step's parameters, gradients and state.
+        trees: a step's parameters, gradients and state; where there are further inputs, a tuple of gradients and these.
         arrays: of each parameter, in the order of the tree.
         reader: how arrays are read.
         note_written: a function written in C that, given a list of all written arrays after a step, notes that they were written.
@@ -224,7 +234,7 @@ def make_plan(
     members: dict[Program, list[int]] = {}
     for i, program in enumerate(programs):
         members.setdefault(program, []).append(i)
-    if not all(map(_can_plan, members)):
+    if not all(can_run(program.after_totals) for program in members):
         return None
     work: list[Work] = []
     dtypes = [leaf.dtypes for leaf in arrays]
@@ -242,17 +252,13 @@ def make_plan(
     small = {name for program in members for name in program.array_outputs}
     scalar_slots = [name for name in state.slots if name not in small]
     inputs = Inputs(work)
-    watch = Watch(reader, (params, grads, state.slots), scalar_slots, arrays, work, inputs, note_written)
+    further = tuple(name for name in arrays[0] if name not in ("p", "g") and name not in state.slots)
+    watch = Watch(reader, (params, grads, state.slots), scalar_slots, arrays, work, inputs, note_written, further)
     totals = _planned_totals(members, work, watch.offsets, dtypes, arrays)
     if not watch.is_possible or totals is None:
         return None
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
-    return Plan(backend, shapes, trees, watch, work, inputs, totals, is_noted=note_written is not None)
-
-
-def _can_plan(program: Program) -> bool:
-    """Tell whether a plan can do a program: it reads no other trees."""
-    return can_run(program.after_totals) and {"p", "g", *program.array_outputs}.issuperset(program.array_inputs)
+    return Plan(backend, shapes, trees, watch, work, inputs, totals, further, is_noted=note_written is not None)
 
 
 def _planned_totals(
@@ -293,6 +299,8 @@ def _planned_totals(
                 reduced, [dtypes[i] for i in chosen], in_place=True, flush=default_flush()
             ):
                 kernel, those = host_kernel(reduced, key), [chosen[place] for place in chosen_here]
+                if any((i, name) not in places for name in kernel.columns for i in those):
+                    return None
                 at = [[places[i, name] for name in kernel.columns] for i in those]
                 for item in make_works(kernel, 0, range(len(those)), at, [tuple(arrays[i]["p"].shape) for i in those]):
                     own.append((item, item.table[:, : len(kernel.columns)].copy()))
