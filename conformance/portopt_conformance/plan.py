@@ -27,13 +27,13 @@ OTHER_GRADIENTS = (("float32", "bfloat16"), ("bfloat16", "float32"), ("float32",
 DIALECT_DTYPES = ("float32", "bfloat16")
 """Dtypes in which every dialect of every rule is tested."""
 
-OF_MANY_ELEMENTS = (
+COMPILED = (
     *(("clipped", dtype) for dtype in ("float32", "float64", "bfloat16")),
     *(("default", dtype) for dtype in ("float32", "float16")),
 )
-"""Configurations with the dtypes in which a rule whose steps reduce or multiply is tested on raw words and in many steps."""
+"""Configurations and dtypes where one is a compilation: of rules that reduce or multiply, and of a compiled step of others."""
 CLIPPING = ("clipnorm", "clipvalue")
-"""Configurations of which `clipped` has everything; such a rule has a kernel more to compile for each."""
+"""Configurations of which `clipped` has everything; a rule that reduces or multiplies has a kernel more to compile for each."""
 
 SAMPLE = (("clipped", "float32"), ("default", "bfloat16"), ("default", "float16"))
 """Configurations and dtypes for modes of which only a sample is tested."""
@@ -187,12 +187,16 @@ def _chosen(configuration: Configuration, dtype: str, scope: _Scope, *, outermos
         return
     core, first = configuration.core, depth == "first"
     single = dtype == "float32"
+    if depth == "compiled" and outermost and not scope.full and (configuration.name, dtype) not in COMPILED:
+        return
     if (first and (core or single)) or (depth == "plain" and core):
         yield from ((2, "raw"), (2, "zero"), (2, "ordinary"), (3, "ten"))
     elif depth == "compiled":
-        if core:
+        if core and (outermost or single or scope.full):
             yield from ((2, "raw"), (2, "ordinary"), (3, "ten"))
-        elif single:
+        elif (
+            single and not core and (scope.full or configurations(configuration.rule).index(configuration) % TURNS == 0)
+        ):
             yield (2, "ordinary")
         if configuration.name == "default" and single:
             yield from ((2, "zero"), (3, "given_each_step"))
@@ -214,7 +218,7 @@ def _of_many_elements(
     """Yield what is made with a rule whose steps reduce or multiply: its programs are many, so the outermost stand for all."""
     depth = "first" if scope.full and scope.depth == "compiled" else scope.depth
     single = dtype == "float32"
-    chosen = (configuration.name, dtype) in OF_MANY_ELEMENTS if outermost else configuration.name not in CLIPPING
+    chosen = (configuration.name, dtype) in COMPILED if outermost else configuration.name not in CLIPPING
     first = depth == "first" and (chosen or scope.full)
     if first and (outermost or single):
         yield from ((2, "raw"), (2, "ordinary"))
