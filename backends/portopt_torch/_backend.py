@@ -121,9 +121,9 @@ class TorchBackend(ArrayAPIBackend):
 
     def primitives(self, compute_dtype: str) -> Primitives:
         primitives = Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides={"sqrt": self._sqrt})
-        if compiler.available() and not is_interpreted():
+        if (compiler.available() or self._triton.available()) and not is_interpreted():
             primitives.fused = functools.partial(self._fused, primitives)
-            if compute_dtype == "float32":
+            if compute_dtype == "float32" and compiler.available():
                 primitives.sliced = self._sliced
                 primitives.rescaled = functools.partial(self._rescaled, primitives)
         return primitives
@@ -132,7 +132,9 @@ class TorchBackend(ArrayAPIBackend):
         self, primitives: Primitives, program: Program, arrays: Sequence[Any], scalars: Sequence[float]
     ) -> list[Any]:
         compute = primitives.compute_dtype
-        if arrays[0].device.type != "cpu":
+        if self._runs_triton(arrays[0]):
+            return launch.segment(self._triton.LIBRARY, program, compute, arrays, scalars)
+        if arrays[0].device.type != "cpu" or not compiler.available():
             values = StepScalars(program, HOST, {f"s{k}": value for k, value in enumerate(scalars)})
             rounded = self.rounded_scalars(program, values, compute, arrays[0])
             return list(interpret(program, primitives, {f"x{k}": x for k, x in enumerate(arrays)}, rounded).values())

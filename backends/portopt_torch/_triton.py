@@ -113,8 +113,9 @@ class _Torch:
         start = int(tensor.data_ptr())
         return str(tensor.device), start, start + tensor.numel() * tensor.element_size()
 
-    def empty_like(self, tensor: Any) -> Any:
-        return _torch().empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    def empty_like(self, tensor: Any, dtype: str | None = None) -> Any:
+        kind = tensor.dtype if dtype is None else getattr(_torch(), dtype)
+        return _torch().empty(tensor.shape, dtype=kind, device=tensor.device)
 
     def assign(self, target: Any, value: Any) -> None:
         target.copy_(value)

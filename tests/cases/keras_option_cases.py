@@ -243,7 +243,7 @@ def case_options_do_for_adam_what_they_do_for_that_of_keras(folder: Path) -> Non
         {"loss_scale_factor": 8.0, "clipnorm": 0.1},
         {"loss_scale_factor": 8.0, "gradient_accumulation_steps": 2, "clipvalue": 0.01},
     ):
-        for run in (compiled, eager):
+        for run in (compiled, eager) if "ema_overwrite_frequency" in options else (compiled,):
             results = []
             for optimizer in (
                 portopt_keras.KerasOptimizer(portopt.Adam(0.1, dialect="keras3", weight_decay=0.1), **options),

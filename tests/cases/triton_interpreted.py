@@ -25,7 +25,7 @@ from support.gpu_cases import (
     assert_gradient_need_not_be_read,
     compare_gradients_of_another_dtype,
     compare_steps,
-    each_case,
+    each_case_in_a_dtype,
     each_extreme,
     norm_program,
     optimizer_of,
@@ -82,8 +82,7 @@ def to_numpy(tensor: Any) -> Array:
     return np.asarray(backend.to_numpy(tensor))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@each_case
+@each_case_in_a_dtype
 def test_kernel_has_the_bits_of_the_interpreter(rule: type[portopt.Optimizer], clipped: bool, dtype: str) -> None:
     params, gradients = words_and_gradients(dtype, clipped=clipped)
     compare_steps(to_torch, to_numpy, optimizer_of(rule, clipped), params, gradients, seed=40)

@@ -20,6 +20,7 @@ from support.rules_of_each_kind import RULES, Multiplying
 import portopt
 import portopt_cupy._kernel as cupy_kernel
 from portopt.backend.array_api import ArrayAPIBackend
+from portopt.kernels import launch
 from portopt.kernels.cuda.source import source_file
 from portopt.kernels.cuda.staged_source import staged_source
 from portopt.kernels.norm_dependence import norm_dependence
@@ -145,6 +146,30 @@ def test_a_gradient_in_the_memory_of_another_programs_parameter_is_read_before_i
     optimizer.apply_(params, grads, optimizer.init([on_device(x) for x in start]))
     for actual, wanted in zip(params, expected, strict=True):
         np.testing.assert_array_equal(np.asarray(actual).view(np.uint32), wanted.view(np.uint32))
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(
+    ("rule", "dtype"),
+    [
+        (Multiplying, "float32"),
+        *(pytest.param(portopt.NorMuon, d, marks=pytest.mark.slow) for d in ("float16", "float64")),
+    ],
+)
+def test_what_stands_between_products_runs_in_kernels(
+    rule: type[portopt.Optimizer], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, segment = 0, launch.segment
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        return segment(*arguments)
+
+    monkeypatch.setattr(launch, "segment", counted)
+    monkeypatch.setattr(HostArray, "may_wait", True)
+    compare_steps(on_device, np.asarray, rule(), *trees(dtype, ((6, 4), (3,))))
+    assert count > 2
 
 
 # Sums that carry ----------------------------------------------------------------------------------------------------

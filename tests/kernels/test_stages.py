@@ -350,6 +350,29 @@ def test_no_memory_of_a_parameter_is_needed(which: type[portopt.Optimizer]) -> N
     assert peak < size
 
 
+def test_functions_of_reductions_are_compiled_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba.core import event
+
+    class Summed(portopt.Optimizer):
+        slots = ()
+        sign: float = 1.0
+
+        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+            return p - self.sign * xp.sum(g), {}
+
+    class Opposite(Summed):
+        sign = -1.0
+
+    monkeypatch.setenv("PORTOPT_CACHE_DIR", "")
+    compiled = []
+    for rule in (Summed(), Opposite()):
+        with event.install_recorder("numba:compile") as recorder:
+            assert rule.apply(np.ones(3), np.ones(3), rule.init(np.ones(3)))[0].tolist() == [1 - 3 * rule.sign] * 3
+        compiled.append({e.data["dispatcher"].py_func.__name__ for _, e in recorder.buffer if e.is_start})
+    assert "kernel" in compiled[0] & compiled[1]
+    assert {"add", "raise_bins"} & compiled[1] == set()
+
+
 def test_loops_over_all_elements_are_no_more_than_needed() -> None:
     for rule, loops in ((Scaled, 2), (Factored, 3), (Extreme, 2)):
         stages = stages_of(rule(0.1).program(shape=(3, 4)))

@@ -30,6 +30,16 @@ _REDUCTIONS = ("sum", "mean", "norm", "max", "min", "any", "all", "count")
 PAIRS = [(p, g) for p in DTYPES for g in DTYPES if p != g]
 """Dtypes of a parameter and of a gradient of another dtype."""
 each_case = pytest.mark.parametrize(("rule", "clipped"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))
+CASES_IN_A_DTYPE = [
+    (rule, clipped, dtype)
+    for i, (rule, clipped) in enumerate(CASES)
+    for k, dtype in enumerate(DTYPES)
+    if rule is portopt.Adam or k == (i // 2 + 2 * clipped) % len(DTYPES)
+]
+"""A rule decides about the operations of a kernel, a dtype about how each is written: all of both, but not all pairs."""
+each_case_in_a_dtype = pytest.mark.parametrize(
+    ("rule", "clipped", "dtype"), CASES_IN_A_DTYPE, ids=lambda x: getattr(x, "__name__", str(x))
+)
 
 
 def optimizer_of(rule: type[portopt.Optimizer], clipped: bool) -> portopt.Optimizer:
