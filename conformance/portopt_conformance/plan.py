@@ -27,13 +27,17 @@ OTHER_GRADIENTS = (("float32", "bfloat16"), ("bfloat16", "float32"), ("float32",
 DIALECT_DTYPES = ("float32", "bfloat16")
 """Dtypes in which every dialect of every rule is tested."""
 
-OF_MANY_ELEMENTS = (
+COMPILED = (
     *(("clipped", dtype) for dtype in ("float32", "float64", "bfloat16")),
     *(("default", dtype) for dtype in ("float32", "float16")),
 )
-"""Configurations with the dtypes in which a rule whose steps reduce or multiply is tested on raw words and in many steps."""
+"""Configurations and dtypes of elementwise rules in modes that compile each step, and in the interpreter."""
+OF_MANY_ELEMENTS = (("clipped", "float32"), ("clipped", "bfloat16"), ("default", "float32"))
+"""Configurations and dtypes of rules whose steps reduce or multiply: each is a kernel to compile, or several."""
+IN_TURNS = (("clipped", "float64"), ("default", "float16"))
+"""What such rules have one of besides, in turns."""
 CLIPPING = ("clipnorm", "clipvalue")
-"""Configurations of which `clipped` has everything; such a rule has a kernel more to compile for each."""
+"""Configurations of which `clipped` has everything; a rule that reduces or multiplies has a kernel more to compile for each."""
 
 SAMPLE = (("clipped", "float32"), ("default", "bfloat16"), ("default", "float16"))
 """Configurations and dtypes for modes of which only a sample is tested."""
@@ -125,6 +129,7 @@ def of_rule(
     *,
     quick: bool,
     full: bool = False,
+    number: int = 0,
     mode: Mode = PURE,
     sample: Sequence[tuple[str, str]] = SAMPLE,
 ) -> Iterator[Planned]:
@@ -136,10 +141,11 @@ def of_rule(
         depth: how much, see `depths`.
         quick: whether to leave out all but two configurations, and the runs of 100 steps.
         full: whether to make what is left out because it takes long.
+        number: the rule's number, where rules take turns.
         mode: in which the experiments are made.
         sample: configurations and dtypes in modes of which a sample is tested.
     """
-    scope = _Scope(depth, mode.compiled, mode is INTERPRETED, full, sample)
+    scope = _Scope(depth, number, mode.compiled, mode is INTERPRETED, full, sample)
     for configuration in configurations(rule):
         outermost = configuration.name in ("default", "clipped")
         if quick and not outermost:
@@ -159,6 +165,7 @@ class _Scope:
     """How much is made of a rule; the arguments of `of_rule` of these names."""
 
     depth: str
+    number: int
     compiled: bool
     is_interpreted: bool
     full: bool
@@ -177,7 +184,8 @@ def _chosen(configuration: Configuration, dtype: str, scope: _Scope, *, outermos
             yield (2, "ordinary")
         return
     if configuration.dialect:
-        if depth == "first" and dtype in DIALECT_DTYPES:
+        every = scope.full or configuration.is_elementwise
+        if depth == "first" and (dtype in DIALECT_DTYPES if every else dtype == "float32"):
             yield from ((2, "raw"), (2, "ordinary"))
         elif depth == "compiled" and dtype == "float32":
             yield (2, "ordinary")
@@ -187,12 +195,15 @@ def _chosen(configuration: Configuration, dtype: str, scope: _Scope, *, outermos
         return
     core, first = configuration.core, depth == "first"
     single = dtype == "float32"
+    is_slow = depth == "compiled" or scope.is_interpreted
+    if is_slow and outermost and not scope.full and (configuration.name, dtype) not in COMPILED:
+        return
     if (first and (core or single)) or (depth == "plain" and core):
         yield from ((2, "raw"), (2, "zero"), (2, "ordinary"), (3, "ten"))
     elif depth == "compiled":
-        if core:
+        if core and (outermost or single or scope.full):
             yield from ((2, "raw"), (2, "ordinary"), (3, "ten"))
-        elif single:
+        elif single and not core and (scope.full or _is_option_in_turn(configuration, scope.number)):
             yield (2, "ordinary")
         if configuration.name == "default" and single:
             yield from ((2, "zero"), (3, "given_each_step"))
@@ -208,17 +219,27 @@ def _chosen(configuration: Configuration, dtype: str, scope: _Scope, *, outermos
         yield (3, "nested")
 
 
+def _is_option_in_turn(configuration: Configuration, number: int) -> bool:
+    return (configurations(configuration.rule).index(configuration) + number) % TURNS == 0
+
+
 def _of_many_elements(
     configuration: Configuration, dtype: str, scope: _Scope, *, outermost: bool
 ) -> Iterator[tuple[int, str]]:
     """Yield what is made with a rule whose steps reduce or multiply: its programs are many, so the outermost stand for all."""
     depth = "first" if scope.full and scope.depth == "compiled" else scope.depth
     single = dtype == "float32"
-    chosen = (configuration.name, dtype) in OF_MANY_ELEMENTS if outermost else configuration.name not in CLIPPING
+    if outermost:
+        chosen = (configuration.name, dtype) in (*OF_MANY_ELEMENTS, IN_TURNS[scope.number % len(IN_TURNS)])
+    else:
+        chosen = configuration.name not in CLIPPING and _is_option_in_turn(configuration, scope.number)
     first = depth == "first" and (chosen or scope.full)
     if first and (outermost or single):
         yield from ((2, "raw"), (2, "ordinary"))
-    if outermost and (first or (depth == "plain" and single and configuration.name == "clipped")):
+    # Operation by operation, a library such as JAX compiles each.
+    in_turn = SAMPLE[0] in scope.sample or scope.full or not scope.is_interpreted
+    plain = depth == "plain" and (configuration.name, dtype) == SAMPLE[0] and in_turn
+    if (outermost and first) or plain:
         yield (3, "ten")
     if configuration.name == "clipped" and depth == "first" and dtype in DIALECT_DTYPES:
         yield from ((3, "hundred"), (3, "resumed"), (3, "given_each_step"))

@@ -142,6 +142,7 @@ def _all_cases(
                 depth,
                 quick=quick,
                 full=full,
+                number=number,
                 mode=platform.mode,
                 sample=sample(turn, number),
             ):

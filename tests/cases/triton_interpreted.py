@@ -27,6 +27,7 @@ from support.gpu_cases import (
     compare_steps,
     each_case_in_a_dtype,
     each_extreme,
+    in_a_dtype,
     norm_program,
     optimizer_of,
     reference_norm,
@@ -209,8 +210,7 @@ def trees(dtype: str, shapes: tuple[tuple[int, ...], ...]) -> tuple[list[Array],
     return params, [[ordinary(shape, dtype, 100 * k + i) for i, shape in enumerate(shapes)] for k in (1, 2)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rule", [*STAGED, *RULES, EveryDraw], ids=lambda rule: rule.__name__)
+@in_a_dtype([*STAGED, *RULES, EveryDraw], (portopt.LAMB, portopt.SM3, portopt.NoisySGD))
 def test_staged_kernels_have_the_bits_of_the_interpreter(
     rule: type[portopt.Optimizer], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,6 +40,17 @@ CASES_IN_A_DTYPE = [
 each_case_in_a_dtype = pytest.mark.parametrize(
     ("rule", "clipped", "dtype"), CASES_IN_A_DTYPE, ids=lambda x: getattr(x, "__name__", str(x))
 )
+
+
+def in_a_dtype(rules: Sequence[Any], in_all: Collection[Any]) -> pytest.MarkDecorator:
+    """Return the same for rules without clipping, of which some meet all dtypes."""
+    pairs = [
+        (rule, dtype)
+        for i, rule in enumerate(rules)
+        for k, dtype in enumerate(DTYPES)
+        if rule in in_all or k == i % len(DTYPES)
+    ]
+    return pytest.mark.parametrize(("rule", "dtype"), pairs, ids=lambda x: getattr(x, "__name__", str(x)))
 
 
 def optimizer_of(rule: type[portopt.Optimizer], clipped: bool) -> portopt.Optimizer:
