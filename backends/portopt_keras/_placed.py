@@ -11,7 +11,7 @@ from portopt.program.draws import Place
 
 
 class PlacedRules:
-    """Copies of rules, each for some of the variables of an optimizer. A copy of this has none, as copies of a rule lack places."""
+    """Copies of rules, each for some of the variables of an optimizer. A copy of this has none, as a copied rule lacks places."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, ...], tuple[portopt.Optimizer, portopt.Optimizer]] = {}
