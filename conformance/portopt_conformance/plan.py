@@ -31,7 +31,7 @@ COMPILED = (
     *(("clipped", dtype) for dtype in ("float32", "float64", "bfloat16")),
     *(("default", dtype) for dtype in ("float32", "float16")),
 )
-"""Configurations and dtypes of elementwise rules in modes that compile each step."""
+"""Configurations and dtypes of elementwise rules in modes that compile each step, and in the interpreter."""
 OF_MANY_ELEMENTS = (("clipped", "float32"), ("clipped", "bfloat16"), ("default", "float32"))
 """Configurations and dtypes of rules whose steps reduce or multiply: each is a kernel to compile, or several."""
 IN_TURNS = (("clipped", "float64"), ("default", "float16"))
@@ -195,7 +195,8 @@ def _chosen(configuration: Configuration, dtype: str, scope: _Scope, *, outermos
         return
     core, first = configuration.core, depth == "first"
     single = dtype == "float32"
-    if depth == "compiled" and outermost and not scope.full and (configuration.name, dtype) not in COMPILED:
+    is_slow = depth == "compiled" or scope.is_interpreted
+    if is_slow and outermost and not scope.full and (configuration.name, dtype) not in COMPILED:
         return
     if (first and (core or single)) or (depth == "plain" and core):
         yield from ((2, "raw"), (2, "zero"), (2, "ordinary"), (3, "ten"))
@@ -235,7 +236,10 @@ def _of_many_elements(
     first = depth == "first" and (chosen or scope.full)
     if first and (outermost or single):
         yield from ((2, "raw"), (2, "ordinary"))
-    if outermost and (first or (depth == "plain" and single and configuration.name == "clipped")):
+    # Operation by operation, a library such as JAX compiles each.
+    in_turn = SAMPLE[0] in scope.sample or scope.full or not scope.is_interpreted
+    plain = depth == "plain" and (configuration.name, dtype) == SAMPLE[0] and in_turn
+    if (outermost and first) or plain:
         yield (3, "ten")
     if configuration.name == "clipped" and depth == "first" and dtype in DIALECT_DTYPES:
         yield from ((3, "hundred"), (3, "resumed"), (3, "given_each_step"))
