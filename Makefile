@@ -93,6 +93,10 @@ GPU_BACKENDS := conform-cupy conform-torch-cuda
 conform: $(INSTALLED) ## run the conformance suite, one process per backend
 	$(MAKE) SIDE_BY_SIDE=1 -j 2 --output-sync=target $(REQUIRED_BACKENDS) $(GPU_BACKENDS)
 
+.PHONY: conform-full
+conform-full: ## the same with every rule in every mode, where otherwise they take turns; takes hours
+	$(MAKE) conform CONFORM_ARGS='--full $(CONFORM_ARGS)'
+
 CONFORM = $(BIN)/python -m portopt_conformance --json $(RESULTS)/$@.json $(CONFORM_ARGS)
 
 # JAX takes longer than all others together, so that the layer of its compiled modes has a process of its own.

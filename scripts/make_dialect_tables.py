@@ -123,7 +123,7 @@ def arguments(rule: type[portopt.Optimizer], dialects: Sequence[str | None]) -> 
 def default(name: str, defaults: dict[str, Any]) -> str:
     if name not in defaults:
         return "–"
-    return "`portopt.epsilon()`" if defaults[name] is None else f"`{defaults[name]}`"
+    return "`portopt.epsilon()`" if (name, defaults[name]) == ("epsilon", None) else f"`{defaults[name]}`"
 
 
 def main() -> int:

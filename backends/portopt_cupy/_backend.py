@@ -102,10 +102,15 @@ class CupyBackend(ArrayAPIBackend):
 
     def primitives(self, compute_dtype: str) -> Primitives:
         found = super().primitives(compute_dtype)
-        if compute_dtype == "float32":
-            return found
-        load = {"load": lambda x: widened(self._cupy, x) if x.dtype == "float32" else found.load(x)}
-        return Primitives(self.xp, found.dtype, compute_dtype, load)
+        if compute_dtype != "float32":
+            load = found.load
+            loads = {"load": lambda x: widened(self._cupy, x) if x.dtype == "float32" else load(x)}
+            found = Primitives(self.xp, found.dtype, compute_dtype, loads)
+        if not is_interpreted():
+            found.fused = lambda program, arrays, scalars: launch.segment(
+                self._library, program, compute_dtype, arrays, scalars
+            )
+        return found
 
     @property
     def _library(self) -> launch.Library:

@@ -133,9 +133,9 @@ class _Cupy:
         with array.device:
             return array.copy(order="C")
 
-    def empty_like(self, array: Any) -> Any:
+    def empty_like(self, array: Any, dtype: str | None = None) -> Any:
         with array.device:
-            return _cupy().empty(array.shape, array.dtype)
+            return _cupy().empty(array.shape, array.dtype if dtype is None else dtype)
 
     def assign(self, target: Any, value: Any) -> None:
         target[...] = value

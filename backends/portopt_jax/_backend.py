@@ -215,6 +215,8 @@ class JaxBackend:
             "constant": self._constant,
             "rint": scalars.rint,
             "without_negative_zero": scalars.without_negative_zero,
+            "leading_exponent": scalars.leading_exponent,
+            "power_of_two": scalars.power_of_two,
             "multiply_matrices": scalars.multiply_matrices,
             "arange": lambda count, like: self._jnp.arange(count, dtype="int64"),
             # See _fences.py.
@@ -232,6 +234,7 @@ class JaxBackend:
     def _sliced(self, compute_dtype: str, x: Any, axis: int) -> products.Slices:
         """Return the slices of an operand of a product; what they are scaled by is a number to derivatives."""
         wide = self.primitives("float64")
+        # Before the maximum, whose own derivative JAX takes where it has no float64.
         largest = products.largest_magnitudes(wide, self._jax.lax.stop_gradient(x), axis)
         return products.slices(wide, x, axis, x.shape[axis], compute_dtype, largest)
 

@@ -54,7 +54,7 @@ def without_kernels() -> Iterator[None]:
 
 def can_run(program: Program) -> bool:
     """Tell whether steps of a program may be given to kernels."""
-    if not has_kernel(program):
+    if not has_kernel(program) or program.has_draws:  # whose place in the tree XLA would have to pass on
         return False
     with_jit = not jax.config.jax_disable_jit  # type: ignore[attr-defined]  # JAX defines its settings at run time
     return with_jit and _enabled.get() and not _is_inside_shard_map() and available() and _handler.supported()

@@ -69,8 +69,8 @@ def to_optax(
     """Return an optimizer as an optax transformation.
 
     Its updates are differences of parameters, so it goes last in an `optax.chain`, and `update` needs `params`. An extra
-    argument of `update` that is the name of a numeric hyperparameter is its value for this step; other extra arguments are
-    ignored.
+    argument of `update` that is the name of a numeric hyperparameter is its value for this step, and one that is the name of a
+    further input of the rule, such as `hessian`, is that tree, in the structure of the parameters; others are ignored.
 
     Args:
         optimizer: any portopt optimizer.
@@ -131,6 +131,7 @@ def to_optax(
         if not _has_arrays(params):
             return grads, state._replace(count=finished + 1)
         params, grads = _arrays(params, "params"), _arrays(grads, "grads")
+        values |= {n: _arrays(extra_args[n], n) for n in rule.inputs if extra_args.get(n) is not None}
         slots = jax.tree.map(jnp.asarray, state.slots)
         new, after = rule.apply(params, grads, OptimizerState(finished, slots), **{**arrays, **values})
         updates = _differences(params, new, grads, update_dtype)

@@ -84,6 +84,16 @@ def multiply_matrices(a: Any, b: Any) -> Any:
     return lax.dot_general(a, b, (((a.ndim - 1,), (b.ndim - 2,)), (ahead, ahead)))
 
 
+def leading_exponent(x: Any) -> Any:
+    """Return the largest integer `k` with `2**k` at most a positive normal float64; -1023 for a smaller one."""
+    return (lax.bitcast_convert_type(x, jnp.int64) >> 52) - 1023
+
+
+def power_of_two(k: Any) -> Any:
+    """Return `2**k` in float64, for an int64 between -1022 and 1023."""
+    return lax.bitcast_convert_type((k + 1023) << 52, jnp.float64)
+
+
 @jax.custom_jvp
 def without_negative_zero(x: Any) -> Any:
     """Return `x` in float64, each zero as +0; the derivative is that of `x`, at zero too."""
@@ -213,6 +223,10 @@ class JaxArithmetic(TracedArithmetic):
     def sum_of_integers(self, a: Any, b: Any) -> Any:
         return _counted_on(a, b) if isinstance(b, int) else a + b
 
+    def quotient_of_integers(self, a: Any, b: Any) -> Any:
+        # XLA makes many operations of a division, and one of a shift.
+        return a >> (b.bit_length() - 1) if isinstance(b, int) and b > 0 and b & (b - 1) == 0 else a // b
+
     def flush(self, x: Any) -> Any:
         return flush(x, SMALLEST_NORMAL["float64"])
 
@@ -226,10 +240,10 @@ class JaxArithmetic(TracedArithmetic):
         return jnp.sqrt(constant_at_zero(x))
 
     def exponent(self, x: Any) -> Any:
-        return (lax.bitcast_convert_type(x, jnp.int64) >> 52) - 1023
+        return leading_exponent(x)
 
     def power_of_two(self, k: Any) -> Any:
-        return lax.bitcast_convert_type((k + 1023) << 52, jnp.float64)
+        return power_of_two(k)
 
     def power_by_squaring(self, base: Any, exponent: Any) -> Any:
         result, magnitude = self.as_float64(1.0), step_number(jnp.abs(exponent))

@@ -17,6 +17,7 @@ from portopt.slot import slot_shape, slot_start, slots_of_shape
 from portopt.step import first_number, totals_of
 from portopt_keras._learning_rate import ScheduleOfSteps, nearest, on_keras_backend, scalar_of
 from portopt_keras._options import check_options
+from portopt_keras._placed import PlacedRules
 from portopt_keras._weight_decay import Exclusions, has_weight_decay, without_weight_decay
 
 EXCLUSIONS = "excluded_from_weight_decay"
@@ -102,6 +103,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         self._exclusions = Exclusions()
         self._excluded: frozenset[Any] = frozenset()
         self._undecayed: portopt.Optimizer | None = None
+        self._placed = PlacedRules()
         self._has_stepped = False
         self._optimizer = optimizer
 
@@ -149,10 +151,11 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
     ) -> None:
         # The step of all variables at once, where Keras would call update_step for each: the norm of all gradients needs them.
         variables = list(trainable_variables)
-        slots = {name: [of[self._get_variable_index(v)] for v in variables] for name, of in self._slots.items()}
+        numbers = [self._get_variable_index(v) for v in variables]
+        slots = {name: [of[n] for n in numbers] for name, of in self._slots.items()}
         slots = {name: of for name, of in slots.items() if any(slot is not None for slot in of)}
         excluded = [i for i, v in enumerate(variables) if not self._use_weight_decay(v)] if self._excluded else []
-        step = functools.partial(self._step, learning_rate, excluded)
+        step = functools.partial(self._step, learning_rate, numbers, excluded)
         with deferred():
             on_keras_backend().update(self, variables, list(grads), slots, self._scalar_slots, step)
             if not self._has_stepped:
@@ -161,6 +164,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
     def _step(
         self,
         learning_rate: Any,
+        numbers: Sequence[int],
         excluded: Sequence[int],
         params: list[Any],
         gradients: list[Any],
@@ -172,12 +176,16 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         overrides = self._rate_for_step(learning_rate)
         rule = self.optimizer
         if not excluded or not has_weight_decay(rule):
-            return _apply(rule, params, gradients, state, overrides, in_place)
+            return _apply(self._placed.of(rule, params, numbers), params, gradients, state, overrides, in_place)
         if self._undecayed is None:
             self._undecayed = without_weight_decay(rule)
         _check_shapes(params, gradients)
         others = [i for i in range(len(params)) if i not in excluded]
-        divided = [(of, indices) for of, indices in ((rule, others), (self._undecayed, excluded)) if indices]
+        divided = [
+            (self._placed.of(of, [params[i] for i in indices], [numbers[i] for i in indices]), indices)
+            for of, indices in ((rule, others), (self._undecayed, excluded))
+            if indices
+        ]
         parts = [
             of.part_of_step(
                 [params[i] for i in indices],

@@ -88,7 +88,12 @@ class NumpyBackend(ArrayAPIBackend):
         return primitives
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
-        runs = [isinstance(of.scalars, StepScalars) and kernel.can_run(of.program) for of in works]
+        runs = [
+            isinstance(of.scalars, StepScalars)
+            and kernel.can_run(of.program)
+            and (not kernel.draws(of.program) or kernel.places_of(described(self, of.parameters)) is not None)
+            for of in works
+        ]
         if True not in runs or is_interpreted() or not compiler.available():
             return super().update(works, in_place=in_place)
         others = [work for work, in_kernel in zip(works, runs, strict=True) if not in_kernel] if False in runs else []
@@ -100,9 +105,11 @@ class NumpyBackend(ArrayAPIBackend):
             names = tuple(program.array_outputs)
             old = [{n: a[n] for n in names} for a in parameters] if in_place else []
             if in_kernel:
-                dtypes = [leaf.dtypes for leaf in described(self, parameters)]
+                leaves = described(self, parameters)
+                dtypes = [leaf.dtypes for leaf in leaves]
+                places = kernel.places_of(leaves) or () if kernel.draws(program) else ()
                 new = None if in_place else [{n: np.empty(a[n].shape, a[n].dtype) for n in names} for a in parameters]
-                jobs.append(kernel.Job(program, scalars, dtypes, parameters, new))  # type: ignore[arg-type]  # a step's scalars
+                jobs.append(kernel.Job(program, scalars, dtypes, parameters, new, places))  # type: ignore[arg-type]  # a step's scalars
             else:
                 new = [next(interpreted) for _ in parameters]
                 for targets, values in zip(old, new, strict=False):
@@ -125,8 +132,7 @@ class NumpyBackend(ArrayAPIBackend):
         ordinary = all(type(a) is np.ndarray and a.flags.c_contiguous for arrays in parameters for a in arrays.values())
         if not compiler.available() or is_interpreted() or not ordinary or not _watch_works():
             return None
-        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-        return make_plan(self, programs, trees, parameters, dtypes, NUMPY_READER)
+        return make_plan(self, programs, trees, described(self, parameters), NUMPY_READER)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         if is_interpreted() or not compiler.available():

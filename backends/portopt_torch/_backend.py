@@ -121,9 +121,9 @@ class TorchBackend(ArrayAPIBackend):
 
     def primitives(self, compute_dtype: str) -> Primitives:
         primitives = Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides={"sqrt": self._sqrt})
-        if compiler.available() and not is_interpreted():
+        if (compiler.available() or self._triton.available()) and not is_interpreted():
             primitives.fused = functools.partial(self._fused, primitives)
-            if compute_dtype == "float32":
+            if compute_dtype == "float32" and compiler.available():
                 primitives.sliced = self._sliced
                 primitives.rescaled = functools.partial(self._rescaled, primitives)
         return primitives
@@ -132,7 +132,9 @@ class TorchBackend(ArrayAPIBackend):
         self, primitives: Primitives, program: Program, arrays: Sequence[Any], scalars: Sequence[float]
     ) -> list[Any]:
         compute = primitives.compute_dtype
-        if arrays[0].device.type != "cpu":
+        if self._runs_triton(arrays[0]):
+            return launch.segment(self._triton.LIBRARY, program, compute, arrays, scalars)
+        if arrays[0].device.type != "cpu" or not compiler.available():
             values = StepScalars(program, HOST, {f"s{k}": value for k, value in enumerate(scalars)})
             rounded = self.rounded_scalars(program, values, compute, arrays[0])
             return list(interpret(program, primitives, {f"x{k}": x for k, x in enumerate(arrays)}, rounded).values())
@@ -227,14 +229,14 @@ class TorchBackend(ArrayAPIBackend):
         all_detached = self._detached(works)
         if not all(map(_is_local, all_detached)):
             return self._update_parts(all_detached, works, in_place=in_place)
-        program, scalars, _ = all_detached[0]
+        scalars = all_detached[0].scalars
         where = [arrays["p"] for work in all_detached for arrays in work.parameters]
         results: list[dict[str, Any]] | None = None
         if isinstance(scalars, StepScalars) and not is_interpreted():
             on_host = compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in parameters)
-            if on_host and any(kernel.can_run(work.program) for work in works):
+            if on_host and any(map(self._runs_on_host, works)):
                 results = self._update_on_host(all_detached, in_place=in_place)
-            elif len(works) == 1 and program.is_elementwise and all(map(self._runs_triton, where)):
+            elif all(map(self._runs_triton, where)):
                 interpreted = functools.partial(super().update, in_place=False)
                 results = launch.update(self._triton.LIBRARY, all_detached, interpreted, in_place=in_place)
                 if in_place and results is not None:
@@ -296,9 +298,15 @@ class TorchBackend(ArrayAPIBackend):
     def _runs_triton(self, tensor: Any) -> bool:
         return bool(tensor.device.type == "cuda" and self._triton.available())
 
+    def _runs_on_host(self, work: Work) -> bool:
+        """Tell whether a kernel for host memory can do a work."""
+        if not kernel.can_run(work.program):
+            return False
+        return not kernel.draws(work.program) or kernel.places_of(described(self, work.parameters)) is not None
+
     def _update_on_host(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         """Run the fused kernels on the tensors' own memory."""
-        others = [work for work in works if not kernel.can_run(work.program)]
+        others = [work for work in works if not self._runs_on_host(work)]
         interpreted = iter(super().update(others, in_place=False) if others else ())
         jobs: list[kernel.Job] = []
         results: list[dict[str, Any]] = []
@@ -306,8 +314,10 @@ class TorchBackend(ArrayAPIBackend):
         copies: list[Callable[[], object]] = []
         for program, scalars, parameters in works:
             old = [{name: arrays[name] for name in program.array_outputs} for arrays in parameters]
-            if kernel.can_run(program):
-                dtypes = [leaf.dtypes for leaf in described(self, parameters)]
+            if self._runs_on_host(Work(program, scalars, parameters)):
+                leaves = described(self, parameters)
+                dtypes = [leaf.dtypes for leaf in leaves]
+                places = kernel.places_of(leaves) or () if kernel.draws(program) else ()
                 inputs = [{name: _known_bits(tensor) for name, tensor in arrays.items()} for arrays in parameters]
                 new = old
                 if in_place:
@@ -315,7 +325,7 @@ class TorchBackend(ArrayAPIBackend):
                 else:
                     new = [{n: self._empty(t.shape, t.dtype, "cpu") for n, t in tensors.items()} for tensors in old]
                 outputs = None if in_place else [{n: _new_bits(t) for n, t in tensors.items()} for tensors in new]
-                jobs.append(kernel.Job(program, scalars, dtypes, inputs, outputs))  # type: ignore[arg-type]  # a step's scalars
+                jobs.append(kernel.Job(program, scalars, dtypes, inputs, outputs, places))  # type: ignore[arg-type]  # a step's scalars
             else:
                 new = [next(interpreted) for _ in parameters]
                 if in_place:
@@ -339,8 +349,7 @@ class TorchBackend(ArrayAPIBackend):
             return None
         if any(leaf.is_part for leaf in described(self, parameters)) and not all(p.is_elementwise for p in programs):
             return None
-        dtypes = [leaf.dtypes for leaf in described(self, parameters)]
-        return make_plan(self, programs, trees, parameters, dtypes, reader, _increment_version())
+        return make_plan(self, programs, trees, described(self, parameters), reader, _increment_version())
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         self.refuse_capture(gradients)

@@ -13,7 +13,7 @@ from portopt.slot import are_plain, slots_of_shape
 from portopt.step import Part
 from portopt_torch._backend import backend
 from portopt_torch._saved_state import finished_steps, number_of, tensor_of
-from portopt_torch._sharded import is_sharded, local_part, place_of
+from portopt_torch._sharded import is_sharded, local_part, place_of, placed_like
 
 Totals = Mapping[str, Any] | None
 """The totals over all parameters, by name, where a batch cannot compute them itself."""
@@ -89,6 +89,16 @@ class Batch:
             self._leaves = list(map(_current_part, self._parameters, self._leaves))
         return gradients
 
+    def inputs(self, inputs: Mapping[str, Mapping[Any, Any]]) -> dict[str, list[Any]]:
+        """Return the inputs that the batch has, by name: one for each parameter or None, given those by parameter."""
+        found = {name: [of.get(p) for p in self._parameters] for name, of in inputs.items()}
+        if self.is_sharded:
+            placed = {n: zip(self._parameters, given, strict=True) for n, given in found.items()}
+            found = {
+                n: [None if x is None else local_part(placed_like(x, p)) for p, x in of] for n, of in placed.items()
+            }
+        return {name: given for name, given in found.items() if any(x is not None for x in given)}
+
     def local_arrays(self, gradients: Sequence[Any]) -> list[tuple[Any, Any]]:
         """Return what a step reads in this process, each array with the parameter that it is a part of, or of the shape of."""
         columns = (self._leaves, gradients, *self._slots.values())
@@ -119,7 +129,9 @@ class Batch:
         """Count a step, after so many, that has written its arrays but was interrupted before it was counted."""
         if self.finished == finished:
             rule = self._rule
-            checked = rule.check_overrides({**overrides, "totals": totals})
+            given = {name: True for name in rule.inputs if name in overrides}
+            numbers = {name: value for name, value in overrides.items() if name not in given}
+            checked = rule.check_overrides({**numbers, "totals": totals}) | given
             # The scalars of the state are the same for all parameters.
             program = rule.program(checked, tuple(self._parameters[0].shape))
             # Of no norm that was not given does a scalar of the state depend.

@@ -102,11 +102,18 @@ class TorchOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, **inputs: Any) -> Any:
         """Do one step on each parameter that has a gradient; return what the closure returned, if there is one.
 
+        Args:
+            closure: computes the loss and the gradients anew.
+            **inputs: what the rule takes beside gradients, by name, such as `hessian`: a mapping from parameters to tensors, or a
+                sequence with a tensor or None for each parameter, in the order of the groups. A parameter without one takes the
+                step that the rule does without.
+
         Raises:
-            TypeError: a gradient is sparse or of no supported dtype, or a hyperparameter of a group is no number.
+            TypeError: a gradient is sparse or of no supported dtype, a hyperparameter of a group is no number, or the rule has no
+                such input.
             ValueError: a hyperparameter of a group is outside its range. Nothing is changed if one of these is raised.
             RuntimeError: the step is being captured in a CUDA graph. Nothing is changed by that either.
         """
@@ -115,12 +122,37 @@ class TorchOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
-            self._update()
+            self._update({name: self._by_parameter(name, given) for name, given in inputs.items() if given is not None})
         return loss
+
+    def _by_parameter(self, name: str, given: Any) -> Mapping[Any, Any]:
+        """Return an input as a mapping from parameters to tensors."""
+        rule = type(self.rule).__name__
+        if name not in self.rule.inputs:
+            allowed = ", ".join(("closure", *self.rule.inputs))
+            raise TypeError(f"step of {rule} got an unknown argument {name!r}; allowed are {allowed}")
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if isinstance(given, Mapping):
+            if any(p not in set(parameters) for p in given):
+                raise ValueError(
+                    f"{name} has a key that is none of the parameters of the optimizer: give these as its keys"
+                )
+            return given
+        if not isinstance(given, list | tuple) or len(given) != len(parameters):
+            what = (
+                f"{len(given)} values"
+                if isinstance(given, list | tuple)
+                else f"an object of type {type(given).__name__}"
+            )
+            raise ValueError(
+                f"{name} must be a mapping from parameters to tensors, or a list with one for each of the {len(parameters)} "
+                f"parameters, None for those that have none, but {what} was given"
+            )
+        return {p: x for p, x in zip(parameters, given, strict=True) if x is not None}
 
     # torch.compile runs it as it is: kernels that work on addresses are nothing to trace.
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # of torch
-    def _update(self) -> None:
+    def _update(self, inputs: Mapping[str, Mapping[Any, Any]]) -> None:
         # Before a batch on another device has moved.
         backend.refuse_capture(p for group in self.param_groups for p in group["params"][:1])
         states = list(self.state.values())
@@ -133,7 +165,7 @@ class TorchOptimizer(torch.optim.Optimizer):
             parameters, gradients = self._moving(group)
             all_gradients += gradients
             for batch in self._batches_of(index, resolved.rule, parameters):
-                overrides = self._hyperparameters.at_step(resolved, batch.finished)
+                overrides = {**self._hyperparameters.at_step(resolved, batch.finished), **batch.inputs(inputs)}
                 work.append((batch, batch.gradients(gradients), overrides))
         self._known_states = list(self.state.values())
         try:

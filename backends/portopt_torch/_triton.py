@@ -20,10 +20,9 @@ from portopt.kernels.key import KernelKey
 from portopt.kernels.launch import Library, chunk_starts
 from portopt.kernels.names import SCALARS_OF_NORM
 from portopt.kernels.norm_dependence import GradientNorm
-from portopt.kernels.passes import Pass
-from portopt.kernels.stages import Space
 from portopt.kernels.triton.norm import norm_source
 from portopt.kernels.triton.source import CHUNK, WARPS, triton_source
+from portopt.kernels.triton.staged_source import chunk_of, staged_source
 from portopt.program import Program
 
 OPTIONS: Mapping[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": False}
@@ -53,7 +52,7 @@ def load_module(source: str) -> ModuleType:
 
 @functools.lru_cache(maxsize=512)
 def _source(program: Program, key: KernelKey) -> str:
-    return triton_source(program, key)
+    return triton_source(program, key) if program.is_elementwise else staged_source(program, key)
 
 
 # Launching ------------------------------------------------------------------------------------------------------
@@ -92,8 +91,8 @@ class _Layout:
         return self._rows
 
 
-_layout = functools.lru_cache(maxsize=32)(_Layout)
-"""Sizes rarely change."""
+_layout = functools.lru_cache(maxsize=128)(_Layout)
+"""Sizes rarely change; those of a program that reduces are several, one for each kind of pass."""
 
 
 class _Torch:
@@ -105,6 +104,7 @@ class _Torch:
     dense = operator.methodcaller("contiguous")
     copied = operator.methodcaller("clone")
     chunk = CHUNK
+    chunk_of = staticmethod(chunk_of)
 
     def dtype(self, tensor: Any) -> str:
         return str(tensor.dtype).rpartition(".")[2]
@@ -113,8 +113,9 @@ class _Torch:
         start = int(tensor.data_ptr())
         return str(tensor.device), start, start + tensor.numel() * tensor.element_size()
 
-    def empty_like(self, tensor: Any) -> Any:
-        return _torch().empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    def empty_like(self, tensor: Any, dtype: str | None = None) -> Any:
+        kind = tensor.dtype if dtype is None else getattr(_torch(), dtype)
+        return _torch().empty(tensor.shape, dtype=kind, device=tensor.device)
 
     def assign(self, target: Any, value: Any) -> None:
         target.copy_(value)
@@ -138,9 +139,6 @@ class _Torch:
     def workspace(self, words: int, device: Any) -> tuple[Any, int]:
         memory = _torch().empty(words, dtype=_torch().int64, device=device)
         return memory, int(memory.data_ptr())
-
-    def chunk_of(self, step: Pass, space: Space) -> int:
-        raise NotImplementedError
 
     def tables(
         self, module: ModuleType, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int

@@ -49,7 +49,11 @@ def add_arguments(to: argparse.ArgumentParser) -> None:
     )
     to.add_argument("--device", metavar="D", help="device to run on (default: the backend's first usable one)")
     to.add_argument("--json", type=Path, metavar="FILE", help="write all results to this file")
-    to.add_argument("--quick", action="store_true", help="fewer configurations and modes, no runs of 100 steps")
+    extent = to.add_mutually_exclusive_group()
+    extent.add_argument("--quick", action="store_true", help="fewer configurations and modes, no runs of 100 steps")
+    extent.add_argument(
+        "--full", action="store_true", help="every rule in every mode, where otherwise they take turns; may take hours"
+    )
     to.add_argument(
         "--layer",
         type=int,
@@ -163,7 +167,7 @@ def _run(
     if report.interrupt is not None:
         stopped = stopping.as_stopped(report.interrupt)
         report.errors.append(f"{stopped} after {len(report.results)} of {len(chosen)} cases")
-    every = [*cases(backend, device=device), *chosen] if known else []
+    every = [*cases(backend, device=device, full=arguments.full), *chosen] if known else []
     for line in known_failures.without_a_case(known, (case.id for case in every)):
         report.errors.append(f"the known failure `{line.pattern}` matches no case of the suite: remove it")
     report.not_run += [f"{dtype}: {reason}" for dtype, reason in untested_dtypes(backend, against).items()]
@@ -172,11 +176,10 @@ def _run(
 
 def _chosen(backend: Backend, device: str, arguments: argparse.Namespace, against: Platform | None) -> list[Case]:
     layers = tuple(arguments.layer or LAYERS)
+    extent: dict[str, Any] = {"layers": layers, "quick": arguments.quick, "full": arguments.full}
     if arguments.rules:
-        return list(
-            cases_of(arguments.rules, backend, device=device, layers=layers, quick=arguments.quick, against=against)
-        )
-    return list(cases(backend, device=device, layers=layers, quick=arguments.quick, against=against))
+        return list(cases_of(arguments.rules, backend, device=device, against=against, **extent))
+    return list(cases(backend, device=device, against=against, **extent))
 
 
 def _write(path: Path | None, values: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from portopt import Optimizer, schedules
 from portopt.rules.settings import other_values, together
@@ -86,8 +87,20 @@ SCHEDULES: Mapping[str, schedules.Schedule] = {
 """Learning rates that change within the ten steps for which each is tested."""
 
 
-def configurations(rule: type[Optimizer]) -> list[Configuration]:
-    """Return every configuration of a rule, the defaults first, all options together with clipping last."""
+_found: WeakKeyDictionary[type[Optimizer], tuple[Configuration, ...]] = WeakKeyDictionary()
+
+
+def configurations(rule: type[Optimizer]) -> tuple[Configuration, ...]:
+    """Return every configuration of a rule, the defaults first, all options together with clipping last.
+
+    They are the same objects each time: what one knows of its program is found once.
+    """
+    if rule not in _found:
+        _found[rule] = _configurations(rule)
+    return _found[rule]
+
+
+def _configurations(rule: type[Optimizer]) -> tuple[Configuration, ...]:
     defaults = rule.defaults()
     found = [
         Configuration(rule, name, given, core)
@@ -99,7 +112,7 @@ def configurations(rule: type[Optimizer]) -> list[Configuration]:
     dialects = [_in_dialect(rule, dialect) for dialect in rule.dialects()[1:]]
     options = {name: value for name, value in _ALL_OPTIONS.items() if name in defaults}
     clipped = Configuration(rule, "clipped", {**options, "clipnorm": 1.0, "clipvalue": 0.01}, core=True)
-    return [*found, *dialects, clipped]
+    return (*found, *dialects, clipped)
 
 
 def _in_dialect(rule: type[Optimizer], dialect: str) -> Configuration:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import portopt
 from portopt import Backend, Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt.backend import IN_PLACE
+from portopt.backend import IN_PLACE, INTERPRETED, PURE, Mode
 from portopt_conformance import primitives, rules
 from portopt_conformance.configurations import Configuration, configurations
 from portopt_conformance.experiment import Experiment
@@ -27,8 +27,22 @@ OTHER_GRADIENTS = (("float32", "bfloat16"), ("bfloat16", "float32"), ("float32",
 DIALECT_DTYPES = ("float32", "bfloat16")
 """Dtypes in which every dialect of every rule is tested."""
 
+COMPILED = (
+    *(("clipped", dtype) for dtype in ("float32", "float64", "bfloat16")),
+    *(("default", dtype) for dtype in ("float32", "float16")),
+)
+"""Configurations and dtypes of elementwise rules in modes that compile each step, and in the interpreter."""
+OF_MANY_ELEMENTS = (("clipped", "float32"), ("clipped", "bfloat16"), ("default", "float32"))
+"""Configurations and dtypes of rules whose steps reduce or multiply: each is a kernel to compile, or several."""
+IN_TURNS = (("clipped", "float64"), ("default", "float16"))
+"""What such rules have one of besides, in turns."""
+CLIPPING = ("clipnorm", "clipvalue")
+"""Configurations of which `clipped` has everything; a rule that reduces or multiplies has a kernel more to compile for each."""
+
 SAMPLE = (("clipped", "float32"), ("default", "bfloat16"), ("default", "float16"))
 """Configurations and dtypes for modes of which only a sample is tested."""
+TURNS = 4
+"""One rule of so many is tested in each mode of which only a sample is tested, and under each setting."""
 SAMPLE_SCHEDULE = "CosineDecay_warmup"
 """The schedule that stands for all in modes offered for tests only."""
 
@@ -50,7 +64,8 @@ def depths(backend: Backend, device: str) -> list[tuple[Platform, str]]:
 
     `first`, the first mode, has everything: the core configurations in every dtype, the others in float32; `plain`, other
     modes that compile nothing, the core configurations; `compiled` less of what takes a compilation of its own;
-    `sampled`, modes that do many steps at once, a sample; `extra`, modes offered for tests only, the same with one schedule.
+    `sampled`, modes that do many steps at once, a sample of the rules whose turn it is; `extra`, modes offered for tests only,
+    the same with one schedule.
     """
     found = []
     for i, mode in enumerate(backend.modes.values()):
@@ -63,6 +78,19 @@ def with_settings(backend: Backend, device: str) -> list[Platform]:
     """Return the ways to run under each of a backend's settings: the first mode, and those that compile a step."""
     modes = [platform.mode for platform, depth in depths(backend, device) if depth in ("first", "compiled")]
     return [Platform(backend, device, mode, setting) for setting in backend.settings for mode in modes]
+
+
+def sample_of_turn(turn: int, number: int) -> Sequence[tuple[str, str]]:
+    """Return what of `SAMPLE` is tested of a rule in a mode: nothing unless it is the rule's turn, then two of the three.
+
+    Each mode has some rules, and each rule some modes; the narrow dtypes alternate.
+
+    Args:
+        turn: the mode's number.
+        number: the rule's.
+    """
+    turns, remaining = divmod(turn + number, TURNS)
+    return () if remaining else (SAMPLE[0], SAMPLE[1 + turns % 2])
 
 
 def operations(platform: Platform, dtypes: Sequence[str], depth: str) -> Iterator[Planned]:
@@ -100,8 +128,10 @@ def of_rule(
     depth: str,
     *,
     quick: bool,
-    compiled: bool = False,
-    in_turn: bool = True,
+    full: bool = False,
+    number: int = 0,
+    mode: Mode = PURE,
+    sample: Sequence[tuple[str, str]] = SAMPLE,
 ) -> Iterator[Planned]:
     """Yield the experiments on a rule.
 
@@ -110,17 +140,18 @@ def of_rule(
         dtypes: the parameters' dtypes.
         depth: how much, see `depths`.
         quick: whether to leave out all but two configurations, and the runs of 100 steps.
-        compiled: whether each experiment is a compilation.
-        in_turn: whether it is the rule's turn in modes of which a sample is tested; elementwise rules are always tested.
+        full: whether to make what is left out because it takes long.
+        number: the rule's number, where rules take turns.
+        mode: in which the experiments are made.
+        sample: configurations and dtypes in modes of which a sample is tested.
     """
+    scope = _Scope(depth, number, mode.compiled, mode is INTERPRETED, full, sample)
     for configuration in configurations(rule):
         outermost = configuration.name in ("default", "clipped")
         if quick and not outermost:
             continue
-        if not in_turn and depth in ("sampled", "extra") and not configuration.is_elementwise:
-            continue
         for dtype in dtypes:
-            for layer, name in _chosen(configuration, dtype, depth, outermost=outermost, compiled=compiled):
+            for layer, name in _chosen(configuration, dtype, scope, outermost=outermost):
                 if not (quick and name == "hundred"):
                     yield _planned(configuration, dtype, layer, name)
         if configuration.name == "default":
@@ -129,11 +160,22 @@ def of_rule(
             yield from _with_other_gradients(configuration, dtypes, depth)
 
 
-def _chosen(
-    configuration: Configuration, dtype: str, depth: str, *, outermost: bool, compiled: bool
-) -> Iterator[tuple[int, str]]:
+@dataclass(frozen=True)
+class _Scope:
+    """How much is made of a rule; the arguments of `of_rule` of these names."""
+
+    depth: str
+    number: int
+    compiled: bool
+    is_interpreted: bool
+    full: bool
+    sample: Sequence[tuple[str, str]]
+
+
+def _chosen(configuration: Configuration, dtype: str, scope: _Scope, *, outermost: bool) -> Iterator[tuple[int, str]]:
     """Yield layer and name of what is made with a configuration in a dtype."""
-    if compiled and depth in ("first", "compiled") and not configuration.is_elementwise:
+    depth = scope.depth
+    if scope.compiled and not scope.full and depth in ("first", "compiled") and not configuration.is_elementwise:
         # A compilation takes seconds: most options at once stand for all, and the first mode for dialects and narrow dtypes.
         first = depth == "first"
         if configuration.name == "clipped" and (dtype == "float32" or (first and dtype in DIALECT_DTYPES)):
@@ -142,47 +184,67 @@ def _chosen(
             yield (2, "ordinary")
         return
     if configuration.dialect:
-        if depth == "first" and dtype in DIALECT_DTYPES:
+        every = scope.full or configuration.is_elementwise
+        if depth == "first" and (dtype in DIALECT_DTYPES if every else dtype == "float32"):
             yield from ((2, "raw"), (2, "ordinary"))
         elif depth == "compiled" and dtype == "float32":
             yield (2, "ordinary")
         return
     if not configuration.is_elementwise:
-        yield from _of_many_elements(configuration, dtype, depth, outermost=outermost)
+        yield from _of_many_elements(configuration, dtype, scope, outermost=outermost)
         return
     core, first = configuration.core, depth == "first"
     single = dtype == "float32"
+    is_slow = depth == "compiled" or scope.is_interpreted
+    if is_slow and outermost and not scope.full and (configuration.name, dtype) not in COMPILED:
+        return
     if (first and (core or single)) or (depth == "plain" and core):
         yield from ((2, "raw"), (2, "zero"), (2, "ordinary"), (3, "ten"))
     elif depth == "compiled":
-        if core:
+        if core and (outermost or single or scope.full):
             yield from ((2, "raw"), (2, "ordinary"), (3, "ten"))
-        elif single:
+        elif single and not core and (scope.full or _is_option_in_turn(configuration, scope.number)):
             yield (2, "ordinary")
         if configuration.name == "default" and single:
             yield from ((2, "zero"), (3, "given_each_step"))
-    elif depth in ("sampled", "extra") and (configuration.name, dtype) in SAMPLE:
+    elif depth in ("sampled", "extra") and (configuration.name, dtype) in scope.sample:
         yield (3, "ten")
     if outermost and depth not in ("sampled", "extra"):
-        yield (3, "hundred")
+        one_stands_for_all = scope.is_interpreted and not scope.full
+        if not one_stands_for_all or (configuration.name == "clipped" and dtype in DIALECT_DTYPES):
+            yield (3, "hundred")
     if first and core:
         yield from ((3, "resumed"), (3, "given_each_step"))
     if first and single and configuration.name == "clipped":
         yield (3, "nested")
 
 
+def _is_option_in_turn(configuration: Configuration, number: int) -> bool:
+    return (configurations(configuration.rule).index(configuration) + number) % TURNS == 0
+
+
 def _of_many_elements(
-    configuration: Configuration, dtype: str, depth: str, *, outermost: bool
+    configuration: Configuration, dtype: str, scope: _Scope, *, outermost: bool
 ) -> Iterator[tuple[int, str]]:
     """Yield what is made with a rule whose steps reduce or multiply: its programs are many, so the outermost stand for all."""
+    depth = "first" if scope.full and scope.depth == "compiled" else scope.depth
     single = dtype == "float32"
-    if depth == "first" and (outermost or single):
+    if outermost:
+        chosen = (configuration.name, dtype) in (*OF_MANY_ELEMENTS, IN_TURNS[scope.number % len(IN_TURNS)])
+    else:
+        chosen = configuration.name not in CLIPPING and _is_option_in_turn(configuration, scope.number)
+    first = depth == "first" and (chosen or scope.full)
+    if first and (outermost or single):
         yield from ((2, "raw"), (2, "ordinary"))
-    if outermost and (depth == "first" or (depth == "plain" and single and configuration.name == "clipped")):
+    # Operation by operation, a library such as JAX compiles each.
+    in_turn = SAMPLE[0] in scope.sample or scope.full or not scope.is_interpreted
+    plain = depth == "plain" and (configuration.name, dtype) == SAMPLE[0] and in_turn
+    if (outermost and first) or plain:
         yield (3, "ten")
     if configuration.name == "clipped" and depth == "first" and dtype in DIALECT_DTYPES:
         yield from ((3, "hundred"), (3, "resumed"), (3, "given_each_step"))
-    if depth in ("sampled", "extra") and (configuration.name, dtype) == SAMPLE[0]:
+    sample = scope.sample if scope.full else [chosen for chosen in scope.sample if chosen == SAMPLE[0]]
+    if depth in ("sampled", "extra") and (configuration.name, dtype) in sample:
         yield (3, "ten")
 
 
@@ -222,10 +284,12 @@ def _with_other_gradients(configuration: Configuration, dtypes: Sequence[str], d
             yield Planned(configuration.rule.__name__, f"gradients_{other}", dtype, "ten", experiment, 3)
 
 
-def under_settings(rule: type[Optimizer], dtypes: Sequence[str], *, in_turn: bool) -> Iterator[Planned]:
+def under_settings(
+    rule: type[Optimizer], dtypes: Sequence[str], sample: Sequence[tuple[str, str]]
+) -> Iterator[Planned]:
     """Yield the experiments that are made under each of a backend's settings."""
     for configuration in configurations(rule):
-        if configuration.name == "clipped" and "float32" in dtypes and (in_turn or configuration.is_elementwise):
+        if configuration.name == "clipped" and "float32" in dtypes and SAMPLE[0] in sample:
             yield _planned(configuration, "float32", 3, "ten")
 
 
@@ -237,5 +301,5 @@ def experiments(rules: Sequence[type[Optimizer]] | None = None) -> Iterator[tupl
     for planned in operations(reference(), dtypes, "first") if rules is None else ():
         yield planned.dtype, planned.experiment
     for rule in portopt.RULES if rules is None else rules:
-        for planned in of_rule(rule, dtypes, "first", quick=False):
+        for planned in of_rule(rule, dtypes, "first", quick=False, full=True):
             yield planned.dtype, planned.experiment

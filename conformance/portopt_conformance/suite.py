@@ -47,6 +47,7 @@ def cases(
     device: str | None = None,
     layers: Collection[int] = tuple(LAYERS),
     quick: bool = False,
+    full: bool = False,
     rules: Sequence[type[Optimizer]] = portopt.RULES,
     against: Platform | None = None,
 ) -> Iterator[Case]:
@@ -57,6 +58,8 @@ def cases(
         device: name of a device; None for the backend's first usable one.
         layers: numbers of the layers to yield.
         quick: leave out most configurations, modes that repeat others, and runs of 100 steps.
+        full: test every rule in every mode and under every setting, and rules that reduce or multiply with all options and
+            dtypes where each is a compilation. That takes hours; else they take turns.
         rules: the rules to test. Results of a rule without committed vectors are compared with the reference's.
         against: compare with what this platform gives, in place of the committed vectors.
 
@@ -73,7 +76,7 @@ def cases(
             return Live(against)
         return Committed(vectors) if rule is None or vectors.has_rule(rule.__name__) else Live(reference())
 
-    found = _all_cases(backend, device, dtypes, expected, rules, quick=quick)
+    found = _all_cases(backend, device, dtypes, expected, rules, quick=quick, full=full)
     return (case for case in found if case.layer in layers)
 
 
@@ -84,6 +87,7 @@ def cases_of(
     device: str | None = None,
     layers: Collection[int] = tuple(LAYERS),
     quick: bool = False,
+    full: bool = False,
     against: Platform | None = None,
 ) -> Iterator[Case]:
     """Yield the cases of rules alone; those of a built-in rule are among what `cases` yields.
@@ -92,19 +96,19 @@ def cases_of(
 
     Args:
         rules: the rules.
-        backend, device, layers, quick, against: see `cases`.
+        backend, device, layers, quick, full, against: see `cases`.
 
     Raises:
         UnusableDeviceError: the device is not there.
     """
     built_in = {rule.__name__ for rule in rules if rule in portopt.RULES}
     if built_in:
-        whole = cases(backend, device=device, layers=layers, quick=quick, against=against)
+        whole = cases(backend, device=device, layers=layers, quick=quick, full=full, against=against)
         yield from (case for case in whole if case.subject in built_in)
     for rule in rules:
         if rule not in portopt.RULES:
             platform = against or reference()
-            own = cases(backend, device=device, layers=layers, quick=quick, rules=[rule], against=platform)
+            own = cases(backend, device=device, layers=layers, quick=quick, full=full, rules=[rule], against=platform)
             yield from (case for case in own if case.subject == rule.__name__)
 
 
@@ -116,6 +120,7 @@ def _all_cases(
     rules: Sequence[type[Optimizer]],
     *,
     quick: bool,
+    full: bool,
 ) -> Iterator[Case]:
     depths = plan.depths(backend, device)
     if quick:
@@ -125,9 +130,9 @@ def _all_cases(
         for planned in plan.operations(platform, dtypes, depth):
             yield _experiment_case(platform, planned, expected(None))
 
-    def in_turn(turn: int, number: int) -> bool:
-        # A rule alone has all modes. Of several, every fourth takes its turn: each mode has some rules, each rule some modes.
-        return len(rules) == 1 or (turn + number) % 4 == 0
+    def sample(turn: int, number: int) -> Sequence[tuple[str, str]]:
+        # A rule alone has all modes.
+        return plan.SAMPLE if full or len(rules) == 1 else plan.sample_of_turn(turn, number)
 
     for turn, (platform, depth) in enumerate(depths):
         for number, rule in enumerate(rules):
@@ -136,15 +141,17 @@ def _all_cases(
                 dtypes,
                 depth,
                 quick=quick,
-                compiled=platform.mode.compiled,
-                in_turn=in_turn(turn, number),
+                full=full,
+                number=number,
+                mode=platform.mode,
+                sample=sample(turn, number),
             ):
                 yield _experiment_case(platform, planned, expected(rule))
     yield from _purity_cases(depths[0][0], dtypes, rules)
     if not quick:
         for turn, platform in enumerate(plan.with_settings(backend, device)):
             for number, rule in enumerate(rules):
-                for planned in plan.under_settings(rule, dtypes, in_turn=in_turn(turn, number)):
+                for planned in plan.under_settings(rule, dtypes, sample(turn, number)):
                     yield _experiment_case(platform, planned, expected(rule))
 
 

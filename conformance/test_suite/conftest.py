@@ -20,6 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--backend", default="numpy", help="name of a backend, or package.module:attribute")
     group.addoption("--device", default=None, help="device to run on (default: the first usable one)")
     group.addoption("--quick", action="store_true", help="fewer configurations and modes, no runs of 100 steps")
+    group.addoption("--full", action="store_true", help="every rule in every mode, where otherwise they take turns")
     group.addoption("--rule", action="append", default=[], help="a rule's name or module:Class: run only its cases")
     group.addoption("--layer", type=int, action="append", choices=sorted(LAYERS), help="run only this layer")
 
@@ -37,14 +38,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     config = metafunc.config
     layers = tuple(config.getoption("--layer") or LAYERS)
-    quick, device = config.getoption("--quick"), config.getoption("--device")
+    quick, full, device = (config.getoption(f"--{name}") for name in ("quick", "full", "device"))
     try:
         rules = [tested_rule(text) for text in config.getoption("--rule")]
         backend = config.stash[_backend]
         if rules:
-            found = list(cases_of(rules, backend, device=device, layers=layers, quick=quick))
+            found = list(cases_of(rules, backend, device=device, layers=layers, quick=quick, full=full))
         else:
-            found = list(cases(backend, device=device, layers=layers, quick=quick))
+            found = list(cases(backend, device=device, layers=layers, quick=quick, full=full))
     except (UnusableDeviceError, TypeError, ValueError) as error:
         raise pytest.UsageError(str(error)) from error
     known = known_failures.load(None, config.stash[_backend].name)

@@ -18,6 +18,7 @@ from gpu_check.measuring import kernels_of, measure
 from gpu_check.options import Options
 from gpu_check.targets import synchronize, torch_device
 from gpu_check.workers import Keep, failure, last_line, run_worker
+from portopt.program import Program
 from portopt_tools.bench import cases
 from portopt_tools.bench.shapes import SHAPE_SETS
 
@@ -62,7 +63,12 @@ def work(options: Options, argument: Mapping[str, Any], keep: Keep) -> None:
     result: dict[str, Any] = {"rows": rows, "copy_gb_s": _copy_rate(options)}
     sets, rules = _shape_sets(options), {case.rule: case.optimizer for case in cases.built_in()}
     largest = "one-10K" if options.small else "one-100M"
-    plan = [("Adam", name) for name in sets] + [(rule, largest) for rule in rules if rule != "Adam"]
+    plan = [("Adam", name) for name in sets]
+    # Rules that look at rows and columns need a matrix.
+    matrix = "matrix-10K" if options.small else "matrix-100M"
+    sets[matrix] = [(100, 100) if options.small else (10_000, 10_000)]
+    elementwise = {rule for rule, optimizer in rules.items() if optimizer.program(shape=(3, 4)).is_elementwise}
+    plan += [(rule, largest if rule in elementwise else matrix) for rule in rules if rule != "Adam"]
     for rule, name in plan:
         for contender in contenders(options, rule, rules[rule], sets[name]):
             if time.monotonic() - start > argument["limit"]:
@@ -81,12 +87,19 @@ def work(options: Options, argument: Mapping[str, Any], keep: Keep) -> None:
 def _timed(options: Options, make: Any, rule: portopt.Optimizer, shapes: Shapes, copy_gb_s: float) -> dict[str, Any]:
     step, wait = make()
     row = measure(options, step, wait)
-    # Parameter, gradient and slots are read, all but the gradient written.
-    moved = 4 * sum(map(math.prod, shapes)) * (3 + 2 * len(rule.slots))
+    # Parameter, gradient and slots of its shape are read once, all but the gradient written.
+    program = rule.program(shape=shapes[0])
+    slots = [name for name in program.array_outputs if name != "p" and _is_whole(program, name)]
+    moved = 4 * sum(map(math.prod, shapes)) * (3 + 2 * len(slots))
     row["of_copy"] = moved / (row["ms"] / 1e3) / (copy_gb_s * 1e9)
     if options.on_gpu:
         row |= kernels_of(step, wait or (lambda: synchronize(options)))
     return row
+
+
+def _is_whole(program: Program, name: str) -> bool:
+    """Tell whether a slot has the shape of its parameter."""
+    return all(op.dims is None for op in program.ops if op.reads == name)
 
 
 def _copy_rate(options: Options) -> float:

@@ -282,11 +282,14 @@ class Optimizer(DeclaredValue):
         """
         if gradient_norm is not None:
             hyperparameters[GRADIENT_NORM] = gradient_norm
-        plans = self._cache.plans if hyperparameters.keys().isdisjoint(self.inputs) else ()
+        plans, names = self._cache.plans, self.inputs
+        if not hyperparameters.keys().isdisjoint(names):
+            given = tuple([name for name in names if name in hyperparameters])
+            plans = tuple([plan for plan in plans if plan.inputs == given])
         for plan in plans:
             done = plan.step(self, params, grads, state, hyperparameters)
             if done is not None:
-                if plan is not plans[0]:
+                if plan is not self._cache.plans[0]:
                     self._cache.add(plan)
                 return done
         return step.do_step(self, self._cache, params, grads, state, hyperparameters, in_place=True)[1]
@@ -323,7 +326,7 @@ class Optimizer(DeclaredValue):
         Args:
             places: of each parameter, in the order of the tree; None: the parameters are a whole.
         """
-        self._cache.places = places
+        self._cache.places, self._cache.plans = places, ()
 
     def part_of_step(
         self, params: object, grads: object, state: OptimizerState, hyperparameters: Mapping[str, Any]

@@ -146,8 +146,9 @@ def do_step(
     in_place: bool,
 ) -> tuple[Tree, OptimizerState]:
     """Do one step; see `Optimizer.apply` and `Optimizer.apply_`."""
+    given = overrides
     found, slots, overrides, moving, parameters = _check_arguments(
-        rule, params, grads, state, overrides, in_place=in_place, places=cache.places
+        rule, params, grads, state, given, in_place=in_place, places=cache.places
     )
     backend, definition, leaves, _ = found
     groups = grouped_by_program(rule, overrides, parameters, found)
@@ -161,7 +162,8 @@ def do_step(
     )
     if in_place and len(moving) == len(leaves):
         # Before this step, which must not fail once it is done.
-        _plan_next_step(cache, backend, groups, (params, grads, state), parameters)
+        further = {name: tree for name in rule.inputs if (tree := given.get(name)) is not None}
+        _plan_next_step(cache, backend, groups, (params, grads, state), further, parameters)
     works = [Work(of.program, of, group.parameters) for of, group in zip(scalars, groups, strict=True)]
     results = backend.update(works, in_place=in_place)
 
@@ -418,19 +420,24 @@ def _plan_next_step(
     backend: Backend,
     groups: Sequence[Group],
     trees: tuple[object, object, OptimizerState],
+    further: Mapping[str, object],
     parameters: list[Leaf],
 ) -> None:
     """Let the backend prepare the next step on the same arrays, once a second step on them shows that there is a loop."""
-    if any(group.program.further_inputs for group in groups):
-        return
     arrays = [tuple(map(id, named.values())) for named in parameters]
-    looping = hash((*(group.program for group in groups), *((*ids[:1], *ids[2:]) for ids in arrays)))
+    # Behind the parameter come the gradient and further inputs.
+    first = 2 + len(further)
+    looping = hash((*(group.program for group in groups), *((*ids[:1], *ids[first:]) for ids in arrays)))
     if not cache.has_seen(looping):
         return
     programs = [groups[0].program] * len(parameters)
     for program, members, _ in groups[1:]:
         for i in members:
             programs[i] = program
+    if further:
+        if any(name not in leaf for leaf in parameters for name in further):
+            return
+        trees = trees[0], (trees[1], *further.values()), trees[2]
     plan = backend.plan(programs, trees, parameters)
     if plan is not None:
         cache.add(plan)

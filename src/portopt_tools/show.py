@@ -82,12 +82,17 @@ def _cuda(program: Program, dtype: str) -> str:
 
 
 def _triton(program: Program, dtype: str) -> str:
+    from portopt.kernels.passes import can_pass
     from portopt.kernels.triton.source import triton_source
+    from portopt.kernels.triton.staged_source import staged_source
 
     program = program.after_totals
-    if not program.is_elementwise:
-        raise NotImplementedError("its step reduces or multiplies whole arrays, which this kind of kernel does not do")
-    return triton_source(program, _key(program, dtype, "where"))
+    key = _key(program, dtype, "where")
+    if program.is_elementwise:
+        return triton_source(program, key)
+    if not can_pass(program):
+        raise NotImplementedError(_PRODUCTS)
+    return staged_source(program, key)
 
 
 TARGETS: Mapping[str, Callable[[Program, str], str]] = {

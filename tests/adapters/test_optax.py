@@ -49,7 +49,7 @@ def differing(actual: Any, expected: Any) -> int:
 @pytest.mark.parametrize(
     ("rule", "jit"),
     [
-        # ScheduleFree's first steps are far, and lead some parameters very near to zero, where no update leads exactly.
+        # ScheduleFree has a test of its own below.
         *((rule, True) for rule in (*ELEMENTWISE, portopt.Adafactor) if rule is not portopt.ScheduleFree),
         (portopt.Nadam, False),
     ],
@@ -70,6 +70,29 @@ def test_applied_updates_give_the_bits_of_apply(rule: type[portopt.Optimizer], j
         params, state = (jax.jit(step) if jit else step)(params, grads, state)
     assert_same_trees((params, state.slots), (expected, expected_state.slots))
     assert int(state.count) == 3
+
+
+def test_where_applied_updates_have_other_bits_no_update_has_those_of_apply() -> None:
+    """ScheduleFree's first steps are far: they lead parameters across zero to smaller ones, to some of which no sum is equal."""
+    optimizer = portopt.ScheduleFree(learning_rate=0.3)
+    tx, missed = portopt_jax.to_optax(optimizer), 0
+    params = tree(1)
+    state = tx.init(params)
+    for i in range(3):
+        grads = tree(10 + i)
+        expected, _ = optimizer.apply(params, grads, portopt.OptimizerState(i, state.slots))
+        by_step, _ = portopt_jax.step(tx, params, grads, state)
+        updates, state = jax.jit(tx.update)(grads, state, params)
+        assert_same_trees(by_step, expected)
+        for p, u, q in zip(*map(jax.tree.leaves, (params, updates, expected)), strict=True):
+            p, u, q = (np.asarray(x) for x in (p, u, q))
+            differs = p + u != q
+            # A sum grows with the update, so those of its neighbours are on both sides of what is wanted.
+            below, above = (p + np.nextafter(u, np.asarray(side, u.dtype)) for side in (-np.inf, np.inf))
+            assert np.all((below < q) & (q < above) | ~differs)
+            missed += int(np.sum(differs))
+        params = optax.apply_updates(params, updates)
+    assert missed
 
 
 def test_float64_parameters_have_the_bits_too() -> None:

@@ -133,6 +133,12 @@ def test_wrapper_that_hands_on_the_attributes_of_an_array_is_no_array() -> None:
 REAL = ("sparse", "dask.array", *(("mlx.core",) if sys.platform == "linux" else ()))
 
 
+KINDS: tuple[type[portopt.Optimizer], ...] = (
+    portopt.Adam, portopt.Nadam, portopt.LAMB, portopt.Adafactor, portopt.NoisySGD, portopt.Muon, portopt.Prodigy, portopt.SM3
+)  # fmt: skip
+"""One rule of each kind, the frequent ones first: dask makes a task of each operation."""
+
+
 @pytest.mark.parametrize("library", REAL)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_steps_of_a_real_library_have_the_bits_of_numpy(dtype: str, library: str) -> None:
@@ -142,8 +148,12 @@ def test_steps_of_a_real_library_have_the_bits_of_numpy(dtype: str, library: str
             backend.from_numpy(ordinary((2,), dtype, 1), "cpu")
         return
     hosts = [random_words((40,), dtype, 1), ordinary((3, 2), dtype, 2)]
-    # Random numbers need arange and operators on bits, of which sparse and MLX lack some.
-    for rule in (rule for rule in portopt.RULES if not rule.draws or library == "dask.array"):
+    if library == "dask.array":
+        rules = KINDS if dtype == "float32" else KINDS[:4]
+    else:
+        # Random numbers need arange and operators on bits, of which sparse and MLX lack some.
+        rules = tuple(rule for rule in portopt.RULES if not rule.draws)
+    for rule in rules:
         optimizer = (
             rule(learning_rate=0.5, clipnorm=2.0, clipvalue=1.0) if rule is portopt.Adam else rule(learning_rate=0.5)
         )

@@ -12,17 +12,22 @@ import numpy as np
 import pytest
 import torch
 from support.bits import Array, assert_same_bits, assert_same_float, ordinary, random_words
+from support.carries import SQUARES, SUMS
+from support.elementwise import STAGED
 from support.gpu_cases import (
     DTYPES,
     PAIRS,
+    EveryDraw,
     EveryFunction,
     EveryOperation,
+    EveryReduction,
     assert_gap_is_zero,
     assert_gradient_need_not_be_read,
     compare_gradients_of_another_dtype,
     compare_steps,
-    each_case,
+    each_case_in_a_dtype,
     each_extreme,
+    in_a_dtype,
     norm_program,
     optimizer_of,
     reference_norm,
@@ -32,6 +37,7 @@ from support.gpu_cases import (
     words_and_gradients,
     words_of,
 )
+from support.rules_of_each_kind import RULES, Multiplying
 
 import portopt
 import portopt_torch
@@ -43,6 +49,7 @@ from portopt.kernels.host import compiler
 from portopt.kernels.norm_dependence import GradientNorm, norm_dependence
 from portopt.kernels.triton.norm import norm_source
 from portopt.kernels.triton.source import triton_source
+from portopt.program import bins
 from portopt.program.expansion import expand_elementary
 from portopt.program.interpreter import evaluate_scalars
 from portopt_torch import _triton
@@ -76,8 +83,7 @@ def to_numpy(tensor: Any) -> Array:
     return np.asarray(backend.to_numpy(tensor))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@each_case
+@each_case_in_a_dtype
 def test_kernel_has_the_bits_of_the_interpreter(rule: type[portopt.Optimizer], clipped: bool, dtype: str) -> None:
     params, gradients = words_and_gradients(dtype, clipped=clipped)
     compare_steps(to_torch, to_numpy, optimizer_of(rule, clipped), params, gradients, seed=40)
@@ -191,6 +197,87 @@ def test_norm_has_the_bits_of_the_reference_in_any_order(dtype: str) -> None:
 def test_norm_of_extreme_gradients(values: list[float]) -> None:
     expected, actual = reference_norm([np.asarray(values)]), device_norm([np.asarray(values)])
     assert_same_float(actual, expected)
+
+
+# Programs that reduce and draw -----------------------------------------------------------------------------------------
+
+
+STAGED_SHAPES: tuple[tuple[int, ...], ...] = ((), (5,), (0, 3), (12, 7), (1100,), (2, 3, 4))
+
+
+def trees(dtype: str, shapes: tuple[tuple[int, ...], ...]) -> tuple[list[Array], list[list[Array]]]:
+    params = [ordinary(shape, dtype, i) for i, shape in enumerate(shapes)]
+    return params, [[ordinary(shape, dtype, 100 * k + i) for i, shape in enumerate(shapes)] for k in (1, 2)]
+
+
+@in_a_dtype([*STAGED, *RULES, EveryDraw], (portopt.LAMB, portopt.SM3, portopt.NoisySGD))
+def test_staged_kernels_have_the_bits_of_the_interpreter(
+    rule: type[portopt.Optimizer], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer = rule()
+    if rule is Multiplying or optimizer.program(shape=(3, 4)).totals:
+        # Products, and totals of all parameters, are torch's.
+        monkeypatch.undo()
+        monkeypatch.setattr(TorchBackend, "_runs_triton", lambda self, tensor: True)
+        monkeypatch.setattr(compiler, "available", lambda: False)
+    # Drawing takes the interpreter long.
+    compare_steps(to_torch, to_numpy, optimizer, *trees(dtype, STAGED_SHAPES[1:4:2] if rule.draws else STAGED_SHAPES))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_every_reduction_of_all_of_rows_and_of_columns(dtype: str) -> None:
+    shapes = ((40, 30), (1, 1), (0, 3), (3, 0))
+    params, gradients = trees(dtype, shapes)
+    # Words of any bits, infinities and NaN among them, come last: little is left of what they touch.
+    gradients.append([random_words(shape, dtype, i) for i, shape in enumerate(shapes)])
+    compare_steps(to_torch, to_numpy, EveryReduction(0.1), params, gradients[1:])
+
+
+def test_every_reduction_of_special_numbers() -> None:
+    words = (np.nan, np.inf, -np.inf, -0.0, 2.0**-1022, 2.0**1023)
+    params, gradients = trees("float64", ((7, 9),) * len(words))
+    for p, word in zip(params, words, strict=True):
+        p[3, 4] = p[5, 2] = word
+    params += [np.full((2, 3), -0.0), np.asarray([[np.inf, -np.inf, 1.0]])]
+    gradients[0] += [np.ones((2, 3)), np.ones((1, 3))]
+    compare_steps(to_torch, to_numpy, EveryReduction(0.1), params, gradients[:1])
+
+
+@pytest.mark.parametrize("rule", [portopt.LAMB, portopt.SM3], ids=lambda rule: rule.__name__)
+def test_staged_steps_in_place_and_clipped(rule: type[portopt.Optimizer]) -> None:
+    optimizer = rule(clipnorm=0.5, clipvalue=0.01)
+    compare_steps(to_torch, to_numpy, optimizer, *trees("float32", ((60,), (12, 7), (0,))), in_place=True)
+
+
+_FINISH = """
+
+@triton.jit
+def finish(words, largest, totals, roots, norms, COUNT: tl.constexpr):
+    k = tl.arange(0, COUNT)
+    at = words + 4 * k
+    exponent, first, second, third = tl.load(at), tl.load(at + 1), tl.load(at + 2), tl.load(at + 3)
+    nothing = third * 0
+    tl.store(totals + k, finished_sum(exponent, first, second, third, nothing, 0))
+    tl.store(roots + k, finished_root(exponent, first, second, third, nothing))
+    tl.store(norms + k, norm_of(tl.load(largest), at + 1))
+"""
+
+
+def test_sums_carry_as_the_reference_does() -> None:
+    cases = SUMS + SQUARES
+    cases += cases[:1] * (2048 - len(cases))
+    heads = "from portopt.kernels.triton.reduction_support import *\n"
+    module = _triton.load_module(norm_source("float64") + heads + _FINISH)
+    words = torch.tensor([[case.exponent, *case.sums] for case in cases], dtype=torch.int64)
+    # The norm of the gradients knows the exponent by the largest magnitude.
+    largest = torch.tensor([2.0**15], dtype=torch.float64).view(torch.int64)
+    totals, roots, norms = torch.zeros((3, len(cases)), dtype=torch.float64)
+    module.finish[(1,)](words, largest, totals, roots, norms, COUNT=len(cases))
+    for k, case in enumerate(cases):
+        assert_same_float(float(totals[k]), bins.sum_of(case))
+        if case.sums[0] > 1:
+            assert_same_float(float(roots[k]), bins.root_of(case))
+            assert_same_float(float(norms[k]), bins.root_of(case))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -56,6 +56,50 @@ def test_steps_with_inputs_have_the_same_bits_interpreted_compiled_and_in_place(
     assert after_steps(np.asarray, leave_out=leave_out, in_place=True) == expected
 
 
+@pytest.mark.needs("numba")
+@pytest.mark.parametrize("library", ["numpy", pytest.param("torch", marks=pytest.mark.needs("torch"))])
+def test_steps_with_and_without_inputs_are_both_planned(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    array: Any = np.asarray if library == "numpy" else importlib.import_module("torch").tensor
+    optimizer, expected, params = Preconditioned(0.1), tree(1), {n: array(a) for n, a in tree(1).items()}
+    state, expected_state = optimizer.init(params), optimizer.init(expected)
+    for i in range(12):
+        if i == 8:  # each of the two has been done four times
+            monkeypatch.setattr("portopt.step.do_step", lambda *_, **__: pytest.fail("a step was not planned"))
+        grads, diagonal = ({n: array(a) for n, a in tree(seed + i).items()} for seed in (100, 200))
+        given: dict[str, Any] = {"hessian": diagonal} if i % 2 else {}
+        state = optimizer.apply_(params, grads, state, **given)
+    monkeypatch.undo()
+    with portopt.interpreted():
+        for i in range(12):
+            given = {"hessian": tree(200 + i)} if i % 2 else {}
+            expected, expected_state = optimizer.apply(expected, tree(100 + i), expected_state, **given)
+    for name in SHAPES:
+        assert np.asarray(params[name]).tobytes() == expected[name].tobytes()
+        assert np.asarray(state.slots["h"][name]).tobytes() == expected_state.slots["h"][name].tobytes()
+
+
+@pytest.mark.needs("numba")
+def test_a_planned_step_sees_that_an_input_does_not_fit() -> None:
+    optimizer, params, grads = Preconditioned(0.1), tree(1), tree(2)
+    state = optimizer.init(params)
+    for _ in range(4):
+        state = optimizer.apply_(params, grads, state, hessian=tree(3))
+    before = {name: p.copy() for name, p in params.items()}
+    with pytest.raises(ValueError, match="hessian"):
+        optimizer.apply_(params, grads, state, hessian={**tree(3), "a": np.zeros((4, 3), np.float32)})
+    with pytest.raises(ValueError, match="hessian"):
+        optimizer.apply_(params, grads, state, hessian={"a": tree(3)["a"]})
+    assert all((params[name] == before[name]).all() for name in params)
+    # What the step overwrites may be given as an input too.
+    expected = {name: p.copy() for name, p in params.items()}
+    expected_state = portopt.OptimizerState(
+        state.step, {n: {k: a.copy() for k, a in s.items()} for n, s in state.slots.items()}
+    )
+    optimizer.apply_(params, grads, state, hessian=params)
+    optimizer.apply_(expected, grads, expected_state, hessian={name: p.copy() for name, p in expected.items()})
+    assert all((params[name] == expected[name]).all() for name in params)
+
+
 @pytest.mark.needs("torch")
 @pytest.mark.parametrize("leave_out", ["", "b"])
 def test_torch_has_the_bits_of_numpy_with_inputs(leave_out: str) -> None:

@@ -654,15 +654,13 @@ def coefficients(rule: type[portopt.Optimizer]) -> Callable[[Scalar], list[Scala
 
 
 @pytest.mark.slow
-@each_x64
 @pytest.mark.parametrize("rule", portopt.RULES)
-def test_coefficients_give_the_same_bits_over_ten_thousand_scanned_steps(
-    rule: type[portopt.Optimizer], x64: bool
-) -> None:
+def test_coefficients_give_the_same_bits_over_ten_thousand_scanned_steps(rule: type[portopt.Optimizer]) -> None:
     """Bias corrections, powers and the scheduled rate."""
     function = coefficients(rule)
-    expected = [[float(value) for value in function(Scalar(step, HOST))] for step in range(10_000)]
-    assert_same_bits(scanned(function, 10_000, x64=x64), np.asarray(expected))
+    expected = np.asarray([[float(value) for value in function(Scalar(step, HOST))] for step in range(10_000)])
+    for x64 in (False, True):
+        assert_same_bits(scanned(function, 10_000, x64=x64), expected, f"x64: {x64}")
 
 
 @pytest.mark.slow

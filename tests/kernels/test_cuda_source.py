@@ -25,6 +25,7 @@ from support.gpu_cases import (
     compare_gradients_of_another_dtype,
     compare_steps,
     each_case,
+    each_case_in_a_dtype,
     each_extreme,
     key_of,
     norm_program,
@@ -145,8 +146,7 @@ def ptx_of(source: str, architecture: int) -> str:
 
 @pytest.mark.usefixtures("_nvrtc")
 @pytest.mark.parametrize("architecture", [pytest.param(80, marks=pytest.mark.slow), 90])
-@pytest.mark.parametrize("dtype", [pytest.param(d, marks=[pytest.mark.slow] * (d != "float32")) for d in DTYPES])
-@each_case
+@each_case_in_a_dtype
 def test_ptx_has_exactly_the_operations_of_the_program(
     rule: type[portopt.Optimizer], clipped: bool, dtype: str, architecture: int
 ) -> None:
@@ -226,8 +226,7 @@ def on_view(array: Array) -> HostArray:
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("dtype", [pytest.param(d, marks=[pytest.mark.slow] * (d != "float32")) for d in DTYPES])
-@each_case
+@each_case_in_a_dtype
 def test_kernel_on_the_host_has_the_bits_of_the_interpreter(
     rule: type[portopt.Optimizer], clipped: bool, dtype: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,12 +15,13 @@ from support.bits import Array, assert_same_float, ordinary, random_words
 from support.carries import SQUARES, SUMS
 from support.cuda_on_host import HostArray, Kernel, compile_on_host, host_cupy, on_device
 from support.elementwise import STAGED
-from support.gpu_cases import DTYPES, EveryReduction, compare_steps, staged_key
+from support.gpu_cases import EveryDraw, EveryReduction, compare_steps, in_a_dtype, staged_key
 from support.rules_of_each_kind import RULES, Multiplying
 
 import portopt
 import portopt_cupy._kernel as cupy_kernel
 from portopt.backend.array_api import ArrayAPIBackend
+from portopt.kernels import launch
 from portopt.kernels.cuda.source import source_file
 from portopt.kernels.cuda.staged_source import staged_source
 from portopt.kernels.norm_dependence import norm_dependence
@@ -28,9 +30,6 @@ from portopt.program import DRAWS, Program, bins
 from portopt.scalars import where
 
 SHAPES: tuple[tuple[int, ...], ...] = ((), (5,), (0,), (3000,), (0, 3), (40, 70), (129, 33), (3, 4, 5))
-slow_unless_float32 = pytest.mark.parametrize(
-    "dtype", [pytest.param(d, marks=[pytest.mark.slow] * (d != "float32")) for d in DTYPES]
-)
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +79,12 @@ class Proportional(portopt.Optimizer):
         return p - xp.linalg.vector_norm(p) / c.size * g, {}
 
 
-EVERY_RULE = [*STAGED, *RULES, Proportional]
+EVERY_RULE = [*STAGED, *RULES, Proportional, EveryDraw]
 # The bits, on the host --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("backend")
-@slow_unless_float32
-@pytest.mark.parametrize("rule", EVERY_RULE, ids=lambda rule: rule.__name__)
+@in_a_dtype(EVERY_RULE, (portopt.LAMB, EveryDraw))
 def test_kernels_on_the_host_have_the_bits_of_the_interpreter(
     rule: type[portopt.Optimizer], dtype: str, interpreted_programs: list[Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +143,30 @@ def test_a_gradient_in_the_memory_of_another_programs_parameter_is_read_before_i
     optimizer.apply_(params, grads, optimizer.init([on_device(x) for x in start]))
     for actual, wanted in zip(params, expected, strict=True):
         np.testing.assert_array_equal(np.asarray(actual).view(np.uint32), wanted.view(np.uint32))
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(
+    ("rule", "dtype"),
+    [
+        (Multiplying, "float32"),
+        *(pytest.param(portopt.NorMuon, d, marks=pytest.mark.slow) for d in ("float16", "float64")),
+    ],
+)
+def test_what_stands_between_products_runs_in_kernels(
+    rule: type[portopt.Optimizer], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, segment = 0, launch.segment
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        return segment(*arguments)
+
+    monkeypatch.setattr(launch, "segment", counted)
+    monkeypatch.setattr(HostArray, "may_wait", True)
+    compare_steps(on_device, np.asarray, rule(), *trees(dtype, ((6, 4), (3,))))
+    assert count > 2
 
 
 # Sums that carry ----------------------------------------------------------------------------------------------------
@@ -208,10 +230,17 @@ def expected(program: Program, operations: tuple[int, ...]) -> Counter[str]:
 
 
 @pytest.mark.needs("cupy")
-@pytest.mark.parametrize("architecture", [pytest.param(80, marks=pytest.mark.slow), 90])
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("shape", [(3, 4), pytest.param((5,), marks=pytest.mark.slow)], ids=str)
-@pytest.mark.parametrize("rule", EVERY_RULE, ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize(
+    ("rule", "dtype", "architecture"),
+    [
+        (rule, dtype, architecture)
+        for i, rule in enumerate(EVERY_RULE)
+        for k, (dtype, architecture) in enumerate(itertools.product(("float32", "float64"), (80, 90)))
+        if rule is portopt.LAMB or k == i % 4
+    ],
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)
 def test_ptx_is_rounded_once_and_passes_over_elements_have_all_their_operations(
     rule: type[portopt.Optimizer], shape: tuple[int, ...], dtype: str, architecture: int
 ) -> None:

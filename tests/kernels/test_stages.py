@@ -12,13 +12,19 @@ import torch
 from support.bits import assert_same_bits
 
 import portopt
+from portopt.hyperparameters import seed_hyperparameter
 from portopt.kernels.host import compiler, kernel, threads
 from portopt.kernels.host.staged_source import stages_of
 from portopt.kernels.stages import Loop, can_cut
+from portopt.program.draws import Place
 from portopt.scalars import sqrt, where
 from portopt.slot import slot
 
 pytestmark = pytest.mark.needs("numba")
+
+
+LARGEST_FIRST = 27069349
+"""The seed of which the sixth element of the first parameter draws a uniform number that would round to 1, at the first step."""
 
 
 class Scaled(portopt.Optimizer):
@@ -108,14 +114,28 @@ class Totalling(portopt.Optimizer):
         return p - c.rate * m, {"m": m, "x": slots.x + xp.sum(m), "row": row}
 
 
+class Drawing(portopt.Optimizer):
+    """Random numbers, elementary functions, and a sum of what they make, in one kernel."""
+
+    slots = ("m",)
+    draws: ClassVar[Mapping[str, Any]] = {"even": "uniform", "noise": "normal"}
+    seed: int = seed_hyperparameter(default=LARGEST_FIRST)
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any, even: Any, noise: Any) -> Any:
+        m = slots.m + xp.where(even < 0.5, g, xp.tanh(g)) + 0.1 * noise
+        total = xp.sum(even * xp.exp(0.01 * m))
+        return p - c.lr * m / sqrt(total * total + 1.0), {"m": m + even}
+
+
 SHAPES: dict[type[portopt.Optimizer], tuple[tuple[int, ...], ...]] = {
     Scaled: ((37, 53), (600,), (), (1,), (0, 3), (7, 3, 5)),
     Factored: ((37, 53), (600,), (3, 700), (1, 1), (0, 3), (3, 0), (5, 2, 7), (9, 3)),
     Extreme: ((37, 53), (3, 700), (1, 1), (5, 2, 7), (600, 3)),
     Normed: ((37, 53), (3, 700), (1, 1), (5, 2, 7)),
     Totalling: ((37, 53), (1, 1), (0, 3), (5, 700)),
+    Drawing: ((6,), (37, 53), (), (0, 3), (7, 3, 5), (600,)),
 }
-RULES = (Scaled, Factored, Extreme, Totalling)
+RULES = (Scaled, Factored, Extreme, Totalling, Drawing)
 
 
 @pytest.fixture(autouse=True)
@@ -225,12 +245,48 @@ def test_threads_change_no_bit(rule: type[portopt.Optimizer], count: int, monkey
     assert len(twin.rule._cache.plans) == 1
 
 
-@pytest.mark.parametrize("rule", [Factored, Totalling])
+@pytest.mark.parametrize("rule", [Factored, Totalling, Drawing])
 def test_tensors_are_stepped_like_arrays(rule: type[portopt.Optimizer]) -> None:
     twin = Twin(rule(0.01), tree(rule, "float32", 1), lambda a: torch.from_numpy(np.copy(a)))
     for step in range(4):
         twin.step(tree(rule, "float32", 10 + step))
         twin.compare()
+
+
+def test_draws_in_double_precision() -> None:
+    twin = Twin(Drawing(0.01), tree(Drawing, "float64", 1))
+    for step in range(2):
+        twin.step(tree(Drawing, "float64", 10 + step))
+        twin.compare()
+
+
+def test_a_number_that_would_round_to_one_is_drawn() -> None:
+    class Even(portopt.Optimizer):
+        slots = ()
+        draws: ClassVar[Mapping[str, Any]] = {"even": "uniform"}
+        seed: int = seed_hyperparameter(default=LARGEST_FIRST)
+
+        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any, even: Any) -> Any:
+            return even + 0.0 * g, {}
+
+    w = np.zeros(6, np.float32)
+    rule = Even()
+    assert rule.apply(w, w, rule.init(w))[0][5] == np.float32(1 - 2.0**-24)
+
+
+def test_a_part_of_a_parameter_draws_the_numbers_of_its_part() -> None:
+    whole, optimizer = np.zeros((6, 4), np.float32), portopt.NoisySGD()
+    expected, _ = optimizer.apply(whole, whole, optimizer.init(whole))
+    part, grads = np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float32)
+    state = optimizer.init(part)
+    for _ in range(3):
+        optimizer.apply_(part, grads, state)
+    # The plan that there is now knows of no parts.
+    optimizer.place_parameters([Place(0, (2, 4), (3, 0), (6, 4))])
+    for _ in range(3):
+        part[...] = 0.0
+        optimizer.apply_(part, grads, state)
+        assert_same_bits(part, expected[3:5], "part")
 
 
 def test_totals_over_parameters_of_two_dtypes() -> None:
@@ -280,9 +336,9 @@ def test_a_plan_sees_a_slot_that_a_parameter_does_not_have() -> None:
         twin.rule.apply_(twin.params, tree(Factored, "float32", 9), state)
 
 
-@pytest.mark.parametrize("which", [Scaled, Totalling])
+@pytest.mark.parametrize("which", [Scaled, Totalling, portopt.NoisySGD])
 def test_no_memory_of_a_parameter_is_needed(which: type[portopt.Optimizer]) -> None:
-    size = 1 << 22
+    size = 1 << 20
     rule, params = which(0.01), {"w": np.ones((size // 1024, 1024), np.float32)}
     grads, state = {"w": np.ones((size // 1024, 1024), np.float32)}, rule.init(params)
     state = rule.apply_(params, grads, state)
@@ -292,6 +348,29 @@ def test_no_memory_of_a_parameter_is_needed(which: type[portopt.Optimizer]) -> N
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < size
+
+
+def test_functions_of_reductions_are_compiled_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    from numba.core import event
+
+    class Summed(portopt.Optimizer):
+        slots = ()
+        sign: float = 1.0
+
+        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+            return p - self.sign * xp.sum(g), {}
+
+    class Opposite(Summed):
+        sign = -1.0
+
+    monkeypatch.setenv("PORTOPT_CACHE_DIR", "")
+    compiled = []
+    for rule in (Summed(), Opposite()):
+        with event.install_recorder("numba:compile") as recorder:
+            assert rule.apply(np.ones(3), np.ones(3), rule.init(np.ones(3)))[0].tolist() == [1 - 3 * rule.sign] * 3
+        compiled.append({e.data["dispatcher"].py_func.__name__ for _, e in recorder.buffer if e.is_start})
+    assert "kernel" in compiled[0] & compiled[1]
+    assert {"add", "raise_bins"} & compiled[1] == set()
 
 
 def test_loops_over_all_elements_are_no_more_than_needed() -> None:

@@ -10,7 +10,18 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from support.gpu_cases import DTYPES, PAIRS, each_case, key_of, norm_program, optimizer_of
+from support.elementwise import STAGED
+from support.gpu_cases import (
+    DTYPES,
+    PAIRS,
+    EveryDraw,
+    EveryReduction,
+    each_case_in_a_dtype,
+    key_of,
+    norm_program,
+    optimizer_of,
+    staged_key,
+)
 from support.places import TESTS
 
 import portopt
@@ -18,8 +29,10 @@ import portopt_torch._triton as torch_kernel
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.key import KernelKey
 from portopt.kernels.norm_dependence import norm_dependence
+from portopt.kernels.passes import passes_of
 from portopt.kernels.triton.norm import norm_source
 from portopt.kernels.triton.source import CHUNK, WARPS, triton_source
+from portopt.kernels.triton.staged_source import staged_source
 from portopt.program import Program
 
 needs_triton = pytest.mark.needs("triton")
@@ -49,6 +62,7 @@ def test_source_has_one_line_for_each_operation() -> None:
 ARITHMETIC = re.compile(r"^\s*(?:@!?%p\d+\s+)?(mul|add|sub|div|sqrt|fma|mad)((?:\.\w+)*)\.(f32|f64|f16|bf16)\b", re.M)
 SIGNATURES = {
     "update": {"table": "*i64", "rows": "*i32", "scalars": "*real", "from_norm": "*real"},
+    "stage": {"table": "*i64", "rows": "*i32", "scalars": "*real", "unrounded": "*fp64", "from_norm": "*real"},
     "scalars_of_norm": {"largest": "*i64", "sums": "*i64", "given": "*fp64", "results": "*real"},
     "largest_gradient": {"table": "*i64", "rows": "*i32", "largest": "*i64"},
     "sum_squares": {"table": "*i64", "rows": "*i32", "largest": "*i64", "sums": "*i64"},
@@ -69,7 +83,8 @@ def ptx_of(source: str, kernel: str, compute_dtype: str, architecture: int, **op
 
     function = getattr(torch_kernel.load_module(source), kernel)
     real = {"float32": "fp32", "float64": "fp64"}[compute_dtype]
-    types = {name: kind.replace("real", real) for name, kind in SIGNATURES[kernel].items()}
+    kinds = SIGNATURES["stage" if kernel.startswith("stage_") else kernel]
+    types = {name: kind.replace("real", real) for name, kind in kinds.items()}
     signature = {name: types.get(name, "constexpr") for name in function.arg_names}
     constants = {"CHUNK": CHUNK} if "CHUNK" in signature else {}
     warps = {"num_warps": 1} if kernel == "scalars_of_norm" else {}
@@ -123,8 +138,7 @@ ARCHITECTURES = [pytest.param(80, marks=pytest.mark.slow), 90]
 
 @needs_triton
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", [pytest.param(d, marks=[pytest.mark.slow] * (d != "float32")) for d in DTYPES])
-@each_case
+@each_case_in_a_dtype
 def test_ptx_has_exactly_the_operations_of_the_program(
     rule: type[portopt.Optimizer], clipped: bool, dtype: str, architecture: int
 ) -> None:
@@ -169,6 +183,27 @@ def test_ptx_of_the_norm_is_rounded_once(dtype: str, architecture: int) -> None:
 
 
 @needs_triton
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        pytest.param(r, marks=[pytest.mark.slow] * (r not in (portopt.LAMB, portopt.SM3)), id=r.__name__)
+        for r in [*STAGED, EveryReduction, EveryDraw]
+    ],
+)
+def test_ptx_of_programs_that_reduce_and_draw_is_rounded_once(
+    rule: type[portopt.Optimizer], dtype: str, architecture: int
+) -> None:
+    program = rule().program(shape=(3, 4)).after_totals
+    if program.is_elementwise:
+        return
+    source = staged_source(program, staged_key(program, dtype))
+    for step in passes_of(program).passes:
+        assert_only_rounded_once(ptx_of(source, step.name, dtype, architecture))
+
+
+@needs_triton
 def test_contraction_would_be_noticed() -> None:
     optimizer = portopt.Adam()
     source = triton_source(optimizer.program(), key_of(optimizer, "float32"))
@@ -191,8 +226,8 @@ INTERPRETED = TESTS / "cases" / "triton_interpreted.py"
 @pytest.mark.parametrize(
     ("selection", "at_least"),
     [
-        ("float32 and (Adam- or gap or another_dtype or every_operation)", 10),
-        pytest.param("test_kernel_has_the_bits", 56, marks=pytest.mark.slow),
+        ("carry or float32 and (gap or another_dtype or every_operation or LAMB or SM3 or Noisy)", 12),
+        pytest.param("test_kernel_has_the_bits", 30, marks=pytest.mark.slow),
         pytest.param("not test_kernel_has_the_bits", 46, marks=pytest.mark.slow),
     ],
 )

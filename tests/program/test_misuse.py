@@ -151,6 +151,21 @@ def test_totals_that_are_no_reductions_are_refused(returned: Callable[..., Any],
         traced(lambda xp, p, g, slots, c: (p, {}), totals=totals, coefficients=lambda self, t, **totals: {})
 
 
+def test_a_total_in_update_is_refused() -> None:
+    """It is known before the step of the first parameter, and what a step needs of it is a coefficient."""
+
+    def totals(self: Any, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return {"gained": xp.sum(g)}
+
+    message = r"asked for the total 'gained' in `update`, but totals are arguments of `coefficients`.*return {'gained': gained"
+    with pytest.raises(AttributeError, match=message):
+        traced(
+            lambda xp, p, g, slots, c: (p - c.gained * g, {}),
+            totals=totals,
+            coefficients=lambda self, t, gained: {"lr": 2 * gained},
+        )
+
+
 def test_a_slot_that_slots_for_invents_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"Mine.slots_for returned \['v'\], which are no slots of the rule: it has \['m'\]"

@@ -168,6 +168,12 @@ def host_cupy(directory: Path) -> Iterator[Any]:
         def stored(self, value: Any, like: Any) -> Any:
             return np.asarray(super().stored(value, like)).view(HostArray)
 
+        def primitives(self, compute_dtype: str) -> Any:
+            found = super().primitives(compute_dtype)
+            if (fused := found.fused) is not None:
+                found.fused = lambda program, arrays, scalars: fused(program, list(map(on_device, arrays)), scalars)
+            return found
+
     backend = HostBackend()
     cupy: Any = ModuleType("cupy")
     cupy.ndarray = HostArray

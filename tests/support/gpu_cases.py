@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -30,6 +30,27 @@ _REDUCTIONS = ("sum", "mean", "norm", "max", "min", "any", "all", "count")
 PAIRS = [(p, g) for p in DTYPES for g in DTYPES if p != g]
 """Dtypes of a parameter and of a gradient of another dtype."""
 each_case = pytest.mark.parametrize(("rule", "clipped"), CASES, ids=lambda x: getattr(x, "__name__", str(x)))
+CASES_IN_A_DTYPE = [
+    (rule, clipped, dtype)
+    for i, (rule, clipped) in enumerate(CASES)
+    for k, dtype in enumerate(DTYPES)
+    if rule is portopt.Adam or k == (i // 2 + 2 * clipped) % len(DTYPES)
+]
+"""A rule decides about the operations of a kernel, a dtype about how each is written: all of both, but not all pairs."""
+each_case_in_a_dtype = pytest.mark.parametrize(
+    ("rule", "clipped", "dtype"), CASES_IN_A_DTYPE, ids=lambda x: getattr(x, "__name__", str(x))
+)
+
+
+def in_a_dtype(rules: Sequence[Any], in_all: Collection[Any]) -> pytest.MarkDecorator:
+    """Return the same for rules without clipping, of which some meet all dtypes."""
+    pairs = [
+        (rule, dtype)
+        for i, rule in enumerate(rules)
+        for k, dtype in enumerate(DTYPES)
+        if rule in in_all or k == i % len(DTYPES)
+    ]
+    return pytest.mark.parametrize(("rule", "dtype"), pairs, ids=lambda x: getattr(x, "__name__", str(x)))
 
 
 def optimizer_of(rule: type[portopt.Optimizer], clipped: bool) -> portopt.Optimizer:
@@ -212,6 +233,17 @@ class EveryReduction(portopt.Optimizer):
         of_means = xp.sum(xp.mean(p, axis=-1, keepdims=True))
         changed = p - c.lr * found["norm_of_all"] * found["mean_of_rows"] * g
         return changed, {**found, "of_slices": of_slices, "of_means": of_means}
+
+
+class EveryDraw(portopt.Optimizer):
+    """Random numbers of each distribution, one of them used twice, once in a sum."""
+
+    draws: ClassVar[Mapping[str, Any]] = {"noise": "normal", "share": "uniform", "further": "normal"}
+
+    seed: int = portopt.hyperparameters.seed_hyperparameter(default=2**40 + 12345)
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any, noise: Any, share: Any, further: Any) -> Any:
+        return p + share * further - c.lr * (g + xp.sum(noise) * noise), {}
 
 
 def compare_gradients_of_another_dtype(

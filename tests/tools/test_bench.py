@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -148,10 +148,14 @@ class TestMeasuring:
         measuring.alternate([lambda: calls.append("a"), lambda: calls.append("b")], [1, 1], 2, lambda: None)
         assert calls == ["a", "b", "b", "a"]
 
-    def test_a_sample_is_the_time_of_one_step(self) -> None:
-        (samples,) = measuring.alternate([lambda: time.sleep(0.004)], [3], 2, lambda: None)
-        assert len(samples) == 2
-        assert all(0.004 <= sample < 0.012 for sample in samples)
+    def test_a_sample_is_the_time_of_one_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = [0.0]
+
+        def step() -> None:
+            now[0] += 0.25
+
+        monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+        assert measuring.alternate([step], [3], 2, lambda: None) == [[0.25, 0.25]]
 
     def test_short_steps_are_repeated_within_a_sample(self) -> None:
         assert measuring.steps_per_sample(lambda: time.sleep(0.002), 0.001) == 1
@@ -195,6 +199,16 @@ def test_a_step_in_place_takes_no_memory_that_grows_with_the_parameters() -> Non
         extra[mode] = measuring.extra_memory(step)
     assert extra["apply"] > 4 << 22
     assert extra["apply_"] < 1 << 20
+
+
+@pytest.fixture
+def known_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure no first steps: each needs two processes."""
+
+    def measured(rule: str, backend: str, repeats: int) -> first_step.FirstStep:
+        return first_step.FirstStep(backend, "apply_", 2.0, 1.0)
+
+    monkeypatch.setattr(first_step, "measure", measured)
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +295,7 @@ def report_of(*arguments: str, tmp_path: Path) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.usefixtures("known_first_steps")
 def test_named_rules_shapes_and_backends_are_measured_in_order(tmp_path: Path, capsys: OUTPUT) -> None:
     report = report_of(
         "--rule", "SGD", "--rule", "nadam", "--shapes", "1000x256", "--shapes", "one-10M", "--backend", "numpy",
@@ -310,6 +325,7 @@ class Own(portopt.Optimizer):
 """
 
 
+@pytest.mark.usefixtures("known_first_steps")
 def test_a_rule_without_counterpart_is_measured_alone_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT
 ) -> None:
@@ -335,6 +351,7 @@ def test_a_rule_without_counterpart_is_measured_alone_and_says_so(
     assert "| Own |" in as_markdown(report)
 
 
+@pytest.mark.usefixtures("known_first_steps")
 def test_progress_is_printed_unless_quiet(capsys: OUTPUT) -> None:
     arguments = ["bench", "--quick", "--repeats", "1", "--backend", "numpy", "--against", "torch"]
     assert exit_status(arguments) == 0
@@ -343,6 +360,7 @@ def test_progress_is_printed_unless_quiet(capsys: OUTPUT) -> None:
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("known_first_steps")
 def test_the_number_of_threads_is_set_and_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
@@ -364,6 +382,7 @@ def test_the_number_of_threads_is_set_and_put_back(tmp_path: Path, monkeypatch: 
     assert "PJRT_NPROC" not in os.environ
 
 
+@pytest.mark.usefixtures("known_first_steps")
 def test_a_peer_that_is_missing_is_listed_with_the_command_that_installs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT
 ) -> None:
@@ -377,6 +396,7 @@ def test_a_peer_that_is_missing_is_listed_with_the_command_that_installs_it(
     assert 'pip install "portopt[bench,jax]"' in printed
 
 
+@pytest.mark.usefixtures("known_first_steps")
 def test_a_contender_that_fails_is_reported_and_leaves_the_others_their_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT
 ) -> None:
@@ -409,6 +429,7 @@ def test_a_first_step_that_fails_is_reported_and_leaves_the_others_their_times(
     assert "not run: first step of Adam on numpy: failed: OSError: no such disk" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("known_first_steps")
 def test_what_does_not_fit_into_memory_is_left_out_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT
 ) -> None:

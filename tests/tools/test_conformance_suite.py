@@ -97,13 +97,29 @@ def test_case_identifiers_are_unique() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_every_rule_is_tested_in_every_dtype_with_and_without_clipping_on_raw_words() -> None:
-    ids = {case.id for case in cases(portopt.get_backend("numpy"))}
+@pytest.mark.parametrize("full", [False, True])
+def test_every_rule_is_tested_in_every_dtype_with_and_without_clipping_on_raw_words(full: bool) -> None:
+    """Rules whose steps reduce or multiply have some of the dtypes, unless in full; all of them together have all."""
+    ids = {case.id for case in cases(portopt.get_backend("numpy"), full=full)}
+
+    def dtypes(rule: type[portopt.Optimizer], configuration: str) -> set[str]:
+        def tested(dtype: str) -> bool:
+            of = f"{rule.__name__}/{configuration}/{dtype}/apply"
+            return {f"2/{of}/raw", f"3/{of}/ten"} <= ids
+
+        return set(filter(tested, FORMATS))
+
+    together: set[str] = set()
     for rule in portopt.RULES:
-        for configuration in ("default", "clipped"):
-            for dtype in FORMATS:
-                for layer, name in ((2, "raw"), (3, "ten")):
-                    assert f"{layer}/{rule.__name__}/{configuration}/{dtype}/apply/{name}" in ids
+        default, clipped = dtypes(rule, "default"), dtypes(rule, "clipped")
+        if full or is_elementwise(rule()):
+            assert default == clipped == set(FORMATS)
+        else:
+            assert default >= {"float32"}
+            assert clipped >= {"float32", "bfloat16"}
+            assert len(default | clipped) == 3
+            together |= default | clipped
+    assert full or together == set(FORMATS)
 
 
 def test_every_rule_is_tested_for_100_steps() -> None:
@@ -120,6 +136,34 @@ def test_every_rule_is_tested_for_100_steps() -> None:
         for configuration in ("default", "clipped") if every else ("clipped",):
             for dtype in FORMATS if every else plan.DIALECT_DTYPES:
                 assert f"3/{rule.__name__}/{configuration}/{dtype}/apply/hundred" in ids
+
+
+@pytest.mark.needs("jax")
+def test_rules_take_turns_in_modes_of_which_a_sample_is_tested() -> None:
+    def tested(*, full: bool) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for case in cases(backend, layers=[5], full=full):
+            if case.variant == "clipped" and case.dtype == "float32" and case.name == "ten":
+                found.setdefault(case.mode, set()).add(case.subject)
+        return found
+
+    backend = portopt.get_backend("jax")
+    rules = {rule.__name__ for rule in portopt.RULES}
+    elementwise = {rule.__name__ for rule in portopt.RULES if is_elementwise(rule())}
+    of_mode = tested(full=False)
+    steps = {platform.mode_name for platform, depth in plan.depths(backend, "cpu") if depth in ("first", "compiled")}
+    for mode in steps:
+        assert of_mode[mode] == rules
+    turns = {mode: of for mode, of in of_mode.items() if mode not in steps}
+    assert len(turns) >= 8
+    for of in turns.values():
+        assert of & elementwise
+        assert of - elementwise
+        assert len(of) < len(rules) / 2
+    assert set().union(*turns.values()) == rules
+    every = tested(full=True)
+    assert every.keys() == of_mode.keys()
+    assert all(of == rules for of in every.values())
 
 
 CAUGHT_BY: Mapping[str, str] = {
@@ -483,9 +527,9 @@ def test_if_available_says_not_run_with_the_reason(tmp_path: Path, capsys: pytes
 def test_against_another_backend(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--backend", "numpy", "--against", "array_api_strict", "--quick", "--layer", "1"]) == 0
     name = f"{__name__}:wrong_root"
-    assert main(["--backend", "numpy", "--against", name, "--quick", "--layer", "1"]) == 1
+    assert main(["--backend", "numpy", "--against", name, "--quick", "--layer", "2", "--rule", "Adam"]) == 1
     output = capsys.readouterr().out
-    assert "FAILED 1/operations/sqrt/" in output
+    assert "FAILED 2/Adam/" in output
     assert "NOT RUN bfloat16: array_api_strict has no bfloat16" in output
 
 

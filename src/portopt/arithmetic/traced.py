@@ -73,6 +73,10 @@ class TracedArithmetic:
         """Return the sum of two integers in that form."""
         return a + b
 
+    def quotient_of_integers(self, a: Any, b: Any) -> Any:
+        """Return the quotient of two integers in that form, rounded down."""
+        return a // b
+
     def flush(self, x: Any) -> Any:
         """Make subnormals zero, keeping the sign."""
         raise NotImplementedError
@@ -135,7 +139,7 @@ class TracedArithmetic:
     @_on_host_if_known
     def floor_divide(self, a: Any, b: Any) -> Any:
         if integers := self._integers(a, b):
-            return integers[0] // integers[1]
+            return self.quotient_of_integers(*integers)
         return self.floor(self.divide(a, b))
 
     @_on_host_if_known

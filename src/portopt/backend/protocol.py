@@ -135,6 +135,8 @@ class PlannedStep(Protocol):
     """The one that made the plan."""
     program: Program
     """What the steps run."""
+    inputs: tuple[str, ...]
+    """The rule's further inputs that the steps are given."""
 
     def step(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> OptimizerState | None:
         """Do a step and return the new state; None, with nothing done, if anything is not as it was."""
@@ -232,7 +234,8 @@ class Backend(Protocol):
 
         Args:
             programs: what the steps run on each parameter.
-            trees: parameters, gradients and state as the step was given them.
+            trees: parameters, gradients and state as the step was given them; where it was given further inputs, a tuple of
+                gradients and these in place of the gradients.
             parameters: the arrays of each parameter, in the order of the tree.
         """
 

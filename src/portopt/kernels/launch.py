@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar
 from portopt.backend.protocol import Leaf, Work
 from portopt.kernels.groups import grouped, positions
@@ -56,8 +57,8 @@ class Library(Protocol):
     def copied(self, array: Any, /) -> Any:
         """Return a copy of a C-contiguous array."""
 
-    def empty_like(self, array: Any, /) -> Any:
-        """Return a new C-contiguous array of the same shape and dtype, on the same device."""
+    def empty_like(self, array: Any, dtype: str | None = None, /) -> Any:
+        """Return a new C-contiguous array of the same shape, on the same device, and of the same dtype if none is named."""
 
     def assign(self, target: Any, value: Any, /) -> None:
         """Write the elements of an array into another one."""
@@ -187,6 +188,28 @@ def update(
             outputs = work.parameters
         results += [{name: arrays[name] for name in names} for arrays in outputs]
     return results
+
+
+def segment(
+    library: Library, program: Program, compute_dtype: str, arrays: Sequence[Any], scalars: Sequence[float]
+) -> list[Any]:
+    """Return the results of a segment of a program with products.
+
+    Args:
+        library: of the arrays.
+        program: the segment's.
+        compute_dtype: the dtype of the arithmetic, and of the results.
+        arrays: the segment's, of one shape.
+        scalars: the segment's.
+    """
+    # Kernels have places for a parameter and a gradient, and for what each result replaces; a segment reads none of them.
+    unread = library.empty_like(arrays[0], compute_dtype)
+    given = {f"x{k}": array for k, array in enumerate(arrays)}
+    inputs = StepScalars(program, HOST, {f"s{k}": value for k, value in enumerate(scalars)})
+    places = {**dict.fromkeys(("p", "g", *program.array_outputs), unread), **given}
+    job = _Job(library, Work(program, inputs, [places]), inputs, norm_dependence(program), None)
+    (results,) = job.run(library, in_place=False)
+    return [results[name] for name in program.array_outputs]
 
 
 class _Job:

@@ -126,8 +126,10 @@ class _Maker:
                 for part in parts:
                     if isinstance(part, Loop):
                         self._loop(part)
-                    else:
-                        self._add("scalars", (), reductions=pending, scalars=self._computed(part))
+                        continue
+                    scalars = self._computed(part)
+                    if pending or scalars:
+                        self._add("scalars", (), reductions=pending, scalars=scalars)
                         pending = ()
             elif kind == "loop":
                 loop = self._stages.loops[k]

@@ -27,9 +27,11 @@ from portopt.arithmetic import elementary
 from portopt.program.array_arithmetic import ArrayArithmetic, rounded_to_compute
 from portopt.program.primitives import Primitives
 
-_ROUNDS = 10
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+MOST_UNIFORM = {"float32": 2**53 - 2**29, "float64": 2**53 - 1}
+"""The largest number of units of 2**-53 that a compute dtype does not round to 1."""
 _WORD = 2**32 - 1
 
 KEY = "key"
@@ -102,11 +104,11 @@ def philox(xp: Any, counter: Sequence[Any], key: Sequence[Any]) -> list[Any]:
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for round_number in range(_ROUNDS):
+    for round_number in range(ROUNDS):
         if round_number:
-            k0, k1 = (k0 + _KEY_STEPS[0]) & _WORD, (k1 + _KEY_STEPS[1]) & _WORD
-        high0, low0 = _product(xp, c0, _MULTIPLIERS[0])
-        high1, low1 = _product(xp, c2, _MULTIPLIERS[1])
+            k0, k1 = (k0 + KEY_STEPS[0]) & _WORD, (k1 + KEY_STEPS[1]) & _WORD
+        high0, low0 = _product(xp, c0, MULTIPLIERS[0])
+        high1, low1 = _product(xp, c2, MULTIPLIERS[1])
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
     return [c0, c1, c2, c3]
 
@@ -137,8 +139,7 @@ def _element_numbers(primitives: Primitives, place: Place, like: Any) -> Any:
 
 def _uniform(primitives: Primitives, words: Sequence[Any]) -> Any:
     wide = primitives.wide
-    # What is larger rounds to 1 in float32.
-    most = 2**53 - (1 if wide is primitives else 2**29)
+    most = MOST_UNIFORM["float64" if wide is primitives else "float32"]
     bits = _bits(wide.xp, *words[:2])
     bits = wide.xp.where(bits < most, bits, wide.xp.full_like(bits, most))
     return rounded_to_compute(primitives, _fraction(wide, bits))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 
@@ -32,7 +33,23 @@ class Slots(_Values):
 
 
 class Coefficients(_Values):
-    """The coefficients of a step."""
+    """The coefficients of a step.
+
+    Args:
+        totals: names of the totals that `coefficients` was given.
+        **values: the coefficients.
+    """
+
+    __slots__ = ("_totals",)
+
+    def __init__(self, totals: Iterable[str] = (), /, **values: Any) -> None:
+        super().__init__(**values)
+        self._totals = tuple(totals)
 
     def __getattr__(self, name: str) -> NoReturn:
+        if not name.startswith("_") and name in self._totals:
+            raise AttributeError(
+                f"a rule asked for the total {name!r} in `update`, but totals are arguments of `coefficients`: return there what "
+                f"is computed from it, or itself, as in `return {{{name!r}: {name}, ...}}`"
+            )
         self._refuse(name, "coefficient", "return it from the rule's `coefficients` too")

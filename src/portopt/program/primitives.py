@@ -31,11 +31,16 @@ class Primitives:
         rescaled: takes the place of `products.rescaled`, of integer products and the two operands' slices.
         fused: runs the elementwise program of a segment, given its arrays and its scalars, and returns its results; None if each
             operation is run by itself.
+        leading_exponent: returns the largest k, int64, with `2**k` at most a positive normal float64, and -1023 for a smaller
+            one; None where the library has nothing that looks at bits.
+        power_of_two: returns `2**k` in float64 for an int64 k in [-1022, 1023]; None likewise.
     """
 
     sliced: Callable[[Any, int], Any] | None = None
     rescaled: Callable[[Any, Any, Any], Any] | None = None
     fused: Callable[[Any, Any, Any], Any] | None = None
+    leading_exponent: Callable[[Any], Any] | None = None
+    power_of_two: Callable[[Any], Any] | None = None
 
     def __init__(
         self, xp: Any, dtype: Any, compute_dtype: str, overrides: Mapping[str, Callable[..., Any]] | None = None

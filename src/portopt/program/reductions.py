@@ -30,6 +30,7 @@ Axes = tuple[int, ...] | None
 
 # From the lowest exponent of bins to the highest, in steps of which each is one factor that a float64 can be.
 _STEPS = (512, 512, 512, 256, 128, 64, 32)
+_WIDTH_BITS = bins.WIDTH.bit_length() - 1
 
 
 class Reductions:
@@ -233,13 +234,26 @@ class Reductions:
             exponent = xp.where(large, exponent + twice, xp.where(small, exponent - twice, exponent))
             largest = largest * scale
             largest = largest * largest
+        exponent, unit, inverse = self._bins_above(largest, exponent)
+        return _Scaling(exponent, unit, inverse, scale, factor)
+
+    def _bins_above(self, largest: Any, lowest: Any) -> tuple[Any, Any, Any]:
+        """Return exponents, units and inverse units of the bins of numbers up to these, given what counts as the lowest."""
+        leading_exponent, power_of_two = self._wide.leading_exponent, self._wide.power_of_two
+        xp, where = self._xp, self._wide.where
+        if leading_exponent is not None and power_of_two is not None:
+            least = leading_exponent(largest) + 1
+            steps = xp.bitwise_right_shift(least + (bins.WIDTH - 1), _WIDTH_BITS)
+            above = xp.maximum(steps * bins.WIDTH, bins.LOWEST)
+            return lowest + (above - bins.LOWEST), power_of_two(above - 31), power_of_two(31 - above)
+        exponent, nothing = lowest, xp.zeros_like(largest)
         unit, inverse = nothing + 2.0 ** (bins.LOWEST - 31), nothing + 2.0 ** (31 - bins.LOWEST)
         for step in _STEPS:
             below = unit * 2.0 ** (step - 1) <= largest
             exponent = xp.where(below, exponent + step, exponent)
             unit = where(below, unit * 2.0**step, unit)
             inverse = where(below, inverse * 2.0**-step, inverse)
-        return _Scaling(exponent, unit, inverse, scale, factor)
+        return exponent, unit, inverse
 
     def _binned(self, x: Any, axes: tuple[int, ...], scaling: _Scaling, *, squared: bool) -> list[Any]:
         """Return the three sums of integers along axes, of finite elements or of their squares."""
@@ -256,13 +270,13 @@ class Reductions:
 
     def _significand(self, sums: Sequence[Any]) -> Any:
         """Do `bins.significand` on arrays."""
-        first, second, third = sums
+        xp, (first, second, third) = self._xp, sums
         half = 2 ** (bins.WIDTH - 1)
-        carry = (third + half) // 2**bins.WIDTH
+        carry = xp.bitwise_right_shift(third + half, bins.WIDTH)
         third, second = third - carry * 2**bins.WIDTH, second + carry
-        carry = (second + half) // 2**bins.WIDTH
+        carry = xp.bitwise_right_shift(second + half, bins.WIDTH)
         second, first = second - carry * 2**bins.WIDTH, first + carry
-        low, middle, high = (self._xp.astype(integers, self._wide.dtype) for integers in (third, second, first))
+        low, middle, high = (xp.astype(integers, self._wide.dtype) for integers in (third, second, first))
         return (low * 2.0**-64 + middle * 2.0**-32) + high
 
     def _finished(self, split: _Split, value: Any) -> Any:

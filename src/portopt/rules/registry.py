@@ -29,6 +29,7 @@ from portopt.rules.dadaptadam import DAdaptAdam as DAdaptAdam
 from portopt.rules.dog import DoG as DoG
 from portopt.rules.muon import Muon as Muon
 from portopt.rules.normuon import NorMuon as NorMuon
+from portopt.rules.shampoo import Shampoo as Shampoo
 # isort: on
 
 RULES: tuple[type[_Optimizer], ...] = tuple(

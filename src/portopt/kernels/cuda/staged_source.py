@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from portopt.kernels.cuda.source import (
     CHUNK,
@@ -22,9 +22,9 @@ from portopt.kernels.cuda.source import (
 )
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.norm_dependence import norm_dependence
+from portopt.kernels.pass_writer import PassWriter, length, own, parts, size, stored, together
 from portopt.kernels.passes import Pass, passes_of, words_of
 from portopt.kernels.stages import Space
-from portopt.kernels.writer import Writer
 from portopt.program import DRAWS, Kind, Program
 
 ACROSS = 32
@@ -67,48 +67,42 @@ def staged_source(program: Program, key: KernelKey) -> str:
     return _Source(program, key).text()
 
 
-class _Source:
+class _Source(PassWriter):
+    zero = "0"
+
     def __init__(self, program: Program, key: KernelKey) -> None:
-        self._split = norm_dependence(program)
-        self._passes = passes_of(program)
-        self._stages = self._passes.stages
-        self._program = self._split.program
-        self._writer = Writer(_LANGUAGE, self._program, key)
-        self._names = self._writer.names
-        self._real = key.compute_dtype
-        self._type = LANGUAGE.storage[self._real]
-        self._key = key
-        self._places = self._passes.scalar_places
-        self._known = self._definitions()
+        super().__init__(_LANGUAGE, program, key)
+        self._type = LANGUAGE.storage[self.real]
         self._columns = columns_of(program, key)
         self._rows = rows_of_passes(program, key)
+        self._known = self._definitions()
 
     def text(self) -> str:
-        writer = self._writer
-        parts = [
-            f"// {self._program.name} on {writer.dtypes['p']}, computed in {writer.real}.",
+        writer = self.writer
+        lines = [
+            f"// {self.program.name} on {writer.dtypes['p']}, computed in {writer.real}.",
             f"// Arrays of a parameter: {', '.join(writer.columns)}.",
             common_source(self._columns, self._rows),
             f"#define ACROSS {ACROSS}\n",
             source_file("norm.cuh"),
             source_file("reductions.cuh"),
         ]
-        if self._program.uses_gradient_norm:
-            parts.append(scalars_of_norm_source(writer, self._split))
-        parts += functions_source(writer)
-        names = {op.name for op in self._program.ops}
+        if self.program.uses_gradient_norm:
+            lines.append(scalars_of_norm_source(writer, self.split))
+        lines += functions_source(writer)
+        names = {op.name for op in self.program.ops}
         if not names.isdisjoint(DRAWS):
-            parts.append(source_file("draws.cuh"))
+            lines.append(source_file("draws.cuh"))
         if "draw_normal" in names:
-            parts.append(source_file("normal.cuh"))
-        return "\n".join([*parts, *map(self._kernel, self._passes.passes)])
+            lines.append(source_file("normal.cuh"))
+        return "\n".join([*lines, *map(self._kernel, self.passes.passes)])
 
     # What kernels know of a parameter ------------------------------------------------------------------------------
 
     def _definitions(self) -> list[tuple[str, str]]:
         """Return what a row of the table says, in order: names and the statements that make them known."""
-        writer, columns = self._writer, self._writer.columns
-        written = set(self._program.array_outputs if self._key.in_place else columns[len(writer.dtypes) :])
+        writer, columns = self.writer, self.writer.columns
+        written = set(self.program.array_outputs if self.key.in_place else columns[len(writer.dtypes) :])
         found = []
         for position, column in enumerate(columns):
             pointer = f"{'' if column in written else 'const '}{LANGUAGE.storage[writer.dtype(column)]} *"
@@ -116,48 +110,35 @@ class _Source:
             found.append((name, f"{pointer}const {name} = ({pointer})table.address[row][{position}];"))
         at = len(columns)
         found += [
-            (_length(k), f"const long long {_length(k)} = (long long)table.address[row][{at + k}];")
-            for k in self._stages.space
+            (length(k), f"const long long {length(k)} = (long long)table.address[row][{at + k}];")
+            for k in self.stages.space
         ]
-        at += len(self._stages.space)
+        at += len(self.stages.space)
         found.append(("values_of", f"double *const values_of = (double *)table.address[row][{at}];"))
         found.append(("number_of", f"const unsigned int number_of = (unsigned int)table.address[row][{at + 1}];"))
-        for space in self._spaces():
-            product = " * ".join(map(_length, space)) or "1"
-            found.append((_size(space), f"const long long {_size(space)} = {product};"))
-        chunks = f"({_size(self._stages.space)} + CHUNK - 1) / CHUNK"
+        for space in self.spaces():
+            product = " * ".join(map(length, space)) or "1"
+            found.append((size(space), f"const long long {size(space)} = {product};"))
+        chunks = f"({size(self.stages.space)} + CHUNK - 1) / CHUNK"
         found.append(("chunks_of", f"const long long chunks_of = {chunks};"))
-        place = [f"values_of + {len(self._places)}"]
-        for i in self._passes.partial:
-            kind = _part_type(self._program.ops[i].name)
-            found.append((_parts(i), f"{kind} *const {_parts(i)} = ({kind} *)({' + '.join(place)});"))
-            place.append(f"{words_of(self._program.ops[i].name)} * chunks_of")
-        for i in self._passes.stored:
-            name = _stored(i)
+        place = [f"values_of + {len(self.places)}"]
+        for i in self.passes.partial:
+            kind = _part_type(self.program.ops[i].name)
+            found.append((parts(i), f"{kind} *const {parts(i)} = ({kind} *)({' + '.join(place)});"))
+            place.append(f"{words_of(self.program.ops[i].name)} * chunks_of")
+        for i in self.passes.stored:
+            name = stored(i)
             found.append((name, f"{self._type} *const {name} = ({self._type} *)({' + '.join(place)});"))
-            place.append(_size(self._stages.spaces[i] or ()))
+            place.append(size(self.stages.spaces[i] or ()))
         return found
-
-    def _spaces(self) -> list[Space]:
-        stages = self._stages
-        return sorted({stages.space, *(space for space in stages.spaces if space is not None), ()})
-
-    def _used(self, body: Sequence[str], known: Iterable[tuple[str, str]]) -> list[str]:
-        """Return those of the statements, in order, whose names a body or further ones of them use."""
-        text, found = "\n".join(body), []
-        for name, statement in reversed(list(known)):
-            if re.search(rf"\b{name}\b", text):
-                found.append(statement)
-                text += statement.partition(" = ")[2]
-        return found[::-1]
 
     # Kernels -------------------------------------------------------------------------------------------------------
 
     def _kernel(self, step: Pass) -> str:
-        split, ops = self._split, self._program.ops
+        split, ops = self.split, self.program.ops
         parameters = ["const __grid_constant__ Table table"]
-        parameters += [f"const {self._type} {self._names[i]}" for i, _ in split.rounded_on_host]
-        parameters += [f"const {LANGUAGE.types[ops[i].kind]} {self._names[i]}" for i in split.unrounded]
+        parameters += [f"const {self._type} {self.names[i]}" for i, _ in split.rounded_on_host]
+        parameters += [f"const {LANGUAGE.types[ops[i].kind]} {self.names[i]}" for i in split.unrounded]
         if split.rounded_on_device:
             parameters.append(f"const {self._type} *from_norm")
         body = {
@@ -167,15 +148,15 @@ class _Source:
             "scalars": self._scalars,
         }[step.kind](step)
         known = [
-            (self._names[i], f"const {self._type} {self._names[i]} = from_norm[{position}];")
+            (self.names[i], f"const {self._type} {self.names[i]} = from_norm[{position}];")
             for position, (i, _) in enumerate(split.rounded_on_device)
         ]
         lines = [f'extern "C" __global__ void {step.name}({listed(parameters)})', "{"]
-        lines += [f"    {line}" for line in self._used(body, known)]
+        lines += [f"    {line}" for line in self.used(body, known)]
         lines += [
             "    for (long long chunk = blockIdx.x; chunk < table.first_chunk[ROWS]; chunk += gridDim.x) {",
             "        const int row = find_row(table, chunk);",
-            *(f"        {line}" for line in self._used(body, self._known)),
+            *(f"        {line}" for line in self.used(body, self._known)),
             *(f"        {line}" for line in body),
             "    }",
             "}",
@@ -190,50 +171,49 @@ class _Source:
 
     def _each(self, step: Pass, statements: Sequence[str]) -> list[str]:
         """Return the loop of a chunk's elements."""
-        places = self._places_in(step.space, "i")
-        lines = [*self._computed(step, step.space, "i"), *statements]
+        places = self.along_lengths(step.space, "i")
+        lines = [*self.computed(step, step.space, "i"), *statements]
         return [
             "#pragma unroll 1",
             "for (long long i = start + threadIdx.x; i < end; i += blockDim.x) {",
-            *(f"    {line}" for line in [*self._used(lines, places), *lines]),
+            *(f"    {line}" for line in [*self.used(lines, places), *lines]),
             "}",
         ]
 
     def _elements(self, step: Pass) -> list[str]:
         stores = []
         for i in step.stored:
-            value = f"({self._type}){self._names[i]}" if self._program.ops[i].kind is Kind.MASK else self._names[i]
-            stores.append(f"{_stored(i)}[{self._index(step.space, step.space, 'i')}] = {value};")
+            value = f"({self._type}){self.names[i]}" if self.program.ops[i].kind is Kind.MASK else self.names[i]
+            stores.append(f"{stored(i)}[{self.index(step.space, step.space, 'i')}] = {value};")
         for name in step.outputs:
-            column = name if self._key.in_place else NEW + name
-            i = self._program.array_outputs[name]
-            value = LANGUAGE.converted(self._real, self._writer.dtypes[name], self._names[i])
-            target = f"{self._writer.array(column)}[{self._index(step.space, step.space, 'i')}]"
+            column = name if self.key.in_place else NEW + name
+            i = self.program.array_outputs[name]
+            value = LANGUAGE.converted(self.real, self.writer.dtypes[name], self.names[i])
+            target = f"{self.writer.array(column)}[{self.index(step.space, step.space, 'i')}]"
             stores.append(f"{target} = {value};")
-        rounded = self._rounded([*step.operations, *(self._program.array_outputs[name] for name in step.outputs)])
-        return [*rounded, *self._extent("CHUNK"), *self._each(step, stores)]
+        return [*self.rounded(step), *self._extent("CHUNK"), *self._each(step, stores)]
 
     def _chunks(self, step: Pass) -> list[str]:
-        lines = [*self._rounded(step.operations, step.reductions), *self._extent("CHUNK")]
+        lines = [*self.rounded(step), *self._extent("CHUNK")]
         lines += [self._begun(i) for i in step.reductions]
         lines += self._each(step, [self._added(i) for i in step.reductions])
         for i in step.reductions:
-            kind, name = _part_type(self._program.ops[i].name), _together(i)
-            lines.append(f"const {kind} {name} = over_block({_own(i)}, 1);")
+            kind, name = _part_type(self.program.ops[i].name), together(i)
+            lines.append(f"const {kind} {name} = over_block({own(i)}, 1);")
         lines.append("if (threadIdx.x == 0) {")
-        lines += [f"    {_parts(i)}[chunk - table.first_chunk[row]] = {_together(i)};" for i in step.reductions]
+        lines += [f"    {parts(i)}[chunk - table.first_chunk[row]] = {together(i)};" for i in step.reductions]
         return [*lines, "}"]
 
     def _lines(self, step: Pass) -> list[str]:
-        whole = self._stages.source(step.reductions[0])
+        whole = self.stages.source(step.reductions[0])
         along = tuple(k for k in whole if k not in step.space)
         chunk = chunk_of(step, whole)
-        places = [*self._places_in(step.space, "result_of"), *self._places_in(along, "j")]
-        element = [*self._computed(step, whole, None), *(self._added(i) for i in step.reductions)]
+        places = [*self.along_lengths(step.space, "result_of"), *self.along_lengths(along, "j")]
+        element = [*self.computed(step, whole, None), *(self._added(i) for i in step.reductions)]
         across = "1" if chunk == 1 else "blockDim.x < 2 * ACROSS ? blockDim.x / 2 : ACROSS"
-        count = " * ".join(map(_length, along)) or "1"
+        count = " * ".join(map(length, along)) or "1"
         lines = [
-            *self._rounded(step.operations, step.reductions),
+            *self.rounded(step),
             *self._extent(str(chunk)),
             f"const unsigned int across_of = {across};",
             f"const long long count_of = {count};",
@@ -243,137 +223,71 @@ class _Source:
             "    if (result_of < end) {",
             "#pragma unroll 1",
             "        for (long long j = threadIdx.x / across_of; j < count_of; j += blockDim.x / across_of) {",
-            *(f"            {line}" for line in [*self._used(element, places), *element]),
+            *(f"            {line}" for line in [*self.used(element, places), *element]),
             "        }",
             "    }",
         ]
         stores = []
         for i in step.reductions:
-            kind, op = _part_type(self._program.ops[i].name), self._program.ops[i]
-            lines.append(f"    const {kind} {_together(i)} = over_block({_own(i)}, across_of);")
+            kind, op = _part_type(self.program.ops[i].name), self.program.ops[i]
+            lines.append(f"    const {kind} {together(i)} = over_block({own(i)}, across_of);")
             value = self._result(i, "count_of")
             if op.kind.is_scalar:
-                stores.append(f"values_of[{self._places[i]}] = {_as_double(op.kind, value)};")
+                stores.append(f"values_of[{self.places[i]}] = {_as_double(op.kind, value)};")
             else:
-                value = f"({self._type})({value})" if op.kind is Kind.MASK else f"round_to_{self._real}({value})"
-                stores.append(f"{_stored(i)}[result_of] = {value};")
+                value = f"({self._type})({value})" if op.kind is Kind.MASK else f"round_to_{self.real}({value})"
+                stores.append(f"{stored(i)}[result_of] = {value};")
         lines += ["    if (threadIdx.x < across_of && result_of < end) {", *(f"        {line}" for line in stores)]
         return [*lines, "    }", "}"]
 
     def _scalars(self, step: Pass) -> list[str]:
-        ops, size = self._program.ops, _size(self._stages.space)
+        ops, count = self.program.ops, size(self.stages.space)
         lines = []
         for i in step.reductions:
             kind = _part_type(ops[i].name)
-            begin = _initial(ops[i].name, self._real)
-            lines.append(f"const {kind} {_together(i)} = over_parts({begin}, {_parts(i)}, chunks_of);")
+            begin = _initial(ops[i].name, self.real)
+            lines.append(f"const {kind} {together(i)} = over_parts({begin}, {parts(i)}, chunks_of);")
         inner: list[str] = []
         known: set[int] = set()
         for i in step.reductions:
-            value = self._result(i, size)
+            value = self._result(i, count)
             if ops[i].kind.is_scalar:
-                inner.append(self._writer.assigned(i, value))
-                inner.append(f"values_of[{self._places[i]}] = {_as_double(ops[i].kind, self._names[i])};")
+                inner.append(self.writer.assigned(i, value))
+                inner.append(f"values_of[{self.places[i]}] = {_as_double(ops[i].kind, self.names[i])};")
                 known.add(i)
             else:
-                value = f"({self._type})({value})" if ops[i].kind is Kind.MASK else f"round_to_{self._real}({value})"
-                inner.append(f"{_stored(i)}[0] = {value};")
+                value = f"({self._type})({value})" if ops[i].kind is Kind.MASK else f"round_to_{self.real}({value})"
+                inner.append(f"{stored(i)}[0] = {value};")
         for i in step.scalars:
             op = ops[i]
             if op.name == "widen":
                 load = op.args[0]
-                element = self._writer.array_expression(load, "{0}[0]")
-                inner.append(self._writer.assigned(i, f"(double){element}"))
+                element = self.writer.array_expression(load, "{0}[0]")
+                inner.append(self.writer.assigned(i, f"(double){element}"))
             else:
-                inner += self._read([j for j in op.args if j in self._places], known)
-                inner.append(self._writer.scalar(i))
-            inner.append(f"values_of[{self._places[i]}] = {_as_double(op.kind, self._names[i])};")
+                inner += self.read([j for j in op.args if j in self.places], known)
+                inner.append(self.writer.scalar(i))
+            inner.append(f"values_of[{self.places[i]}] = {_as_double(op.kind, self.names[i])};")
             known.add(i)
         return [*lines, "if (threadIdx.x == 0) {", *(f"    {line}" for line in inner), "}"]
 
-    # Scalars of the parameter ----------------------------------------------------------------------------------------
+    # Elements ------------------------------------------------------------------------------------------------------
 
-    def _read(self, scalars: Iterable[int], known: set[int]) -> list[str]:
-        """Return the statements that take scalars of the parameter from where they were stored."""
-        lines = []
-        for i in scalars:
-            if i in known:
-                continue
-            known.add(i)
-            value = f"values_of[{self._places[i]}]"
-            match self._program.ops[i].kind:
-                case Kind.TRUTH:
-                    value += " != 0.0"
-                case Kind.INTEGER:
-                    value = f"(long long){value}"
-            lines.append(self._writer.assigned(i, value))
-        return lines
+    def integer(self, name: str, value: str) -> str:
+        return f"const long long {name} = {value};"
 
-    def _rounded(self, operations: Iterable[int], reductions: Iterable[int] = ()) -> list[str]:
-        """Return the statements that round the scalars of the parameter which operations need."""
-        ops = self._program.ops
-        needed = [
-            *operations,
-            *(j for i in operations for j in ops[i].args),
-            *(j for i in reductions for j in ops[i].args),
-        ]
-        known: set[int] = set()
-        lines = []
-        for i in dict.fromkeys(needed):
-            if ops[i].name == "round" and ops[i].args[0] in self._places:
-                scalar = ops[i].args[0]
-                lines += self._read([scalar], known)
-                lines.append(self._writer.assigned(i, self._writer.rounded(scalar)))
-        return lines
+    def quotient(self, a: str, b: str) -> str:
+        return f"divided({a}, {b})"
 
-    # Elements --------------------------------------------------------------------------------------------------------
+    def element(self, array: str, place: str) -> str:
+        return f"{array}[{place}]"
 
-    def _places_in(self, space: Space, index: str) -> list[tuple[str, str]]:
-        """Return the statements for the place along each length of an element of a space, given its index."""
-        if len(space) == 1:
-            return [(_along(space[0]), f"const long long {_along(space[0])} = {index};")]
-        found = []
-        rest = index
-        for k in reversed(space[1:]):
-            further = f"rest_{k}_of"
-            found.append((further, f"const long long {further} = divided({rest}, {_length(k)});"))
-            found.append((_along(k), f"const long long {_along(k)} = {rest} - {further} * {_length(k)};"))
-            rest = further
-        if space:
-            found.append((_along(space[0]), f"const long long {_along(space[0])} = {rest};"))
-        return found
+    def kept_scalar(self, place: int, kind: Kind) -> str:
+        value = f"values_of[{place}]"
+        return {Kind.TRUTH: f"{value} != 0.0", Kind.INTEGER: f"(long long){value}"}.get(kind, value)
 
-    def _index(self, space: Space, whole: Space, index: str | None) -> str:
-        """Return the index in an array of a space of what belongs to an element of the whole, which has an index itself."""
-        if not space:
-            return "0"
-        if space == whole and index is not None:
-            return index
-        text = _along(space[0])
-        for k in space[1:]:
-            text = f"({text}) * {_length(k)} + {_along(k)}"
-        return text
-
-    def _computed(self, step: Pass, whole: Space, index: str | None) -> list[str]:
-        """Return the statements that compute the operations of a pass for one element, loads first."""
-        ops = self._program.ops
-        order = sorted({*step.operations, *step.external}, key=lambda i: (ops[i].reads is None, i))
-        return [self._writer.assigned(i, self._expression(i, step, whole, index)) for i in order]
-
-    def _expression(self, i: int, step: Pass, whole: Space, index: str | None) -> str:
-        op, writer = self._program.ops[i], self._writer
-        place = self._index(self._stages.spaces[i] or (), whole, index)
-        if i in step.external:
-            element = f"{_stored(i)}[{place}]"
-            return f"{element} != ({self._type})0" if op.kind is Kind.MASK else element
-        if op.reads is not None:
-            return writer.array_expression(i, f"{{0}}[{place}]")
-        if op.name in DRAWS:
-            return self._drawn(i, place)
-        return writer.array_expression(i)
-
-    def _drawn(self, i: int, place: str) -> str:
-        op, writer = self._program.ops[i], self._writer
+    def drawn(self, i: int, place: str) -> str:
+        op, writer = self.program.ops[i], self.writer
         key, step, stream = op.args
         words = (
             f"words_of((unsigned long long)(long long){writer.operand(key)}, "
@@ -381,25 +295,25 @@ class _Source:
             f"(unsigned long long)({place}))"
         )
         if op.name == "draw_normal":
-            return f"round_to_{self._real}(normal_of({words}))"
-        most = 2**53 - (1 if self._real == "float64" else 2**29)
-        return f"round_to_{self._real}(uniform_of({words}, {most}ll))"
+            return f"round_to_{self.real}(normal_of({words}))"
+        most = 2**53 - (1 if self.real == "float64" else 2**29)
+        return f"round_to_{self.real}(uniform_of({words}, {most}ll))"
 
     # Reductions ------------------------------------------------------------------------------------------------------
 
     def _begun(self, i: int) -> str:
-        name = self._program.ops[i].name
-        return f"{_part_type(name)} {_own(i)} = {_initial(name, self._real)};"
+        name = self.program.ops[i].name
+        return f"{_part_type(name)} {own(i)} = {_initial(name, self.real)};"
 
     def _added(self, i: int) -> str:
-        op = self._program.ops[i]
+        op = self.program.ops[i]
         function = "add_square" if op.name == "norm" else "add"
-        return f"{function}({_own(i)}, {self._names[op.args[0]]});"
+        return f"{function}({own(i)}, {self.names[op.args[0]]});"
 
     def _result(self, i: int, count: str) -> str:
         """Return a result in float64, an integer or a truth, given how many elements it is of."""
-        part = _together(i)
-        match self._program.ops[i].name:
+        part = together(i)
+        match self.program.ops[i].name:
             case "sum":
                 return f"sum_of({part})"
             case "mean":
@@ -407,13 +321,13 @@ class _Source:
             case "norm":
                 return f"root_of({part})"
             case "max" | "min":
-                return f"number_of_{self._real}({part}.word)"
+                return f"number_of_{self.real}({part}.word)"
             case "any":
                 return f"{part}.number > 0"
             case "all":
                 return f"{part}.number == {count}"
             case _:
-                return f"(double){part}.number" if not self._program.ops[i].kind.is_scalar else f"{part}.number"
+                return f"(double){part}.number" if not self.program.ops[i].kind.is_scalar else f"{part}.number"
 
 
 def _part_type(reduction: str) -> str:
@@ -433,31 +347,3 @@ def _initial(reduction: str, real: str) -> str:
 
 def _as_double(kind: Kind, value: str) -> str:
     return {Kind.TRUTH: f"{value} ? 1.0 : 0.0", Kind.INTEGER: f"(double)({value})"}.get(kind, value)
-
-
-def _length(k: int) -> str:
-    return f"length_{k}_of"
-
-
-def _along(k: int) -> str:
-    return f"along_{k}_of"
-
-
-def _size(space: Space) -> str:
-    return f"size_{'_'.join(map(str, space))}_of" if space else "size_of"
-
-
-def _parts(i: int) -> str:
-    return f"parts_{i}_of"
-
-
-def _stored(i: int) -> str:
-    return f"stored_{i}_of"
-
-
-def _own(i: int) -> str:
-    return f"own_{i}_of"
-
-
-def _together(i: int) -> str:
-    return f"together_{i}_of"

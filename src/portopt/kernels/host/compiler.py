@@ -49,6 +49,10 @@ _PROTOTYPES = {
 }  # fmt: skip
 _lock = threading.RLock()
 _engines: list[Any] = []
+_compiled: dict[tuple[str, str], Any] = {}
+"""Functions that kernels call, as numba compiles them: those of reductions are the same in many kernels of a process."""
+_COMPILED = 256
+"""How many are kept."""
 
 
 # A process forks between two compilations, never in one: numba and LLVM have locks of their own, which a child would get locked.
@@ -150,9 +154,11 @@ def _compile(source: str, prototype: str) -> bytes:
     namespace = support.NAMESPACE | (reduction_support.NAMESPACE if prototype == "stages" else {})
     exec(compile(source, "<portopt kernel>", "exec"), namespace)
     options: Any = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    for name in _functions(source):
+    if len(_compiled) > _COMPILED:
+        _compiled.clear()
+    for name, text in _functions(source).items():
         if name != "kernel":
-            namespace[name] = numba.njit(**options)(namespace[name])
+            namespace[name] = _compiled.setdefault((prototype, text), numba.njit(**options)(namespace[name]))
     dispatcher = numba.njit(support.SIGNATURES[prototype], **options)(namespace["kernel"])
     result = next(iter(dispatcher.overloads.values()))
     llvm = _llvm()
@@ -168,8 +174,22 @@ def _compile(source: str, prototype: str) -> bytes:
     return bytes(_target_machine().emit_object(module))
 
 
-def _functions(source: str) -> list[str]:
-    return [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+def _functions(source: str) -> dict[str, str]:
+    """Return the functions of a source by name, each as its text and that of all that it calls."""
+    definitions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    lines = source.splitlines()
+    texts = {node.name: "\n".join(lines[node.lineno - 1 : node.end_lineno]) for node in definitions}
+    names = {
+        node.name: {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & texts.keys() for node in definitions
+    }
+
+    def called(name: str, found: set[str]) -> set[str]:
+        found.add(name)
+        for other in sorted(names[name] - found):
+            called(other, found)
+        return found
+
+    return {name: "\n".join(texts[other] for other in (name, *sorted(called(name, set())))) for name in texts}
 
 
 def _load(code: bytes) -> int:

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portopt.arithmetic.dtypes import ITEMSIZES
+from portopt.backend import Leaf
 from portopt.interrupts import finish
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function, compile_kernel, default_flush
-from portopt.kernels.host.staged_source import Workspace, can_be_staged, stages_of, workspace
+from portopt.kernels.host.staged_source import Workspace, can_be_staged, row_width, stages_of, workspace
 from portopt.kernels.key import NEW, KernelKey
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
@@ -76,7 +77,7 @@ class HostKernel:
         self.columns = key.columns(program)
         self.inputs = tuple(name for name in program.scalar_inputs if name != "t")
         self.stages = None if program.is_elementwise else stages_of(program)
-        self.width = len(self.columns) + (0 if self.stages is None else len(self.stages.space))
+        self.width = len(self.columns) if self.stages is None else row_width(self.stages, self.columns)
         """Of the table."""
         self.function = compile_kernel(program, key)
         self.address = threads.address_of(self.function)
@@ -88,7 +89,7 @@ class Work(NamedTuple):
     Attributes:
         kernel: the kernel.
         members: the parameters' numbers.
-        table: addresses, and lengths if the kernel has stages, int64 of shape (parameters, width), C-contiguous.
+        table: addresses, and lengths and numbers as `row_width` says, int64 of shape (parameters, width), C-contiguous.
         sizes: number of elements of each parameter, int64.
         total: of the sizes.
         program: number of the kernel's program among those of the step.
@@ -112,6 +113,7 @@ def make_works(
     members: Sequence[int],
     addresses: Sequence[Sequence[int]],
     shapes: Sequence[Sequence[int]],
+    places: Sequence[int] = (),
 ) -> list[Work]:
     """Return the work on parameters of a kernel; large ones of a kernel with stages are each a work of their own.
 
@@ -121,6 +123,7 @@ def make_works(
         members: the parameters' numbers.
         addresses: of the arrays of each, in the order of the columns.
         shapes: of each parameter.
+        places: the number of each parameter in its tree; only for kernels that draw.
     """
     stages = kernel.stages
     sizes = list(map(math.prod, shapes))
@@ -130,7 +133,8 @@ def make_works(
     small = [i for i, size in enumerate(sizes) if threads.is_small(size)]
     works = []
     for chosen in ([small] if small else []) + [[i] for i, size in enumerate(sizes) if not threads.is_small(size)]:
-        table = np.array([[*addresses[i], *lengths[i]] for i in chosen], np.int64)
+        rows = [[*addresses[i], *lengths[i], *(places[i : i + 1] if kernel.program.has_draws else ())] for i in chosen]
+        table = np.array(rows, np.int64)
         needed = [workspace(stages, lengths[i]) for i in chosen]
         memory = max(needed, key=lambda memory: memory.words(1))
         # Also a parameter without elements has scalars.
@@ -306,6 +310,18 @@ def can_run(program: Program) -> bool:
     return program.is_elementwise or can_be_staged(program)
 
 
+@functools.lru_cache(maxsize=512)
+def draws(program: Program) -> bool:
+    """Tell whether a kernel needs to know the number of each parameter in its tree."""
+    return program.has_draws
+
+
+def places_of(leaves: Sequence[Leaf]) -> list[int] | None:
+    """Return the number of each parameter in its tree; None if one is part of a whole, for which there is no kernel."""
+    places = [leaf.place for leaf in leaves]
+    return [place.number for place in places] if all(place.shape == place.whole for place in places) else None
+
+
 class Job(NamedTuple):
     """What a step does to those parameters that one program is for.
 
@@ -315,6 +331,7 @@ class Job(NamedTuple):
         dtypes: dtype names of each parameter's arrays by name. An array may show its bits as an integer of the same size.
         inputs: parameter, gradient, slots and further inputs of each parameter.
         outputs: C-contiguous arrays for the results by name; None to overwrite the inputs, which then share no memory.
+        places: the number of each parameter in its tree; only for programs that draw.
     """
 
     program: Program
@@ -322,6 +339,7 @@ class Job(NamedTuple):
     dtypes: Sequence[Mapping[str, str]]
     inputs: Sequence[Mapping[str, Any]]
     outputs: Sequence[Mapping[str, Any]] | None
+    places: Sequence[int] = ()
 
 
 def update(jobs: Sequence[Job], then: Sequence[Callable[[], object]] = ()) -> None:
@@ -353,7 +371,8 @@ def update(jobs: Sequence[Job], then: Sequence[Callable[[], object]] = ()) -> No
             shapes = [job.inputs[i]["p"].shape for i in members]
             _check_sizes(kernel, rows, shapes, [job.dtypes[i] for i in members])
             addresses = [[_address(row[column]) for column in kernel.columns] for row in rows]
-            work += make_works(kernel, number, members, addresses, shapes)
+            places = [job.places[i] for i in members] if job.places else ()
+            work += make_works(kernel, number, members, addresses, shapes, places)
     if not work:
         return
     copies = []

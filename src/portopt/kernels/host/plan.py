@@ -18,11 +18,11 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from portopt.backend import Backend, is_interpreted
+from portopt.backend import Backend, Leaf, is_interpreted
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
-from portopt.kernels.host.kernel import Inputs, Work, can_run, host_kernel, make_works, shared_last
+from portopt.kernels.host.kernel import Inputs, Work, can_run, draws, host_kernel, make_works, places_of, shared_last
 from portopt.kernels.host.norm import GradientTable, gradient_norm
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.totals import PlannedTotal, can_be_reduced, reducing
@@ -55,6 +55,7 @@ class Plan:
         work: kernels and their parameters.
         inputs: where the kernels' inputs and outputs are.
         totals: what computes those that are not of arrays as they are, by name.
+        further: names of further inputs.
         is_noted: whether somebody is told of the written arrays.
     """
 
@@ -67,11 +68,13 @@ class Plan:
         work: Sequence[Work],
         inputs: Inputs,
         totals: Mapping[str, PlannedTotal],
+        further: tuple[str, ...],
         *,
         is_noted: bool,
     ) -> None:
         self.program = next(iter(programs))
         self.backend = backend
+        self.inputs = further
         self._programs = programs
         self._watch = watch
         self._work = work
@@ -79,7 +82,9 @@ class Plan:
         self._totals = totals
         # Kernels with stages take a parameter without elements for one of one element.
         self._sizes = [
-            part.sizes if part.kernel.stages is None else part.table[:, len(part.kernel.columns) :].prod(axis=1)
+            part.sizes
+            if (stages := part.kernel.stages) is None
+            else part.table[:, len(part.kernel.columns) :][:, : len(stages.space)].prod(axis=1)
             for part in work
         ]
         self._state_type: type[OptimizerState] = type(trees[2])
@@ -96,6 +101,11 @@ class Plan:
         """
         if not self._is_for(state):
             return None
+        if self.inputs:
+            if any(overrides.get(name) is None for name in self.inputs):
+                return None
+            grads = (grads, *[overrides[name] for name in self.inputs])
+            overrides = {name: value for name, value in overrides.items() if name not in self.inputs}
         slots, finished = state.slots, state.step + 1
         kept, call = self._kept, None
         if kept is not None and _same_numbers(overrides, kept[1]):
@@ -103,6 +113,8 @@ class Plan:
         else:
             try:
                 checked = rule.check_overrides(overrides)
+                if self.inputs:
+                    checked |= dict.fromkeys(self.inputs, True)
                 if not self._runs(rule, checked):
                     return None
                 asked = any(name not in checked for program in self._programs for name in program.totals)
@@ -202,8 +214,7 @@ def make_plan(
     backend: Backend,
     programs: Sequence[Program],
     trees: Trees,
-    arrays: Sequence[Mapping[str, Any]],
-    dtypes: Sequence[Mapping[str, str]],
+    arrays: Sequence[Leaf],
     reader: ArrayReader,
     note_written: Callable[[list[Any]], object] | None = None,
 ) -> Plan | None:
@@ -212,9 +223,8 @@ def make_plan(
     Args:
         backend: of the arrays.
         programs: what the steps run on each parameter.
-        trees: a step's parameters, gradients and state.
-        arrays: name to array, of each parameter, in the order of the tree.
-        dtypes: name to dtype name, of each parameter.
+        trees: a step's parameters, gradients and state; where there are further inputs, a tuple of gradients and these.
+        arrays: of each parameter, in the order of the tree.
         reader: how arrays are read.
         note_written: a function written in C that, given a list of all written arrays after a step, notes that they were written.
     """
@@ -224,30 +234,31 @@ def make_plan(
     members: dict[Program, list[int]] = {}
     for i, program in enumerate(programs):
         members.setdefault(program, []).append(i)
-    if not all(map(_can_plan, members)):
+    if not all(can_run(program.after_totals) for program in members):
         return None
     work: list[Work] = []
+    dtypes = [leaf.dtypes for leaf in arrays]
     for number, (program, chosen) in enumerate(members.items()):
-        after = program.after_totals
+        after, drawing = program.after_totals, places_of([arrays[i] for i in chosen]) if draws(program) else []
+        if drawing is None:
+            return None
         for key, _, places in grouped(after, [dtypes[i] for i in chosen], in_place=True, flush=default_flush()):
             kernel, those = host_kernel(after, key), [chosen[place] for place in places]
+            own = [drawing[place] for place in places] if drawing else ()
             addresses = [[reader.address(arrays[i][name]) for name in kernel.columns] for i in those]
-            work += make_works(kernel, number, those, addresses, [tuple(arrays[i]["p"].shape) for i in those])
+            shapes_of_those = [tuple(arrays[i]["p"].shape) for i in those]
+            work += make_works(kernel, number, those, addresses, shapes_of_those, own)
     work = shared_last(work)
     small = {name for program in members for name in program.array_outputs}
     scalar_slots = [name for name in state.slots if name not in small]
     inputs = Inputs(work)
-    watch = Watch(reader, (params, grads, state.slots), scalar_slots, arrays, work, inputs, note_written)
+    further = tuple(name for name in arrays[0] if name not in ("p", "g") and name not in state.slots)
+    watch = Watch(reader, (params, grads, state.slots), scalar_slots, arrays, work, inputs, note_written, further)
     totals = _planned_totals(members, work, watch.offsets, dtypes, arrays)
     if not watch.is_possible or totals is None:
         return None
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
-    return Plan(backend, shapes, trees, watch, work, inputs, totals, is_noted=note_written is not None)
-
-
-def _can_plan(program: Program) -> bool:
-    """Tell whether a plan can do a program: it reads no other trees."""
-    return can_run(program.after_totals) and {"p", "g", *program.array_outputs}.issuperset(program.array_inputs)
+    return Plan(backend, shapes, trees, watch, work, inputs, totals, further, is_noted=note_written is not None)
 
 
 def _planned_totals(
@@ -288,6 +299,8 @@ def _planned_totals(
                 reduced, [dtypes[i] for i in chosen], in_place=True, flush=default_flush()
             ):
                 kernel, those = host_kernel(reduced, key), [chosen[place] for place in chosen_here]
+                if any((i, name) not in places for name in kernel.columns for i in those):
+                    return None
                 at = [[places[i, name] for name in kernel.columns] for i in those]
                 for item in make_works(kernel, 0, range(len(those)), at, [tuple(arrays[i]["p"].shape) for i in those]):
                     own.append((item, item.table[:, : len(kernel.columns)].copy()))

@@ -269,7 +269,7 @@ def reduction(name: str, real: str) -> Reduction:
             )  # fmt: skip
 
 
-def functions_source(stages: Stages, real: str) -> str:
+def reducing_functions_source(stages: Stages, real: str) -> str:
     """Return the source of the functions that the reductions of a program need."""
     names = {stages.program.ops[i].name for i in stages.reductions}
     text = ""

@@ -15,13 +15,23 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
-from portopt.kernels.host.reduction_source import ABOVE, BELOW, BLOCK, INFINITE, functions_source, reduction
-from portopt.kernels.host.source import LANGUAGES, step_scalars_source
+from portopt.kernels.host.draw_source import drawing_functions_source
+from portopt.kernels.host.reduction_source import (
+    ABOVE,
+    BELOW,
+    BLOCK,
+    INFINITE,
+    reducing_functions_source,
+    reduction,
+)
+from portopt.kernels.host.source import LANGUAGES, functions_source, step_scalars_source
 from portopt.kernels.key import NEW, Flush, KernelKey
 from portopt.kernels.stages import Loop, Space, Stages, can_cut, cut, elements
 from portopt.kernels.writer import Language, Writer
-from portopt.program import REDUCTIONS, Kind, Program
+from portopt.program import DRAWS, FUNCTIONS, REDUCTIONS, Kind, Program
 from portopt.program.expansion import expand_elementary, loads_to_flush
+
+_FURTHER = frozenset((*FUNCTIONS, *DRAWS))
 
 
 @functools.lru_cache(maxsize=512)
@@ -32,7 +42,7 @@ def stages_of(program: Program) -> Stages:
 
 def can_be_staged(program: Program) -> bool:
     """Tell whether there can be a kernel for a program."""
-    return can_cut(expand_elementary(program))
+    return can_cut(expand_elementary(program), _FURTHER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +72,11 @@ def workspace(stages: Stages, lengths: Sequence[int]) -> Workspace:
     return Workspace(part, whole + sum(elements(stages.spaces[i] or (), lengths) for i in stages.kept))
 
 
+def row_width(stages: Stages, columns: Sequence[str]) -> int:
+    """Return the length of a row of the table: addresses, lengths, and for programs that draw the parameter's number."""
+    return len(columns) + len(stages.space) + int(stages.program.has_draws)
+
+
 def staged_source(program: Program, key: KernelKey) -> str:
     """Return the source of the kernel's functions."""
     return _Source(stages_of(program), key).text()
@@ -84,11 +99,13 @@ _WORDS = (
         "number",
         "zero",
         "one",
+        "place",
     ),
     *("bins", "buffer", "rest", "int", "numpy_int64", "float64", "sum_of", "root_of", "add", "add_row"),
     *("add_squares", "add_row_squares", "exponent_of", "raise_bins", "note_special", "clear_bins"),
     *("combine_bins", "clear_numbers", "combine_counts", "combine_max", "combine_min", "max_of_row"),
     *("min_of_row", "add_row_of_counts"),
+    *("words_of", "fraction_of", "draw_uniform", "draw_normal"),
 )
 
 
@@ -155,15 +172,18 @@ class _Source:
             else:
                 calls.append(self._small())
         functions = [line for function in self.functions for line in function.text()]
+        elementary = "\n".join(["", "", *functions_source(self.writer)]).rstrip("\n")
+        drawing = drawing_functions_source({op.name for op in self.program.ops}, self.real, self.language)
         head = f'"""{self.program.name} on {self.writer.dtypes["p"]}, computed in {self.real}; flushed by {self.key.flush}."""'
         kernel = self._kernel(calls)
-        return "\n".join([head, functions_source(self.stages, self.real).rstrip("\n"), *functions, *kernel]) + "\n"
+        given = [reducing_functions_source(self.stages, self.real), elementary, drawing]
+        return "\n".join([head, *(text.rstrip("\n") for text in given if text), *functions, *kernel]) + "\n"
 
     # The kernel ---------------------------------------------------------------------------------------------------
 
     def _kernel(self, calls: Sequence[Sequence[str]]) -> list[str]:
         writer, columns = self.writer, self.writer.columns
-        width = len(columns) + len(self.stages.space)
+        width = row_width(self.stages, columns)
         by_where = self.key.flush == "where"
         lines = ["", "", f"def kernel({', '.join(_KERNEL_ARGUMENTS)}):", '    """See above."""']
         if not by_where:
@@ -183,6 +203,8 @@ class _Source:
             pointer = f"pointer_to_{writer.dtype(column)}(table[k * {width} + {position}])"
             body.append(f"{writer.array(column)} = {pointer}")
         body += [f"{_length(k)} = table[k * {width} + {len(columns) + k}]" for k in self.stages.space]
+        if self.program.has_draws:
+            body.append(f"place = table[k * {width} + {width - 1}]")
         spaces = {space for space in (*self.stages.spaces, self.stages.space) if space}
         spaces |= {loop.space for loop in self.stages.small if loop.space}
         body += [f"{_size(space)} = {' * '.join(map(_length, space))}" for space in sorted(spaces)]
@@ -399,10 +421,23 @@ class _LoopWriter:
         if op.name in REDUCTIONS:
             value = source.result(self.function, i, self.index(space))
             return value if op.kind is Kind.MASK else f"round_to_{source.real}({value})"
+        if op.name in DRAWS:
+            number = (
+                f"{op.name}({', '.join([*map(self._whole, op.args), self.function.use('place'), self.index(space)])})"
+            )
+            return source.language.converted("float64", source.real, number)
         if op.reads is not None:
             self.function.use(source.writer.array(op.reads))
             return source.writer.array_expression(i, f"{{0}}[{self.index(space)}]")
         return source.writer.array_expression(i)
+
+    def _whole(self, i: int) -> str:
+        """Return a scalar of the step that is a whole number."""
+        op = self.program.ops[i]
+        if op.name == "constant":
+            return repr(op.label)
+        name = self.function.use(self.names[i])
+        return name if op.kind is Kind.INTEGER else f"numpy_int64({name})"
 
     def index(self, space: Space) -> str:
         """Return the index, in an array of a space, of what belongs to an element."""

@@ -57,6 +57,7 @@ class Watch:
         inputs: where the kernels' inputs and outputs are.
         note_written: a function written in C that is called with the list of all written arrays after each step; then each step
             has a `Call`. None if nobody needs to know.
+        further: names of further inputs. The gradients are then a tuple of them and of the trees of these.
     """
 
     def __init__(
@@ -68,9 +69,11 @@ class Watch:
         work: Sequence[Work],
         inputs: Inputs,
         note_written: Callable[[list[Any]], object] | None = None,
+        further: Sequence[str] = (),
     ) -> None:
         params, grads, slots = trees
         count = len(arrays)
+        only_read = {name: count * k for k, name in enumerate(("g", *further))}
         slot_numbers: dict[str, Any] = {}
         places: dict[tuple[str, int], int] = {}
         absent: list[tuple[str, int]] = []
@@ -92,12 +95,12 @@ class Watch:
         scripts = [Script(params, numbered(params)), Script(grads, numbered(grads))]
         scripts.append(Script(dict(slots), slot_numbers))
         self.is_possible = type(slots) is dict and all(script.known for script in scripts)
-        written, gradients = array("q", bytes(8 * (count + total))), array("q", bytes(8 * count))
+        written, gradients = array("q", bytes(8 * (count + total))), array("q", bytes(8 * count * len(only_read)))
         known = array("q", [id(a["p"]) for a in arrays] + [id(None)] * total)
         for (name, i), place in places.items():
             known[count + place] = id(arrays[i].get(name))
         starts, ends = _merged_ranges(
-            [(reader.address(a[n]), size_of(a[n]) * _itemsize(a[n])) for a in arrays for n in a if n != "g"]
+            [(reader.address(a[n]), size_of(a[n]) * _itemsize(a[n])) for a in arrays for n in a if n not in only_read]
         )
         shapes = [{n: array("q", a[n].shape or (0,)) for n in a} for a in arrays]
         entries, table, offsets = array("q"), array("q"), []
@@ -108,9 +111,9 @@ class Watch:
                     a = arrays[i][name]
                     entries.extend(
                         (
-                            i if name in ("p", "g") else count + places[name, i],
+                            only_read[name] + i if name in only_read else i if name == "p" else count + places[name, i],
                             8 * len(table),
-                            int(name == "g"),
+                            int(name in only_read),
                             id(type(a)),
                             reader.dtype(a),
                             len(a.shape),

@@ -44,11 +44,9 @@ def triton_source(program: Program, key: KernelKey) -> str:
         "",
         IMPORTS,
     ]
-    for function in writer.functions():
-        head = f"def {function.name}({', '.join(function.parameters)}):"
-        parts += [*_kernel(head, [*function.lines, f"return {function.result}"]), "", ""]
+    parts += functions_source(writer)
     if writer.program.uses_gradient_norm:
-        parts += [*_scalars_of_norm(writer, split), "", ""]
+        parts += [*scalars_of_norm_source(writer, split), "", ""]
     return "\n".join([*parts, *_update(writer, split)]) + "\n"
 
 
@@ -70,6 +68,15 @@ def address(position: int, columns: int, dtype: str) -> str:
     return f"tl.load(table + row * {TABLE_HEAD + columns} + {TABLE_HEAD + position}).to(tl.pointer_type({storage}))"
 
 
+def functions_source(writer: Writer) -> list[str]:
+    """Return the lines of the functions of elements that a program needs."""
+    lines = []
+    for function in writer.functions():
+        head = f"def {function.name}({', '.join(function.parameters)}):"
+        lines += [*kernel_source(head, [*function.lines, f"return {function.result}"]), "", ""]
+    return lines
+
+
 def _update(writer: Writer, split: NormDependence) -> list[str]:
     columns = writer.columns
     lines = locate(len(columns))
@@ -82,21 +89,26 @@ def _update(writer: Writer, split: NormDependence) -> list[str]:
             lines.append(f"{writer.names[i]} = tl.load({buffer} + {position}){known}")
     from_norm = "from_norm, " if split.rounded_on_device else ""
     head = f"def {UPDATE}(table, rows, scalars, {from_norm}CHUNK: tl.constexpr):"
-    return _kernel(head, [*lines, *writer.element(loads_first=True)])
+    return kernel_source(head, [*lines, *writer.element(loads_first=True)])
 
 
-def _scalars_of_norm(writer: Writer, split: NormDependence) -> list[str]:
-    lines = []
-    for position, i in enumerate(split.given):
-        kind, value = writer.program.ops[i].kind, f"tl.load(given + {position})"
-        if kind is not Kind.FLOAT:
-            value += ".to(tl.int64)" if kind is Kind.INTEGER else " != 0"
-        lines.append(writer.assigned(i, value))
+def loaded_scalar(place: str, kind: Kind) -> str:
+    """Return a scalar of a kind that lies in memory as a float64."""
+    return f"tl.load({place})" + {Kind.INTEGER: ".to(tl.int64)", Kind.TRUTH: " != 0"}.get(kind, "")
+
+
+def scalars_of_norm_source(writer: Writer, split: NormDependence) -> list[str]:
+    """Return the lines of the kernel that computes the scalars that need the norm."""
+    lines = [
+        writer.assigned(i, loaded_scalar(f"given + {position}", writer.program.ops[i].kind))
+        for position, i in enumerate(split.given)
+    ]
     lines += writer.scalars_of_norm(split, "norm_of(tl.load(largest), sums)", "tl.store(results + {0}, {1})")
-    return _kernel(f"def {SCALARS_OF_NORM}(largest, sums, given, results):", lines)
+    return kernel_source(f"def {SCALARS_OF_NORM}(largest, sums, given, results):", lines)
 
 
-def _kernel(head: str, lines: Sequence[str]) -> list[str]:
+def kernel_source(head: str, lines: Sequence[str]) -> list[str]:
+    """Return the lines of a function, given its head."""
     return ["@triton.jit", head, *(f"    {line}" for line in lines)]
 
 

@@ -60,7 +60,10 @@ def identity(recorder: Recorder, rows: Any, columns: Any, offset: Any) -> int:
             f"a rule called xp.eye({count}, {columns!r:.80}, k={offset!r:.80}), but programs can hold square matrices with "
             "ones on the main diagonal, xp.eye(n), of 0 rows or more"
         )
-    dims: tuple[Dim, ...] = (-1 if count == 1 else str(count),) * 2
+    # As long as an axis of the parameter, if that is fixed in the program anyway: operands of one shape are computed together.
+    axes = recorder.facts.asked.get("shape", ())
+    dim: Dim = -1 if count == 1 else axes.index(count) if count in axes else str(count)
+    dims = (dim, dim)
     # A number that compilers do not know: one that they know is simplified with others as if arithmetic were exact.
     return recorder.record("eye", Kind.ARRAY, recorder.rounded_constant(1.0), label=dims, dims=dims)
 

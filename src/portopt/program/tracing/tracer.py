@@ -153,7 +153,7 @@ class _TracedPart:
         for name, part in self._inner.items():
             own[name], of_inner = part.coefficients(t)
             outputs |= of_inner
-        return Coefficients(**own), outputs
+        return Coefficients(self._totals, **own), outputs
 
     @property
     def _scalars_of_rule(self) -> dict[str, Scalar]:
