@@ -276,14 +276,15 @@ class JaxBackend:
     def _update_traced(
         self, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
     ) -> list[dict[str, Any]]:
-        in_kernel = self._kernels.can_run(program)
+        places = self._places(program, parameters)
+        in_kernel = self._kernels.can_run(program) and _are_whole(places)
         if not isinstance(scalars, StepScalars) or is_interpreted() or not in_kernel:
             return self.update_in_xla(program, scalars, parameters)
         with self._jax.enable_x64(True):
             inputs = self._kernels.pack([_known(scalars.inputs[name]) for name in _inputs_but_t(program)])
         step = scalars.inputs.get("t", 0)
         # The scalars of the state stay the graph's: out of the kernel, all would be batched under vmap if one input is.
-        return list(self._kernels.run(program, inputs, step, parameters, self.update_in_xla, in_place=True)[0])
+        return list(self._kernels.run(program, inputs, step, parameters, self.update_in_xla, places, in_place=True)[0])
 
     @functools.cached_property
     def _kernels(self) -> Any:
@@ -301,8 +302,8 @@ class JaxBackend:
         pending = {i: inputs[n].words for i, n in enumerate(names) if isinstance(inputs[n], PendingScalar)}
         known = np.array([0.0 if i in pending else inputs[n] for i, n in enumerate(names)], np.float64)
         words, step = known.view(np.uint32).reshape(-1, 2), int(inputs.get("t", 0))
-        by_kernel = self._kernels.can_run(program)
         places = self._places(program, parameters)
+        by_kernel = self._kernels.can_run(program) and _are_whole(places)
         results, outputs = self._compiled_update(
             program, by_kernel, places, words, pending, step, list(map(dict, parameters))
         )
@@ -334,7 +335,9 @@ class JaxBackend:
                     inputs = inputs.at[i].set(self._scalars.from_words(value))
                 by_name = {name: inputs[i] for i, name in enumerate(_inputs_but_t(program))}
             if by_kernel:
-                results, outputs = self._kernels.run(program, inputs, t, parameters, self.update_in_xla, in_place=False)
+                results, outputs = self._kernels.run(
+                    program, inputs, t, parameters, self.update_in_xla, places, in_place=False
+                )
             else:
                 scalars = StepScalars(program, self._scalars.JaxArithmetic(t), {**by_name, "t": t})
                 results, outputs = self.update_in_xla(program, scalars, parameters, places), scalars.outputs()
@@ -480,6 +483,10 @@ def _name(dtype: Any) -> str:
 @functools.lru_cache(maxsize=512)
 def _devices(sharding: Any) -> str:
     return ", ".join(sorted(map(str, sharding.device_set)))
+
+
+def _are_whole(places: Sequence[Place] | None) -> bool:
+    return places is None or all(place.shape == place.whole for place in places)
 
 
 def _known(value: Any) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from portopt.kernels.host.staged_source import workspace
+from portopt.kernels.host.staged_source import row_width, workspace
 from portopt.kernels.host.threads import ELEMENTS_PER_THREAD, is_small
 from portopt.kernels.stages import Stages
 
@@ -49,11 +49,12 @@ def _parses_pointers() -> bool:
     return True
 
 
-def layout(stages: Stages, shapes: Sequence[Sequence[int]]) -> Any:
+def layout(stages: Stages, shapes: Sequence[Sequence[int]], places: Sequence[int]) -> Any:
     """Return what a handler of a kernel with stages must know of parameters of some shapes, int64.
 
     Number, elements and words of workspace of those parameters that are done at once; then of each parameter its row in the
-    table, in which those come first, its elements, its workspace for each part and besides, and its lengths.
+    table, in which those come first, its elements, its workspace for each part and besides, its lengths, and if the program draws
+    its number in the tree.
     """
     lengths = [stages.lengths(shape) for shape in shapes]
     memory = [workspace(stages, of_each) for of_each in lengths]
@@ -63,7 +64,7 @@ def layout(stages: Stages, shapes: Sequence[Sequence[int]]) -> Any:
     rows = {i: row for row, i in enumerate(sorted(range(len(sizes)), key=lambda i: not is_small(sizes[i])))}
     words = [len(at_once), sum(sizes[i] for i in at_once), max((memory[i].words(1) for i in at_once), default=0)]
     for i, size in enumerate(sizes):
-        words += [rows[i], size, memory[i].part, memory[i].whole, *lengths[i]]
+        words += [rows[i], size, memory[i].part, memory[i].whole, *lengths[i], *places[i : i + 1]]
     return np.array(words, np.int64)
 
 
@@ -102,7 +103,7 @@ def make_handler(
     if stages is None:
         parts = {"CALL": _CALL, "LAYOUT": "", "PLACE": _PLACE, "PASSES": _PASS}
     else:
-        lengths = len(stages.space)
+        lengths = row_width(stages, ())
         values |= {"WIDTH": columns + lengths, "WORDS": 4 + lengths}
         done = "".join(
             string.Template(_PASS_OF_STAGE).safe_substitute(STAGE=i, WHICH="" if kind == "loop" else "whole_")

@@ -30,12 +30,14 @@ from portopt.kernels.host.source import kernel_source
 from portopt.kernels.host.staged_source import staged_source, stages_of
 from portopt.kernels.key import KernelKey
 from portopt.program import GIVEN, Program
+from portopt.program.draws import Place
 from portopt.program.interpreter import StepScalars
 from portopt_jax import _handler
 from portopt_jax._scalars import JaxArithmetic, lowering_for, step_number
 
-InXla = Callable[[Program, StepScalars, Sequence[Mapping[str, Any]]], list[dict[str, Any]]]
-"""Does a step in XLA's operations: takes program, scalars and the arrays of each parameter, and returns the results of each."""
+InXla = Callable[[Program, StepScalars, Sequence[Mapping[str, Any]], Sequence[Place] | None], list[dict[str, Any]]]
+"""Does a step in XLA's operations: takes program, scalars, the arrays of each parameter, and where each is if the program draws;
+returns the results of each."""
 
 _enabled: ContextVar[bool] = ContextVar("portopt_jax_kernels", default=True)
 _registered: set[str] = set()
@@ -54,7 +56,7 @@ def without_kernels() -> Iterator[None]:
 
 def can_run(program: Program) -> bool:
     """Tell whether steps of a program may be given to kernels."""
-    if not has_kernel(program) or program.has_draws:  # whose place in the tree XLA would have to pass on
+    if not has_kernel(program):
         return False
     with_jit = not jax.config.jax_disable_jit  # type: ignore[attr-defined]  # JAX defines its settings at run time
     return with_jit and _enabled.get() and not _is_inside_shard_map() and available() and _handler.supported()
@@ -81,6 +83,7 @@ def run(
     step: Any,
     parameters: Sequence[Mapping[str, Any]],
     in_xla: InXla,
+    places: Sequence[Place] | None = None,
     *,
     in_place: bool,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -92,6 +95,7 @@ def run(
         step: `"t"`.
         parameters: the arrays of each parameter.
         in_xla: does the same where the kernel cannot; equal ones do the same.
+        places: where each parameter is, a whole one; only for programs that draw.
         in_place: whether results take the memory of what they replace. XLA copies that first where it is still needed.
 
     Returns:
@@ -105,7 +109,8 @@ def run(
         for key, _, members in grouped(program, dtypes, in_place=in_place, flush=default_flush()):
             # In the order of the key, which is that of the kernel's results too: JAX sorts what dicts hold.
             rows = [parameters[i][name] for i in members for name, _ in key.dtypes]
-            found = _step.bind(*operands, *rows, program=program, kernel_key=key, in_xla=in_xla)
+            where = () if places is None else tuple(places[i] for i in members)
+            found = _step.bind(*operands, *rows, program=program, kernel_key=key, in_xla=in_xla, places=where)
             if program.scalar_outputs:
                 outputs = dict(zip(program.scalar_outputs, found.pop(0), strict=True))
             remaining = iter(found)
@@ -121,20 +126,24 @@ def _rows(key: KernelKey, operands: Sequence[Any]) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def _in_xla(*operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla) -> list[Any]:
+def _in_xla(
+    *operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla, places: tuple[Place, ...]
+) -> list[Any]:
     """Do what the kernel does in XLA's operations."""
     inputs, step = operands[:2]
     with jax.enable_x64(True):
         names = [name for name in program.scalar_inputs if name != "t"]
         values = {**{name: inputs[i] for i, name in enumerate(names)}, "t": step}
     scalars = StepScalars(program, JaxArithmetic(step), values)
-    results = in_xla(program, scalars, _rows(kernel_key, operands))
+    results = in_xla(program, scalars, _rows(kernel_key, operands), places or None)
     with jax.enable_x64(True):
         outputs = [pack(list(scalars.outputs().values()))] if program.scalar_outputs else []
     return [*outputs, *(result[name] for result in results for name in program.array_outputs)]
 
 
-def _result_types(*operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla) -> list[Any]:
+def _result_types(
+    *operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla, places: tuple[Place, ...]
+) -> list[Any]:
     with jax.enable_x64(True):
         outputs = [jax.core.ShapedArray((len(program.scalar_outputs),), jnp.float64)] if program.scalar_outputs else []
     rows = _rows(kernel_key, operands)
@@ -148,7 +157,9 @@ def _batched(operands: Sequence[Any], axes: Sequence[Any], **parameters: Any) ->
     return results, out_axes
 
 
-def _are_batched(axes: Sequence[Any], *, program: Program, kernel_key: KernelKey, in_xla: InXla) -> list[bool]:
+def _are_batched(
+    axes: Sequence[Any], *, program: Program, kernel_key: KernelKey, in_xla: InXla, places: tuple[Place, ...]
+) -> list[bool]:
     """Tell of each result whether it depends on a batched operand."""
     mapped = [axis is not None for axis in axes]
     by_scalars = any(mapped[:2])
@@ -180,9 +191,11 @@ def _differentiated(operands: Sequence[Any], tangents: Sequence[Any], **paramete
     )
 
 
-def _lowered(context: Any, *operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla) -> Any:
+def _lowered(
+    context: Any, *operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla, places: tuple[Place, ...]
+) -> Any:
     if not _is_for_one_device(context.module_context):
-        return _lowered_in_xla(context, *operands, program=program, kernel_key=kernel_key, in_xla=in_xla)
+        return _lowered_in_xla(context, *operands, program=program, kernel_key=kernel_key, in_xla=in_xla, places=places)
     target = _register(program, kernel_key)
     names = [name for name, _ in kernel_key.dtypes]
     written = [i for i in range(2, len(operands)) if names[(i - 2) % len(names)] in program.array_outputs]
@@ -191,7 +204,7 @@ def _lowered(context: Any, *operands: Any, program: Program, kernel_key: KernelK
     attributes = {}
     if not program.is_elementwise:
         shapes = [row["p"].shape for row in _rows(kernel_key, context.avals_in)]
-        attributes["layout"] = _handler.layout(stages_of(program), shapes)
+        attributes["layout"] = _handler.layout(stages_of(program), shapes, [place.number for place in places])
     return jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)(context, *operands, **attributes)
 
 
@@ -237,7 +250,8 @@ _step.multiple_results = True
 # No parameter may be called `key`: up to version 0.9.1, JAX has an argument of that name where it passes parameters on.
 _step.def_impl(
     jax.jit(
-        lambda *operands, **which: _step.bind(*operands, **which), static_argnames=("program", "kernel_key", "in_xla")
+        lambda *operands, **which: _step.bind(*operands, **which),
+        static_argnames=("program", "kernel_key", "in_xla", "places"),
     )
 )
 _step.def_abstract_eval(_result_types)

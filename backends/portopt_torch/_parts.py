@@ -102,9 +102,11 @@ def part_of(program: Program, leaf: Leaf, name: str, whole: Any) -> Any:
 
 
 def _dims_of(program: Program, name: str) -> Dims:
-    if name in program.array_outputs:
-        return program.ops[program.array_outputs[name]].dims
-    return next((op.dims for op in program.ops if op.reads == name), None)
+    # A slot of a shape of its own, which is whole everywhere, may be replaced by products that have axes of the parameter.
+    read = next((op for op in program.ops if op.reads == name), None)
+    if read is None and name in program.array_outputs:
+        read = program.ops[program.array_outputs[name]]
+    return None if read is None else read.dims
 
 
 def update_whole(backend: Any, work: Work) -> list[dict[str, Any]]:

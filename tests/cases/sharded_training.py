@@ -28,10 +28,30 @@ import portopt
 from portopt_torch import TorchOptimizer, backend
 from portopt_torch._sharded import gradient_norm, local_part, total
 
+
+class NarrowTotal(portopt.Optimizer):
+    """Divides by what is added up over the rows of all parameters, of which processes may hold the same ones or others."""
+
+    def totals(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> dict[str, Any]:
+        return {
+            "rows": xp.sum(xp.max(abs(g), axis=-1, keepdims=True)),
+            "columns": xp.linalg.vector_norm(xp.sum(g, axis=0, keepdims=True)),
+        }
+
+    def coefficients(self, t: Any, rows: Any, columns: Any) -> dict[str, Any]:
+        return {"lr": self.learning_rate_at(t) / (rows + columns)}
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return p - c.lr * g, {}
+
+
 RULES: dict[str, Callable[[], portopt.Optimizer]] = {
     "adam_clipped": lambda: portopt.Adam(learning_rate=0.05, clipnorm=0.05),
     "nadam": lambda: portopt.Nadam(learning_rate=0.05),
-    "noisy_sgd": lambda: portopt.NoisySGD(learning_rate=0.05, seed=4),
+    "inner_noisy_sgd": lambda: portopt.Lookahead(portopt.NoisySGD(learning_rate=0.05, seed=4), sync_period=2),
+    "narrow_total": lambda: NarrowTotal(learning_rate=0.05),
+    "shampoo": lambda: portopt.Shampoo(learning_rate=0.05, root_iterations=2),
+    "dadapt_adam": lambda: portopt.DAdaptAdam(),
     "dog": lambda: portopt.DoG(),
     "prodigy": lambda: portopt.Prodigy(),
     "sgd_clipped": lambda: portopt.SGD(learning_rate=0.05, momentum=0.9, nesterov=True, clipnorm=0.01, clipvalue=0.002),

@@ -90,6 +90,8 @@ def test_a_planned_step_sees_that_an_input_does_not_fit() -> None:
     with pytest.raises(ValueError, match="hessian"):
         optimizer.apply_(params, grads, state, hessian={"a": tree(3)["a"]})
     assert all((params[name] == before[name]).all() for name in params)
+    with pytest.raises((TypeError, ValueError)):
+        optimizer.check_step(params, (grads, tree(3)), state)
     # What the step overwrites may be given as an input too.
     expected = {name: p.copy() for name, p in params.items()}
     expected_state = portopt.OptimizerState(

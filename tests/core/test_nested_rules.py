@@ -249,3 +249,18 @@ def test_new_slots_of_the_inner_rule_that_are_missing_are_named() -> None:
 
     with pytest.raises(ValueError, match=r"missing \['inner.moment'\], unknown \[\]"):
         Forgetful(inner=portopt.SGD(momentum=0.5)).program()
+
+
+def test_an_inner_rule_draws_as_it_does_by_itself_and_two_draw_different_numbers() -> None:
+    noisy = portopt.NoisySGD(0.5, eta=1.0, seed=7)
+    params = {"a": np.ones((3, 4), np.float32), "b": np.ones(7, np.float32)}
+    grads = {name: np.zeros_like(p) for name, p in params.items()}
+    alone, _ = noisy.apply(params, grads, noisy.init(params))
+    outer = portopt.Lookahead(noisy, sync_period=2)
+    state = outer.init(params)
+    inside, state = outer.apply(params, grads, state)
+    assert {n: p.tobytes() for n, p in inside.items()} == {n: p.tobytes() for n, p in alone.items()}
+    assert state.slots["inner.key"] == 7.0
+    pair = Pair(first=noisy, second=noisy)
+    mean, _ = pair.apply(params, grads, pair.init(params))
+    assert mean["a"].tobytes() != alone["a"].tobytes()

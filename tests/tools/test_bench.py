@@ -298,11 +298,11 @@ def report_of(*arguments: str, tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.usefixtures("known_first_steps")
 def test_named_rules_shapes_and_backends_are_measured_in_order(tmp_path: Path, capsys: OUTPUT) -> None:
     report = report_of(
-        "--rule", "SGD", "--rule", "nadam", "--shapes", "1000x256", "--shapes", "one-10M", "--backend", "numpy",
+        "--rule", "SGD", "--rule", "nadam", "--shapes", "1000x256", "--shapes", "mlp-digits", "--backend", "numpy",
         "--against", "torch", "--interpreted", tmp_path=tmp_path,
     )  # fmt: skip
     groups = report["groups"]
-    order = [("SGD", "1000x256"), ("Nadam", "1000x256"), ("SGD", "one-10M"), ("Nadam", "one-10M")]
+    order = [("SGD", "1000x256"), ("Nadam", "1000x256"), ("SGD", "mlp-digits"), ("Nadam", "mlp-digits")]
     assert [(g["rule"], g["shapes"]) for g in groups] == order
     assert groups[0]["options"] == {"momentum": 0.9}
     assert {c["backend"] for c in groups[0]["contenders"]} == {"numpy", "torch"}

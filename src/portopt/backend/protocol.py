@@ -142,7 +142,7 @@ class PlannedStep(Protocol):
         """Do a step and return the new state; None, with nothing done, if anything is not as it was."""
 
     def fits(self, params: Any, grads: Any, state: Any) -> bool:
-        """Tell whether a step could be done on these arrays, doing nothing."""
+        """Tell whether a step without further inputs could be done on these arrays, doing nothing."""
 
 
 @runtime_checkable
@@ -230,7 +230,8 @@ class Backend(Protocol):
 
         A plan is true as long as its arrays exist, and has `step(rule, params, grads, state, overrides)`, which returns
         the new state, or None, with nothing done, if anything is not as it was in the step that it was made after. Its
-        `fits(params, grads, state)` tells beforehand whether the arrays are as they were, and `backend` is this one.
+        `fits(params, grads, state)` tells beforehand whether the arrays are as they were, `backend` is this one, and `inputs`
+        names the further inputs that the steps have.
 
         Args:
             programs: what the steps run on each parameter.

@@ -171,7 +171,7 @@ class Plan:
 
     def fits(self, params: Any, grads: Any, state: Any) -> bool:
         """Tell whether the plan could do a step on these arrays, doing nothing."""
-        return self._is_for(state) and self._watch.look(params, grads, state.slots)
+        return not self.inputs and self._is_for(state) and self._watch.look(params, grads, state.slots)
 
     def _is_for(self, state: Any) -> bool:
         if type(state) is not self._state_type or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:
