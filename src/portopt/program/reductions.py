@@ -279,7 +279,8 @@ class Reductions:
         carry = (second + half) >> bins.WIDTH if has_bits else (second + half) // 2**bins.WIDTH
         second, first = second - carry * 2**bins.WIDTH, first + carry
         low, middle, high = (xp.astype(integers, self._wide.dtype) for integers in (third, second, first))
-        return (low * 2.0**-64 + middle * 2.0**-32) + high
+        # By operations of the contract: TensorFlow's graphs add three numbers in another order.
+        return self._wide.add(self._wide.add(low * 2.0**-64, middle * 2.0**-32), high)
 
     def _finished(self, split: _Split, value: Any) -> Any:
         return self._wide.where(split.special == 0.0, value, split.special)
