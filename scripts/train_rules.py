@@ -179,6 +179,10 @@ def of_optax(task: Task, opt: portopt.Optimizer) -> LossAt | None:
                 current=lambda params: params.fast,
                 evaluated=lambda params, state: params.slow,
             )
+        case portopt.Adafactor():
+            return with_optax(task, optax.adafactor)
+        case portopt.Muon():
+            return with_optax(task, optax.contrib.muon)
         case portopt.NoisySGD():
             return with_optax(task, functools.partial(optax.noisy_sgd, seed=SEED))
         case portopt.SophiaG():

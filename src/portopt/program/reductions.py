@@ -272,9 +272,11 @@ class Reductions:
         """Do `bins.significand` on arrays."""
         xp, (first, second, third) = self._xp, sums
         half = 2 ** (bins.WIDTH - 1)
-        carry = xp.bitwise_right_shift(third + half, bins.WIDTH)
+        # Not every library has operations on bits.
+        has_bits = self._wide.leading_exponent is not None
+        carry = (third + half) >> bins.WIDTH if has_bits else (third + half) // 2**bins.WIDTH
         third, second = third - carry * 2**bins.WIDTH, second + carry
-        carry = xp.bitwise_right_shift(second + half, bins.WIDTH)
+        carry = (second + half) >> bins.WIDTH if has_bits else (second + half) // 2**bins.WIDTH
         second, first = second - carry * 2**bins.WIDTH, first + carry
         low, middle, high = (xp.astype(integers, self._wide.dtype) for integers in (third, second, first))
         return (low * 2.0**-64 + middle * 2.0**-32) + high
