@@ -63,9 +63,9 @@ def identity(recorder: Recorder, rows: Any, columns: Any, offset: Any) -> int:
     # As long as an axis of the parameter, if that is fixed in the program anyway: operands of one shape are computed together.
     axes = recorder.facts.asked.get("shape", ())
     dim: Dim = -1 if count == 1 else axes.index(count) if count in axes else str(count)
-    dims = (dim, dim)
+    dims, label = (dim, dim), (str(count), str(count))
     # A number that compilers do not know: one that they know is simplified with others as if arithmetic were exact.
-    return recorder.record("eye", Kind.ARRAY, recorder.rounded_constant(1.0), label=dims, dims=dims)
+    return recorder.record("eye", Kind.ARRAY, recorder.rounded_constant(1.0), label=label, dims=dims)
 
 
 def permuted(x: Any, axes: Sequence[int]) -> Any:
