@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import random
 from collections.abc import Iterable, Iterator
@@ -72,6 +73,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         rng = random.Random(seed)
         modules = {item.path: rng.random() for item in items}
         items.sort(key=lambda item: (modules[item.path], rng.random()))
+
+
+def pytest_collection_finish() -> None:
+    # What thousands of tests are made of stays to the end; each collection of garbage would walk through it.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    # Some libraries report at the end of the process what was not freed.
+    gc.unfreeze()
 
 
 def _reason(needed: Iterable[str]) -> str:

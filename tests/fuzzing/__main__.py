@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 
-from fuzzing import programs
+from fuzzing import drawn_rules
 from fuzzing.arrays import ARRAYS
 from fuzzing.episodes import Episode
 from fuzzing.worlds import Difference
@@ -71,7 +71,7 @@ def _read(stream: object, lines: queue.Queue[str | None]) -> None:
 def serve(first: int, libraries: list[str]) -> int:
     """Run episodes for ever, saying which one passed."""
     for seed in range(first, sys.maxsize):
-        operations = programs.run_both(seed) if _is_of_programs(seed) else Episode(seed, libraries).run()
+        operations = drawn_rules.run_both(seed) if _is_of_programs(seed) else Episode(seed, libraries).run()
         print("passed", seed, operations, flush=True)
     return 0
 
@@ -94,7 +94,7 @@ def main() -> int:
     first = random.SystemRandom().randrange(10**9) if arguments.seed is None else arguments.seed
     try:
         if arguments.episode is not None and _is_of_programs(arguments.episode):
-            print(f"{programs.run_both(arguments.episode)} steps of a rule drawn at random, no difference")
+            print(f"{drawn_rules.run_both(arguments.episode)} steps of a rule drawn at random, no difference")
             return 0
         if arguments.episode is not None:
             episode = Episode(arguments.episode, libraries)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import math
@@ -7,6 +8,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -28,6 +30,16 @@ pytestmark = pytest.mark.needs("jax", "matplotlib", "optax", "torch")
 
 OUTPUT = pytest.CaptureFixture[str]
 every_rule = pytest.mark.parametrize("rule", portopt.RULES, ids=lambda rule: rule.__name__)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _only_own_garbage() -> Iterator[None]:
+    """Let the collections before each measurement pass over what other tests of this process have left behind."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 class TestShapes:
@@ -189,7 +201,9 @@ class TestMeasuring:
 
 
 def test_a_step_in_place_takes_no_memory_that_grows_with_the_parameters() -> None:
-    inputs = Inputs(portopt.Adam(), ShapeSet("one", ((1 << 22,),)))
+    # Beyond 32 MiB the C library always gives memory back; what it kept, the resident memory would not show.
+    size = 9 << 20
+    inputs = Inputs(portopt.Adam(), ShapeSet("one", ((size,),)))
     found = {c.mode: c for c in portopt_contenders(get_backend("numpy"), interpreted=False)}
     extra = {}
     for mode, contender in found.items():
@@ -197,7 +211,7 @@ def test_a_step_in_place_takes_no_memory_that_grows_with_the_parameters() -> Non
         for _ in range(3):
             step()
         extra[mode] = measuring.extra_memory(step)
-    assert extra["apply"] > 4 << 22
+    assert extra["apply"] > 4 * size
     assert extra["apply_"] < 1 << 20
 
 
