@@ -222,7 +222,8 @@ class FloatTotals(Reductions):
     """Adds floats up where all elements of parameters are added."""
 
     def partial(self, name: str, *xs: Any) -> Any:
-        return float(np.sum(xs[0], dtype=np.float64)) if name == "sum" else super().partial(name, *xs)
+        # The order of NumPy's own sum depends on where the array lies, so that it is right now and then.
+        return float(np.cumsum(xs[0], dtype=np.float64)[-1]) if name == "sum" else super().partial(name, *xs)
 
     def combine(self, name: str, parts: Sequence[Any]) -> Any:
         return float(sum(parts)) if name == "sum" else super().combine(name, parts)
