@@ -58,13 +58,7 @@ def _numba(program: Program, dtype: str) -> str:
     from portopt.kernels.host.source import kernel_source
     from portopt.kernels.host.staged_source import can_be_staged, staged_source
 
-    program = program.after_totals
-    key = _key(program, dtype, default_flush())
-    if program.is_elementwise:
-        return kernel_source(program, key)
-    if not can_be_staged(program):
-        raise NotImplementedError(_PRODUCTS)
-    return staged_source(program, key)
+    return _source(program, dtype, default_flush(), kernel_source, can_be_staged, staged_source)
 
 
 def _cuda(program: Program, dtype: str) -> str:
@@ -72,13 +66,7 @@ def _cuda(program: Program, dtype: str) -> str:
     from portopt.kernels.cuda.staged_source import staged_source
     from portopt.kernels.passes import can_pass
 
-    program = program.after_totals
-    key = _key(program, dtype, "where")
-    if program.is_elementwise:
-        return cuda_source(program, key)
-    if not can_pass(program):
-        raise NotImplementedError(_PRODUCTS)
-    return staged_source(program, key)
+    return _source(program, dtype, "where", cuda_source, can_pass, staged_source)
 
 
 def _triton(program: Program, dtype: str) -> str:
@@ -86,13 +74,24 @@ def _triton(program: Program, dtype: str) -> str:
     from portopt.kernels.triton.source import triton_source
     from portopt.kernels.triton.staged_source import staged_source
 
+    return _source(program, dtype, "where", triton_source, can_pass, staged_source)
+
+
+def _source(
+    program: Program,
+    dtype: str,
+    flush: Flush,
+    of_elements: Callable[[Program, KernelKey], str],
+    can_be_staged: Callable[[Program], bool],
+    of_stages: Callable[[Program, KernelKey], str],
+) -> str:
     program = program.after_totals
-    key = _key(program, dtype, "where")
+    key = _key(program, dtype, flush)
     if program.is_elementwise:
-        return triton_source(program, key)
-    if not can_pass(program):
+        return of_elements(program, key)
+    if not can_be_staged(program):
         raise NotImplementedError(_PRODUCTS)
-    return staged_source(program, key)
+    return of_stages(program, key)
 
 
 TARGETS: Mapping[str, Callable[[Program, str], str]] = {

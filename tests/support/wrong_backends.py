@@ -222,8 +222,11 @@ class FloatTotals(Reductions):
     """Adds floats up where all elements of parameters are added."""
 
     def partial(self, name: str, *xs: Any) -> Any:
-        # The order of NumPy's own sum depends on where the array lies, so that it is right now and then.
-        return float(np.cumsum(xs[0], dtype=np.float64)[-1]) if name == "sum" else super().partial(name, *xs)
+        if name != "sum":
+            return super().partial(name, *xs)
+        # In the array's own dtype, from the first to the last: a sum in float64 is often the right one of float32 numbers.
+        with np.errstate(all="ignore"):
+            return float(np.cumsum(xs[0])[-1])
 
     def combine(self, name: str, parts: Sequence[Any]) -> Any:
         return float(sum(parts)) if name == "sum" else super().combine(name, parts)

@@ -77,8 +77,8 @@ def operations(case: Case) -> bool:
 @pytest.mark.parametrize("kind", [FloatSums, FloatTotals, MeansRoundedTwice, NegativeZeros, TruthOfSome])
 def test_a_wrong_reduction_is_caught(kind: type[Reductions]) -> None:
     found = failed(WrongReductions(kind), lambda case: case.variant == "reductions")
+    assert found == [f"1/operations/reductions/{dtype}/apply/words" for dtype in ("float32", "float64")[: len(found)]]
     assert found
-    assert set(found) <= {f"1/operations/reductions/{dtype}/apply/words" for dtype in ("float32", "float64")}
 
 
 def steps_of(*rules: str) -> Keep:

@@ -15,9 +15,11 @@ from typing import Literal
 
 from portopt.kernels.norm_dependence import norm_dependence
 from portopt.kernels.stages import Loop, Space, Stages, can_cut, cut, elements
-from portopt.program import DRAWS, FUNCTIONS, REDUCTIONS, Program
+from portopt.program import DRAWS, FUNCTIONS, REDUCTIONS, SUMS, Program
 
 PassKind = Literal["elements", "chunks", "lines", "scalars"]
+ACROSS = 32
+"""Neighbouring results that a block reduces at once, where neighbouring elements belong to different ones."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,20 @@ class Passes:
 
 def words_of(reduction: str) -> int:
     """Return how many words are kept of a part of a reduction: of sums, exponent, three integers and what is special."""
-    return 5 if reduction in ("sum", "mean", "norm") else 1
+    return 5 if reduction in SUMS else 1
+
+
+def chunk_of(step: Pass, space: Space, elements: int) -> int:
+    """Return how many of the elements of a pass are a chunk.
+
+    Args:
+        step: the pass.
+        space: of the elements that it reduces, if it reduces lines.
+        elements: how many are a chunk where each element is done for itself.
+    """
+    if step.kind != "lines":
+        return 1 if step.kind == "scalars" else elements
+    return ACROSS if space[-1] in step.space else 1
 
 
 _FURTHER = frozenset({*FUNCTIONS, *DRAWS})

@@ -6,6 +6,7 @@ from portopt.program.ir import FUNCTIONS as FUNCTIONS
 from portopt.program.ir import GIVEN as GIVEN
 from portopt.program.ir import PRODUCTS as PRODUCTS
 from portopt.program.ir import REDUCTIONS as REDUCTIONS
+from portopt.program.ir import SUMS as SUMS
 from portopt.program.ir import TOTALS as TOTALS
 from portopt.program.ir import Dim as Dim
 from portopt.program.ir import Kind as Kind

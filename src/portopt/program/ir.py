@@ -79,6 +79,8 @@ DRAWS: Mapping[str, str] = {
 }
 """Random numbers for each element, given the key, the step and the number of the draw among those of the rule."""
 
+SUMS = frozenset({"sum", "mean", "norm"})
+"""Those of the reductions that add up."""
 REDUCTIONS: Mapping[str, str] = {
     "sum": "the sum of the elements, in any order of summation the same bits",
     "mean": "the sum over the number of elements",

@@ -7,9 +7,11 @@ the address of the memory for what kernels leave to later ones, and the paramete
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 
+from portopt.kernels import passes
 from portopt.kernels.cuda.source import (
     CHUNK,
     LANGUAGE,
@@ -23,14 +25,11 @@ from portopt.kernels.cuda.source import (
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.norm_dependence import norm_dependence
 from portopt.kernels.pass_writer import PassWriter, length, own, parts, size, stored, together
-from portopt.kernels.passes import Pass, passes_of, words_of
-from portopt.kernels.stages import Space
-from portopt.program import DRAWS, Kind, Program
+from portopt.kernels.passes import ACROSS, Pass, passes_of, words_of
+from portopt.program import DRAWS, SUMS, Kind, Program
 
-ACROSS = 32
-"""Neighbouring results that a block reduces at once, where neighbouring elements belong to different ones."""
+chunk_of = functools.partial(passes.chunk_of, elements=CHUNK)
 
-_SUMS = ("sum", "mean", "norm")
 _LANGUAGE = dataclasses.replace(
     LANGUAGE,
     reserved=LANGUAGE.reserved
@@ -48,18 +47,6 @@ def rows_of_passes(program: Program, key: KernelKey) -> int:
     """Return how many parameters one launch can take."""
     split = norm_dependence(program)
     return rows_of_table(columns_of(program, key), len(split.rounded_on_host) + len(split.unrounded) + 1)
-
-
-def chunk_of(step: Pass, space: Space) -> int:
-    """Return how many of the elements of a pass are a chunk.
-
-    Args:
-        step: the pass.
-        space: of the elements that it reduces, if it reduces lines.
-    """
-    if step.kind != "lines":
-        return 1 if step.kind == "scalars" else CHUNK
-    return ACROSS if space[-1] in step.space else 1
 
 
 def staged_source(program: Program, key: KernelKey) -> str:
@@ -331,11 +318,11 @@ class _Source(PassWriter):
 
 
 def _part_type(reduction: str) -> str:
-    return "Sum" if reduction in _SUMS else {"max": "Largest", "min": "Smallest"}.get(reduction, "Count")
+    return "Sum" if reduction in SUMS else {"max": "Largest", "min": "Smallest"}.get(reduction, "Count")
 
 
 def _initial(reduction: str, real: str) -> str:
-    if reduction in _SUMS:
+    if reduction in SUMS:
         # Squares of float32 numbers are not that small.
         return f"no_sum({-2112 if (reduction, real) == ('norm', 'float64') else -896})"
     if reduction in ("max", "min"):

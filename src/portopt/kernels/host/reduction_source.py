@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from portopt.kernels.stages import Stages
-from portopt.program import bins
+from portopt.program import SUMS, bins
 
 BLOCK = 512
 """Elements of a buffer: so few that those of some reductions fit into a processor's first cache."""
@@ -273,14 +273,14 @@ def reducing_functions_source(stages: Stages, real: str) -> str:
     """Return the source of the functions that the reductions of a program need."""
     names = {stages.program.ops[i].name for i in stages.reductions}
     text = ""
-    if names & {"sum", "mean", "norm"}:
+    if names & SUMS:
         text += _COMMON
     if "norm" in names:
         text += _ROOT
     for squared in (False, True):
         if names & ({"norm"} if squared else {"sum", "mean"}):
             text += _adding(real, squared=squared)
-    if names - {"sum", "mean", "norm"}:
+    if names - SUMS:
         text += _OTHER.format(real=real, above=ABOVE[real], below=BELOW[real])
     return text
 

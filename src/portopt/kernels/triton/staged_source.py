@@ -8,14 +8,15 @@ blocks of two axes: along the first one a line, along the second one neighbourin
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from pathlib import Path
 
+from portopt.kernels import passes
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.pass_writer import Definition, PassWriter, length, own, parts, size, stored, together
 from portopt.kernels.passes import Pass, words_of
-from portopt.kernels.stages import Space
 from portopt.kernels.triton.source import (
     CHUNK,
     IMPORTS,
@@ -27,12 +28,10 @@ from portopt.kernels.triton.source import (
     loaded_scalar,
     scalars_of_norm_source,
 )
-from portopt.program import Kind, Op, Program
+from portopt.program import SUMS, Kind, Op, Program
 
-ACROSS = 32
-"""Neighbouring results that an instance reduces at once, where neighbouring elements belong to different ones."""
+chunk_of = functools.partial(passes.chunk_of, elements=CHUNK)
 
-_SUMS = ("sum", "mean", "norm")
 _WORDS = ("exponent", "first", "second", "third", "special")
 """What is kept of a sum."""
 _INFINITE = {"float32": 0x7F800000, "float64": 0x7FF0000000000000}
@@ -53,18 +52,6 @@ _LANGUAGE = dataclasses.replace(
     | {"unrounded", "j", "k", "number"},
     repeated="tl.broadcast_to({0}, zero_of.shape)",
 )
-
-
-def chunk_of(step: Pass, space: Space) -> int:
-    """Return how many of the elements of a pass are a chunk.
-
-    Args:
-        step: the pass.
-        space: of the elements that it reduces, if it reduces lines.
-    """
-    if step.kind != "lines":
-        return 1 if step.kind == "scalars" else CHUNK
-    return ACROSS if space[-1] in step.space else 1
 
 
 def staged_source(program: Program, key: KernelKey) -> str:
@@ -247,7 +234,7 @@ class _Source(PassWriter):
             match op.name:
                 case "max" | "min":
                     body.append(f"{all_of[0]} = tl.{op.name}imum({all_of[0]}, {mine[0]})")
-                case name if name in _SUMS:
+                case name if name in SUMS:
                     body.append(f"{', '.join(all_of)} = joined({', '.join([*all_of, *mine])})")
                 case _:
                     body.append(f"{all_of[0]} += {mine[0]}")
@@ -278,7 +265,7 @@ class _Source(PassWriter):
             match op.name:
                 case "max" | "min":
                     function = {"max": "largest", "min": "smallest"}[op.name]
-                case name if name in _SUMS:
+                case name if name in SUMS:
                     function = "sum"
                 case _:
                     function, begin = "count", ""
@@ -321,7 +308,7 @@ class _Source(PassWriter):
                 return (-_INFINITE[self.real] - 1,)
             case "min":
                 return (_INFINITE[self.real],)
-            case name if name in _SUMS:
+            case name if name in SUMS:
                 # Squares of float32 numbers are not that small.
                 return (-2112 if (name, self.real) == ("norm", "float64") else -896, 0, 0, 0, 0)
             case _:
@@ -366,4 +353,4 @@ class _Source(PassWriter):
 
 def _names(op: Op, name: str) -> list[str]:
     """Return the names of what is kept of a reduction."""
-    return [f"{name.removesuffix('_of')}_{word}_of" for word in _WORDS] if op.name in _SUMS else [name]
+    return [f"{name.removesuffix('_of')}_{word}_of" for word in _WORDS] if op.name in SUMS else [name]
