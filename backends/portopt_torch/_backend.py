@@ -120,7 +120,8 @@ class TorchBackend(ArrayAPIBackend):
         return tensor.to(device)
 
     def primitives(self, compute_dtype: str) -> Primitives:
-        primitives = Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides={"sqrt": self._sqrt})
+        overrides = {"sqrt": self._sqrt, "multiply_by_transpose": self._multiply_by_transpose}
+        primitives = Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides)
         if (compiler.available() or self._triton.available()) and not is_interpreted():
             primitives.fused = functools.partial(self._fused, primitives)
             if compute_dtype == "float32" and compiler.available():
@@ -158,6 +159,9 @@ class TorchBackend(ArrayAPIBackend):
             return products.rescaled(primitives, primitives.wide, integers, left, right)
         left, right = (s._replace(factor=s.factor.numpy()) for s in (left, right))
         return self._torch.from_numpy(host_products.rescaled([n.numpy() for n in integers], left, right))
+
+    def _multiply_by_transpose(self, a: Any) -> Any:
+        return importlib.import_module("portopt_torch._products").multiply_by_transpose(a)
 
     def _sqrt(self, x: Any) -> Any:
         """Take the root with NumPy on the shared memory: torch's own on the CPU is not correctly rounded."""
