@@ -21,7 +21,7 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.imports import imported
-from portopt.kernels import launch
+from portopt.kernels import launch, products
 from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program.primitives import Primitives
@@ -110,6 +110,8 @@ class CupyBackend(ArrayAPIBackend):
             found.fused = lambda program, arrays, scalars: launch.segment(
                 self._library, program, compute_dtype, arrays, scalars
             )
+            found.sliced = functools.partial(products.slices, self._library, self.xp, compute_dtype)
+            found.rescaled = functools.partial(products.rescaled, self._library, self.xp, compute_dtype)
         return found
 
     @property

@@ -18,6 +18,7 @@ from portopt import __version__
 from portopt.kernels import cache
 from portopt.kernels.cuda.norm import ROWS as NORM_ROWS
 from portopt.kernels.cuda.norm import norm_source
+from portopt.kernels.cuda.products import products_source
 from portopt.kernels.cuda.source import CHUNK, THREADS, cuda_source, rows_of_update
 from portopt.kernels.cuda.staged_source import chunk_of, rows_of_passes, staged_source
 from portopt.kernels.cuda.tables import Launch, launches
@@ -137,6 +138,12 @@ class _Cupy:
         with array.device:
             return _cupy().empty(array.shape, array.dtype if dtype is None else dtype)
 
+    def is_dense(self, array: Any) -> bool:
+        return bool(array.flags.c_contiguous)
+
+    def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
+        return _cupy().empty(shape, dtype)
+
     def assign(self, target: Any, value: Any) -> None:
         target[...] = value
 
@@ -148,6 +155,9 @@ class _Cupy:
 
     def norm_module(self, dtype: str) -> _Module:
         return _norm_module(dtype)
+
+    def products_module(self, compute_dtype: str) -> _Module:
+        return _Module(products_source(compute_dtype), 1)
 
     def arguments(self, values: Sequence[float], dtype: str, device: int) -> list[Any]:
         return list(map(np.dtype(dtype).type, values))
@@ -169,6 +179,10 @@ class _Cupy:
         # CuPy passes a structure by value.
         by_value = words.view(np.dtype([("words", np.int64, words.shape)]))
         _function(module.source, kernel, device)((min(chunks, _MOST_BLOCKS),), (THREADS,), (by_value, *arguments))
+
+    def call(self, module: _Module, kernel: str, blocks: int, arguments: Sequence[Any], device: int) -> None:
+        typed = tuple(typed_scalar(a) if isinstance(a, int) else a for a in arguments)
+        _function(module.source, kernel, device)((min(blocks, _MOST_BLOCKS),), (THREADS,), typed)
 
     def scalars_of_norm(
         self, module: _Module, norm: GradientNorm, given: Sequence[Any], count: int, dtype: str, device: int

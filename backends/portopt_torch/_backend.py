@@ -29,6 +29,7 @@ from portopt.backend import (
 from portopt.imports import imported
 from portopt.interrupts import finish
 from portopt.kernels import launch
+from portopt.kernels import products as gpu_products
 from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.host import compiler, kernel, norm, readers, segments, totals, trial
 from portopt.kernels.host import products as host_products
@@ -120,12 +121,12 @@ class TorchBackend(ArrayAPIBackend):
         return tensor.to(device)
 
     def primitives(self, compute_dtype: str) -> Primitives:
-        primitives = Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides={"sqrt": self._sqrt})
+        overrides = {"sqrt": self._sqrt, "multiply_by_transpose": self._multiply_by_transpose}
+        primitives = Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides)
         if (compiler.available() or self._triton.available()) and not is_interpreted():
             primitives.fused = functools.partial(self._fused, primitives)
-            if compute_dtype == "float32" and compiler.available():
-                primitives.sliced = self._sliced
-                primitives.rescaled = functools.partial(self._rescaled, primitives)
+            primitives.sliced = functools.partial(self._sliced, primitives)
+            primitives.rescaled = functools.partial(self._rescaled, primitives)
         return primitives
 
     def _fused(
@@ -143,9 +144,11 @@ class TorchBackend(ArrayAPIBackend):
         found = segments.run(program, compute, [_bits(x) for x in arrays], names, scalars)
         return [self._torch.from_numpy(result) for result in found]
 
-    def _sliced(self, x: Any, axis: int) -> products.Slices:
-        if x.device.type != "cpu":
-            return products.slices(self.primitives("float64"), x, axis, x.shape[axis], "float32")
+    def _sliced(self, primitives: Primitives, x: Any, axis: int) -> products.Slices:
+        if self._runs_triton(x):
+            return gpu_products.slices(self._triton.LIBRARY, self.xp, primitives.compute_dtype, x, axis)
+        if not self._slices_on_host(primitives, x):
+            return products.slices(primitives.wide, x, axis, x.shape[axis], primitives.compute_dtype)
         found = host_products.slices(_memory(x, np.dtype(np.float32)), axis)
         return found._replace(
             integers=tuple(map(self._torch.from_numpy, found.integers)), factor=self._torch.from_numpy(found.factor)
@@ -154,10 +157,18 @@ class TorchBackend(ArrayAPIBackend):
     def _rescaled(
         self, primitives: Primitives, integers: Sequence[Any], left: products.Slices, right: products.Slices
     ) -> Any:
-        if left.factor.device.type != "cpu":
+        if self._runs_triton(left.factor):
+            return gpu_products.rescaled(self._triton.LIBRARY, self.xp, primitives.compute_dtype, integers, left, right)
+        if not self._slices_on_host(primitives, left.factor):
             return products.rescaled(primitives, primitives.wide, integers, left, right)
         left, right = (s._replace(factor=s.factor.numpy()) for s in (left, right))
         return self._torch.from_numpy(host_products.rescaled([n.numpy() for n in integers], left, right))
+
+    def _multiply_by_transpose(self, a: Any) -> Any:
+        return importlib.import_module("portopt_torch._products").multiply_by_transpose(a)
+
+    def _slices_on_host(self, primitives: Primitives, x: Any) -> bool:
+        return bool(x.device.type == "cpu" and primitives.compute_dtype == "float32" and compiler.available())
 
     def _sqrt(self, x: Any) -> Any:
         """Take the root with NumPy on the shared memory: torch's own on the CPU is not correctly rounded."""

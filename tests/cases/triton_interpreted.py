@@ -37,6 +37,7 @@ from support.gpu_cases import (
     words_and_gradients,
     words_of,
 )
+from support.gpu_products import compare_products
 from support.rules_of_each_kind import RULES, Multiplying
 
 import portopt
@@ -247,6 +248,11 @@ def test_every_reduction_of_special_numbers() -> None:
 def test_staged_steps_in_place_and_clipped(rule: type[portopt.Optimizer]) -> None:
     optimizer = rule(clipnorm=0.5, clipvalue=0.01)
     compare_steps(to_torch, to_numpy, optimizer, *trees("float32", ((60,), (12, 7), (0,))), in_place=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_slices_and_products_have_the_bits_of_the_definition(dtype: str) -> None:
+    compare_products(backend.primitives(dtype), to_torch, to_numpy, few=True)
 
 
 _FINISH = """

@@ -16,14 +16,17 @@ from support.carries import SQUARES, SUMS
 from support.cuda_on_host import HostArray, Kernel, compile_on_host, host_cupy, on_device
 from support.elementwise import STAGED
 from support.gpu_cases import EveryDraw, EveryReduction, compare_steps, in_a_dtype, staged_key
+from support.gpu_products import compare_products
 from support.rules_of_each_kind import RULES, Multiplying
 
 import portopt
 import portopt_cupy._kernel as cupy_kernel
 from portopt.backend.array_api import ArrayAPIBackend
 from portopt.kernels import launch
+from portopt.kernels.cuda.products import products_source
 from portopt.kernels.cuda.source import source_file
 from portopt.kernels.cuda.staged_source import staged_source
+from portopt.kernels.names import RESCALED
 from portopt.kernels.norm_dependence import norm_dependence
 from portopt.kernels.passes import can_pass, passes_of
 from portopt.program import DRAWS, Program, bins
@@ -169,6 +172,11 @@ def test_what_stands_between_products_runs_in_kernels(
     assert count > 2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_slices_and_products_have_the_bits_of_the_definition(dtype: str, backend: Any) -> None:
+    compare_products(backend.primitives(dtype), on_device, np.asarray)
+
+
 # Sums that carry ----------------------------------------------------------------------------------------------------
 
 _FINISH = """
@@ -217,6 +225,13 @@ def instructions(ptx: str, kernel: str) -> Counter[str]:
     return Counter("{}{}.{}".format(*match.groups()) for match in ARITHMETIC.finditer(body))
 
 
+def assert_only_rounded_once(ptx: str) -> None:
+    for match in ARITHMETIC.finditer(ptx):
+        name = "{}{}.{}".format(*match.groups())
+        assert re.fullmatch(r"(mul|add|sub|div|sqrt)\.rn\.f(32|64)", name), name
+    assert not re.search(r"\.(ftz|approx|full|sat)\b|\bfma\b|\.local\b", ptx)
+
+
 def expected(program: Program, operations: tuple[int, ...]) -> Counter[str]:
     """Count what the operations of a pass need in float32."""
     ops = program.ops
@@ -249,10 +264,7 @@ def test_ptx_is_rounded_once_and_passes_over_elements_have_all_their_operations(
         return
     source = staged_source(program, staged_key(program, dtype))
     ptx = cupy_kernel.compile_source(source, f"compute_{architecture}").decode()
-    for match in ARITHMETIC.finditer(ptx):
-        name = "{}{}.{}".format(*match.groups())
-        assert re.fullmatch(r"(mul|add|sub|div|sqrt)\.rn\.f(32|64)", name), name
-    assert not re.search(r"\.(ftz|approx|full|sat)\b|\bfma\b|\.local\b", ptx)
+    assert_only_rounded_once(ptx)
     whole = norm_dependence(program).program
     for step in passes_of(program).passes:
         drawn = any(op.name in DRAWS for op in program.ops)
@@ -264,7 +276,17 @@ def test_ptx_is_rounded_once_and_passes_over_elements_have_all_their_operations(
 
 
 @pytest.mark.needs("cupy")
+@pytest.mark.parametrize("architecture", [80, 90])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_ptx_of_slicing_and_scaling_back_is_rounded_once(dtype: str, architecture: int) -> None:
+    ptx = cupy_kernel.compile_source(products_source(dtype), f"compute_{architecture}").decode()
+    assert_only_rounded_once(ptx)
+    rescaled = instructions(ptx, RESCALED)
+    assert rescaled["add.rn.f64"] == {"float32": 1, "float64": 6}[dtype]
+
+
+@pytest.mark.needs("cupy")
 def test_machine_code_is_made() -> None:
     program = portopt.Adafactor().program(shape=(3, 4))
-    source = staged_source(program, staged_key(program, "float32"))
-    assert cupy_kernel.compile_source(source, "sm_80")[:4] == b"\x7fELF"
+    for source in (staged_source(program, staged_key(program, "float32")), products_source("float64")):
+        assert cupy_kernel.compile_source(source, "sm_80")[:4] == b"\x7fELF"

@@ -54,11 +54,17 @@ class Library(Protocol):
     def dense(self, array: Any, /) -> Any:
         """Return an array itself if it is C-contiguous, else a copy that is."""
 
+    def is_dense(self, array: Any, /) -> bool:
+        """Tell whether an array is C-contiguous."""
+
     def copied(self, array: Any, /) -> Any:
         """Return a copy of a C-contiguous array."""
 
     def empty_like(self, array: Any, dtype: str | None = None, /) -> Any:
         """Return a new C-contiguous array of the same shape, on the same device, and of the same dtype if none is named."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str, device: Any, /) -> Any:
+        """Return a new C-contiguous array."""
 
     def assign(self, target: Any, value: Any, /) -> None:
         """Write the elements of an array into another one."""
@@ -71,6 +77,9 @@ class Library(Protocol):
 
     def norm_module(self, dtype: str, /) -> Any:
         """Return the kernels that reduce gradients of a dtype to what their norm is computed from."""
+
+    def products_module(self, compute_dtype: str, /) -> Any:
+        """Return the kernels that slice operands of products of matrices and scale integer products back."""
 
     def arguments(self, values: Sequence[float], dtype: str, device: Any, /) -> list[Any]:
         """Return numbers of a dtype as arguments of a kernel."""
@@ -91,6 +100,9 @@ class Library(Protocol):
 
     def launch(self, module: Any, kernel: str, table: Any, arguments: Sequence[Any], device: Any, /) -> None:
         """Run a kernel on all parameters of a table."""
+
+    def call(self, module: Any, kernel: str, blocks: int, arguments: Sequence[Any], device: Any, /) -> None:
+        """Run a kernel that takes arrays and integers, in so many blocks."""
 
     def scalars_of_norm(
         self, module: Any, norm: GradientNorm, given: Sequence[Any], count: int, dtype: str, device: Any, /

@@ -126,6 +126,10 @@ class Primitives:
         """Return the product of two matrices of which every sum is exact."""
         return self.xp.matmul(a, b)
 
+    def multiply_by_transpose(self, a: Any) -> Any:
+        """Return the product of a matrix and its transpose, of which every sum is exact; NumPy computes half of it."""
+        return self.multiply_matrices(a, self.xp.matrix_transpose(a))
+
     def negative(self, a: Any) -> Any:
         return -a
 
