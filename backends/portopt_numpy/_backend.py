@@ -83,6 +83,7 @@ class NumpyBackend(ArrayAPIBackend):
         primitives = super().primitives(compute_dtype)
         if compiler.available() and not is_interpreted():
             primitives.fused = functools.partial(_fused, compute_dtype)
+            primitives.squares = lambda x: norm.squares_of_arrays([x], [_dtype_name(x.dtype)])
             if compute_dtype == "float32":
                 primitives.sliced, primitives.rescaled = products.slices, products.rescaled
         return primitives

@@ -37,6 +37,7 @@ from portopt.kernels.host.memory import use_huge_pages
 from portopt.kernels.host.plan import make_plan
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program, products
+from portopt.program.bins import Bins
 from portopt.program.interpreter import StepScalars, interpret
 from portopt.program.primitives import Primitives
 from portopt.program.reductions import Reductions
@@ -121,9 +122,11 @@ class TorchBackend(ArrayAPIBackend):
         return tensor.to(device)
 
     def primitives(self, compute_dtype: str) -> Primitives:
-        primitives = Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides={"sqrt": self._sqrt})
+        overrides = {"sqrt": self._sqrt, "multiply_by_transpose": self._multiply_by_transpose}
+        primitives = Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides)
         if (compiler.available() or self._triton.available()) and not is_interpreted():
             primitives.fused = functools.partial(self._fused, primitives)
+            primitives.squares = self._squares
             primitives.sliced = functools.partial(self._sliced, primitives)
             primitives.rescaled = functools.partial(self._rescaled, primitives)
         return primitives
@@ -142,6 +145,11 @@ class TorchBackend(ArrayAPIBackend):
         # Of bfloat16, NumPy has no name, and kernels want the bits.
         found = segments.run(program, compute, [_bits(x) for x in arrays], names, scalars)
         return [self._torch.from_numpy(result) for result in found]
+
+    def _squares(self, x: Any) -> Bins | None:
+        if x.device.type != "cpu" or not compiler.available():
+            return None
+        return norm.squares_of_arrays([_bits(x)], [self.dtype_name(x)])
 
     def _sliced(self, primitives: Primitives, x: Any, axis: int) -> products.Slices:
         if self._runs_triton(x):
@@ -162,6 +170,9 @@ class TorchBackend(ArrayAPIBackend):
             return products.rescaled(primitives, primitives.wide, integers, left, right)
         left, right = (s._replace(factor=s.factor.numpy()) for s in (left, right))
         return self._torch.from_numpy(host_products.rescaled([n.numpy() for n in integers], left, right))
+
+    def _multiply_by_transpose(self, a: Any) -> Any:
+        return importlib.import_module("portopt_torch._products").multiply_by_transpose(a)
 
     def _slices_on_host(self, primitives: Primitives, x: Any) -> bool:
         return bool(x.device.type == "cpu" and primitives.compute_dtype == "float32" and compiler.available())

@@ -11,7 +11,8 @@ from support.bits import assert_same_bits, ordinary, random_words
 from support.libraries import PLANNED, Library
 
 import portopt
-from portopt.program import Program
+from portopt.kernels.host import norm
+from portopt.program import Program, bins
 from portopt.program.segments import Segment, fused_schedule, plain_schedule
 
 
@@ -110,3 +111,17 @@ def test_segments_are_run_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     right = host.run
     monkeypatch.setattr(host, "run", lambda *arguments: [2 * result for result in right(*arguments)])
     assert Tall().apply(p, p, Tall().init(p))[0].tobytes() != expected.tobytes()
+
+
+@pytest.mark.parametrize("library", PLANNED, ids=str)
+def test_norms_among_products_are_computed_by_the_kernel(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = ordinary((6, 4), "float32", 0)
+    optimizer = portopt.Muon()
+
+    def stepped() -> bytes:
+        found, _ = optimizer.apply(library.arrays(p), library.arrays(p), optimizer.init(library.arrays(p)))
+        return bytes(library.numpy(found).tobytes())
+
+    expected = stepped()
+    monkeypatch.setattr(norm, "squares_of_arrays", lambda *arguments: bins.NO_SQUARES)
+    assert stepped() != expected
