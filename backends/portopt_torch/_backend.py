@@ -205,13 +205,17 @@ class TorchBackend(ArrayAPIBackend):
         # What lacks an axis is the same in the processes that share it.
         if combine is None or any(work.program.ops[work.program.array_outputs["x"]].dims is not None for work in works):
             detached = self._detached(works)
-            return self._total_on_host(name, detached) if combine is None else super().total(name, detached)
+            return self._total_by_kernels(name, detached) if combine is None else super().total(name, detached)
         here = self.parts_of_total(name, self._detached(works), self.reductions_here)
         return combine(name.removeprefix("total_"), parameters, here)
 
-    def _total_on_host(self, name: str, works: Sequence[Work]) -> Any:
+    def _total_by_kernels(self, name: str, works: Sequence[Work]) -> Any:
         reduction = name.removeprefix("total_")
         on_host = all(arrays["p"].is_cpu for work in works for arrays in work.parameters)
+        if not is_interpreted() and all(map(_is_local, works)) and self._all_run_triton(works):
+            found = launch.total(self._triton.LIBRARY, reduction, works)
+            if found is not None:
+                return found
         fits = on_host and all(totals.can_run(reduction, work) and _is_local(work) for work in works)
         if is_interpreted() or not compiler.available() or not fits:
             return super().total(name, works)
@@ -248,13 +252,12 @@ class TorchBackend(ArrayAPIBackend):
         if not all(map(_is_local, all_detached)):
             return self._update_parts(all_detached, works, in_place=in_place)
         scalars = all_detached[0].scalars
-        where = [arrays["p"] for work in all_detached for arrays in work.parameters]
         results: list[dict[str, Any]] | None = None
         if isinstance(scalars, StepScalars) and not is_interpreted():
             on_host = compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in parameters)
             if on_host and any(map(self._runs_on_host, works)):
                 results = self._update_on_host(all_detached, in_place=in_place)
-            elif all(map(self._runs_triton, where)):
+            elif self._all_run_triton(all_detached):
                 interpreted = functools.partial(super().update, in_place=False)
                 results = launch.update(self._triton.LIBRARY, all_detached, interpreted, in_place=in_place)
                 if in_place and results is not None:
@@ -315,6 +318,9 @@ class TorchBackend(ArrayAPIBackend):
 
     def _runs_triton(self, tensor: Any) -> bool:
         return bool(tensor.device.type == "cuda" and self._triton.available())
+
+    def _all_run_triton(self, works: Sequence[Work]) -> bool:
+        return all(self._runs_triton(arrays["p"]) for work in works for arrays in work.parameters)
 
     def _runs_on_host(self, work: Work) -> bool:
         """Tell whether a kernel for host memory can do a work."""
@@ -380,7 +386,7 @@ class TorchBackend(ArrayAPIBackend):
             return combine("norm", gradients, parts)
         compute = super().gradient_norm
         if not is_interpreted() and all(map(self._runs_triton, detached)):
-            on_device = launch.gradient_norm(self._triton.LIBRARY, detached, lambda: compute(detached))
+            on_device = launch.gradient_norm(self._triton.LIBRARY, detached)
             if on_device is not None:
                 return on_device
         if not is_interpreted() and compiler.available() and all(g.is_cpu for g in detached):

@@ -15,7 +15,16 @@ from support.bits import Array, assert_same_float, ordinary, random_words
 from support.carries import SQUARES, SUMS
 from support.cuda_on_host import HostArray, Kernel, compile_on_host, host_cupy, on_device
 from support.elementwise import STAGED
-from support.gpu_cases import EveryDraw, EveryReduction, compare_steps, in_a_dtype, staged_key
+from support.gpu_cases import (
+    EveryDraw,
+    EveryReduction,
+    EveryTotal,
+    compare_steps,
+    in_a_dtype,
+    programs_of_totals,
+    staged_key,
+    trees_with_totals,
+)
 from support.gpu_products import compare_products
 from support.rules_of_each_kind import RULES, Multiplying
 
@@ -57,7 +66,15 @@ def interpreted_programs(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
             found.extend(work.program for work in works)
         return original(self, works, in_place=in_place)
 
+    totals = ArrayAPIBackend.parts_of_total
+
+    def noted_total(self: Any, name: str, works: Any, reductions_of: Any) -> Any:
+        if not portopt.backend.is_interpreted():
+            found.extend(work.program for work in works)
+        return totals(self, name, works, reductions_of)
+
     monkeypatch.setattr(ArrayAPIBackend, "update", noted)
+    monkeypatch.setattr(ArrayAPIBackend, "parts_of_total", noted_total)
     return found
 
 
@@ -119,6 +136,33 @@ def test_every_reduction_of_special_numbers() -> None:
     params.append(np.asarray([[np.inf, -np.inf, 1.0]]))
     gradients[0] += [np.ones((2, 3)), np.ones((1, 3))]
     compare_steps(on_device, np.asarray, EveryReduction(0.1), params, gradients[:1])
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_total_of_all_parameters(
+    dtype: str, interpreted_programs: list[Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HostArray, "may_wait", True)
+    for params, gradients in trees_with_totals(dtype):
+        compare_steps(on_device, np.asarray, EveryTotal(), params, gradients)
+    assert not interpreted_programs
+
+
+@pytest.mark.usefixtures("backend")
+def test_a_total_takes_two_launches_for_each_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[str] = []
+    original = cupy_kernel.LIBRARY.launch
+
+    def noted(module: Any, kernel: str, *arguments: Any) -> None:
+        launched.append(kernel)
+        original(module, kernel, *arguments)
+
+    monkeypatch.setattr(HostArray, "may_wait", True)
+    monkeypatch.setattr(cupy_kernel.LIBRARY, "launch", noted)
+    params, (gradients, _) = trees("float32", tuple((k % 7, 3) for k in range(30)))
+    compare_steps(on_device, np.asarray, portopt.Prodigy(), params, [gradients])
+    assert launched == ["stage_0", "stage_1"] * 2 + ["update"]
 
 
 @pytest.mark.usefixtures("backend")
@@ -273,6 +317,14 @@ def test_ptx_is_rounded_once_and_passes_over_elements_have_all_their_operations(
             # The compiler may write a loop twice, once for each value of a condition that all elements share.
             assert found.keys() == wanted.keys(), step.name
             assert found >= wanted, step.name
+
+
+@pytest.mark.needs("cupy")
+@pytest.mark.parametrize(("dtype", "architecture"), [("float32", 80), ("float64", 90)])
+def test_ptx_of_totals_is_rounded_once(dtype: str, architecture: int) -> None:
+    for program in programs_of_totals():
+        source = staged_source(program, staged_key(program, dtype))
+        assert_only_rounded_once(cupy_kernel.compile_source(source, f"compute_{architecture}").decode())
 
 
 @pytest.mark.needs("cupy")

@@ -25,8 +25,9 @@ from portopt.kernels.host.compiler import default_flush
 from portopt.kernels.host.kernel import Inputs, Work, can_run, draws, host_kernel, make_works, places_of, shared_last
 from portopt.kernels.host.norm import GradientTable, gradient_norm
 from portopt.kernels.host.readers import ArrayReader
-from portopt.kernels.host.totals import PlannedTotal, can_be_reduced, reducing
+from portopt.kernels.host.totals import PlannedTotal, can_be_reduced
 from portopt.kernels.host.watch import Call, Watch
+from portopt.kernels.totals import reducing
 from portopt.nested import rates_of
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
