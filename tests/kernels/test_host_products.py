@@ -54,7 +54,8 @@ def test_passes_have_the_bits_of_the_definition() -> None:
             assert_same_bits(by_passes(x, y), expected, f"another layout of {a.shape} {b.shape}")
 
 
-def test_threads_do_not_matter() -> None:
+def test_threads_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_ELEMENTS_PER_THREAD", 1 << 12)
     a, b = raw((2, 600, 500), 0), raw((2, 500, 700), 1)
     a[0], b[1] = ordinary((600, 500), "float32", 2), ordinary((500, 700), "float32", 3)
     found = []
@@ -67,6 +68,17 @@ def test_threads_do_not_matter() -> None:
     assert_same_bits(found[0], by_definition(a, b))
     assert_same_bits(found[1], found[0])
     assert_same_bits(found[2], found[0])
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (2, 200, 77), (300, 1000)], ids=str)
+def test_transposes_are_copied_in_tiles(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    x = random_words(shape, "float32", 0)
+    expected = np.ascontiguousarray(x.mT)
+    monkeypatch.setattr(np, "ascontiguousarray", None)
+    found = compiled.dense(x.mT)
+    assert found.flags.c_contiguous
+    assert found.tobytes() == expected.tobytes()
+    assert compiled.dense(x) is x
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch"])

@@ -86,6 +86,18 @@ def test_what_is_done_for_each_element_between_two_products_is_one_segment() -> 
     assert "g" not in second.arrays
 
 
+def test_elementary_functions_are_in_segments() -> None:
+    class Functions(portopt.Optimizer):
+        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+            size = xp.cbrt(xp.atan2(xp.tanh(g @ g), g)) * xp.exp(-g)
+            return p - c.lr * xp.pow(xp.abs(size), 0.25) / xp.log(xp.abs(g) + 2), {}
+
+    schedule = fused_schedule(Functions(0.5).program(shape=(3, 3)))
+    names = [op.name for segment in schedule.steps if isinstance(segment, Segment) for op in segment.program.ops]
+    assert {"cbrt", "atan2", "tanh", "exp", "power", "log"} <= set(names)
+    assert sum(isinstance(step, Segment) for step in schedule.steps) == 1
+
+
 def test_what_is_computed_once_is_in_one_segment_and_what_two_need_is_a_result() -> None:
     program = Mixed().program(shape=(6, 4))
     results = [i for segment in segments(program) for i in segment.outputs]

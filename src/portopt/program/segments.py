@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from portopt.program.ir import ARRAY_OPERATIONS, REDUCTIONS, Dim, Kind, Op, Program
+from portopt.program.ir import ARRAY_OPERATIONS, FUNCTIONS, REDUCTIONS, Dim, Kind, Op, Program
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class _Fusing:
         if op.reads is not None:
             return op.dims is None
         arrays = [j for j in op.args if not self._ops[j].kind.is_scalar and not self._uniform[j]]
-        return op.name in ARRAY_OPERATIONS and bool(arrays) and all(self._ops[j].dims == op.dims for j in arrays)
+        of_elements = op.name in ARRAY_OPERATIONS or op.name in FUNCTIONS
+        return of_elements and bool(arrays) and all(self._ops[j].dims == op.dims for j in arrays)
 
     def _is_alone(self, i: int) -> bool:
         """Tell whether an operation on arrays is a step of its own."""
