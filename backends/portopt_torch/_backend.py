@@ -129,6 +129,7 @@ class TorchBackend(ArrayAPIBackend):
             primitives.squares = self._squares
             primitives.sliced = functools.partial(self._sliced, primitives)
             primitives.rescaled = functools.partial(self._rescaled, primitives)
+            primitives.gram = functools.partial(self._gram, primitives)
         return primitives
 
     def _fused(
@@ -171,8 +172,18 @@ class TorchBackend(ArrayAPIBackend):
         left, right = (s._replace(factor=s.factor.numpy()) for s in (left, right))
         return self._torch.from_numpy(host_products.rescaled([n.numpy() for n in integers], left, right))
 
+    def _gram(self, primitives: Primitives, left: products.Slices) -> Any:
+        if not self._slices_on_host(primitives, left.factor):
+            return None
+        lower = self._products.lower_half(left.integers[0]).numpy()
+        return self._torch.from_numpy(host_products.rescaled_gram(lower, left._replace(factor=left.factor.numpy())))
+
     def _multiply_by_transpose(self, a: Any) -> Any:
-        return importlib.import_module("portopt_torch._products").multiply_by_transpose(a)
+        return self._products.multiply_by_transpose(a)
+
+    @property
+    def _products(self) -> Any:
+        return importlib.import_module("portopt_torch._products")
 
     def _slices_on_host(self, primitives: Primitives, x: Any) -> bool:
         return bool(x.device.type == "cpu" and primitives.compute_dtype == "float32" and compiler.available())
