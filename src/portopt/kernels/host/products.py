@@ -120,7 +120,7 @@ def kernel(n, out, row_factors, columns, column_factors, rows, unused, start, st
 _TILE = 16
 """Rows and columns of the tiles in which a matrix is transposed: as long as the lines of a cache, for numbers of four bytes."""
 
-_GRAM = f'''"""Lower halves of integer products of matrices and their transposes, scaled back, rounded to float32, and mirrored."""
+_GRAM = f'''"""Lower halves of integer products of matrices and their transposes, scaled back, rounded to float32, mirrored."""
 
 
 def kernel(n, out, factors, rows, tiles, unused, unused_2, start, stop):
