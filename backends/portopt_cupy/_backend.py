@@ -110,6 +110,7 @@ class CupyBackend(ArrayAPIBackend):
             found.fused = lambda program, arrays, scalars: launch.segment(
                 self._library, program, compute_dtype, arrays, scalars
             )
+            found.squares = functools.partial(launch.squares, self._library)
             found.sliced = functools.partial(products.slices, self._library, self.xp, compute_dtype)
             found.rescaled = functools.partial(products.rescaled, self._library, self.xp, compute_dtype)
         return found

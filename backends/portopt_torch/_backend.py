@@ -148,6 +148,8 @@ class TorchBackend(ArrayAPIBackend):
         return [self._torch.from_numpy(result) for result in found]
 
     def _squares(self, x: Any) -> Bins | None:
+        if self._runs_triton(x):
+            return launch.squares(self._triton.LIBRARY, x)
         if x.device.type != "cpu" or not compiler.available():
             return None
         return norm.squares_of_arrays([_bits(x)], [self.dtype_name(x)])

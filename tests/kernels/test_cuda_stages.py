@@ -203,17 +203,23 @@ def test_a_gradient_in_the_memory_of_another_programs_parameter_is_read_before_i
 def test_what_stands_between_products_runs_in_kernels(
     rule: type[portopt.Optimizer], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count, segment = 0, launch.segment
+    counts: Counter[str] = Counter()
 
-    def counted(*arguments: Any) -> Any:
-        nonlocal count
-        count += 1
-        return segment(*arguments)
+    def count(name: str) -> None:
+        original = getattr(launch, name)
 
-    monkeypatch.setattr(launch, "segment", counted)
+        def counted(*arguments: Any) -> Any:
+            counts[name] += 1
+            return original(*arguments)
+
+        monkeypatch.setattr(launch, name, counted)
+
+    count("segment")
+    count("squares")
     monkeypatch.setattr(HostArray, "may_wait", True)
     compare_steps(on_device, np.asarray, rule(), *trees(dtype, ((6, 4), (3,))))
-    assert count > 2
+    assert counts["segment"] > 2
+    assert counts["squares"] >= 2  # the norm of a matrix in each of two steps
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -179,6 +179,8 @@ def host_cupy(directory: Path) -> Iterator[Any]:
             # What NumPy's functions return is sometimes an array of its own.
             if (fused := found.fused) is not None:
                 found.fused = lambda program, arrays, scalars: fused(program, list(map(on_device, arrays)), scalars)
+            if (squares := found.squares) is not None:
+                found.squares = lambda x: squares(on_device(x))
             if (sliced := found.sliced) is not None:
                 found.sliced = lambda x, axis: sliced(on_device(x), axis)
             if (rescaled := found.rescaled) is not None:

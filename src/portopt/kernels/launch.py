@@ -25,6 +25,7 @@ from portopt.kernels.passes import Pass, Passes, can_pass, passes_of, words_of
 from portopt.kernels.stages import Space
 from portopt.kernels.totals import can_total, reducing
 from portopt.program import Program
+from portopt.program.bins import Bins
 from portopt.program.interpreter import StepScalars
 from portopt.program.reductions import of_numbers
 
@@ -151,6 +152,12 @@ def gradient_norm(library: Library, gradients: Sequence[Any]) -> GradientNorm | 
         for module, table in launches:
             library.launch(module, SUM_SQUARES, table, library.sums(norm), device)
     return norm
+
+
+def squares(library: Library, array: Any) -> Bins | None:
+    """Return the bins of the squares of all elements, for which the host waits."""
+    norm = gradient_norm(library, [array])
+    return None if norm is None else norm.squares
 
 
 @functools.lru_cache(maxsize=512)

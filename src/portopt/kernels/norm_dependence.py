@@ -13,7 +13,7 @@ from typing import Any
 
 from portopt.arithmetic import HOST
 from portopt.program import DRAWS, TOTALS, Op, Program
-from portopt.program.bins import norm_of
+from portopt.program.bins import Bins, of_squares, root_of
 from portopt.program.expansion import expand_elementary
 from portopt.program.interpreter import StepScalars
 from portopt.program.ir import pruned
@@ -32,12 +32,13 @@ class GradientNorm:
         self._read = read
 
     @functools.cached_property
-    def _value(self) -> float:
+    def squares(self) -> Bins:
+        """The bins of the squares, for which the host waits."""
         largest, first, second, third = self._read()
-        return norm_of(largest, (first, second, third))
+        return of_squares(largest, (first, second, third))
 
     def __float__(self) -> float:
-        return self._value
+        return root_of(self.squares)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.kernels.groups import array_order, kernel_key
 from portopt.kernels.key import KernelKey
-from portopt.kernels.names import COLUMNS_SLICED, RESCALED, ROWS_SLICED
+from portopt.kernels.names import COLUMNS_SLICED, LARGEST_GRADIENT, RESCALED, ROWS_SLICED, SUM_SQUARES
 from portopt.program import DRAWS, REDUCTIONS, Op, Program
 from portopt.program.products import SLICES, operands_of
 from portopt.program.segments import Segment, fused_schedule
@@ -86,6 +86,8 @@ class _Printer:
             return f"{text}: the same memory"
         if op.kind.is_scalar and op.name not in REDUCTIONS:
             return f"{text}: on the host"
+        if op.name == "norm" and op.kind.is_scalar:
+            return f"{text}: kernels {LARGEST_GRADIENT} and {SUM_SQUARES}, as for the norm of gradients"
         what = "draws" if op.name in DRAWS else "reduces" if op.name in REDUCTIONS else "computes"
         return f"{text}: the library {what}, operation by operation"
 

@@ -86,15 +86,15 @@ def root_of(bins: Bins) -> float:
     return float(HOST.multiply(HOST.sqrt(scaled), 2.0**half))
 
 
-def norm_of(largest: int, sums: tuple[int, int, int]) -> float:
-    """Return a norm, given the bits of the largest magnitude in float64 and the sums in the bins of the squares."""
+def of_squares(largest: int, sums: tuple[int, int, int]) -> Bins:
+    """Return the bins of squares, given the bits of the largest magnitude in float64 and the sums in the bins for its square."""
     magnitude = float(struct.unpack("d", struct.pack("q", largest))[0])
     if magnitude == 0.0 or not magnitude < math.inf:
-        return magnitude
+        return NO_SQUARES._replace(special=magnitude)
     half = SCALING if magnitude >= 2.0**UNSCALED else -SCALING if magnitude < 2.0**-UNSCALED else 0
     scaled = magnitude * 2.0**-half
     exponent = -(-math.frexp(scaled * scaled)[1] // WIDTH) * WIDTH
-    return root_of(Bins(exponent + 2 * half, sums, 0.0))
+    return Bins(exponent + 2 * half, sums, 0.0)
 
 
 def scaling_of_squares(exponent: int) -> int:
