@@ -34,7 +34,7 @@ from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.host import compiler, kernel, norm, readers, segments, totals, trial
 from portopt.kernels.host import products as host_products
 from portopt.kernels.host.memory import use_huge_pages
-from portopt.kernels.host.plan import make_plan
+from portopt.kernels.host.plan import can_plan, make_plan
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program, products
 from portopt.program.bins import Bins
@@ -382,7 +382,8 @@ class TorchBackend(ArrayAPIBackend):
         ordinary = all(
             type(t) in (torch.Tensor, torch.nn.Parameter) and t.is_cpu and t.is_contiguous() for t in tensors
         )
-        if not compiler.available() or is_interpreted() or not ordinary or (reader := _reader()) is None:
+        usable = compiler.available() and not is_interpreted() and ordinary
+        if not usable or not can_plan(programs) or (reader := _reader()) is None:
             return None
         if any(leaf.is_part for leaf in described(self, parameters)) and not all(p.is_elementwise for p in programs):
             return None
