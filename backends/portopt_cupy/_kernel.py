@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,6 +169,10 @@ class _Cupy:
         memory = _cupy().empty(words, np.int64)
         return memory, int(memory.data.ptr)
 
+    def words(self, memory: Any, count: int) -> list[int]:
+        found: list[int] = _cupy().asnumpy(memory[:count]).tolist()
+        return found
+
     def tables(
         self, module: _Module, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int
     ) -> Iterator[Launch]:
@@ -192,8 +196,9 @@ class _Cupy:
         _function(module.source, SCALARS_OF_NORM, device)((1,), (1,), arguments)
         return results
 
-    def new_norm(self, device: int, compute: Callable[[], float]) -> GradientNorm:
-        return GradientNorm(_cupy().zeros(4, np.int64), compute)
+    def new_norm(self, device: int) -> GradientNorm:
+        memory = _cupy().zeros(4, np.int64)
+        return GradientNorm(memory, functools.partial(self.words, memory, 4))
 
     def largest(self, norm: GradientNorm) -> list[Any]:
         return [norm.words]

@@ -10,7 +10,7 @@ import importlib.util
 import linecache
 import operator
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -150,6 +150,10 @@ class _Torch:
         memory = _torch().empty(words, dtype=_torch().int64, device=device)
         return memory, int(memory.data_ptr())
 
+    def words(self, memory: Any, count: int) -> list[int]:
+        found: list[int] = memory[:count].tolist()
+        return found
+
     def tables(
         self, module: ModuleType, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int
     ) -> list[tuple[Sequence[Sequence[int]], Sequence[int], int]]:
@@ -178,9 +182,10 @@ class _Torch:
         getattr(module, SCALARS_OF_NORM)[(1,)](*self.sums(norm), values, results, **one)
         return results
 
-    def new_norm(self, device: Any, compute: Callable[[], float]) -> GradientNorm:
+    def new_norm(self, device: Any) -> GradientNorm:
         torch = _torch()
-        return GradientNorm(torch.zeros(4, dtype=torch.int64, device=device), compute)
+        memory = torch.zeros(4, dtype=torch.int64, device=device)
+        return GradientNorm(memory, functools.partial(self.words, memory, 4))
 
     def largest(self, norm: GradientNorm) -> list[Any]:
         return [norm.words[:1]]

@@ -20,6 +20,7 @@ from support.gpu_cases import (
     key_of,
     norm_program,
     optimizer_of,
+    programs_of_totals,
     staged_key,
 )
 from support.places import TESTS
@@ -221,6 +222,15 @@ def test_ptx_of_programs_that_reduce_and_draw_is_rounded_once(
 
 @needs_triton
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_ptx_of_totals_is_rounded_once(architecture: int) -> None:
+    program = programs_of_totals()[-1]
+    source = staged_source(program, staged_key(program, "float32"))
+    for step in passes_of(program).passes:
+        assert_only_rounded_once(ptx_of(source, step.name, "float32", architecture))
+
+
+@needs_triton
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_ptx_of_slicing_and_scaling_back_is_rounded_once(dtype: str, architecture: int) -> None:
     for kernel in (ROWS_SLICED, COLUMNS_SLICED, RESCALED):
@@ -250,7 +260,10 @@ INTERPRETED = TESTS / "cases" / "triton_interpreted.py"
 @pytest.mark.parametrize(
     ("selection", "at_least"),
     [
-        ("carry or slices or float32 and (gap or another_dtype or every_operation or LAMB or SM3 or Noisy)", 14),
+        (
+            "carry or slices or every_total or float32 and (gap or another_dtype or every_operation or LAMB or SM3 or Noisy)",
+            15,
+        ),
         pytest.param("test_kernel_has_the_bits", 30, marks=pytest.mark.slow),
         pytest.param("not test_kernel_has_the_bits", 46, marks=pytest.mark.slow),
     ],
