@@ -34,7 +34,7 @@ from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.host import compiler, kernel, norm, readers, segments, totals, trial
 from portopt.kernels.host import products as host_products
 from portopt.kernels.host.memory import use_huge_pages
-from portopt.kernels.host.plan import make_plan
+from portopt.kernels.host.plan import can_plan, make_plan
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program, products
 from portopt.program.bins import Bins
@@ -129,6 +129,7 @@ class TorchBackend(ArrayAPIBackend):
             primitives.squares = self._squares
             primitives.sliced = functools.partial(self._sliced, primitives)
             primitives.rescaled = functools.partial(self._rescaled, primitives)
+            primitives.gram = functools.partial(self._gram, primitives)
         return primitives
 
     def _fused(
@@ -173,8 +174,18 @@ class TorchBackend(ArrayAPIBackend):
         left, right = (s._replace(factor=s.factor.numpy()) for s in (left, right))
         return self._torch.from_numpy(host_products.rescaled([n.numpy() for n in integers], left, right))
 
+    def _gram(self, primitives: Primitives, left: products.Slices) -> Any:
+        if not self._slices_on_host(primitives, left.factor):
+            return None
+        lower = self._products.lower_half(left.integers[0]).numpy()
+        return self._torch.from_numpy(host_products.rescaled_gram(lower, left._replace(factor=left.factor.numpy())))
+
     def _multiply_by_transpose(self, a: Any) -> Any:
-        return importlib.import_module("portopt_torch._products").multiply_by_transpose(a)
+        return self._products.multiply_by_transpose(a)
+
+    @property
+    def _products(self) -> Any:
+        return importlib.import_module("portopt_torch._products")
 
     def _slices_on_host(self, primitives: Primitives, x: Any) -> bool:
         return bool(x.device.type == "cpu" and primitives.compute_dtype == "float32" and compiler.available())
@@ -371,7 +382,8 @@ class TorchBackend(ArrayAPIBackend):
         ordinary = all(
             type(t) in (torch.Tensor, torch.nn.Parameter) and t.is_cpu and t.is_contiguous() for t in tensors
         )
-        if not compiler.available() or is_interpreted() or not ordinary or (reader := _reader()) is None:
+        usable = compiler.available() and not is_interpreted() and ordinary
+        if not usable or not can_plan(programs) or (reader := _reader()) is None:
             return None
         if any(leaf.is_part for leaf in described(self, parameters)) and not all(p.is_elementwise for p in programs):
             return None

@@ -81,6 +81,16 @@ def test_transposes_are_copied_in_tiles(shape: tuple[int, ...], monkeypatch: pyt
     assert compiled.dense(x) is x
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_half_of_a_product_with_the_transpose_is_mirrored() -> None:
+    for shape in ((1, 1), (3, 5), (16, 4), (2, 37, 9), (2, 3, 48, 2)):
+        for x in (ordinary(shape, "float32", 0), raw(shape, 1)):
+            left = compiled.slices(x, -1)
+            lower = left.integers[0] @ left.integers[0].mT
+            lower[..., *np.triu_indices(shape[-2], 1)] = np.nan
+            assert_same_bits(compiled.rescaled_gram(lower, left), by_definition(x, x.mT), f"{shape}")
+
+
 @pytest.mark.parametrize("name", ["numpy", "torch"])
 def test_products_of_arrays_in_host_memory_use_the_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     backend: Any = portopt.get_backend(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -108,6 +109,24 @@ def test_what_is_computed_once_is_in_one_segment_and_what_two_need_is_a_result()
     done = [i for step in fused_schedule(program).done for i in step]
     assert len(set(done)) == len(done)
     assert not set(program.array_outputs.values()) & set(done)
+
+
+def test_segments_that_do_the_same_are_one_program() -> None:
+    few, more = ({s.program for s in segments(portopt.Muon(ns_steps=n).program(shape=(3, 4)))} for n in (2, 7))
+    assert few == more
+
+
+@pytest.mark.parametrize("library", PLANNED, ids=str)
+def test_nothing_is_compiled_for_plans_of_programs_with_products(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend: Any = library.backend
+    monkeypatch.setattr(inspect.getmodule(type(backend)), "make_plan", None)
+    p = library.arrays(ordinary((3, 4), "float32", 0))
+    optimizer = portopt.Muon()
+    state = optimizer.init(p)
+    for _ in range(3):
+        state = optimizer.apply_(p, p, state)
 
 
 def test_a_program_without_products_has_no_segments() -> None:

@@ -30,6 +30,8 @@ class Primitives:
     Attributes:
         sliced: takes the place of `products.slices`, of an operand and its inner axis; None if nothing does.
         rescaled: takes the place of `products.rescaled`, of integer products and the two operands' slices.
+        gram: returns the product of an operand and its transpose, given the operand's slices, or None if it cannot; None
+            likewise.
         fused: runs the elementwise program of a segment, given its arrays and its scalars, and returns its results; None if each
             operation is run by itself.
         squares: returns the bins of the squares of all elements of an array, as `Reductions.partial` does for a norm, or None if
@@ -41,6 +43,7 @@ class Primitives:
 
     sliced: Callable[[Any, int], Any] | None = None
     rescaled: Callable[[Any, Any, Any], Any] | None = None
+    gram: Callable[[Any], Any] | None = None
     fused: Callable[[Any, Any, Any], Any] | None = None
     squares: Callable[[Any], Bins | None] | None = None
     leading_exponent: Callable[[Any], Any] | None = None

@@ -211,6 +211,11 @@ def _same_numbers(overrides: Mapping[str, Any], others: Mapping[str, Any]) -> bo
     )
 
 
+def can_plan(programs: Iterable[Program]) -> bool:
+    """Tell whether kernels can run all of a step's programs, as a plan needs."""
+    return all(can_run(program.after_totals) for program in set(programs))
+
+
 def make_plan(
     backend: Backend,
     programs: Sequence[Program],
@@ -235,7 +240,7 @@ def make_plan(
     members: dict[Program, list[int]] = {}
     for i, program in enumerate(programs):
         members.setdefault(program, []).append(i)
-    if not all(can_run(program.after_totals) for program in members):
+    if not can_plan(programs):
         return None
     work: list[Work] = []
     dtypes = [leaf.dtypes for leaf in arrays]

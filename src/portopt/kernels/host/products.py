@@ -120,6 +120,27 @@ def kernel(n, out, row_factors, columns, column_factors, rows, unused, start, st
 _TILE = 16
 """Rows and columns of the tiles in which a matrix is transposed: as long as the lines of a cache, for numbers of four bytes."""
 
+_GRAM = f'''"""Lower halves of integer products of matrices and their transposes, scaled back, rounded to float32, mirrored."""
+
+
+def kernel(n, out, factors, rows, tiles, unused, unused_2, start, stop):
+    """Scale rows of tiles start to stop, counted through all matrices, back."""
+    for line in range(start, stop):
+        matrix = line // tiles
+        top = (line - matrix * tiles) * {_TILE}
+        bottom = min(top + {_TILE}, rows)
+        source = pointer_to_float64(n + 8 * rows * rows * matrix)
+        target = pointer_to_float32(out + 4 * rows * rows * matrix)
+        factor = pointer_to_float64(factors + 8 * rows * matrix)
+        for left in range(0, bottom, {_TILE}):
+            for i in range(top, bottom):
+                for j in range(left, min(left + {_TILE}, i + 1)):
+                    target[rows * i + j] = float64_to_float32(((source[rows * i + j] + 0.0) * factor[i]) * factor[j])
+            for j in range(left, min(left + {_TILE}, bottom)):
+                for i in range(max(top, j), bottom):
+                    target[rows * j + i] = target[rows * i + j]
+'''
+
 _LEAST_IN_TILES = 1 << 14
 """Elements of the smallest array that is transposed in tiles: others stay in the processor's caches."""
 
@@ -220,6 +241,17 @@ def rescaled(products: Sequence[Any], left: Slices, right: Slices) -> Any:
     out = np.empty(integers.shape, np.float32)
     addresses = (integers.ctypes.data, out.ctypes.data, row_factors.ctypes.data)
     _run(_RESCALED, lines, integers.size, *addresses, columns, column_factors.ctypes.data, rows, 0)
+    return out
+
+
+def rescaled_gram(lower: Any, left: Slices) -> Any:
+    """Return the float32 product of an operand and its transpose, given the lower half of the integer product of its slices."""
+    rows = lower.shape[-1]
+    integers, factors = np.ascontiguousarray(lower), np.ascontiguousarray(left.factor)
+    out = np.empty(integers.shape, np.float32)
+    tiles = -(-rows // _TILE)
+    addresses = (integers.ctypes.data, out.ctypes.data, factors.ctypes.data)
+    _run(_GRAM, integers.size // (rows * rows) * tiles, integers.size, *addresses, rows, tiles, 0, 0)
     return out
 
 
