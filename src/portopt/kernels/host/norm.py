@@ -21,6 +21,7 @@ from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.kernels.groups import positions
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function, default_flush
+from portopt.kernels.host.reduction_source import FIRST_BITS, SQUARES_AT_ONCE
 from portopt.kernels.key import Flush
 from portopt.program.bins import (
     HIGHEST,
@@ -34,10 +35,6 @@ from portopt.program.bins import (
     root_of,
 )
 
-FIRST_BITS = 46
-"""Bits of the first integer of a square."""
-SQUARES_AT_ONCE = 32
-"""Sums to which squares of float32 numbers are added in turns."""
 _BLOCK = SQUARES_AT_ONCE << (52 - FIRST_BITS)
 """Elements of a block: each of these sums, a float64, takes as many of such integers as 52 bits can hold."""
 _SAMPLES = 1024

@@ -19,6 +19,11 @@ from portopt.program import SUMS, bins
 BLOCK = 512
 """Elements of a buffer: so few that those of some reductions fit into a processor's first cache."""
 
+FIRST_BITS = 46
+"""Bits of the first of the two integers of a square whose bins are known."""
+SQUARES_AT_ONCE = 32
+"""Sums to which squares of float32 numbers are added in turns."""
+
 _COMMON = f'''
 
 def exponent_of(x):

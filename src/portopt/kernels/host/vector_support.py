@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from portopt.kernels.host.norm import FIRST_BITS, SQUARES_AT_ONCE
+from portopt.kernels.host.reduction_source import FIRST_BITS, SQUARES_AT_ONCE
 
 _VECTOR = 8
 """Elements of a vector: as many float64 as the widest registers hold; LLVM takes several where they are shorter."""
