@@ -23,6 +23,7 @@ from support.gpu_cases import (
     staged_key,
 )
 from support.places import TESTS
+from support.turns import in_turns
 
 import portopt
 import portopt_torch._triton as torch_kernel
@@ -183,13 +184,15 @@ def test_ptx_of_the_norm_is_rounded_once(dtype: str, architecture: int) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "rule",
+    ("rule", "dtype", "architecture"),
     [
-        pytest.param(r, marks=[pytest.mark.slow] * (r not in (portopt.LAMB, portopt.SM3)), id=r.__name__)
-        for r in [*STAGED, EveryReduction, EveryDraw]
+        pytest.param(rule, dtype, architecture, marks=[pytest.mark.slow] * (rule is not portopt.LAMB))
+        for rule, (dtype, architecture) in in_turns(
+            [*STAGED, EveryReduction, EveryDraw],
+            [(dtype, architecture) for dtype in ("float32", "float64") for architecture in (80, 90)],
+            in_all=(portopt.LAMB,),
+        )
     ],
 )
 def test_ptx_of_programs_that_reduce_and_draw_is_rounded_once(
@@ -219,6 +222,7 @@ def test_contraction_would_be_noticed() -> None:
 # The bits -------------------------------------------------------------------------------------------------------
 
 INTERPRETED = TESTS / "cases" / "triton_interpreted.py"
+QUICK = "carry or float32 and (gap or another_dtype or every_operation or LAMB or SM3 or Noisy)"
 
 
 @needs_triton
@@ -226,9 +230,9 @@ INTERPRETED = TESTS / "cases" / "triton_interpreted.py"
 @pytest.mark.parametrize(
     ("selection", "at_least"),
     [
-        ("carry or float32 and (gap or another_dtype or every_operation or LAMB or SM3 or Noisy)", 12),
-        pytest.param("test_kernel_has_the_bits", 30, marks=pytest.mark.slow),
-        pytest.param("not test_kernel_has_the_bits", 46, marks=pytest.mark.slow),
+        (QUICK, 12),
+        pytest.param(f"test_kernel_has_the_bits and not ({QUICK})", 30, marks=pytest.mark.slow),
+        pytest.param(f"not test_kernel_has_the_bits and not ({QUICK})", 34, marks=pytest.mark.slow),
     ],
 )
 def test_the_interpreter_of_triton_gives_the_bits_of_the_contract(selection: str, at_least: int) -> None:

@@ -71,7 +71,7 @@ class Drift(DialectRule):
 
 WALKING = (
     "rules", "core/test_hyperparameters.py", "core/test_configuration.py", "core/test_in_place.py", "core/test_schedules.py",
-    "program/test_tracing.py", "kernels/test_repeated_steps.py", "kernels/test_jax_kernel.py", "tools/test_show.py",
+    "program/test_tracing.py", "kernels/test_repeated_steps.py", "tools/test_show.py",
     "tools/test_bench.py", "tools/test_compare.py",
 )  # fmt: skip
 """Tests that walk the registry, of each wing."""
