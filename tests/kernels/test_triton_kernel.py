@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from support.elementwise import STAGED
 from support.gpu_cases import (
+    CASES_IN_A_DTYPE,
     DTYPES,
     PAIRS,
     EveryDraw,
     EveryReduction,
-    each_case_in_a_dtype,
     key_of,
     norm_program,
     optimizer_of,
@@ -137,12 +137,16 @@ def expected_instructions(program: Program, key: KernelKey) -> Counter[str]:
 ARCHITECTURES = [pytest.param(80, marks=pytest.mark.slow), 90]
 
 
+def _name(x: Any) -> str:
+    return "-".join(map(_name, x)) if isinstance(x, tuple) else getattr(x, "__name__", str(x))
+
+
 @needs_triton
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@each_case_in_a_dtype
+@pytest.mark.parametrize(("case", "architecture"), in_turns(CASES_IN_A_DTYPE, (90, 80)), ids=_name)
 def test_ptx_has_exactly_the_operations_of_the_program(
-    rule: type[portopt.Optimizer], clipped: bool, dtype: str, architecture: int
+    case: tuple[type[portopt.Optimizer], bool, str], architecture: int
 ) -> None:
+    rule, clipped, dtype = case
     optimizer = optimizer_of(rule, clipped)
     program, key = optimizer.program(), key_of(optimizer, dtype)
     ptx = ptx_of(triton_source(program, key), "update", key.compute_dtype, architecture)
@@ -165,8 +169,9 @@ def test_ptx_converts_gradients_of_another_dtype_without_flushing(dtype: str, gr
 
 
 @needs_triton
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("dtype", "architecture"), [("float32", 90), pytest.param("float64", 80, marks=pytest.mark.slow)]
+)
 def test_ptx_of_scalars_of_the_norm_is_rounded_once(dtype: str, architecture: int) -> None:
     for program in (norm_program(), portopt.SGD(clipnorm=1.0).program()):
         slots = dict.fromkeys(set(program.array_outputs) - {"p"}, dtype)
