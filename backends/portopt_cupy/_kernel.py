@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from portopt import __version__
 from portopt.kernels import cache
 from portopt.kernels.cuda.norm import ROWS as NORM_ROWS
 from portopt.kernels.cuda.norm import norm_source
+from portopt.kernels.cuda.products import products_source
 from portopt.kernels.cuda.source import CHUNK, THREADS, cuda_source, rows_of_update
 from portopt.kernels.cuda.staged_source import chunk_of, rows_of_passes, staged_source
 from portopt.kernels.cuda.tables import Launch, launches
@@ -137,6 +138,12 @@ class _Cupy:
         with array.device:
             return _cupy().empty(array.shape, array.dtype if dtype is None else dtype)
 
+    def is_dense(self, array: Any) -> bool:
+        return bool(array.flags.c_contiguous)
+
+    def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
+        return _cupy().empty(shape, dtype)
+
     def assign(self, target: Any, value: Any) -> None:
         target[...] = value
 
@@ -149,6 +156,9 @@ class _Cupy:
     def norm_module(self, dtype: str) -> _Module:
         return _norm_module(dtype)
 
+    def products_module(self, compute_dtype: str) -> _Module:
+        return _Module(products_source(compute_dtype), 1)
+
     def arguments(self, values: Sequence[float], dtype: str, device: int) -> list[Any]:
         return list(map(np.dtype(dtype).type, values))
 
@@ -158,6 +168,10 @@ class _Cupy:
     def workspace(self, words: int, device: int) -> tuple[Any, int]:
         memory = _cupy().empty(words, np.int64)
         return memory, int(memory.data.ptr)
+
+    def words(self, memory: Any, count: int) -> list[int]:
+        found: list[int] = _cupy().asnumpy(memory[:count]).tolist()
+        return found
 
     def tables(
         self, module: _Module, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int
@@ -170,6 +184,10 @@ class _Cupy:
         by_value = words.view(np.dtype([("words", np.int64, words.shape)]))
         _function(module.source, kernel, device)((min(chunks, _MOST_BLOCKS),), (THREADS,), (by_value, *arguments))
 
+    def call(self, module: _Module, kernel: str, blocks: int, arguments: Sequence[Any], device: int) -> None:
+        typed = tuple(typed_scalar(a) if isinstance(a, int) else a for a in arguments)
+        _function(module.source, kernel, device)((min(blocks, _MOST_BLOCKS),), (THREADS,), typed)
+
     def scalars_of_norm(
         self, module: _Module, norm: GradientNorm, given: Sequence[Any], count: int, dtype: str, device: int
     ) -> Any:
@@ -178,8 +196,9 @@ class _Cupy:
         _function(module.source, SCALARS_OF_NORM, device)((1,), (1,), arguments)
         return results
 
-    def new_norm(self, device: int, compute: Callable[[], float]) -> GradientNorm:
-        return GradientNorm(_cupy().zeros(4, np.int64), compute)
+    def new_norm(self, device: int) -> GradientNorm:
+        memory = _cupy().zeros(4, np.int64)
+        return GradientNorm(memory, functools.partial(self.words, memory, 4))
 
     def largest(self, norm: GradientNorm) -> list[Any]:
         return [norm.words]

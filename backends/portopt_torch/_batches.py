@@ -13,7 +13,7 @@ from portopt.slot import are_plain, slots_of_shape
 from portopt.step import Part
 from portopt_torch._backend import backend
 from portopt_torch._saved_state import finished_steps, number_of, tensor_of
-from portopt_torch._sharded import is_sharded, local_part, place_of, placed_like
+from portopt_torch._sharded import input_part, is_sharded, local_part, place_of
 
 Totals = Mapping[str, Any] | None
 """The totals over all parameters, by name, where a batch cannot compute them itself."""
@@ -94,9 +94,7 @@ class Batch:
         found = {name: [of.get(p) for p in self._parameters] for name, of in inputs.items()}
         if self.is_sharded:
             placed = {n: zip(self._parameters, given, strict=True) for n, given in found.items()}
-            found = {
-                n: [None if x is None else local_part(placed_like(x, p)) for p, x in of] for n, of in placed.items()
-            }
+            found = {n: [None if x is None else input_part(n, x, p) for p, x in of] for n, of in placed.items()}
         return {name: given for name, given in found.items() if any(x is not None for x in given)}
 
     def local_arrays(self, gradients: Sequence[Any]) -> list[tuple[Any, Any]]:

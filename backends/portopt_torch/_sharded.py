@@ -46,6 +46,26 @@ def placed_like(gradient: Any, parameter: Any) -> Any:
     return gradient
 
 
+def input_part(name: str, given: Any, parameter: Any) -> Any:
+    """Return the part of a further input of a parameter that lies in this process.
+
+    Raises:
+        TypeError: several processes hold the parameter, and this one alone the input.
+        ValueError: the two are of other shapes.
+    """
+    if not is_sharded(parameter):
+        return given
+    shape = tuple(parameter.shape)
+    if isinstance(given, torch.Tensor) and not is_sharded(given):
+        raise TypeError(
+            f"{name} of a parameter of shape {shape} that several processes hold is a tensor of this one alone: give a DTensor, "
+            "such as torch.distributed.tensor.distribute_tensor(x, p.device_mesh, p.placements)"
+        )
+    if is_sharded(given) and tuple(given.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(given.shape)}, but its parameter has {shape}; they must agree")
+    return local_part(placed_like(given, parameter))
+
+
 def like_parameter(local: Any, parameter: Any, dims: tuple[Dim, ...] | None) -> Any:
     """Return a tensor whose part in this process is `local`, distributed as a parameter is, of whose axes it has some."""
     if not is_sharded(parameter):

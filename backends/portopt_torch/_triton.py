@@ -10,7 +10,7 @@ import importlib.util
 import linecache
 import operator
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +21,7 @@ from portopt.kernels.launch import Library, chunk_starts
 from portopt.kernels.names import SCALARS_OF_NORM
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.kernels.triton.norm import norm_source
+from portopt.kernels.triton.products import products_source
 from portopt.kernels.triton.source import CHUNK, WARPS, triton_source
 from portopt.kernels.triton.staged_source import chunk_of, staged_source
 from portopt.program import Program
@@ -117,6 +118,12 @@ class _Torch:
         kind = tensor.dtype if dtype is None else getattr(_torch(), dtype)
         return _torch().empty(tensor.shape, dtype=kind, device=tensor.device)
 
+    def is_dense(self, tensor: Any) -> bool:
+        return bool(tensor.is_contiguous())
+
+    def empty(self, shape: tuple[int, ...], dtype: str, device: Any) -> Any:
+        return _torch().empty(shape, dtype=getattr(_torch(), dtype), device=device)
+
     def assign(self, target: Any, value: Any) -> None:
         target.copy_(value)
 
@@ -129,6 +136,9 @@ class _Torch:
     def norm_module(self, dtype: str) -> ModuleType:
         return load_module(norm_source(dtype))
 
+    def products_module(self, compute_dtype: str) -> ModuleType:
+        return load_module(products_source(compute_dtype))
+
     def arguments(self, values: Sequence[float], dtype: str, device: Any) -> list[Any]:
         # At least one element: an address is needed even if nothing is read.
         return [_upload(np.asarray(values or [0.0], dtype), device)]
@@ -139,6 +149,10 @@ class _Torch:
     def workspace(self, words: int, device: Any) -> tuple[Any, int]:
         memory = _torch().empty(words, dtype=_torch().int64, device=device)
         return memory, int(memory.data_ptr())
+
+    def words(self, memory: Any, count: int) -> list[int]:
+        found: list[int] = memory[:count].tolist()
+        return found
 
     def tables(
         self, module: ModuleType, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int
@@ -155,6 +169,9 @@ class _Torch:
         table = _upload(np.ascontiguousarray(np.column_stack(columns)), device)
         getattr(module, kernel)[(int(starts[-1]),)](table, layout.rows(), *arguments, CHUNK=CHUNK, **OPTIONS)
 
+    def call(self, module: ModuleType, kernel: str, blocks: int, arguments: Sequence[Any], device: Any) -> None:
+        getattr(module, kernel)[(blocks,)](*arguments, CHUNK=CHUNK, **OPTIONS)
+
     def scalars_of_norm(
         self, module: ModuleType, norm: GradientNorm, given: Sequence[Any], count: int, dtype: str, device: Any
     ) -> Any:
@@ -165,9 +182,10 @@ class _Torch:
         getattr(module, SCALARS_OF_NORM)[(1,)](*self.sums(norm), values, results, **one)
         return results
 
-    def new_norm(self, device: Any, compute: Callable[[], float]) -> GradientNorm:
+    def new_norm(self, device: Any) -> GradientNorm:
         torch = _torch()
-        return GradientNorm(torch.zeros(4, dtype=torch.int64, device=device), compute)
+        memory = torch.zeros(4, dtype=torch.int64, device=device)
+        return GradientNorm(memory, functools.partial(self.words, memory, 4))
 
     def largest(self, norm: GradientNorm) -> list[Any]:
         return [norm.words[:1]]

@@ -43,3 +43,7 @@ def test_devices_may_step_on_parts_of_their_own_inside_shard_map(
 
 def test_rules_that_reduce_and_multiply_have_the_bits_of_one_device(on_eight_devices: Callable[..., None]) -> None:
     on_eight_devices("case_kinds")
+
+
+def test_further_inputs_may_be_spread_as_their_parameters_or_otherwise(on_eight_devices: Callable[..., None]) -> None:
+    on_eight_devices("case_inputs")

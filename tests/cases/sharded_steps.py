@@ -185,3 +185,18 @@ def case_kinds() -> None:
         expected, _ = expected_steps(optimizer)
         for name in SHAPES:
             assert_same_bits(np.asarray(params[name]), expected[name], f"{kind.__name__}: {name}")
+
+
+def case_inputs() -> None:
+    """A further input that is spread as its parameter is, and one that lies whole on every device."""
+    optimizer, names, mesh = portopt.SophiaG(0.1), ("both", "columns"), plane("Auto")
+    params, gradients, hessian = ({n: data(seed)[n] for n in names} for seed in (1, 10, 20))
+    expected, expected_state = optimizer.apply(params, gradients, optimizer.init(params), hessian=hessian)
+    found: Any = placed(params, mesh, SPECS)
+    given = placed(hessian, mesh, {**SPECS, "columns": spec()})
+    state = optimizer.init(found)
+    found, state = jax.jit(optimizer.apply)(found, placed(gradients, mesh, SPECS), state, hessian=given)
+    check_places(optimizer, {"p": found, **state.slots}, mesh)
+    for name in names:
+        assert_same_bits(np.asarray(found[name]), expected[name], name)
+        assert_same_bits(np.asarray(state.slots["h"][name]), expected_state.slots["h"][name], f"h of {name}")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from support import rules_of_each_kind
 from support.bits import assert_same_bits
+from support.replacing_rule import Replacing
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -45,6 +46,24 @@ class NarrowTotal(portopt.Optimizer):
         return p - c.lr * g, {}
 
 
+class Curved(portopt.Optimizer):
+    """A further input where processes add up, where they multiply, and in a total over all parameters."""
+
+    slots = ("h",)
+    inputs = ("hessian",)
+
+    def totals(self, xp: Any, p: Any, g: Any, slots: Any, c: Any, *, hessian: Any) -> dict[str, Any]:
+        return {"size": xp.linalg.vector_norm(g if hessian is None else hessian)}
+
+    def coefficients(self, t: Any, size: Any) -> dict[str, Any]:
+        return {"lr": self.learning_rate_at(t) / (1 + size)}
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any, *, hessian: Any) -> Any:
+        h = slots.h if hessian is None else hessian + xp.max(hessian)
+        step = g / (h + 1.0)
+        return p - c.lr * ((h @ step.mT) @ step if p.ndim == 2 else step), {"h": h}
+
+
 RULES: dict[str, Callable[[], portopt.Optimizer]] = {
     "adam_clipped": lambda: portopt.Adam(learning_rate=0.05, clipnorm=0.05),
     "nadam": lambda: portopt.Nadam(learning_rate=0.05),
@@ -54,6 +73,7 @@ RULES: dict[str, Callable[[], portopt.Optimizer]] = {
     "dadapt_adam": lambda: portopt.DAdaptAdam(),
     "dog": lambda: portopt.DoG(),
     "prodigy": lambda: portopt.Prodigy(),
+    "replacing": lambda: Replacing(learning_rate=0.05),
     "sgd_clipped": lambda: portopt.SGD(learning_rate=0.05, momentum=0.9, nesterov=True, clipnorm=0.01, clipvalue=0.002),
 }
 
@@ -132,6 +152,55 @@ def fully_sharded(make: Callable[[], portopt.Optimizer]) -> None:
     assert bool(slots) == bool(optimizer.rule.slots)
     assert all(isinstance(slot, DTensor) for slot in slots)
     assert_same_training(model, optimizer, *alone(make(), 5))
+
+
+def further_inputs() -> None:
+    """Every second step is given the curvature of all parameters but one, placed as its parameter or otherwise."""
+    for rule in (portopt.SophiaG(learning_rate=0.05), Curved(learning_rate=0.05, clipnorm=0.5)):
+        runs = []
+        for model in (shard(network()), network()):
+            optimizer = TorchOptimizer(groups(model), rule)
+            for step in range(4):
+                generator = torch.Generator().manual_seed(step)
+                optimizer.zero_grad()
+                (model(torch.randn(8, 7, generator=generator)) - 1).square().mean().backward()
+                curvature = {p: curvature_of(p, step) for p in model.parameters() if p is not model[0].bias}
+                optimizer.step(hessian=None if step % 2 else curvature)
+            runs.append((model, optimizer))
+        assert_same_training(*runs[0], *runs[1])
+
+
+def curvature_of(parameter: Any, step: int) -> Any:
+    whole = torch.rand(tuple(parameter.shape), generator=torch.Generator().manual_seed(step + parameter.ndim))
+    if not isinstance(parameter, DTensor):
+        return whole
+    placed = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
+    return placed if step == 0 else placed.redistribute(placements=[Replicate()])
+
+
+def refused_input() -> None:
+    model = shard(network())
+    optimizer = TorchOptimizer(model.parameters(), portopt.SophiaG(learning_rate=0.05))
+    model(torch.ones(8, 7)).sum().backward()
+    before = [full(p).clone() for p in model.parameters()]
+    owned: list[Any] = list(model.parameters())
+    wide = {p: distribute_tensor(torch.ones(2, *p.shape), p.device_mesh, p.placements) for p in owned}
+    for given, error, wanted in (
+        (
+            {p: torch.ones(tuple(p.shape)) for p in model.parameters()},
+            TypeError,
+            "(5, 7) that several processes hold is a te",
+        ),
+        (wide, ValueError, "hessian has shape (2, 5, 7), but its parameter has (5, 7)"),
+    ):
+        message = ""
+        try:
+            optimizer.step(hessian=given)
+        except error as found:
+            message = str(found)
+        assert wanted in message, message
+    for p, q in zip(model.parameters(), before, strict=True):
+        assert_same(p, q, "parameter")
 
 
 def placements(rule: portopt.Optimizer) -> None:
@@ -283,6 +352,8 @@ def cases(folder: Path) -> dict[str, Callable[[], None]]:
     return {
         **{f"fully_shard-{name}": lambda rule=rule: fully_sharded(rule) for name, rule in RULES.items()},  # type: ignore[misc]  # binds rule
         "fully_shard-kinds": fully_sharded_kinds,
+        "further_inputs": further_inputs,
+        "refused_input": refused_input,
         "placements": lambda: placements(portopt.Adam(learning_rate=0.1, clipnorm=0.5)),
         "placements-kinds": placed_kinds,
         "state-kinds": sharded_state_of_kinds,

@@ -20,6 +20,7 @@ from support.gpu_cases import (
     key_of,
     norm_program,
     optimizer_of,
+    programs_of_totals,
     staged_key,
 )
 from support.places import TESTS
@@ -29,9 +30,11 @@ import portopt
 import portopt_torch._triton as torch_kernel
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.key import KernelKey
+from portopt.kernels.names import COLUMNS_SLICED, RESCALED, ROWS_SLICED
 from portopt.kernels.norm_dependence import norm_dependence
 from portopt.kernels.passes import passes_of
 from portopt.kernels.triton.norm import norm_source
+from portopt.kernels.triton.products import products_source
 from portopt.kernels.triton.source import CHUNK, WARPS, triton_source
 from portopt.kernels.triton.staged_source import staged_source
 from portopt.program import Program
@@ -61,12 +64,26 @@ def test_source_has_one_line_for_each_operation() -> None:
 # What Triton makes of it ----------------------------------------------------------------------------------------
 
 ARITHMETIC = re.compile(r"^\s*(?:@!?%p\d+\s+)?(mul|add|sub|div|sqrt|fma|mad)((?:\.\w+)*)\.(f32|f64|f16|bf16)\b", re.M)
+SLICING = {
+    "x": "*real",
+    "integers": "*fp64",
+    "factors": "*fp64",
+    **dict.fromkeys(("lines", "count", "beside", "bits"), "i32"),
+}
 SIGNATURES = {
     "update": {"table": "*i64", "rows": "*i32", "scalars": "*real", "from_norm": "*real"},
     "stage": {"table": "*i64", "rows": "*i32", "scalars": "*real", "unrounded": "*fp64", "from_norm": "*real"},
     "scalars_of_norm": {"largest": "*i64", "sums": "*i64", "given": "*fp64", "results": "*real"},
     "largest_gradient": {"table": "*i64", "rows": "*i32", "largest": "*i64"},
     "sum_squares": {"table": "*i64", "rows": "*i32", "largest": "*i64", "sums": "*i64"},
+    ROWS_SLICED: SLICING,
+    COLUMNS_SLICED: SLICING,
+    RESCALED: {
+        **dict.fromkeys(("n11", "n12", "n21", "n13", "n31", "n22", "rows", "columns"), "*fp64"),
+        "results": "*real",
+        "size": "i64",
+        **dict.fromkeys(("row_count", "column_count", "bits"), "i32"),
+    },
 }
 
 
@@ -212,6 +229,23 @@ def test_ptx_of_programs_that_reduce_and_draw_is_rounded_once(
 
 
 @needs_triton
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_ptx_of_totals_is_rounded_once(architecture: int) -> None:
+    program = programs_of_totals()[-1]
+    source = staged_source(program, staged_key(program, "float32"))
+    for step in passes_of(program).passes:
+        assert_only_rounded_once(ptx_of(source, step.name, "float32", architecture))
+
+
+@needs_triton
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_ptx_of_slicing_and_scaling_back_is_rounded_once(dtype: str, architecture: int) -> None:
+    for kernel in (ROWS_SLICED, COLUMNS_SLICED, RESCALED):
+        assert_only_rounded_once(ptx_of(products_source(dtype), kernel, dtype, architecture))
+
+
+@needs_triton
 def test_contraction_would_be_noticed() -> None:
     optimizer = portopt.Adam()
     source = triton_source(optimizer.program(), key_of(optimizer, "float32"))
@@ -227,7 +261,9 @@ def test_contraction_would_be_noticed() -> None:
 # The bits -------------------------------------------------------------------------------------------------------
 
 INTERPRETED = TESTS / "cases" / "triton_interpreted.py"
-QUICK = "carry or float32 and (gap or another_dtype or every_operation or LAMB or SM3 or Noisy)"
+QUICK = (
+    "carry or slices or every_total or float32 and (gap or another_dtype or every_operation or LAMB or SM3 or Noisy)"
+)
 
 
 @needs_triton
@@ -235,9 +271,9 @@ QUICK = "carry or float32 and (gap or another_dtype or every_operation or LAMB o
 @pytest.mark.parametrize(
     ("selection", "at_least"),
     [
-        (QUICK, 12),
+        (QUICK, 15),
         pytest.param(f"test_kernel_has_the_bits and not ({QUICK})", 30, marks=pytest.mark.slow),
-        pytest.param(f"not test_kernel_has_the_bits and not ({QUICK})", 34, marks=pytest.mark.slow),
+        pytest.param(f"not test_kernel_has_the_bits and not ({QUICK})", 80, marks=pytest.mark.slow),
     ],
 )
 def test_the_interpreter_of_triton_gives_the_bits_of_the_contract(selection: str, at_least: int) -> None:

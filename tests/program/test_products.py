@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -243,6 +243,88 @@ def test_one_slicing_serves_an_operand_and_its_transpose(dtype: str) -> None:
         assert_same_bits(gram.mT, gram, "a product with its own transpose is symmetric")
 
 
+class Powers(portopt.Optimizer):
+    """Products of symmetric matrices and of others, on both sides, transposed once and twice."""
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+        gram, other = g @ g.mT, g.mT @ g.mT.mT
+        polynomial = 0.5 * xp.eye(g.shape[-2]) - 2 * gram * xp.abs(gram)
+        u = (gram @ gram.mT + c.lr * (polynomial @ polynomial)) @ (g @ (other @ other))
+        return p - c.lr * (gram @ (u @ other)) @ (2 * g).mT.mT.mT @ g, {}
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (6, 4), (1, 3), (3, 3), (2, 4, 5)], ids=str)
+@pytest.mark.parametrize("name", ["numpy", "torch", "array_api_strict"])
+@pytest.mark.filterwarnings("ignore:.*encountered")
+def test_products_of_what_is_symmetric_have_the_bits_of_others(
+    name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import portopt_torch._products
+
+    monkeypatch.setattr(portopt_torch._products, "_LEAST", 2)
+    library = next(library for library in LIBRARIES if str(library) == name)
+
+    def stepped() -> list[Array]:
+        found = []
+        for dtype in DTYPES:
+            for g in (ordinary(shape, dtype, 0), random_words(shape, dtype, 1)):
+                p = library.arrays(ordinary(shape, dtype, 2))
+                found.append(library.numpy(Powers(0.5).apply(p, library.arrays(g), Powers(0.5).init(p))[0]))
+        return found
+
+    found = stepped()
+    monkeypatch.setattr(
+        products.SlicedOperands,
+        "matmul",
+        lambda self, primitives, wide, index, a, b: products.matmul(primitives, wide, a, b),
+    )
+    for one, other in zip(found, stepped(), strict=True):
+        assert_same_bits(one, other)
+
+
+def polynomial(xp: Any, gram: Any) -> Any:
+    return xp.exp(xp.where(gram > 0, 2 * gram, xp.eye(3))).mT - gram @ gram
+
+
+@pytest.mark.parametrize(
+    ("operands_of_product", "expected"),
+    [
+        (lambda xp, x, gram: (x, x.mT), True),
+        (lambda xp, x, gram: (x.mT.mT.mT, x), True),
+        (lambda xp, x, gram: (gram, gram), True),
+        (lambda xp, x, gram: (gram, gram.mT), True),
+        (lambda xp, x, gram: (polynomial(xp, gram),) * 2, True),
+        (lambda xp, x, gram: (x, x), False),
+        (lambda xp, x, gram: (x @ x,) * 2, False),
+        (lambda xp, x, gram: (gram, x.mT @ x), False),
+        (lambda xp, x, gram: (gram + x,) * 2, False),
+        (lambda xp, x, gram: (gram * xp.sum(x, axis=-1, keepdims=True),) * 2, False),
+    ],
+)
+def test_what_is_symmetric_is_known(operands_of_product: Any, expected: bool) -> None:
+    class Product(portopt.Optimizer):
+        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+            a, b = operands_of_product(xp, g, g @ g.mT)
+            return p - a @ b, {}
+
+    found = products.operands_of(Product(0.5).program(shape=(3, 3)))
+    a, b = found[max(found)]
+    assert ((a.source, a.axis) == (b.source, b.axis) and a.is_transposed != b.is_transposed) == expected
+
+
+def test_numbers_for_all_elements_are_no_symmetric_matrix() -> None:
+    class Filled(portopt.Optimizer):
+        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+            filled = xp.where(c.lr > 0, xp.zeros_like(p) + c.lr, 1.0) * xp.ones_like(p)
+            return p - (filled @ g.mT) @ (g @ (filled.mT @ filled)), {}
+
+    p, g = ordinary((2, 3), "float32", 0), ordinary((2, 3), "float32", 1)
+    found, _ = Filled(0.5).apply(p, g, Filled(0.5).init(p))
+    filled = np.full((2, 3), 0.5, np.float32)
+    expected = product(product(filled, g.mT), product(g, product(filled.mT, filled)))
+    assert_same_bits(found, p - expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_memory_layout_and_threads_do_not_matter(dtype: str) -> None:
     import torch
@@ -358,7 +440,7 @@ def test_a_wrong_product_is_found(mistake: str, dtype: str, monkeypatch: pytest.
         _wrong(
             monkeypatch,
             "integer_products",
-            lambda *args: [np.where(n == 0, -0.0, n) for n in integer_products(*args)],
+            lambda *args, **options: [np.where(n == 0, -0.0, n) for n in integer_products(*args, **options)],
         )
     found = [product(a, b) for a, b in operands(dtype)]
     same = all(np.array_equal(x.view(np.uint8), y.view(np.uint8)) for x, y in zip(found, expected, strict=True))

@@ -7,6 +7,7 @@ the macros of `cuda_on_host.h`. A launch runs few threads, in blocks: kernels mu
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import os
 import shutil
@@ -153,6 +154,11 @@ class HostModule:
         return Kernel(self._library, name)
 
 
+def copied_to_host(array: HostArray) -> Any:
+    assert array.may_wait, "the host waited for the device"
+    return np.array(array)
+
+
 def on_device(array: Any) -> HostArray:
     return np.array(array, copy=True).view(HostArray)
 
@@ -170,8 +176,15 @@ def host_cupy(directory: Path) -> Iterator[Any]:
 
         def primitives(self, compute_dtype: str) -> Any:
             found = super().primitives(compute_dtype)
+            # What NumPy's functions return is sometimes an array of its own.
             if (fused := found.fused) is not None:
                 found.fused = lambda program, arrays, scalars: fused(program, list(map(on_device, arrays)), scalars)
+            if (squares := found.squares) is not None:
+                found.squares = lambda x: squares(on_device(x))
+            if (sliced := found.sliced) is not None:
+                found.sliced = lambda x, axis: sliced(on_device(x), axis)
+            if (rescaled := found.rescaled) is not None:
+                found.rescaled = lambda integers, left, right: rescaled(list(map(on_device, integers)), left, right)
             return found
 
     backend = HostBackend()
@@ -182,8 +195,12 @@ def host_cupy(directory: Path) -> Iterator[Any]:
     cupy.full = lambda shape, value, dtype: np.full(shape, value, dtype).view(HostArray)
     cupy.array = cupy.asarray = lambda x: np.array(x, copy=True).view(HostArray)
     cupy.negative = np.negative
+    cupy.asnumpy = copied_to_host
     cupy.byte_bounds = np.lib.array_utils.byte_bounds
     cupy.shares_memory = np.shares_memory
+    namespace: Any = ModuleType("array_api_compat.cupy")
+    namespace.__dict__.update(vars(importlib.import_module("array_api_compat.numpy")))
+    namespace.broadcast_to = functools.partial(np.broadcast_to, subok=True)
     nvrtc = SimpleNamespace(getVersion=lambda: (12, 9), getSupportedArchs=lambda: [80, 90])
     cuda: Any = ModuleType("cupy.cuda")
     cuda.nvrtc, cuda.Device, cuda.Module = nvrtc, HostDevice, lambda: HostModule(directory)
@@ -194,7 +211,7 @@ def host_cupy(directory: Path) -> Iterator[Any]:
         patch.setitem(sys.modules, "cupy", cupy)
         patch.setitem(sys.modules, "cupy.cuda", cuda)
         # What has no kernel, NumPy does.
-        patch.setitem(sys.modules, "array_api_compat.cupy", importlib.import_module("array_api_compat.numpy"))
+        patch.setitem(sys.modules, "array_api_compat.cupy", namespace)
         patch.setenv("PORTOPT_CACHE_DIR", "")
         patch.setattr(kernel, "compile_source", lambda source, target: source.encode())
         caches = (kernel._loaded, kernel._function)

@@ -14,6 +14,8 @@ SCALARS_OF_NORM = "scalars_of_norm"
 """The one that computes the scalars that need the norm of the gradients."""
 LARGEST_GRADIENT, SUM_SQUARES = "largest_gradient", "sum_squares"
 """Those that reduce gradients to what their norm is computed from."""
+ROWS_SLICED, COLUMNS_SLICED, RESCALED = "rows_sliced", "columns_sliced", "rescaled"
+"""Those that make operands of products integers, and products of these numbers of the compute dtype."""
 
 _TAKEN_SUFFIXES = ("_i", "_word", "_exponent", "_float16", "_bfloat16", "_float32", "_float64", "_of")
 """Names that end so are the source's own, as are those that a program counts its results with."""

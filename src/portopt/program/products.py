@@ -30,7 +30,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from portopt.program.ir import Program
+from portopt.program.ir import ARRAY_OPERATIONS, FUNCTIONS, Op, Program
 from portopt.program.primitives import Primitives
 
 SLICES = {"float32": 1, "float64": 3}
@@ -128,7 +128,7 @@ class Operand(NamedTuple):
 
     Attributes:
         source: the operation that it is the result of, or the one whose result's transpose it is.
-        axis: the inner axis of that operation's result.
+        axis: the inner axis of that operation's result; -1 of a symmetric one, which is its own transpose.
         is_transposed: whether it is the transpose.
         is_last: whether no later product needs the same slices.
     """
@@ -150,11 +150,12 @@ class SlicedOperands:
         """Return the result of the product with this index in the program, as `matmul` does."""
         if _adds_nothing(a, b):
             return primitives.xp.matmul(a, b)
+        operands = self._operands[index]
         left, right = (
             self._sliced(primitives, wide, operand, x, axis)
-            for operand, x, axis in zip(self._operands[index], (a, b), (-1, -2), strict=True)
+            for operand, x, axis in zip(operands, (a, b), (-1, -2), strict=True)
         )
-        return product(primitives, wide, left, right)
+        return product(primitives, wide, left, right, of_transpose=_are_transposes(*operands))
 
     def _sliced(self, primitives: Primitives, wide: Primitives, operand: Operand, x: Any, axis: int) -> Slices:
         key = (operand.source, operand.axis)
@@ -171,29 +172,71 @@ class SlicedOperands:
 @functools.lru_cache(maxsize=512)
 def operands_of(program: Program) -> Mapping[int, tuple[Operand, Operand]]:
     """Return the operands of each product of a program, by its index."""
+    symmetric = _symmetric(program)
     seen: set[tuple[int, int]] = set()
     found: dict[int, tuple[Operand, Operand]] = {}
     for i, op in reversed(list(enumerate(program.ops))):
         if op.name != "matmul":
             continue
         # From the last to the first, so the right one comes before the left one.
-        right, left = (_operand(program, j, axis, seen) for j, axis in ((op.args[1], -2), (op.args[0], -1)))
+        right, left = (_operand(program, j, axis, symmetric, seen) for j, axis in ((op.args[1], -2), (op.args[0], -1)))
         found[i] = left, right
     return found
 
 
-def _operand(program: Program, index: int, axis: int, seen: set[tuple[int, int]]) -> Operand:
-    op = program.ops[index]
-    is_transposed = op.name == "transpose" and _exchanges_the_last_two(op.label)
-    source, axis = (op.args[0], -3 - axis) if is_transposed else (index, axis)
+def _operand(program: Program, index: int, axis: int, symmetric: Sequence[bool], seen: set[tuple[int, int]]) -> Operand:
+    source, is_transposed = _untransposed(program, index)
+    axis = -3 - axis if is_transposed else axis
+    if symmetric[source] and axis == -2:
+        axis, is_transposed = -1, not is_transposed
     is_last = (source, axis) not in seen
     seen.add((source, axis))
     return Operand(source, axis, is_transposed, is_last)
 
 
+def _untransposed(program: Program, index: int) -> tuple[int, bool]:
+    """Return the operation that an array is the result of, or the transpose of the result of, and whether it is that."""
+    is_transposed = False
+    while (op := program.ops[index]).name == "transpose" and _exchanges_the_last_two(op.label):
+        index, is_transposed = op.args[0], not is_transposed
+    return index, is_transposed
+
+
 def _exchanges_the_last_two(axes: Any) -> bool:
     ndim = len(axes)
     return ndim >= 2 and tuple(axes) == (*range(ndim - 2), ndim - 1, ndim - 2)
+
+
+def _are_transposes(a: Operand, b: Operand) -> bool:
+    return (a.source, a.axis) == (b.source, b.axis) and a.is_transposed != b.is_transposed
+
+
+def _symmetric(program: Program) -> list[bool]:
+    """Tell of each operation whether its result is known to be symmetric matrices: its finite numbers are, in bits."""
+    found: list[bool] = []
+    for op in program.ops:
+        if op.name == "matmul":
+            (a, a_is_transposed), (b, b_is_transposed) = (_untransposed(program, j) for j in op.args)
+            # Exact sums have no order, and what is rounded is the same above and below the diagonal.
+            found.append(a == b and (a_is_transposed != b_is_transposed or found[a]))
+        elif op.name == "transpose":
+            found.append(_exchanges_the_last_two(op.label) and found[op.args[0]])
+        elif op.reads is None and (op.name in ARRAY_OPERATIONS or op.name in FUNCTIONS):
+            matrices = [j for j in op.args if not _is_uniform(program, j)]
+            found.append(bool(matrices) and all(found[j] for j in matrices) and _is_square(op))
+        else:
+            found.append(op.name == "eye")
+    return found
+
+
+def _is_square(op: Op) -> bool:
+    # Numbers for all elements of another shape may widen a matrix of one row and column.
+    return op.dims is not None and len(op.dims) >= 2 and op.dims[-1] == op.dims[-2]
+
+
+def _is_uniform(program: Program, index: int) -> bool:
+    op = program.ops[index]
+    return op.kind.is_scalar or op.name == "round"
 
 
 def slices(wide: Primitives, x: Any, axis: int, inner: int, compute_dtype: str, largest: Any | None = None) -> Slices:
@@ -245,20 +288,41 @@ def _leading_power(wide: Primitives, x: Any, compute_dtype: str) -> Any:
     return wide.xp.where(large, power * 2.0**600, power)
 
 
-def product(primitives: Primitives, wide: Primitives, left: Slices, right: Slices) -> Any:
-    """Return the product, in the compute dtype, of operands that are sliced for an inner axis of one length."""
-    integers = integer_products(wide, left, right)
+def product(
+    primitives: Primitives, wide: Primitives, left: Slices, right: Slices, *, of_transpose: bool = False
+) -> Any:
+    """Return the product, in the compute dtype, of operands that are sliced for an inner axis of one length.
+
+    Args:
+        primitives: the operations of the operands' library in the compute dtype.
+        wide: its operations in float64.
+        left: left operand.
+        right: right operand.
+        of_transpose: whether the right operand is the transpose of the left one.
+    """
+    if of_transpose and primitives.gram is not None and (gram := primitives.gram(left)) is not None:
+        return gram
+    integers = integer_products(wide, left, right, of_transpose=of_transpose)
     if primitives.rescaled is not None:
         return primitives.rescaled(integers, left, right)
     return rescaled(primitives, wide, integers, left, right)
 
 
-def integer_products(wide: Primitives, left: Slices, right: Slices) -> list[Any]:
-    """Return the integer products; those of parts of the inner axis may be added, in any order, before they are rescaled."""
+def integer_products(wide: Primitives, left: Slices, right: Slices, *, of_transpose: bool = False) -> list[Any]:
+    """Return the integer products; those of parts of the inner axis may be added, in any order, before they are rescaled.
+
+    `of_transpose` says that the right operand is the transpose of the left one, so that half of the numbers are the others.
+    """
     a, b = left.integers, right.integers
+
+    def of(i: int, j: int) -> Any:
+        return wide.multiply_by_transpose(a[i]) if of_transpose and i == j else wide.multiply_matrices(a[i], b[j])
+
     if len(a) == 1:
-        return [wide.multiply_matrices(a[0], b[0])]
-    return [wide.multiply_matrices(a[i], b[j]) for i, j in ((0, 0), (0, 1), (1, 0), (0, 2), (2, 0), (1, 1))]
+        return [of(0, 0)]
+    n11, n12, n13, n22 = of(0, 0), of(0, 1), of(0, 2), of(1, 1)
+    n21, n31 = map(wide.xp.matrix_transpose, (n12, n13)) if of_transpose else (of(1, 0), of(2, 0))
+    return [n11, n12, n21, n13, n31, n22]
 
 
 def rescaled(primitives: Primitives, wide: Primitives, integers: Sequence[Any], left: Slices, right: Slices) -> Any:

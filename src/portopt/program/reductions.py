@@ -125,6 +125,8 @@ class Reductions:
         if name in ("max", "min"):
             return self._extreme_of(name, [getattr(self, name)(x, None) for x in xs])
         squared = name == "norm"
+        if squared and len(xs) == 1 and (found := self._squares(xs[0])) is not None:
+            return found
         laid_out = [self._laid_out(x, None) for x in xs if not _is_empty(x)]
         if not laid_out:
             return bins.NO_SQUARES if squared else bins.NONE
@@ -218,6 +220,10 @@ class Reductions:
         special = xp.sum(where(finite, zeros, xp.abs(x) if squared else x), axis=axes, keepdims=True)
         x = where(finite, x, zeros)
         return _Split(x, xp.max(xp.abs(x), axis=axes, keepdims=True), special)
+
+    def _squares(self, x: Any) -> Bins | None:
+        """Return the bins of the squares of all elements if the library finds them at once."""
+        return None if self._primitives.squares is None else self._primitives.squares(x)
 
     def _scaling(self, largest: Any, *, squared: bool) -> _Scaling:
         """Return the bins of sums, or of sums of squares, given the largest magnitudes."""

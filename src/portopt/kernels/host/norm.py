@@ -221,13 +221,17 @@ class GradientTable(NamedTuple):
 
 def gradient_norm(tables: Sequence[GradientTable], flush: Flush | None = None) -> float:
     """Return the Euclidean norm of all gradients together; NaN if an element is NaN, else infinite if one is."""
+    return root_of(_squares_of_tables(tables, flush))
+
+
+def _squares_of_tables(tables: Sequence[GradientTable], flush: Flush | None = None) -> Bins:
     works = [_Work(table, flush or default_flush()) for table in tables]
     exponent = max((work.guess() for work in works), default=LOWEST_OF_SQUARES)
     parts = [part for work in works for part in work.parts(exponent)]
     needed = max((part.exponent for part in parts), default=exponent)
     if needed > exponent and not any(part.special for part in parts):
         parts = [part for work in works for part in work.parts(needed)]
-    return root_of(combined([NO_SQUARES, *parts]))
+    return combined([NO_SQUARES, *parts])
 
 
 class _Work:
@@ -269,7 +273,12 @@ class _Work:
 
 def norm_of_arrays(gradients: Sequence[Any], dtypes: Sequence[str]) -> float:
     """Return the norm of NumPy arrays of any strides; they may show their bits as integers of the size of their dtypes."""
-    dense = [np.ascontiguousarray(g) for g in gradients]
+    return root_of(squares_of_arrays(gradients, dtypes))
+
+
+def squares_of_arrays(arrays: Sequence[Any], dtypes: Sequence[str]) -> Bins:
+    """Return the bins of the squares of all elements; arguments are those of `norm_of_arrays`."""
+    dense = [a.ravel("K") for a in arrays]
     tables, keep_alive = [], []
     for dtype, members in positions(dtypes).items():
         table = np.array([[dense[i].ctypes.data] for i in members], np.int64)
@@ -277,4 +286,4 @@ def norm_of_arrays(gradients: Sequence[Any], dtypes: Sequence[str]) -> float:
             GradientTable(dtype, table.ctypes.data, 1, 0, np.array([dense[i].size for i in members], np.int64))
         )
         keep_alive.append(table)
-    return gradient_norm(tables)
+    return _squares_of_tables(tables)

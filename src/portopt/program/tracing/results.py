@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from portopt.program.builder import Builder, Node, UnsupportedOperationError
-from portopt.program.ir import Dim, Kind
+from portopt.program.facts import Facts
+from portopt.program.ir import Dim, Kind, Op, Program, pruned
 from portopt.program.reductions import GRADIENT_NORM
 from portopt.program.tracing.elementwise import operand
 from portopt.program.tracing.rule import TracedRule
@@ -125,6 +127,32 @@ def _is_of_shape(builder: Recorder, dims: tuple[Dim, ...] | None, wanted: tuple[
     return len(dims) == len(wanted) and all(
         length(builder.facts, dim) == length(builder.facts, of) for dim, of in zip(dims, wanted, strict=True)
     )
+
+
+def with_shapes(program: Program, wanted: Mapping[str, tuple[Dim, ...] | None], facts: Facts) -> Program:
+    """Return a program whose results have the shapes of what they replace, told by the same axes.
+
+    Of what is read, the shape is known; of what is not, it would be taken for that of the value: a number has none, and of a
+    product of square matrices no axis is the parameter's by itself.
+
+    Args:
+        program: what a rule does.
+        wanted: the shape of each slot, by name.
+        facts: what is known of the parameter.
+    """
+    read, ops, outputs = set(program.array_inputs), list(program.ops), dict(program.array_outputs)
+    for name, i in program.array_outputs.items():
+        op, dims = program.ops[i], wanted.get(name)
+        if name in read or op.dims == dims:
+            continue
+        outputs[name] = len(ops)
+        if op.name == "round":
+            ops.append(replace(op, dims=dims))
+        else:
+            ops.append(
+                Op("reshape", op.kind, (i,), label=tuple(range(facts.ndim)) if dims is None else dims, dims=dims)
+            )
+    return program if len(ops) == len(program.ops) else pruned(program.name, ops, outputs, program.scalar_outputs)
 
 
 def plain(value: Any) -> Any:

@@ -17,7 +17,7 @@ from portopt.program.reductions import GRADIENT_NORM
 from portopt.program.tracing.arrays import ArraySymbol
 from portopt.program.tracing.elementwise import operand
 from portopt.program.tracing.namespace import SUPPORTED, SymbolicNamespace
-from portopt.program.tracing.results import array_output, plain, returned
+from portopt.program.tracing.results import array_output, plain, returned, with_shapes
 from portopt.program.tracing.results import coefficients as coefficients_of
 from portopt.program.tracing.results import totals as totals_of
 from portopt.program.tracing.rule import TracedRule
@@ -66,7 +66,8 @@ def trace(
     results = {"p": updated, **{n: new_slots[n] for n in kept}}
     array_outputs = {name: array_output(builder, name, value, kept.get(name)) for name, value in results.items()}
     scalar_outputs = {name: builder.scalar(plain(value)) for name, value in outputs.items()}
-    return canonicalize(Program(type(optimizer).__name__, tuple(builder.ops), array_outputs, scalar_outputs))
+    program = canonicalize(Program(type(optimizer).__name__, tuple(builder.ops), array_outputs, scalar_outputs))
+    return with_shapes(program, kept, facts)
 
 
 class _TracedPart:

@@ -1,0 +1,26 @@
+"""What a product of matrices is made of beside the product itself, in CUDA C: the kernels of `products.cuh`."""
+
+from __future__ import annotations
+
+import functools
+
+from portopt.kernels.cuda.source import LANGUAGE, common_source, source_file
+from portopt.kernels.passes import ACROSS
+from portopt.program.products import SLICES
+
+
+@functools.cache
+def products_source(compute_dtype: str) -> str:
+    """Return the source of the kernels that slice operands of a compute dtype and scale their integer products back."""
+    return "\n".join(
+        [
+            f"// Products of matrices in {compute_dtype}, beside the products of integers.",
+            common_source(1, 1),
+            f"#define ACROSS {ACROSS}",
+            f"#define SLICES {SLICES[compute_dtype]}",
+            f"typedef {LANGUAGE.storage[compute_dtype]} real;\n",
+            source_file("norm.cuh"),
+            source_file("reductions.cuh"),
+            source_file("products.cuh"),
+        ]
+    )

@@ -1,0 +1,60 @@
+"""What a product of matrices is made of on a GPU beside the product itself: one launch to slice an operand, one to scale back.
+
+The steps are those of `portopt.program.products`; the library multiplies the slices, in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from portopt.kernels.launch import Library
+from portopt.kernels.names import COLUMNS_SLICED, RESCALED, ROWS_SLICED
+from portopt.kernels.passes import ACROSS
+from portopt.program.products import SLICES, Slices, slice_bits
+
+
+def slices(library: Library, xp: Any, compute_dtype: str, x: Any, axis: int) -> Slices:
+    """Return the slices of an operand, as `portopt.program.products.slices` does; lines that are not finite are zeros.
+
+    Args:
+        library: of the operand.
+        xp: its array API namespace.
+        compute_dtype: the dtype of the operand.
+        x: the operand, without subnormals; none of its axes is empty.
+        axis: -1 for a left operand, -2 for a right one.
+    """
+    if not library.is_dense(x):
+        flipped = xp.matrix_transpose(x)
+        if library.is_dense(flipped):
+            return slices(library, xp, compute_dtype, flipped, -3 - axis).transposed(xp)
+        x = library.dense(x)
+    shape, device = tuple(x.shape), library.device(x)
+    count, beside = shape[axis], 1 if axis == -1 else shape[-1]
+    lines, bits = library.size(x) // count, slice_bits(count)
+    kernel, across = (ROWS_SLICED, 1) if axis == -1 else (COLUMNS_SLICED, ACROSS)
+    with library.on(device):
+        integers = library.empty((SLICES[compute_dtype], *shape), "float64", device)
+        factor = library.empty((*shape[:-1], 1) if axis == -1 else (*shape[:-2], 1, shape[-1]), "float64", device)
+        module = library.products_module(compute_dtype)
+        arguments = [x, integers, factor, lines, count, beside, bits]
+        library.call(module, kernel, -(-lines // across), arguments, device)
+    return Slices(tuple(integers[k] for k in range(SLICES[compute_dtype])), factor, axis, bits)
+
+
+def rescaled(
+    library: Library, xp: Any, compute_dtype: str, integers: Sequence[Any], left: Slices, right: Slices
+) -> Any:
+    """Return the product, given its integer products and its operands' slices, as `portopt.program.products.rescaled` does."""
+    *batches, rows, columns = integers[0].shape
+    device = library.device(integers[0])
+    with library.on(device):
+        given = list(map(library.dense, integers))
+        row_factors = library.dense(xp.broadcast_to(left.factor, (*batches, rows, 1)))
+        column_factors = library.dense(xp.broadcast_to(right.factor, (*batches, 1, columns)))
+        results = library.empty_like(given[0], compute_dtype)
+        size = library.size(results)
+        module = library.products_module(compute_dtype)
+        arguments = [*given, row_factors, column_factors, results, size, rows, columns, left.bits]
+        library.call(module, RESCALED, -(-size // library.chunk), arguments, device)
+    return results
