@@ -23,6 +23,7 @@ from portopt.backend import (
 from portopt.imports import imported
 from portopt.kernels import launch, products
 from portopt.kernels.cuda.graphs import capture_error
+from portopt.kernels.library import Library
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program.primitives import Primitives
 from portopt_cupy._conversion import widened
@@ -110,13 +111,14 @@ class CupyBackend(ArrayAPIBackend):
             found.fused = lambda program, arrays, scalars: launch.segment(
                 self._library, program, compute_dtype, arrays, scalars
             )
+            found.squares = functools.partial(launch.squares, self._library)
             found.sliced = functools.partial(products.slices, self._library, self.xp, compute_dtype)
             found.rescaled = functools.partial(products.rescaled, self._library, self.xp, compute_dtype)
         return found
 
     @property
-    def _library(self) -> launch.Library:
-        found: launch.Library = importlib.import_module("portopt_cupy._kernel").LIBRARY
+    def _library(self) -> Library:
+        found: Library = importlib.import_module("portopt_cupy._kernel").LIBRARY
         return found
 
     def _refuse_capture(self, arrays: Iterable[Any]) -> None:
@@ -132,11 +134,15 @@ class CupyBackend(ArrayAPIBackend):
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         self._refuse_capture(gradients)
         if not is_interpreted():
-            compute = super().gradient_norm
-            norm = launch.gradient_norm(self._library, gradients, lambda: compute(gradients))
+            norm = launch.gradient_norm(self._library, gradients)
             if norm is not None:
                 return norm
         return super().gradient_norm(gradients)
+
+    def total(self, name: str, works: Sequence[Work]) -> Any:
+        self._refuse_capture(arrays["p"] for work in works for arrays in work.parameters)
+        found = None if is_interpreted() else launch.total(self._library, name.removeprefix("total_"), works)
+        return super().total(name, works) if found is None else found
 
     def scalar(self, value: Any) -> Any:
         return value if isinstance(value, GradientNorm) else super().scalar(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,8 +22,9 @@ from portopt.kernels.cuda.products import products_source
 from portopt.kernels.cuda.source import CHUNK, THREADS, cuda_source, rows_of_update
 from portopt.kernels.cuda.staged_source import chunk_of, rows_of_passes, staged_source
 from portopt.kernels.cuda.tables import Launch, launches
+from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.key import KernelKey
-from portopt.kernels.launch import Library
+from portopt.kernels.library import Library
 from portopt.kernels.names import SCALARS_OF_NORM
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program
@@ -114,7 +115,7 @@ def _norm_module(dtype: str) -> _Module:
 
 
 class _Cupy:
-    """CuPy as `portopt.kernels.launch` asks for it; a device is its number."""
+    """CuPy as `portopt.kernels.launch` asks for it, a `Library`; a device is its number."""
 
     device = operator.attrgetter("device.id")
     dtype = operator.attrgetter("dtype.name")
@@ -159,6 +160,9 @@ class _Cupy:
     def products_module(self, compute_dtype: str) -> _Module:
         return _Module(products_source(compute_dtype), 1)
 
+    def totals_module(self) -> _Module:
+        return _Module(totals_source(), 1)
+
     def arguments(self, values: Sequence[float], dtype: str, device: int) -> list[Any]:
         return list(map(np.dtype(dtype).type, values))
 
@@ -168,6 +172,10 @@ class _Cupy:
     def workspace(self, words: int, device: int) -> tuple[Any, int]:
         memory = _cupy().empty(words, np.int64)
         return memory, int(memory.data.ptr)
+
+    def words(self, memory: Any, count: int) -> list[int]:
+        found: list[int] = _cupy().asnumpy(memory[:count]).tolist()
+        return found
 
     def tables(
         self, module: _Module, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int
@@ -192,8 +200,9 @@ class _Cupy:
         _function(module.source, SCALARS_OF_NORM, device)((1,), (1,), arguments)
         return results
 
-    def new_norm(self, device: int, compute: Callable[[], float]) -> GradientNorm:
-        return GradientNorm(_cupy().zeros(4, np.int64), compute)
+    def new_norm(self, device: int) -> GradientNorm:
+        memory = _cupy().zeros(4, np.int64)
+        return GradientNorm(memory, functools.partial(self.words, memory, 4))
 
     def largest(self, norm: GradientNorm) -> list[Any]:
         return [norm.words]

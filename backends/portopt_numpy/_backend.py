@@ -24,7 +24,7 @@ from portopt.backend import (
 )
 from portopt.interrupts import finish
 from portopt.kernels.host import compiler, kernel, norm, products, segments, totals, trial
-from portopt.kernels.host.plan import make_plan
+from portopt.kernels.host.plan import can_plan, make_plan
 from portopt.kernels.host.readers import NUMPY_READER
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
@@ -83,6 +83,7 @@ class NumpyBackend(ArrayAPIBackend):
         primitives = super().primitives(compute_dtype)
         if compiler.available() and not is_interpreted():
             primitives.fused = functools.partial(_fused, compute_dtype)
+            primitives.squares = lambda x: norm.squares_of_arrays([x], [_dtype_name(x.dtype)])
             if compute_dtype == "float32":
                 primitives.sliced, primitives.rescaled = products.slices, products.rescaled
         return primitives
@@ -130,7 +131,8 @@ class NumpyBackend(ArrayAPIBackend):
 
     def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> Any:
         ordinary = all(type(a) is np.ndarray and a.flags.c_contiguous for arrays in parameters for a in arrays.values())
-        if not compiler.available() or is_interpreted() or not ordinary or not _watch_works():
+        usable = compiler.available() and not is_interpreted() and ordinary
+        if not usable or not can_plan(programs) or not _watch_works():
             return None
         return make_plan(self, programs, trees, described(self, parameters), NUMPY_READER)
 

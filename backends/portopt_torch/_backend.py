@@ -34,9 +34,10 @@ from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.host import compiler, kernel, norm, readers, segments, totals, trial
 from portopt.kernels.host import products as host_products
 from portopt.kernels.host.memory import use_huge_pages
-from portopt.kernels.host.plan import make_plan
+from portopt.kernels.host.plan import can_plan, make_plan
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program, products
+from portopt.program.bins import Bins
 from portopt.program.interpreter import StepScalars, interpret
 from portopt.program.primitives import Primitives
 from portopt.program.reductions import Reductions
@@ -125,8 +126,10 @@ class TorchBackend(ArrayAPIBackend):
         primitives = Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides)
         if (compiler.available() or self._triton.available()) and not is_interpreted():
             primitives.fused = functools.partial(self._fused, primitives)
+            primitives.squares = self._squares
             primitives.sliced = functools.partial(self._sliced, primitives)
             primitives.rescaled = functools.partial(self._rescaled, primitives)
+            primitives.gram = functools.partial(self._gram, primitives)
         return primitives
 
     def _fused(
@@ -143,6 +146,13 @@ class TorchBackend(ArrayAPIBackend):
         # Of bfloat16, NumPy has no name, and kernels want the bits.
         found = segments.run(program, compute, [_bits(x) for x in arrays], names, scalars)
         return [self._torch.from_numpy(result) for result in found]
+
+    def _squares(self, x: Any) -> Bins | None:
+        if self._runs_triton(x):
+            return launch.squares(self._triton.LIBRARY, x)
+        if x.device.type != "cpu" or not compiler.available():
+            return None
+        return norm.squares_of_arrays([_bits(x)], [self.dtype_name(x)])
 
     def _sliced(self, primitives: Primitives, x: Any, axis: int) -> products.Slices:
         if self._runs_triton(x):
@@ -164,8 +174,18 @@ class TorchBackend(ArrayAPIBackend):
         left, right = (s._replace(factor=s.factor.numpy()) for s in (left, right))
         return self._torch.from_numpy(host_products.rescaled([n.numpy() for n in integers], left, right))
 
+    def _gram(self, primitives: Primitives, left: products.Slices) -> Any:
+        if not self._slices_on_host(primitives, left.factor):
+            return None
+        lower = self._products.lower_half(left.integers[0]).numpy()
+        return self._torch.from_numpy(host_products.rescaled_gram(lower, left._replace(factor=left.factor.numpy())))
+
     def _multiply_by_transpose(self, a: Any) -> Any:
-        return importlib.import_module("portopt_torch._products").multiply_by_transpose(a)
+        return self._products.multiply_by_transpose(a)
+
+    @property
+    def _products(self) -> Any:
+        return importlib.import_module("portopt_torch._products")
 
     def _slices_on_host(self, primitives: Primitives, x: Any) -> bool:
         return bool(x.device.type == "cpu" and primitives.compute_dtype == "float32" and compiler.available())
@@ -198,13 +218,17 @@ class TorchBackend(ArrayAPIBackend):
         # What lacks an axis is the same in the processes that share it.
         if combine is None or any(work.program.ops[work.program.array_outputs["x"]].dims is not None for work in works):
             detached = self._detached(works)
-            return self._total_on_host(name, detached) if combine is None else super().total(name, detached)
+            return self._total_by_kernels(name, detached) if combine is None else super().total(name, detached)
         here = self.parts_of_total(name, self._detached(works), self.reductions_here)
         return combine(name.removeprefix("total_"), parameters, here)
 
-    def _total_on_host(self, name: str, works: Sequence[Work]) -> Any:
+    def _total_by_kernels(self, name: str, works: Sequence[Work]) -> Any:
         reduction = name.removeprefix("total_")
         on_host = all(arrays["p"].is_cpu for work in works for arrays in work.parameters)
+        if not is_interpreted() and all(map(_is_local, works)) and self._all_run_triton(works):
+            found = launch.total(self._triton.LIBRARY, reduction, works)
+            if found is not None:
+                return found
         fits = on_host and all(totals.can_run(reduction, work) and _is_local(work) for work in works)
         if is_interpreted() or not compiler.available() or not fits:
             return super().total(name, works)
@@ -241,13 +265,12 @@ class TorchBackend(ArrayAPIBackend):
         if not all(map(_is_local, all_detached)):
             return self._update_parts(all_detached, works, in_place=in_place)
         scalars = all_detached[0].scalars
-        where = [arrays["p"] for work in all_detached for arrays in work.parameters]
         results: list[dict[str, Any]] | None = None
         if isinstance(scalars, StepScalars) and not is_interpreted():
             on_host = compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in parameters)
             if on_host and any(map(self._runs_on_host, works)):
                 results = self._update_on_host(all_detached, in_place=in_place)
-            elif all(map(self._runs_triton, where)):
+            elif self._all_run_triton(all_detached):
                 interpreted = functools.partial(super().update, in_place=False)
                 results = launch.update(self._triton.LIBRARY, all_detached, interpreted, in_place=in_place)
                 if in_place and results is not None:
@@ -309,6 +332,9 @@ class TorchBackend(ArrayAPIBackend):
     def _runs_triton(self, tensor: Any) -> bool:
         return bool(tensor.device.type == "cuda" and self._triton.available())
 
+    def _all_run_triton(self, works: Sequence[Work]) -> bool:
+        return all(self._runs_triton(arrays["p"]) for work in works for arrays in work.parameters)
+
     def _runs_on_host(self, work: Work) -> bool:
         """Tell whether a kernel for host memory can do a work."""
         if not kernel.can_run(work.program):
@@ -356,7 +382,8 @@ class TorchBackend(ArrayAPIBackend):
         ordinary = all(
             type(t) in (torch.Tensor, torch.nn.Parameter) and t.is_cpu and t.is_contiguous() for t in tensors
         )
-        if not compiler.available() or is_interpreted() or not ordinary or (reader := _reader()) is None:
+        usable = compiler.available() and not is_interpreted() and ordinary
+        if not usable or not can_plan(programs) or (reader := _reader()) is None:
             return None
         if any(leaf.is_part for leaf in described(self, parameters)) and not all(p.is_elementwise for p in programs):
             return None
@@ -373,7 +400,7 @@ class TorchBackend(ArrayAPIBackend):
             return combine("norm", gradients, parts)
         compute = super().gradient_norm
         if not is_interpreted() and all(map(self._runs_triton, detached)):
-            on_device = launch.gradient_norm(self._triton.LIBRARY, detached, lambda: compute(detached))
+            on_device = launch.gradient_norm(self._triton.LIBRARY, detached)
             if on_device is not None:
                 return on_device
         if not is_interpreted() and compiler.available() and all(g.is_cpu for g in detached):

@@ -18,6 +18,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from portopt.backend import Leaf, Work
 from portopt.program import Dim, Program
+from portopt.program.bins import Bins
 from portopt.program.draws import Place
 from portopt.program.interpreter import shape_of
 from portopt.program.ir import PRODUCTS
@@ -183,6 +184,9 @@ class PartReductions(Reductions):
     def partial(self, name: str, *xs: Any) -> Any:
         neutral = {"max": -math.inf, "min": math.inf}.get(name, 0.0)
         return super().partial(name, *(self._filled(x, None, neutral) for x in xs))
+
+    def _squares(self, x: Any) -> Bins | None:
+        return None
 
     def _split(self, x: Any, axes: tuple[int, ...], *, squared: bool) -> Any:
         split = super()._split(x, axes, squared=squared)

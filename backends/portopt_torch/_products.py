@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-_LEAST = 384
+_LEAST = 192
 """Rows of a block that is worth a product of its own."""
 
 
@@ -14,19 +14,33 @@ def multiply_by_transpose(a: torch.Tensor) -> torch.Tensor:
     """Return `a @ a.mT`; every sum must be exact, since another library adds in another order for a block."""
     if a.device.type != "cpu" or a.shape[-2] <= _LEAST:
         return torch.matmul(a, a.mT)
+    result = lower_half(a)
+    _mirror(result, 0, a.shape[-2])
+    return result
+
+
+def lower_half(a: torch.Tensor) -> torch.Tensor:
+    """Return what `multiply_by_transpose` does; above the diagonal may be anything."""
     result = a.new_empty((*a.shape[:-1], a.shape[-2]))
     _fill(result, a, 0, a.shape[-2])
     return result
 
 
 def _fill(result: Any, a: Any, start: int, stop: int) -> None:
-    """Compute the square of these rows and columns: two such squares on its diagonal, one block, and the block's mirror image."""
+    """Compute the square of these rows and columns: two such squares on its diagonal, and the block that is below them."""
     if stop - start <= _LEAST:
         torch.matmul(a[..., start:stop, :], a[..., start:stop, :].mT, out=result[..., start:stop, start:stop])
         return
     middle = (start + stop) // 2
     _fill(result, a, start, middle)
     _fill(result, a, middle, stop)
-    lower = result[..., middle:stop, start:middle]
-    torch.matmul(a[..., middle:stop, :], a[..., start:middle, :].mT, out=lower)
-    result[..., start:middle, middle:stop] = lower.mT
+    torch.matmul(a[..., middle:stop, :], a[..., start:middle, :].mT, out=result[..., middle:stop, start:middle])
+
+
+def _mirror(result: Any, start: int, stop: int) -> None:
+    """Copy the blocks that `_fill` computed to the other side of the diagonal."""
+    if stop - start > _LEAST:
+        middle = (start + stop) // 2
+        _mirror(result, start, middle)
+        _mirror(result, middle, stop)
+        result[..., start:middle, middle:stop] = result[..., middle:stop, start:middle].mT

@@ -10,20 +10,22 @@ import importlib.util
 import linecache
 import operator
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from portopt.kernels.key import KernelKey
-from portopt.kernels.launch import Library, chunk_starts
+from portopt.kernels.launch import chunk_starts
+from portopt.kernels.library import Library
 from portopt.kernels.names import SCALARS_OF_NORM
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.kernels.triton.norm import norm_source
 from portopt.kernels.triton.products import products_source
 from portopt.kernels.triton.source import CHUNK, WARPS, triton_source
 from portopt.kernels.triton.staged_source import chunk_of, staged_source
+from portopt.kernels.triton.totals import totals_source
 from portopt.program import Program
 
 OPTIONS: Mapping[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": False}
@@ -139,6 +141,9 @@ class _Torch:
     def products_module(self, compute_dtype: str) -> ModuleType:
         return load_module(products_source(compute_dtype))
 
+    def totals_module(self) -> ModuleType:
+        return load_module(totals_source())
+
     def arguments(self, values: Sequence[float], dtype: str, device: Any) -> list[Any]:
         # At least one element: an address is needed even if nothing is read.
         return [_upload(np.asarray(values or [0.0], dtype), device)]
@@ -149,6 +154,10 @@ class _Torch:
     def workspace(self, words: int, device: Any) -> tuple[Any, int]:
         memory = _torch().empty(words, dtype=_torch().int64, device=device)
         return memory, int(memory.data_ptr())
+
+    def words(self, memory: Any, count: int) -> list[int]:
+        found: list[int] = memory[:count].tolist()
+        return found
 
     def tables(
         self, module: ModuleType, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int
@@ -178,9 +187,10 @@ class _Torch:
         getattr(module, SCALARS_OF_NORM)[(1,)](*self.sums(norm), values, results, **one)
         return results
 
-    def new_norm(self, device: Any, compute: Callable[[], float]) -> GradientNorm:
+    def new_norm(self, device: Any) -> GradientNorm:
         torch = _torch()
-        return GradientNorm(torch.zeros(4, dtype=torch.int64, device=device), compute)
+        memory = torch.zeros(4, dtype=torch.int64, device=device)
+        return GradientNorm(memory, functools.partial(self.words, memory, 4))
 
     def largest(self, norm: GradientNorm) -> list[Any]:
         return [norm.words[:1]]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from portopt_conformance.words import FORMATS, Format, Words, canonical, format_of, is_nan, ordinal, to_words
+from portopt_conformance.words import FORMATS, Format, Words, canonical, distances, format_of, is_nan, to_words
 
 BLOCKS = 16
 """Into how many blocks a result is cut, so that a wrong checksum tells where to look."""
@@ -88,7 +88,7 @@ def _worst(form: Format, found: Words, wanted: Words) -> str:
     nan_only_on_one_side = is_nan(found, form) | is_nan(wanted, form)
     if nan_only_on_one_side.any():
         return f"a NaN against a number ({int(nan_only_on_one_side.sum())} times)"
-    worst = max(abs(a - b) for a, b in zip(ordinal(found, form), ordinal(wanted, form), strict=True))
+    worst = int(distances(found, wanted, form).max())
     return f"{worst} ulp" if worst else "+0 against -0"
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import portopt
 from portopt import Backend, Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt.backend import IN_PLACE, INTERPRETED, PURE, Mode
+from portopt.backend import IN_PLACE, INTERPRETED
+from portopt.program import DRAWS
 from portopt_conformance import primitives, rules
+from portopt_conformance.arrangement import UNLIKE
 from portopt_conformance.configurations import Configuration, configurations
 from portopt_conformance.experiment import Experiment
 from portopt_conformance.platform import Platform, reference
@@ -31,7 +33,7 @@ COMPILED = (
     *(("clipped", dtype) for dtype in ("float32", "float64", "bfloat16")),
     *(("default", dtype) for dtype in ("float32", "float16")),
 )
-"""Configurations and dtypes of elementwise rules in modes that compile each step, and in the interpreter."""
+"""Configurations and dtypes of elementwise rules in modes that compile, and in the interpreter."""
 OF_MANY_ELEMENTS = (("clipped", "float32"), ("clipped", "bfloat16"), ("default", "float32"))
 """Configurations and dtypes of rules whose steps reduce or multiply: each is a kernel to compile, or several."""
 IN_TURNS = (("clipped", "float64"), ("default", "float16"))
@@ -41,8 +43,10 @@ CLIPPING = ("clipnorm", "clipvalue")
 
 SAMPLE = (("clipped", "float32"), ("default", "bfloat16"), ("default", "float16"))
 """Configurations and dtypes for modes of which only a sample is tested."""
-TURNS = 4
-"""One rule of so many is tested in each mode of which only a sample is tested, and under each setting."""
+OPTION_TURNS = 4
+"""One option of so many is tested alone where each is a compilation."""
+TURNS = {"elementwise": 6, "reducing": 6, "multiplying or drawing": 4}
+"""One rule of so many of each kind is tested in each mode of which only a sample is tested, and under each setting."""
 SAMPLE_SCHEDULE = "CosineDecay_warmup"
 """The schedule that stands for all in modes offered for tests only."""
 
@@ -64,12 +68,15 @@ def depths(backend: Backend, device: str) -> list[tuple[Platform, str]]:
 
     `first`, the first mode, has everything: the core configurations in every dtype, the others in float32; `plain`, other
     modes that compile nothing, the core configurations; `compiled` less of what takes a compilation of its own;
-    `sampled`, modes that do many steps at once, a sample of the rules whose turn it is; `extra`, modes offered for tests only,
-    the same with one schedule.
+    `sampled`, modes that do many steps at once, a sample of the rules whose turn it is; `single operations`, the interpreter
+    of a library that compiles each operation, the same and the operations; `extra`, modes offered for tests only, the sample
+    with one schedule.
     """
     found = []
+    compiles = next(iter(backend.modes.values())).compiled
     for i, mode in enumerate(backend.modes.values()):
         depth = "sampled" if mode.run is not None else "compiled" if mode.compiled else "plain"
+        depth = "single operations" if compiles and mode is INTERPRETED else depth
         found.append((Platform(backend, device, mode), "first" if i == 0 else depth))
     return found + [(Platform(backend, device, mode), "extra") for mode in backend.extra_modes.values()]
 
@@ -80,37 +87,68 @@ def with_settings(backend: Backend, device: str) -> list[Platform]:
     return [Platform(backend, device, mode, setting) for setting in backend.settings for mode in modes]
 
 
-def sample_of_turn(turn: int, number: int) -> Sequence[tuple[str, str]]:
-    """Return what of `SAMPLE` is tested of a rule in a mode: nothing unless it is the rule's turn, then two of the three.
+def samples(rules: Sequence[type[Optimizer]], turn: int) -> list[Sequence[tuple[str, str]]]:
+    """Return what of `SAMPLE` is tested of each rule in a mode: nothing unless it is the rule's turn, then two of the three.
 
-    Each mode has some rules, and each rule some modes; the narrow dtypes alternate.
+    Each mode has rules of every kind, and each rule some modes; the narrow dtypes alternate.
 
     Args:
+        rules: the rules.
         turn: the mode's number.
-        number: the rule's.
     """
-    turns, remaining = divmod(turn + number, TURNS)
-    return () if remaining else (SAMPLE[0], SAMPLE[1 + turns % 2])
+    found: list[Sequence[tuple[str, str]]] = []
+    numbers = dict.fromkeys(TURNS, turn)
+    for rule in rules:
+        kind = kind_of(rule)
+        turns, remaining = divmod(numbers[kind], TURNS[kind])
+        found.append(() if remaining else (SAMPLE[0], SAMPLE[1 + turns % 2]))
+        numbers[kind] += 1
+    return found
+
+
+def kind_of(rule: type[Optimizer]) -> str:
+    """Return which of the kinds of `TURNS` a rule is of."""
+    default = configurations(rule)[0]
+    if default.is_elementwise:
+        return "elementwise"
+    operations = {op.name for op in default.optimizer().program(shape=UNLIKE["matrix"]).ops}
+    return "multiplying or drawing" if operations & {"matmul", *DRAWS} else "reducing"
+
+
+def modes_of_checks(platforms: Sequence[Platform], number: int, *, full: bool) -> Sequence[Platform]:
+    """Return the modes for checks of a rule's arrays: all, or one in turn where a mode compiles.
+
+    Args:
+        platforms: the backend in each mode.
+        number: the rule's number.
+        full: whether to leave out none.
+    """
+    compiles = any(platform.mode.compiled for platform in platforms)
+    return [platforms[number % len(platforms)]] if compiles and not full else platforms
 
 
 def operations(platform: Platform, dtypes: Sequence[str], depth: str) -> Iterator[Planned]:
     """Yield the experiments on operations, scalars and the norm."""
     if depth in ("sampled", "extra") or platform.mode is IN_PLACE:
         return
+    is_dear = depth in ("compiled", "single operations")
     for dtype in dtypes:
         yield Planned("operations", "load", dtype, "words", primitives.conversion_experiment(dtype), 1)
         for other in dtypes:
             if other != dtype:
                 experiment = primitives.gradient_experiment(dtype, other)
                 yield Planned("operations", f"load_gradient_{other}", dtype, "words", experiment, 1)
-        for full_name, experiment in primitives.norm_experiments(dtype):
+        # Narrow dtypes are loaded first, and then it is the norm of float32.
+        for full_name, experiment in (
+            primitives.norm_experiments(dtype) if dtype in COMPUTE_DTYPES or not is_dear else ()
+        ):
             variant, _, name = full_name.partition("/")
             yield Planned("norm", variant, dtype, name or "in_order", experiment, 1)
     for dtype in COMPUTE_DTYPES:
         if dtype in dtypes:
             for variant, experiment in primitives.array_experiments(dtype):
                 yield Planned("operations", variant, dtype, "words", experiment, 1)
-            if dtype == "float32" or depth != "compiled":
+            if dtype == "float32" or not is_dear:
                 yield Planned("operations", "functions", dtype, "words", primitives.function_experiment(dtype), 1)
                 yield Planned("operations", "products", dtype, "words", primitives.product_experiment(dtype), 1)
                 yield Planned("operations", "identity", dtype, "words", primitives.identity_experiment(dtype), 1)
@@ -124,28 +162,28 @@ def operations(platform: Platform, dtypes: Sequence[str], depth: str) -> Iterato
 
 def of_rule(
     rule: type[Optimizer],
+    platform: Platform,
     dtypes: Sequence[str],
     depth: str,
     *,
     quick: bool,
     full: bool = False,
     number: int = 0,
-    mode: Mode = PURE,
     sample: Sequence[tuple[str, str]] = SAMPLE,
 ) -> Iterator[Planned]:
     """Yield the experiments on a rule.
 
     Args:
         rule: the rule.
+        platform: where the experiments are made.
         dtypes: the parameters' dtypes.
         depth: how much, see `depths`.
         quick: whether to leave out all but two configurations, and the runs of 100 steps.
         full: whether to make what is left out because it takes long.
-        number: the rule's number, where rules take turns.
-        mode: in which the experiments are made.
+        number: the rule's number, where options take turns.
         sample: configurations and dtypes in modes of which a sample is tested.
     """
-    scope = _Scope(depth, number, mode.compiled, mode is INTERPRETED, full, sample)
+    scope = _Scope(depth, number, platform.mode.compiled, _is_interpreted(platform), full, sample)
     for configuration in configurations(rule):
         outermost = configuration.name in ("default", "clipped")
         if quick and not outermost:
@@ -162,7 +200,7 @@ def of_rule(
 
 @dataclass(frozen=True)
 class _Scope:
-    """How much is made of a rule; the arguments of `of_rule` of these names."""
+    """How much is made of a rule; the arguments of `of_rule` of these names, and what is done there with a step."""
 
     depth: str
     number: int
@@ -170,6 +208,16 @@ class _Scope:
     is_interpreted: bool
     full: bool
     sample: Sequence[tuple[str, str]]
+
+    @property
+    def is_in_turn(self) -> bool:
+        return self.full or SAMPLE[0] in self.sample
+
+
+def _is_interpreted(platform: Platform) -> bool:
+    """Tell whether steps are done operation by operation, if only because a backend knows nothing else."""
+    mode = platform.mode
+    return mode is INTERPRETED or not (mode.compiled or INTERPRETED.name in platform.backend.modes)
 
 
 def _chosen(configuration: Configuration, dtype: str, scope: _Scope, *, outermost: bool) -> Iterator[tuple[int, str]]:
@@ -183,44 +231,50 @@ def _chosen(configuration: Configuration, dtype: str, scope: _Scope, *, outermos
         if configuration.dialect and first and dtype == "float32":
             yield (2, "ordinary")
         return
+    single = dtype == "float32"
     if configuration.dialect:
-        every = scope.full or configuration.is_elementwise
-        if depth == "first" and (dtype in DIALECT_DTYPES if every else dtype == "float32"):
+        every = scope.full or (configuration.is_elementwise and not scope.compiled)
+        if depth == "first" and (dtype in DIALECT_DTYPES if every else single):
             yield from ((2, "raw"), (2, "ordinary"))
-        elif depth == "compiled" and dtype == "float32":
+        elif depth == "compiled" and single and (scope.full or _is_option_in_turn(configuration, scope.number)):
             yield (2, "ordinary")
         return
     if not configuration.is_elementwise:
         yield from _of_many_elements(configuration, dtype, scope, outermost=outermost)
         return
     core, first = configuration.core, depth == "first"
-    single = dtype == "float32"
-    is_slow = depth == "compiled" or scope.is_interpreted
+    if depth in ("sampled", "extra", "single operations"):
+        if (configuration.name, dtype) in scope.sample:
+            yield (3, "ten")
+            if depth == "single operations" and single:
+                yield from ((2, "raw"), (3, "hundred"))
+        return
+    is_slow = scope.compiled or scope.is_interpreted
     if is_slow and outermost and not scope.full and (configuration.name, dtype) not in COMPILED:
         return
-    if (first and (core or single)) or (depth == "plain" and core):
+    alone = outermost or scope.full or not scope.compiled or _is_option_in_turn(configuration, scope.number)
+    in_dtype = single or (core and (outermost or scope.full or not is_slow))
+    if in_dtype and ((first and alone) or (depth == "plain" and core)):
         yield from ((2, "raw"), (2, "zero"), (2, "ordinary"), (3, "ten"))
     elif depth == "compiled":
         if core and (outermost or single or scope.full):
             yield from ((2, "raw"), (2, "ordinary"), (3, "ten"))
-        elif single and not core and (scope.full or _is_option_in_turn(configuration, scope.number)):
+        elif single and not core and alone:
             yield (2, "ordinary")
         if configuration.name == "default" and single:
             yield from ((2, "zero"), (3, "given_each_step"))
-    elif depth in ("sampled", "extra") and (configuration.name, dtype) in scope.sample:
-        yield (3, "ten")
-    if outermost and depth not in ("sampled", "extra"):
+    if outermost:
         one_stands_for_all = scope.is_interpreted and not scope.full
-        if not one_stands_for_all or (configuration.name == "clipped" and dtype in DIALECT_DTYPES):
+        if not one_stands_for_all or (configuration.name == "clipped" and dtype in DIALECT_DTYPES and scope.is_in_turn):
             yield (3, "hundred")
-    if first and core:
+    if first and core and alone and in_dtype:
         yield from ((3, "resumed"), (3, "given_each_step"))
     if first and single and configuration.name == "clipped":
         yield (3, "nested")
 
 
 def _is_option_in_turn(configuration: Configuration, number: int) -> bool:
-    return (configurations(configuration.rule).index(configuration) + number) % TURNS == 0
+    return (configurations(configuration.rule).index(configuration) + number) % OPTION_TURNS == 0
 
 
 def _of_many_elements(
@@ -236,15 +290,17 @@ def _of_many_elements(
     first = depth == "first" and (chosen or scope.full)
     if first and (outermost or single):
         yield from ((2, "raw"), (2, "ordinary"))
-    # Operation by operation, a library such as JAX compiles each.
-    in_turn = SAMPLE[0] in scope.sample or scope.full or not scope.is_interpreted
-    plain = depth == "plain" and (configuration.name, dtype) == SAMPLE[0] and in_turn
+    plain = (
+        depth == "plain" and (configuration.name, dtype) == SAMPLE[0] and (scope.is_in_turn or not scope.is_interpreted)
+    )
     if (outermost and first) or plain:
         yield (3, "ten")
     if configuration.name == "clipped" and depth == "first" and dtype in DIALECT_DTYPES:
-        yield from ((3, "hundred"), (3, "resumed"), (3, "given_each_step"))
+        if scope.is_in_turn or not scope.is_interpreted:
+            yield (3, "hundred")
+        yield from ((3, "resumed"), (3, "given_each_step"))
     sample = scope.sample if scope.full else [chosen for chosen in scope.sample if chosen == SAMPLE[0]]
-    if depth in ("sampled", "extra") and (configuration.name, dtype) in sample:
+    if depth in ("sampled", "extra", "single operations") and (configuration.name, dtype) in sample:
         yield (3, "ten")
 
 
@@ -266,7 +322,7 @@ def _extras(configuration: Configuration, dtypes: Sequence[str], depth: str, *, 
     if name == SCHEDULED_RULE.__name__:
         for dtype in COMPUTE_DTYPES if depth == "first" else ("float32",):
             for schedule, experiment in rules.scheduled(configuration, dtype):
-                chosen = depth != "extra" or schedule == SAMPLE_SCHEDULE
+                chosen = depth in ("first", "plain", "compiled") or schedule == SAMPLE_SCHEDULE
                 if chosen and dtype in dtypes and (not quick or depth == "first"):
                     yield Planned(name, schedule, dtype, "schedule", experiment, 3)
     if name == NARROW_SLOT_RULE.__name__ and depth in ("first", "compiled") and not quick:
@@ -278,7 +334,7 @@ def _extras(configuration: Configuration, dtypes: Sequence[str], depth: str, *, 
 
 def _with_other_gradients(configuration: Configuration, dtypes: Sequence[str], depth: str) -> Iterator[Planned]:
     """Yield steps with gradients of another dtype than the parameter."""
-    for dtype, other in OTHER_GRADIENTS if depth != "extra" else ():
+    for dtype, other in OTHER_GRADIENTS if depth in ("first", "plain", "compiled") else ():
         if dtype in dtypes and other in dtypes:
             experiment = rules.gradients_of_another_dtype(configuration, dtype, other)
             yield Planned(configuration.rule.__name__, f"gradients_{other}", dtype, "ten", experiment, 3)
@@ -301,5 +357,5 @@ def experiments(rules: Sequence[type[Optimizer]] | None = None) -> Iterator[tupl
     for planned in operations(reference(), dtypes, "first") if rules is None else ():
         yield planned.dtype, planned.experiment
     for rule in portopt.RULES if rules is None else rules:
-        for planned in of_rule(rule, dtypes, "first", quick=False, full=True):
+        for planned in of_rule(rule, reference(), dtypes, "first", quick=False, full=True):
             yield planned.dtype, planned.experiment

@@ -118,6 +118,8 @@ class ReferenceBackend(NumpyBackend):
     primitives = ArrayAPIBackend.primitives
     update = ArrayAPIBackend.update
     gradient_norm = ArrayAPIBackend.gradient_norm
+    total = ArrayAPIBackend.total
+    plan = ArrayAPIBackend.plan
 
 
 @functools.cache

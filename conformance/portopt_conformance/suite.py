@@ -130,28 +130,21 @@ def _all_cases(
         for planned in plan.operations(platform, dtypes, depth):
             yield _experiment_case(platform, planned, expected(None))
 
-    def sample(turn: int, number: int) -> Sequence[tuple[str, str]]:
+    def samples(turn: int) -> Sequence[Sequence[tuple[str, str]]]:
         # A rule alone has all modes.
-        return plan.SAMPLE if full or len(rules) == 1 else plan.sample_of_turn(turn, number)
+        return [plan.SAMPLE] * len(rules) if full or len(rules) == 1 else plan.samples(rules, turn)
 
     for turn, (platform, depth) in enumerate(depths):
-        for number, rule in enumerate(rules):
+        for number, (rule, sample) in enumerate(zip(rules, samples(turn), strict=True)):
             for planned in plan.of_rule(
-                rule,
-                dtypes,
-                depth,
-                quick=quick,
-                full=full,
-                number=number,
-                mode=platform.mode,
-                sample=sample(turn, number),
+                rule, platform, dtypes, depth, quick=quick, full=full, number=number, sample=sample
             ):
                 yield _experiment_case(platform, planned, expected(rule))
-    yield from _purity_cases(depths[0][0], dtypes, rules)
+    yield from _purity_cases(backend, device, dtypes, rules, full=full or len(rules) == 1)
     if not quick:
         for turn, platform in enumerate(plan.with_settings(backend, device)):
-            for number, rule in enumerate(rules):
-                for planned in plan.under_settings(rule, dtypes, sample(turn, number)):
+            for rule, sample in zip(rules, samples(turn), strict=True):
+                for planned in plan.under_settings(rule, dtypes, sample):
                     yield _experiment_case(platform, planned, expected(rule))
 
 
@@ -178,20 +171,29 @@ def _contract_cases(platform: Platform, dtypes: Sequence[str]) -> Iterator[Case]
             yield Case(0, "backend", "contract", dtype, "any", name, run)
 
 
-def _purity_cases(platform: Platform, dtypes: Sequence[str], rules: Sequence[type[Optimizer]]) -> Iterator[Case]:
+def _purity_cases(
+    backend: Backend, device: str, dtypes: Sequence[str], rules: Sequence[type[Optimizer]], *, full: bool
+) -> Iterator[Case]:
+    platforms = [Platform(backend, device, mode) for mode in backend.modes.values()]
     for i, rule in enumerate(rules):
         # What is checked here does not depend on rule and dtype together: each rule has one dtype, every dtype a rule.
         dtype = dtypes[i % len(dtypes)]
         configuration = configurations(rule)[-1]
-        for name, check in purity.CHECKS.items():
+        modes = plan.modes_of_checks(platforms, i, full=full)
+        checks = [("any", platforms[0], check) for check in purity.CHECKS]
+        checks += [(platform.mode_name, platform, check) for check in purity.MODE_CHECKS for platform in modes]
+        for mode, platform, check in checks:
 
             def run(
-                check: purity.Check = check, configuration: Configuration = configuration, dtype: str = dtype
+                platform: Platform = platform,
+                check: purity.Check = check,
+                configuration: Configuration = configuration,
+                dtype: str = dtype,
             ) -> Outcome:
                 with platform.active(dtype):
                     return _verdict(list(check(platform, configuration.optimizer(), dtype)))
 
-            yield Case(4, rule.__name__, configuration.name, dtype, "any", name, run)
+            yield Case(4, rule.__name__, configuration.name, dtype, mode, check.__name__, run)
 
 
 def _verdict(problems: list[str]) -> Outcome:

@@ -106,9 +106,12 @@ def canonical(array: Words) -> Words:
     return np.where(is_nan(words, form), np.array(form.quiet_nan, words.dtype), words)
 
 
-def ordinal(words: Words, form: Format) -> list[int]:
-    """Number the words in the order of their values, so that neighbours differ by 1 and both zeros are 0."""
-    return [-(w & (form.sign - 1)) if w & form.sign else w for w in map(int, words)]
+def distances(a: Words, b: Words, form: Format) -> Words:
+    """Return how many values lie between those of words, uint64: neighbours have a distance of 1, both zeros none."""
+    wide = [words.astype(np.uint64) for words in (a, b)]
+    first, second = (words & np.uint64(form.sign - 1) for words in wide)
+    apart = (wide[0] ^ wide[1]) & np.uint64(form.sign)
+    return np.where(apart, first + second, np.maximum(first, second) - np.minimum(first, second))
 
 
 @functools.cache

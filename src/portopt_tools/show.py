@@ -9,6 +9,7 @@ from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.dialects import DIALECTS
 from portopt.kernels.groups import array_order, kernel_key
 from portopt.kernels.key import Flush, KernelKey
+from portopt.kernels.printed import printed
 from portopt.optimizer import Optimizer
 from portopt.program import Program
 from portopt_tools import rule_argument
@@ -62,19 +63,29 @@ def _numba(program: Program, dtype: str) -> str:
 
 
 def _cuda(program: Program, dtype: str) -> str:
+    from portopt.kernels.cuda.products import products_source
     from portopt.kernels.cuda.source import cuda_source
     from portopt.kernels.cuda.staged_source import staged_source
     from portopt.kernels.passes import can_pass
 
+    if _multiplies(program):
+        return printed(program.after_totals, dtype, "//", cuda_source, products_source)
     return _source(program, dtype, "where", cuda_source, can_pass, staged_source)
 
 
 def _triton(program: Program, dtype: str) -> str:
     from portopt.kernels.passes import can_pass
+    from portopt.kernels.triton.products import products_source
     from portopt.kernels.triton.source import triton_source
     from portopt.kernels.triton.staged_source import staged_source
 
+    if _multiplies(program):
+        return printed(program.after_totals, dtype, "#", triton_source, products_source)
     return _source(program, dtype, "where", triton_source, can_pass, staged_source)
+
+
+def _multiplies(program: Program) -> bool:
+    return any(op.name == "matmul" for op in program.ops)
 
 
 def _source(

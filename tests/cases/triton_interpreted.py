@@ -21,6 +21,7 @@ from support.gpu_cases import (
     EveryFunction,
     EveryOperation,
     EveryReduction,
+    EveryTotal,
     assert_gap_is_zero,
     assert_gradient_need_not_be_read,
     compare_gradients_of_another_dtype,
@@ -34,6 +35,7 @@ from support.gpu_cases import (
     reference_sums,
     shuffled,
     spread_gradients,
+    trees_with_totals,
     words_and_gradients,
     words_of,
 )
@@ -57,6 +59,7 @@ from portopt_torch import _triton
 from portopt_torch._backend import TorchBackend
 
 backend = portopt_torch.backend
+WAIT = GradientNorm.__float__
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")
 
 
@@ -67,12 +70,17 @@ def _on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TorchBackend, "_runs_triton", lambda self, tensor: True)
     monkeypatch.setattr(compiler, "available", lambda: False)
 
-    def refuse(self: Any, program: Any, scalars: Any, compute_dtype: Any, like: Any) -> Any:
-        assert portopt.backend.is_interpreted(), "torch's own operations were used in place of the kernel"
-        return original(self, program, scalars, compute_dtype, like)
+    def refuse(name: str) -> None:
+        original = getattr(TorchBackend, name)
 
-    original = TorchBackend.rounded_scalars
-    monkeypatch.setattr(TorchBackend, "rounded_scalars", refuse)
+        def refused(self: Any, *arguments: Any) -> Any:
+            assert portopt.backend.is_interpreted(), "torch's own operations were used in place of the kernel"
+            return original(self, *arguments)
+
+        monkeypatch.setattr(TorchBackend, name, refused)
+
+    refuse("rounded_scalars")
+    refuse("parts_of_total")
     monkeypatch.setattr(GradientNorm, "__float__", lambda self: pytest.fail("the host waited for the device"))
 
 
@@ -166,7 +174,7 @@ def test_leaves_that_require_grad_stay_leaves_and_autograd_sees_the_change() -> 
 
 
 def norm_of(gradients: list[Array]) -> GradientNorm:
-    found = launch.gradient_norm(_triton.LIBRARY, [to_torch(g) for g in gradients], lambda: 0.0)
+    found = launch.gradient_norm(_triton.LIBRARY, [to_torch(g) for g in gradients])
     assert found is not None
     return found
 
@@ -216,8 +224,10 @@ def test_staged_kernels_have_the_bits_of_the_interpreter(
     rule: type[portopt.Optimizer], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     optimizer = rule()
-    if rule is Multiplying or optimizer.program(shape=(3, 4)).totals:
-        # Products, and totals of all parameters, are torch's.
+    # Totals of all parameters are numbers that the host is given.
+    monkeypatch.setattr(GradientNorm, "__float__", WAIT)
+    if rule is Multiplying:
+        # Products are torch's.
         monkeypatch.undo()
         monkeypatch.setattr(TorchBackend, "_runs_triton", lambda self, tensor: True)
         monkeypatch.setattr(compiler, "available", lambda: False)
@@ -242,6 +252,13 @@ def test_every_reduction_of_special_numbers() -> None:
     params += [np.full((2, 3), -0.0), np.asarray([[np.inf, -np.inf, 1.0]])]
     gradients[0] += [np.ones((2, 3)), np.ones((1, 3))]
     compare_steps(to_torch, to_numpy, EveryReduction(0.1), params, gradients[:1])
+
+
+def test_every_total_of_all_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GradientNorm, "__float__", WAIT)
+    monkeypatch.setattr(launch, "JOINED", 9)  # parts of the large ones are joined before
+    for params, gradients in trees_with_totals("float32"):
+        compare_steps(to_torch, to_numpy, EveryTotal(), params, gradients)
 
 
 @pytest.mark.parametrize("rule", [portopt.LAMB, portopt.SM3], ids=lambda rule: rule.__name__)

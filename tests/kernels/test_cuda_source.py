@@ -399,7 +399,7 @@ def test_hyperparameters_of_one_step_compile_nothing() -> None:
 
 
 def norm_of(gradients: list[Any]) -> GradientNorm:
-    found = launch.gradient_norm(cupy_kernel.LIBRARY, gradients, lambda: 0.0)
+    found = launch.gradient_norm(cupy_kernel.LIBRARY, gradients)
     assert found is not None
     return found
 
@@ -416,6 +416,13 @@ def device_norm(gradients: list[Array], tmp_path: Path) -> float:
     return float(result[0])
 
 
+def norm_on_host(gradients: list[Array]) -> float:
+    """Return the norm as the host reads it, which waits for the device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HostArray, "may_wait", True)
+        return float(norm_of(list(map(on_device, gradients))))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norm_has_the_bits_of_the_reference_in_any_order(backend: Any, dtype: str, tmp_path: Path) -> None:
     gradients = spread_gradients(dtype)
@@ -426,6 +433,7 @@ def test_norm_has_the_bits_of_the_reference_in_any_order(backend: Any, dtype: st
     assert sums == reference_sums(gradients)
     assert dtype in ("float16", "bfloat16") or all(sums)
     assert device_norm(shuffled(gradients), tmp_path).hex() == expected.hex()
+    assert norm_on_host(gradients).hex() == expected.hex()
 
 
 @pytest.mark.usefixtures("backend")
@@ -433,6 +441,7 @@ def test_norm_has_the_bits_of_the_reference_in_any_order(backend: Any, dtype: st
 def test_norm_of_extreme_gradients(values: list[float], tmp_path: Path) -> None:
     expected, actual = reference_norm([np.asarray(values)]), device_norm([np.asarray(values)], tmp_path)
     assert_same_float(actual, expected)
+    assert_same_float(norm_on_host([np.asarray(values)]), expected)
 
 
 # Scalars that need the norm -------------------------------------------------------------------------------------

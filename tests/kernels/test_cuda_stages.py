@@ -15,7 +15,16 @@ from support.bits import Array, assert_same_float, ordinary, random_words
 from support.carries import SQUARES, SUMS
 from support.cuda_on_host import HostArray, Kernel, compile_on_host, host_cupy, on_device
 from support.elementwise import STAGED
-from support.gpu_cases import EveryDraw, EveryReduction, compare_steps, in_a_dtype, staged_key
+from support.gpu_cases import (
+    EveryDraw,
+    EveryReduction,
+    EveryTotal,
+    compare_steps,
+    in_a_dtype,
+    programs_of_totals,
+    staged_key,
+    trees_with_totals,
+)
 from support.gpu_products import compare_products
 from support.rules_of_each_kind import RULES, Multiplying
 
@@ -26,6 +35,7 @@ from portopt.kernels import launch
 from portopt.kernels.cuda.products import products_source
 from portopt.kernels.cuda.source import source_file
 from portopt.kernels.cuda.staged_source import staged_source
+from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.names import RESCALED
 from portopt.kernels.norm_dependence import norm_dependence
 from portopt.kernels.passes import can_pass, passes_of
@@ -57,7 +67,15 @@ def interpreted_programs(monkeypatch: pytest.MonkeyPatch) -> list[Program]:
             found.extend(work.program for work in works)
         return original(self, works, in_place=in_place)
 
+    totals = ArrayAPIBackend.parts_of_total
+
+    def noted_total(self: Any, name: str, works: Any, reductions_of: Any) -> Any:
+        if not portopt.backend.is_interpreted():
+            found.extend(work.program for work in works)
+        return totals(self, name, works, reductions_of)
+
     monkeypatch.setattr(ArrayAPIBackend, "update", noted)
+    monkeypatch.setattr(ArrayAPIBackend, "parts_of_total", noted_total)
     return found
 
 
@@ -122,6 +140,35 @@ def test_every_reduction_of_special_numbers() -> None:
 
 
 @pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(("dtype", "joined"), [("float32", 1024), ("bfloat16", 2)])
+def test_every_total_of_all_parameters(
+    dtype: str, joined: int, interpreted_programs: list[Program], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HostArray, "may_wait", True)
+    # Of many parts, so many are joined before.
+    monkeypatch.setattr(launch, "JOINED", joined)
+    for params, gradients in trees_with_totals(dtype):
+        compare_steps(on_device, np.asarray, EveryTotal(), params, gradients)
+    assert not interpreted_programs
+
+
+@pytest.mark.usefixtures("backend")
+def test_a_total_takes_two_launches_for_each_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[str] = []
+    original = cupy_kernel.LIBRARY.launch
+
+    def noted(module: Any, kernel: str, *arguments: Any) -> None:
+        launched.append(kernel)
+        original(module, kernel, *arguments)
+
+    monkeypatch.setattr(HostArray, "may_wait", True)
+    monkeypatch.setattr(cupy_kernel.LIBRARY, "launch", noted)
+    params, (gradients, _) = trees("float32", tuple((k % 7, 3) for k in range(30)))
+    compare_steps(on_device, np.asarray, portopt.Prodigy(), params, [gradients])
+    assert launched == ["stage_0", "stage_1"] * 2 + ["update"]
+
+
+@pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("rule", [portopt.LAMB, portopt.NovoGrad, portopt.SM3], ids=lambda rule: rule.__name__)
 def test_steps_in_place_and_clipped(rule: type[portopt.Optimizer]) -> None:
     optimizer = rule(clipnorm=0.5, clipvalue=0.01)
@@ -159,17 +206,23 @@ def test_a_gradient_in_the_memory_of_another_programs_parameter_is_read_before_i
 def test_what_stands_between_products_runs_in_kernels(
     rule: type[portopt.Optimizer], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count, segment = 0, launch.segment
+    counts: Counter[str] = Counter()
 
-    def counted(*arguments: Any) -> Any:
-        nonlocal count
-        count += 1
-        return segment(*arguments)
+    def count(name: str) -> None:
+        original = getattr(launch, name)
 
-    monkeypatch.setattr(launch, "segment", counted)
+        def counted(*arguments: Any) -> Any:
+            counts[name] += 1
+            return original(*arguments)
+
+        monkeypatch.setattr(launch, name, counted)
+
+    count("segment")
+    count("squares")
     monkeypatch.setattr(HostArray, "may_wait", True)
     compare_steps(on_device, np.asarray, rule(), *trees(dtype, ((6, 4), (3,))))
-    assert count > 2
+    assert counts["segment"] > 2
+    assert counts["squares"] >= 2  # the norm of a matrix in each of two steps
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -273,6 +326,13 @@ def test_ptx_is_rounded_once_and_passes_over_elements_have_all_their_operations(
             # The compiler may write a loop twice, once for each value of a condition that all elements share.
             assert found.keys() == wanted.keys(), step.name
             assert found >= wanted, step.name
+
+
+@pytest.mark.needs("cupy")
+@pytest.mark.parametrize(("dtype", "architecture"), [("float32", 80), ("float64", 90)])
+def test_ptx_of_totals_is_rounded_once(dtype: str, architecture: int) -> None:
+    for source in (*(staged_source(p, staged_key(p, dtype)) for p in programs_of_totals()), totals_source()):
+        assert_only_rounded_once(cupy_kernel.compile_source(source, f"compute_{architecture}").decode())
 
 
 @pytest.mark.needs("cupy")

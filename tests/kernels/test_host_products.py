@@ -54,7 +54,8 @@ def test_passes_have_the_bits_of_the_definition() -> None:
             assert_same_bits(by_passes(x, y), expected, f"another layout of {a.shape} {b.shape}")
 
 
-def test_threads_do_not_matter() -> None:
+def test_threads_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "ELEMENTS_PER_THREAD", 1 << 12)
     a, b = raw((2, 600, 500), 0), raw((2, 500, 700), 1)
     a[0], b[1] = ordinary((600, 500), "float32", 2), ordinary((500, 700), "float32", 3)
     found = []
@@ -67,6 +68,27 @@ def test_threads_do_not_matter() -> None:
     assert_same_bits(found[0], by_definition(a, b))
     assert_same_bits(found[1], found[0])
     assert_same_bits(found[2], found[0])
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (2, 200, 77), (300, 1000)], ids=str)
+def test_transposes_are_copied_in_tiles(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    x = random_words(shape, "float32", 0)
+    expected = np.ascontiguousarray(x.mT)
+    monkeypatch.setattr(np, "ascontiguousarray", None)
+    found = compiled.dense(x.mT)
+    assert found.flags.c_contiguous
+    assert found.tobytes() == expected.tobytes()
+    assert compiled.dense(x) is x
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_half_of_a_product_with_the_transpose_is_mirrored() -> None:
+    for shape in ((1, 1), (3, 5), (16, 4), (2, 37, 9), (2, 3, 48, 2)):
+        for x in (ordinary(shape, "float32", 0), raw(shape, 1)):
+            left = compiled.slices(x, -1)
+            lower = left.integers[0] @ left.integers[0].mT
+            lower[..., *np.triu_indices(shape[-2], 1)] = np.nan
+            assert_same_bits(compiled.rescaled_gram(lower, left), by_definition(x, x.mT), f"{shape}")
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,8 @@ from support.bits import assert_same_bits, ordinary, random_words
 from support.libraries import PLANNED, Library
 
 import portopt
-from portopt.program import Program
+from portopt.kernels.host import norm
+from portopt.program import Program, bins
 from portopt.program.segments import Segment, fused_schedule, plain_schedule
 
 
@@ -85,6 +87,18 @@ def test_what_is_done_for_each_element_between_two_products_is_one_segment() -> 
     assert "g" not in second.arrays
 
 
+def test_elementary_functions_are_in_segments() -> None:
+    class Functions(portopt.Optimizer):
+        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> tuple[Any, Mapping[str, Any]]:
+            size = xp.cbrt(xp.atan2(xp.tanh(g @ g), g)) * xp.exp(-g)
+            return p - c.lr * xp.pow(xp.abs(size), 0.25) / xp.log(xp.abs(g) + 2), {}
+
+    schedule = fused_schedule(Functions(0.5).program(shape=(3, 3)))
+    names = [op.name for segment in schedule.steps if isinstance(segment, Segment) for op in segment.program.ops]
+    assert {"cbrt", "atan2", "tanh", "exp", "power", "log"} <= set(names)
+    assert sum(isinstance(step, Segment) for step in schedule.steps) == 1
+
+
 def test_what_is_computed_once_is_in_one_segment_and_what_two_need_is_a_result() -> None:
     program = Mixed().program(shape=(6, 4))
     results = [i for segment in segments(program) for i in segment.outputs]
@@ -95,6 +109,24 @@ def test_what_is_computed_once_is_in_one_segment_and_what_two_need_is_a_result()
     done = [i for step in fused_schedule(program).done for i in step]
     assert len(set(done)) == len(done)
     assert not set(program.array_outputs.values()) & set(done)
+
+
+def test_segments_that_do_the_same_are_one_program() -> None:
+    few, more = ({s.program for s in segments(portopt.Muon(ns_steps=n).program(shape=(3, 4)))} for n in (2, 7))
+    assert few == more
+
+
+@pytest.mark.parametrize("library", PLANNED, ids=str)
+def test_nothing_is_compiled_for_plans_of_programs_with_products(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend: Any = library.backend
+    monkeypatch.setattr(inspect.getmodule(type(backend)), "make_plan", None)
+    p = library.arrays(ordinary((3, 4), "float32", 0))
+    optimizer = portopt.Muon()
+    state = optimizer.init(p)
+    for _ in range(3):
+        state = optimizer.apply_(p, p, state)
 
 
 def test_a_program_without_products_has_no_segments() -> None:
@@ -110,3 +142,17 @@ def test_segments_are_run_by_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     right = host.run
     monkeypatch.setattr(host, "run", lambda *arguments: [2 * result for result in right(*arguments)])
     assert Tall().apply(p, p, Tall().init(p))[0].tobytes() != expected.tobytes()
+
+
+@pytest.mark.parametrize("library", PLANNED, ids=str)
+def test_norms_among_products_are_computed_by_the_kernel(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = ordinary((6, 4), "float32", 0)
+    optimizer = portopt.Muon()
+
+    def stepped() -> bytes:
+        found, _ = optimizer.apply(library.arrays(p), library.arrays(p), optimizer.init(library.arrays(p)))
+        return bytes(library.numpy(found).tobytes())
+
+    expected = stepped()
+    monkeypatch.setattr(norm, "squares_of_arrays", lambda *arguments: bins.NO_SQUARES)
+    assert stepped() != expected

@@ -154,6 +154,11 @@ class HostModule:
         return Kernel(self._library, name)
 
 
+def copied_to_host(array: HostArray) -> Any:
+    assert array.may_wait, "the host waited for the device"
+    return np.array(array)
+
+
 def on_device(array: Any) -> HostArray:
     return np.array(array, copy=True).view(HostArray)
 
@@ -174,6 +179,8 @@ def host_cupy(directory: Path) -> Iterator[Any]:
             # What NumPy's functions return is sometimes an array of its own.
             if (fused := found.fused) is not None:
                 found.fused = lambda program, arrays, scalars: fused(program, list(map(on_device, arrays)), scalars)
+            if (squares := found.squares) is not None:
+                found.squares = lambda x: squares(on_device(x))
             if (sliced := found.sliced) is not None:
                 found.sliced = lambda x, axis: sliced(on_device(x), axis)
             if (rescaled := found.rescaled) is not None:
@@ -188,6 +195,7 @@ def host_cupy(directory: Path) -> Iterator[Any]:
     cupy.full = lambda shape, value, dtype: np.full(shape, value, dtype).view(HostArray)
     cupy.array = cupy.asarray = lambda x: np.array(x, copy=True).view(HostArray)
     cupy.negative = np.negative
+    cupy.asnumpy = copied_to_host
     cupy.byte_bounds = np.lib.array_utils.byte_bounds
     cupy.shares_memory = np.shares_memory
     namespace: Any = ModuleType("array_api_compat.cupy")

@@ -10,12 +10,14 @@ import pytest
 from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
 from support.elementwise import ELEMENTWISE
 from support.keeping_rule import Keeping
+from support.turns import in_turns
 
 import portopt
 from portopt.arithmetic import elementary
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.kernels.groups import array_order, kernel_key
 from portopt.kernels.key import KernelKey
+from portopt.kernels.totals import can_total, reducing
 from portopt.program import Kind, Program
 from portopt.program.builder import Builder, Node
 from portopt.scalars import where
@@ -44,12 +46,7 @@ each_case_in_a_dtype = pytest.mark.parametrize(
 
 def in_a_dtype(rules: Sequence[Any], in_all: Collection[Any]) -> pytest.MarkDecorator:
     """Return the same for rules without clipping, of which some meet all dtypes."""
-    pairs = [
-        (rule, dtype)
-        for i, rule in enumerate(rules)
-        for k, dtype in enumerate(DTYPES)
-        if rule in in_all or k == i % len(DTYPES)
-    ]
+    pairs = in_turns(rules, DTYPES, in_all=in_all)
     return pytest.mark.parametrize(("rule", "dtype"), pairs, ids=lambda x: getattr(x, "__name__", str(x)))
 
 
@@ -233,6 +230,44 @@ class EveryReduction(portopt.Optimizer):
         of_means = xp.sum(xp.mean(p, axis=-1, keepdims=True))
         changed = p - c.lr * found["norm_of_all"] * found["mean_of_rows"] * g
         return changed, {**found, "of_slices": of_slices, "of_means": of_means}
+
+
+class EveryTotal(portopt.Optimizer):
+    """Each total of all parameters, of what is computed for each element, kept in the state."""
+
+    slots = ()
+    scalar_slots: ClassVar[Mapping[str, float]] = dict.fromkeys(("added", "length", "largest", "of_gradients"), 0.0)
+
+    def totals(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        norm = xp.linalg.vector_norm
+        return {"sum": xp.sum(p - g), "norm": norm(p - g), "max": xp.max(p - g), "norm_of_gradients": norm(g)}
+
+    def coefficients(self, t: Any, sum: Any, norm: Any, max: Any, norm_of_gradients: Any, **before: Any) -> Any:
+        return {"added": sum, "length": norm, "largest": max, "of_gradients": norm_of_gradients, "rate": norm}
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return p + 2.0**-10 * g / c.rate, {}
+
+
+def programs_of_totals() -> list[Program]:
+    """Return the program of each total of rules that have some, all of which kernels can do."""
+    found = []
+    for rule in (EveryTotal(), portopt.Prodigy()):
+        program = rule.program(shape=(3, 4))
+        for op in program.totals.values():
+            found.append(reducing(program.part(op.args[0]), op.name.removeprefix("total_")))
+            assert can_total(found[-1])
+    return found
+
+
+def trees_with_totals(dtype: str) -> list[tuple[list[Array], list[list[Array]]]]:
+    """Return parameters and gradients: many of several dtypes, without and with words that are not finite, and no element."""
+    shapes = [(40, 70), (), (0, 3), (2500,), *((k % 5,) for k in range(20))]
+    params = [ordinary(shape, "float64" if i % 3 == 1 else dtype, i) for i, shape in enumerate(shapes)]
+    words = [random_words(p.shape, p.dtype.name, 100 + i) for i, p in enumerate(params)]
+    with np.errstate(invalid="ignore"):
+        finite = [np.where(np.abs(g) < 2.0**100, g, g.dtype.type(1)) for g in words]
+    return [(params, [finite]), (params, [words]), ([np.zeros((0, 3), dtype)], [[np.zeros((0, 3), dtype)]])]
 
 
 class EveryDraw(portopt.Optimizer):

@@ -9,6 +9,7 @@ import numpy as np
 
 from portopt.arithmetic import HOST
 from portopt.backend import Arrays, Work
+from portopt.program import FUNCTIONS
 from portopt.program.primitives import Primitives
 from portopt.program.products import Slices, slice_bits
 from portopt.program.reductions import Reductions
@@ -87,6 +88,22 @@ def _unsliced(x: Any, axis: int) -> Slices:
     )
 
 
+class _ReshapesForTranspose:
+    """NumPy, but that the elements of a transpose stay where they are."""
+
+    def permute_dims(self, x: Any, axes: Sequence[int]) -> Any:
+        return np.reshape(x, [x.shape[axis] for axis in axes])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+
+def _of_the_library(name: str) -> Callable[[Primitives], Overrides]:
+    """Return what replaces an elementary function by NumPy's own in the compute dtype."""
+    function = {"atan2": np.arctan2, "power": np.power}.get(name) or getattr(np, name)
+    return lambda right: {name: function}
+
+
 OPERATIONS_WRONG: Mapping[str, Callable[[Primitives], Overrides]] = {
     "root_one_ulp_off": _root_one_ulp_off,
     "contracted": _contracted,
@@ -101,7 +118,8 @@ OPERATIONS_WRONG: Mapping[str, Callable[[Primitives], Overrides]] = {
     "identity_with_negative_zeros": lambda right: {
         "eye": lambda count, one, like: np.where(np.eye(count, dtype=bool), one, np.negative(one * 0))
     },
-    "exponential_of_the_library": lambda right: {"exp": np.exp},
+    "transpose_without_moving": lambda right: {"xp": _ReshapesForTranspose()},
+    **{f"{name}_of_the_library": _of_the_library(name) for name in FUNCTIONS},
     "elements_counted_from_the_end": lambda right: {"arange": lambda count, like: np.arange(count)[::-1]},
     "nan_equals_itself": lambda right: {"equal": lambda a, b: (a == b) | (np.isnan(a) & np.isnan(b))},
 }
@@ -211,13 +229,6 @@ class WrongReductions(ReferenceBackend):
         return self._kind(self.primitives(compute_dtype), self.primitives("float64"), lambda value: HOST)
 
 
-class FloatSums(Reductions):
-    """Adds floats up, from the first to the last."""
-
-    def wide_sum(self, x: Any, axes: tuple[int, ...]) -> Any:
-        return np.take(np.cumsum(x, axis=axes[0], dtype=np.float64), [-1], axis=axes[0])
-
-
 class FloatTotals(Reductions):
     """Adds floats up where all elements of parameters are added."""
 
@@ -232,25 +243,38 @@ class FloatTotals(Reductions):
         return float(sum(parts)) if name == "sum" else super().combine(name, parts)
 
 
-class MeansRoundedTwice(Reductions):
-    """Divides sums that are rounded already."""
+class TotalsOfMagnitudes(Reductions):
+    """Forgets signs where it looks for the largest element of parameters."""
 
-    def mean(self, x: Any, axes: Any) -> Any:
-        return super().mean(x, axes) if axes is None else self.sum(x, axes) / x.dtype.type(x.shape[axes[0]])
-
-
-class NegativeZeros(Reductions):
-    """Leaves the sign to the zero that is found."""
-
-    def min(self, x: Any, axes: Any) -> Any:
-        return np.min(x, axis=axes, keepdims=axes is not None)
+    def partial(self, name: str, *xs: Any) -> Any:
+        return super().partial(name, *(map(np.abs, xs) if name == "max" else xs))
 
 
-class TruthOfSome(Reductions):
-    """Takes one for all."""
+REDUCTIONS_WRONG: Mapping[str, Callable[..., Any]] = {
+    "sum": lambda x, **over: np.sum(x, dtype=x.dtype, **over),
+    "mean": lambda x, **over: np.mean(x, dtype=x.dtype, **over),
+    "norm": lambda x, **over: np.sqrt(np.sum(x * x, dtype=x.dtype, **over)),
+    "max": np.fmax.reduce,
+    "min": np.min,
+    "any": np.all,
+    "all": np.any,
+    "count": np.any,
+}
+"""What takes the place of a reduction: sums that round, squares that overflow, NaNs lost, negative zeros kept, some for all."""
 
-    def all(self, x: Any, axes: Any) -> Any:
-        return self.any(x, axes)
+
+def wrong_reduction(name: str, *, whole: bool) -> type[Reductions]:
+    """Return reductions of which one is wrong: of whole arrays, or along axes."""
+
+    def reduce(self: Reductions, x: Any, axes: Any) -> Any:
+        if (axes is None) is not whole:
+            return getattr(Reductions, name)(self, x, axes)
+        found = REDUCTIONS_WRONG[name](x, axis=axes, keepdims=axes is not None)
+        if whole:
+            return found.item()
+        return found if name in ("any", "all") else found.astype(self._primitives.dtype)
+
+    return type(f"Wrong_{name}", (Reductions,), {name: reduce})
 
 
 class ScalarsInFloat32(ReferenceBackend):

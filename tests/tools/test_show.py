@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shlex
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from support.elementwise import ELEMENTWISE, STAGED
 
 import portopt
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
+from portopt.program.products import operands_of
 from portopt_tools.show import DEFAULT_SHAPE, TARGETS, show
 
 OUTPUT = pytest.CaptureFixture[str]
@@ -93,10 +95,33 @@ def test_a_program_that_depends_on_the_shape_is_shown_for_the_one_that_is_named(
         assert capsys.readouterr().out == f"{expected}\n"
 
 
-@pytest.mark.parametrize(("target", "rule"), [("numba", "Muon"), ("cuda", "Muon"), ("triton", "Muon")])
-def test_a_kernel_that_cannot_hold_a_program_is_not_shown(target: str, rule: str, capsys: OUTPUT) -> None:
-    assert exit_status(["show", rule, "--target", target]) == 2
-    assert f"{rule} cannot be written for --target {target}: its step " in capsys.readouterr().err
+def test_a_kernel_that_cannot_hold_a_program_is_not_shown(capsys: OUTPUT) -> None:
+    assert exit_status(["show", "Muon", "--target", "numba"]) == 2
+    assert "Muon cannot be written for --target numba: its step " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+@pytest.mark.parametrize("target", ["cuda", "triton"])
+def test_what_is_run_for_a_program_with_products_is_shown_in_order(target: str, dtype: str) -> None:
+    optimizer = portopt.Muon()
+    program = optimizer.program(shape=DEFAULT_SHAPE)
+    text = show(optimizer, target, dtype)
+    lines = text.splitlines()
+    begins = {"cuda": "// ", "triton": "# "}[target]
+    products = [i for i, op in enumerate(program.ops) if op.name == "matmul"]
+    multiplied = [line for line in lines if line.startswith(begins) and " @ " in line]
+    names = program.names()
+    assert [line.removeprefix(begins).partition(" = ")[0] for line in multiplied] == [names[i] for i in products]
+    assert all(("6 products" if dtype == "float64" else "a product") in line for line in multiplied)
+    for i, line in zip(products, multiplied, strict=True):
+        assert re.match(rf"\n*{begins}{names[i]}: kernel rescaled, of source \d", text.partition(line)[2])
+    # X X' takes one slicing.
+    needed = {(operand.source, operand.axis) for pair in operands_of(program).values() for operand in pair}
+    assert text.count("kernel rows_sliced") + text.count("kernel columns_sliced") == len(needed) < 2 * len(products)
+    for kernel in ("rows_sliced", "columns_sliced", "rescaled"):
+        written = f"def {kernel}(" if target == "triton" else f"__global__ void {kernel}("
+        assert text.count(written) == (2 if kernel == "rescaled" and target == "cuda" else 1)
+    assert text.count("struct Table {") == (target == "cuda")
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:

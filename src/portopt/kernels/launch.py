@@ -1,14 +1,15 @@
 """Steps by fused kernels on GPUs: all parameters of a kind in few launches, the host never waiting.
 
-What differs between libraries of arrays is a `Library`: how it allocates, compiles and launches.
+What differs between libraries of arrays is a `Library`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,123 +17,30 @@ from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar
 from portopt.backend.protocol import Leaf, Work
 from portopt.kernels.groups import grouped, positions
-from portopt.kernels.key import NEW, KernelKey
-from portopt.kernels.names import LARGEST_GRADIENT, SUM_SQUARES, UPDATE
+from portopt.kernels.key import NEW
+from portopt.kernels.library import Library
+from portopt.kernels.names import LARGEST_GRADIENT, LARGEST_JOINED, SUM_SQUARES, SUMS_JOINED, UPDATE
 from portopt.kernels.norm_dependence import GradientNorm, NormDependence, norm_dependence, with_given_totals
-from portopt.kernels.passes import Pass, can_pass, passes_of
-from portopt.kernels.stages import Space
+from portopt.kernels.passes import Pass, Passes, can_pass, passes_of, words_of
+from portopt.kernels.totals import can_total, reducing
 from portopt.program import Program
+from portopt.program.bins import Bins
 from portopt.program.interpreter import StepScalars
+from portopt.program.reductions import of_numbers
 
 Arrays = Mapping[str, Any]
+JOINED = 1024
+"""How many parts of a total one block combines."""
 
 
-class Library(Protocol):
-    """A library of arrays on GPUs, and how it runs kernels. What stands for a device there compares equal to itself only.
-
-    Attributes:
-        chunk: how many elements a chunk is, where a kernel has something to do for each.
-    """
-
-    chunk: int
-
-    def device(self, array: Any, /) -> Any:
-        """Return what stands for the device of an array."""
-
-    def dtype(self, array: Any, /) -> str:
-        """Return the name of an array's dtype."""
-
-    def size(self, array: Any, /) -> int:
-        """Return the number of an array's elements."""
-
-    def address(self, array: Any, /) -> int:
-        """Return where the memory of a C-contiguous array begins."""
-
-    def memory(self, array: Any, /) -> tuple[str, int, int]:
-        """Return device, first and one-past-last byte of a C-contiguous array."""
-
-    def dense(self, array: Any, /) -> Any:
-        """Return an array itself if it is C-contiguous, else a copy that is."""
-
-    def is_dense(self, array: Any, /) -> bool:
-        """Tell whether an array is C-contiguous."""
-
-    def copied(self, array: Any, /) -> Any:
-        """Return a copy of a C-contiguous array."""
-
-    def empty_like(self, array: Any, dtype: str | None = None, /) -> Any:
-        """Return a new C-contiguous array of the same shape, on the same device, and of the same dtype if none is named."""
-
-    def empty(self, shape: tuple[int, ...], dtype: str, device: Any, /) -> Any:
-        """Return a new C-contiguous array."""
-
-    def assign(self, target: Any, value: Any, /) -> None:
-        """Write the elements of an array into another one."""
-
-    def on(self, device: Any, /) -> AbstractContextManager[Any]:
-        """Make a device the current one."""
-
-    def module(self, program: Program, key: KernelKey, /) -> Any:
-        """Return the kernels that run a program."""
-
-    def norm_module(self, dtype: str, /) -> Any:
-        """Return the kernels that reduce gradients of a dtype to what their norm is computed from."""
-
-    def products_module(self, compute_dtype: str, /) -> Any:
-        """Return the kernels that slice operands of products of matrices and scale integer products back."""
-
-    def arguments(self, values: Sequence[float], dtype: str, device: Any, /) -> list[Any]:
-        """Return numbers of a dtype as arguments of a kernel."""
-
-    def unrounded(self, values: Sequence[Any], device: Any, /) -> list[Any]:
-        """Return scalars of a step that are not rounded as arguments of a kernel."""
-
-    def workspace(self, words: int, device: Any, /) -> tuple[Any, int]:
-        """Return memory of the device for that many words of 64 bits, and its address."""
-
-    def chunk_of(self, step: Pass, space: Space, /) -> int:
-        """Return how many elements of a pass are a chunk, given the space of what it reduces."""
-
-    def tables(
-        self, module: Any, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int, /
-    ) -> Iterable[Any]:
-        """Yield what tells each launch where its parameters are and how many elements they have, so many of them a chunk."""
-
-    def launch(self, module: Any, kernel: str, table: Any, arguments: Sequence[Any], device: Any, /) -> None:
-        """Run a kernel on all parameters of a table."""
-
-    def call(self, module: Any, kernel: str, blocks: int, arguments: Sequence[Any], device: Any, /) -> None:
-        """Run a kernel that takes arrays and integers, in so many blocks."""
-
-    def scalars_of_norm(
-        self, module: Any, norm: GradientNorm, given: Sequence[Any], count: int, dtype: str, device: Any, /
-    ) -> Any:
-        """Return an array, made on the device, of the rounded scalars that need the norm, given those of the host they need."""
-
-    def new_norm(self, device: Any, compute: Callable[[], float], /) -> GradientNorm:
-        """Return a norm whose words are zero."""
-
-    def largest(self, norm: GradientNorm, /) -> list[Any]:
-        """Return the argument of a kernel that looks for the largest gradient."""
-
-    def sums(self, norm: GradientNorm, /) -> list[Any]:
-        """Return the arguments of a kernel that adds up, given the largest gradient."""
-
-
-def gradient_norm(library: Library, gradients: Sequence[Any], compute: Callable[[], float]) -> GradientNorm | None:
-    """Return the norm of all gradients, left on their device; None unless they are all on one.
-
-    Args:
-        library: of the gradients.
-        gradients: arrays of any dtypes.
-        compute: returns the same norm as a Python float.
-    """
+def gradient_norm(library: Library, gradients: Sequence[Any]) -> GradientNorm | None:
+    """Return the norm of all gradients, arrays of any dtypes, left on their device; None unless they are all on one."""
     devices = set(map(library.device, gradients))
     if len(devices) != 1:
         return None
     (device,) = devices
     with library.on(device):
-        norm = library.new_norm(device, compute)
+        norm = library.new_norm(device)
         dense = list(map(library.dense, gradients))
         launches = [
             (module, table)
@@ -150,6 +58,12 @@ def gradient_norm(library: Library, gradients: Sequence[Any], compute: Callable[
         for module, table in launches:
             library.launch(module, SUM_SQUARES, table, library.sums(norm), device)
     return norm
+
+
+def squares(library: Library, array: Any) -> Bins | None:
+    """Return the bins of the squares of all elements, for which the host waits."""
+    norm = gradient_norm(library, [array])
+    return None if norm is None else norm.squares
 
 
 @functools.lru_cache(maxsize=512)
@@ -200,6 +114,36 @@ def update(
             outputs = work.parameters
         results += [{name: arrays[name] for name in names} for arrays in outputs]
     return results
+
+
+def total(library: Library, name: str, works: Sequence[Work]) -> float | None:
+    """Return a total over all parameters, by a launch for each kind of them and few more; None if there are no kernels for it.
+
+    Each block leaves what it finds in one row of memory, where one block combines it, or some before it if there is much of it.
+    The host waits for the result.
+
+    Args:
+        library: of the arrays.
+        name: of the reduction.
+        works: programs that compute the array `"x"`, which is reduced, of each of their parameters.
+    """
+    reduced = [Work(reducing(program, name), scalars, parameters) for program, scalars, parameters in works]
+    jobs = [
+        _Job.of(library, work._replace(scalars=StepScalars(work.program, work.scalars.arithmetic, work.scalars.inputs)))
+        for work in reduced
+        if isinstance(work.scalars, StepScalars) and can_total(work.program)
+    ]
+    found = [job for job in jobs if job is not None]
+    devices = {library.device(arrays["p"]) for job in found for arrays in job.dense}
+    if len(found) < len(works) or len(devices) != 1:
+        return None
+    (device,) = devices
+    with library.on(device):
+        launches = [launch for job in found for launch in job.launches(library, job.dense, in_place=True)]
+        # Of sums, parts in all dtypes are alike.
+        kinds = positions(launch.real if name == "max" else None for launch in launches)
+        values = [_total_of(library, [launches[i] for i in members], device) for members in kinds.values()]
+    return of_numbers(name, values) if len(values) > 1 else values[0]
 
 
 def segment(
@@ -263,12 +207,25 @@ class _Job:
 
     def run(self, library: Library, *, in_place: bool) -> list[dict[str, Any]]:
         """Launch the kernels; returns the arrays with the results."""
-        program, split, dense = self._program, self.split, self.dense
-        values = split.host_scalars(self.scalars.inputs)
+        program, dense = self._program, self.dense
         outputs = dense
         if not in_place:
             names = tuple(program.array_outputs)
             outputs = [{name: library.empty_like(arrays[name]) for name in names} for arrays in dense]
+        for of in self.launches(library, outputs, in_place=in_place):
+            with library.on(of.device):
+                if of.passes is None:
+                    sizes = [library.size(dense[i]["p"]) for i in of.members]
+                    for table in library.tables(of.module, of.addresses, sizes, library.chunk):
+                        library.launch(of.module, UPDATE, table, of.arguments, of.device)
+                else:
+                    _run_passes(library, of, of.passes)
+        return outputs
+
+    def launches(self, library: Library, outputs: Sequence[Arrays], *, in_place: bool) -> Iterator[_Launches]:
+        """Yield what is launched for each kind of parameters."""
+        program, split, dense = self._program, self.split, self.dense
+        values = split.host_scalars(self.scalars.inputs)
         groups = grouped(
             program,
             ({name: library.dtype(array) for name, array in arrays.items()} for arrays in dense),
@@ -288,39 +245,94 @@ class _Job:
                     arguments.append(library.scalars_of_norm(module, self._norm, given, count, real, device))
                 columns = key.columns(program)
                 addresses = [_addresses(library, columns, dense[i], outputs[i]) for i in members]
-                if program.is_elementwise:
-                    sizes = [library.size(dense[i]["p"]) for i in members]
-                    for table in library.tables(module, addresses, sizes, library.chunk):
-                        library.launch(module, UPDATE, table, arguments, device)
-                else:
-                    self._run_passes(library, module, members, addresses, arguments, device)
-        return outputs
+            passes = None if program.is_elementwise else passes_of(program)
+            lengths = [] if passes is None else [passes.stages.lengths(self._shapes[i]) for i in members]
+            numbers = [self._numbers[i] for i in members]
+            yield _Launches(module, real, device, members, addresses, arguments, passes, lengths, numbers)
 
-    def _run_passes(
-        self,
-        library: Library,
-        module: Any,
-        members: Sequence[int],
-        addresses: Sequence[Sequence[int]],
-        arguments: Sequence[Any],
-        device: Any,
-    ) -> None:
-        passes = passes_of(self._program)
-        stages = passes.stages
-        lengths = [stages.lengths(self._shapes[i]) for i in members]
-        words = [passes.words(of, library.chunk) for of in lengths]
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(words)]).tolist()
-        memory, at = library.workspace(starts[-1], device)
-        rows = [
-            [*own, *of, at + 8 * start, self._numbers[i]]
-            for own, of, start, i in zip(addresses, lengths, starts[:-1], members, strict=True)
-        ]
-        for step in passes.passes:
-            source = stages.source(step.reductions[0]) if step.kind == "lines" else stages.space
-            units = [step.units(of) for of in lengths]
-            for table in library.tables(module, rows, units, library.chunk_of(step, source)):
-                library.launch(module, step.name, table, arguments, device)
-        del memory
+
+class _Launches(NamedTuple):
+    """What is launched for parameters of one kind.
+
+    Attributes:
+        module: the kernels.
+        real: the compute dtype.
+        device: of the parameters.
+        members: the parameters.
+        addresses: of their arrays, in the order of the kernels' columns.
+        arguments: of the kernels, their table apart.
+        passes: the kernels in order; None if there is one.
+        lengths: of the parameters, as the passes have them.
+        numbers: of the parameters in their tree.
+    """
+
+    module: Any
+    real: str
+    device: Any
+    members: Sequence[int]
+    addresses: Sequence[Sequence[int]]
+    arguments: Sequence[Any]
+    passes: Passes | None
+    lengths: Sequence[Sequence[int]]
+    numbers: Sequence[int]
+
+
+def _run_passes(library: Library, of: _Launches, passes: Passes) -> None:
+    words = [passes.words(lengths, library.chunk) for lengths in of.lengths]
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(words)]).tolist()
+    memory, at = library.workspace(starts[-1], of.device)
+    rows = [
+        [*own, *lengths, at + 8 * start, number]
+        for own, lengths, start, number in zip(of.addresses, of.lengths, starts[:-1], of.numbers, strict=True)
+    ]
+    for step in passes.passes:
+        _run_pass(library, of, passes, step, rows, of.lengths)
+    del memory
+
+
+def _run_pass(
+    library: Library,
+    of: _Launches,
+    passes: Passes,
+    step: Pass,
+    rows: Sequence[Sequence[int]],
+    lengths: Sequence[Sequence[int]],
+) -> None:
+    stages = passes.stages
+    source = stages.source(step.reductions[0]) if step.kind == "lines" else stages.space
+    units = list(map(step.units, lengths))
+    for table in library.tables(of.module, rows, units, library.chunk_of(step, source)):
+        library.launch(of.module, step.name, table, of.arguments, of.device)
+
+
+def _total_of(library: Library, launches: Sequence[_Launches], device: Any) -> float:
+    """Return the total over the parameters of launches, of which kernels combine the parts alike."""
+    last = launches[-1]
+    assert last.passes is not None
+    (partial,) = last.passes.partial
+    width = words_of(last.passes.stages.program.ops[partial].name)
+    chunks = [[-(-math.prod(lengths) // library.chunk) for lengths in of.lengths] for of in launches]
+    number = sum(map(sum, chunks))
+    # The result comes first, then the parts of all parameters as if they were those of one.
+    memory, at = library.workspace(1 + width * number, device)
+    start = at
+    for of, counts in zip(launches, chunks, strict=True):
+        assert of.passes is not None
+        rows = []
+        for own, lengths, count, place in zip(of.addresses, of.lengths, counts, of.numbers, strict=True):
+            rows.append([*own, *lengths, start, place])
+            start += 8 * width * count
+        _run_pass(library, of, of.passes, of.passes.passes[0], rows, of.lengths)
+    while number > JOINED:
+        parts, count, number = memory, number, -(-number // JOINED)
+        memory, at = library.workspace(1 + width * number, device)
+        kernel = SUMS_JOINED if width > 1 else LARGEST_JOINED
+        library.call(library.totals_module(), kernel, number, [parts, memory, count, JOINED], device)
+    all_of = (number * library.chunk, *[1] * (len(last.passes.stages.space) - 1))
+    row = [*[0] * (len(last.addresses[0])), *all_of, at, 0]
+    _run_pass(library, last, last.passes, last.passes.passes[1], [row], [all_of])
+    (word,) = library.words(memory, 1)
+    return float(struct.unpack("d", struct.pack("q", word))[0])
 
 
 def _addresses(library: Library, columns: Sequence[str], arrays: Arrays, outputs: Arrays) -> list[int]:

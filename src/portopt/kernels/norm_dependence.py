@@ -7,12 +7,13 @@ as always; the few scalars that do are computed on the GPU.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from portopt.arithmetic import HOST
 from portopt.program import DRAWS, TOTALS, Op, Program
+from portopt.program.bins import Bins, of_squares, root_of
 from portopt.program.expansion import expand_elementary
 from portopt.program.interpreter import StepScalars
 from portopt.program.ir import pruned
@@ -21,16 +22,23 @@ from portopt.program.ir import pruned
 class GradientNorm:
     """The norm of all gradients, on the device: `float` of it waits for the device, the fused step does not.
 
-    Attributes:
+    Args:
         words: the bits of max |g| as float64, and the sums of the three bins, in memory of the device.
+        read: waits for the device, and returns them.
     """
 
-    def __init__(self, words: Any, compute: Callable[[], float]) -> None:
+    def __init__(self, words: Any, read: Callable[[], Sequence[int]]) -> None:
         self.words = words
-        self._compute = compute
+        self._read = read
+
+    @functools.cached_property
+    def squares(self) -> Bins:
+        """The bins of the squares, for which the host waits."""
+        largest, first, second, third = self._read()
+        return of_squares(largest, (first, second, third))
 
     def __float__(self) -> float:
-        return self._compute()
+        return root_of(self.squares)
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,8 @@ def _unrounded(program: Program) -> tuple[int, ...]:
 def _host_program(split: NormDependence) -> Program:
     rounded = [j for _, j in split.rounded_on_host]
     wanted = [*split.given, *rounded, *split.unrounded, *split.program.scalar_outputs.values()]
-    outputs = {str(j): j for j in wanted if not split.needs_norm(j)}
+    of_parameter = split.program.parameter_scalars
+    outputs = {str(j): j for j in wanted if not split.needs_norm(j) and j not in of_parameter}
     return pruned(split.program.name, list(split.program.ops), {}, outputs)
 
 

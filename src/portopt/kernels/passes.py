@@ -153,6 +153,8 @@ class _Maker:
             else:
                 for loop in self._stages.small:
                     self._loop(loop)
+        if pending:  # a result
+            self._add("scalars", (), reductions=pending)
         return Passes(self._stages, tuple(self._passes), self._stored, self._partial)
 
     def _computed(self, part: Iterable[int]) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from portopt.arithmetic.dtypes import SMALLEST_NORMAL, TINY_FLOAT32
 from portopt.program.array_arithmetic import elementary_function
+from portopt.program.bins import Bins
 
 _SCALE: Mapping[str, float] = {"float32": 2.0**64, "float64": 2.0**512}
 
@@ -29,8 +30,12 @@ class Primitives:
     Attributes:
         sliced: takes the place of `products.slices`, of an operand and its inner axis; None if nothing does.
         rescaled: takes the place of `products.rescaled`, of integer products and the two operands' slices.
+        gram: returns the product of an operand and its transpose, given the operand's slices, or None if it cannot; None
+            likewise.
         fused: runs the elementwise program of a segment, given its arrays and its scalars, and returns its results; None if each
             operation is run by itself.
+        squares: returns the bins of the squares of all elements of an array, or None if it cannot; None likewise. Only the
+            integer that their sums make together need be true, so they are not for being moved to a larger exponent.
         leading_exponent: returns the largest k, int64, with `2**k` at most a positive normal float64, and -1023 for a smaller
             one; None where the library has nothing that looks at bits.
         power_of_two: returns `2**k` in float64 for an int64 k in [-1022, 1023]; None likewise.
@@ -38,7 +43,9 @@ class Primitives:
 
     sliced: Callable[[Any, int], Any] | None = None
     rescaled: Callable[[Any, Any, Any], Any] | None = None
+    gram: Callable[[Any], Any] | None = None
     fused: Callable[[Any, Any, Any], Any] | None = None
+    squares: Callable[[Any], Bins | None] | None = None
     leading_exponent: Callable[[Any], Any] | None = None
     power_of_two: Callable[[Any], Any] | None = None
 

@@ -300,6 +300,8 @@ def product(
         right: right operand.
         of_transpose: whether the right operand is the transpose of the left one.
     """
+    if of_transpose and primitives.gram is not None and (gram := primitives.gram(left)) is not None:
+        return gram
     integers = integer_products(wide, left, right, of_transpose=of_transpose)
     if primitives.rescaled is not None:
         return primitives.rescaled(integers, left, right)

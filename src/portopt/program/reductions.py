@@ -144,6 +144,8 @@ class Reductions:
 
     def total(self, name: str, *xs: Any) -> Any:
         """Return a reduction over all elements of several arrays, each in its compute dtype."""
+        if name == "norm" and len(xs) == 1 and (found := self._squares(xs[0])) is not None:
+            return self.combine(name, [found])
         return self.combine(name, [self.partial(name, *xs)])
 
     def combine(self, name: str, parts: Sequence[Any]) -> Any:
@@ -218,6 +220,10 @@ class Reductions:
         special = xp.sum(where(finite, zeros, xp.abs(x) if squared else x), axis=axes, keepdims=True)
         x = where(finite, x, zeros)
         return _Split(x, xp.max(xp.abs(x), axis=axes, keepdims=True), special)
+
+    def _squares(self, x: Any) -> Bins | None:
+        """Return the bins of the squares of all elements if the library finds them at once: to be combined with no others."""
+        return None if self._primitives.squares is None else self._primitives.squares(x)
 
     def _scaling(self, largest: Any, *, squared: bool) -> _Scaling:
         """Return the bins of sums, or of sums of squares, given the largest magnitudes."""

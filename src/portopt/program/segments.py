@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from portopt.program.ir import ARRAY_OPERATIONS, REDUCTIONS, Dim, Kind, Op, Program
+from portopt.program.ir import ARRAY_OPERATIONS, FUNCTIONS, REDUCTIONS, Dim, Kind, Op, Program
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class _Fusing:
         if op.reads is not None:
             return op.dims is None
         arrays = [j for j in op.args if not self._ops[j].kind.is_scalar and not self._uniform[j]]
-        return op.name in ARRAY_OPERATIONS and bool(arrays) and all(self._ops[j].dims == op.dims for j in arrays)
+        of_elements = op.name in ARRAY_OPERATIONS or op.name in FUNCTIONS
+        return of_elements and bool(arrays) and all(self._ops[j].dims == op.dims for j in arrays)
 
     def _is_alone(self, i: int) -> bool:
         """Tell whether an operation on arrays is a step of its own."""
@@ -134,7 +135,8 @@ class _Fusing:
         place: dict[int, int] = {}
         arrays: list[str | int] = []
         scalars: list[int] = []
-        for i in sorted(wanted):
+        # Segments that do the same are the same program, wherever its numbers and arrays came from.
+        for i in sorted(wanted, key=lambda i: (self._rank(i), i)):
             op = self._ops[i]
             place[i] = len(found)
             if op.kind.is_scalar:
@@ -150,6 +152,10 @@ class _Fusing:
                 arrays.append(i if op.reads is None or not self._fused[i] else op.reads)
         named = {f"y{k}": place[i] for k, i in enumerate(outputs)}
         return Segment(Program("Segment", tuple(found), named), tuple(arrays), tuple(scalars), tuple(outputs))
+
+    def _rank(self, i: int) -> int:
+        op = self._ops[i]
+        return 0 if op.kind.is_scalar else 1 if op.name == "round" else 2
 
     def _computes(self, i: int, own: set[int], results: set[int]) -> bool:
         """Tell whether a segment computes an operation, rather than getting its result."""

@@ -25,8 +25,9 @@ from portopt.kernels.host.compiler import default_flush
 from portopt.kernels.host.kernel import Inputs, Work, can_run, draws, host_kernel, make_works, places_of, shared_last
 from portopt.kernels.host.norm import GradientTable, gradient_norm
 from portopt.kernels.host.readers import ArrayReader
-from portopt.kernels.host.totals import PlannedTotal, can_be_reduced, reducing
+from portopt.kernels.host.totals import PlannedTotal, can_be_reduced
 from portopt.kernels.host.watch import Call, Watch
+from portopt.kernels.totals import reducing
 from portopt.nested import rates_of
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
@@ -210,6 +211,11 @@ def _same_numbers(overrides: Mapping[str, Any], others: Mapping[str, Any]) -> bo
     )
 
 
+def can_plan(programs: Iterable[Program]) -> bool:
+    """Tell whether kernels can run all of a step's programs, as a plan needs."""
+    return all(can_run(program.after_totals) for program in set(programs))
+
+
 def make_plan(
     backend: Backend,
     programs: Sequence[Program],
@@ -234,7 +240,7 @@ def make_plan(
     members: dict[Program, list[int]] = {}
     for i, program in enumerate(programs):
         members.setdefault(program, []).append(i)
-    if not all(can_run(program.after_totals) for program in members):
+    if not can_plan(programs):
         return None
     work: list[Work] = []
     dtypes = [leaf.dtypes for leaf in arrays]

@@ -19,6 +19,9 @@ from portopt.program.products import Slices, slice_bits
 _ROUND = 1.5 * 2.0**52
 """A number below 2**51 is rounded to an integer, halves to even, by adding it and subtracting it again."""
 
+ELEMENTS_PER_THREAD = 1 << 22
+"""A thread gets at least so many: a library that multiplied just now has its own threads wait for more on each processor."""
+
 _POWERS = '''
 def power_of_two(exponent):
     """Return 2**exponent for one between -1022 and 1023."""
@@ -114,6 +117,50 @@ def kernel(n, out, row_factors, columns, column_factors, rows, unused, start, st
             target[j] = float64_to_float32(((source[j] + 0.0) * factor) * factors[j])
 '''
 
+_TILE = 16
+"""Rows and columns of the tiles in which a matrix is transposed: as long as the lines of a cache, for numbers of four bytes."""
+
+_GRAM = f'''"""Lower halves of integer products of matrices and their transposes, scaled back, rounded to float32, mirrored."""
+
+
+def kernel(n, out, factors, rows, tiles, unused, unused_2, start, stop):
+    """Scale rows of tiles start to stop, counted through all matrices, back."""
+    for line in range(start, stop):
+        matrix = line // tiles
+        top = (line - matrix * tiles) * {_TILE}
+        bottom = min(top + {_TILE}, rows)
+        source = pointer_to_float64(n + 8 * rows * rows * matrix)
+        target = pointer_to_float32(out + 4 * rows * rows * matrix)
+        factor = pointer_to_float64(factors + 8 * rows * matrix)
+        for left in range(0, bottom, {_TILE}):
+            for i in range(top, bottom):
+                for j in range(left, min(left + {_TILE}, i + 1)):
+                    target[rows * i + j] = float64_to_float32(((source[rows * i + j] + 0.0) * factor[i]) * factor[j])
+            for j in range(left, min(left + {_TILE}, bottom)):
+                for i in range(max(top, j), bottom):
+                    target[rows * j + i] = target[rows * i + j]
+'''
+
+_LEAST_IN_TILES = 1 << 14
+"""Elements of the smallest array that is transposed in tiles: others stay in the processor's caches."""
+
+_TRANSPOSED = f'''"""Matrices of numbers of four bytes, rows and columns exchanged."""
+
+
+def kernel(x, out, unused, columns, rows, unused_2, unused_3, start, stop):
+    """Write rows start to stop of the results, counted through all matrices."""
+    for matrix in range(start // columns, (stop + columns - 1) // columns):
+        first = max(start - matrix * columns, 0)
+        last = min(stop - matrix * columns, columns)
+        source = pointer_to_uint32(x + 4 * rows * columns * matrix)
+        target = pointer_to_uint32(out + 4 * rows * columns * matrix)
+        for j in range(first, last, {_TILE}):
+            for i in range(0, rows, {_TILE}):
+                for jj in range(j, min(j + {_TILE}, last)):
+                    for ii in range(i, min(i + {_TILE}, rows)):
+                        target[rows * jj + ii] = source[columns * ii + jj]
+'''
+
 _PART_SOURCE = '''"""One thread's part of a pass over matrices."""
 
 
@@ -141,11 +188,7 @@ def _part() -> Any:
 def _run(source: str, lines: int, elements: int, *values: int) -> None:
     """Call a kernel for so many lines of altogether so many elements, in threads if that is worth their while."""
     function = _kernel(source)
-    parts = (
-        1
-        if threads.is_small(elements)
-        else min(threads.get_num_threads(), elements // threads.ELEMENTS_PER_THREAD, lines)
-    )
+    parts = max(min(threads.get_num_threads(), elements // ELEMENTS_PER_THREAD, lines), 1)
     size = -(-lines // parts)
     words = [
         word
@@ -198,4 +241,28 @@ def rescaled(products: Sequence[Any], left: Slices, right: Slices) -> Any:
     out = np.empty(integers.shape, np.float32)
     addresses = (integers.ctypes.data, out.ctypes.data, row_factors.ctypes.data)
     _run(_RESCALED, lines, integers.size, *addresses, columns, column_factors.ctypes.data, rows, 0)
+    return out
+
+
+def rescaled_gram(lower: Any, left: Slices) -> Any:
+    """Return the float32 product of an operand and its transpose, given the lower half of the integer product of its slices."""
+    rows = lower.shape[-1]
+    integers, factors = np.ascontiguousarray(lower), np.ascontiguousarray(left.factor)
+    out = np.empty(integers.shape, np.float32)
+    tiles = -(-rows // _TILE)
+    addresses = (integers.ctypes.data, out.ctypes.data, factors.ctypes.data)
+    _run(_GRAM, integers.size // (rows * rows) * tiles, integers.size, *addresses, rows, tiles, 0, 0)
+    return out
+
+
+def dense(x: Any) -> Any:
+    """Return the array itself if it is C-contiguous, else a copy that is."""
+    if x.flags.c_contiguous:
+        return x
+    if x.size < _LEAST_IN_TILES or x.ndim < 2 or x.itemsize != 4 or not x.mT.flags.c_contiguous:
+        return np.ascontiguousarray(x)
+    out = np.empty(x.shape, x.dtype)
+    rows, columns = x.shape[-2:]
+    # The memory has the transposes, of as many rows as the array has columns.
+    _run(_TRANSPOSED, x.size // columns, x.size, x.ctypes.data, out.ctypes.data, 0, rows, columns, 0, 0)
     return out

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from portopt.arithmetic import HOST
-from portopt.kernels.host import kernel
+from portopt.kernels.host import kernel, products
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 
@@ -29,8 +29,10 @@ def run(
     outputs = {name: np.empty(arrays[0].shape, compute_dtype) for name in names}
     # Kernels have places for a parameter and a gradient, and for what each result replaces; a segment reads none of them.
     unread = dict.fromkeys(("p", "g", *names), outputs[names[0]])
-    given = {f"x{k}": array for k, array in enumerate(arrays)}
+    given = {f"x{k}": products.dense(array) for k, array in enumerate(arrays)}
     of = {**dict.fromkeys(unread, compute_dtype), **dict(zip(given, dtypes, strict=True))}
     inputs = StepScalars(program, HOST, {f"s{k}": value for k, value in enumerate(scalars)})
-    kernel.update([kernel.Job(program, inputs, [of], [{**unread, **given}], [outputs])])
+    in_this_thread = arrays[0].size < 2 * products.ELEMENTS_PER_THREAD
+    job = kernel.Job(program, inputs, [of], [{**unread, **given}], [outputs])
+    kernel.update([job], in_this_thread=in_this_thread)
     return list(outputs.values())

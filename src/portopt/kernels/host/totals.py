@@ -32,23 +32,11 @@ from portopt.kernels.host.kernel import (
 )
 from portopt.kernels.host.reduction_source import ABOVE, first_words
 from portopt.kernels.host.staged_source import can_be_staged
-from portopt.program import Kind, Op, Program
+from portopt.kernels.totals import reducing
+from portopt.program import Program
 from portopt.program.bins import Bins
 from portopt.program.interpreter import StepScalars
 from portopt.program.reductions import of_numbers
-
-
-@functools.lru_cache(maxsize=512)
-def reducing(part: Program, name: str) -> Program:
-    """Return the program that reduces an array.
-
-    Args:
-        part: computes the array, `"x"`.
-        name: of the reduction: `"sum"`, `"norm"`, `"max"` or `"min"`.
-    """
-    index = len(part.ops)
-    reduced = Op(name, Kind.FLOAT, (part.array_outputs["x"],))
-    return Program(part.name, (*part.ops, reduced), {}, {"x": index})
 
 
 def can_run(name: str, work: backend.Work) -> bool:

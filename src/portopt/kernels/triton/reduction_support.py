@@ -86,9 +86,9 @@ def squares_of_block_float32(x, inside):
     x = x.to(tl.float64)
     word = tl.abs(x).to(tl.int64, bitcast=True)
     finite = inside & (word < INFINITY_WORD)
-    x = tl.where(finite, x, 0.0)
+    numbers = tl.where(finite, x, 0.0)
     largest = tl.max(tl.where(finite, word, 0), axis=0, keep_dims=True).to(tl.float64, bitcast=True)
-    exponent, first, second, third = binned(x * x, (largest * largest).to(tl.int64, bitcast=True), 0)
+    exponent, first, second, third = binned(numbers * numbers, (largest * largest).to(tl.int64, bitcast=True), 0)
     return exponent, first, second, third, special_of(x, word, inside, inside)
 
 
