@@ -291,7 +291,7 @@ def norm_of_arrays(gradients: Sequence[Any], dtypes: Sequence[str]) -> float:
 
 
 def squares_of_arrays(arrays: Sequence[Any], dtypes: Sequence[str]) -> Bins:
-    """Return the bins of the squares of all elements; arguments are those of `norm_of_arrays`."""
+    """Return the bins of the squares of all elements, not to be moved to a larger exponent; arguments as for `norm_of_arrays`."""
     dense = [a.ravel("K") for a in arrays]
     tables, keep_alive = [], []
     for dtype, members in positions(dtypes).items():
