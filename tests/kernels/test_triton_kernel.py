@@ -30,13 +30,14 @@ import portopt
 import portopt_torch._triton as torch_kernel
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.key import KernelKey
-from portopt.kernels.names import COLUMNS_SLICED, RESCALED, ROWS_SLICED
+from portopt.kernels.names import COLUMNS_SLICED, LARGEST_JOINED, RESCALED, ROWS_SLICED, SUMS_JOINED
 from portopt.kernels.norm_dependence import norm_dependence
 from portopt.kernels.passes import passes_of
 from portopt.kernels.triton.norm import norm_source
 from portopt.kernels.triton.products import products_source
 from portopt.kernels.triton.source import CHUNK, WARPS, triton_source
 from portopt.kernels.triton.staged_source import staged_source
+from portopt.kernels.triton.totals import totals_source
 from portopt.program import Program
 
 needs_triton = pytest.mark.needs("triton")
@@ -70,6 +71,7 @@ SLICING = {
     "factors": "*fp64",
     **dict.fromkeys(("lines", "count", "beside", "bits"), "i32"),
 }
+JOINING = {"memory": "*i64", "results": "*i64", "count": "i32", "each": "i32"}
 SIGNATURES = {
     "update": {"table": "*i64", "rows": "*i32", "scalars": "*real", "from_norm": "*real"},
     "stage": {"table": "*i64", "rows": "*i32", "scalars": "*real", "unrounded": "*fp64", "from_norm": "*real"},
@@ -78,6 +80,8 @@ SIGNATURES = {
     "sum_squares": {"table": "*i64", "rows": "*i32", "largest": "*i64", "sums": "*i64"},
     ROWS_SLICED: SLICING,
     COLUMNS_SLICED: SLICING,
+    SUMS_JOINED: JOINING,
+    LARGEST_JOINED: JOINING,
     RESCALED: {
         **dict.fromkeys(("n11", "n12", "n21", "n13", "n31", "n22", "rows", "columns"), "*fp64"),
         "results": "*real",
@@ -235,6 +239,8 @@ def test_ptx_of_totals_is_rounded_once(architecture: int) -> None:
     source = staged_source(program, staged_key(program, "float32"))
     for step in passes_of(program).passes:
         assert_only_rounded_once(ptx_of(source, step.name, "float32", architecture))
+    for kernel in (SUMS_JOINED, LARGEST_JOINED):
+        assert_only_rounded_once(ptx_of(totals_source(), kernel, "float64", architecture))
 
 
 @needs_triton
