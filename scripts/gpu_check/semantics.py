@@ -1,4 +1,4 @@
-"""What steps do beside arithmetic: streams, graphs, threads, huge arrays, memory."""
+"""What steps do beside their own arithmetic: streams, graphs, threads, huge arrays, memory, products of matrices and totals."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import numpy as np
 import portopt
 from gpu_check.comparison import differing
 from gpu_check.options import Options
+from gpu_check.pieces import compare_products, compare_totals
 from gpu_check.targets import synchronize, torch_device
 from gpu_check.workers import Keep, failure, last_line, run_worker
 
@@ -332,12 +333,16 @@ def _cases() -> Iterator[tuple[str, _Case]]:
     yield "torch two streams", _Case(_torch_two_streams, needs_gpu=True)
     yield "torch graph", _Case(_torch_graph, needs_gpu=True)
     yield "torch threads", _Case(lambda options: _threads("torch", options))
+    yield "torch products", _Case(lambda options: compare_products("torch", options))
+    yield "torch totals", _Case(lambda options: compare_totals("torch", options))
     yield "torch large", _Case(_torch_large, alone=True)
     yield "torch memory", _Case(_torch_memory, alone=True)
     yield "torch zero gradients", _Case(lambda options: _zero_gradients("torch", options), alone=True)
     yield "cupy stream", _Case(_cupy_stream, needs_gpu=True)
     yield "cupy graph", _Case(_cupy_graph, needs_gpu=True)
     yield "cupy threads", _Case(lambda options: _threads("cupy", options))
+    yield "cupy products", _Case(lambda options: compare_products("cupy", options))
+    yield "cupy totals", _Case(lambda options: compare_totals("cupy", options))
     yield "cupy zero gradients", _Case(lambda options: _zero_gradients("cupy", options), alone=True)
 
 

@@ -55,7 +55,7 @@ def test_passes_have_the_bits_of_the_definition() -> None:
 
 
 def test_threads_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "_ELEMENTS_PER_THREAD", 1 << 12)
+    monkeypatch.setattr(compiled, "ELEMENTS_PER_THREAD", 1 << 12)
     a, b = raw((2, 600, 500), 0), raw((2, 500, 700), 1)
     a[0], b[1] = ordinary((600, 500), "float32", 2), ordinary((500, 700), "float32", 3)
     found = []

@@ -31,7 +31,7 @@ TINY = ("--device", "cpu", "--small", "--budget", "500", "--words", "300", "--st
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_section_runs_on_the_cpu(tmp_path: Path) -> None:
-    few = "RMSprop/default/float32,torch large,Adam/20x256/portopt,1/operations/add/float32"
+    few = "RMSprop/default/float32,torch large,torch totals,Adam/20x256/portopt,1/operations/add/float32"
     code, printed, summary = check(tmp_path, *TINY, "--backends", "torch", "--layers", "1", "--only", few)
     assert code == 0, printed
     assert summary["errors"] == {}
@@ -39,6 +39,7 @@ def test_every_section_runs_on_the_cpu(tmp_path: Path) -> None:
     assert summary["operations"]["torch: a/b wrong"] == "0.00%"
     assert summary["timings"]["rows"] >= 2
     assert summary["semantics"]["torch large"]["found"] == {"elements": 65539, "wrong": 0}
+    assert set(summary["semantics"]["torch totals"]["found"].values()) == {"same"}
     assert summary["bits"]["torch float32"] == {"same": 4, "wrong": 0, "error": 0}
     assert summary["conformance"]["torch"]["passed"] >= 1
     assert summary["conformance"]["torch"]["failed"] == 0

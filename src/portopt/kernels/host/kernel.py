@@ -252,7 +252,11 @@ def shared_last(work: Sequence[Work]) -> list[Work]:
 
 
 def run(
-    work: Sequence[Work], scalars: Sequence[StepScalars], then: Sequence[Callable[[], object]] = ()
+    work: Sequence[Work],
+    scalars: Sequence[StepScalars],
+    then: Sequence[Callable[[], object]] = (),
+    *,
+    in_this_thread: bool = False,
 ) -> dict[int, dict[str, float]]:
     """Do a step, and then, before anything can be raised, make further calls of functions in C.
 
@@ -260,6 +264,7 @@ def run(
         work: kernels and parameters.
         scalars: the scalars of each program, by its number.
         then: the further calls.
+        in_this_thread: whether no other thread takes part.
 
     Returns:
         The scalars of the state that the step replaces, as each program computes them, by its number.
@@ -269,7 +274,7 @@ def run(
     values_at = values.buffer_info()[0]
     step, total = int(scalars[0].inputs.get("t", 0)), sum([item.total for item in work])
     calls: list[Callable[[], object]]
-    if threads.is_small(total):
+    if in_this_thread or threads.is_small(total):
         # The first word is for what kernels return.
         memory = array("q", bytes(8 * (1 + max([item.memory.words(1) for item in work]))))
         unused, calls = memory.buffer_info()[0], []
@@ -342,12 +347,13 @@ class Job(NamedTuple):
     places: Sequence[int] = ()
 
 
-def update(jobs: Sequence[Job], then: Sequence[Callable[[], object]] = ()) -> None:
+def update(jobs: Sequence[Job], then: Sequence[Callable[[], object]] = (), *, in_this_thread: bool = False) -> None:
     """Do a step on NumPy arrays, of any strides. Once it has begun to write it is finished, whatever is raised meanwhile.
 
     Args:
         jobs: what the step does.
         then: further calls, of functions written in C, that belong to the step.
+        in_this_thread: whether no other thread takes part, however much there is to do.
 
     Raises:
         ValueError: a parameter's arrays differ in size. Nothing has been written then.
@@ -383,7 +389,9 @@ def update(jobs: Sequence[Job], then: Sequence[Callable[[], object]] = ()) -> No
                     if _address(copied[name]) != _address(original[name]) or not original[name].flags.c_contiguous:
                         value = copied[name].reshape(original[name].shape)
                         copies.append(functools.partial(operator.setitem, original[name], ..., value))
-    for number, outputs in run(work, [job.scalars for job in jobs], [*copies, *then]).items():
+    for number, outputs in run(
+        work, [job.scalars for job in jobs], [*copies, *then], in_this_thread=in_this_thread
+    ).items():
         jobs[number].scalars.provide(outputs)
 
 

@@ -19,7 +19,7 @@ from portopt.program.products import Slices, slice_bits
 _ROUND = 1.5 * 2.0**52
 """A number below 2**51 is rounded to an integer, halves to even, by adding it and subtracting it again."""
 
-_ELEMENTS_PER_THREAD = 1 << 20
+ELEMENTS_PER_THREAD = 1 << 22
 """A thread gets at least so many: a library that multiplied just now has its own threads wait for more on each processor."""
 
 _POWERS = '''
@@ -188,7 +188,7 @@ def _part() -> Any:
 def _run(source: str, lines: int, elements: int, *values: int) -> None:
     """Call a kernel for so many lines of altogether so many elements, in threads if that is worth their while."""
     function = _kernel(source)
-    parts = max(min(threads.get_num_threads(), elements // _ELEMENTS_PER_THREAD, lines), 1)
+    parts = max(min(threads.get_num_threads(), elements // ELEMENTS_PER_THREAD, lines), 1)
     size = -(-lines // parts)
     words = [
         word

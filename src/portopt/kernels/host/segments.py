@@ -32,5 +32,7 @@ def run(
     given = {f"x{k}": products.dense(array) for k, array in enumerate(arrays)}
     of = {**dict.fromkeys(unread, compute_dtype), **dict(zip(given, dtypes, strict=True))}
     inputs = StepScalars(program, HOST, {f"s{k}": value for k, value in enumerate(scalars)})
-    kernel.update([kernel.Job(program, inputs, [of], [{**unread, **given}], [outputs])])
+    in_this_thread = arrays[0].size < 2 * products.ELEMENTS_PER_THREAD
+    job = kernel.Job(program, inputs, [of], [{**unread, **given}], [outputs])
+    kernel.update([job], in_this_thread=in_this_thread)
     return list(outputs.values())
