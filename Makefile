@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-# Each step wants the whole machine, and `make test` promises the order; only `conform` runs two backends at a time.
+# Each step wants the whole machine but those of one process, of which `test`, `versions` and `conform` run two at a time.
 ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
 endif
@@ -57,7 +57,12 @@ demo: $(INSTALLED_DEMO) ## train with every installed backend and compare the bi
 	$(BIN)/portopt compare --out report $(COMPARE_ARGS)
 
 .PHONY: test
-test: lint types unit versions doctest conform wheel ## everything that must hold
+test: alone unit conform ## everything that must hold
+
+# What one process does. All output of a step stands where it ends.
+.PHONY: alone
+alone: $(INSTALLED)
+	$(MAKE) SIDE_BY_SIDE=1 -j 2 --output-sync=target lint mypy basedpyright doctest $(VERSIONS) wheel
 
 .PHONY: lint
 lint: $(INSTALLED) ## check formatting, lint rules, and who imports whom
@@ -72,8 +77,13 @@ format: $(INSTALLED) ## rewrite the files as lint wants them
 	$(BIN)/ruff format .
 
 .PHONY: types
-types: $(INSTALLED) ## check types, strictly
+types: mypy basedpyright ## check types, strictly
+
+.PHONY: mypy basedpyright
+mypy: $(INSTALLED)
 	$(BIN)/mypy
+
+basedpyright: $(INSTALLED)
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 .PHONY: unit

@@ -22,8 +22,9 @@ from portopt.kernels.cuda.products import products_source
 from portopt.kernels.cuda.source import CHUNK, THREADS, cuda_source, rows_of_update
 from portopt.kernels.cuda.staged_source import chunk_of, rows_of_passes, staged_source
 from portopt.kernels.cuda.tables import Launch, launches
+from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.key import KernelKey
-from portopt.kernels.launch import Library
+from portopt.kernels.library import Library
 from portopt.kernels.names import SCALARS_OF_NORM
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program
@@ -114,7 +115,7 @@ def _norm_module(dtype: str) -> _Module:
 
 
 class _Cupy:
-    """CuPy as `portopt.kernels.launch` asks for it; a device is its number."""
+    """CuPy as `portopt.kernels.launch` asks for it, a `Library`; a device is its number."""
 
     device = operator.attrgetter("device.id")
     dtype = operator.attrgetter("dtype.name")
@@ -158,6 +159,9 @@ class _Cupy:
 
     def products_module(self, compute_dtype: str) -> _Module:
         return _Module(products_source(compute_dtype), 1)
+
+    def totals_module(self) -> _Module:
+        return _Module(totals_source(), 1)
 
     def arguments(self, values: Sequence[float], dtype: str, device: int) -> list[Any]:
         return list(map(np.dtype(dtype).type, values))

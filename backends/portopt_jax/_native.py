@@ -6,7 +6,7 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from portopt.backend import ArrayInfo
 from portopt.interchange.exchange import Native, NativeArrays, Tree, expression
 from portopt.trees import Trees
 from portopt_jax._backend import backend
+from portopt_jax._states import StateStructure
 
 EXTRA_ARGUMENTS = ("value", "grad", "value_fn")
 """What optax's `update` may be given beside gradients, state and parameters."""
@@ -49,13 +50,6 @@ class JaxArrays(NativeArrays):
         return backend.dtype_context(dtype)
 
 
-class _Structure(NamedTuple):
-    """The optax state of some parameters: the names of its slots, and the tree that has one leaf for each."""
-
-    names: list[str]
-    definition: Any
-
-
 class OptaxNative(Native):
     """One gradient transformation; slots are named by their path in optax's state, such as `0.mu`."""
 
@@ -64,7 +58,7 @@ class OptaxNative(Native):
     def __init__(self, transformation: Any, factory: Any, arguments: dict[str, Any]) -> None:
         self.factory, self.arguments = factory, arguments
         self.transformation = transformation
-        self._structures: dict[Any, _Structure] = {}
+        self._structures: dict[Any, StateStructure] = {}
 
     def describe(self) -> str:
         if self.factory is None:
@@ -87,7 +81,7 @@ class OptaxNative(Native):
 
     def init(self, tree: Tree, leaves: list[Any]) -> dict[str, Any]:
         params = tree.unflatten(leaves)
-        return self._slots(self._structure(params), self.transformation.init(params))
+        return self._structure(params).slots(self.transformation.init(params))
 
     def apply(
         self,
@@ -114,12 +108,15 @@ class OptaxNative(Native):
         transformation = self._changed(changes)
         updates, state = transformation.update(tree.unflatten(gradients), state, params, **extra)
         params = importlib.import_module("optax").apply_updates(params, updates)
-        return tree.flatten(params, "params"), self._slots(structure, state)
+        return tree.flatten(params, "params"), structure.slots(state)
 
     def state_of(self, params: Any, slots: Mapping[str, Any]) -> Any:
         """Return optax's own form of a state."""
-        structure = self._structure(params)
-        return self.arrays.trees.unflatten(structure.definition, [slots[name] for name in structure.names])
+        return self._structure(params).state(slots)
+
+    def slots_of(self, params: Any, state: Any) -> dict[str, Any]:
+        """Return a state of optax as slots; raise `ValueError` if it is none of this transformation and these parameters."""
+        return self._structure(params).slots(state)
 
     def _changed(self, changes: dict[str, Any]) -> Any:
         if not changes:
@@ -132,21 +129,13 @@ class OptaxNative(Native):
             raise TypeError(f"{self.describe()} has no hyperparameter {unknown!r}; allowed are {allowed}{remedy}")
         return self.factory(**{**self.arguments, **changes})
 
-    def _structure(self, params: Any) -> _Structure:
+    def _structure(self, params: Any) -> StateStructure:
         jax = importlib.import_module("jax")
         leaves, definition = jax.tree.flatten(params)
         key = (definition, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
         if key not in self._structures:
-            state = jax.eval_shape(self.transformation.init, params)
-            found, outer = jax.tree_util.tree_flatten_with_path(
-                state, is_leaf=lambda subtree: jax.tree.structure(subtree) == definition
-            )
-            names = [jax.tree_util.keystr(path, simple=True, separator=".") or "state" for path, _ in found]
-            self._structures[key] = _Structure(names, outer)
+            self._structures[key] = StateStructure(jax.eval_shape(self.transformation.init, params), params)
         return self._structures[key]
-
-    def _slots(self, structure: _Structure, state: Any) -> dict[str, Any]:
-        return dict(zip(structure.names, structure.definition.flatten_up_to(state), strict=True))
 
 
 def name_of(factory: Any) -> str:

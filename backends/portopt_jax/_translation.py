@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 from portopt.interchange.correspondence import Correspondence, Vocabulary
 from portopt.interchange.frameworks import Translator
 from portopt.interchange.native import NativeOptimizer
+from portopt.interchange.states import filled, is_called
 from portopt.optimizer import Optimizer
 from portopt.state import OptimizerState
 from portopt.trees import Trees
@@ -49,6 +51,9 @@ class OptaxTranslator(Translator):
                 f"the state that goes with {native.describe()} is optax's, a tuple, or an OptimizerState, but "
                 f"{type(state).__name__} was given"
             )
+        if params is not None:
+            with contextlib.suppress(ValueError):  # what is missing is said when it is looked for
+                return OptimizerState(0, native.slots_of(params, state))
         return OptimizerState(0, dict(_fields(state)))
 
     def capture(self, native: Any, params: Any) -> Any:
@@ -65,23 +70,33 @@ class OptaxTranslator(Translator):
         jnp = importlib.import_module("jax.numpy")
         factory, arguments = self.vocabulary.call(correspondence, arguments)
         native = OptaxNative(factory(**arguments), factory, arguments)
-        definition = self.trees.flatten(params)[1]
-        slots = self.native_slots(correspondence, optimizer, state, definition)
+        leaves, definition = self.trees.flatten(params)
+        slots = self.native_slots(correspondence, optimizer, state, leaves, definition)
+        if correspondence.counterpart.begins and not int(state.step):
+            slots = {}
         started: dict[str, Any] = {}
         for name, first in NativeOptimizer(factory, **arguments).init(params).slots.items():
-            value = slots.get(name.rpartition(".")[2])
-            if isinstance(value, list):
-                started[name] = self.trees.unflatten(definition, value)
+            last = next((last for last in slots if is_called(name, last)), None)
+            value = None if last is None else slots[last]
+            if last is not None and isinstance(value, list):
+                own = [None if f is None else v for v, f in zip(value, self.trees.flatten(first)[0], strict=True)]
+                filled_up = filled(correspondence, last, own, self.trees.flatten(first)[0])
+                started[name] = self.trees.unflatten(definition, filled_up)
             else:
                 started[name] = first if value is None else jnp.asarray(value, first.dtype)
         return native.transformation, native.state_of(params, started)
 
 
 def _flat(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with those apart that are several in one, as `betas` of `optax.contrib` is."""
+    """Return arguments with those apart that are several in one, as `betas` of `optax.contrib` is, or one of several."""
     flat: dict[str, Any] = {}
     for name, value in arguments.items():
-        flat |= {f"{name}.{i}": part for i, part in enumerate(value)} if isinstance(value, tuple) else {name: value}
+        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str):
+            flat[f"{name}.{value[0]}"] = value[1]
+        elif isinstance(value, tuple):
+            flat |= {f"{name}.{i}": part for i, part in enumerate(value)}
+        else:
+            flat[name] = value
     return flat
 
 

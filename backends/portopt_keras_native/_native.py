@@ -100,14 +100,20 @@ class KerasNative(VariablesNative):
         rates = {id(getattr(o, "_learning_rate", None)) for o in (optimizer, _inner(optimizer))}
         variables = [v for v in optimizer.variables if id(v) not in rates]
         matches = [(v, re.fullmatch(r"p(?P<index>\d+)_(?P<slot>\w+)", v.path.rpartition("/")[2])) for v in variables]
+        per_parameter, narrow = by_parameter(len(infos), matches), _in_lists(_inner(optimizer), len(infos))
         scalars: dict[str, Any] = {}
         for variable in (v for v, match in matches if match is None):
+            if re.fullmatch(r"p\d+", variable.path.rpartition("/")[2]) and id(variable) in narrow:
+                # What Adafactor keeps of rows and columns has the name of the parameter alone.
+                slot, index = narrow[id(variable)]
+                per_parameter.setdefault(slot, [None] * len(infos))[index] = variable
+                continue
             # Keras numbers the variables without a name through the whole process.
             name = re.sub(r"^variable_\d+$", "variable", variable.path.rpartition("/")[2])
             while name in scalars:
                 name += "_"
             scalars[name] = variable
-        self._bound[key] = Bound(optimizer, parameters, by_parameter(len(infos), matches), scalars)
+        self._bound[key] = Bound(optimizer, parameters, per_parameter, scalars)
         return self._bound[key]
 
     def step_values(self, bound: Bound, hyperparameters: Mapping[str, Any]) -> Values:
@@ -155,6 +161,12 @@ def _stateless(
     new, own = optimizer.stateless_apply(own, gradients, start)
     found = {id(v): x for v, x in [*zip(variables, new, strict=True), *zip(optimizer.variables, own, strict=True)]}
     return lambda variable: found[id(variable)]
+
+
+def _in_lists(optimizer: Any, count: int) -> dict[int, tuple[str, int]]:
+    """Return where an optimizer keeps a variable, by its identity, in lists with one for each parameter: name and index."""
+    lists = {name: of for name, of in vars(optimizer).items() if isinstance(of, list) and len(of) == count}
+    return {id(v): (name.lstrip("_"), i) for name, of in lists.items() for i, v in enumerate(of)}
 
 
 def _inner(optimizer: Any) -> Any:

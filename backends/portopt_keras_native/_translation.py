@@ -48,6 +48,11 @@ class KerasTranslator(VariablesTranslator):
                 f"{sum(i >= 0 for i in order)} of them among {len(leaves)}"
             )
         bound = KerasNative(native).bind([v.value for v in own], {})
+        if [v.shape for v in native.variables] != [v.shape for v in bound.optimizer.variables]:
+            raise ValueError(
+                f"portopt has no counterpart of how this {name} updates some of its variables, for it keeps others than of "
+                "variables of these shapes with other names: exclude_embeddings=False and no exclude_layers can be translated"
+            )
         positions = {id(v): i for i, v in enumerate(bound.optimizer.variables)}
         copied = [backend_arrays().copy(v.value) for v in native.variables]
         slots = {slot: copied[positions[id(v)]] for slot, v in bound.scalars.items()}
@@ -79,6 +84,6 @@ class KerasTranslator(VariablesTranslator):
         bound = KerasNative(native).bind([v.value for v in variables], {})
         own = {id(theirs): ours for theirs, ours in zip(bound.optimizer.variables, native.variables, strict=True)}
         scalars = {name: own[id(v)] for name, v in bound.scalars.items()}
-        slots = {name: [own[id(v)] for v in slot] for name, slot in bound.per_parameter.items()}
+        slots = {name: [None if v is None else own[id(v)] for v in slot] for name, slot in bound.per_parameter.items()}
         self.load(Bound(native, variables, slots, scalars), correspondence, optimizer, state, definition)
         return native

@@ -16,7 +16,9 @@ from portopt.hyperparameters import Fixed
 from portopt.interchange.configuration import known_rules
 from portopt.interchange.correspondence import STEP, Correspondence, split_sign
 from portopt.interchange.matching import exact_correspondences
+from portopt.interchange.states import native_leaf
 from portopt.schedules import is_schedule
+from portopt.slot import slot_shape, slots_of_shape
 from portopt_torch._backend import backend
 from portopt_torch._groups import GroupHyperparameters, hyperparameter_names
 from portopt_torch._saved_state import finished_steps
@@ -70,8 +72,8 @@ def to_torch(
 def is_native(state_dict: Mapping[str, Any]) -> bool:
     """Tell whether a state_dict is one of `torch.optim`."""
     correspondences = [c for rule in known_rules() for c in VOCABULARY.correspondences(rule)]
-    theirs = {name for c in correspondences for name in c.slots if name != VOCABULARY.step}
-    own = {split_sign(name)[0] for c in correspondences for name in c.slots.values() if name != STEP}
+    theirs = {split_sign(name)[0] for c in correspondences for ours, name in c.slots.items() if ours != STEP}
+    own = {name for c in correspondences for name in c.slots if name != STEP}
     return any(not VOCABULARY.ignored.isdisjoint(group) for group in state_dict["param_groups"]) or any(
         isinstance(entry, Mapping) and not theirs.isdisjoint(entry) and own.isdisjoint(entry)
         for entry in state_dict["state"].values()
@@ -146,9 +148,10 @@ def own_group(correspondence: Correspondence, group: Mapping[str, Any]) -> dict[
                     f"{implied.value!r}: go on with the rule that has it as a hyperparameter"
                 )
         elif f"{key}.0" in names:
-            own |= {names[f"{key}.{i}"]: part for i, part in enumerate(value)}
+            for i, part in enumerate(value):
+                own |= correspondence.own(f"{key}.{i}", part, None)
         elif key in names:
-            own[names[key]] = value
+            own |= correspondence.own(key, value, defaults.get(key))
         elif key in correspondence.ignored:
             continue
         elif key not in defaults:
@@ -162,45 +165,50 @@ def own_group(correspondence: Correspondence, group: Mapping[str, Any]) -> dict[
 def _defaults(name: str) -> tuple[Mapping[str, Any], frozenset[str]]:
     """Return what groups of a class of `torch.optim` have by default, and the names that its constructor takes."""
     cls = VOCABULARY.find(name)
-    return cls([torch.zeros(1)]).defaults, frozenset(inspect.signature(cls).parameters)
+    return cls([torch.zeros(1, 1)]).defaults, frozenset(inspect.signature(cls).parameters)
 
 
 def own_state(
     correspondence: Correspondence, entry: Mapping[str, Any], parameter: Any, slot_dtype: str | None, where: str
 ) -> dict[str, Any]:
     """Return the state that `torch.optim` keeps of a parameter under portopt's names, copied."""
-    unknown = sorted(set(entry) - set(correspondence.slots))
+    unknown = sorted(set(entry) - {split_sign(theirs)[0] for theirs in correspondence.slots.values()})
     if unknown:
         raise ValueError(
             f"{where} has {', '.join(map(str, unknown))}, which no state of torch.optim.{correspondence.name} has: load it into "
             "the class that it was saved from"
         )
     dtype = backend.dtype(slot_dtype or COMPUTE_DTYPE[backend.dtype_name(parameter)])
-    scalars = correspondence.optimizer({}).scalar_slots
+    rule = correspondence.optimizer({})
+    held = slots_of_shape(rule, tuple(parameter.shape))
     own: dict[str, Any] = {}
-    for theirs, slot in correspondence.slots.items():
-        value, (ours, negated) = entry.get(theirs), split_sign(slot)
+    for ours, target in correspondence.slots.items():
+        theirs, negated = split_sign(target)
+        value = entry.get(theirs)
         if value is None:
             continue
         if ours == STEP:
             own[ours] = finished_steps(where, value)
-        elif ours in scalars:
+        elif ours in rule.scalar_slots:
             own[ours] = float(value)
         else:
+            if correspondence.counterpart.keeps_axes and ours in held:
+                value = value.reshape(slot_shape(rule, ours, tuple(parameter.shape)))
             copied = value.detach().to(dtype, copy=True)
             own[ours] = -copied if negated else copied
     # SGD does not count; a buffer says that it has begun.
-    return {STEP: 1 if own else 0, **own} if STEP not in correspondence.slots.values() else own
+    return {STEP: 1 if own else 0, **own} if STEP not in correspondence.slots else own
 
 
 def _native_state(correspondence: Correspondence, entry: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
     native: dict[str, Any] = {}
-    for theirs, slot in correspondence.slots.items():
-        ours, negated = split_sign(slot)
+    for ours, target in correspondence.slots.items():
+        theirs, negated = split_sign(target)
         if ours not in entry:
             continue
         value = entry[ours]
         if isinstance(value, torch.Tensor):
+            value = native_leaf(correspondence, correspondence.optimizer({}), ours, value, parameter)
             copied = value.detach().to(parameter.dtype, copy=True)
             native[theirs] = -copied if negated else copied
         else:

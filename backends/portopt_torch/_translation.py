@@ -32,7 +32,7 @@ class TorchTranslator(Translator):
 
     def defaults(self, correspondence: Correspondence) -> Mapping[str, Any]:
         torch = importlib.import_module("torch")
-        return _flat(hyperparameters_of(self.vocabulary.find(correspondence.name)([torch.zeros(1)])))
+        return _flat(hyperparameters_of(self.vocabulary.find(correspondence.name)([torch.zeros(1, 1)])))
 
     def arguments(self, native: TorchNative) -> tuple[str, Mapping[str, Any]]:
         torch = importlib.import_module("torch")
@@ -53,7 +53,7 @@ class TorchTranslator(Translator):
         # SGD does not count; a buffer says that it has begun.
         step = 1 if slots and "step" not in slots else 0
         tree = self.trees.unflatten(definition, leaves)
-        if slots and len({frozenset(state) for state in states}) > 1 and not step:
+        if slots and not all(states) and not step:
             raise ValueError(
                 f"{sum(not state for state in states)} of the {len(states)} parameters of this {type(native).__name__} have made "
                 "no step yet, but others have: portopt counts one number of steps"
@@ -78,11 +78,10 @@ class TorchTranslator(Translator):
         native = factory(leaves, **merged)
         if not int(state.step):
             return native
-        slots = self.native_slots(correspondence, optimizer, state, definition)
+        slots = self.native_slots(correspondence, optimizer, state, leaves, definition)
         for i, leaf in enumerate(leaves):
-            native.state[leaf] = {
-                name: _copy(value[i]) if isinstance(value, list) else _scalar(value) for name, value in slots.items()
-            }
+            own = {name: value[i] if isinstance(value, list) else _scalar(value) for name, value in slots.items()}
+            native.state[leaf] = {name: _copy(value) for name, value in own.items() if value is not None}
         return native
 
 

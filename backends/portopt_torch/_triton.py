@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 
 from portopt.kernels.key import KernelKey
-from portopt.kernels.launch import Library, chunk_starts
+from portopt.kernels.launch import chunk_starts
+from portopt.kernels.library import Library
 from portopt.kernels.names import SCALARS_OF_NORM
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.kernels.triton.norm import norm_source
 from portopt.kernels.triton.products import products_source
 from portopt.kernels.triton.source import CHUNK, WARPS, triton_source
 from portopt.kernels.triton.staged_source import chunk_of, staged_source
+from portopt.kernels.triton.totals import totals_source
 from portopt.program import Program
 
 OPTIONS: Mapping[str, Any] = {"num_warps": WARPS, "enable_fp_fusion": False}
@@ -138,6 +140,9 @@ class _Torch:
 
     def products_module(self, compute_dtype: str) -> ModuleType:
         return load_module(products_source(compute_dtype))
+
+    def totals_module(self) -> ModuleType:
+        return load_module(totals_source())
 
     def arguments(self, values: Sequence[float], dtype: str, device: Any) -> list[Any]:
         # At least one element: an address is needed even if nothing is read.

@@ -22,14 +22,21 @@ class Counterpart:
 
     Attributes:
         name: how users of the framework call it, such as `"torch.optim.AdamW"`.
-        slots: slot of the rule to the last part of the name that it has there; `"-trace"` for one of other sign.
+        slots: slot of the rule to the last part, or parts, of the name that it has there; `"-trace"` for one of other sign. Two
+            slots of which no parameter has both may be one there.
+        placeholders: slots that something stands for there also where a parameter has none here, and means nothing.
+        keeps_axes: whether slots that lack axes of the parameter have them there, of length one.
+        begins: a truth in its state, in place of the number of steps: that it has made none yet.
         names: hyperparameter of the rule to the argument there.
         fixed: hyperparameters of the rule that always have one value there, and are no arguments.
         lacks: hyperparameters of the rule that are no arguments there; they must have their defaults.
+        none: hyperparameters that are None there where their feature is off.
         ignored: arguments that do not change what is computed.
+        given: arguments that are none of the rule's, and what it is made with; of one that exists, the state shows what they did.
         counts: whether its state has the number of steps.
         translated: whether one can become the other. Otherwise it is compared only: its state is of another form, or one of its
             arguments is none of the rule's.
+        compared: whether it takes parameters of any shape, so that rules are compared with it.
         exact: whether it has the formula. One that has not is compared, but nothing is translated.
         near: hyperparameters of the rule in the framework's dialect that make it nearest to the rule's default dialect; with
             these it is compared with that.
@@ -53,12 +60,18 @@ class Counterpart:
     name: str
     slots: Mapping[str, str] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    placeholders: tuple[str, ...] = ()
+    keeps_axes: bool = False
+    begins: str = ""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
+    none: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
     counts: bool = True
     exact: bool = True
     translated: bool = True
+    compared: bool = True
     near: Mapping[str, Any] = field(default_factory=dict)
     epsilon: Epsilon = ""
     needs: Mapping[str, str] = field(default_factory=dict)

@@ -179,6 +179,11 @@ def are_plain(rule: HasSlots) -> bool:
     )
 
 
+def every_parameter_has_all(rule: HasSlots) -> bool:
+    """Tell whether every parameter has all slots."""
+    return hasattr(rule.slots_for, "is_default") and all(map(every_parameter_has_all, rule.nested.values()))
+
+
 def _has_shape_of_parameter(name: str) -> bool:
     return not isinstance(name, Slot) or (name.shape, name.drop, name.keep) == (None, (), None)
 

@@ -19,7 +19,6 @@ import portopt
 import portopt_jax
 from portopt_jax import PortoptState
 
-each_rule = pytest.mark.parametrize("rule", ELEMENTWISE)
 each_way = pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 
 
@@ -450,7 +449,7 @@ def test_hyperparameters_may_be_given_to_the_transformation() -> None:
 # State and trees
 
 
-@each_rule
+@pytest.mark.parametrize("rule", [portopt.SGD, portopt.Adam, portopt.Nadam, portopt.ScheduleFree])
 def test_state_has_only_arrays_and_keeps_its_structure(rule: type[portopt.Optimizer]) -> None:
     tx = portopt_jax.to_optax(rule())
     params = tree(1)

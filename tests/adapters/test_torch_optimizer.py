@@ -13,6 +13,7 @@ import torch
 from support import torch_parameters
 from support.processes import run_python
 from support.torch_parameters import TORCH, assert_same, copies, give_gradients
+from support.turns import in_turns
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -61,19 +62,19 @@ def run(optimizer: torch.optim.Optimizer, params: list[Any], steps: range) -> No
 
 # The same bits as apply_
 
-RULES = [
-    *(pytest.param(lambda rule=rule: rule(), id=rule.__name__) for rule in portopt.RULES),
-    pytest.param(lambda: portopt.Adam(0.1, amsgrad=True, decay=0.1, clipnorm=0.5), id="amsgrad, clipped"),
-    pytest.param(lambda: portopt.SGD(0.1, momentum=0.9, nesterov=True, clipvalue=0.5), id="nesterov, clipped"),
-    pytest.param(lambda: portopt.RMSprop(schedules.ExponentialDecay(0.1, 2, 0.5)), id="scheduled"),
-    pytest.param(lambda: Lion(0.1, clipnorm=1.0), id="a user's"),
-]
+RULES: Mapping[str, Callable[[], portopt.Optimizer]] = {
+    **{rule.__name__: rule for rule in portopt.RULES},
+    "amsgrad, clipped": lambda: portopt.Adam(0.1, amsgrad=True, decay=0.1, clipnorm=0.5),
+    "nesterov, clipped": lambda: portopt.SGD(0.1, momentum=0.9, nesterov=True, clipvalue=0.5),
+    "scheduled": lambda: portopt.RMSprop(schedules.ExponentialDecay(0.1, 2, 0.5)),
+    "a user's": lambda: Lion(0.1, clipnorm=1.0),
+}
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
-@pytest.mark.parametrize("make", RULES)
-def test_steps_have_the_bits_of_apply_(make: Callable[[], portopt.Optimizer], dtype: str) -> None:
-    params = parameters(dtype)
+@pytest.mark.parametrize(("name", "dtype"), in_turns(list(RULES), DTYPES, in_all=("Adam", "LAMB")))
+def test_steps_have_the_bits_of_apply_(name: str, dtype: str) -> None:
+    params, make = parameters(dtype), RULES[name]
     expected, rule = copies(params), make()
     state = rule.init(expected)
     optimizer = TorchOptimizer(params, make())

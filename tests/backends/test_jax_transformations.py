@@ -17,13 +17,16 @@ from support.elementwise import ELEMENTWISE
 from support.jax_evaluation import each_x64
 from support.jax_trees import assert_same_trees
 from support.processes import run_python, started_python
+from support.turns import in_turns
 
 import portopt
 import portopt_jax
 from portopt import OptimizerState
 from portopt_jax._kernel import without_kernels
 
-each_rule = pytest.mark.parametrize("rule", ELEMENTWISE)
+KINDS = (portopt.SGD, portopt.Adam, portopt.Nadam)
+"""Rules without and with slots, and with a scalar of the state. A rule decides nothing about what JAX does around a step."""
+each_rule_and_x64 = pytest.mark.parametrize(("rule", "x64"), in_turns(ELEMENTWISE, (False, True), in_all=KINDS))
 
 
 def tree(seed: int, make: Any = ordinary, dtype: str = "float32") -> dict[str, Any]:
@@ -41,8 +44,7 @@ def trained(optimizer: portopt.Optimizer, steps: int = 3) -> tuple[Any, Optimize
 # jit and scan
 
 
-@each_rule
-@each_x64
+@each_rule_and_x64
 def test_jit_gives_the_bits_of_an_eager_step(rule: type[portopt.Optimizer], x64: bool) -> None:
     optimizer = rule(learning_rate=0.1, clipnorm=1.0, clipvalue=0.3)
     with jax.enable_x64(x64):
@@ -81,8 +83,7 @@ def test_init_works_inside_jit() -> None:
         assert_same_trees(first(params, tree(10)), trained(optimizer, 1))
 
 
-@each_rule
-@each_x64
+@each_rule_and_x64
 def test_scan_carries_parameters_and_state(rule: type[portopt.Optimizer], x64: bool) -> None:
     optimizer = rule(learning_rate=0.1)
     with jax.enable_x64(x64):
@@ -176,7 +177,7 @@ def test_arguments_may_be_donated(rule: type[portopt.Optimizer]) -> None:
 # vmap
 
 
-@pytest.mark.parametrize("rule", [portopt.SGD, portopt.Adam, portopt.Nadam])
+@pytest.mark.parametrize("rule", KINDS)
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_vmap_over_parameters_gives_the_bits_of_each(rule: type[portopt.Optimizer], jit: bool) -> None:
     optimizer = rule(learning_rate=0.1, clipnorm=1.0)
@@ -606,7 +607,7 @@ def test_an_exported_update_holds_its_state() -> None:
 # Settings
 
 
-@each_rule
+@pytest.mark.parametrize("rule", KINDS)
 def test_x64_changes_nothing_for_float32(rule: type[portopt.Optimizer]) -> None:
     optimizer = rule(learning_rate=0.1, clipnorm=1.0)
     results = []
@@ -645,9 +646,13 @@ def test_x64_for_a_whole_process_changes_nothing_for_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "dtype"), [(rule, ("float32", "bfloat16", "float64")[i % 3]) for i, rule in enumerate(ELEMENTWISE)]
+    ("rule", "dtype", "jit"),
+    [
+        (rule, dtype, jit)
+        for rule, dtype in in_turns(ELEMENTWISE, ("float32", "bfloat16", "float64"))
+        for jit in ((False, True) if rule in KINDS else (True,))
+    ],
 )
-@pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_strict_promotion_is_respected(rule: type[portopt.Optimizer], dtype: str, jit: bool) -> None:
     optimizer = rule(
         learning_rate=portopt.schedules.CosineDecay(0.1, steps=3, warmup_steps=2), clipnorm=1.0, clipvalue=0.5

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support.bits import assert_same_bits, numpy_dtype, ordinary, random_words
 from support.libraries import LIBRARIES, RUNS, Library, Run, steps
+from support.turns import in_turns
 
 import portopt
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
@@ -30,8 +31,17 @@ def test_libraries_have_the_dtypes_that_they_should() -> None:
     assert found["array_api_strict"] == {"float32", "float64"}
 
 
-@each_case
-@pytest.mark.parametrize("rule", portopt.RULES)
+@pytest.mark.parametrize(
+    ("library", "rule", "dtype"),
+    [
+        (library, rule, dtype)
+        for library in LIBRARIES
+        for rule, dtype in in_turns(
+            portopt.RULES, list(library.backend.dtypes()), in_all=(portopt.Adam, portopt.LAMB, portopt.Muon)
+        )
+    ],
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)
 def test_dtype_in_is_dtype_out(rule: type[portopt.Optimizer], library: Library, dtype: str) -> None:
     optimizer = rule()
     with library.precision(dtype):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from support.bits import Array, assert_same_bits, assert_same_float, ordinary, random_words
 from support.libraries import BY_NAME, IN_PLACE, Library
+from support.turns import in_turns
 
 import portopt
 
 each_library = pytest.mark.parametrize("library", IN_PLACE, ids=str)
-each_rule = pytest.mark.parametrize("rule", portopt.RULES)
 SHAPES = {"a": (4, 5), "b": (7,), "c": ()}
 
 
@@ -29,8 +29,9 @@ def test_libraries_with_changeable_arrays() -> None:
 
 
 @each_library
-@each_rule
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("rule", "dtype"), in_turns(portopt.RULES, ("float32", "float64"), in_all=(portopt.Adam, portopt.LAMB))
+)
 @pytest.mark.parametrize("make", [ordinary, random_words], ids=["ordinary", "raw words"])
 def test_apply_in_place_gives_the_bits_of_apply(
     make: Callable[..., Array], dtype: str, rule: type[portopt.Optimizer], library: Library

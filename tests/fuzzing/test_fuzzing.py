@@ -14,7 +14,7 @@ from portopt.backend import is_interpreted
 from portopt.kernels.host import plan
 from portopt.trees import STANDARD_TREES
 
-EPISODES = 12
+EPISODES = 8
 
 
 @pytest.mark.needs("torch")

@@ -35,6 +35,7 @@ from portopt.kernels import launch
 from portopt.kernels.cuda.products import products_source
 from portopt.kernels.cuda.source import source_file
 from portopt.kernels.cuda.staged_source import staged_source
+from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.names import RESCALED
 from portopt.kernels.norm_dependence import norm_dependence
 from portopt.kernels.passes import can_pass, passes_of
@@ -139,11 +140,13 @@ def test_every_reduction_of_special_numbers() -> None:
 
 
 @pytest.mark.usefixtures("backend")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "joined"), [("float32", 1024), ("bfloat16", 2)])
 def test_every_total_of_all_parameters(
-    dtype: str, interpreted_programs: list[Program], monkeypatch: pytest.MonkeyPatch
+    dtype: str, joined: int, interpreted_programs: list[Program], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(HostArray, "may_wait", True)
+    # Of many parts, so many are joined before.
+    monkeypatch.setattr(launch, "JOINED", joined)
     for params, gradients in trees_with_totals(dtype):
         compare_steps(on_device, np.asarray, EveryTotal(), params, gradients)
     assert not interpreted_programs
@@ -328,8 +331,7 @@ def test_ptx_is_rounded_once_and_passes_over_elements_have_all_their_operations(
 @pytest.mark.needs("cupy")
 @pytest.mark.parametrize(("dtype", "architecture"), [("float32", 80), ("float64", 90)])
 def test_ptx_of_totals_is_rounded_once(dtype: str, architecture: int) -> None:
-    for program in programs_of_totals():
-        source = staged_source(program, staged_key(program, dtype))
+    for source in (*(staged_source(p, staged_key(p, dtype)) for p in programs_of_totals()), totals_source()):
         assert_only_rounded_once(cupy_kernel.compile_source(source, f"compute_{architecture}").decode())
 
 

@@ -45,6 +45,7 @@ CASES = {
     "half precision": [rising("float16", -14, 14), rising("bfloat16", -100, 100)],
     "rising float64": [rising("float64", -1000, 1000)],
     "small and large float64": [rising("float64", -1020, -700), rising("float64", 500, 1020)],
+    "as large as bins allow": [np.full(BLOCKS, np.float32(2.0**16 * (1 - 2.0**-24)))],
     "squares round up": [np.full(BLOCKS, 2.0**16 * (1 - 2.0**-53))],
     "largest numbers": [np.full(3, np.finfo(np.float64).max)],
     "float32 and much larger float64": [rising("float32", -100, 120), rising("float64", 400, 1000)],

@@ -7,6 +7,7 @@ import struct
 from typing import Any
 
 import numpy as np
+import pytest
 from support.bits import assert_same_float
 from support.carries import SQUARES, SUMS
 
@@ -20,6 +21,10 @@ def float64_of_bits(word: int) -> float:
     return float(struct.unpack("d", struct.pack("q", word))[0])
 
 
+def int64_of_bits(x: float) -> int:
+    return int(struct.unpack("q", struct.pack("d", x))[0])
+
+
 def functions() -> dict[str, Any]:
     class Reducing(portopt.Optimizer):
         slots = ()
@@ -27,7 +32,18 @@ def functions() -> dict[str, Any]:
         def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
             return p - xp.sum(p) * xp.linalg.vector_norm(g) * g, {}
 
-    namespace: dict[str, Any] = {"float64_of_bits": float64_of_bits, "sqrt": math.sqrt}
+    namespace: dict[str, Any] = {
+        "float64": float,
+        "float64_inf": math.inf,
+        "float64_of_bits": float64_of_bits,
+        "int64_of_bits": int64_of_bits,
+        "integer_float64": int,
+        "larger_float64": max,
+        "magnitude_float64": lambda x: int64_of_bits(abs(x)),
+        "magnitude_to_float64": float64_of_bits,
+        "sqrt": math.sqrt,
+        "use_widest_vectors": lambda: None,
+    }
     exec(reducing_functions_source(stages_of(Reducing().program(shape=(3,))), "float64"), namespace)
     return namespace
 
@@ -43,3 +59,27 @@ def test_sums_carry_as_the_reference_does() -> None:
         assert_same_float(sum_of(kept(case), 1, 0, 0), bins.sum_of(case))
     for case in SQUARES:
         assert_same_float(root_of(kept(case), 1, 0), bins.root_of(case))
+
+
+@pytest.mark.parametrize("what", ["like", "later ones larger", "columns of many sizes", "special"])
+def test_a_row_of_sums_is_what_each_is_alone(what: str) -> None:
+    namespace = functions()
+    rng = np.random.default_rng(0)
+    rows = rng.uniform(1.0, 2.0, (6, 5)) * rng.choice([-1.0, 1.0], (6, 5))
+    if what == "later ones larger":
+        rows *= 2.0 ** np.asarray([0, 0, 0, 40, 70, 0])[:, None]
+    elif what == "columns of many sizes":
+        rows *= 2.0 ** np.asarray([-500, -40, 0, 0, 980])
+    elif what == "special":
+        rows[3, 1], rows[4, 2], rows[5, 2] = math.nan, math.inf, -math.inf
+    together = [0] * 25
+    namespace["clear_bins"](together, 5, bins.LOWEST)
+    alone = list(together)
+    for row in rows.tolist():
+        namespace["add_row"](row, 5, together, 5, 0)
+        for k, x in enumerate(row):
+            namespace["add"]([x], 1, int64_of_bits(abs(x)), alone, 5, k)
+    # Of a sum with a special element, only that is true.
+    compared = [i for i in range(25) if i >= 20 or alone[20 + i % 5] == 0]
+    assert [together[i] for i in compared] == [alone[i] for i in compared]
+    assert any(alone[20:]) == (what == "special")

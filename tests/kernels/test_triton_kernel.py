@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from support.elementwise import STAGED
 from support.gpu_cases import (
+    CASES_IN_A_DTYPE,
     DTYPES,
     PAIRS,
     EveryDraw,
     EveryReduction,
-    each_case_in_a_dtype,
     key_of,
     norm_program,
     optimizer_of,
@@ -24,18 +24,20 @@ from support.gpu_cases import (
     staged_key,
 )
 from support.places import TESTS
+from support.turns import in_turns
 
 import portopt
 import portopt_torch._triton as torch_kernel
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.key import KernelKey
-from portopt.kernels.names import COLUMNS_SLICED, RESCALED, ROWS_SLICED
+from portopt.kernels.names import COLUMNS_SLICED, LARGEST_JOINED, RESCALED, ROWS_SLICED, SUMS_JOINED
 from portopt.kernels.norm_dependence import norm_dependence
 from portopt.kernels.passes import passes_of
 from portopt.kernels.triton.norm import norm_source
 from portopt.kernels.triton.products import products_source
 from portopt.kernels.triton.source import CHUNK, WARPS, triton_source
 from portopt.kernels.triton.staged_source import staged_source
+from portopt.kernels.triton.totals import totals_source
 from portopt.program import Program
 
 needs_triton = pytest.mark.needs("triton")
@@ -69,6 +71,7 @@ SLICING = {
     "factors": "*fp64",
     **dict.fromkeys(("lines", "count", "beside", "bits"), "i32"),
 }
+JOINING = {"memory": "*i64", "results": "*i64", "count": "i32", "each": "i32"}
 SIGNATURES = {
     "update": {"table": "*i64", "rows": "*i32", "scalars": "*real", "from_norm": "*real"},
     "stage": {"table": "*i64", "rows": "*i32", "scalars": "*real", "unrounded": "*fp64", "from_norm": "*real"},
@@ -77,6 +80,8 @@ SIGNATURES = {
     "sum_squares": {"table": "*i64", "rows": "*i32", "largest": "*i64", "sums": "*i64"},
     ROWS_SLICED: SLICING,
     COLUMNS_SLICED: SLICING,
+    SUMS_JOINED: JOINING,
+    LARGEST_JOINED: JOINING,
     RESCALED: {
         **dict.fromkeys(("n11", "n12", "n21", "n13", "n31", "n22", "rows", "columns"), "*fp64"),
         "results": "*real",
@@ -153,12 +158,16 @@ def expected_instructions(program: Program, key: KernelKey) -> Counter[str]:
 ARCHITECTURES = [pytest.param(80, marks=pytest.mark.slow), 90]
 
 
+def _name(x: Any) -> str:
+    return "-".join(map(_name, x)) if isinstance(x, tuple) else getattr(x, "__name__", str(x))
+
+
 @needs_triton
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@each_case_in_a_dtype
+@pytest.mark.parametrize(("case", "architecture"), in_turns(CASES_IN_A_DTYPE, (90, 80)), ids=_name)
 def test_ptx_has_exactly_the_operations_of_the_program(
-    rule: type[portopt.Optimizer], clipped: bool, dtype: str, architecture: int
+    case: tuple[type[portopt.Optimizer], bool, str], architecture: int
 ) -> None:
+    rule, clipped, dtype = case
     optimizer = optimizer_of(rule, clipped)
     program, key = optimizer.program(), key_of(optimizer, dtype)
     ptx = ptx_of(triton_source(program, key), "update", key.compute_dtype, architecture)
@@ -181,8 +190,9 @@ def test_ptx_converts_gradients_of_another_dtype_without_flushing(dtype: str, gr
 
 
 @needs_triton
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("dtype", "architecture"), [("float32", 90), pytest.param("float64", 80, marks=pytest.mark.slow)]
+)
 def test_ptx_of_scalars_of_the_norm_is_rounded_once(dtype: str, architecture: int) -> None:
     for program in (norm_program(), portopt.SGD(clipnorm=1.0).program()):
         slots = dict.fromkeys(set(program.array_outputs) - {"p"}, dtype)
@@ -200,13 +210,15 @@ def test_ptx_of_the_norm_is_rounded_once(dtype: str, architecture: int) -> None:
 
 
 @needs_triton
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "rule",
+    ("rule", "dtype", "architecture"),
     [
-        pytest.param(r, marks=[pytest.mark.slow] * (r not in (portopt.LAMB, portopt.SM3)), id=r.__name__)
-        for r in [*STAGED, EveryReduction, EveryDraw]
+        pytest.param(rule, dtype, architecture, marks=[pytest.mark.slow] * (rule is not portopt.LAMB))
+        for rule, (dtype, architecture) in in_turns(
+            [*STAGED, EveryReduction, EveryDraw],
+            [(dtype, architecture) for dtype in ("float32", "float64") for architecture in (80, 90)],
+            in_all=(portopt.LAMB,),
+        )
     ],
 )
 def test_ptx_of_programs_that_reduce_and_draw_is_rounded_once(
@@ -227,6 +239,8 @@ def test_ptx_of_totals_is_rounded_once(architecture: int) -> None:
     source = staged_source(program, staged_key(program, "float32"))
     for step in passes_of(program).passes:
         assert_only_rounded_once(ptx_of(source, step.name, "float32", architecture))
+    for kernel in (SUMS_JOINED, LARGEST_JOINED):
+        assert_only_rounded_once(ptx_of(totals_source(), kernel, "float64", architecture))
 
 
 @needs_triton
@@ -253,6 +267,9 @@ def test_contraction_would_be_noticed() -> None:
 # The bits -------------------------------------------------------------------------------------------------------
 
 INTERPRETED = TESTS / "cases" / "triton_interpreted.py"
+QUICK = (
+    "carry or slices or every_total or float32 and (gap or another_dtype or every_operation or LAMB or SM3 or Noisy)"
+)
 
 
 @needs_triton
@@ -260,12 +277,9 @@ INTERPRETED = TESTS / "cases" / "triton_interpreted.py"
 @pytest.mark.parametrize(
     ("selection", "at_least"),
     [
-        (
-            "carry or slices or every_total or float32 and (gap or another_dtype or every_operation or LAMB or SM3 or Noisy)",
-            15,
-        ),
-        pytest.param("test_kernel_has_the_bits", 30, marks=pytest.mark.slow),
-        pytest.param("not test_kernel_has_the_bits", 46, marks=pytest.mark.slow),
+        (QUICK, 15),
+        pytest.param(f"test_kernel_has_the_bits and not ({QUICK})", 30, marks=pytest.mark.slow),
+        pytest.param(f"not test_kernel_has_the_bits and not ({QUICK})", 80, marks=pytest.mark.slow),
     ],
 )
 def test_the_interpreter_of_triton_gives_the_bits_of_the_contract(selection: str, at_least: int) -> None:

@@ -16,6 +16,7 @@ from support.libraries import BY_NAME, Library, each_library
 
 import portopt
 from portopt.arithmetic import HOST
+from portopt.program import bins
 from portopt.program.primitives import Primitives
 from portopt.program.reductions import Reductions
 
@@ -389,3 +390,13 @@ def test_jax_differentiates_through_reductions() -> None:
     of_norm = jax.grad(lambda x: jnp.asarray(reductions.norm(x, None), jnp.float32))
     np.testing.assert_allclose(of_norm(jnp.asarray([3.0, 4.0])), [0.6, 0.8], rtol=1e-6)
     assert not np.any(of_norm(jnp.zeros(2)))
+
+
+@DTYPES
+def test_norms_of_parts_of_different_sizes_make_the_integers_of_the_whole(dtype: str) -> None:
+    small, large = ordinary((3000,), dtype, 1), ordinary((7,), dtype, 2) * np.asarray(2.0**24, dtype)
+    found = NUMPY.reductions(dtype)
+    parts = [found.partial("norm", x) for x in (small, large)]
+    whole = found.partial("norm", np.concatenate([small, large]))
+    assert parts[0].exponent < whole.exponent
+    assert bins.combined(parts).sums == whole.sums

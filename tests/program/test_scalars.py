@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from support.bits import Array, assert_same_bits, float_bits, random_words
 from support.jax_evaluation import each_x64, jitted, on_host
+from support.turns import in_turns
 
 from portopt import scalars
 from portopt.arithmetic import HOST, dtypes
@@ -373,15 +374,20 @@ def compare(function: Callable[..., Any], *columns: Array, x64: bool) -> None:
     assert_same_bits(jitted(function, *columns, x64=x64), on_host(function, *columns))
 
 
-@each_x64
-@pytest.mark.parametrize("name", ["+", "-", "*", "/", "//", "<", "<=", "=="])
+@pytest.mark.parametrize(("name", "x64"), in_turns(["+", "-", "*", "/", "//", "<", "<=", "=="], (False, True)))
 def test_operator_gives_the_same_bits_on_jax(name: str, x64: bool) -> None:
     compare(BINARY[name], C, D, x64=x64)
 
 
-@each_x64
-@pytest.mark.parametrize("constant", [50.0, 0.3, 1e-3, 7, 1 - 2.0**-53, 2.0**1022, 0.0, INF], ids=repr)
-@pytest.mark.parametrize("name", ["+", "-", "*", "/", "//"])
+@pytest.mark.parametrize(
+    ("name", "constant", "x64"),
+    [
+        (name, constant, x64)
+        for i, name in enumerate(["+", "-", "*", "/", "//"])
+        for constant, x64 in in_turns([50.0, 0.3, 1e-3, 7, 1 - 2.0**-53, 2.0**1022, 0.0, INF], (False, True), start=i)
+    ],
+    ids=str,
+)
 def test_operator_with_a_constant_gives_the_same_bits_on_jax(name: str, constant: float, x64: bool) -> None:
     """A compiler may rewrite what it knows: `x / 50` as `x * (1 / 50)`, for example."""
     function = BINARY[name]
@@ -405,8 +411,7 @@ CHAINS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@each_x64
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize(("name", "x64"), in_turns(list(CHAINS), (False, True)))
 def test_chain_with_constants_gives_the_same_bits_on_jax(name: str, x64: bool) -> None:
     points = np.concatenate([A, np.random.default_rng(1).uniform(-2, 2, COUNT)])
     compare(CHAINS[name], points, x64=x64)
@@ -454,8 +459,7 @@ def test_selection_gives_the_same_bits_on_jax(x64: bool) -> None:
         compare(function, A, B, x64=x64)
 
 
-@each_x64
-@pytest.mark.parametrize("name", CONDITIONS)
+@pytest.mark.parametrize(("name", "x64"), in_turns(list(CONDITIONS), (False, True)))
 def test_conditions_combine_on_jax(name: str, x64: bool) -> None:
     combined = CONDITIONS[name][0]
     compare(lambda a, b: where(combined(a, b), a, b), A, B, x64=x64)

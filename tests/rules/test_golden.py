@@ -15,14 +15,13 @@ import pytest
 from support.bits import Array
 from support.golden import TRAJECTORIES, Trajectory
 from support.libraries import RUNS, Run
+from support.turns import in_turns
 
 import portopt
 
 TOLERANCE = {"float64": 1e-12, "float32": 2e-5}
 
 each_trajectory = pytest.mark.parametrize("trajectory", TRAJECTORIES, ids=str)
-each_run = pytest.mark.parametrize("run", RUNS, ids=str)
-each_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
 
 
 def in_dtype(arrays: Sequence[Array], dtype: str) -> list[Array]:
@@ -59,9 +58,15 @@ def test_all_seven_keras_rules_have_trajectories() -> None:
     assert all(len(t.gradients) == len(t.params) == 30 and len(t.initial) == 4 for t in TRAJECTORIES)
 
 
-@each_trajectory
-@each_dtype
-@each_run
+@pytest.mark.parametrize(
+    ("run", "trajectory", "dtype"),
+    [
+        (run, trajectory, dtype)
+        for i, run in enumerate(RUNS)
+        for trajectory, dtype in in_turns(TRAJECTORIES, list(TOLERANCE), start=i)
+    ],
+    ids=str,
+)
 def test_trajectory_is_reproduced(run: Run, dtype: str, trajectory: Trajectory) -> None:
     """After every step; after the last one in modes that run all steps at once (`jax-scan`)."""
     library, optimizer, tolerance = run.library, trajectory.optimizer(), TOLERANCE[dtype]

@@ -10,6 +10,7 @@ import pytest
 from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
 from support.elementwise import ELEMENTWISE
 from support.keeping_rule import Keeping
+from support.turns import in_turns
 
 import portopt
 from portopt.arithmetic import elementary
@@ -45,12 +46,7 @@ each_case_in_a_dtype = pytest.mark.parametrize(
 
 def in_a_dtype(rules: Sequence[Any], in_all: Collection[Any]) -> pytest.MarkDecorator:
     """Return the same for rules without clipping, of which some meet all dtypes."""
-    pairs = [
-        (rule, dtype)
-        for i, rule in enumerate(rules)
-        for k, dtype in enumerate(DTYPES)
-        if rule in in_all or k == i % len(DTYPES)
-    ]
+    pairs = in_turns(rules, DTYPES, in_all=in_all)
     return pytest.mark.parametrize(("rule", "dtype"), pairs, ids=lambda x: getattr(x, "__name__", str(x)))
 
 

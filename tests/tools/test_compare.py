@@ -235,8 +235,11 @@ class TestDefaults:
 
 
 def counterparts(framework: str) -> Mapping[type[portopt.Optimizer], list[str]]:
-    """Return the names in a framework that rules state as their counterparts; those with none are left out."""
-    found = {rule: [c.name for c in rule.counterparts if c.name.startswith(f"{framework}.")] for rule in portopt.RULES}
+    """Return the names in a framework that rules state as what they are compared with; those with none are left out."""
+    found = {
+        rule: [c.name for c in rule.counterparts if c.compared and c.name.startswith(f"{framework}.")]
+        for rule in portopt.RULES
+    }
     return {rule: names for rule, names in found.items() if names}
 
 
@@ -276,13 +279,20 @@ class TestAgainst:
         assert measured.distances is not None
         assert measured.distances[-1] < 1e-9
 
-    @pytest.mark.parametrize("rule", counterparts("optax"), ids=lambda rule: rule.__name__)
+    # Those that torch has as well are near it; that the others' counterparts take steps, the tests of the benchmark see.
+    @pytest.mark.parametrize(
+        "rule",
+        [rule for rule in counterparts("optax") if rule is portopt.Adam or rule not in counterparts("torch")],
+        ids=lambda rule: rule.__name__,
+    )
     def test_optax_is_near(self, rule: type[portopt.Optimizer]) -> None:
         result = compare(Settings(rule(), 1, 512, "float64", backends=["numpy"], against=["optax"]))
         measured = result.runs[-1].measurements
         assert measured is not None, result.runs[-1].error
         assert measured.distances is not None
-        assert 0 < measured.distances[-1] < 0.05
+        # Signum takes signs alone, and goes the same way.
+        assert measured.distances[-1] < 0.05
+        assert (measured.distances[-1] > 0) == (rule is not portopt.Signum)
 
     @pytest.mark.parametrize(
         "optimizer",

@@ -95,9 +95,10 @@ def stopped(folder: Path, arguments: Sequence[str], number: int) -> tuple[int, s
     return process.returncode, out, "".join(before) + err
 
 
+# What a signal does to any command is tested below with both.
 @pytest.mark.needs("sklearn", "matplotlib")
-@every_signal
-def test_compare_keeps_the_runs_that_were_finished(number: int, status: int, tmp_path: Path) -> None:
+def test_compare_keeps_the_runs_that_were_finished(tmp_path: Path) -> None:
+    number, status = signal.SIGINT, 130
     command = [
         "compare",
         "--optimizer",
@@ -125,8 +126,8 @@ def test_compare_keeps_the_runs_that_were_finished(number: int, status: int, tmp
 
 
 @pytest.mark.needs("matplotlib", "torch")
-@every_signal
-def test_bench_keeps_the_rules_that_were_finished(number: int, status: int, tmp_path: Path) -> None:
+def test_bench_keeps_the_rules_that_were_finished(tmp_path: Path) -> None:
+    number, status = signal.SIGTERM, 143
     rules = ["--rule", "sgd", "--rule", "waiting:Waits"]
     command = ["bench", "--quick", *rules, "--backend", "numpy", "--against", "torch", "--out", "o"]
     code, out, err = stopped(tmp_path, command, number)

@@ -48,11 +48,20 @@ class Vocabulary:
         return found
 
     def call(self, correspondence: Correspondence, arguments: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Return what constructs an optimizer, and its arguments, `"betas.0"` and `"betas.1"` as one."""
-        called: dict[str, Any] = {}
+        """Return what constructs an optimizer, and its arguments.
+
+        `"betas.0"` and `"betas.1"` are one, and `"init_step.distance"` is a pair of the name and the value, the last that is not
+        None.
+        """
+        called = dict(correspondence.counterpart.given)
         for name, value in arguments.items():
             whole, _, position = name.partition(".")
-            called[whole] = (*called.get(whole, ()), value) if position else value
+            if not position:
+                called[whole] = value
+            elif position.isdecimal():
+                called[whole] = (*called.get(whole, ()), value)
+            elif value is not None:
+                called[whole] = position, value
         return self.find(correspondence.name), called
 
     def correspondences(self, rule: type[Optimizer]) -> list[Correspondence]:
@@ -70,9 +79,9 @@ class Vocabulary:
             rule=rule,
             name=counterpart.name.removeprefix(f"{self.namespace}."),
             hyperparameters=hyperparameters,
-            slots={there.removeprefix("-"): f"-{ours}" if there[0] == "-" else ours for ours, there in slots.items()},
+            slots=slots,
             fixed=counterpart.fixed,
-            ignored=self.ignored.union(counterpart.ignored),
+            ignored=self.ignored.union(counterpart.ignored, counterpart.given),
             dialect=dialect,
             translated=self.translated
             and counterpart.exact
@@ -95,7 +104,7 @@ class Correspondence(NamedTuple):
         rule: portopt's.
         name: of the optimizer, in its namespace.
         hyperparameters: argument of the framework to the rule's hyperparameter; `"betas.0"` is the first of several values.
-        slots: last part of the name of a framework's slot to the rule's slot, `"step"`, or `"-slot"` for one of other sign.
+        slots: the rule's slot, or `"step"`, to the last part of the name of the framework's; `"-trace"` for one of other sign.
         fixed: hyperparameters of the rule that the optimizer implies.
         ignored: arguments that do not change what is computed.
         dialect: the rule's dialect in which they correspond; None for a rule without one.
@@ -117,6 +126,27 @@ class Correspondence(NamedTuple):
         """Return the rule with these hyperparameters and those that the optimizer implies."""
         dialect = {} if self.dialect is None else {"dialect": self.dialect}
         return self.rule(**dialect, **{**self.fixed, **hyperparameters})
+
+    def own(self, argument: str, value: Any, unset: Any) -> dict[str, Any]:
+        """Return the hyperparameter of the rule that an argument is, if None does not leave it at its default.
+
+        Args:
+            argument: one of `hyperparameters`.
+            value: what was given.
+            unset: the argument's default.
+
+        Raises:
+            ValueError: None is given, and means what the rule cannot do.
+        """
+        name = self.hyperparameters[argument]
+        if value is not None:
+            return {name: value}
+        field = self.rule.hyperparameters(self.dialect)[name]
+        if field.is_optional:
+            return {name: field.off}
+        if unset is None:
+            return {}
+        raise ValueError(f"portopt has no counterpart of {argument}=None of {self.name}")
 
     def fits(self, hyperparameters: Mapping[str, Any]) -> bool:
         """Tell whether hyperparameters of the rule are those that the optimizer implies."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from portopt.backend import find_backend
-from portopt.interchange.correspondence import STEP, Correspondence, Vocabulary, split_sign
+from portopt.interchange.correspondence import STEP, Correspondence, Vocabulary
 from portopt.interchange.exchange import Native, NativeArrays
+from portopt.interchange.states import by_framework
 from portopt.optimizer import Optimizer
 from portopt.state import OptimizerState
 from portopt.trees import Trees
@@ -130,34 +131,43 @@ class Translator(ABC):
         """Return the live optimizer."""
 
     def native_slots(
-        self, correspondence: Correspondence, optimizer: Optimizer, state: OptimizerState, definition: Any
+        self,
+        correspondence: Correspondence,
+        optimizer: Optimizer,
+        state: OptimizerState,
+        parameters: Sequence[Any],
+        definition: Any,
     ) -> dict[str, Any]:
-        """Return a state by the framework's names: the number of steps, numbers, and for other slots the leaves.
+        """Return a state by the last parts of the framework's names: the number of steps, numbers, and for slots the leaves.
+
+        A leaf is None where the parameter has no such slot.
 
         Args:
             correspondence: what the optimizer becomes.
             optimizer: portopt's.
             state: its state.
-            definition: the structure of the parameters.
+            parameters: the parameters.
+            definition: their structure.
 
         Raises:
             ValueError: the slots have another structure.
         """
         values: dict[str, Any] = {}
-        for theirs, target in correspondence.slots.items():
-            ours, negated = split_sign(target)
+        slots: dict[str, list[Any]] = {}
+        for ours, theirs in correspondence.slots.items():
             if ours == STEP:
                 values[theirs] = state.step
             elif ours in optimizer.scalar_slots:
                 values[theirs] = _number(state.slots[ours])
-            elif ours in optimizer.slots:
-                leaves, found = self.trees.flatten(state.slots[ours])
+            elif ours in optimizer.slots and ours in state.slots:
+                slots[ours], found = self.trees.flatten(state.slots[ours])
                 if found != definition:
                     raise ValueError(
                         f"params must have the structure of the slots, but it is {definition}, and theirs {found}"
                     )
-                values[theirs] = [-leaf for leaf in leaves] if negated else leaves
-        return values
+        if correspondence.counterpart.begins:
+            values[correspondence.counterpart.begins] = not int(state.step)
+        return {**values, **by_framework(correspondence, optimizer, slots, parameters)}
 
 
 def _number(value: Any) -> float:

@@ -76,7 +76,9 @@ def given(opt: Optimizer) -> dict[str, Any]:
 
 def renamed(correspondence: Correspondence, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that the framework's optimizer has for hyperparameters; of several in one, all if one is given."""
-    names = correspondence.hyperparameters
+    names, fields = correspondence.hyperparameters, correspondence.rule.hyperparameters(correspondence.dialect)
+    switched_off = [n for n in correspondence.counterpart.none if n in values and values[n] == fields[n].off]
+    values = {**values, **dict.fromkeys(switched_off)}
     given = {there.partition(".")[0] for there, ours in names.items() if ours in values}
     return {
         there: values.get(ours)

@@ -20,7 +20,7 @@ def counterpart_of(framework: NativeFramework, opt: Optimizer) -> Construction |
         ValueError: `opt` is in the framework's dialect, but something has no counterpart.
     """
     vocabulary, dialect = framework.vocabulary, getattr(opt, "dialect", None)
-    possible = vocabulary.correspondences(type(opt))
+    possible = [c for c in vocabulary.correspondences(type(opt)) if c.counterpart.compared]
     # Whoever does the steps gives each its rate, in which schedule and `decay` are.
     apart = dict.fromkeys(("clipnorm", "clipvalue")) | ({"decay": 0.0} if getattr(opt, "decay", None) else {})
     plain = opt.replace(learning_rate=float(opt.learning_rate_at(1)), **apart)

@@ -15,6 +15,7 @@ from portopt.interchange.correspondence import STEP, Correspondence, split_sign
 from portopt.interchange.frameworks import Translator, find_framework, frameworks, get_framework
 from portopt.interchange.matching import corresponding, matched
 from portopt.interchange.native import NativeOptimizer
+from portopt.interchange.states import OwnSlots, is_called, merged
 from portopt.optimizer import Optimizer
 from portopt.state import OptimizerState
 
@@ -136,15 +137,15 @@ def _translated(
     unset = translator.defaults(correspondence)
     for argument, value in arguments.items():
         target = correspondence.hyperparameters.get(argument)
+        is_default = value is None and unset.get(argument, ...) is None
         if target == "learning_rate" and (value is None or callable(value) or isinstance(value, Mapping)):
-            if not _gives_rate(hyperparameters):
+            if not is_default and not _gives_rate(hyperparameters):
                 raise ValueError(
                     f"portopt has no counterpart of {argument}={value!r:.80} of {name}: give learning_rate, a number or one of "
                     "portopt's schedules"
                 )
         elif target is not None:
-            if value is not None:
-                ours[target] = value
+            ours |= correspondence.own(argument, value, unset.get(argument))
         elif argument not in correspondence.ignored and value != unset.get(argument):
             raise ValueError(f"portopt has no counterpart of {argument}={value!r} of {name}")
     opt = correspondence.optimizer(ours).replace(**hyperparameters)
@@ -160,36 +161,50 @@ def _state(
         if params is None:
             raise ValueError("the optimizer has no state yet, so the parameters are needed: give params")
         slots = dict(opt.init(params).slots)
-    step = native.step
-    for name, slot in native.slots.items():
-        target, negated = split_sign(correspondence.slots.get(name.rpartition(".")[2], ""))
-        if target == STEP:
-            step = _one(trees, slot, "the numbers of steps", int)
-        elif target in opt.scalar_slots:
-            slots[target] = _one(trees, slot, f"the values of {name}", float)
-        elif target in opt.slots:
-            leaves, definition = trees.flatten(slot)
-            missing = [i for i, leaf in enumerate(leaves) if leaf is None]
+    step, there = native.step, correspondence.counterpart
+    shapes = None if params is None else [getattr(leaf, "shape", None) for leaf in trees.flatten(params)[0]]
+    own = OwnSlots(correspondence, opt, None if shapes is None else [s if s is None else tuple(s) for s in shapes])
+
+    def found(last: str) -> list[Any]:
+        return [slot for name, slot in native.slots.items() if is_called(name, last)]
+
+    if there.begins and (truths := found(there.begins)):
+        step = int(not _one(trees, truths, there.begins, bool))
+    if STEP in correspondence.slots and (numbers := found(correspondence.slots[STEP])):
+        step = _one(trees, numbers, "the numbers of steps", int)
+    for name, target in correspondence.slots.items():
+        last, negated = split_sign(target)
+        if name == STEP or not (held := found(last)):
+            continue
+        if name in opt.scalar_slots:
+            slots[name] = _one(trees, held, f"the values of {last}", float)
+        elif name in opt.slots:
+            flat = [trees.flatten(slot) for slot in held]
+            leaves = merged([of for of, _ in flat])
+            missing = own.missing(name, leaves)
             if missing and step:
                 raise ValueError(
-                    f"{correspondence.name} has no {name} for parameter {missing[0]}, which has made no step yet, but others "
+                    f"{correspondence.name} has no {last} for parameter {missing[0]}, which has made no step yet, but others "
                     "have: portopt counts one number of steps"
                 )
-            if not missing:
-                slots[target] = trees.unflatten(definition, [-leaf for leaf in leaves] if negated else leaves)
-    absent = [name for name in (*opt.scalar_slots, *opt.slots) if name not in slots]
+            of_rule = own.of(name, leaves, negated=negated)
+            if own.is_held(name) and not missing:
+                slots[name] = trees.unflatten(flat[0][1], of_rule)
+    needed = [*opt.scalar_slots, *(name for name in opt.slots if own.is_held(name))]
+    absent = [name for name in needed if name not in slots]
     if absent:
         raise ValueError(f"the state of {correspondence.name} has nothing that corresponds to {', '.join(absent)}")
     if opt.scalar_slots:
-        first = next(leaf for name in opt.slots for leaf in trees.flatten(slots[name])[0] if leaf is not None)
+        arrays = (slots[name] for name in needed if name not in opt.scalar_slots)
+        first = next(leaf for slot in arrays for leaf in trees.flatten(slot)[0] if leaf is not None)
         backend = find_backend(first)
         for name in opt.scalar_slots:
             slots[name] = slots[name] if backend is None else backend.stored_scalar(slots[name])
-    return OptimizerState(step, {name: slots[name] for name in (*opt.scalar_slots, *opt.slots)})
+    return OptimizerState(step, {str(name): slots[name] for name in needed})
 
 
-def _one(trees: Any, slot: Any, what: str, kind: type) -> Any:
-    values = {kind(leaf) for leaf in trees.flatten(slot)[0] if leaf is not None}
+def _one(trees: Any, slots: list[Any], what: str, kind: type) -> Any:
+    values = {kind(leaf) for slot in slots for leaf in trees.flatten(slot)[0] if leaf is not None}
     if len(values) > 1:
         raise ValueError(
             f"{what} differ between the parameters ({', '.join(map(str, sorted(values)))}), but portopt has one for all"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from portopt.interchange.correspondence import Correspondence
 from portopt.interchange.exchange import Native, Tree
 from portopt.interchange.frameworks import Translator
+from portopt.interchange.states import filled
 from portopt.optimizer import Optimizer
 from portopt.state import OptimizerState
 
@@ -115,10 +116,16 @@ class VariablesTranslator(Translator):
         state: OptimizerState,
         definition: Any,
     ) -> None:
-        """Write a state of portopt into an optimizer's variables."""
-        values = self.native_slots(correspondence, optimizer, state, definition)
+        """Write a state of portopt into an optimizer's variables.
+
+        Raises:
+            ValueError: the state has other slots than the variables.
+        """
+        values = self.native_slots(correspondence, optimizer, state, bound.parameters, definition)
         for name, variable in bound.scalars.items():
             variable.assign(values[name])
         for name, variables in bound.per_parameter.items():
-            for variable, value in zip(variables, values[name], strict=True):
-                variable.assign(value)
+            leaves = values.get(name, [None] * len(variables))
+            for variable, value in zip(variables, filled(correspondence, name, leaves, variables), strict=True):
+                if value is not variable:
+                    variable.assign(value)

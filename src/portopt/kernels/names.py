@@ -16,6 +16,8 @@ LARGEST_GRADIENT, SUM_SQUARES = "largest_gradient", "sum_squares"
 """Those that reduce gradients to what their norm is computed from."""
 ROWS_SLICED, COLUMNS_SLICED, RESCALED = "rows_sliced", "columns_sliced", "rescaled"
 """Those that make operands of products integers, and products of these numbers of the compute dtype."""
+SUMS_JOINED, LARGEST_JOINED = "sums_joined", "largest_joined"
+"""Those that join what blocks found for a total over all parameters."""
 
 _TAKEN_SUFFIXES = ("_i", "_word", "_exponent", "_float16", "_bfloat16", "_float32", "_float64", "_of")
 """Names that end so are the source's own, as are those that a program counts its results with."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from portopt.kernels.launch import Library
+from portopt.kernels.library import Library
 from portopt.kernels.names import COLUMNS_SLICED, RESCALED, ROWS_SLICED
 from portopt.kernels.passes import ACROSS
 from portopt.program.products import SLICES, Slices, slice_bits

@@ -34,8 +34,8 @@ class Primitives:
             likewise.
         fused: runs the elementwise program of a segment, given its arrays and its scalars, and returns its results; None if each
             operation is run by itself.
-        squares: returns the bins of the squares of all elements of an array, as `Reductions.partial` does for a norm, or None if
-            it cannot; None likewise.
+        squares: returns the bins of the squares of all elements of an array, or None if it cannot; None likewise. Only the
+            integer that their sums make together need be true, so they are not for being moved to a larger exponent.
         leading_exponent: returns the largest k, int64, with `2**k` at most a positive normal float64, and -1023 for a smaller
             one; None where the library has nothing that looks at bits.
         power_of_two: returns `2**k` in float64 for an int64 k in [-1022, 1023]; None likewise.

@@ -125,8 +125,6 @@ class Reductions:
         if name in ("max", "min"):
             return self._extreme_of(name, [getattr(self, name)(x, None) for x in xs])
         squared = name == "norm"
-        if squared and len(xs) == 1 and (found := self._squares(xs[0])) is not None:
-            return found
         laid_out = [self._laid_out(x, None) for x in xs if not _is_empty(x)]
         if not laid_out:
             return bins.NO_SQUARES if squared else bins.NONE
@@ -146,6 +144,8 @@ class Reductions:
 
     def total(self, name: str, *xs: Any) -> Any:
         """Return a reduction over all elements of several arrays, each in its compute dtype."""
+        if name == "norm" and len(xs) == 1 and (found := self._squares(xs[0])) is not None:
+            return self.combine(name, [found])
         return self.combine(name, [self.partial(name, *xs)])
 
     def combine(self, name: str, parts: Sequence[Any]) -> Any:
@@ -222,7 +222,7 @@ class Reductions:
         return _Split(x, xp.max(xp.abs(x), axis=axes, keepdims=True), special)
 
     def _squares(self, x: Any) -> Bins | None:
-        """Return the bins of the squares of all elements if the library finds them at once."""
+        """Return the bins of the squares of all elements if the library finds them at once: to be combined with no others."""
         return None if self._primitives.squares is None else self._primitives.squares(x)
 
     def _scaling(self, largest: Any, *, squared: bool) -> _Scaling:

@@ -76,23 +76,26 @@ class Adafactor(DialectRule):
         Counterpart(
             "torch.optim.Adafactor",
             {"row": "row_var", "column": "col_var", "v": "variance"},
+            keeps_axes=True,
             names={"epsilon_1": "eps.0", "epsilon_2": "eps.1"},
-            translated=False,
             epsilon="in the maximum",
         ),
         Counterpart(
             "optax.adafactor",
             {"row": "v_row", "column": "v_col", "v": "v", "m": "ema"},
+            placeholders=("row", "column", "v"),
             names={"epsilon_1": "eps", "clip_threshold": "clipping_threshold", "weight_decay": "weight_decay_rate"},
-            ignored=("dtype_momentum", "weight_decay_mask"),
-            translated=False,
+            none=("momentum", "weight_decay"),
+            # Moments of any dtype are those of the state.
+            ignored=("dtype_momentum",),
             epsilon="under the root",
         ),
         Counterpart(
             "keras.optimizers.Adafactor",
             {"row": "r", "column": "c", "v": "velocity"},
+            # What is there for a matrix is computed anew in each step, and rows and columns of a vector are numbers.
+            placeholders=("row", "column", "v"),
             ignored=("relative_step",),
-            translated=False,
             epsilon="under the root",
         ),
     )

@@ -56,10 +56,14 @@ class DoG(DialectRule):
         Counterpart(
             "optax.contrib.dog",
             {"p0": "init_params", "farthest": "max_dist", "squares": "sum_sq_norm_grads"},
-            # What is there a pair, init_step, is three arguments here.
-            lacks=("relative_distance", "initial_distance", "initial_rate"),
+            begins="is_init_step",
+            names={
+                "relative_distance": "init_step.heuristic",
+                "initial_distance": "init_step.distance",
+                "initial_rate": "init_step.learning_rate",
+                "epsilon": "eps",
+            },
             counts=False,
-            translated=False,
             epsilon="under the root",
         ),
     )

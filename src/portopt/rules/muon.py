@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from portopt import scalars
+from portopt.counterparts import Counterpart
 from portopt.dialects import Dialect, per_dialect
 from portopt.hyperparameters import alias, dialect_option, epsilon_hyperparameter, fixed, hyperparameter, option
 from portopt.rules.dialect_rule import DialectRule
@@ -83,6 +84,39 @@ class Muon(DialectRule):
         https://kellerjordan.github.io/posts/muon/; Liu and others, "Muon is scalable for LLM training", 2025,
         https://arxiv.org/abs/2502.16982
     """
+
+    counterparts: ClassVar[tuple[Counterpart, ...]] = (
+        Counterpart(
+            "torch.optim.Muon",
+            {"m": "momentum_buffer"},
+            names={
+                "ns_a": "ns_coefficients.0", "ns_b": "ns_coefficients.1", "ns_c": "ns_coefficients.2",
+            },
+            lacks=(
+                "matrices", "adam_beta_1", "adam_beta_2", "adam_weight_decay", "adam_epsilon", "adam_lr_ratio",
+            ),
+            counts=False,
+            # It takes matrices only, where models have vectors, too.
+            compared=False,
+        ),
+        Counterpart(
+            "keras.optimizers.Muon",
+            {"m": "momentum", "v": "velocity"},
+            names={"ns_a": "muon_a", "ns_b": "muon_b", "ns_c": "muon_c"},
+            lacks=("matrices",),
+            none=("rms_rate",),
+            given={"exclude_embeddings": False},
+        ),
+        Counterpart(
+            "optax.contrib.muon",
+            {"m": "mu", "v": "nu"},
+            names={
+                "ns_a": "ns_coeffs.0", "ns_b": "ns_coeffs.1", "ns_c": "ns_coeffs.2", "momentum": "beta",
+                "adam_beta_1": "adam_b1", "adam_beta_2": "adam_b2",
+            },
+            lacks=("matrices",),
+        ),
+    )  # fmt: skip
 
     dialect: Dialect = dialect_option(default="torch", others=("keras3", "optax"))
     learning_rate: LearningRate = hyperparameter(default=0.001, at_least=0, kw_only=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
+from portopt.counterparts import Counterpart
 from portopt.hyperparameters import hyperparameter
 from portopt.optimizer import Optimizer
 
@@ -35,6 +36,7 @@ class Signum(Optimizer):
     """
 
     slots = ("m",)
+    counterparts: ClassVar[tuple[Counterpart, ...]] = (Counterpart("optax.signum", {"m": "ema"}),)
 
     beta: float = hyperparameter(default=0.9, at_least=0, below=1, kw_only=False)
 

@@ -54,11 +54,12 @@ class SM3(DialectRule):
     counterparts: ClassVar[tuple[Counterpart, ...]] = (
         Counterpart(
             "optax.sm3",
-            {"m": "nu"},
+            {"m": "nu", "accumulator": "mu.0", **{f"mu{axis}": f"mu.{axis}" for axis in range(_MOST_AXES)}},
+            # The accumulator of a vector, and the first one of others, have one place.
+            placeholders=("accumulator", "mu0"),
             names={"beta_1": "momentum"},
             lacks=("beta_2", "epsilon"),
             counts=False,
-            translated=False,
             epsilon="under the root",
         ),
     )

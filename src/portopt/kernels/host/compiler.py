@@ -149,9 +149,10 @@ def _compile(source: str, prototype: str) -> bytes:
     """Compile a kernel's source to an object file that needs nothing of numba's."""
     import numba
 
-    from portopt.kernels.host import reduction_support, support
+    from portopt.kernels.host import reduction_support, support, vector_support
 
-    namespace = support.NAMESPACE | (reduction_support.NAMESPACE if prototype == "stages" else {})
+    further = {"stages": reduction_support.NAMESPACE, "norm": vector_support.NAMESPACE}
+    namespace = support.NAMESPACE | further.get(prototype, {})
     exec(compile(source, "<portopt kernel>", "exec"), namespace)
     options: Any = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     if len(_compiled) > _COMPILED:

@@ -4,7 +4,7 @@ What is summed are the bins of `portopt.program.bins`. Which ones depends on the
 the pass that adds up also finds out whether the guess was good. If not, a second pass knows the largest. The work may be split
 among threads in any way, since parts combine exactly.
 
-Two integers stand for the three sums: of squares rounded to 51 bits below the largest, and of what that leaves.
+Two integers stand for the three sums: of squares rounded to 46 bits below the largest, and of what that leaves.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.kernels.groups import positions
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function, default_flush
+from portopt.kernels.host.reduction_source import FIRST_BITS, SQUARES_AT_ONCE
 from portopt.kernels.key import Flush
 from portopt.program.bins import (
     HIGHEST,
@@ -34,8 +35,8 @@ from portopt.program.bins import (
     root_of,
 )
 
-_BLOCK = 2048
-"""Elements of a block: the sum of so many integers of at most 2**51 fits into 63 bits."""
+_BLOCK = SQUARES_AT_ONCE << (52 - FIRST_BITS)
+"""Elements of a block: each of these sums, a float64, takes as many of such integers as 52 bits can hold."""
 _SAMPLES = 1024
 """About so many gradients are looked at for a guess of the largest."""
 
@@ -72,14 +73,14 @@ def exponent_of(largest):
 
 def add_squares(first, last, gradient, half, exponent, record):
     """Add the squares of elements first to last to the sums, and return 0; or the bits of the largest, too large for the bins."""
-    scale = power_of_two(-half)
     # Adding a number to one that is so large rounds it to a multiple of the unit of the last bit.
-    constant_1 = 1.5 * power_of_two(exponent - 2 * half - 51 + 52)
+    constant_1 = 1.5 * power_of_two(exponent - 2 * half - {first_bits} + 52)
     constant_2 = 1.5 * power_of_two(exponent - 2 * half - 95 + 52)
     bits_1 = uint64(0)
     bits_2 = uint64(0)
-    seen = uint64(0)
-    for i in range(first, last):
+    seen = float64_bits(constant_1)
+{vectors}    scale = power_of_two(-half)
+    for i in range(begin, last):
         value = {load}
         scaled = {scaled}
         square = scaled * scaled
@@ -88,16 +89,16 @@ def add_squares(first, last, gradient, half, exponent, record):
         bits_1 += float64_bits(rounded)
         bits_2 += float64_bits((square - (rounded - constant_1)) + constant_2)
         seen |= float64_bits(rounded)
-    # A larger exponent has a bit that a smaller one has not. A square that is rounded up may have it too.
-    if seen >> uint64(52) != float64_bits(constant_1) >> uint64(52):
+    # A larger exponent has a bit that a smaller one has not. Squares that fit may have one too, if they are rounded up or many.
+    if {is_outside}(seen ^ float64_bits(constant_1)) >> uint64({first_bits}) != 0:
         largest = largest_of(first, last, 1, gradient)
         if exponent_of(largest) > exponent:
             return largest
-    count = uint64(last - first)
-    sum_1 = numpy_int64(bits_1 - count * float64_bits(constant_1))
-    sum_2 = numpy_int64(bits_2 - count * float64_bits(constant_2))
-    record[2] += sum_1 >> 20
-    record[3] += ((sum_1 & 0xFFFFF) << 12) + (sum_2 >> 32)
+    count = uint64(last - begin)
+    sum_1 = {more_1}numpy_int64(bits_1 - count * float64_bits(constant_1))
+    sum_2 = {more_2}numpy_int64(bits_2 - count * float64_bits(constant_2))
+    record[2] += sum_1 >> {first_bits} - 31
+    record[3] += ((sum_1 & {first_mask}) << 63 - {first_bits}) + (sum_2 >> 32)
     record[4] += sum_2 & 0xFFFFFFFF
     return {bits}(0)
 
@@ -140,6 +141,12 @@ def kernel(table, columns, column, sizes, count, start, stop, stride, result):
     record[1] = exponent_of({bits}(record[0]))
 {restore}'''
 
+_VECTORS = f"""    begin = first + (last - first) // {SQUARES_AT_ONCE} * {SQUARES_AT_ONCE}
+    start = power_of_two(exponent - {FIRST_BITS} + 52)
+    found = sums_of_squares(gradient, first, begin, start, constant_2)
+    found_1 = found[0] - {SQUARES_AT_ONCE} * numpy_int64(float64_bits(start))
+    found_2 = found[1] - (begin - first) * numpy_int64(float64_bits(constant_2))
+"""
 _SCALING_OF_DOUBLES = f"""if largest >= float64_bits({2.0**UNSCALED!r}):
         return {SCALING}
     return {-SCALING} if largest < float64_bits({2.0**-UNSCALED!r}) else 0"""
@@ -152,6 +159,7 @@ def norm_source(dtype: str, flush: Flush) -> str:
     is_double = real == "float64"
     load = "gradient[i]" if dtype == real else f"{dtype}_to_{real}(gradient[i])"
     by_where = flush == "where"
+    in_vectors = dtype == "float32" and not by_where
     loaded = f"flush_{real}(value)" if by_where else "value"
     return _SOURCE.format(
         dtype=dtype,
@@ -164,6 +172,12 @@ def norm_source(dtype: str, flush: Flush) -> str:
         smallest="0x0010000000000000" if is_double else "0x00800000",
         infinity="0x7FF0000000000000" if is_double else "0x7F800000",
         scaling=_SCALING_OF_DOUBLES if is_double else "return 0",
+        first_bits=FIRST_BITS,
+        first_mask=hex(2 ** (FIRST_BITS - 31) - 1),
+        vectors=_VECTORS if in_vectors else "    begin = first\n",
+        is_outside="found[2] != 0 or " if in_vectors else "",
+        more_1="found_1 + " if in_vectors else "",
+        more_2="found_2 + " if in_vectors else "",
         load=load,
         scaled=f"{loaded} * scale" if is_double else f"numpy_float64({loaded})",
         half=_SCALING_OF_SQUARES if is_double else "0",
@@ -277,7 +291,7 @@ def norm_of_arrays(gradients: Sequence[Any], dtypes: Sequence[str]) -> float:
 
 
 def squares_of_arrays(arrays: Sequence[Any], dtypes: Sequence[str]) -> Bins:
-    """Return the bins of the squares of all elements; arguments are those of `norm_of_arrays`."""
+    """Return the bins of the squares of all elements, not to be moved to a larger exponent; arguments as for `norm_of_arrays`."""
     dense = [a.ravel("K") for a in arrays]
     tables, keep_alive = [], []
     for dtype, members in positions(dtypes).items():

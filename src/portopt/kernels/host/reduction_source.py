@@ -19,6 +19,11 @@ from portopt.program import SUMS, bins
 BLOCK = 512
 """Elements of a buffer: so few that those of some reductions fit into a processor's first cache."""
 
+FIRST_BITS = 46
+"""Bits of the first of the two integers of a square whose bins are known."""
+SQUARES_AT_ONCE = 32
+"""Sums to which squares of float32 numbers are added in turns."""
+
 _COMMON = f'''
 
 def exponent_of(x):
@@ -93,6 +98,7 @@ _ADD = '''
 
 def {name}(buffer, count, largest, bins, size, i):
     """Add {what} of a buffer to one sum, given the largest magnitude."""
+    use_widest_vectors()
     x = float64(magnitude_to_{real}(largest))
     if not x < float64_inf:
         for j in range(count):
@@ -127,6 +133,32 @@ _ADD_ROW = '''
 
 def {name}(buffer, count, bins, size, first):
     """Add {what} of a buffer, one to each of a row of sums."""
+    use_widest_vectors()
+    exponent = bins[first]
+    differs = 0
+    for j in range(count):
+        differs |= bins[first + j] ^ exponent
+    largest = integer_{real}(0)
+    for j in range(count):
+        largest = larger_{real}(largest, magnitude_{real}(buffer[j]))
+    x = float64(magnitude_to_{real}(largest))
+    if differs == 0 and x < float64_inf and exponent_of({value}) <= exponent <= {most}:
+        # Mostly a row has one exponent and the elements fit.
+        multiple_1 = 1.5 * float64_of_bits((1044 + exponent) << 52)
+        multiple_2 = multiple_1 * 2.0**-32
+        multiple_3 = multiple_1 * 2.0**-64
+        bits_1 = int64_of_bits(multiple_1)
+        bits_2 = int64_of_bits(multiple_2)
+        bits_3 = int64_of_bits(multiple_3)
+        for j in range(count):
+            x = float64(buffer[j])
+            rest = {value}
+            bins[size + first + j] += int64_of_bits(rest + multiple_1) - bits_1
+            rest = rest - ((rest + multiple_1) - multiple_1)
+            bins[2 * size + first + j] += int64_of_bits(rest + multiple_2) - bits_2
+            rest = rest - ((rest + multiple_2) - multiple_2)
+            bins[3 * size + first + j] += int64_of_bits(rest + multiple_3) - bits_3
+        return
     outside = 0
     for j in range(count):
         x = float64(buffer[j])
@@ -313,5 +345,12 @@ def _adding(real: str, *, squared: bool) -> str:
     )  # fmt: skip
     if real == "float64" and squared:
         return text + _ADD_ROW_OF_SCALED_SQUARES
-    row = _ADD_ROW.format(name=f"add_row{suffix}", what=what, value=value, is_squared=squared)
+    row = _ADD_ROW.format(
+        name=f"add_row{suffix}",
+        what=what,
+        real=real,
+        value=value,
+        is_squared=squared,
+        most=bins.HIGHEST - 2 * bins.WIDTH,
+    )
     return text + row

@@ -53,6 +53,18 @@ def _part_of(real: Any) -> Any:
     return part
 
 
+@intrinsic
+def use_widest_vectors(typing_context: Any) -> Any:
+    """Have the function that calls this use vectors of 512 bits where the processor has them."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        # llvmlite's own `add` takes only attributes without a value.
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
 # numba makes integers of 32 bits longer in each operation, so these are written without it.
 def _magnitude(real: Any) -> Any:
     integer = _INTEGERS[real]
@@ -157,6 +169,7 @@ NAMESPACE: dict[str, Any] = {
     **_for(types.float32),
     **_for(types.float64),
     "part_of_int64": _part_of(types.int64),
+    "use_widest_vectors": use_widest_vectors,
     "int64_of_bits": _bits(types.float64, types.int64),
     "float64_of_bits": _bits(types.int64, types.float64),
     "float64": np.float64,

@@ -1,0 +1,14 @@
+"""Parts of totals over all parameters, joined, in CUDA C: the kernels of `totals.cuh`."""
+
+from __future__ import annotations
+
+import functools
+
+from portopt.kernels.cuda.source import common_source, source_file
+
+
+@functools.cache
+def totals_source() -> str:
+    """Return the source of the kernels that join parts of totals."""
+    files = ("norm.cuh", "reductions.cuh", "totals.cuh")
+    return "\n".join(["// Parts of totals over all parameters.", common_source(1, 1), *map(source_file, files)])
