@@ -4,7 +4,7 @@ import functools
 import importlib
 import importlib.util
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,8 +101,10 @@ class NumpyBackend(ArrayAPIBackend):
             with memory.reused():
                 return super().update(works, in_place=in_place)
         others = [work for work, in_kernel in zip(works, runs, strict=True) if not in_kernel] if False in runs else []
-        with memory.reused():
-            interpreted = iter(super().update(others, in_place=False) if others else ())
+        interpreted: Iterator[dict[str, Any]] = iter(())
+        if others:
+            with memory.reused():
+                interpreted = iter(super().update(others, in_place=False))
         jobs: list[kernel.Job] = []
         results: list[dict[str, Any]] = []
         copies: list[Callable[[], object]] = []

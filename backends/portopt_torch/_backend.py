@@ -4,7 +4,7 @@ import contextlib
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -351,8 +351,10 @@ class TorchBackend(ArrayAPIBackend):
     def _update_on_host(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         """Run the fused kernels on the tensors' own memory."""
         others = [work for work in works if not self._runs_on_host(work)]
-        with memory.reused():
-            interpreted = iter(super().update(others, in_place=False) if others else ())
+        interpreted: Iterator[dict[str, Any]] = iter(())
+        if others:
+            with memory.reused():
+                interpreted = iter(super().update(others, in_place=False))
         jobs: list[kernel.Job] = []
         results: list[dict[str, Any]] = []
         written: list[Any] = []
