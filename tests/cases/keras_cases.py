@@ -23,7 +23,6 @@ from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 
 SHAPES: tuple[tuple[int, ...], ...] = ((3, 4), (4,), ())
 RULES = portopt.RULES
-KERAS_2 = tuple(rule for rule in RULES if "keras2" in rule.dialects())
 
 
 class Signed(portopt.Optimizer):
@@ -129,7 +128,7 @@ def case_rules_have_the_bits_of_numpy(folder: Path) -> None:
     data = arrays(4)
     clipped = portopt.SGD(0.1, 0.9, True, clipnorm=0.5, clipvalue=0.2)
     # Rules of the kinds that the next case has not: the adapter knows of no rule.
-    rules = (*KERAS_2, portopt.NoisySGD, portopt.Lookahead)
+    rules = (portopt.SGD, portopt.Adam, portopt.Nadam, portopt.NoisySGD, portopt.Lookahead)
     for optimizer in (*(rule(learning_rate=0.013) for rule in rules), clipped):
         wrapped = portopt_keras.KerasOptimizer(optimizer)
         assert_same(steps_in_keras(wrapped, data), steps_in_portopt(optimizer, data), repr(optimizer))

@@ -15,7 +15,7 @@ from portopt.program.products import Slices, slice_bits
 from portopt.program.reductions import Reductions
 from portopt_conformance.platform import ReferenceBackend
 
-Overrides = Mapping[str, Callable[..., Any]]
+Overrides = Mapping[str, Any]
 
 
 def _parameters(works: Sequence[Work]) -> list[Arrays]:

@@ -279,7 +279,12 @@ class TestAgainst:
         assert measured.distances is not None
         assert measured.distances[-1] < 1e-9
 
-    @pytest.mark.parametrize("rule", counterparts("optax"), ids=lambda rule: rule.__name__)
+    # Those that torch has as well are near it; that the others' counterparts take steps, the tests of the benchmark see.
+    @pytest.mark.parametrize(
+        "rule",
+        [rule for rule in counterparts("optax") if rule is portopt.Adam or rule not in counterparts("torch")],
+        ids=lambda rule: rule.__name__,
+    )
     def test_optax_is_near(self, rule: type[portopt.Optimizer]) -> None:
         result = compare(Settings(rule(), 1, 512, "float64", backends=["numpy"], against=["optax"]))
         measured = result.runs[-1].measurements

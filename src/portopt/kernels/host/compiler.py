@@ -10,11 +10,13 @@ import ast
 import contextlib
 import ctypes
 import functools
+import gc
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from portopt._version import __version__
@@ -140,9 +142,22 @@ def compile_function(source: str, prototype: str) -> Any:
         cache_key = {**_environment(), "source": source}
         code = cache.load(cache_key)
         if code is None:
-            code = _compile(source, prototype)
+            with _without_collections():
+                code = _compile(source, prototype)
             cache.store(cache_key, code)
         return _PROTOTYPES[prototype](_load(code))
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Have no garbage collected: of the many objects that numba makes few are garbage, and collections look at all of them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _compile(source: str, prototype: str) -> bytes:
@@ -155,6 +170,9 @@ def _compile(source: str, prototype: str) -> bytes:
     namespace = support.NAMESPACE | further.get(prototype, {})
     exec(compile(source, "<portopt kernel>", "exec"), namespace)
     options: Any = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    if prototype == "stages":
+        # There are no arrays in it whose operations could be rewritten, and looking for them takes time.
+        options["no_rewrites"] = True
     if len(_compiled) > _COMPILED:
         _compiled.clear()
     for name, text in _functions(source).items():

@@ -105,7 +105,7 @@ _WORDS = (
     *("add_squares", "add_row_squares", "exponent_of", "raise_bins", "note_special", "clear_bins"),
     *("combine_bins", "clear_numbers", "combine_counts", "combine_max", "combine_min", "max_of_row"),
     *("min_of_row", "add_row_of_counts"),
-    *("words_of", "fraction_of", "draw_uniform", "draw_normal"),
+    *("words_of", "fraction_of", "draw_uniform", "draw_normal", "step_scalars"),
 )
 
 
@@ -185,10 +185,11 @@ class _Source:
         writer, columns = self.writer, self.writer.columns
         width = row_width(self.stages, columns)
         by_where = self.key.flush == "where"
-        lines = ["", "", f"def kernel({', '.join(_KERNEL_ARGUMENTS)}):", '    """See above."""']
+        function, scalars = self._step_scalars(calls)
+        lines = [*function, "", "", f"def kernel({', '.join(_KERNEL_ARGUMENTS)}):", '    """See above."""']
         if not by_where:
             lines.append("    control = flush_subnormals()")
-        lines += [f"    {line}" for line in step_scalars_source(writer)]
+        lines += [f"    {line}" for line in scalars]
         lines += [
             # Of one type with variables: numba would compile functions once more for a constant.
             "    zero = numpy_int64(0)",
@@ -222,6 +223,22 @@ class _Source:
         if not by_where:
             lines.append("    restore(control)")
         return lines
+
+    def _step_scalars(self, calls: Sequence[Sequence[str]]) -> tuple[list[str], list[str]]:
+        """Return a function that computes the scalars of the step, and what calls it.
+
+        numba's time grows faster than a function's length, and a power alone takes three hundred lines.
+        """
+        lines = step_scalars_source(self.writer)
+        if not lines:
+            return [], []
+        needed = {line.strip(" ,") for call in calls for line in call}
+        found = [name for name in (line.split(" = ")[0] for line in lines) if name in needed]
+        returned = ", ".join([*found, ""]) if len(found) == 1 else ", ".join(found)
+        function = ["", "", "def step_scalars(inputs, step, outputs):", '    """Compute the scalars of the step."""']
+        function += [f"    {line}" for line in [*lines, *([f"return {returned.rstrip()}"] if found else [])]]
+        call = "step_scalars(inputs, step, outputs)"
+        return function, [f"{returned.rstrip()} = {call}" if found else call]
 
     def _memory(self) -> list[str]:
         """Return the lines that give what is in the workspace its names."""
