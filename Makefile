@@ -96,7 +96,7 @@ doctest: $(INSTALLED) ## run the examples in docstrings, README and docs/
 	$(BIN)/python -m pytest --doctest-modules src backends tests/docs/test_docs.py \
 	    --junitxml=$(RESULTS)/doctest.xml $(PYTEST_ARGS)
 
-REQUIRED_BACKENDS := conform-jax-compiled conform-jax-eager conform-numpy conform-torch conform-array_api_strict
+REQUIRED_BACKENDS := conform-jax-compiled conform-jax-eager conform-numpy conform-array_api_strict conform-torch
 GPU_BACKENDS := conform-cupy conform-torch-cuda
 
 .PHONY: conform

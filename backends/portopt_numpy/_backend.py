@@ -4,7 +4,7 @@ import functools
 import importlib
 import importlib.util
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,13 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.interrupts import finish
-from portopt.kernels.host import compiler, kernel, norm, products, segments, totals, trial
+from portopt.kernels.host import compiler, kernel, memory, norm, products, segments, totals, trial
 from portopt.kernels.host.plan import can_plan, make_plan
 from portopt.kernels.host.readers import NUMPY_READER
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 from portopt.program.primitives import Primitives
+from portopt.program.products import product_shape
 
 _PLAIN = frozenset({np.ndarray, np.memmap})
 """Types of arrays that are numbers and nothing else."""
@@ -83,6 +84,7 @@ class NumpyBackend(ArrayAPIBackend):
         primitives = super().primitives(compute_dtype)
         if compiler.available() and not is_interpreted():
             primitives.fused = functools.partial(_fused, compute_dtype)
+            primitives.multiply_matrices = _multiply_matrices  # type: ignore[method-assign]  # as overrides do
             primitives.squares = lambda x: norm.squares_of_arrays([x], [_dtype_name(x.dtype)])
             if compute_dtype == "float32":
                 primitives.sliced, primitives.rescaled = products.slices, products.rescaled
@@ -96,9 +98,13 @@ class NumpyBackend(ArrayAPIBackend):
             for of in works
         ]
         if True not in runs or is_interpreted() or not compiler.available():
-            return super().update(works, in_place=in_place)
+            with memory.reused():
+                return super().update(works, in_place=in_place)
         others = [work for work, in_kernel in zip(works, runs, strict=True) if not in_kernel] if False in runs else []
-        interpreted = iter(super().update(others, in_place=False) if others else ())
+        interpreted: Iterator[dict[str, Any]] = iter(())
+        if others:
+            with memory.reused():
+                interpreted = iter(super().update(others, in_place=False))
         jobs: list[kernel.Job] = []
         results: list[dict[str, Any]] = []
         copies: list[Callable[[], object]] = []
@@ -160,6 +166,10 @@ class NumpyBackend(ArrayAPIBackend):
 
     def share_memory(self, a: Any, b: Any) -> bool:
         return bool(np.shares_memory(a, b))
+
+
+def _multiply_matrices(a: Any, b: Any) -> Any:
+    return np.matmul(a, b, out=memory.empty(product_shape(a.shape, b.shape), a.dtype))
 
 
 def _fused(compute_dtype: str, program: Program, arrays: Sequence[Any], scalars: Sequence[float]) -> list[Any]:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -31,9 +31,8 @@ from portopt.interrupts import finish
 from portopt.kernels import launch
 from portopt.kernels import products as gpu_products
 from portopt.kernels.cuda.graphs import capture_error
-from portopt.kernels.host import compiler, kernel, norm, readers, segments, totals, trial
+from portopt.kernels.host import compiler, kernel, memory, norm, readers, segments, totals, trial
 from portopt.kernels.host import products as host_products
-from portopt.kernels.host.memory import use_huge_pages
 from portopt.kernels.host.plan import can_plan, make_plan
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program, products
@@ -98,7 +97,7 @@ class TorchBackend(ArrayAPIBackend):
     def _empty(self, shape: Any, dtype: Any, device: Any) -> Any:
         tensor = self._torch.empty(shape, dtype=dtype, device=device)
         if tensor.is_cpu:
-            use_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
+            memory.use_huge_pages(tensor.data_ptr(), tensor.numel() * tensor.element_size())
         return tensor
 
     def to_numpy(self, array: Any) -> Any:
@@ -122,7 +121,11 @@ class TorchBackend(ArrayAPIBackend):
         return tensor.to(device)
 
     def primitives(self, compute_dtype: str) -> Primitives:
-        overrides = {"sqrt": self._sqrt, "multiply_by_transpose": self._multiply_by_transpose}
+        overrides: dict[str, Callable[..., Any]] = {
+            "sqrt": self._sqrt,
+            "multiply_matrices": self._multiply_matrices,
+            "multiply_by_transpose": self._multiply_by_transpose,
+        }
         primitives = Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides)
         if (compiler.available() or self._triton.available()) and not is_interpreted():
             primitives.fused = functools.partial(self._fused, primitives)
@@ -179,6 +182,9 @@ class TorchBackend(ArrayAPIBackend):
             return None
         lower = self._products.lower_half(left.integers[0]).numpy()
         return self._torch.from_numpy(host_products.rescaled_gram(lower, left._replace(factor=left.factor.numpy())))
+
+    def _multiply_matrices(self, a: Any, b: Any) -> Any:
+        return self._products.multiply_matrices(a, b)
 
     def _multiply_by_transpose(self, a: Any) -> Any:
         return self._products.multiply_by_transpose(a)
@@ -277,7 +283,8 @@ class TorchBackend(ArrayAPIBackend):
                     written = [tensor for outputs in results for tensor in outputs.values()]
                     self._torch.autograd.graph.increment_version(written)
         if results is None:
-            results = super().update(all_detached, in_place=in_place)
+            with memory.reused():
+                results = super().update(all_detached, in_place=in_place)
         if in_place:
             return [{n: arrays[n] for n in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
         for arrays, outputs in zip(parameters, results, strict=True):
@@ -344,7 +351,10 @@ class TorchBackend(ArrayAPIBackend):
     def _update_on_host(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         """Run the fused kernels on the tensors' own memory."""
         others = [work for work in works if not self._runs_on_host(work)]
-        interpreted = iter(super().update(others, in_place=False) if others else ())
+        interpreted: Iterator[dict[str, Any]] = iter(())
+        if others:
+            with memory.reused():
+                interpreted = iter(super().update(others, in_place=False))
         jobs: list[kernel.Job] = []
         results: list[dict[str, Any]] = []
         written: list[Any] = []

@@ -1,19 +1,29 @@
-"""Products of a matrix of integers and its transpose, of which only half is computed: torch has no function for it."""
+"""Products of matrices of integers in float64, of a matrix and its transpose only half: torch has no function for it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+
+from portopt.kernels.host import memory
+from portopt.program.products import product_shape
 
 _LEAST = 192
 """Rows of a block that is worth a product of its own."""
 
 
+def multiply_matrices(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return `a @ b`."""
+    return torch.matmul(a, b, out=_empty(product_shape(a.shape, b.shape), a))
+
+
 def multiply_by_transpose(a: torch.Tensor) -> torch.Tensor:
     """Return `a @ a.mT`; every sum must be exact, since another library adds in another order for a block."""
     if a.device.type != "cpu" or a.shape[-2] <= _LEAST:
-        return torch.matmul(a, a.mT)
+        return multiply_matrices(a, a.mT)
     result = lower_half(a)
     _mirror(result, 0, a.shape[-2])
     return result
@@ -21,7 +31,7 @@ def multiply_by_transpose(a: torch.Tensor) -> torch.Tensor:
 
 def lower_half(a: torch.Tensor) -> torch.Tensor:
     """Return what `multiply_by_transpose` does; above the diagonal may be anything."""
-    result = a.new_empty((*a.shape[:-1], a.shape[-2]))
+    result = _empty((*a.shape[:-1], a.shape[-2]), a)
     _fill(result, a, 0, a.shape[-2])
     return result
 
@@ -44,3 +54,9 @@ def _mirror(result: Any, start: int, stop: int) -> None:
         _mirror(result, start, middle)
         _mirror(result, middle, stop)
         result[..., start:middle, middle:stop] = result[..., middle:stop, start:middle].mT
+
+
+def _empty(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    return torch.from_numpy(memory.empty(shape, np.float64))

@@ -45,5 +45,9 @@ def test_rules_that_reduce_and_multiply_have_the_bits_of_one_device(on_eight_dev
     on_eight_devices("case_kinds")
 
 
+def test_devices_may_keep_narrow_slots_of_parts_of_their_own(on_eight_devices: Callable[..., None]) -> None:
+    on_eight_devices("case_narrow_parts")
+
+
 def test_further_inputs_may_be_spread_as_their_parameters_or_otherwise(on_eight_devices: Callable[..., None]) -> None:
     on_eight_devices("case_inputs")

@@ -329,6 +329,47 @@ def test_a_rule_of_ones_own_is_looked_at_too() -> None:
         step(wrong_in_chains(), Roots(0.5))
 
 
+def by_rows(x: Any, axes: Any) -> Any:
+    return np.reshape(x, [x.shape[axis] for axis in axes])
+
+
+WRONG_BEYOND_ELEMENTS: Mapping[str, tuple[type[portopt.Optimizer], Mapping[str, Function], str]] = {
+    "sum": (portopt.AdamMini, {"sum": lambda x, **k: np.sum(x.astype(np.float32), **k).astype(x.dtype)}, "mean"),
+    "norm": (portopt.LARS, {"sum": lambda x, **k: np.sum(x.astype(np.float32), **k).astype(x.dtype)}, "norm"),
+    "max": (portopt.SM3, {"max": lambda x, **k: np.max(np.abs(x), **k)}, "max"),
+    "matmul": (portopt.Muon, {"matmul": lambda a, b: np.matmul(a, b) * (1 + 2.0**-50)}, "matmul"),
+    "transpose": (portopt.Muon, {"permute_dims": by_rows}, "(matmul|transpose)"),
+    "draw": (portopt.NoisySGD, {"arange": lambda n, dtype: np.arange(n, dtype=dtype)[::-1]}, "draw_normal"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_BEYOND_ELEMENTS)
+def test_wrong_operation_on_more_than_elements_is_named(what: str) -> None:
+    rule, functions, name = WRONG_BEYOND_ELEMENTS[what]
+    xp = make_library(fresh_name(), functions)
+    optimizer = rule(learning_rate=0.5)
+    p, g = (xp.Array(ordinary((4, 3), "float32", seed)) for seed in (1, 2))
+    with pytest.raises(WrongOperationError, match=rf"found one that is wrong: {name}.* in float32 gave "):
+        optimizer.apply(p, g, optimizer.init(p))
+    right = make_library(fresh_name())
+    p, g = (right.Array(ordinary((4, 3), "float32", seed)) for seed in (1, 2))
+    new, _ = optimizer.apply(p, g, optimizer.init(p))
+    host, of_host = (ordinary((4, 3), "float32", seed) for seed in (1, 2))
+    assert_same_bits(new.data, optimizer.apply(host, of_host, optimizer.init(host))[0])
+
+
+def test_reduction_that_is_wrong_only_among_others_is_found() -> None:
+    class Means(portopt.Optimizer):
+        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+            return xp.sqrt(p - c.lr * xp.mean(g, axis=-1, keepdims=True)), {}
+
+    xp = wrong_in_chains()
+    optimizer = Means(0.5)
+    p, g = (xp.Array(ordinary((4, 3), "float32", seed)) for seed in (1, 2))
+    with pytest.raises(WrongOperationError, match="sqrt within a step of Means"):
+        optimizer.apply(p, g, optimizer.init(p))
+
+
 def sum_in_float32(x: Any, **options: Any) -> Any:
     return x.astype(np.float32).sum(**options).astype(x.dtype)
 

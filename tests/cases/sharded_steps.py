@@ -200,3 +200,21 @@ def case_inputs() -> None:
     for name in names:
         assert_same_bits(np.asarray(found[name]), expected[name], name)
         assert_same_bits(np.asarray(state.slots["h"][name]), expected_state.slots["h"][name], f"h of {name}")
+
+
+def case_narrow_parts() -> None:
+    """Step inside shard_map with slots that lack an axis, each device with rows of its own."""
+    optimizer, mesh = rules_of_each_kind.Factored(0.1), line()
+    given, gradients = (ordinary((2 * mesh.devices.size, 5), "float32", seed) for seed in (1, 2))
+
+    def steps(p: Any, g: Any) -> tuple[Any, ...]:
+        state = optimizer.init(p)
+        for _ in range(2):
+            p, state = optimizer.apply(p, g, state)
+        return p, state.slots["row"], state.slots["column"]
+
+    specs = (spec("x"),) * 3
+    found = jax.jit(jax.shard_map(steps, mesh=mesh, in_specs=specs[:2], out_specs=specs))(given, gradients)
+    expected = [steps(given[i : i + 2], gradients[i : i + 2]) for i in range(0, len(given), 2)]
+    for name, whole, parts in zip(("p", "row", "column"), found, zip(*expected, strict=True), strict=True):
+        assert_same_bits(np.asarray(whole), np.concatenate(parts), name)

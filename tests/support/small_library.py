@@ -61,12 +61,19 @@ def _operator(name: str) -> Function:
     return method
 
 
-for _name in ("add", "sub", "mul", "truediv", "neg", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "invert"):
+_NAMES = (
+    "add radd sub rsub mul rmul truediv rtruediv floordiv mod pow neg abs lt le gt ge eq ne and rand or ror xor rxor invert "
+    "lshift rshift"
+)
+for _name in _NAMES.split():
     setattr(Wrapped, f"__{_name}__", _operator(_name))
 
 _FUNCTIONS: Mapping[str, Function] = {
     "abs": np.abs, "sqrt": np.sqrt, "where": np.where, "logical_and": np.logical_and, "logical_or": np.logical_or,
     "logical_not": np.logical_not, "isnan": np.isnan, "any": np.any, "max": np.max, "sum": np.sum, "round": np.round,
+    "all": np.all, "min": np.min, "matmul": np.matmul, "matrix_transpose": np.matrix_transpose, "permute_dims": np.transpose,
+    "floor": np.floor, "full_like": np.full_like, "bitwise_right_shift": np.right_shift,
+    "arange": lambda count, dtype: np.arange(count, dtype=dtype),
     "zeros_like": np.zeros_like, "reshape": np.reshape, "maximum": np.maximum,
     "broadcast_to": np.broadcast_to, "astype": lambda x, dtype, copy=True: x.astype(dtype, copy=copy),
     "asarray": lambda x, dtype=None: np.array(x, dtype=dtype), "full": lambda shape, value, dtype: np.full(shape, value, dtype),

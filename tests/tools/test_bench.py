@@ -96,6 +96,13 @@ SMALL = ShapeSet("small", ((3, 4), (5,)))
 
 
 class TestContenders:
+    @pytest.mark.parametrize(("text", "kept"), [("adam", 2 * 17), ("sm3", 12 + 5 + 3 + 4 + 5)])
+    def test_memory_is_that_of_parameters_gradients_and_slots_of_their_own_shapes(self, text: str, kept: int) -> None:
+        optimizer = cases.read(text).optimizer
+        found = contenders.portopt_contenders(get_backend("numpy"), interpreted=False)
+        # What all contenders share, and what the largest step takes for a while.
+        assert contenders.memory_needed(found, optimizer, SMALL) == 4 * 2 * (2 * 17 + kept)
+
     @every_rule
     @pytest.mark.parametrize("peer", PEERS)
     def test_every_counterpart_takes_steps(self, rule: type[portopt.Optimizer], peer: str) -> None:

@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, SMALLEST_NORMAL
 from portopt.backend.array_api import ArrayAPIBackend
+from portopt.backend.modes import interpreted
 from portopt.backend.protocol import Work
 from portopt.backend.registry import get_backend
-from portopt.program import Kind, Program
+from portopt.program import DRAWS, REDUCTIONS, Kind, Op, Program
+from portopt.program.draws import Place, draw
+from portopt.program.products import matmul
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 _MANTISSA_BITS = {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}
 _RANDOM = 192
 _ORDINARY = 256
+_LENGTH = 6
+"""Of each axis of a parameter on which a step that reduces or multiplies is looked at."""
 
 _OPERATIONS = (
     ("less", "xy"), ("less_equal", "xy"), ("equal", "xy"),
@@ -104,13 +109,88 @@ def _operate(name: str, letters: str, compute: str, backend: ArrayAPIBackend, ar
     return function(*(arrays[letter] for letter in letters))
 
 
+def check_operation(backend: ArrayAPIBackend, name: str, dtype: str, like: Any) -> None:
+    """Compare an operation that is not of single elements with NumPy's, for arrays of `dtype`, on the device of `like`.
+
+    Args:
+        backend: of the library.
+        name: one of `REDUCTIONS`, `PRODUCTS` or `DRAWS`.
+        dtype: of the parameters.
+        like: an array of the library.
+
+    Raises:
+        WrongOperationError: it gives other bits, or raises an error.
+    """
+    compute = COMPUTE_DTYPE[dtype]
+    words, numbers = (_flushed(operand(compute, i)) for i in (0, 1))
+    for array in (numbers[-_ORDINARY:].reshape(16, -1), words[: words.size // 7 * 7].reshape(-1, 7)):
+        host = {"x": array, "m": array < 1}
+        given = {letter: backend.from_own(x.copy(), backend.on_device(like)) for letter, x in host.items()}
+        for what, function in _forms(name, compute):
+            expected, found = _both(backend, f"{what} in {compute}", function, host, given)
+            _compare(backend, f"{what} in {compute}", expected, found, {})
+
+
+def _forms(name: str, compute: str) -> Iterator[tuple[str, Callable[[ArrayAPIBackend, Any], Any]]]:
+    """Yield what an operation is called and what does it, given a backend and arrays: a matrix `x` and a mask `m`."""
+    import numpy as np
+
+    if name in REDUCTIONS:
+        letter = "m" if name in ("any", "all", "count") else "x"
+
+        def reduce(b: ArrayAPIBackend, arrays: Any, axes: tuple[int, ...] | None) -> Any:
+            found = getattr(b.reductions(compute), name)(arrays[letter], axes)
+            return np.asarray(found) if axes is None else found
+
+        yield f"{name} of all elements", lambda b, arrays: reduce(b, arrays, None)
+        for axis in (0, 1):
+            yield f"{name} along axis {axis}", lambda b, arrays, axis=axis: reduce(b, arrays, (axis,))  # type: ignore[misc]  # binds axis
+    elif name in DRAWS:
+        yield (
+            name,
+            lambda b, arrays: draw(
+                b.primitives(compute).widened_by(lambda: b.primitives("float64")),
+                name.removeprefix("draw_"),
+                2**40 + 3,
+                7,
+                1,
+                Place.of(2, arrays["x"].shape),
+                arrays["x"],
+            ),
+        )
+    elif name == "matmul":
+        yield (
+            name,
+            lambda b, arrays: matmul(
+                b.primitives(compute), b.primitives("float64"), arrays["x"], b.xp.permute_dims(arrays["x"], (1, 0))
+            ),
+        )
+    elif name == "transpose":
+        yield name, lambda b, arrays: b.xp.permute_dims(arrays["x"], (1, 0))
+    elif name == "reshape":
+        yield name, lambda b, arrays: b.xp.reshape(arrays["x"], arrays["x"].shape[::-1])
+    elif name == "eye":
+        yield (
+            name,
+            lambda b, arrays: b.primitives(compute).eye(5, b.rounded_scalar(0.5, compute, arrays["x"]), arrays["x"]),
+        )
+
+
 def check_step(backend: ArrayAPIBackend, program: Program, dtypes: Mapping[str, str], like: Any) -> None:
     """Compare a whole step on arrays of these dtypes, on the device of `like`, with NumPy's.
 
     Raises:
         WrongOperationError: an operation that may be right by itself gives other bits among the others.
     """
+    import numpy as np
+
     host = {name: operand(dtype, i) for i, (name, dtype) in enumerate(dtypes.items())}
+    if not program.is_elementwise:
+        shapes = _small_shapes(program, like.shape)
+        if shapes is None:
+            return
+        # Ordinary numbers: a NaN would be in every sum.
+        host = {name: np.resize(array[-_ORDINARY:], shapes.get(name, shapes["p"])) for name, array in host.items()}
     given = {name: backend.from_own(array.copy(), backend.on_device(like)) for name, array in host.items()}
     # Not the scalars of this step: a rate of zero, as schedules begin with, would hide what is wrong.
     scalars = [op.label if op.name == "constant" else 0.3 + 0.1 * (i % 13) for i, op in enumerate(program.ops)]
@@ -123,19 +203,39 @@ def check_step(backend: ArrayAPIBackend, program: Program, dtypes: Mapping[str, 
             host,
             given,
         )
+        shown = host if program.is_elementwise else {}
         for name in program.array_outputs:
-            _compare(backend, f"{what} ({name})", expected[name], found[name], host)
+            _compare(backend, f"{what} ({name})", expected[name], found[name], shown)
 
     try:
         compare(f"a whole step of {program.name}", program)
     except WrongOperationError:
         for i, op in program.array_ops():
-            if op.kind is Kind.ARRAY:
+            if op.kind is Kind.ARRAY and _fits_the_parameter(op):
                 names = program.names()
                 text = f"{op.name}({', '.join(names[j] for j in op.args) or op.label})"
                 what = f"{op.name} within a step of {program.name}, at {names[i]} = {text}"
                 compare(what, Program(program.name, program.ops[: i + 1], {"p": i}))
         raise
+
+
+def _small_shapes(program: Program, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]] | None:
+    """Return shapes of a small parameter and of what is kept of it; None if the program is for lengths of its own."""
+    small = tuple(min(length, _LENGTH) for length in shape)
+    found = {"p": small}
+    for op, name in [
+        *((op, op.reads) for op in program.ops if op.reads),
+        *((program.ops[i], name) for name, i in program.array_outputs.items()),
+    ]:
+        dims = tuple(range(len(shape))) if op.dims is None else op.dims
+        if any(isinstance(d, str) for d in dims):
+            return None
+        found.setdefault(name, tuple(small[int(d)] for d in dims if d != -1))
+    return None if any(isinstance(d, str) for op in program.ops for d in op.dims or ()) else found
+
+
+def _fits_the_parameter(op: Op) -> bool:
+    return op.dims is None or all(d in (k, -1) for k, d in enumerate(op.dims))
 
 
 def check_norm(backend: ArrayAPIBackend, dtype: str, like: Any) -> None:
@@ -228,8 +328,10 @@ def _flushed(x: Any) -> Any:
 def _both(
     backend: ArrayAPIBackend, what: str, function: Callable[[ArrayAPIBackend, Any], Any], host: Any, given: Any
 ) -> tuple[Any, Any]:
-    """Return what a function gives with NumPy's backend and arrays, and with the library's."""
-    return function(_reference(), host), _result(backend, what, lambda: function(backend, given))
+    """Return what a function gives with NumPy's backend and arrays, operation by operation, and with the library's."""
+    with interpreted():
+        expected = function(_reference(), host)
+    return expected, _result(backend, what, lambda: function(backend, given))
 
 
 def _result(backend: ArrayAPIBackend, what: str, function: Callable[[], Any]) -> Any:

@@ -19,7 +19,7 @@ from portopt.backend.array_api import ArrayAPIBackend, beside_numbers
 from portopt.backend.modes import PURE
 from portopt.backend.protocol import ArrayInfo, Backend, Work, described
 from portopt.backend.registry import find_backend, get_backend, is_preferred
-from portopt.program import Program
+from portopt.program import DRAWS, PRODUCTS, REDUCTIONS, Program
 
 
 class UnannouncedBackend(ArrayAPIBackend):
@@ -79,9 +79,10 @@ class UnannouncedBackend(ArrayAPIBackend):
         like, dtypes = leaf["p"], leaf.dtypes
         for dtype in dtypes.values():
             self._look_at_operations(dtype, like)
-        if program.is_elementwise:
-            subject = (program, *dtypes.items())
-            self._look(subject, like, lambda: operation_checks.check_step(self, program, dtypes, like))
+        for name in sorted({op.name for op in program.ops} & {*REDUCTIONS, *PRODUCTS, *DRAWS}):
+            subject = (name, dtypes["p"])
+            self._look(subject, like, lambda n=name: operation_checks.check_operation(self, n, dtypes["p"], like))  # type: ignore[misc]  # binds
+        self._look((program, *dtypes.items()), like, lambda: operation_checks.check_step(self, program, dtypes, like))
 
     def _look_at_operations(self, dtype: str, like: Any) -> None:
         self._look(("operations", dtype), like, lambda: operation_checks.check_operations(self, dtype, like))

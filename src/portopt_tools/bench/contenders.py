@@ -7,6 +7,7 @@ read and write.
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from portopt.backend import INTERPRETED, Backend, Mode
 from portopt.interchange.frameworks import Construction, get_framework
 from portopt.interchange.nearest import counterpart_of
 from portopt.optimizer import Optimizer
+from portopt.slot import slot_shape, slots_of_shape
 from portopt_tools.bench.measuring import Step
 from portopt_tools.bench.shapes import ShapeSet
 
@@ -262,12 +264,18 @@ PEERS: Mapping[str, Peer] = {peer.framework: peer for peer in (TorchOptim(), Opt
 """The values of `--against`."""
 
 
-def memory_needed(contenders: Sequence[Contender], optimizer: Optimizer, parameters: int) -> int:
-    """Return about how many bytes the arrays of these contenders take together."""
-    slots = len(optimizer.slots)
-    shared = len({c.backend for c in contenders}) * (2 + slots)
-    own = sum(
-        (1 + slots) if c.mode in (DONATED, "jit, donated") else slots * (c.library != "portopt") for c in contenders
+def memory_needed(contenders: Sequence[Contender], optimizer: Optimizer, shapes: ShapeSet) -> int:
+    """Return about how many bytes the arrays of these contenders take together, on parameters of these shapes."""
+    parameters = shapes.parameters
+    slots = sum(
+        math.prod(slot_shape(optimizer, name, shape))
+        for shape in shapes.shapes
+        for name in slots_of_shape(optimizer, shape)
     )
-    largest_step = 2 + slots
-    return 4 * parameters * (shared + own + largest_step)
+    shared = len({c.backend for c in contenders}) * (2 * parameters + slots)
+    own = sum(
+        (parameters + slots) if c.mode in (DONATED, "jit, donated") else slots * (c.library != "portopt")
+        for c in contenders
+    )
+    largest_step = 2 * parameters + slots
+    return 4 * (shared + own + largest_step)

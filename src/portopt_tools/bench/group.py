@@ -57,7 +57,7 @@ class Group:
     ) -> dict[str, Any] | None:
         """Return the group's part of the report; None if there is not enough memory."""
         optimizer = self.case.optimizer
-        needed = memory_needed(self.contenders, optimizer, self.shapes.parameters)
+        needed = memory_needed(self.contenders, optimizer, self.shapes)
         available = machine.available_memory()
         if available is not None and needed > available:
             reason = f"needs about {needed / 2**30:.1f} GiB of memory, of which {available / 2**30:.1f} GiB are free"

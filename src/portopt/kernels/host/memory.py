@@ -1,11 +1,17 @@
-"""Advice to the operating system about large new arrays."""
+"""Memory of large new arrays: advice to the operating system, and intermediate results that follow each other in one place."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import math
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
 
 _LARGE = 4 << 20
 """Bytes from which on advice is given; a huge page has 2 MiB on most systems."""
@@ -33,3 +39,60 @@ def _madvise() -> Callable[[int, int, int], int] | None:
     function = ctypes.CDLL(None).madvise
     function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], ctypes.c_int
     return function
+
+
+_HUGE_PAGE = 2 << 20
+"""Bytes of one on most systems."""
+_LEAST_REUSED = 1 << 20
+"""Bytes of the smallest array that takes another one's place."""
+
+_free: ContextVar[list[Any] | None] = ContextVar("portopt_free_memory", default=None)
+
+
+@contextlib.contextmanager
+def reused() -> Iterator[None]:
+    """Within this context, arrays of `empty` take the places of those that are no more; all of it is given back in the end.
+
+    The first write to memory from the operating system stops at every page. An array is in no more than twice the memory that it
+    needs, so that arrays of all sizes are in at most a few times what those of the largest size need at one time.
+    """
+    before = _free.set([])
+    try:
+        yield
+    finally:
+        _free.reset(before)
+
+
+def empty(shape: Sequence[int], dtype: Any) -> Any:
+    """Return a new NumPy array for an intermediate result, whose elements are not set."""
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    free = _free.get()
+    if free is None or size < _LEAST_REUSED:
+        return np.empty(shape, kind)
+    fitting = [k for k, block in enumerate(free) if size <= block.size <= 2 * size]
+    block = free.pop(min(fitting, key=lambda k: int(free[k].size))) if fitting else _block(size)
+    return np.asarray(_Lent(block, free, shape, kind))
+
+
+def _block(size: int) -> Any:
+    """Return so many bytes that begin with a huge page, of which they are made if the system has any."""
+    whole = -(-size // _HUGE_PAGE) * _HUGE_PAGE
+    around = np.empty(whole + _HUGE_PAGE, np.uint8)
+    start = -around.ctypes.data % _HUGE_PAGE
+    use_huge_pages(around.ctypes.data + start, whole)
+    return around[start : start + size]
+
+
+class _Lent:
+    """Memory of an array, which is free again when the array and all its views are no more."""
+
+    def __init__(self, block: Any, free: list[Any], shape: Sequence[int], kind: Any) -> None:
+        self._block, self._free = block, free
+        address = block.__array_interface__["data"][0]
+        self.__array_interface__ = {
+            "data": (address, False), "shape": tuple(shape), "typestr": kind.str, "version": 3,
+        }  # fmt: skip
+
+    def __del__(self) -> None:
+        self._free.append(self._block)

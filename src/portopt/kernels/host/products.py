@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from portopt.kernels.host import threads
+from portopt.kernels.host import memory, threads
 from portopt.kernels.host.compiler import compile_function
 from portopt.program.products import Slices, slice_bits
 
@@ -217,7 +217,7 @@ def slices(x: Any, axis: int) -> Slices:
         x = np.ascontiguousarray(x)
     bits = slice_bits(x.shape[axis])
     rows, columns = x.shape[-2:]
-    out = np.empty(x.shape)
+    out = memory.empty(x.shape, np.float64)
     if axis == -1:
         lines = x.size // columns
         factors = np.empty((*x.shape[:-1], 1))
@@ -238,7 +238,7 @@ def rescaled(products: Sequence[Any], left: Slices, right: Slices) -> Any:
     batches = integers.shape[:-2]
     row_factors = np.ascontiguousarray(np.broadcast_to(left.factor, (*batches, rows, 1)))
     column_factors = np.ascontiguousarray(np.broadcast_to(right.factor, (*batches, 1, columns)))
-    out = np.empty(integers.shape, np.float32)
+    out = memory.empty(integers.shape, np.float32)
     addresses = (integers.ctypes.data, out.ctypes.data, row_factors.ctypes.data)
     _run(_RESCALED, lines, integers.size, *addresses, columns, column_factors.ctypes.data, rows, 0)
     return out
@@ -248,7 +248,7 @@ def rescaled_gram(lower: Any, left: Slices) -> Any:
     """Return the float32 product of an operand and its transpose, given the lower half of the integer product of its slices."""
     rows = lower.shape[-1]
     integers, factors = np.ascontiguousarray(lower), np.ascontiguousarray(left.factor)
-    out = np.empty(integers.shape, np.float32)
+    out = memory.empty(integers.shape, np.float32)
     tiles = -(-rows // _TILE)
     addresses = (integers.ctypes.data, out.ctypes.data, factors.ctypes.data)
     _run(_GRAM, integers.size // (rows * rows) * tiles, integers.size, *addresses, rows, tiles, 0, 0)
@@ -261,7 +261,7 @@ def dense(x: Any) -> Any:
         return x
     if x.size < _LEAST_IN_TILES or x.ndim < 2 or x.itemsize != 4 or not x.mT.flags.c_contiguous:
         return np.ascontiguousarray(x)
-    out = np.empty(x.shape, x.dtype)
+    out = memory.empty(x.shape, x.dtype)
     rows, columns = x.shape[-2:]
     # The memory has the transposes, of as many rows as the array has columns.
     _run(_TRANSPOSED, x.size // columns, x.size, x.ctypes.data, out.ctypes.data, 0, rows, columns, 0, 0)

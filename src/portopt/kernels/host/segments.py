@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from portopt.arithmetic import HOST
-from portopt.kernels.host import kernel, products
+from portopt.kernels.host import kernel, memory, products
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 
@@ -26,7 +24,7 @@ def run(
         scalars: the segment's.
     """
     names = tuple(program.array_outputs)
-    outputs = {name: np.empty(arrays[0].shape, compute_dtype) for name in names}
+    outputs = {name: memory.empty(arrays[0].shape, compute_dtype) for name in names}
     # Kernels have places for a parameter and a gradient, and for what each result replaces; a segment reads none of them.
     unread = dict.fromkeys(("p", "g", *names), outputs[names[0]])
     given = {f"x{k}": products.dense(array) for k, array in enumerate(arrays)}
