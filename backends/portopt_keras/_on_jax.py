@@ -20,6 +20,7 @@ def update(
     gradients: list[Any],
     slots: dict[str, Any],
     scalars: dict[str, Any],
+    inputs: dict[str, list[Any]],
     step: Any,
 ) -> None:
     params = [variable.value for variable in variables]
@@ -27,7 +28,8 @@ def update(
     values = {name: [None if variable is None else variable.value for variable in of] for name, of in slots.items()}
     words = {name: variable.value for name, variable in scalars.items()}
     state = OptimizerState(tensor(optimizer.iterations), {**values, **words})
-    params, state = step(params, gradients, state)
+    given = {name: [None if x is None else tensor(x) for x in of] for name, of in inputs.items()}
+    params, state = step(params, gradients, state, given)
     for variable, value in zip(variables, params, strict=True):
         variable.assign(value)
     for name, of in slots.items():

@@ -22,6 +22,7 @@ def update(
     gradients: list[Any],
     slots: dict[str, Any],
     scalars: dict[str, Any],
+    inputs: dict[str, list[Any]],
     step: Any,
 ) -> None:
     variables = [_resource(variable) for variable in variables]
@@ -31,7 +32,8 @@ def update(
     values = {name: [None if variable is None else tensor(variable) for variable in of] for name, of in slots.items()}
     numbers = {name: tf.bitcast(tensor(v), tf.float64) for name, v in scalars.items()}
     state = OptimizerState(tensor(optimizer.iterations), {**values, **numbers})
-    params, state = step(params, gradients, state)
+    given = {name: _summed(optimizer, of, variables, params) for name, of in inputs.items()}
+    params, state = step(params, gradients, state, given)
 
     written = list(zip(variables, params, strict=True))
     for name, of in slots.items():
@@ -44,6 +46,15 @@ def update(
     # Each replica has computed the same values from its own copies; only an update across all of them may write.
     strategy = optimizer._distribution_strategy
     tf.__internal__.distribute.interim.maybe_merge_call(_write, strategy, written)
+
+
+def _summed(optimizer: Any, given: list[Any], variables: list[Any], params: list[Any]) -> list[Any]:
+    """Return an input of each variable or None, added up over the replicas as gradients are."""
+    pairs = optimizer._all_reduce_sum_gradients(
+        [(x, v) for x, v in zip(given, variables, strict=True) if x is not None]
+    )
+    summed = iter(pairs)
+    return [None if x is None else _dense(next(summed)[0], p) for x, p in zip(given, params, strict=True)]
 
 
 def _write(strategy: Any, written: list[tuple[Any, Any]]) -> None:

@@ -33,6 +33,7 @@ def update(
     gradients: list[Any],
     slots: dict[str, Any],
     scalars: dict[str, Any],
+    inputs: dict[str, list[Any]],
     step: Any,
 ) -> None:
     params = [variable.value for variable in variables]
@@ -40,9 +41,10 @@ def update(
     arrays = {name: [None if variable is None else variable.value for variable in of] for name, of in slots.items()}
     numbers = {name: _number(variable) for name, variable in scalars.items()}
     state = OptimizerState(int(optimizer.iterations), {**arrays, **numbers})
+    given = {name: [None if x is None else tensor(x) for x in of] for name, of in inputs.items()}
     if in_stateless_scope():
         # There the tensors are the caller's own, who expects new ones.
-        params, state = step(params, gradients, state)
+        params, state = step(params, gradients, state, given)
         for variable, value in zip(variables, params, strict=True):
             variable.assign(value)
         for name, of in slots.items():
@@ -50,7 +52,7 @@ def update(
                 if variable is not None:
                     variable.assign(value)
     else:
-        _, state = step(params, gradients, state, in_place=True)
+        _, state = step(params, gradients, state, given, in_place=True)
     for name, variable in scalars.items():
         variable.assign(_words(state.slots[name]))
 

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import keras
@@ -15,6 +16,7 @@ from portopt.interrupts import deferred
 from portopt.schedules import is_schedule
 from portopt.slot import slot_shape, slot_start, slots_of_shape
 from portopt.step import first_number, totals_of
+from portopt_keras._inputs import inputs_for, inputs_of_step
 from portopt_keras._learning_rate import ScheduleOfSteps, nearest, on_keras_backend, scalar_of
 from portopt_keras._options import check_options
 from portopt_keras._placed import PlacedRules
@@ -125,6 +127,61 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
             self._scalar_slots[name] = self.add_variable((2,), lambda *_, words=words, **__: words, "uint32", name=name)
         self._exclude(self._exclusions.with_variables(variables, self._var_key))
 
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None, **inputs: Any) -> None:
+        """Do one step, as every optimizer of Keras does.
+
+        Args:
+            grads: a gradient for each variable; None leaves it as it is.
+            trainable_variables: the variables; None: those that the optimizer was built with.
+            **inputs: what the rule takes beside gradients, by name, such as `hessian`: a list with an array for each variable.
+                None, for all or for one, where the step has none. Keras neither scales nor clips them.
+
+        Raises:
+            TypeError: the rule has no such input.
+            ValueError: shapes do not agree, or steps are given inputs while gradients are accumulated.
+
+        Example:
+            >>> import keras, numpy as np, portopt_keras
+            >>> w = keras.Variable(np.ones(2, "float32"))
+            >>> opt = portopt_keras.SophiaG(learning_rate=0.5, weight_decay=0.0)
+            >>> opt.apply([keras.ops.ones(2)], [w], hessian=[keras.ops.ones(2)])
+            >>> keras.ops.convert_to_numpy(w).round(4)
+            array([0.9915, 0.9915], dtype=float32)
+        """
+        with self._with_inputs(trainable_variables, inputs):
+            super().apply(grads, trainable_variables)
+
+    def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]], **inputs: Any) -> Any:
+        """Do one step, given pairs of gradients and variables; otherwise as `apply`."""
+        pairs = list(grads_and_vars)
+        with self._with_inputs([v for _, v in pairs], inputs):
+            return super().apply_gradients(pairs)
+
+    def stateless_apply(
+        self,
+        optimizer_variables: Sequence[Any],
+        grads: Sequence[Any],
+        trainable_variables: Sequence[Any],
+        **inputs: Any,
+    ) -> Any:
+        """Return variables and optimizer variables after one step, given their values; otherwise as `apply`."""
+        with self._with_inputs(None, inputs):
+            return super().stateless_apply(optimizer_variables, grads, trainable_variables)
+
+    def _with_inputs(
+        self, variables: Sequence[Any] | None, inputs: Mapping[str, Any]
+    ) -> contextlib.AbstractContextManager[None]:
+        if not inputs:
+            return contextlib.nullcontext()
+        if self.gradient_accumulation_steps:
+            raise ValueError(
+                f"{self.name!r} accumulates gradients of {self.gradient_accumulation_steps} calls for a step, but was given "
+                f"{', '.join(inputs)} for one call: leave gradient_accumulation_steps out, and accumulate what a step needs"
+            )
+        if variables is None:
+            variables = self._trainable_variables if self.built else ()
+        return inputs_of_step(self.optimizer, list(variables), inputs, self._var_key)
+
     def _add_slot(self, variable: Any, name: str) -> Any:
         if self._overwrite_variable_with_gradient(variable):
             return None
@@ -157,7 +214,8 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         excluded = [i for i, v in enumerate(variables) if not self._use_weight_decay(v)] if self._excluded else []
         step = functools.partial(self._step, learning_rate, numbers, excluded)
         with deferred():
-            on_keras_backend().update(self, variables, list(grads), slots, self._scalar_slots, step)
+            inputs = inputs_for(list(map(self._var_key, variables)))
+            on_keras_backend().update(self, variables, list(grads), slots, self._scalar_slots, inputs, step)
             if not self._has_stepped:
                 self._has_stepped = True
 
@@ -169,6 +227,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         params: list[Any],
         gradients: list[Any],
         state: portopt.OptimizerState,
+        inputs: Mapping[str, list[Any]],
         *,
         in_place: bool = False,
     ) -> tuple[list[Any], portopt.OptimizerState]:
@@ -176,7 +235,8 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         overrides = self._rate_for_step(learning_rate)
         rule = self.optimizer
         if not excluded or not has_weight_decay(rule):
-            return _apply(self._placed.of(rule, params, numbers), params, gradients, state, overrides, in_place)
+            placed = self._placed.of(rule, params, numbers)
+            return _apply(placed, params, gradients, state, {**overrides, **inputs}, in_place)
         if self._undecayed is None:
             self._undecayed = without_weight_decay(rule)
         _check_shapes(params, gradients)
@@ -191,7 +251,7 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
                 [params[i] for i in indices],
                 [gradients[i] for i in indices],
                 state._replace(slots=_slots_of(rule, state.slots, indices)),
-                overrides,
+                {**overrides, **_inputs_of(inputs, indices)},
             )
             for of, indices in divided
         ]
@@ -200,7 +260,8 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         params = list(params)
         new_slots = {name: list(of) for name, of in state.slots.items() if name not in rule.scalar_slots}
         for part, (of, indices) in zip(parts, divided, strict=True):
-            new, after = _apply(of, part.params, part.grads, part.state, overrides, in_place)
+            given = {**overrides, **_inputs_of(inputs, indices)}
+            new, after = _apply(of, part.params, part.grads, part.state, given, in_place)
             for k, i in enumerate(indices):
                 params[i] = new[k]
                 for name in new_slots:
@@ -358,6 +419,12 @@ def _slots_of(rule: portopt.Optimizer, slots: Mapping[str, Any], indices: Sequen
     own = {n: [of[i] for i in indices] for n, of in slots.items() if n not in rule.scalar_slots}
     held = {name for name, of in own.items() if any(slot is not None for slot in of)}
     return {n: own.get(n, of) for n, of in slots.items() if n in rule.scalar_slots or n in held}
+
+
+def _inputs_of(inputs: Mapping[str, list[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
+    """Return the inputs of some parameters; what none of them has is left out."""
+    own = {name: [of[i] for i in indices] for name, of in inputs.items()}
+    return {name: of for name, of in own.items() if any(x is not None for x in of)}
 
 
 def _apply(

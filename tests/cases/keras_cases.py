@@ -134,6 +134,87 @@ def case_rules_have_the_bits_of_numpy(folder: Path) -> None:
         assert_same(steps_in_keras(wrapped, data), steps_in_portopt(optimizer, data), repr(optimizer))
 
 
+def case_a_step_takes_what_a_rule_needs_beside_gradients(folder: Path) -> None:
+    data, rule = arrays(3), portopt.SophiaG(0.1)
+    curvature: list[Any] = [[abs(x) for x in of] for of in arrays(2, seed=500)[1:]]
+    given: list[Any] = [[curvature[0][0], None, curvature[0][2]], None, curvature[1]]
+    expected = [steps_with_inputs(of, data, given) for of in (rule, rule.replace(weight_decay=0.0))]
+
+    variables = [keras.Variable(value) for value in data[0]]
+    optimizer = portopt_keras.KerasOptimizer(rule)
+    optimizer.exclude_from_weight_decay(var_list=variables[:1])
+    for gradients, hessian in zip(data[1:], given, strict=True):
+        grads, own = list(map(keras.ops.convert_to_tensor, gradients)), hessian
+        if hessian is not None:
+            own = [None if h is None else keras.ops.convert_to_tensor(h) for h in hessian]
+        if hessian is curvature[1]:
+            optimizer.apply_gradients(zip(grads, variables, strict=True), hessian=own)
+        else:
+            optimizer.apply(grads, variables, hessian=own)
+    for i, variable in enumerate(variables):
+        params, state = expected[i == 0]
+        assert_same_bits(to_numpy(variable), params[i], f"parameter {i}")
+        assert_same_bits(state_of(optimizer)["h"][i], state["h"][i], f"h {i}")
+
+    for inputs, error, message in (
+        (
+            {"hesian": []},
+            TypeError,
+            "SophiaG got an unknown argument 'hesian'; allowed beside gradients are .*, hessian",
+        ),
+        (
+            {"hessian": curvature[0][:2]},
+            ValueError,
+            "for each of the 3 variables, None for those that have none, but 2 val",
+        ),
+        ({"hessian": 1.0}, ValueError, "but an object of type float was given"),
+        (
+            {"hessian": [1.0, None, None]},
+            ValueError,
+            r"hessian of variable '.*' has shape \(\), but the variable has \(3, 4\)",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            optimizer.apply(list(map(keras.ops.convert_to_tensor, data[1])), variables, **inputs)
+    accumulating = portopt_keras.SophiaG(gradient_accumulation_steps=2)
+    with pytest.raises(ValueError, match="accumulates gradients of 2 calls for a step, but was given hessian for one"):
+        accumulating.apply(data[1], variables, hessian=curvature[0])
+    assert int(optimizer.iterations) == 3
+
+
+def case_a_compiled_step_takes_further_inputs(folder: Path) -> None:
+    data, rule = arrays(1), portopt.SophiaG(0.1)
+    variables = [keras.Variable(value) for value in data[0]]
+    optimizer = portopt_keras.KerasOptimizer(rule)
+    optimizer.build(variables)
+    gradients = [keras.ops.convert_to_tensor(g) for g in data[1]]
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        tf.function(lambda g, h: optimizer.apply(g, variables, hessian=h), autograph=False)(gradients, gradients)
+        found = list(map(to_numpy, variables))
+    else:
+        stateless: Any = optimizer.stateless_apply
+        if BACKEND == "jax":
+            import jax
+
+            stateless = jax.jit(stateless)
+        own, values = [v.value for v in optimizer.variables], [v.value for v in variables]
+        found = list(map(to_numpy, stateless(own, gradients, values, hessian=gradients)[0]))
+    for actual, value in zip(found, steps_with_inputs(rule, data, [data[1]])[0], strict=True):
+        assert_same_bits(actual, value)
+
+
+def steps_with_inputs(
+    rule: portopt.Optimizer, data: list[list[Array]], hessians: list[Any]
+) -> tuple[Any, dict[str, Any]]:
+    params, state = data[0], rule.init(data[0])
+    for gradients, hessian in zip(data[1:], hessians, strict=True):
+        given: dict[str, Any] = {} if hessian is None else {"hessian": hessian}
+        params, state = rule.apply(params, gradients, state, **given)
+    return params, state.slots
+
+
 def case_rules_of_each_kind_have_the_bits_of_numpy(folder: Path) -> None:
     data = arrays(3)
     for kind in rules_of_each_kind.RULES:

@@ -242,7 +242,11 @@ def case_keras_translation() -> None:
         for seed in seeds:
             native.apply([keras.ops.convert_to_tensor(g) for g in data(seed)], variables)
 
-    for name, opt in translated_rules().items():
+    rules = translated_rules()
+    if backend not in ("torch", "numpy"):
+        # Where each operation is compiled they take long, and nothing of them depends on the backend but Adafactor's variables.
+        del rules["Lamb"], rules["Muon"]
+    for name, opt in rules.items():
         exact = opt.clipnorm is None and name not in NARROW
         tolerance = 1e-12 if wide and exact else 1e-7 if wide and name not in NARROW else 1e-5
         variables = [keras.Variable(x, dtype=dtype) for x in data(0)]

@@ -235,7 +235,8 @@ def test_staged_kernels_have_the_bits_of_the_interpreter(
     compare_steps(to_torch, to_numpy, optimizer, *trees(dtype, STAGED_SHAPES[1:4:2] if rule.draws else STAGED_SHAPES))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+# A narrow dtype is another load and store, as the kernels of every rule have them.
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_reduction_of_all_of_rows_and_of_columns(dtype: str) -> None:
     shapes = ((40, 30), (1, 1), (0, 3), (3, 0))
     params, gradients = trees(dtype, shapes)

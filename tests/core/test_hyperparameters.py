@@ -240,15 +240,16 @@ def test_values_outside_the_range_are_refused(rule: type[portopt.Optimizer], nam
 
 
 @each_numeric
-@pytest.mark.parametrize("value", [True, "0.5", [0.5], 0.5j, object()], ids=lambda v: type(v).__name__)
-def test_values_that_are_no_numbers_are_refused(rule: type[portopt.Optimizer], name: str, value: Any) -> None:
+def test_values_that_are_no_numbers_are_refused(rule: type[portopt.Optimizer], name: str) -> None:
     allowed = escaped(str(rule.hyperparameters()[name].range))
-    with pytest.raises(
-        TypeError,
-        match=f"{rule.__name__} {name} must be a Python (number|integer) in {allowed}, but .*"
-        f"of type {type(value).__name__} was given",
-    ):
-        rule(**{name: value})
+    values: tuple[Any, ...] = (True, "0.5", [0.5], 0.5j, object())
+    for value in values:
+        with pytest.raises(
+            TypeError,
+            match=f"{rule.__name__} {name} must be a Python (number|integer) in {allowed}, but .*"
+            f"of type {type(value).__name__} was given",
+        ):
+            rule(**{name: value})
 
 
 @each_numeric

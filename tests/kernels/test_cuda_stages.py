@@ -298,14 +298,15 @@ def expected(program: Program, operations: tuple[int, ...]) -> Counter[str]:
 
 
 @pytest.mark.needs("cupy")
-@pytest.mark.parametrize("shape", [(3, 4), pytest.param((5,), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize(
-    ("rule", "dtype", "architecture"),
+    ("rule", "dtype", "architecture", "shape"),
     [
-        (rule, dtype, architecture)
+        (rule, dtype, architecture, shape)
         for i, rule in enumerate(EVERY_RULE)
         for k, (dtype, architecture) in enumerate(itertools.product(("float32", "float64"), (80, 90)))
         if rule is portopt.LAMB or k == i % 4
+        # Some have other programs for vectors.
+        for shape in ((3, 4), *([(5,)] if rule in (portopt.LAMB, portopt.Adafactor, portopt.SM3) else []))
     ],
     ids=lambda x: getattr(x, "__name__", str(x)),
 )

@@ -9,6 +9,7 @@ import sys
 import pytest
 from support.commands import exit_status
 from support.elementwise import ELEMENTWISE, STAGED
+from support.turns import in_turns
 
 import portopt
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
@@ -26,9 +27,12 @@ def test_the_program_of_every_rule_is_printed(rule: type[portopt.Optimizer], cap
     assert capsys.readouterr().out == f"{rule().program(shape=DEFAULT_SHAPE)}\n"
 
 
-@pytest.mark.parametrize("rule", [*ELEMENTWISE, *STAGED], ids=lambda rule: rule.__name__)
+@pytest.mark.parametrize(
+    ("rule", "dtype"),
+    in_turns([*ELEMENTWISE, *STAGED], list(COMPUTE_DTYPE), in_all=(portopt.Adam, portopt.LAMB)),
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)
 @pytest.mark.parametrize("target", SOURCES)
-@pytest.mark.parametrize("dtype", COMPUTE_DTYPE)
 def test_the_source_of_every_rule_names_its_arrays_and_dtype(
     rule: type[portopt.Optimizer], target: str, dtype: str, capsys: OUTPUT
 ) -> None:
