@@ -398,9 +398,9 @@ def test_a_step_may_run_partly_in_kernels(convert: Callable[[Any], Any], monkeyp
     in_kernel: list[Any] = []
     update = kernel.update
 
-    def noted(jobs: Any, *more: Any) -> Any:
+    def noted(jobs: Any, *more: Any, **options: Any) -> Any:
         in_kernel.extend(jobs)
-        return update(jobs, *more)
+        return update(jobs, *more, **options)
 
     monkeypatch.setattr(kernel, "update", noted)
     params, grads = ({"a": np.ones((3, 4), "f4"), "b": np.full(5, n, "f4"), "c": np.eye(3, dtype="f4")} for n in (1, 2))

@@ -109,19 +109,18 @@ def _operate(name: str, letters: str, compute: str, backend: ArrayAPIBackend, ar
     return function(*(arrays[letter] for letter in letters))
 
 
-def check_operation(backend: ArrayAPIBackend, name: str, dtype: str, like: Any) -> None:
-    """Compare an operation that is not of single elements with NumPy's, for arrays of `dtype`, on the device of `like`.
+def check_operation(backend: ArrayAPIBackend, name: str, compute: str, like: Any) -> None:
+    """Compare an operation that is not of single elements with NumPy's, in a compute dtype, on the device of `like`.
 
     Args:
         backend: of the library.
         name: one of `REDUCTIONS`, `PRODUCTS` or `DRAWS`.
-        dtype: of the parameters.
+        compute: `"float32"` or `"float64"`.
         like: an array of the library.
 
     Raises:
         WrongOperationError: it gives other bits, or raises an error.
     """
-    compute = COMPUTE_DTYPE[dtype]
     words, numbers = (_flushed(operand(compute, i)) for i in (0, 1))
     for array in (numbers[-_ORDINARY:].reshape(16, -1), words[: words.size // 7 * 7].reshape(-1, 7)):
         host = {"x": array, "m": array < 1}

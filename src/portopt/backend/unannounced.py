@@ -79,9 +79,9 @@ class UnannouncedBackend(ArrayAPIBackend):
         like, dtypes = leaf["p"], leaf.dtypes
         for dtype in dtypes.values():
             self._look_at_operations(dtype, like)
+        compute = COMPUTE_DTYPE[dtypes["p"]]
         for name in sorted({op.name for op in program.ops} & {*REDUCTIONS, *PRODUCTS, *DRAWS}):
-            subject = (name, dtypes["p"])
-            self._look(subject, like, lambda n=name: operation_checks.check_operation(self, n, dtypes["p"], like))  # type: ignore[misc]  # binds
+            self._look((name, compute), like, lambda n=name: operation_checks.check_operation(self, n, compute, like))  # type: ignore[misc]  # binds
         self._look((program, *dtypes.items()), like, lambda: operation_checks.check_step(self, program, dtypes, like))
 
     def _look_at_operations(self, dtype: str, like: Any) -> None:
