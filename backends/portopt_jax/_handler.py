@@ -3,7 +3,8 @@
 It reads XLA's description of the call (the C API of its foreign function interface, version 0), fills the kernel's table of
 addresses, and shares the elements with XLA's own threads: the calling thread and helpers take chunk after chunk from a common
 counter, and the caller waits only for chunks that were begun. A helper that starts when all is done finds nothing to do; the
-last one to leave frees the counter.
+last one to leave frees the counter. If there is no memory for it, it is on the stack and nobody helps; if there is none for the
+tables, XLA gets an error.
 
 A kernel with stages makes several passes: one over all small parameters, then one for each stage of each large one. What
 depends on the shapes for that comes as an attribute of the call, see `layout`.
@@ -199,7 +200,10 @@ alone:
   %alone_chunks = call i64 @chunks(i64 %alone_total, i64 %alone_chunk)
   %alone_words_of_all = mul i64 %alone_words, %alone_chunks
   %alone_bytes = mul i64 %alone_words_of_all, 8
-  %alone_workspace = call ptr @malloc(i64 %alone_bytes)
+  %alone_workspace = call ptr @memory(i64 %alone_bytes)
+  %alone_has_workspace = icmp ne ptr %alone_workspace, null
+  br i1 %alone_has_workspace, label %run_alone, label %no_memory
+run_alone:
   call void @pass(ptr %frame, ptr %context, ptr %table, ptr %sizes, i64 %alone_count, i64 %alone_total, i64 %alone_chunk,
     ptr %inputs, i64 %step, ptr %outputs, i64 -1, ptr %alone_workspace, i64 %alone_words, i64 1)
   call void @free(ptr %alone_workspace)
@@ -233,7 +237,10 @@ shared:
   %s_words_of_parts = mul i64 %s_part_words, %s_chunks
   %s_words = add i64 %s_words_of_parts, %s_whole_words
   %s_bytes = mul i64 %s_words, 8
-  %s_workspace = call ptr @malloc(i64 %s_bytes)
+  %s_workspace = call ptr @memory(i64 %s_bytes)
+  %s_has_workspace = icmp ne ptr %s_workspace, null
+  br i1 %s_has_workspace, label %run_stages, label %no_memory
+run_stages:
 $STAGES  call void @free(ptr %s_workspace)
   br label %shared_done
 shared_done:
@@ -266,6 +273,7 @@ _SOURCE = r"""
 %schedule = type { i64, ptr, ptr, ptr, ptr }
 
 @moved = private constant [59 x i8] c"portopt: XLA gave a result other memory than its operand's\00"
+@exhausted = private constant [48 x i8] c"portopt: there is no memory for a step's tables\00"
 
 declare ptr @malloc(i64)
 declare void @free(ptr)
@@ -310,6 +318,12 @@ $CALL  %before = atomicrmw add ptr %done, i64 1 seq_cst
   br label %take
 end:
   ret void
+}
+
+define internal ptr @memory(i64 %bytes) {
+  %at_least_one = call i64 @llvm.umax.i64(i64 %bytes, i64 1)
+  %memory = call ptr @malloc(i64 %at_least_one)
+  ret ptr %memory
 }
 
 define internal void @leave(ptr %job) {
@@ -387,6 +401,18 @@ define internal void @destroy(ptr %frame, ptr %error) {
   ret void
 }
 
+define internal ptr @error(ptr %frame, ptr %message, i32 %code) {
+  %arguments = alloca %create_error
+  store %create_error { i64 28, ptr null, ptr null, i32 0 }, ptr %arguments
+  %message_at = getelementptr %create_error, ptr %arguments, i64 0, i32 2
+  store ptr %message, ptr %message_at
+  %code_at = getelementptr %create_error, ptr %arguments, i64 0, i32 3
+  store i32 %code, ptr %code_at
+  %create = call ptr @function(ptr %frame, i32 0)
+  %error = call ptr %create(ptr %arguments)
+  ret ptr %error
+}
+
 define internal i64 @threads(ptr %frame, ptr %context) {
 begin:
   %count = alloca i64
@@ -449,14 +475,20 @@ count_threads:
   br label %fill
 fill:
   %threads = phi i64 [ 1, %begin ], [ %found, %count_threads ]
-  %team = call i64 @llvm.umin.i64(i64 %threads, i64 %chunks)
   %bytes = ptrtoint ptr getelementptr (%shared, ptr null, i64 1) to i64
-  %job = call ptr @malloc(i64 %bytes)
+  %lasting = call ptr @memory(i64 %bytes)
+  %alone = icmp eq ptr %lasting, null
+  %passing = alloca %shared
+  %job = select i1 %alone, ptr %passing, ptr %lasting
+  %possible = call i64 @llvm.umin.i64(i64 %threads, i64 %chunks)
+  %team = select i1 %alone, i64 1, i64 %possible
   store i64 0, ptr %job
   %done = getelementptr %shared, ptr %job, i64 0, i32 1
   store i64 0, ptr %done
   %references = getelementptr %shared, ptr %job, i64 0, i32 2
-  store i64 %team, ptr %references
+  ; One more than leave, so that nobody frees what is on the stack.
+  %references_of_all = select i1 %alone, i64 2, i64 %team
+  store i64 %references_of_all, ptr %references
   %chunks_to = getelementptr %shared, ptr %job, i64 0, i32 3
   store i64 %chunks, ptr %chunks_to
   %chunk_to = getelementptr %shared, ptr %job, i64 0, i32 4
@@ -560,7 +592,10 @@ call:
   %entries = mul i64 %count, $WIDTH
   %words = add i64 %count, %entries
   %bytes = mul i64 %words, 8
-  %sizes = call ptr @malloc(i64 %bytes)
+  %sizes = call ptr @memory(i64 %bytes)
+  %has_sizes = icmp ne ptr %sizes, null
+  br i1 %has_sizes, label %fill, label %no_memory
+fill:
   %table = getelementptr i64, ptr %sizes, i64 %count
   %inputs = call ptr @data(ptr %operands, i64 0)
   %step_from = call ptr @data(ptr %operands, i64 1)
@@ -571,7 +606,7 @@ take_outputs:
   %outputs_given = call ptr @data(ptr %results, i64 0)
   br label %begin_parameters
 begin_parameters:
-  %outputs = phi ptr [ %outputs_given, %take_outputs ], [ null, %call ]
+  %outputs = phi ptr [ %outputs_given, %take_outputs ], [ null, %fill ]
   br label %next_parameter
 
 next_parameter:
@@ -629,11 +664,12 @@ sized:
   br label %next_parameter
 refuse:
   call void @free(ptr %sizes)
-  %error_arguments = alloca %create_error
-  store %create_error { i64 28, ptr null, ptr @moved, i32 13 }, ptr %error_arguments
-  %create = call ptr @function(ptr %frame, i32 0)
-  %error = call ptr %create(ptr %error_arguments)
-  ret ptr %error
+  %moved = call ptr @error(ptr %frame, ptr @moved, i32 13)
+  ret ptr %moved
+no_memory:
+  call void @free(ptr %sizes)
+  %no_memory_error = call ptr @error(ptr %frame, ptr @exhausted, i32 8)
+  ret ptr %no_memory_error
 
 begin_passes:
 $PASSES  call void @free(ptr %sizes)

@@ -240,6 +240,53 @@ def test_llvm_that_cannot_read_the_handler_leaves_steps_to_xla(monkeypatch: pyte
     assert not _handler.supported.__wrapped__()
 
 
+def test_memory_that_a_step_cannot_have_ends_it_with_an_error_or_is_done_without() -> None:
+    printed = run_python(
+        """
+        import ctypes
+        import llvmlite.binding as llvm
+
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+        asked, refused = [], None
+
+        @ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_size_t)
+        def malloc(size):
+            asked.append(size)
+            return None if len(asked) == refused else libc.malloc(size)
+
+        # Code that llvmlite makes finds this one.
+        llvm.add_symbol("malloc", ctypes.cast(malloc, ctypes.c_void_p).value)
+
+        import jax
+        import jax.numpy as jnp
+        import portopt
+
+        optimizer = portopt.LAMB()
+        params = {"small": jnp.linspace(-1.0, 1.0, 7), "large": jnp.linspace(-1.0, 1.0, 2_000_003)}
+        state = optimizer.init(params)
+        step = jax.jit(optimizer.apply)
+
+        def stepped():
+            asked.clear()
+            try:
+                found = jax.block_until_ready(step(params, params, state))
+            except ValueError as error:
+                return str(error)
+            return [bytes(memoryview(leaf)) for leaf in jax.tree.leaves(found)]
+
+        expected = stepped()
+        for refused in range(1, len(asked) + 1):
+            found = stepped()
+            print("equal" if found == expected else found)
+        """
+    ).splitlines()
+    error = "RESOURCE_EXHAUSTED: portopt: there is no memory for a step's tables"
+    # The tables; workspace and counter of what is small; workspace of what is large, and a counter for each of its stages.
+    assert printed[:5] == [error, error, "equal", error, "equal"]
+    assert set(printed[5:]) == {"equal"}
+
+
 def test_the_norm_of_concrete_gradients_is_a_number_when_one_is_asked_for() -> None:
     norm = portopt.get_backend("jax").gradient_norm([jnp.asarray([3.0, 4.0])])
     assert float(norm) == 5.0
