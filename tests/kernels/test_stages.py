@@ -15,7 +15,7 @@ import portopt
 from portopt.hyperparameters import seed_hyperparameter
 from portopt.kernels.host import compiler, kernel, threads
 from portopt.kernels.host.staged_source import stages_of
-from portopt.kernels.stages import Loop, can_cut
+from portopt.kernels.stages import Loop, can_cut, store_early
 from portopt.program.draws import Place
 from portopt.scalars import sqrt, where
 from portopt.slot import slot
@@ -127,7 +127,28 @@ class Drawing(portopt.Optimizer):
         return p - c.lr * m / sqrt(total * total + 1.0), {"m": m + even}
 
 
+class Known(portopt.Optimizer):
+    """Slots whose new values are known before the norms: what `kept` held is needed after them, what the others held is not."""
+
+    slots = ("m", "most", "kept")
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        m, most, kept = 0.9 * slots.m + g, xp.maximum(0.9 * slots.most, xp.abs(g)), 0.5 * slots.kept + p
+        before, after = xp.linalg.vector_norm(slots.m), xp.linalg.vector_norm(m)
+        scale = (before + xp.sum(most)) / (1.0 + after + xp.max(kept))
+        return p - c.lr * scale * (m + slots.kept), {"m": m, "most": most, "kept": kept}
+
+
+class Returning(Known):
+    """The same, but the gradient is needed after the norms."""
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        p, new = super().update(xp, p, g, slots, c)
+        return p - c.lr * g, new
+
+
 SHAPES: dict[type[portopt.Optimizer], tuple[tuple[int, ...], ...]] = {
+    Known: ((37, 53), (600,), (0, 3)),
     Scaled: ((37, 53), (600,), (), (1,), (0, 3), (7, 3, 5)),
     Factored: ((37, 53), (600,), (3, 700), (1, 1), (0, 3), (3, 0), (5, 2, 7), (9, 3)),
     Extreme: ((37, 53), (3, 700), (1, 1), (5, 2, 7), (600, 3)),
@@ -135,7 +156,7 @@ SHAPES: dict[type[portopt.Optimizer], tuple[tuple[int, ...], ...]] = {
     Totalling: ((37, 53), (1, 1), (0, 3), (5, 700)),
     Drawing: ((6,), (37, 53), (), (0, 3), (7, 3, 5), (600,)),
 }
-RULES = (Scaled, Factored, Extreme, Totalling, Drawing)
+RULES = (Scaled, Factored, Extreme, Totalling, Drawing, Known)
 
 
 @pytest.fixture(autouse=True)
@@ -382,6 +403,36 @@ def test_loops_over_all_elements_are_no_more_than_needed() -> None:
     assert factored.axes == ((0,), (1,), (2,))
     parts = [part for between in factored.between for part in between.parts if isinstance(part, Loop)]
     assert {part.space for part in parts} == {(0, 1), (0, 2), (0,)}
+
+
+def test_results_are_stored_as_soon_as_nothing_else_needs_their_memory() -> None:
+    def reads(loop: Loop) -> set[str | None]:
+        return {stages.program.ops[i].reads for i in loop.operations} - {None}
+
+    stages = store_early(stages_of(Known(0.1).program()), ("p", "m", "most", "kept"))
+    first, last = stages.loops
+    assert (first.outputs, last.outputs) == (("m", "most"), ("p", "kept"))
+    assert (reads(last), last.stored) == ({"p", "kept"}, ("m",))
+    # Where slots hold fewer digits, a later loop could not read what it needs.
+    stages = stages_of(Known(0.1).program())
+    assert store_early(stages, ("p", "most")) is stages
+    # A gradient may be in the memory of a slot.
+    stages = stages_of(Returning(0.1).program())
+    assert store_early(stages, ("p", "m", "most", "kept")) is stages
+
+
+def test_a_gradient_in_the_memory_of_a_slot_is_read_before_it_is_overwritten() -> None:
+    rng = np.random.default_rng(0)
+    for rule in (Known(0.1), Returning(0.1)):
+        p, m = rng.standard_normal((2, 1200)).astype(np.float32)
+        state = rule.init(p)._replace(step=1)
+        state.slots["m"][...] = m
+        with portopt.interpreted():
+            expected, expected_state = rule.apply(p.copy(), m.copy(), state)
+        found, slots = p.copy(), {name: a.copy() for name, a in state.slots.items()}
+        after = rule.apply_(found, slots["m"], state._replace(slots=slots))
+        assert_same_bits(expected, found, "parameter")
+        same(expected_state.slots, after.slots, "slot")
 
 
 class Product(portopt.Optimizer):

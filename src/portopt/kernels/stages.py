@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from portopt.program import ARRAY_OPERATIONS, REDUCTIONS, Dim, Program
 
@@ -32,6 +32,7 @@ class Loop:
         reductions: what is reduced.
         kept: operations whose results are needed after the loop.
         outputs: names of the results that are stored.
+        stored: names of the results that an earlier loop has stored and this one reads.
     """
 
     space: Space
@@ -39,6 +40,7 @@ class Loop:
     reductions: tuple[int, ...] = ()
     kept: tuple[int, ...] = ()
     outputs: tuple[str, ...] = ()
+    stored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,66 @@ def cut(program: Program) -> Stages:
     return Stages(
         program, axes, space, cutter.loops(), cutter.between(), spaces, cutter.small_outputs()
     )  # fmt: skip
+
+
+def store_early(stages: Stages, names: Container[str]) -> Stages:
+    """Return the stages with results stored by the first loop that computes them, where later ones then read less.
+
+    A result of the parameter's size is stored as soon as it is known if no later loop needs what its array held before, the
+    gradient, or a further input: those may be in the memory that is written.
+
+    Args:
+        stages: as `cut` returns them.
+        names: of the results whose arrays hold them exactly.
+    """
+    program, last = stages.program, len(stages.loops) - 1
+    first: dict[str, int] = {}
+    for name in stages.loops[last].outputs:
+        i = program.array_outputs[name]
+        computing = next((k for k in range(last) if i in stages.loops[k].operations), last)
+        if computing < last and name in names and program.ops[i].reads is None and not stages.is_uniform(i):
+            first[name] = computing
+    while first:
+        loops = _storing(stages, first)
+        changed = {
+            name
+            for name, k in first.items()
+            if any(not _may_follow(program, loop, name, first) for loop in loops[k + 1 :])
+        }
+        if not changed:
+            return replace(stages, loops=loops)
+        first = {name: k for name, k in first.items() if name not in changed}
+    return stages
+
+
+def _may_follow(program: Program, loop: Loop, name: str, first: Container[str]) -> bool:
+    """Tell whether a loop may come after a result was stored: it reads nothing that may be where that is."""
+    reads = {program.ops[i].reads for i in loop.operations} - {None}
+    return name not in reads and all(read == "p" or read in program.array_outputs for read in reads)
+
+
+def _storing(stages: Stages, first: dict[str, int]) -> tuple[Loop, ...]:
+    program = stages.program
+    found = []
+    for k, loop in enumerate(stages.loops):
+        before = {program.array_outputs[name]: name for name, at in first.items() if at < k}
+        outputs = tuple(name for name in loop.outputs if name not in first)
+        wanted = [program.array_outputs[name] for name in outputs]
+        pending = [*wanted, *(program.ops[i].args[0] for i in loop.reductions)]
+        operations: set[int] = set()
+        stored: dict[str, None] = {}
+        while pending:
+            i = pending.pop()
+            if i in before:
+                stored[before[i]] = None
+            elif i in loop.operations and i not in operations:
+                operations.add(i)
+                pending.extend(() if program.ops[i].name in REDUCTIONS else program.ops[i].args)
+        own = tuple(name for name, at in first.items() if at == k)
+        found.append(
+            replace(loop, operations=tuple(sorted(operations)), outputs=(*own, *outputs), stored=tuple(sorted(stored)))
+        )
+    return tuple(found)
 
 
 _Axes = tuple[tuple[int, ...], ...] | None

@@ -26,7 +26,7 @@ from portopt.kernels.host.reduction_source import (
 )
 from portopt.kernels.host.source import LANGUAGES, functions_source, step_scalars_source
 from portopt.kernels.key import NEW, Flush, KernelKey
-from portopt.kernels.stages import Loop, Space, Stages, can_cut, cut, elements
+from portopt.kernels.stages import Loop, Space, Stages, can_cut, cut, elements, store_early
 from portopt.kernels.writer import Language, Writer
 from portopt.program import DRAWS, FUNCTIONS, REDUCTIONS, Kind, Program
 from portopt.program.expansion import expand_elementary, loads_to_flush
@@ -148,7 +148,6 @@ class _Function:
 
 class _Source:
     def __init__(self, stages: Stages, key: KernelKey) -> None:
-        self.stages = stages
         self.program = program = stages.program
         self.key = key
         by_where = key.flush == "where"
@@ -156,6 +155,8 @@ class _Source:
         self.writer = Writer(self.language, program, key, None if by_where else loads_to_flush(program))
         self.names = self.writer.names
         self.real = key.compute_dtype
+        exact = [name for name in program.array_outputs if self.writer.dtypes[name] == self.real]
+        self.stages = stages = store_early(stages, exact)
         self.functions: list[_Function] = []
         self.scalar_places = {i: k for k, i in enumerate(sorted(program.parameter_scalars))}
         self.kept = frozenset(stages.kept)
@@ -167,7 +168,7 @@ class _Source:
                 calls.append(self._between(k))
             elif kind == "loop":
                 loop = self.stages.loops[k]
-                what = "Store the results." if loop.outputs else "Reduce."
+                what = " ".join(["Reduce."] * bool(loop.reductions) + ["Store results."] * bool(loop.outputs))
                 calls.append(self._loop(f"loop_{k}", loop, what).call("first", "last"))
             else:
                 calls.append(self._small())
@@ -389,7 +390,8 @@ class _LoopWriter:
         self.inner = loop.space[-1] if loop.space else None
         self.position = "j" if len(loop.space) > 1 else "i"
         """Of an element in its line."""
-        self.lines: list[str] = []
+        self.stored = {self.program.array_outputs[name]: name for name in loop.stored}
+        """Operations whose results are read where an earlier loop has stored them."""
 
     def write(self) -> None:
         line: list[str] = []
@@ -402,9 +404,12 @@ class _LoopWriter:
             text = self.source.writer.assigned(i, expression)
             (element if self._varies(i) else line).append(text)
         stores = self._stores()
-        body = self._in_blocks(element) if self.loop.reductions else self._in_one(element, stores)
-        if self.loop.reductions and stores:
-            body += self._in_one(element, stores)
+        if not self.loop.reductions:
+            body = self._in_one(element, stores)
+        elif self.loop.outputs:
+            body = self._in_blocks([*element, *stores])
+        else:
+            body = self._in_blocks(element) + (self._in_one(element, stores) if stores else [])
         self._nest([*line, *body])
 
     def _external(self) -> list[int]:
@@ -421,7 +426,11 @@ class _LoopWriter:
             *outputs,
             *sources,
         ]
-        return [j for j in dict.fromkeys(needed) if j in self.source.kept and j not in self.loop.operations]
+        return [
+            j
+            for j in dict.fromkeys(needed)
+            if (j in self.source.kept or j in self.stored) and j not in self.loop.operations
+        ]
 
     def _varies(self, i: int) -> bool:
         """Tell whether an operation has another value for each element of a line."""
@@ -432,6 +441,8 @@ class _LoopWriter:
     def _expression(self, i: int, *, external: bool) -> str | None:
         op, source = self.program.ops[i], self.source
         space = source.stages.spaces[i] or ()
+        if i in self.stored:
+            return f"{self._column(self.stored[i])}[{self.index(space)}]"
         if external:
             element = f"{self.function.use(source.value_name(i))}[{self.index(space)}]"
             return f"{element} != 0.0" if op.kind is Kind.MASK else element
@@ -527,13 +538,16 @@ class _LoopWriter:
             value = value if self.program.ops[i].kind is Kind.MASK else self.names[i]
             lines.append(f"{self.function.use(source.value_name(i))}[{self.index(self.space)}] = {value}")
         for name in self.loop.outputs:
-            column = name if source.key.in_place else NEW + name
-            target = self.function.use(source.writer.array(column))
+            target = self._column(name)
             value = source.language.converted(
                 source.real, source.writer.dtypes[name], self.names[self.program.array_outputs[name]]
             )
             lines.append(f"{target}[{self.index(self.space)}] = {value}")
         return lines
+
+    def _column(self, name: str) -> str:
+        """Return the array that a result is stored in."""
+        return self.function.use(self.source.writer.array(name if self.source.key.in_place else NEW + name))
 
     # Reductions
 
@@ -614,7 +628,7 @@ class _LoopWriter:
         op, source = self.program.ops[i], self.source
         if op.name != "load" or source.stages.spaces[i] != self.space or source.key.flush == "where" or not self.space:
             return None
-        if source.writer.dtypes[str(op.reads)] != source.real:
+        if source.writer.dtypes[str(op.reads)] != source.real or op.reads in self.loop.outputs:
             return None
         array = self.function.use(source.writer.array(str(op.reads)))
         return f"part_of_{source.real}({array}, {'origin + start' if self.position == 'j' else 'start'})"
