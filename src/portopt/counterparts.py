@@ -26,8 +26,12 @@ class Counterpart:
             slots of which no parameter has both may be one there.
         placeholders: slots that something stands for there also where a parameter has none here, and means nothing.
         keeps_axes: whether slots that lack axes of the parameter have them there, of length one.
+        unread: slots of the rule that it does not keep, since with what it implies no step reads them.
         begins: a truth in its state, in place of the number of steps: that it has made none yet.
+        next_step: a number in its state that is one more than that of finished steps.
         names: hyperparameter of the rule to the argument there.
+        inner: of a rule made of rules, the name of each to an optimizer like the one there. Hyperparameters of it that are
+            arguments are among `names`, such as `"inner.beta_2"`; all others must be as in this optimizer.
         fixed: hyperparameters of the rule that always have one value there, and are no arguments.
         lacks: hyperparameters of the rule that are no arguments there; they must have their defaults.
         none: hyperparameters that are None there where their feature is off.
@@ -38,6 +42,7 @@ class Counterpart:
             arguments is none of the rule's.
         compared: whether it takes parameters of any shape, so that rules are compared with it.
         exact: whether it has the formula. One that has not is compared, but nothing is translated.
+        differs: why it has not, for the error that says so.
         near: hyperparameters of the rule in the framework's dialect that make it nearest to the rule's default dialect; with
             these it is compared with that.
         epsilon: where epsilon stands, with `near`; empty where there is none. What has it elsewhere is another formula.
@@ -62,7 +67,10 @@ class Counterpart:
     names: Mapping[str, str] = field(default_factory=dict)
     placeholders: tuple[str, ...] = ()
     keeps_axes: bool = False
+    unread: tuple[str, ...] = ()
     begins: str = ""
+    next_step: str = ""
+    inner: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     lacks: tuple[str, ...] = ()
     none: tuple[str, ...] = ()
@@ -70,6 +78,7 @@ class Counterpart:
     given: Mapping[str, Any] = field(default_factory=dict)
     counts: bool = True
     exact: bool = True
+    differs: str = ""
     translated: bool = True
     compared: bool = True
     near: Mapping[str, Any] = field(default_factory=dict)

@@ -186,6 +186,28 @@ OPTAX: dict[str, tuple[portopt.Optimizer, Any, dict[str, Any], tuple[str, ...]]]
         {"init_step": ("heuristic", 0.01)},
         MATRIX,
     ),
+    "schedule-free adamw": (
+        portopt.ScheduleFree(
+            portopt.AdamW(0.05, beta_1=0.0, beta_2=0.9, epsilon=1e-3, weight_decay=0.1, dialect="optax"),
+            0.8,
+            weight_lr_power=1.5,
+        ),
+        optax.contrib.schedule_free_adamw,
+        {"learning_rate": 0.05, "b1": 0.8, "b2": 0.9, "eps": 1e-3, "weight_decay": 0.1, "weight_lr_power": 1.5},
+        MATRIX,
+    ),
+    "schedule-free sgd": (
+        portopt.ScheduleFree(portopt.SGD(0.05, dialect="torch")),
+        optax.contrib.schedule_free_sgd,
+        {"learning_rate": 0.05},
+        MATRIX,
+    ),
+    "schedule-free sgd with decay": (
+        portopt.ScheduleFree(portopt.SGD(0.05, weight_decay=0.1, dialect="torch"), 0.75),
+        optax.contrib.schedule_free_sgd,
+        {"learning_rate": 0.05, "b1": 0.75, "weight_decay": 0.1},
+        MATRIX,
+    ),
     "signum": (portopt.Signum(0.05, beta=0.5), optax.signum, {"learning_rate": 0.05, "beta": 0.5}, MATRIX),
 }  # fmt: skip
 
@@ -256,6 +278,54 @@ class TestOptax:
                 theirs = optax.apply_updates(theirs, updates)
             for n in w:
                 assert params[n].tobytes() == np.asarray(theirs[n]).tobytes()
+
+    def test_a_rule_around_sgd_of_optax_becomes_that_without_decay(self) -> None:
+        w = jnp.ones(2)
+        opt = portopt.ScheduleFree(portopt.SGD(0.5, dialect="optax"))
+        with portopt.interpreted():
+            params, state = opt.apply({"w": w}, {"w": w}, opt.init({"w": w}))
+        _, native = portopt.to_native(opt, state, "optax", params)
+        begun: list[Any] = [jax.tree.structure(s) for s in (native, optax.contrib.schedule_free_sgd(0.5).init(params))]
+        assert begun[0] == begun[1]
+        assert (int(native.step_count), float(native.max_lr), float(native.weight_sum)) == (2, 0.5, 0.25)
+        again, back = portopt.from_native(
+            portopt.NativeOptimizer(optax.contrib.schedule_free_sgd, learning_rate=0.5), native, params=params
+        )
+        assert again == portopt.ScheduleFree(portopt.SGD(0.5, dialect="torch"))
+        assert back.step == 1
+        assert {n: back.slots[n].tolist() for n in opt.scalar_slots} == {
+            n: state.slots[n].tolist() for n in opt.scalar_slots
+        }
+
+    def test_what_schedule_free_of_optax_has_not_is_named(self) -> None:
+        params = {"w": jnp.ones(2)}
+        for opt, message in (
+            (
+                portopt.ScheduleFree(),
+                (
+                    r"no counterpart of ScheduleFree with inner=AdamW\(.*\); it has contrib\.schedule_free_adamw with "
+                    r"inner=AdamW\(.*dialect='optax'.*\), of which learning_rate, beta_2, epsilon, weight_decay may differ;"
+                ),
+            ),
+            (portopt.ScheduleFree(portopt.AdamW(dialect="optax")), r"no counterpart .* inner=AdamW\(.*beta_1=0\.9"),
+            (
+                portopt.ScheduleFree(portopt.AdamW(beta_1=0.0, dialect="optax"), r=1.0),
+                r"no counterpart of r=1\.0 of Sch",
+            ),
+        ):
+            with pytest.raises(ValueError, match=message):
+                portopt.to_native(opt, opt.init(params), "optax", params)
+        factory = optax.contrib.schedule_free_adamw
+        native = portopt.NativeOptimizer(factory)
+        with pytest.raises(ValueError, match=r"does not keep inner\.m, which no step reads, .*: give params"):
+            portopt.from_native(native, native.init(params))
+        native = portopt.NativeOptimizer(factory, warmup_steps=5)
+        with pytest.raises(ValueError, match=r"no counterpart of warmup_steps=5 of contrib\.schedule_free_adamw"):
+            portopt.from_native(native, native.init(params), params=params)
+        native = portopt.NativeOptimizer(factory, learning_rate=optax.cosine_decay_schedule(0.1, 5))
+        with pytest.raises(ValueError, match="no counterpart of learning_rate=<function"):
+            portopt.from_native(native, native.init(params), params=params)
+        assert portopt.from_native(native, native.init(params), params=params, lr=0.5)[0].learning_rate == 0.5
 
     def test_what_optax_means_otherwise_is_named(self) -> None:
         params = {"matrix": jnp.ones((4, 3))}

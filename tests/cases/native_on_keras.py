@@ -317,6 +317,13 @@ def case_keras_translation_errors() -> None:
     lion = keras.optimizers.Lion()
     lion.build([variable])
     refused(ValueError, "portopt has no counterpart of Lion; translated are SGD", lambda: portopt.from_native(lion))
+    averaging = keras.optimizers.ScheduleFreeAdamW()
+    averaging.build([variable])
+    message = "no counterpart of ScheduleFreeAdamW, since as of Keras 3.15, on torch and TensorFlow"
+    refused(ValueError, message, lambda: portopt.from_native(averaging))
+    free = portopt.ScheduleFree()
+    message = "keras has no counterpart of ScheduleFree, since as of Keras 3.15, on torch and TensorFlow"
+    refused(ValueError, message, lambda: portopt.to_native(free, portopt.OptimizerState(0, {}), "keras", [variable]))
     muon = keras.optimizers.Muon()
     muon.build([keras.Variable(np.ones((2, 3), np.float32), name="embedding")])
     refused(ValueError, "no counterpart of how this Muon updates some of its var", lambda: portopt.from_native(muon))

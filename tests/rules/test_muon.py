@@ -173,6 +173,7 @@ def test_defaults_are_those_of_the_frameworks() -> None:
     assert (ours.ns_coefficients, ours.epsilon, ours.ns_steps) == tuple(
         theirs[name] for name in ("ns_coefficients", "eps", "ns_steps")
     )
+    assert portopt.Muon(eps=0.5) == portopt.Muon(epsilon=0.5)
     theirs = {name: p.default for name, p in inspect.signature(optax.contrib.muon).parameters.items()}
     defaults = portopt.Muon.defaults("optax")
     names = {"momentum": "beta", "epsilon": "eps", "adam_beta_1": "adam_b1", "adam_beta_2": "adam_b2"}

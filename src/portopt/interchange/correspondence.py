@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from portopt.counterparts import Counterpart
-from portopt.hyperparameters import Alias
+from portopt.hyperparameters import Alias, Hyperparameter
 from portopt.optimizer import Optimizer
 
 STEP = "step"
@@ -71,9 +71,10 @@ class Vocabulary:
 
     def _correspondence(self, rule: type[Optimizer], counterpart: Counterpart) -> Correspondence:
         dialect = self.dialect if self.dialect in rule.dialects() else None
-        without = {"dialect", *self.lacks, *counterpart.lacks, *counterpart.fixed}
+        without = {"dialect", *self.lacks, *counterpart.lacks, *counterpart.fixed, *counterpart.inner}
         names = {**self.names, **_aliases(rule, dialect), **counterpart.names}
-        hyperparameters = {names.get(n, n): n for n in rule.defaults(dialect) if n not in without}
+        own = [n for n in rule.defaults(dialect) if n not in without]
+        hyperparameters = {names.get(n, n): n for n in (*own, *(n for n in counterpart.names if "." in n))}
         slots = {STEP: self.step, **counterpart.slots} if counterpart.counts else counterpart.slots
         return Correspondence(
             rule=rule,
@@ -103,7 +104,8 @@ class Correspondence(NamedTuple):
     Attributes:
         rule: portopt's.
         name: of the optimizer, in its namespace.
-        hyperparameters: argument of the framework to the rule's hyperparameter; `"betas.0"` is the first of several values.
+        hyperparameters: argument of the framework to the rule's hyperparameter; `"betas.0"` is the first of several values, and
+            `"inner.beta_2"` is of a rule that the rule is made of.
         slots: the rule's slot, or `"step"`, to the last part of the name of the framework's; `"-trace"` for one of other sign.
         fixed: hyperparameters of the rule that the optimizer implies.
         ignored: arguments that do not change what is computed.
@@ -125,7 +127,33 @@ class Correspondence(NamedTuple):
     def optimizer(self, hyperparameters: Mapping[str, Any]) -> Optimizer:
         """Return the rule with these hyperparameters and those that the optimizer implies."""
         dialect = {} if self.dialect is None else {"dialect": self.dialect}
-        return self.rule(**dialect, **{**self.fixed, **hyperparameters})
+        own = {name: value for name, value in hyperparameters.items() if "." not in name}
+        inner = {
+            head: like.replace(
+                **{n.removeprefix(f"{head}."): v for n, v in hyperparameters.items() if n.startswith(f"{head}.")}
+            )
+            for head, like in self.counterpart.inner.items()
+        }
+        return self.rule(**dialect, **{**self.fixed, **own, **inner})
+
+    def field(self, name: str) -> Hyperparameter:
+        """Return a hyperparameter of the rule, or of one that it is made of, as declared."""
+        head, _, rest = name.partition(".")
+        if not rest:
+            return self.rule.hyperparameters(self.dialect)[name]
+        like: Optimizer = self.counterpart.inner[head]
+        return like.hyperparameters(getattr(like, "dialect", None))[rest]
+
+    def inner_arguments(self, head: str) -> list[str]:
+        """Return the hyperparameters that are arguments of a rule that the rule is made of, by their names in that."""
+        return [n.removeprefix(f"{head}.") for n in self.hyperparameters.values() if n.startswith(f"{head}.")]
+
+    def is_around(self, opt: Optimizer) -> bool:
+        """Tell whether the rules that an optimizer is made of are like those of the framework's, up to its arguments."""
+        likes = self.counterpart.inner
+        return likes.keys() == opt.nested.keys() and all(
+            _are_alike(opt.nested[head], like, self.inner_arguments(head)) for head, like in likes.items()
+        )
 
     def own(self, argument: str, value: Any, unset: Any) -> dict[str, Any]:
         """Return the hyperparameter of the rule that an argument is, if None does not leave it at its default.
@@ -141,7 +169,7 @@ class Correspondence(NamedTuple):
         name = self.hyperparameters[argument]
         if value is not None:
             return {name: value}
-        field = self.rule.hyperparameters(self.dialect)[name]
+        field = self.field(name)
         if field.is_optional:
             return {name: field.off}
         if unset is None:
@@ -151,6 +179,12 @@ class Correspondence(NamedTuple):
     def fits(self, hyperparameters: Mapping[str, Any]) -> bool:
         """Tell whether hyperparameters of the rule are those that the optimizer implies."""
         return all(hyperparameters.get(name) == value for name, value in self.fixed.items())
+
+
+def _are_alike(opt: Optimizer, like: Optimizer, names: Iterable[str]) -> bool:
+    """Tell whether optimizers are equal but for some hyperparameters."""
+    same = type(opt) is type(like) and getattr(opt, "dialect", None) == getattr(like, "dialect", None)
+    return same and opt.replace(**{name: getattr(like, name) for name in names}) == like
 
 
 def split_sign(slot: str) -> tuple[str, bool]:

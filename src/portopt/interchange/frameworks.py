@@ -167,6 +167,8 @@ class Translator(ABC):
                     )
         if correspondence.counterpart.begins:
             values[correspondence.counterpart.begins] = not int(state.step)
+        if correspondence.counterpart.next_step:
+            values[correspondence.counterpart.next_step] = int(state.step) + 1
         return {**values, **by_framework(correspondence, optimizer, slots, parameters)}
 
 

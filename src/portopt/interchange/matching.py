@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from portopt.interchange.configuration import known_rules
@@ -11,9 +11,9 @@ from portopt.optimizer import Optimizer
 from portopt.schedules import is_schedule
 
 
-def rules_with_counterpart(vocabulary: Vocabulary) -> list[type[Optimizer]]:
-    """Return the rules that state a counterpart in a namespace."""
-    return [rule for rule in known_rules() if vocabulary.correspondences(rule)]
+def compared_rules(vocabulary: Vocabulary) -> list[type[Optimizer]]:
+    """Return the rules that are compared with a counterpart in a namespace."""
+    return [rule for rule in known_rules() if any(c.counterpart.compared for c in vocabulary.correspondences(rule))]
 
 
 def translations(vocabulary: Vocabulary) -> dict[str, Correspondence]:
@@ -28,17 +28,23 @@ def corresponding(vocabulary: Vocabulary, name: str, described: str = "") -> Cor
     """Return what the optimizer of that name in a namespace is translated to; raise `ValueError` if it is not."""
     known = translations(vocabulary)
     if name not in known:
-        raise ValueError(f"portopt has no counterpart of {described or name}; translated are {', '.join(known)}")
+        stated = (c for rule in known_rules() for c in vocabulary.correspondences(rule) if c.name == name)
+        raise ValueError(
+            f"portopt has no counterpart of {described or name}{_why_not(stated)}; translated are {', '.join(known)}"
+        )
     return known[name]
 
 
 def exact_correspondences(vocabulary: Vocabulary, framework: str, opt: Optimizer) -> list[Correspondence]:
     """Return what has the formula of an optimizer; raise `ValueError` if nothing has."""
     dialect, rule = getattr(opt, "dialect", None), type(opt).__name__
-    possible = [c for c in vocabulary.correspondences(type(opt)) if c.translated]
+    stated = vocabulary.correspondences(type(opt))
+    possible = [c for c in stated if c.translated]
     if not possible:
-        known = ", ".join(known_rule.__name__ for known_rule in rules_with_counterpart(vocabulary))
-        raise ValueError(f"{framework} has no counterpart of {rule}; translated are {known}")
+        known = (r.__name__ for r in known_rules() if any(c.translated for c in vocabulary.correspondences(r)))
+        raise ValueError(
+            f"{framework} has no counterpart of {rule}{_why_not(stated)}; translated are {', '.join(known)}"
+        )
     if dialect != possible[0].dialect:
         raise ValueError(
             f"{framework} has no counterpart of {rule} in the dialect {dialect!r}, which is another formula; in the dialect "
@@ -58,26 +64,31 @@ def matched(vocabulary: Vocabulary, framework: str, opt: Optimizer) -> tuple[Cor
     possible = exact_correspondences(vocabulary, framework, opt)
     if is_schedule(opt.learning_rate):
         raise ValueError(f"{framework} has no counterpart of the schedule {opt.learning_rate!r}: give a number")
-    ours = given(opt)
+    around = [c for c in possible if c.is_around(opt)]
+    if not around:
+        raise ValueError(_around_others(framework, opt, possible))
+    possible, ours = around, given(opt)
     correspondence = next((c for c in possible if c.fits(ours)), possible[-1])
     arguments = renamed(correspondence, ours)
     defaults = opt.defaults(correspondence.dialect)
     for name, value in ours.items():
-        taken = name in correspondence.fixed or name in correspondence.hyperparameters.values()
+        taken = "." in name or name in correspondence.fixed or name in correspondence.hyperparameters.values()
         if not taken and value != defaults.get(name):
             raise ValueError(f"{correspondence.name} has no counterpart of {name}={value!r} of {type(opt).__name__}")
     return correspondence, arguments
 
 
 def given(opt: Optimizer) -> dict[str, Any]:
-    """Return the hyperparameters that an optimizer has, but for the dialect."""
-    return {name: value for name, value in opt.get_config().items() if value is not None and name != "dialect"}
+    """Return the hyperparameters that an optimizer has, and as `"inner.beta_2"` those that it is made of, but for the dialect."""
+    names = {"dialect", *opt.nested}
+    own = {name: value for name, value in opt.get_config().items() if value is not None and name not in names}
+    return own | {f"{head}.{name}": value for head, inner in opt.nested.items() for name, value in given(inner).items()}
 
 
 def renamed(correspondence: Correspondence, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that the framework's optimizer has for hyperparameters; of several in one, all if one is given."""
-    names, fields = correspondence.hyperparameters, correspondence.rule.hyperparameters(correspondence.dialect)
-    switched_off = [n for n in correspondence.counterpart.none if n in values and values[n] == fields[n].off]
+    names, none = correspondence.hyperparameters, correspondence.counterpart.none
+    switched_off = [n for n in none if n in values and values[n] == correspondence.field(n).off]
     values = {**values, **dict.fromkeys(switched_off)}
     given = {there.partition(".")[0] for there, ours in names.items() if ours in values}
     return {
@@ -85,3 +96,19 @@ def renamed(correspondence: Correspondence, values: Mapping[str, Any]) -> dict[s
         for there, ours in names.items()
         if ours in values or ("." in there and there.partition(".")[0] in given)
     }
+
+
+def _why_not(stated: Iterable[Correspondence]) -> str:
+    """Return why optimizers that are stated as counterparts have another formula, if that is stated too."""
+    return next((f", since {c.counterpart.differs}" for c in stated if c.counterpart.differs), "")
+
+
+def _around_others(framework: str, opt: Optimizer, possible: Iterable[Correspondence]) -> str:
+    """Return the message that a framework has none of the counterparts of a rule around the rules that this one is made of."""
+    mine = ", ".join(f"{head}={inner!r}" for head, inner in opt.nested.items())
+    theirs = "; ".join(
+        f"{c.name} with {head}={like!r}, of which {', '.join(c.inner_arguments(head))} may differ"
+        for c in possible
+        for head, like in c.counterpart.inner.items()
+    )
+    return f"{framework} has no counterpart of {type(opt).__name__} with {mine}; it has {theirs}"

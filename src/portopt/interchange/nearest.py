@@ -43,7 +43,7 @@ def _difference(correspondence: Correspondence, opt: Optimizer) -> str:
     """Return how a formula differs from that of an optimizer in another dialect, as far as the counterparts of its rule say."""
     there, dialect = correspondence.counterpart, getattr(opt, "dialect", None)
     has = {*correspondence.rule.defaults(correspondence.dialect), "decay"}
-    on = [name for name, value in given(opt).items() if value not in (False, getattr(type(opt), name).off)]
+    on = [name for name, value in given(opt).items() if value not in (False, opt.hyperparameter_named(name).off)]
     differences = [f"it has no {name}" for name in on if name not in has]
     vocabularies = [f.translator.vocabulary for f in frameworks().values() if f.translator is not None]
     own = [c for v in vocabularies if v.dialect == dialect for c in v.correspondences(type(opt))]

@@ -138,7 +138,8 @@ def _translated(
     for argument, value in arguments.items():
         target = correspondence.hyperparameters.get(argument)
         is_default = value is None and unset.get(argument, ...) is None
-        if target == "learning_rate" and (value is None or callable(value) or isinstance(value, Mapping)):
+        is_rate = target is not None and target.rpartition(".")[2] == "learning_rate"
+        if is_rate and (value is None or callable(value) or isinstance(value, Mapping)):
             if not is_default and not _gives_rate(hyperparameters):
                 raise ValueError(
                     f"portopt has no counterpart of {argument}={value!r:.80} of {name}: give learning_rate, a number or one of "
@@ -172,6 +173,8 @@ def _state(
         step = int(not _one(trees, truths, there.begins, bool))
     if STEP in correspondence.slots and (numbers := found(correspondence.slots[STEP])):
         step = _one(trees, numbers, "the numbers of steps", int)
+    if there.next_step and (numbers := found(there.next_step)):
+        step = _one(trees, numbers, "the numbers of steps", int) - 1
     for name, target in correspondence.slots.items():
         last, negated = split_sign(target)
         if name == STEP or not (held := found(last)):
@@ -190,14 +193,22 @@ def _state(
             of_rule = own.of(name, leaves, negated=negated)
             if own.is_held(name) and not missing:
                 slots[name] = trees.unflatten(flat[0][1], of_rule)
+    if unread := [name for name in there.unread if name in opt.slots and name not in slots]:
+        if params is None:
+            raise ValueError(
+                f"{correspondence.name} does not keep {', '.join(unread)}, which no step reads, so the parameters are needed: "
+                "give params"
+            )
+        first = opt.init(params).slots
+        slots |= {name: first[name] for name in unread if name in first}
     needed = [*opt.scalar_slots, *(name for name in opt.slots if own.is_held(name))]
     absent = [name for name in needed if name not in slots]
     if absent:
         raise ValueError(f"the state of {correspondence.name} has nothing that corresponds to {', '.join(absent)}")
     if opt.scalar_slots:
         arrays = (slots[name] for name in needed if name not in opt.scalar_slots)
-        first = next(leaf for slot in arrays for leaf in trees.flatten(slot)[0] if leaf is not None)
-        backend = find_backend(first)
+        array = next(leaf for slot in arrays for leaf in trees.flatten(slot)[0] if leaf is not None)
+        backend = find_backend(array)
         for name in opt.scalar_slots:
             slots[name] = slots[name] if backend is None else backend.stored_scalar(slots[name])
     return OptimizerState(step, {str(name): slots[name] for name in needed})

@@ -65,7 +65,7 @@ class Muon(DialectRule):
         adam_learning_rate: optax: learning rate of AdamW, in [0, inf); None for that of matrices.
         adam_eps_root: optax: in [0, inf); added under AdamW's root.
         dialect: see `DialectRule`.
-        ns_coefficients: torch: another name for (ns_a, ns_b, ns_c).
+        ns_coefficients, eps: torch: other names for (ns_a, ns_b, ns_c) and epsilon.
         lr, clipnorm, clipvalue: see `Optimizer`.
 
     Raises:
@@ -148,6 +148,7 @@ class Muon(DialectRule):
     adam_eps_root: float | None = hyperparameter(default=per_dialect(optax=0.0), at_least=0, off=0.0)
     maximize: bool | None = fixed(False)
     ns_coefficients: tuple[float, float, float] | None = alias("ns_a", "ns_b", "ns_c", dialect="torch", default=None)
+    eps: float | None = alias("epsilon", dialect="torch", default=None)
     slots = ("m", "v")
 
     def slots_for(self, p: Any) -> tuple[str, ...]:

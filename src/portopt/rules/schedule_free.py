@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from portopt.counterparts import Counterpart
 from portopt.hyperparameters import alias, hyperparameter
 from portopt.nested import rule
 from portopt.optimizer import Optimizer
@@ -53,6 +54,53 @@ class ScheduleFree(Optimizer):
         Defazio et al., "The road less scheduled", 2024, https://arxiv.org/abs/2405.15682
     """
 
+    # They are not compared with: which dialect is near is asked of a rule, but here that of the inner one matters.
+    counterparts: ClassVar[tuple[Counterpart, ...]] = (
+        Counterpart(
+            "optax.contrib.schedule_free_adamw",
+            {"z": "z", "largest_rate": "max_lr", "weight_sum": "weight_sum", "inner.v": "nu"},
+            names={
+                "beta": "b1", "inner.learning_rate": "learning_rate", "inner.beta_2": "b2", "inner.epsilon": "eps",
+                "inner.weight_decay": "weight_decay",
+            },
+            inner={"inner": AdamW(beta_1=0.0, dialect="optax")},
+            unread=("inner.m",),
+            lacks=("r",),
+            next_step="step_count",
+            compared=False,
+        ),
+        Counterpart(
+            "optax.contrib.schedule_free_sgd",
+            {"z": "z", "largest_rate": "max_lr", "weight_sum": "weight_sum"},
+            names={"beta": "b1", "inner.learning_rate": "learning_rate", "inner.weight_decay": "weight_decay"},
+            # With what optax calls weight decay, it is SGD of torch; without, that of optax as well.
+            inner={"inner": SGD(dialect="torch")},
+            none=("inner.weight_decay",),
+            lacks=("r",),
+            counts=False,
+            next_step="step_count",
+            compared=False,
+        ),
+        Counterpart(
+            "optax.contrib.schedule_free_sgd",
+            {"z": "z", "largest_rate": "max_lr", "weight_sum": "weight_sum"},
+            names={"beta": "b1", "inner.learning_rate": "learning_rate"},
+            inner={"inner": SGD(dialect="optax")},
+            lacks=("r",),
+            counts=False,
+            next_step="step_count",
+            compared=False,
+        ),
+        Counterpart(
+            "keras.optimizers.ScheduleFreeAdamW",
+            names={"beta": "beta_1"},
+            inner={"inner": AdamW(beta_1=0.0)},
+            lacks=("weight_lr_power", "r"),
+            exact=False,
+            differs="as of Keras 3.15, on torch and TensorFlow, it takes the z of after the step for that of before it",
+            compared=False,
+        ),
+    )  # fmt: skip
     slots = (slot("z", start="p"),)
     scalar_slots: ClassVar[Mapping[str, float]] = {"largest_rate": 0.0, "weight_sum": 0.0}
     worth_testing: ClassVar[tuple[Mapping[str, Any], ...]] = (

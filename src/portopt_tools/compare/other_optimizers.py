@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from portopt.interchange.frameworks import Construction, NativeFramework, get_framework
-from portopt.interchange.matching import rules_with_counterpart
+from portopt.interchange.matching import compared_rules
 from portopt.interchange.native import NativeOptimizer
 from portopt.interchange.nearest import counterpart_of
 from portopt.optimizer import Optimizer, OptimizerState
@@ -46,7 +46,7 @@ def other_runner(name: str, optimizer: Optimizer, devices: Sequence[str], dtype:
     except ValueError as error:
         raise UnusableArgumentsError(str(error)) from error
     if counterpart is None:
-        known = ", ".join(rule.__name__ for rule in rules_with_counterpart(framework.vocabulary))
+        known = ", ".join(rule.__name__ for rule in compared_rules(framework.vocabulary))
         raise UnusableArgumentsError(
             f"{name} has no counterpart of {optimizer!r}; --against {name} works with {known}, in the default dialect or that of "
             f"{name}"
