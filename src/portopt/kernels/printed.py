@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.kernels.groups import array_order, kernel_key
@@ -35,44 +36,41 @@ def printed(
     return "\n".join(_Printer(program, dtype, comment, of_elements, of_products).lines()) + "\n"
 
 
+@dataclass
 class _Printer:
-    def __init__(
-        self,
-        program: Program,
-        dtype: str,
-        comment: str,
-        of_elements: Callable[[Program, KernelKey], str],
-        of_products: Callable[[str], str],
-    ) -> None:
-        self._program = program
-        self._dtype = dtype
-        self._real = COMPUTE_DTYPE[dtype]
-        self._comment = comment
-        self._of_elements = of_elements
-        self._of_products = of_products
-        self._names = program.names()
-        self._sources: dict[str, int] = {}
-        """The number of each source that was printed."""
-        self._paragraphs: set[str] = set()
-        self._sliced: set[tuple[int, int]] = set()
+    """What was printed of a step so far; arguments as those of `printed`."""
+
+    program: Program
+    dtype: str
+    comment: str
+    of_elements: Callable[[Program, KernelKey], str]
+    of_products: Callable[[str], str]
+    _sources: dict[str, int] = field(default_factory=dict)
+    """The number of each source that was printed."""
+    _paragraphs: set[str] = field(default_factory=set)
+    _sliced: set[tuple[int, int]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._real = COMPUTE_DTYPE[self.dtype]
+        self._names = self.program.names()
 
     def lines(self) -> Iterator[str]:
-        name = self._program.name
-        yield f"{self._comment} {name} on {self._dtype}, computed in {self._real}: what is run for a parameter, in order."
-        yield f"{self._comment} Of a source, what stands above already is left out."
-        for step in fused_schedule(self._program).steps:
+        name = self.program.name
+        yield f"{self.comment} {name} on {self.dtype}, computed in {self._real}: what is run for a parameter, in order."
+        yield f"{self.comment} Of a source, what stands above already is left out."
+        for step in fused_schedule(self.program).steps:
             if isinstance(step, Segment):
                 yield from self._segment(step)
                 continue
-            op = self._program.ops[step]
+            op = self.program.ops[step]
             if op.name == "matmul":
                 yield from self._product(step)
             elif op.reads is None and op.name not in ("constant", "input", "round") and self._is_run(step):
-                yield f"{self._comment} {self._line(step, op)}"
+                yield f"{self.comment} {self._line(step, op)}"
 
     def _is_run(self, i: int) -> bool:
         """Tell whether an operation is one of a parameter, rather than of the step."""
-        return not self._program.ops[i].kind.is_scalar or i in self._program.parameter_scalars
+        return not self.program.ops[i].kind.is_scalar or i in self.program.parameter_scalars
 
     def _line(self, i: int, op: Op) -> str:
         names = self._names
@@ -98,14 +96,14 @@ class _Printer:
         places = [f"x{k} is {name}" for k, name in enumerate(given)]
         places += [f"s{k} is {names[i]}" for k, i in enumerate(segment.scalars)]
         dtypes = dict.fromkeys(array_order(segment.program), self._real)
-        dtypes |= {f"x{k}": self._dtype for k, array in enumerate(segment.arrays) if array in ("p", "g")}
-        source = self._of_elements(segment.program, kernel_key(segment.program, dtypes, in_place=False, flush="where"))
+        dtypes |= {f"x{k}": self.dtype for k, array in enumerate(segment.arrays) if array in ("p", "g")}
+        source = self.of_elements(segment.program, kernel_key(segment.program, dtypes, in_place=False, flush="where"))
         yield from self._run(f"{results}: kernel update, {', '.join(places)}", source)
 
     def _product(self, i: int) -> Iterator[str]:
-        names, op = self._names, self._program.ops[i]
-        source = self._of_products(self._real)
-        left, right = operands_of(self._program)[i]
+        names, op = self._names, self.program.ops[i]
+        source = self.of_products(self._real)
+        left, right = operands_of(self.program)[i]
         for operand in (left, right):
             if (operand.source, operand.axis) in self._sliced:
                 continue
@@ -114,17 +112,17 @@ class _Printer:
             yield from self._run(f"slices of {names[operand.source]}: kernel {kernel}", source)
         count = _PRODUCTS[SLICES[self._real]]
         what = " @ ".join(names[j] for j in op.args)
-        yield f"{self._comment} {names[i]} = {what}: the library multiplies, {count} of float64 matrices"
+        yield f"{self.comment} {names[i]} = {what}: the library multiplies, {count} of float64 matrices"
         yield from self._run(f"{names[i]}: kernel {RESCALED}", source)
 
     def _run(self, what: str, source: str) -> Iterator[str]:
         """Yield what is run, with its source if it is new."""
         known = self._sources.get(source)
         if known is not None:
-            yield f"{self._comment} {what}, of source {known}"
+            yield f"{self.comment} {what}, of source {known}"
             return
         number = self._sources[source] = len(self._sources) + 1
-        yield f"\n{self._comment} {what}, of source {number}:\n"
+        yield f"\n{self.comment} {what}, of source {number}:\n"
         for paragraph in source.strip("\n").split("\n\n"):
             if paragraph not in self._paragraphs:
                 self._paragraphs.add(paragraph)
