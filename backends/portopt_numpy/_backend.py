@@ -80,6 +80,9 @@ class NumpyBackend(ArrayAPIBackend):
     def stored(self, value: Any, like: Any) -> Any:
         return np.array(np.broadcast_to(value, like.shape), dtype=like.dtype, copy=True)
 
+    def assignable(self, value: Any, like: Any) -> Any:
+        return value
+
     def primitives(self, compute_dtype: str) -> Primitives:
         primitives = super().primitives(compute_dtype)
         if compiler.available() and not is_interpreted():
@@ -104,7 +107,7 @@ class NumpyBackend(ArrayAPIBackend):
         interpreted: Iterator[dict[str, Any]] = iter(())
         if others:
             with memory.reused():
-                interpreted = iter(super().update(others, in_place=False))
+                interpreted = iter(self.results(others, in_place=in_place))
         jobs: list[kernel.Job] = []
         results: list[dict[str, Any]] = []
         copies: list[Callable[[], object]] = []

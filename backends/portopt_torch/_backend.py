@@ -213,6 +213,9 @@ class TorchBackend(ArrayAPIBackend):
     def stored(self, value: Any, like: Any) -> Any:
         return value.broadcast_to(like.shape).to(like.dtype, copy=True).contiguous()
 
+    def assignable(self, value: Any, like: Any) -> Any:
+        return value
+
     def copied(self, array: Any, dtype: str) -> Any:
         with self.quiet():
             return super().copied(array.detach().resolve_neg(), dtype)
@@ -354,7 +357,7 @@ class TorchBackend(ArrayAPIBackend):
         interpreted: Iterator[dict[str, Any]] = iter(())
         if others:
             with memory.reused():
-                interpreted = iter(super().update(others, in_place=False))
+                interpreted = iter(self.results(others, in_place=in_place))
         jobs: list[kernel.Job] = []
         results: list[dict[str, Any]] = []
         written: list[Any] = []
