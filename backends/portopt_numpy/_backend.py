@@ -23,7 +23,7 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.interrupts import finish
-from portopt.kernels.host import compiler, kernel, memory, norm, products, segments, totals, trial
+from portopt.kernels.host import compiler, joined, kernel, memory, norm, products, segments, totals, trial
 from portopt.kernels.host.plan import can_plan, make_plan
 from portopt.kernels.host.readers import NUMPY_READER
 from portopt.program import Program
@@ -91,6 +91,7 @@ class NumpyBackend(ArrayAPIBackend):
             primitives.squares = lambda x: norm.squares_of_arrays([x], [_dtype_name(x.dtype)])
             if compute_dtype == "float32":
                 primitives.sliced, primitives.rescaled = products.slices, products.rescaled
+                primitives.joined = joined.run
         return primitives
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:

@@ -16,13 +16,13 @@ from portopt.kernels.host import memory, threads
 from portopt.kernels.host.compiler import compile_function
 from portopt.program.products import Slices, slice_bits
 
-_ROUND = 1.5 * 2.0**52
+ROUND = 1.5 * 2.0**52
 """A number below 2**51 is rounded to an integer, halves to even, by adding it and subtracting it again."""
 
 ELEMENTS_PER_THREAD = 1 << 22
 """A thread gets at least so many: a library that multiplied just now has its own threads wait for more on each processor."""
 
-_POWERS = '''
+POWERS = '''
 def power_of_two(exponent):
     """Return 2**exponent for one between -1022 and 1023."""
     return float64_of_bits(uint64(exponent + 1023) << uint64(52))
@@ -33,35 +33,35 @@ def exponent_above(bits):
     return (bits >> 23) - 126
 '''
 
+SLICED_ROW = '''def sliced_row(x, out, factor, columns, bits):
+    """Slice a row."""
+    largest = largest_magnitude(pointer_to_uint32(x), columns)
+    finite = largest < 0x7F800000
+    exponent = exponent_above(largest) if finite else 0
+    pointer_to_float64(factor)[0] = power_of_two(exponent - bits) if finite else float64_nan
+    target = pointer_to_float64(out)
+    if finite:
+        write_integers(pointer_to_float32(x), target, power_of_two(bits - exponent), columns)
+    else:
+        for j in range(columns):
+            target[j] = 0.0
+'''
+
 _ROWS = f'''"""Rows of a float32 matrix as integers in float64."""
 
-{_POWERS}
+{POWERS}
 
-def kernel(x, out, factors, columns, count, bits, unused, start, stop):
+{SLICED_ROW}
+
+def kernel(x, out, factors, columns, unused, bits, unused_2, start, stop):
     """Slice rows start to stop."""
     for row in range(start, stop):
-        source = pointer_to_float32(x + 4 * columns * row)
-        words = pointer_to_uint32(x + 4 * columns * row)
-        target = pointer_to_float64(out + 8 * columns * row)
-        largest = uint32(0)
-        for j in range(columns):
-            magnitude = words[j] & uint32(0x7FFFFFFF)
-            largest = magnitude if magnitude > largest else largest
-        finite = largest < uint32(0x7F800000)
-        exponent = exponent_above(numpy_int64(largest)) if finite else 0
-        pointer_to_float64(factors)[row] = power_of_two(exponent - bits) if finite else float64_nan
-        up = power_of_two(bits - exponent)
-        if finite:
-            for j in range(columns):
-                target[j] = (float(source[j]) * up + {_ROUND}) - {_ROUND}
-        else:
-            for j in range(columns):
-                target[j] = 0.0
+        sliced_row(x + 4 * columns * row, out + 8 * columns * row, factors + 8 * row, columns, bits)
 '''
 
 _COLUMNS = f'''"""Columns of float32 matrices as integers in float64."""
 
-{_POWERS}
+{POWERS}
 
 def sliced(x, out, factors, rows, columns, bits, first, last, ups, largest):
     """Slice columns first to last of one matrix."""
@@ -83,7 +83,7 @@ def sliced(x, out, factors, rows, columns, bits, first, last, ups, largest):
         source = pointer_to_float32(x + 4 * columns * i)
         target = pointer_to_float64(out + 8 * columns * i)
         for j in range(first, last):
-            target[j] = (float(source[j]) * ups[j] + {_ROUND}) - {_ROUND}
+            target[j] = (float(source[j]) * ups[j] + {ROUND}) - {ROUND}
     if not all_finite:
         for j in range(first, last):
             if not factors[j] == factors[j]:
@@ -185,18 +185,23 @@ def _part() -> Any:
     return compile_function(_PART_SOURCE, "part")
 
 
-def _run(source: str, lines: int, elements: int, *values: int) -> None:
+def rows_at_once(lines: int, elements: int) -> int:
+    """Return how many lines, of altogether so many elements, one thread gets; the last one may get fewer."""
+    parts = max(min(threads.get_num_threads(), elements // ELEMENTS_PER_THREAD, lines), 1)
+    return -(-lines // parts)
+
+
+def run(source: str, lines: int, elements: int, *values: int) -> None:
     """Call a kernel for so many lines of altogether so many elements, in threads if that is worth their while."""
     function = _kernel(source)
-    parts = max(min(threads.get_num_threads(), elements // ELEMENTS_PER_THREAD, lines), 1)
-    size = -(-lines // parts)
+    size = rows_at_once(lines, elements)
     words = [
         word
         for start in range(0, lines, size)
         for word in (0, 0, 0, start, min(start + size, lines), threads.address_of(function), *values)
     ]
     records = array("q", words)
-    if parts == 1:
+    if size == lines:
         at = records.buffer_info()[0]
         function(at, at, *values, 0, lines)
     else:
@@ -221,12 +226,12 @@ def slices(x: Any, axis: int) -> Slices:
     if axis == -1:
         lines = x.size // columns
         factors = np.empty((*x.shape[:-1], 1))
-        _run(_ROWS, lines, x.size, x.ctypes.data, out.ctypes.data, factors.ctypes.data, columns, lines, bits, 0)
+        run(_ROWS, lines, x.size, x.ctypes.data, out.ctypes.data, factors.ctypes.data, columns, lines, bits, 0)
         return Slices((out,), factors, axis, bits)
     lines = x.size // rows
     # Beside the factors, their inverses and the largest magnitudes.
     scratch = np.empty(lines * 2 + (lines + 1) // 2)
-    _run(_COLUMNS, lines, x.size, x.ctypes.data, out.ctypes.data, scratch.ctypes.data, columns, lines, bits, rows)
+    run(_COLUMNS, lines, x.size, x.ctypes.data, out.ctypes.data, scratch.ctypes.data, columns, lines, bits, rows)
     return Slices((out,), scratch[:lines].reshape((*x.shape[:-2], 1, columns)), axis, bits)
 
 
@@ -240,7 +245,7 @@ def rescaled(products: Sequence[Any], left: Slices, right: Slices) -> Any:
     column_factors = np.ascontiguousarray(np.broadcast_to(right.factor, (*batches, 1, columns)))
     out = memory.empty(integers.shape, np.float32)
     addresses = (integers.ctypes.data, out.ctypes.data, row_factors.ctypes.data)
-    _run(_RESCALED, lines, integers.size, *addresses, columns, column_factors.ctypes.data, rows, 0)
+    run(_RESCALED, lines, integers.size, *addresses, columns, column_factors.ctypes.data, rows, 0)
     return out
 
 
@@ -251,7 +256,7 @@ def rescaled_gram(lower: Any, left: Slices) -> Any:
     out = memory.empty(integers.shape, np.float32)
     tiles = -(-rows // _TILE)
     addresses = (integers.ctypes.data, out.ctypes.data, factors.ctypes.data)
-    _run(_GRAM, integers.size // (rows * rows) * tiles, integers.size, *addresses, rows, tiles, 0, 0)
+    run(_GRAM, integers.size // (rows * rows) * tiles, integers.size, *addresses, rows, tiles, 0, 0)
     return out
 
 
@@ -264,5 +269,5 @@ def dense(x: Any) -> Any:
     out = memory.empty(x.shape, x.dtype)
     rows, columns = x.shape[-2:]
     # The memory has the transposes, of as many rows as the array has columns.
-    _run(_TRANSPOSED, x.size // columns, x.size, x.ctypes.data, out.ctypes.data, 0, rows, columns, 0, 0)
+    run(_TRANSPOSED, x.size // columns, x.size, x.ctypes.data, out.ctypes.data, 0, rows, columns, 0, 0)
     return out
