@@ -31,7 +31,7 @@ from portopt.interrupts import finish
 from portopt.kernels import launch
 from portopt.kernels import products as gpu_products
 from portopt.kernels.cuda.graphs import capture_error
-from portopt.kernels.host import compiler, joined, kernel, memory, norm, readers, segments, totals, trial
+from portopt.kernels.host import compiler, joined, kernel, memory, norm, readers, segments, threads, totals, trial
 from portopt.kernels.host import products as host_products
 from portopt.kernels.host.plan import can_plan, make_plan
 from portopt.kernels.norm_dependence import GradientNorm
@@ -180,6 +180,10 @@ class TorchBackend(ArrayAPIBackend):
             integers=tuple(map(self._torch.from_numpy, found.integers)), factor=self._torch.from_numpy(found.factor)
         )
 
+    def _threads(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which torch's threads do what is split among threads."""
+        return threads.by(importlib.import_module("portopt_torch._team").team())
+
     def _squares(self, x: Any) -> Bins | None:
         if self._runs_triton(x):
             return launch.squares(self._triton.LIBRARY, x)
@@ -313,7 +317,7 @@ class TorchBackend(ArrayAPIBackend):
                     written = [tensor for outputs in results for tensor in outputs.values()]
                     self._torch.autograd.graph.increment_version(written)
         if results is None:
-            with memory.reused():
+            with memory.reused(), self._threads():
                 results = super().update(all_detached, in_place=in_place)
         if in_place:
             return [{n: arrays[n] for n in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
@@ -383,7 +387,7 @@ class TorchBackend(ArrayAPIBackend):
         others = [work for work in works if not self._runs_on_host(work)]
         interpreted: Iterator[dict[str, Any]] = iter(())
         if others:
-            with memory.reused():
+            with memory.reused(), self._threads():
                 interpreted = iter(self.results(others, in_place=in_place))
         jobs: list[kernel.Job] = []
         results: list[dict[str, Any]] = []

@@ -276,7 +276,7 @@ def test_products_of_what_is_symmetric_have_the_bits_of_others(
     monkeypatch.setattr(
         products.SlicedOperands,
         "matmul",
-        lambda self, primitives, wide, index, a, b: products.matmul(primitives, wide, a, b),
+        lambda self, primitives, wide, index, a, b, **_: products.matmul(primitives, wide, a, b),
     )
     for one, other in zip(found, stepped(), strict=True):
         assert_same_bits(one, other)

@@ -5,7 +5,7 @@ LLVM would take vectors of half the length for these loops, and of a quarter for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -13,10 +13,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from portopt.arithmetic.dtypes import TINY_FLOAT32
+from portopt.kernels.host.products import ROUND, TILE
 from portopt.kernels.host.reduction_support import use_widest_vectors
 
-_ROUND = 1.5 * 2.0**52
-"""A number below 2**51 is rounded to an integer, halves to even, by adding it and subtracting it again."""
 _AT_ONCE = 32
 """Elements of a step of a loop, a multiple of the vectors' lengths."""
 _WORD, _LONG, _FLOAT, _DOUBLE = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
@@ -98,7 +98,7 @@ def _integers(factor_type: Any, factor_of: Callable[..., Any]) -> Any:
             # Fused where the processor can: the product with a power of two is exact, so it is the same.
             name = f"llvm.fmuladd.v{n}f64"
             multiply_add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
-            large = ir.Constant(vector, [_ROUND] * n)
+            large = ir.Constant(vector, [ROUND] * n)
             rounded = builder.call(
                 multiply_add, [builder.fpext(single, vector), factor_of(builder, factor, index, n), large]
             )
@@ -124,8 +124,89 @@ def write_integers_by(typing_context: Any, source: Any, target: Any, factors: An
     )
 
 
+def _write_transposed(builder: Any, rows: Sequence[Any], target: Any, stride: Any) -> None:
+    """Write the columns of a tile of as many rows as each has elements, each that far behind the one before."""
+    rows, length = list(rows), len(rows)
+    step = length // 2
+    # Exchange, bit by bit, the number of a row with that of an element in it.
+    while step:
+        masks = [
+            [k if not k & step else length + k - step for k in range(length)],
+            [k + step if not k & step else length + k for k in range(length)],
+        ]
+        chosen = [ir.Constant(ir.VectorType(_WORD, length), mask) for mask in masks]
+        for i in range(length):
+            if not i & step:
+                a, b = rows[i], rows[i + step]
+                rows[i], rows[i + step] = (builder.shuffle_vector(a, b, mask) for mask in chosen)
+        step //= 2
+    for i, row in enumerate(rows):
+        place = builder.gep(target, [builder.mul(stride, ir.Constant(_LONG, i))])
+        builder.store(row, builder.bitcast(place, row.type.as_pointer()), align=4)
+
+
+@intrinsic
+def transpose_tile(typing_context: Any, source: Any, source_stride: Any, target: Any, target_stride: Any) -> Any:
+    """Write the transpose of `TILE` rows of as many words."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, source_stride, target, target_stride = args
+        rows = []
+        for i in range(TILE):
+            place = _at(builder, source, builder.mul(source_stride, ir.Constant(_LONG, i)), _WORD, TILE)
+            rows.append(builder.load(place, align=4))
+        _write_transposed(builder, rows, target, target_stride)
+        return context.get_dummy_value()
+
+    words = types.CPointer(types.uint32)
+    return types.none(words, types.int64, words, types.int64), codegen
+
+
+@intrinsic
+def scale_tile(
+    typing_context: Any, source: Any, factor: Any, factors: Any, target: Any, mirrored: Any, stride: Any
+) -> Any:
+    """Scale `TILE` rows of as many integers back, round them to float32, and write them and their transpose."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, factor, factors, target, mirrored, stride = args
+        half = TILE // 2
+        vector = ir.VectorType(_DOUBLE, half)
+        zero, tiny = (ir.Constant(vector, [value] * half) for value in (0.0, TINY_FLOAT32))
+        absolute = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(vector, [vector]), f"llvm.fabs.v{half}f64"
+        )
+        of_columns = [
+            builder.load(_at(builder, factors, ir.Constant(_LONG, k), _DOUBLE, half), align=8) for k in (0, half)
+        ]
+        joined = ir.Constant(ir.VectorType(_WORD, TILE), list(range(TILE)))
+        rows = []
+        for i in range(TILE):
+            start = builder.mul(stride, ir.Constant(_LONG, i))
+            of_row = _repeated(builder, builder.load(builder.gep(factor, [ir.Constant(_LONG, i)]), align=8), half)
+            halves = []
+            for k, of_column in zip((0, half), of_columns, strict=True):
+                integers = builder.load(
+                    _at(builder, source, builder.add(start, ir.Constant(_LONG, k)), _DOUBLE, half), align=8
+                )
+                scaled = builder.fmul(builder.fmul(builder.fadd(integers, zero), of_row), of_column)
+                is_tiny = builder.fcmp_ordered("<", builder.call(absolute, [scaled]), tiny)
+                scaled = builder.select(is_tiny, builder.fmul(scaled, zero), scaled)
+                halves.append(builder.fptrunc(scaled, ir.VectorType(_FLOAT, half)))
+            row = builder.shuffle_vector(*halves, joined)
+            builder.store(row, _at(builder, target, start, _FLOAT, TILE), align=4)
+            rows.append(row)
+        _write_transposed(builder, rows, mirrored, stride)
+        return context.get_dummy_value()
+
+    single, double = types.CPointer(types.float32), types.CPointer(types.float64)
+    return types.none(double, double, double, single, single, types.int64), codegen
+
+
 NAMESPACE: dict[str, Any] = {
     function.__name__: function
-    for function in (use_widest_vectors, largest_magnitude, raise_largest, write_integers, write_integers_by)
-}
+    for function in (
+        use_widest_vectors, largest_magnitude, raise_largest, write_integers, write_integers_by, transpose_tile, scale_tile,
+    )
+}  # fmt: skip
 """Global names of kernels of lines of matrices."""

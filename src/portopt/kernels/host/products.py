@@ -16,10 +16,12 @@ from portopt.kernels.host import memory, threads
 from portopt.kernels.host.compiler import compile_function
 from portopt.program.products import Slices, slice_bits
 
+_ELEMENTS_PER_READY_THREAD = 1 << 15
+
 ROUND = 1.5 * 2.0**52
 """A number below 2**51 is rounded to an integer, halves to even, by adding it and subtracting it again."""
 
-ELEMENTS_PER_THREAD = 1 << 22
+ELEMENTS_PER_THREAD = 1 << 20
 """A thread gets at least so many: a library that multiplied just now has its own threads wait for more on each processor."""
 
 POWERS = '''
@@ -117,7 +119,7 @@ def kernel(n, out, row_factors, columns, column_factors, rows, unused, start, st
             target[j] = float64_to_float32(((source[j] + 0.0) * factor) * factors[j])
 '''
 
-_TILE = 16
+TILE = 16
 """Rows and columns of the tiles in which a matrix is transposed: as long as the lines of a cache, for numbers of four bytes."""
 
 _GRAM = f'''"""Lower halves of integer products of matrices and their transposes, scaled back, rounded to float32, mirrored."""
@@ -127,18 +129,28 @@ def kernel(n, out, factors, rows, tiles, unused, unused_2, start, stop):
     """Scale rows of tiles start to stop, counted through all matrices, back."""
     for line in range(start, stop):
         matrix = line // tiles
-        top = (line - matrix * tiles) * {_TILE}
-        bottom = min(top + {_TILE}, rows)
+        place = line - matrix * tiles
+        # Short rows of tiles beside long ones: threads get as much to do.
+        top = (place // 2 if place % 2 == 0 else tiles - 1 - place // 2) * {TILE}
+        bottom = min(top + {TILE}, rows)
         source = pointer_to_float64(n + 8 * rows * rows * matrix)
         target = pointer_to_float32(out + 4 * rows * rows * matrix)
         factor = pointer_to_float64(factors + 8 * rows * matrix)
-        for left in range(0, bottom, {_TILE}):
-            for i in range(top, bottom):
-                for j in range(left, min(left + {_TILE}, i + 1)):
-                    target[rows * i + j] = float64_to_float32(((source[rows * i + j] + 0.0) * factor[i]) * factor[j])
-            for j in range(left, min(left + {_TILE}, bottom)):
-                for i in range(max(top, j), bottom):
-                    target[rows * j + i] = target[rows * i + j]
+        whole = top if bottom - top == {TILE} else 0
+        for left in range(0, whole, {TILE}):
+            scale_tile(
+                pointer_to_float64(n + 8 * (rows * rows * matrix + rows * top + left)),
+                pointer_to_float64(factors + 8 * (rows * matrix + top)),
+                pointer_to_float64(factors + 8 * (rows * matrix + left)),
+                pointer_to_float32(out + 4 * (rows * rows * matrix + rows * top + left)),
+                pointer_to_float32(out + 4 * (rows * rows * matrix + rows * left + top)),
+                rows,
+            )
+        for i in range(top, bottom):
+            for j in range(whole, i + 1):
+                value = float64_to_float32(((source[rows * i + j] + 0.0) * factor[i]) * factor[j])
+                target[rows * i + j] = value
+                target[rows * j + i] = value
 '''
 
 _LEAST_IN_TILES = 1 << 14
@@ -154,11 +166,18 @@ def kernel(x, out, unused, columns, rows, unused_2, unused_3, start, stop):
         last = min(stop - matrix * columns, columns)
         source = pointer_to_uint32(x + 4 * rows * columns * matrix)
         target = pointer_to_uint32(out + 4 * rows * columns * matrix)
-        for j in range(first, last, {_TILE}):
-            for i in range(0, rows, {_TILE}):
-                for jj in range(j, min(j + {_TILE}, last)):
-                    for ii in range(i, min(i + {_TILE}, rows)):
-                        target[rows * jj + ii] = source[columns * ii + jj]
+        for j in range(first, last, {TILE}):
+            whole = rows - rows % {TILE} if last - j >= {TILE} else 0
+            for i in range(0, whole, {TILE}):
+                transpose_tile(
+                    pointer_to_uint32(x + 4 * (rows * columns * matrix + columns * i + j)),
+                    columns,
+                    pointer_to_uint32(out + 4 * (rows * columns * matrix + rows * j + i)),
+                    rows,
+                )
+            for i in range(whole, rows):
+                for jj in range(j, min(j + {TILE}, last)):
+                    target[rows * jj + i] = source[columns * i + jj]
 '''
 
 _PART_SOURCE = '''"""One thread's part of a pass over matrices."""
@@ -185,9 +204,16 @@ def _part() -> Any:
     return compile_function(_PART_SOURCE, "part")
 
 
+def in_this_thread(elements: int) -> bool:
+    """Tell whether a pass over so many elements is not worth the while of any other thread."""
+    return rows_at_once(elements, elements) == elements
+
+
 def rows_at_once(lines: int, elements: int) -> int:
     """Return how many lines, of altogether so many elements, one thread gets; the last one may get fewer."""
-    parts = max(min(threads.get_num_threads(), elements // ELEMENTS_PER_THREAD, lines), 1)
+    ready = threads.team_size()
+    least = _ELEMENTS_PER_READY_THREAD if ready else ELEMENTS_PER_THREAD
+    parts = max(min(ready or threads.get_num_threads(), elements // least, lines), 1)
     return -(-lines // parts)
 
 
@@ -254,7 +280,7 @@ def rescaled_gram(lower: Any, left: Slices) -> Any:
     rows = lower.shape[-1]
     integers, factors = np.ascontiguousarray(lower), np.ascontiguousarray(left.factor)
     out = memory.empty(integers.shape, np.float32)
-    tiles = -(-rows // _TILE)
+    tiles = -(-rows // TILE)
     addresses = (integers.ctypes.data, out.ctypes.data, factors.ctypes.data)
     run(_GRAM, integers.size // (rows * rows) * tiles, integers.size, *addresses, rows, tiles, 0, 0)
     return out
