@@ -143,7 +143,10 @@ def muon() -> Iterator[tuple[str, Step]]:
 
 
 def products_numpy() -> Iterator[tuple[str, Step]]:
-    yield "float64 products of Muon alone, NumPy", integer_products(np.matmul, lambda a, out: np.matmul(a, a.mT, out=out))
+    yield (
+        "float64 products of Muon alone, NumPy",
+        integer_products(np.matmul, lambda a, out: np.matmul(a, a.mT, out=out)),
+    )
     yield "Muon, NumPy", on_numpy(portopt.Muon(), MATRICES)
 
 

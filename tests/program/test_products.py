@@ -14,6 +14,7 @@ from support.bits import Array, assert_same_bits, ordinary, random_words
 from support.libraries import LIBRARIES, Library
 
 import portopt
+from portopt.kernels.host import joined
 from portopt.program import products
 from portopt.program.primitives import Primitives
 
@@ -273,6 +274,8 @@ def test_products_of_what_is_symmetric_have_the_bits_of_others(
         return found
 
     found = stepped()
+    # A result that only products need is known by its slices alone.
+    monkeypatch.setattr(joined, "run", lambda *_: None)
     monkeypatch.setattr(
         products.SlicedOperands,
         "matmul",

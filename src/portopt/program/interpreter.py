@@ -180,7 +180,7 @@ def _run(
             return [array for array, _ in found]
     given = [array.scaled() if isinstance(array, Unscaled) else array for array in given]
     assert primitives.fused is not None  # or there would be no segments
-    return given if segment.only_scales else primitives.fused(segment.program, given, numbers)  # type: ignore[no-any-return]  # a list
+    return given if segment.only_scales else primitives.fused(segment.program, given, numbers)
 
 
 class ParameterScalars:

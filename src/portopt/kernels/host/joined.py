@@ -54,7 +54,9 @@ def kernel(x, out, scratch, columns, rows_at_once, bits, words, start, stop):
 '''
 
 
-def run(segment: Segment, arrays: Sequence[Any], scalars: Sequence[float]) -> list[tuple[Any, Mapping[int, Any]]] | None:
+def run(
+    segment: Segment, arrays: Sequence[Any], scalars: Sequence[float]
+) -> list[tuple[Any, Mapping[int, Any]]] | None:
     """Return the results of a segment of float32 matrices, each with what returns its slices, by the axis; None if it cannot.
 
     Args:
@@ -74,7 +76,7 @@ def run(segment: Segment, arrays: Sequence[Any], scalars: Sequence[float]) -> li
     is_kept = tuple(is_read or _COLUMNS in of for is_read, of in zip(segment.is_read, segment.sliced, strict=True))
     line = None if all(is_kept) else np.empty((parts, columns), np.float32)
     results = [memory.empty(shape, np.float32) if of else None for of in is_kept]
-    found: list[tuple[Any, dict[int, Callable[[], Slices]]]] = []
+    found: list[tuple[Any, Mapping[int, Any]]] = []
     words = [part.ctypes.data for part in given]
     for result, axes in zip(results, segment.sliced, strict=True):
         slices: dict[int, Callable[[], Slices]] = {}
@@ -92,7 +94,16 @@ def run(segment: Segment, arrays: Sequence[Any], scalars: Sequence[float]) -> li
     source = _source(segment.program, is_product, is_kept, segment.sliced, default_flush())
     values_at = values.buffer_info()[0]
     products.run(
-        source, rows, rows * columns, table.buffer_info()[0], columns, rows_at_once, slice_bits(columns), values_at, 0, 0
+        source,
+        rows,
+        rows * columns,
+        table.buffer_info()[0],
+        columns,
+        rows_at_once,
+        slice_bits(columns),
+        values_at,
+        0,
+        0,
     )
     return found
 

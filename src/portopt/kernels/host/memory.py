@@ -72,7 +72,7 @@ class _Blocks:
 
 
 _current: ContextVar[_Blocks | None] = ContextVar("portopt_blocks", default=None)
-_resting: list[_Blocks] = []
+resting: list[_Blocks] = []
 """Those of steps that are over: one for each that ran at one time."""
 
 
@@ -85,7 +85,7 @@ def reused() -> Iterator[None]:
     operating system may have the memory as soon as it needs any; what it does not take serves the next step.
     """
     try:
-        blocks = _resting.pop()
+        blocks = resting.pop()
     except IndexError:
         blocks = _Blocks()
     before = _current.set(blocks)
@@ -94,7 +94,7 @@ def reused() -> Iterator[None]:
     finally:
         _current.reset(before)
         if blocks.rest():
-            _resting.append(blocks)
+            resting.append(blocks)
 
 
 def empty(shape: Sequence[int], dtype: Any) -> Any:

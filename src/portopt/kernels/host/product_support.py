@@ -14,7 +14,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from portopt.arithmetic.dtypes import TINY_FLOAT32
-from portopt.kernels.host.products import ROUND, TILE
+from portopt.kernels.host.product_constants import ROUND, TILE
 from portopt.kernels.host.reduction_support import use_widest_vectors
 
 _AT_ONCE = 32

@@ -14,15 +14,14 @@ import numpy as np
 
 from portopt.kernels.host import memory, threads
 from portopt.kernels.host.compiler import compile_function
+from portopt.kernels.host.product_constants import ROUND, TILE
 from portopt.program.products import Slices, slice_bits
-
-_ELEMENTS_PER_READY_THREAD = 1 << 15
-
-ROUND = 1.5 * 2.0**52
-"""A number below 2**51 is rounded to an integer, halves to even, by adding it and subtracting it again."""
 
 ELEMENTS_PER_THREAD = 1 << 20
 """A thread gets at least so many: a library that multiplied just now has its own threads wait for more on each processor."""
+
+ELEMENTS_PER_READY_THREAD = 1 << 15
+"""As above, where these threads do the passes."""
 
 POWERS = '''
 def power_of_two(exponent):
@@ -119,9 +118,6 @@ def kernel(n, out, row_factors, columns, column_factors, rows, unused, start, st
             target[j] = float64_to_float32(((source[j] + 0.0) * factor) * factors[j])
 '''
 
-TILE = 16
-"""Rows and columns of the tiles in which a matrix is transposed: as long as the lines of a cache, for numbers of four bytes."""
-
 _GRAM = f'''"""Lower halves of integer products of matrices and their transposes, scaled back, rounded to float32, mirrored."""
 
 
@@ -212,7 +208,7 @@ def in_this_thread(elements: int) -> bool:
 def rows_at_once(lines: int, elements: int) -> int:
     """Return how many lines, of altogether so many elements, one thread gets; the last one may get fewer."""
     ready = threads.team_size()
-    least = _ELEMENTS_PER_READY_THREAD if ready else ELEMENTS_PER_THREAD
+    least = ELEMENTS_PER_READY_THREAD if ready else ELEMENTS_PER_THREAD
     parts = max(min(ready or threads.get_num_threads(), elements // least, lines), 1)
     return -(-lines // parts)
 

@@ -127,13 +127,13 @@ class Team(NamedTuple):
     Attributes:
         parallel: address of `GOMP_parallel`, which LLVM's and Intel's runtimes have, too.
         number: address of `omp_get_thread_num`.
-        count: address of `omp_get_num_threads`.
+        members: address of `omp_get_num_threads`.
         size: how many threads the library uses.
     """
 
     parallel: int
     number: int
-    count: int
+    members: int
     size: int
 
 
@@ -185,7 +185,7 @@ def split_call(part: int, records: array[int], words: int) -> Callable[[], objec
     team = _team.get()
     if team is None or count > team.size:
         return functools.partial(compiled_split(), address, address, part, address, words, count, *thread_functions())
-    work = array("q", (0, part, address, words, count, team.number, team.count))
+    work = array("q", (0, part, address, words, count, team.number, team.members))
     call = functools.partial(_parallel(team.parallel), address_of(_member()), work.buffer_info()[0], team.size, 0)
     call.__dict__["work"] = work  # it must live until the call
     return call
