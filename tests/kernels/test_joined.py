@@ -14,7 +14,8 @@ from support.libraries import PLANNED, Library
 import portopt
 from portopt.kernels.host import joined
 from portopt.kernels.host import products as passes
-from portopt.program.products import Sliced, Unscaled
+from portopt.program import Kind, Op, Program, products
+from portopt.program.products import Sliced, Slices, Unscaled
 from portopt.program.segments import Segment, fused_schedule
 
 
@@ -107,6 +108,49 @@ def test_threads_do_not_matter_to_joined_segments(library: Library, monkeypatch:
                 assert_same_bits(one, other, f"{count} threads")
     finally:
         portopt.set_num_threads(None)
+
+
+SCALING = Segment(
+    Program("Segment", (Op("load", Kind.ARRAY, label="x0"),), {"y0": 0}), (0,), (), (0,), ((-2, -1),), (True,)
+)
+
+
+@pytest.mark.parametrize("flush", ["register", "where"])
+@pytest.mark.parametrize(("threads", "is_nan"), [(1, False), (3, False), (3, True)])
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_products_are_scaled_back_and_sliced(
+    flush: str, threads: int, is_nan: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joined, "default_flush", lambda: flush)
+    monkeypatch.setattr(passes, "ELEMENTS_PER_THREAD", 50)
+    rng = np.random.default_rng(0)
+    # Zeros of both signs, results from below the smallest normal number to above the largest one, the largest ones last.
+    integers = rng.integers(-(2**40), 2**40, (70, 37)) * rng.integers(0, 2, (70, 37)) * -1.0
+    factors = [np.exp2(np.sort(rng.integers(-100, last, n).astype(float))) for n, last in ((70, 10), (37, 90))]
+    if is_nan:
+        factors[0][3] = factors[1][30] = np.nan
+    left = Slices((), factors[0][:, None], -1, 20)
+    right = Slices((), factors[1][None], -2, 20)
+    primitives, wide = (portopt.get_backend("numpy").primitives(name) for name in ("float32", "float64"))  # type: ignore[attr-defined]  # NumPy's
+    portopt.set_num_threads(threads)
+    try:
+        found = joined.run(SCALING, [Unscaled(primitives, wide, [integers], left, right)], [])
+        assert found is not None
+        [(array, slices)] = found
+        columns, rows = slices[-2](), slices[-1]()
+    finally:
+        portopt.set_num_threads(None)
+    assert np.signbit(integers[integers == 0]).any()
+    assert np.float32(1e-39) * np.float32(1) > 0, "the processor still flushes"
+    with np.errstate(all="ignore"):
+        expected = products.rescaled(primitives, wide, [integers], left, right)
+    assert_same_bits(array, expected)
+    assert is_nan or all(0 < np.isnan(one.factor).sum() < one.factor.size for one in (rows, columns))
+    for one, axis in ((rows, -1), (columns, -2)):
+        whole = passes.slices(expected, axis)
+        assert_same_bits(one.integers[0], whole.integers[0])
+        assert_same_bits(one.factor, whole.factor)
+        assert (one.axis, one.bits) == (axis, whole.bits)
 
 
 def counting(function: Callable[..., Any], counts: list[int]) -> Callable[..., Any]:
