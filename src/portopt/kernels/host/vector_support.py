@@ -13,6 +13,10 @@ from portopt.kernels.host.reduction_source import FIRST_BITS, SQUARES_AT_ONCE
 
 _VECTOR = 8
 """Elements of a vector: as many float64 as the widest registers hold; LLVM takes several where they are shorter."""
+_AHEAD = 4096
+"""Elements between one that is added and one that is fetched: a processor's own fetching ends at each page of 4 KiB."""
+_LINE = 16
+"""Elements of a line of the cache."""
 
 
 @intrinsic
@@ -44,7 +48,16 @@ def sums_of_squares(typing_context: Any, array: Any, first: Any, last: Any, star
         sums = [cgutils.alloca_once_value(builder, starts) for _ in lanes]
         rests = [cgutils.alloca_once_value(builder, ir.Constant(words, [0] * _VECTOR)) for _ in lanes]
         step = ir.Constant(word, SQUARES_AT_ONCE)
+        bytes_, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        fetch = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [bytes_, number, number, number]), "llvm.prefetch.p0"
+        )
         with cgutils.for_range_slice(builder, first, last, step, word) as (index, _):
+            for k in range(0, SQUARES_AT_ONCE, _LINE):
+                # Also beyond the end: fetching cannot fail.
+                place = builder.gep(array, [builder.add(index, ir.Constant(word, _AHEAD + k))])
+                how = [ir.Constant(number, k) for k in (0, 3, 1)]  # to read, into all caches, data
+                builder.call(fetch, [builder.bitcast(place, bytes_), *how])
             for k in lanes:
                 place = builder.gep(array, [builder.add(index, ir.Constant(word, _VECTOR * k))])
                 x = builder.fpext(builder.load(builder.bitcast(place, single.as_pointer()), align=4), vector)
