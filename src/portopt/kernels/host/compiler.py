@@ -177,7 +177,10 @@ def _compile(source: str, prototype: str) -> bytes:
 
     from portopt.kernels.host import reduction_support, support, vector_support
 
-    further = {"stages": reduction_support.NAMESPACE, "norm": vector_support.NAMESPACE}
+    further = {
+        "stages": {**reduction_support.NAMESPACE, **vector_support.OPERATIONS},
+        "norm": vector_support.NAMESPACE,
+    }
     namespace = support.NAMESPACE | further.get(prototype, {})
     exec(compile(source, "<portopt kernel>", "exec"), namespace)
     options: Any = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
