@@ -83,7 +83,7 @@ def combine_bins(bins, size, parts, words):
 def sum_of(bins, size, i, shift):
     """Return a sum, times 2**-shift."""
     compile_once()
-    special = bins[4 * size + i]
+    special = bins[4 * size + i] & 7
     if special != 0:
         return float64_nan if special & 1 or special == 6 else float64_inf if special == 2 else float64_minus_inf
     third = bins[3 * size + i]

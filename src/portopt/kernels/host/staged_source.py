@@ -15,6 +15,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
+from portopt.kernels.host import vector_source
 from portopt.kernels.host.draw_source import drawing_functions_source
 from portopt.kernels.host.reduction_source import (
     ABOVE,
@@ -28,7 +29,7 @@ from portopt.kernels.host.reduction_source import (
 )
 from portopt.kernels.host.source import LANGUAGES, functions_source, step_scalars_source
 from portopt.kernels.key import NEW, Flush, KernelKey
-from portopt.kernels.stages import Loop, Space, Stages, can_cut, cut, elements, store_early
+from portopt.kernels.stages import Loop, Space, Stages, again, can_cut, cut, elements, store_early
 from portopt.kernels.writer import Language, Writer
 from portopt.program import DRAWS, FUNCTIONS, REDUCTIONS, SUMS, Kind, Program
 from portopt.program.expansion import expand_elementary, loads_to_flush
@@ -74,6 +75,7 @@ def workspace(stages: Stages, lengths: Sequence[int]) -> Workspace:
         reduction(ops[i].name, "float64").words * elements(stages.spaces[i] or (), lengths) for i in stages.reductions
     )
     whole = len(stages.program.parameter_scalars)
+    part += vector_source.words_of_loops(stages)
     whole += sum(elements(stages.spaces[i] or (), lengths) for i in stages.kept)
     return Workspace(part + _APART, whole + _APART)
 
@@ -113,6 +115,7 @@ _WORDS = (
     *("combine_bins", "clear_numbers", "combine_counts", "combine_max", "combine_min", "max_of_row"),
     *("min_of_row", "add_row_of_counts"),
     *("words_of", "fraction_of", "draw_uniform", "draw_normal", "step_scalars"),
+    *vector_source.RESERVED,
 )
 
 
@@ -147,6 +150,11 @@ class _Function:
             *(f"    {line}" for line in self.lines),
         ]
 
+    def calling(self, other: _Function, *own: str) -> list[str]:
+        """Return the lines with which this function calls another one, given the other's own arguments."""
+        self.arguments.update(other.arguments)
+        return other.call(*own)
+
     def call(self, *own: str) -> list[str]:
         """Return the lines that call it."""
         arguments = [*own, *self.arguments]
@@ -169,6 +177,8 @@ class _Source:
         """Whether there are loops over some lines at once that add up squares, or that add up elements."""
         self.scalar_places = {i: k for k, i in enumerate(sorted(program.parameter_scalars))}
         self.kept = frozenset(stages.kept)
+        self.many: dict[int, _Function] = {}
+        """Of each loop in vectors, the function that adds up what it has added up."""
 
     def text(self) -> str:
         calls = []
@@ -176,9 +186,7 @@ class _Source:
             if kind == "between":
                 calls.append(self._between(k))
             elif kind == "loop":
-                loop = self.stages.loops[k]
-                what = " ".join(["Reduce."] * bool(loop.reductions) + ["Store results."] * bool(loop.outputs))
-                calls.append(self._loop(f"loop_{k}", loop, what).call("first", "last"))
+                calls.append(self._full_loop(k))
             else:
                 calls.append(self._small())
         functions = [line for function in self.functions for line in function.text()]
@@ -186,7 +194,8 @@ class _Source:
         drawing = drawing_functions_source({op.name for op in self.program.ops}, self.real, self.language)
         head = f'"""{self.program.name} on {self.writer.dtypes["p"]}, computed in {self.real}; flushed by {self.key.flush}."""'
         kernel = self._kernel(calls)
-        given = [reducing_functions_source(self.stages, self.real, self.lines), elementary, drawing]
+        many = vector_source.FUNCTIONS if self.many else ""
+        given = [reducing_functions_source(self.stages, self.real, self.lines), many, elementary, drawing]
         return "\n".join([head, *(text.rstrip("\n") for text in given if text), *functions, *kernel]) + "\n"
 
     # The kernel ---------------------------------------------------------------------------------------------------
@@ -254,9 +263,12 @@ class _Source:
         """Return the lines that give what is in the workspace its names."""
         ops, spaces = self.program.ops, self.stages.spaces
         sizes = [f"{reduction(ops[i].name, self.real).words} * {_size(spaces[i])}" for i in self.stages.reductions]
-        lines = [f"words = {' + '.join([*sizes, str(_APART)])}", "at = workspace + 8 * words * part"]
+        own = vector_source.words_of_loops(self.stages) + _APART
+        lines = [f"words = {' + '.join([*sizes, str(own)])}", "at = workspace + 8 * words * part"]
         for i, size in zip(self.stages.reductions, sizes, strict=True):
             lines += [f"{self.kept_name(i)} = pointer_to_int64(at)", f"at += 8 * {size}"]
+        for k in vector_source.loops_with_words(self.stages):
+            lines += [f"{_range(k)} = pointer_to_int64(at)", f"at += {8 * vector_source.WORDS}"]
         lines += ["values = pointer_to_float64(workspace + 8 * words * parts)"]
         lines.append(f"at = workspace + 8 * words * parts + {8 * len(self.scalar_places)}")
         for i in self.stages.kept:
@@ -290,7 +302,7 @@ class _Source:
                 value = f"numpy_int64({value})"
         function.lines.append(f"{self.names[i]} = {value}")
 
-    def _rounded(self, function: _Function, operations: Iterable[int]) -> None:
+    def rounded(self, function: _Function, operations: Iterable[int]) -> None:
         """Make the rounded scalars known that operations need."""
         known: set[int] = set()
         done: set[int] = set()
@@ -314,17 +326,98 @@ class _Source:
         function = _Function(name, description, ("first", "last"))
         self.functions.append(function)
         outputs = [self.program.array_outputs[name] for name in loop.outputs]
-        self._rounded(function, [*loop.operations, *outputs, *(self.program.ops[i].args[0] for i in loop.reductions)])
-        for i in loop.reductions:
-            if i in self.stages.left:
-                continue
-            clear = reduction(self.program.ops[i].name, self.real).clear
-            function.lines.append(clear.format(kept=function.use(self.kept_name(i)), size=self._use_size(function, i)))
+        self.rounded(function, [*loop.operations, *outputs, *(self.program.ops[i].args[0] for i in loop.reductions)])
         _LoopWriter(self, function, loop).write()
         return function
 
-    def _use_size(self, function: _Function, i: int) -> str:
-        return use_size(function, self.stages.spaces[i])
+    def _full_loop(self, k: int) -> list[str]:
+        """Write a loop over all elements; return the lines that do it."""
+        loop = self.stages.loops[k]
+        what = " ".join(["Reduce."] * bool(loop.reductions) + ["Store results."] * bool(loop.outputs))
+        function = self._loop(f"loop_{k}", loop, what)
+        once_more = again(self.stages, k)
+        if once_more is None or not vector_source.can_be_many(self.stages, loop, self.key):
+            return [*self._clear(loop), *function.call("first", "last")]
+        many = self._many(k, function, once_more)
+        return [
+            *self._clear(loop),
+            f"if last - first < {vector_source.MANY}:",
+            *(f"    {line}" for line in function.call("first", "last")),
+            "else:",
+            *(f"    {line}" for line in many.call("first", "last")),
+        ]
+
+    def _clear(self, loop: Loop, function: _Function | None = None, kept: str = "{0}") -> list[str]:
+        """Return the lines that begin the reductions of a loop: in which function, if not in the kernel, and where."""
+        lines = []
+        for i in loop.reductions:
+            if i in self.stages.left:
+                continue
+            name, size = self.kept_name(i), _size(self.stages.spaces[i])
+            if function is not None:
+                function.use(name)
+                function.use(size)
+            lines.append(reduction(self.program.ops[i].name, self.real).clear.format(kept=kept.format(name), size=size))
+        return lines
+
+    # Loops over many elements
+
+    def _many(self, k: int, plain: _Function, once_more: Loop) -> _Function:
+        """Write a loop in vectors, given the other one and what reduces again."""
+        loop = self.stages.loops[k]
+        self.many[k] = reducing = plain if not loop.outputs else self._loop(f"again_{k}", once_more, "Reduce again.")
+        chunks = _Function(f"chunks_{k}", "Do a loop in vectors.", ("first", "last"))
+        self.functions.append(chunks)
+        anew = [*self._clear(loop, chunks), f"{chunks.use(_range(k))}[2] = start"]
+        _VectorWriter(self, chunks, loop).write(reducing, anew)
+        many = _Function(f"many_{k}", "Do a loop on many elements, most of them in vectors.", ("first", "last"))
+        self.functions.append(many)
+        pieces, head, lanes = vector_source.PIECES, vector_source.HEAD, vector_source.LANES
+        begin, limits = "first + piece * k", many.use(_range(k))
+        heads = begin, f"{begin} + {head}"
+        tail = f"first + piece * {pieces}", "last"
+        many.lines += [
+            f"{limits}[0] = first",
+            f"{limits}[1] = last",
+            f"{limits}[2] = -1",
+            f"piece = (last - first) // {lanes * pieces} * {lanes}",
+            f"for k in range({pieces}):",
+            *(f"    {line}" for line in many.calling(plain, *heads)),
+            *many.calling(plain, *tail),
+            f"for k in range({pieces}):",
+            *(f"    {line}" for line in many.calling(chunks, heads[1], f"{begin} + piece")),
+            f"if {limits}[2] >= 0:",
+            *(f"    {line}" for line in many.calling(reducing, "first", f"{limits}[2]")),
+            f"    for k in range({pieces}):",
+            f"        if {begin} >= {limits}[2]:",
+            *(f"            {line}" for line in many.calling(reducing, *heads)),
+            *(f"    {line}" for line in many.calling(reducing, *tail)),
+        ]
+        return many
+
+    def _settle(self, k: int) -> list[str]:
+        """Write what makes parts of a loop in vectors fit to be combined; return the lines that call it."""
+        loop, reducing = self.stages.loops[k], self.many[k]
+        function = _Function(f"settle_{k}", "Reduce those parts again that must not be moved and have to be.")
+        self.functions.append(function)
+        function.use("parts")
+        function.use("words")
+        part = "part_of_int64({0}, words * j)"
+        behind, kept = [], [self.kept_name(i) for i in loop.reductions]
+        for i, name in zip(loop.reductions, kept, strict=True):
+            highest = f"highest_{self.names[i]}_of"
+            function.lines.append(f"{highest} = highest_of({function.use(name)}, parts, words)")
+            behind.append(f"is_behind({part.format(name)}, {function.use('one')}, {highest})")
+        limits = [f"{function.use(_range(k))}[words * j + {end}]" for end in (0, 1)]
+        calling = function.calling(reducing, *limits)
+        moved = {f"    {name},": f"    {part.format(name)}," for name in kept}
+        function.lines += [
+            "for j in range(parts):",
+            f"    if {' or '.join(behind)}:",
+            *(f"        {line}" for line in self._clear(loop, function, part)),
+            *(f"        {moved.get(line, line)}" for line in calling),
+        ]
+        return function.call()
 
     def _small(self) -> list[str]:
         calls = []
@@ -336,13 +429,14 @@ class _Source:
     def _between(self, k: int) -> list[str]:
         """Write what is done before a loop over all elements; return the lines that do it."""
         between = self.stages.between[k]
-        calls: list[str] = []
+        calls: list[str] = self._settle(k - 1) if k - 1 in self.many else []
         for i in between.finished:
             how = reduction(self.program.ops[i].name, self.real).combine
             calls.append(how.format(kept=self.kept_name(i), size=_size(self.stages.spaces[i])))
         for number, part in enumerate(between.parts):
             if isinstance(part, Loop):
                 function = self._loop(f"between_{k}_{number}", part, "Compute what has fewer elements.")
+                calls += self._clear(part)
                 calls += function.call("zero", _size(part.space))
             else:
                 calls += self._scalars(f"scalars_{k}_{number}", part).call()
@@ -382,7 +476,7 @@ class _Source:
         reduced = [k for k in self.stages.source(i) if k not in spaces]
         count = " * ".join(function.use(_length(k)) for k in reduced) or "1"
         how = reduction(op.name, self.real).result
-        value = how.format(kept=kept, size=self._use_size(function, i), i=index, count=f"({count})")
+        value = how.format(kept=kept, size=use_size(function, self.stages.spaces[i]), i=index, count=f"({count})")
         return self.language.scalars["divide"].format(value, f"float({count})") if op.name == "mean" else value
 
 
@@ -721,6 +815,54 @@ class _LoopWriter:
         return f"part_of_{source.real}({array}, {f'{self.origin} + start' if self.position == 'j' else 'start'})"
 
 
+class _VectorWriter:
+    """Writes the body of a loop in vectors."""
+
+    def __init__(self, source: _Source, function: _Function, loop: Loop) -> None:
+        self._source = source
+        self._function = function
+        self._loop = loop
+        language = vector_source.in_vectors(source.language)
+        self._writer = Writer(language, source.program, source.key, loads_to_flush(source.program))
+        self._language = language
+
+    def write(self, reducing: _Function, anew: Sequence[str]) -> None:
+        """Write it, given what adds up elements in the other way, and the lines that begin the sums anew."""
+        source, function, writer, program = self._source, self._function, self._writer, self._source.program
+        stored = {program.array_outputs[name]: name for name in self._loop.stored}
+        element, sums = [], []
+        source.rounded(
+            function, [*self._loop.operations, *(program.array_outputs[name] for name in self._loop.outputs)]
+        )
+        for i in sorted({*self._loop.operations, *stored}):
+            op = program.ops[i]
+            if i in stored:
+                value = self._language.element.format(self._column(stored[i]))
+            elif op.name == "round":
+                continue
+            else:
+                if op.reads is not None:
+                    function.use(writer.array(op.reads))
+                value = writer.array_expression(i)
+            element.append(writer.assigned(i, value))
+        stores = [
+            self._language.store.format(self._column(name), source.names[program.array_outputs[name]])
+            for name in self._loop.outputs
+        ]
+        for i in self._loop.reductions:
+            op = program.ops[i]
+            kept = function.use(source.kept_name(i))
+            sums.append(vector_source.Sum(source.names[i], source.names[op.args[0]], kept, op.name == "norm"))
+        function.use("zero")
+        function.use("one")
+        again = function.calling(reducing, "start", "stop")
+        function.lines += vector_source.chunks(sums, element, stores, again, anew)
+
+    def _column(self, name: str) -> str:
+        source = self._source
+        return self._function.use(source.writer.array(name if source.key.in_place else NEW + name))
+
+
 _KERNEL_ARGUMENTS = (
     "table", "sizes", "count", "start", "stop", "inputs", "step", "outputs", "stage", "workspace", "part", "parts",
 )  # fmt: skip
@@ -737,6 +879,10 @@ def _length(k: int) -> str:
 
 def _size(space: Space | None) -> str:
     return f"size_{'_'.join(map(str, space))}_of" if space else "one"
+
+
+def _range(k: int) -> str:
+    return f"range_{k}_of"
 
 
 def _at(space: Space) -> str:
