@@ -132,7 +132,7 @@ def _environment() -> dict[str, str]:
 def _digest_of_functions() -> str:
     """Return a digest of the modules that define what kernels' sources call."""
     digest = hashlib.sha256()
-    for name in ("support", "reduction_support", "vector_support"):
+    for name in ("support", "block_support", "reduction_support", "vector_support"):
         digest.update(pkgutil.get_data(__package__, f"{name}.py") or b"")
     return digest.hexdigest()
 

@@ -19,9 +19,11 @@ from portopt.kernels.host import vector_source
 from portopt.kernels.host.draw_source import drawing_functions_source
 from portopt.kernels.host.reduction_source import (
     ABOVE,
+    AHEAD,
     BELOW,
     BLOCK,
     INFINITE,
+    LINES,
     reducing_functions_source,
     reduction,
 )
@@ -29,10 +31,13 @@ from portopt.kernels.host.source import LANGUAGES, functions_source, step_scalar
 from portopt.kernels.key import NEW, Flush, KernelKey
 from portopt.kernels.stages import Loop, Space, Stages, again, can_cut, cut, elements, store_early
 from portopt.kernels.writer import Language, Writer
-from portopt.program import DRAWS, FUNCTIONS, REDUCTIONS, Kind, Program
+from portopt.program import DRAWS, FUNCTIONS, REDUCTIONS, SUMS, Kind, Program
 from portopt.program.expansion import expand_elementary, loads_to_flush
 
 _FURTHER = frozenset((*FUNCTIONS, *DRAWS))
+
+_APART = 16
+"""Words between those that two threads write: a processor hands over two lines of its cache together."""
 
 
 @functools.lru_cache(maxsize=512)
@@ -71,7 +76,8 @@ def workspace(stages: Stages, lengths: Sequence[int]) -> Workspace:
     )
     whole = len(stages.program.parameter_scalars)
     part += vector_source.words_of_loops(stages)
-    return Workspace(part, whole + sum(elements(stages.spaces[i] or (), lengths) for i in stages.kept))
+    whole += sum(elements(stages.spaces[i] or (), lengths) for i in stages.kept)
+    return Workspace(part + _APART, whole + _APART)
 
 
 def row_width(stages: Stages, columns: Sequence[str]) -> int:
@@ -105,6 +111,7 @@ _WORDS = (
     ),
     *("bins", "buffer", "rest", "int", "numpy_int64", "float64", "sum_of", "root_of", "add", "add_row"),
     *("add_squares", "add_row_squares", "exponent_of", "raise_bins", "note_special", "clear_bins"),
+    *("add_lines", "add_lines_squares", "height", "level", "below", "magnitudes"),
     *("combine_bins", "clear_numbers", "combine_counts", "combine_max", "combine_min", "max_of_row"),
     *("min_of_row", "add_row_of_counts"),
     *("words_of", "fraction_of", "draw_uniform", "draw_normal", "step_scalars"),
@@ -166,6 +173,8 @@ class _Source:
         exact = [name for name in program.array_outputs if self.writer.dtypes[name] == self.real]
         self.stages = stages = store_early(stages, exact)
         self.functions: list[_Function] = []
+        self.lines: set[bool] = set()
+        """Whether there are loops over some lines at once that add up squares, or that add up elements."""
         self.scalar_places = {i: k for k, i in enumerate(sorted(program.parameter_scalars))}
         self.kept = frozenset(stages.kept)
         self.many: dict[int, _Function] = {}
@@ -186,7 +195,7 @@ class _Source:
         head = f'"""{self.program.name} on {self.writer.dtypes["p"]}, computed in {self.real}; flushed by {self.key.flush}."""'
         kernel = self._kernel(calls)
         many = vector_source.FUNCTIONS if self.many else ""
-        given = [reducing_functions_source(self.stages, self.real), many, elementary, drawing]
+        given = [reducing_functions_source(self.stages, self.real, self.lines), many, elementary, drawing]
         return "\n".join([head, *(text.rstrip("\n") for text in given if text), *functions, *kernel]) + "\n"
 
     # The kernel ---------------------------------------------------------------------------------------------------
@@ -254,11 +263,8 @@ class _Source:
         """Return the lines that give what is in the workspace its names."""
         ops, spaces = self.program.ops, self.stages.spaces
         sizes = [f"{reduction(ops[i].name, self.real).words} * {_size(spaces[i])}" for i in self.stages.reductions]
-        own = vector_source.words_of_loops(self.stages)
-        lines = [
-            f"words = {' + '.join([*sizes, *([str(own)] if own else [])]) or 0}",
-            "at = workspace + 8 * words * part",
-        ]
+        own = vector_source.words_of_loops(self.stages) + _APART
+        lines = [f"words = {' + '.join([*sizes, str(own)])}", "at = workspace + 8 * words * part"]
         for i, size in zip(self.stages.reductions, sizes, strict=True):
             lines += [f"{self.kept_name(i)} = pointer_to_int64(at)", f"at += 8 * {size}"]
         for k in vector_source.loops_with_words(self.stages):
@@ -489,6 +495,10 @@ class _LoopWriter:
         """Of an element in its line."""
         self.stored = {self.program.array_outputs[name]: name for name in loop.stored}
         """Operations whose results are read where an earlier loop has stored them."""
+        self.origin = "origin"
+        """The first element of the line."""
+        self.fetched: list[str] = []
+        """The array of which later elements are fetched in each call that adds up elements."""
 
     def write(self) -> None:
         line: list[str] = []
@@ -501,6 +511,10 @@ class _LoopWriter:
             text = self.source.writer.assigned(i, expression)
             (element if self._varies(i) else line).append(text)
         stores = self._stores()
+        pair = self._sums_of_lines_and_columns()
+        if pair is not None:
+            self._nest(self._in_lines(*pair, line, [*element, *stores]), "height")
+            return
         if not self.loop.reductions:
             body = self._in_one(element, stores)
         elif self.loop.outputs:
@@ -574,7 +588,7 @@ class _LoopWriter:
 
     # Lines of elements
 
-    def _nest(self, body: Sequence[str]) -> None:
+    def _nest(self, body: Sequence[str], height: str = "1") -> None:
         lines = self.function.lines
         if not self.space:
             lines += ["begin = first", "end = last", *body]
@@ -612,7 +626,7 @@ class _LoopWriter:
                     place = f"({place}) * {self.function.use(_length(k))} + {indices[k]}" if place else indices[k]
             lines.append(f"        {_at(space)} = {place}")
         lines += [f"        {line}" for line in body]
-        lines += ["        line += 1", f"        origin += {inner}"]
+        lines += [f"        line += {height}", f"        origin += {inner}" + f" * {height}" * (height != "1")]
 
     def _spaces(self) -> list[Space]:
         spaces = {self.source.stages.spaces[i] for i in range(len(self.program.ops))}
@@ -622,7 +636,7 @@ class _LoopWriter:
         """Return a loop over elements of a line."""
         lines = [f"for {self.position} in range({begin}, {end}):"]
         if self.position == "j":
-            lines.append("    i = origin + j")
+            lines.append(f"    i = {self.origin} + j")
         return lines + [f"    {line}" for line in body]
 
     def _in_one(self, element: Sequence[str], stores: Sequence[str]) -> list[str]:
@@ -663,6 +677,75 @@ class _LoopWriter:
             *(f"    {line}" for line in [*before, *self._each("start", "stop", body), *after]),
         ]
 
+    def _sums_of_lines_and_columns(self) -> tuple[int, int] | None:
+        """Return two sums of the same elements, along lines and along columns, that can be added to together."""
+        if len(self.space) != 2 or self.source.real != "float32" or self.loop.kept:
+            return None
+        ops, spaces = self.program.ops, self.source.stages.spaces
+        sums = [i for i in self.loop.reductions if ops[i].name in SUMS]
+        for i in sums:
+            for k in sums:
+                is_alike = ops[i].args == ops[k].args and (ops[i].name == "norm") == (ops[k].name == "norm")
+                if is_alike and spaces[i] == self.space[:1] and spaces[k] == self.space[1:]:
+                    return i, k
+        return None
+
+    def _in_lines(self, i: int, k: int, line: Sequence[str], element: Sequence[str]) -> list[str]:
+        """Return the loop over some lines at once, given the sums of lines and of columns."""
+        source, op = self.source, self.program.ops[i]
+        x, inner, squared = self.names[op.args[0]], self.function.use(_length(self.space[-1])), op.name == "norm"
+        source.lines.add(squared)
+        buffer, largest, origin = f"buffer_{x}_of", f"largest_{x}_of", self.origin
+        ahead = self._ahead(f"lines_{x}_of", f"{LINES} * {inner} + start")
+        pitch = f"place_of({self.fetched[0]}, {inner}) - place_of({self.fetched[0]}, zero)" if self.fetched else "zero"
+        self.function.use("zero")
+        self.origin = "below"
+        head: list[str] = []
+        before = [f"{largest} = integer_float32(0)"]
+        body = [*element, f"{buffer}[j - start] = {x}"]
+        body.append(f"{largest} = larger_float32({largest}, magnitude_float32({x}))")
+        after = [f"magnitudes[level] = magnitude_to_float32({largest})"]
+        done = {buffer, largest}
+        for other in self.loop.reductions:
+            if other not in (i, k):
+                self._reduce(other, head, before, body, after, done)
+        sums = [
+            self.function.use(name) for j in (i, k) for name in (source.kept_name(j), _size(source.stages.spaces[j]))
+        ]
+        each = [
+            f"below = {origin} + level * {inner}",
+            f"{_at(self.space[:1])} = line + level",
+            *line,
+            f"{buffer} = part_of_float32(lines_{x}_of, {BLOCK} * level)",
+            *before,
+            *self._each("start", "stop", body),
+            *after,
+        ]
+        return [
+            *head,
+            f"lines_{x}_of = lines_float32()",
+            "magnitudes = magnitudes_float32()",
+            f"height = {LINES} if begin == 0 and origin + {LINES} * {inner} <= last else 1",
+            f"for start in range(begin, end, {BLOCK}):",
+            f"    stop = min(start + {BLOCK}, end)",
+            "    for level in range(height):",
+            *(f"        {text}" for text in each),
+            f"    add_lines{'_squares' * squared}(",
+            f"        lines_{x}_of, height, stop - start, magnitudes, {sums[0]}, {sums[1]}, line, {sums[2]}, {sums[3]}, start,",
+            f"        {ahead}, {pitch},",
+            "    )",
+        ]
+
+    def _ahead(self, buffer: str, distance: str) -> str:
+        """Return the address from which on elements are fetched while a buffer is added: of one array after the other."""
+        loads = (self.program.ops[i] for i in self.loop.operations if self.source.stages.spaces[i] == self.space)
+        names = [self.source.writer.array(op.reads) for op in loads if op.reads is not None]
+        names += [self._column(name) for name in self.stored.values()]
+        if len(self.space) < 2 or not names:
+            return f"place_of({buffer}, {self.function.use('zero')})"
+        self.fetched.append(self.function.use(names[len(self.fetched) % len(names)]))
+        return f"place_of({self.fetched[-1]}, {self.origin} + {distance})"
+
     def _reduce(
         self, i: int, head: list[str], before: list[str], body: list[str], after: list[str], done: set[str]
     ) -> None:
@@ -697,7 +780,8 @@ class _LoopWriter:
                     done.add(largest)
                     before.append(f"{largest} = integer_{real}(0)")
                     body.append(f"{largest} = larger_{real}({largest}, magnitude_{real}({x}))")
-                after.append(f"add{squares}({at}, stop - start, {largest}, {kept}, {size}, {row})")
+                ahead = f", {self._ahead(at, f'start + {AHEAD}')}" if real == "float32" else ""
+                after.append(f"add{squares}({at}, stop - start, {largest}, {kept}, {size}, {row}{ahead})")
             case "max" | "min":
                 if along_row:
                     fill(x)
@@ -728,7 +812,7 @@ class _LoopWriter:
         if source.writer.dtypes[str(op.reads)] != source.real or op.reads in self.loop.outputs:
             return None
         array = self.function.use(source.writer.array(str(op.reads)))
-        return f"part_of_{source.real}({array}, {'origin + start' if self.position == 'j' else 'start'})"
+        return f"part_of_{source.real}({array}, {f'{self.origin} + start' if self.position == 'j' else 'start'})"
 
 
 class _VectorWriter:
