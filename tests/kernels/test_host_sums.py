@@ -43,6 +43,7 @@ def functions() -> dict[str, Any]:
         "magnitude_to_float64": float64_of_bits,
         "sqrt": math.sqrt,
         "use_widest_vectors": lambda: None,
+        "compile_once": lambda: None,
     }
     exec(reducing_functions_source(stages_of(Reducing().program(shape=(3,))), "float64"), namespace)
     return namespace

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from portopt.program import ARRAY_OPERATIONS, REDUCTIONS, Dim, Program
@@ -225,21 +225,40 @@ def _storing(stages: Stages, first: dict[str, int]) -> tuple[Loop, ...]:
         before = {program.array_outputs[name]: name for name, at in first.items() if at < k}
         outputs = tuple(name for name in loop.outputs if name not in first)
         wanted = [program.array_outputs[name] for name in outputs]
-        pending = [*wanted, *(program.ops[i].args[0] for i in loop.reductions)]
-        operations: set[int] = set()
-        stored: dict[str, None] = {}
-        while pending:
-            i = pending.pop()
-            if i in before:
-                stored[before[i]] = None
-            elif i in loop.operations and i not in operations:
-                operations.add(i)
-                pending.extend(() if program.ops[i].name in REDUCTIONS else program.ops[i].args)
         own = tuple(name for name, at in first.items() if at == k)
-        found.append(
-            replace(loop, operations=tuple(sorted(operations)), outputs=(*own, *outputs), stored=tuple(sorted(stored)))
-        )
+        wanted += [program.ops[i].args[0] for i in loop.reductions]
+        found.append(_reading(program, loop, wanted, before, (*own, *outputs)))
     return tuple(found)
+
+
+def _reading(
+    program: Program, loop: Loop, wanted: Iterable[int], before: Mapping[int, str], outputs: tuple[str, ...]
+) -> Loop:
+    """Return a loop that does only what some results need, and reads those that were stored before, given their names."""
+    pending = list(wanted)
+    operations: set[int] = set()
+    stored: dict[str, None] = {}
+    while pending:
+        i = pending.pop()
+        if i in before:
+            stored[before[i]] = None
+        elif i in loop.operations and i not in operations:
+            operations.add(i)
+            pending.extend(() if program.ops[i].name in REDUCTIONS else program.ops[i].args)
+    return replace(loop, operations=tuple(sorted(operations)), outputs=outputs, stored=tuple(sorted(stored)))
+
+
+def again(stages: Stages, k: int) -> Loop | None:
+    """Return the loop that reduces what a loop over all elements has reduced, once that is done; None if there is none.
+
+    It reads the results that the loop has stored, and so must need nothing that may lie in their memory.
+    """
+    loop, program = stages.loops[k], stages.program
+    if not loop.outputs:
+        return loop
+    stored = {program.array_outputs[name]: name for name in (*loop.stored, *loop.outputs)}
+    found = _reading(program, loop, [program.ops[i].args[0] for i in loop.reductions], stored, ())
+    return found if all(_may_follow(program, found, name, loop.outputs) for name in loop.outputs) else None
 
 
 _Axes = tuple[tuple[int, ...], ...] | None

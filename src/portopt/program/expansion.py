@@ -8,7 +8,7 @@ import inspect
 from portopt.arithmetic import elementary
 from portopt.arithmetic.host import HOST
 from portopt.program.builder import Builder, Node, rewritten
-from portopt.program.ir import FUNCTIONS, PRODUCTS, REDUCTIONS, Dim, Kind, Label, Op, Program, pruned
+from portopt.program.ir import FUNCTIONS, PRODUCTS, REDUCTIONS, SUMS, Dim, Kind, Label, Op, Program, pruned
 
 
 class _FoldingBuilder(Builder):
@@ -52,11 +52,11 @@ def function_program(name: str) -> Program:
 def loads_to_flush(program: Program) -> frozenset[int]:
     """Return the loads whose subnormals could reach a result on a processor that flushes operands and results.
 
-    Arithmetic flushes its operands there, so a load needs an instruction of its own only if operations that merely pass bits
-    on (selection, sign) lead from it to an output.
+    Arithmetic flushes its operands there, sums included, so a load needs an instruction of its own only if operations that merely
+    pass bits on (selection, sign) lead from it to an output.
     """
     passed_on: set[int] = set()
-    many = {*REDUCTIONS, *PRODUCTS, *FUNCTIONS, "widen"}
+    many = {*(REDUCTIONS.keys() - SUMS), *PRODUCTS, *FUNCTIONS, "widen"}
     pending = [*program.array_outputs.values(), *(i for op in program.ops if op.name in many for i in op.args)]
     while pending:
         i = pending.pop()

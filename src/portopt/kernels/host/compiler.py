@@ -11,9 +11,11 @@ import contextlib
 import ctypes
 import functools
 import gc
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import pkgutil
 import platform
 import threading
 from collections.abc import Iterator
@@ -117,6 +119,7 @@ def _environment() -> dict[str, str]:
     """Return what machine code depends on beside its source."""
     return {
         "portopt": __version__,
+        "functions": _digest_of_functions(),
         "numba": importlib.metadata.version("numba"),
         "llvmlite": importlib.metadata.version("llvmlite"),
         "python": platform.python_version(),
@@ -124,6 +127,14 @@ def _environment() -> dict[str, str]:
         "cpu": _llvm().get_host_cpu_name(),
         "features": _features(),
     }
+
+
+def _digest_of_functions() -> str:
+    """Return a digest of the modules that define what kernels' sources call."""
+    digest = hashlib.sha256()
+    for name in ("support", "block_support", "reduction_support", "vector_support"):
+        digest.update(pkgutil.get_data(__package__, f"{name}.py") or b"")
+    return digest.hexdigest()
 
 
 def compile_kernel(program: Program, key: KernelKey) -> Any:
@@ -167,7 +178,7 @@ def _compile(source: str, prototype: str) -> bytes:
     from portopt.kernels.host import product_support, reduction_support, support, vector_support
 
     further = {
-        "stages": reduction_support.NAMESPACE,
+        "stages": {**reduction_support.NAMESPACE, **vector_support.OPERATIONS},
         "norm": vector_support.NAMESPACE,
         "lines": product_support.NAMESPACE,
     }

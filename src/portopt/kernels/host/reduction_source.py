@@ -11,6 +11,7 @@ the multiple stands in the bits of the sum, so its integer needs no conversion.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import NamedTuple
 
 from portopt.kernels.stages import Stages
@@ -18,6 +19,10 @@ from portopt.program import SUMS, bins
 
 BLOCK = 512
 """Elements of a buffer: so few that those of some reductions fit into a processor's first cache."""
+AHEAD = 4096
+"""Elements between one that is used and one that is fetched: a processor's own fetching ends at each page of 4 KiB."""
+LINES = 4
+"""Lines whose elements are added to the sums of their columns together: these are in memory, and so are read less often."""
 
 FIRST_BITS = 46
 """Bits of the first of the two integers of a square whose bins are known."""
@@ -33,6 +38,7 @@ def exponent_of(x):
 
 def raise_bins(bins, size, i, exponent):
     """Move what was added to the bins of a larger exponent."""
+    compile_once()
     while bins[i] < exponent:
         if exponent - bins[i] > {3 * bins.WIDTH}:
             bins[i] = exponent - {3 * bins.WIDTH}
@@ -47,11 +53,13 @@ def raise_bins(bins, size, i, exponent):
 
 def note_special(x, bins, size, i, is_squared):
     """Note an element that is infinite or NaN."""
+    compile_once()
     bins[4 * size + i] |= 1 if x != x else 2 if x > 0.0 or is_squared else 4
 
 
 def clear_bins(bins, size, lowest):
     """Begin sums."""
+    compile_once()
     for i in range(size):
         bins[i] = lowest
     for i in range(size, 5 * size):
@@ -60,6 +68,7 @@ def clear_bins(bins, size, lowest):
 
 def combine_bins(bins, size, parts, words):
     """Add the other parts of the same sums, each so many words after the one before."""
+    compile_once()
     for j in range(1, parts):
         others = part_of_int64(bins, words * j)
         for i in range(size):
@@ -73,7 +82,8 @@ def combine_bins(bins, size, parts, words):
 
 def sum_of(bins, size, i, shift):
     """Return a sum, times 2**-shift."""
-    special = bins[4 * size + i]
+    compile_once()
+    special = bins[4 * size + i] & 7
     if special != 0:
         return float64_nan if special & 1 or special == 6 else float64_inf if special == 2 else float64_minus_inf
     third = bins[3 * size + i]
@@ -96,8 +106,9 @@ def root_of(bins, size, i):
 
 _ADD = '''
 
-def {name}(buffer, count, largest, bins, size, i):
+def add{suffix}(buffer, count, largest, bins, size, i{ahead}):
     """Add {what} of a buffer to one sum, given the largest magnitude."""
+    compile_once()
     use_widest_vectors()
     x = float64(magnitude_to_{real}(largest))
     if not x < float64_inf:
@@ -105,19 +116,21 @@ def {name}(buffer, count, largest, bins, size, i):
             if not abs(buffer[j]) < float64_inf:
                 note_special(buffer[j], bins, size, i, {is_squared})
         return
-{scaling}    exponent = exponent_of({value}) + shift
+{scaling}    exponent = exponent_of({value}){shift}
     if exponent > bins[i]:
         raise_bins(bins, size, i, exponent)
     if exponent + {all_bins} <= bins[i]:
         return
-{unit}    multiple_1 = 1.5 * float64_of_bits((1044 + bins[i] - shift) << 52)
+{adding}'''
+
+_IN_LOOP = """    multiple_1 = 1.5 * float64_of_bits((1044 + bins[i] - shift) << 52)
     multiple_2 = multiple_1 * 2.0**-32
     multiple_3 = multiple_1 * 2.0**-64
     sum_1 = 0
     sum_2 = 0
     sum_3 = 0
     for j in range(count):
-        x = {element}
+        x = buffer[j] * factor
         rest = {value}
         sum_1 += int64_of_bits(rest + multiple_1)
         rest = rest - ((rest + multiple_1) - multiple_1)
@@ -127,12 +140,13 @@ def {name}(buffer, count, largest, bins, size, i):
     bins[size + i] += sum_1 - count * int64_of_bits(multiple_1)
     bins[2 * size + i] += sum_2 - count * int64_of_bits(multiple_2)
     bins[3 * size + i] += sum_3 - count * int64_of_bits(multiple_3)
-'''
+"""
 
 _ADD_ROW = '''
 
-def {name}(buffer, count, bins, size, first):
+def add_row{suffix}(buffer, count, bins, size, first):
     """Add {what} of a buffer, one to each of a row of sums."""
+    compile_once()
     use_widest_vectors()
     exponent = bins[first]
     differs = 0
@@ -179,6 +193,78 @@ def {name}(buffer, count, bins, size, first):
         bins[2 * size + first + j] += int64_of_bits(rest + 6755399441055744.0) - 4843621399236968448
         rest = (rest - ((rest + 6755399441055744.0) - 6755399441055744.0)) * 4294967296.0
         bins[3 * size + first + j] += int64_of_bits(rest + 6755399441055744.0) - 4843621399236968448
+'''
+
+_SCALED = (
+    "    shift = 0\n",
+    f"""    factor = 1.0
+    if bins[i] > 960:
+        shift = 64
+        factor = {2.0**-64!r}
+""",
+)
+_SCALED_SQUARES = (
+    f"""    shift = 0
+    factor = 1.0
+    if x >= {2.0**bins.UNSCALED!r}:
+        shift = {2 * bins.SCALING}
+        factor = {2.0**-bins.SCALING!r}
+    elif x < {2.0**-bins.UNSCALED!r}:
+        shift = -{2 * bins.SCALING}
+        factor = {2.0**bins.SCALING!r}
+    x = x * factor
+""",
+    "",
+)
+"""What comes before the exponent of the bins of a buffer of float64 numbers is known, and after."""
+
+_IN_VECTORS = """    multiple = 1.5 * float64_of_bits((1044 + bins[i]) << 52)
+    add_block{suffix}(buffer, count, multiple, bins, size, i, ahead)
+"""
+
+_ADD_ROW_IN_VECTORS = '''
+
+def add_row{suffix}(buffer, count, bins, size, first):
+    """Add {what} of a buffer, one to each of a row of sums."""
+    compile_once()
+    use_widest_vectors()
+    if not fits_in_row{suffix}(buffer, count, bins, first):
+        for j in range(count):
+            x = float64(buffer[j])
+            if abs(x) < float64_inf:
+                raise_bins(bins, size, first + j, exponent_of(abs({value})))
+            else:
+                note_special(buffer[j], bins, size, first + j, {is_squared})
+    add_to_row{suffix}(buffer, count, bins, size, first)
+'''
+
+_ADD_LINES = '''
+
+def add_lines{suffix}(buffer, lines, count, magnitudes, bins, size, i, columns, width, first, ahead, pitch):
+    """Add {what} of lines in a buffer, each to the sum of its line and to that of its column, given largest magnitudes."""
+    compile_once()
+    use_widest_vectors()
+    exponent = columns[first]
+    differs = 0
+    for j in range(count):
+        differs |= columns[first + j] ^ exponent
+    is_alike = differs == 0 and lines == {lines}
+    for k in range(lines):
+        x = float64(magnitudes[k])
+        if x < float64_inf:
+            raise_bins(bins, size, i + k, exponent_of({value}))
+        is_alike = is_alike and x < float64_inf and bins[i + k] == exponent
+    if is_alike:
+        # Mostly all have one exponent.
+        multiple = 1.5 * float64_of_bits((1044 + exponent) << 52)
+        add_block_of_lines{suffix}(buffer, count, multiple, bins, size, i, columns, width, first, ahead, pitch)
+        return
+    for k in range(lines):
+        line = part_of_float32(buffer, {block} * k)
+        add{suffix}(line, count, magnitude_float32(magnitudes[k]), bins, size, i + k, ahead + pitch * k)
+        x = float64(magnitudes[k])
+        if differs != 0 or not x < float64_inf or exponent_of({value}) + {all_bins} > exponent:
+            add_row{suffix}(line, count, columns, width, first)
 '''
 
 _ADD_ROW_OF_SCALED_SQUARES = '''
@@ -301,8 +387,14 @@ def reduction(name: str, real: str) -> Reduction:
             )  # fmt: skip
 
 
-def reducing_functions_source(stages: Stages, real: str) -> str:
-    """Return the source of the functions that the reductions of a program need."""
+def reducing_functions_source(stages: Stages, real: str, lines: Container[bool] = ()) -> str:
+    """Return the source of the functions that the reductions of a program need.
+
+    Args:
+        stages: of the program.
+        real: the compute dtype.
+        lines: whether elements are added by `add_lines`, in which case it holds False, or their squares, True.
+    """
     names = {stages.program.ops[i].name for i in stages.reductions}
     text = ""
     if names & SUMS:
@@ -312,45 +404,29 @@ def reducing_functions_source(stages: Stages, real: str) -> str:
     for squared in (False, True):
         if names & ({"norm"} if squared else {"sum", "mean"}):
             text += _adding(real, squared=squared)
+        if squared in lines:
+            text += _ADD_LINES.format(lines=LINES, block=BLOCK, all_bins=3 * bins.WIDTH, **_words(squared=squared))
     if names - SUMS:
         text += _OTHER.format(real=real, above=ABOVE[real], below=BELOW[real])
     return text
 
 
 def _adding(real: str, *, squared: bool) -> str:
-    what, value, suffix = ("the squares", "x * x", "_squares") if squared else ("the elements", "x", "")
-    scaling, unit, element = "    shift = 0\n", "", "float64(buffer[j])"
-    if real == "float64" and squared:
-        scaling = f"""    shift = 0
-    factor = 1.0
-    if x >= {2.0**bins.UNSCALED!r}:
-        shift = {2 * bins.SCALING}
-        factor = {2.0**-bins.SCALING!r}
-    elif x < {2.0**-bins.UNSCALED!r}:
-        shift = -{2 * bins.SCALING}
-        factor = {2.0**bins.SCALING!r}
-    x = x * factor
-"""
-        element = "buffer[j] * factor"
-    elif real == "float64":
-        unit = f"""    factor = 1.0
-    if bins[i] > 960:
-        shift = 64
-        factor = {2.0**-64!r}
-"""
-        element = "buffer[j] * factor"
-    text = _ADD.format(
-        name=f"add{suffix}", what=what, real=real, is_squared=squared, scaling=scaling, unit=unit, value=value, element=element,
-        all_bins=3 * bins.WIDTH,
-    )  # fmt: skip
+    given = {"real": real, "is_squared": squared, "all_bins": 3 * bins.WIDTH, **_words(squared=squared)}
+    scaling = shift = ahead = ""
+    if real == "float32":
+        ahead, adding = ", ahead", _IN_VECTORS.format(**given)
+    else:
+        shift, (scaling, unit) = " + shift", _SCALED_SQUARES if squared else _SCALED
+        adding = unit + _IN_LOOP.format(**given)
+    text = _ADD.format(scaling=scaling, shift=shift, ahead=ahead, adding=adding, **given)
     if real == "float64" and squared:
         return text + _ADD_ROW_OF_SCALED_SQUARES
-    row = _ADD_ROW.format(
-        name=f"add_row{suffix}",
-        what=what,
-        real=real,
-        value=value,
-        is_squared=squared,
-        most=bins.HIGHEST - 2 * bins.WIDTH,
-    )
-    return text + row
+    row = _ADD_ROW_IN_VECTORS if real == "float32" else _ADD_ROW
+    return text + row.format(most=bins.HIGHEST - 2 * bins.WIDTH, **given)
+
+
+def _words(*, squared: bool) -> dict[str, str]:
+    if squared:
+        return {"what": "the squares", "value": "x * x", "suffix": "_squares"}
+    return {"what": "the elements", "value": "x", "suffix": ""}

@@ -10,7 +10,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from portopt.kernels.host.reduction_source import BLOCK
+from portopt.kernels.host import block_support
+from portopt.kernels.host.reduction_source import BLOCK, LINES
 
 _INTEGERS = {types.float32: types.int32, types.float64: types.int64}
 
@@ -26,14 +27,14 @@ def _bits(source: Any, target: Any) -> Any:
     return bits
 
 
-def _buffer(real: Any) -> Any:
+def _buffer(real: Any, count: int) -> Any:
     @intrinsic
     def buffer(typing_context: Any) -> Any:
         """Return memory of the function that calls this."""
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             element = context.get_value_type(real)
-            return builder.bitcast(cgutils.alloca_once(builder, ir.ArrayType(element, BLOCK)), element.as_pointer())
+            return builder.bitcast(cgutils.alloca_once(builder, ir.ArrayType(element, count)), element.as_pointer())
 
         return types.CPointer(real)(), codegen
 
@@ -60,6 +61,17 @@ def use_widest_vectors(typing_context: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         # llvmlite's own `add` takes only attributes without a value.
         set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
+@intrinsic
+def compile_once(typing_context: Any) -> Any:
+    """Have LLVM not write out the function that calls this where it is called, and look at all of it again there."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.function.attributes.add("noinline")
         return context.get_dummy_value()
 
     return types.none(), codegen
@@ -153,7 +165,7 @@ def _extreme(real: Any) -> Any:
 def _for(real: Any) -> dict[str, Any]:
     name, integer = str(real), _INTEGERS[real]
     return {
-        f"buffer_{name}": _buffer(real),
+        f"buffer_{name}": _buffer(real, BLOCK),
         f"part_of_{name}": _part_of(real),
         f"magnitude_{name}": _magnitude(real),
         f"magnitude_to_{name}": _bits(integer, real),
@@ -168,8 +180,12 @@ def _for(real: Any) -> dict[str, Any]:
 NAMESPACE: dict[str, Any] = {
     **_for(types.float32),
     **_for(types.float64),
+    **block_support.NAMESPACE,
+    "lines_float32": _buffer(types.float32, LINES * BLOCK),
+    "magnitudes_float32": _buffer(types.float32, LINES),
     "part_of_int64": _part_of(types.int64),
     "use_widest_vectors": use_widest_vectors,
+    "compile_once": compile_once,
     "int64_of_bits": _bits(types.float64, types.int64),
     "float64_of_bits": _bits(types.int64, types.float64),
     "float64": np.float64,

@@ -15,23 +15,29 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 
+from portopt.kernels.host import vector_source
 from portopt.kernels.host.draw_source import drawing_functions_source
 from portopt.kernels.host.reduction_source import (
     ABOVE,
+    AHEAD,
     BELOW,
     BLOCK,
     INFINITE,
+    LINES,
     reducing_functions_source,
     reduction,
 )
 from portopt.kernels.host.source import LANGUAGES, functions_source, step_scalars_source
 from portopt.kernels.key import NEW, Flush, KernelKey
-from portopt.kernels.stages import Loop, Space, Stages, can_cut, cut, elements, store_early
+from portopt.kernels.stages import Loop, Space, Stages, again, can_cut, cut, elements, store_early
 from portopt.kernels.writer import Language, Writer
-from portopt.program import DRAWS, FUNCTIONS, REDUCTIONS, Kind, Program
+from portopt.program import DRAWS, FUNCTIONS, REDUCTIONS, SUMS, Kind, Program
 from portopt.program.expansion import expand_elementary, loads_to_flush
 
 _FURTHER = frozenset((*FUNCTIONS, *DRAWS))
+
+_APART = 16
+"""Words between those that two threads write: a processor hands over two lines of its cache together."""
 
 
 @functools.lru_cache(maxsize=512)
@@ -69,7 +75,9 @@ def workspace(stages: Stages, lengths: Sequence[int]) -> Workspace:
         reduction(ops[i].name, "float64").words * elements(stages.spaces[i] or (), lengths) for i in stages.reductions
     )
     whole = len(stages.program.parameter_scalars)
-    return Workspace(part, whole + sum(elements(stages.spaces[i] or (), lengths) for i in stages.kept))
+    part += vector_source.words_of_loops(stages)
+    whole += sum(elements(stages.spaces[i] or (), lengths) for i in stages.kept)
+    return Workspace(part + _APART, whole + _APART)
 
 
 def row_width(stages: Stages, columns: Sequence[str]) -> int:
@@ -103,9 +111,11 @@ _WORDS = (
     ),
     *("bins", "buffer", "rest", "int", "numpy_int64", "float64", "sum_of", "root_of", "add", "add_row"),
     *("add_squares", "add_row_squares", "exponent_of", "raise_bins", "note_special", "clear_bins"),
+    *("add_lines", "add_lines_squares", "height", "level", "below", "magnitudes"),
     *("combine_bins", "clear_numbers", "combine_counts", "combine_max", "combine_min", "max_of_row"),
     *("min_of_row", "add_row_of_counts"),
     *("words_of", "fraction_of", "draw_uniform", "draw_normal", "step_scalars"),
+    *vector_source.RESERVED,
 )
 
 
@@ -140,6 +150,11 @@ class _Function:
             *(f"    {line}" for line in self.lines),
         ]
 
+    def calling(self, other: _Function, *own: str) -> list[str]:
+        """Return the lines with which this function calls another one, given the other's own arguments."""
+        self.arguments.update(other.arguments)
+        return other.call(*own)
+
     def call(self, *own: str) -> list[str]:
         """Return the lines that call it."""
         arguments = [*own, *self.arguments]
@@ -158,8 +173,12 @@ class _Source:
         exact = [name for name in program.array_outputs if self.writer.dtypes[name] == self.real]
         self.stages = stages = store_early(stages, exact)
         self.functions: list[_Function] = []
+        self.lines: set[bool] = set()
+        """Whether there are loops over some lines at once that add up squares, or that add up elements."""
         self.scalar_places = {i: k for k, i in enumerate(sorted(program.parameter_scalars))}
         self.kept = frozenset(stages.kept)
+        self.many: dict[int, _Function] = {}
+        """Of each loop in vectors, the function that adds up what it has added up."""
 
     def text(self) -> str:
         calls = []
@@ -167,9 +186,7 @@ class _Source:
             if kind == "between":
                 calls.append(self._between(k))
             elif kind == "loop":
-                loop = self.stages.loops[k]
-                what = " ".join(["Reduce."] * bool(loop.reductions) + ["Store results."] * bool(loop.outputs))
-                calls.append(self._loop(f"loop_{k}", loop, what).call("first", "last"))
+                calls.append(self._full_loop(k))
             else:
                 calls.append(self._small())
         functions = [line for function in self.functions for line in function.text()]
@@ -177,7 +194,8 @@ class _Source:
         drawing = drawing_functions_source({op.name for op in self.program.ops}, self.real, self.language)
         head = f'"""{self.program.name} on {self.writer.dtypes["p"]}, computed in {self.real}; flushed by {self.key.flush}."""'
         kernel = self._kernel(calls)
-        given = [reducing_functions_source(self.stages, self.real), elementary, drawing]
+        many = vector_source.FUNCTIONS if self.many else ""
+        given = [reducing_functions_source(self.stages, self.real, self.lines), many, elementary, drawing]
         return "\n".join([head, *(text.rstrip("\n") for text in given if text), *functions, *kernel]) + "\n"
 
     # The kernel ---------------------------------------------------------------------------------------------------
@@ -245,9 +263,12 @@ class _Source:
         """Return the lines that give what is in the workspace its names."""
         ops, spaces = self.program.ops, self.stages.spaces
         sizes = [f"{reduction(ops[i].name, self.real).words} * {_size(spaces[i])}" for i in self.stages.reductions]
-        lines = [f"words = {' + '.join(sizes) or 0}", "at = workspace + 8 * words * part"]
+        own = vector_source.words_of_loops(self.stages) + _APART
+        lines = [f"words = {' + '.join([*sizes, str(own)])}", "at = workspace + 8 * words * part"]
         for i, size in zip(self.stages.reductions, sizes, strict=True):
             lines += [f"{self.kept_name(i)} = pointer_to_int64(at)", f"at += 8 * {size}"]
+        for k in vector_source.loops_with_words(self.stages):
+            lines += [f"{_range(k)} = pointer_to_int64(at)", f"at += {8 * vector_source.WORDS}"]
         lines += ["values = pointer_to_float64(workspace + 8 * words * parts)"]
         lines.append(f"at = workspace + 8 * words * parts + {8 * len(self.scalar_places)}")
         for i in self.stages.kept:
@@ -281,7 +302,7 @@ class _Source:
                 value = f"numpy_int64({value})"
         function.lines.append(f"{self.names[i]} = {value}")
 
-    def _rounded(self, function: _Function, operations: Iterable[int]) -> None:
+    def rounded(self, function: _Function, operations: Iterable[int]) -> None:
         """Make the rounded scalars known that operations need."""
         known: set[int] = set()
         done: set[int] = set()
@@ -305,17 +326,102 @@ class _Source:
         function = _Function(name, description, ("first", "last"))
         self.functions.append(function)
         outputs = [self.program.array_outputs[name] for name in loop.outputs]
-        self._rounded(function, [*loop.operations, *outputs, *(self.program.ops[i].args[0] for i in loop.reductions)])
-        for i in loop.reductions:
-            if i in self.stages.left:
-                continue
-            clear = reduction(self.program.ops[i].name, self.real).clear
-            function.lines.append(clear.format(kept=function.use(self.kept_name(i)), size=self._use_size(function, i)))
+        self.rounded(function, [*loop.operations, *outputs, *(self.program.ops[i].args[0] for i in loop.reductions)])
         _LoopWriter(self, function, loop).write()
         return function
 
-    def _use_size(self, function: _Function, i: int) -> str:
-        return use_size(function, self.stages.spaces[i])
+    def _full_loop(self, k: int) -> list[str]:
+        """Write a loop over all elements; return the lines that do it."""
+        loop = self.stages.loops[k]
+        what = " ".join(["Reduce."] * bool(loop.reductions) + ["Store results."] * bool(loop.outputs))
+        function = self._loop(f"loop_{k}", loop, what)
+        once_more = again(self.stages, k)
+        if once_more is None or not vector_source.can_be_many(self.stages, loop, self.key):
+            return [*self._clear(loop), *function.call("first", "last")]
+        many = self._many(k, function, once_more)
+        return [
+            *self._clear(loop),
+            f"if last - first < {vector_source.MANY}:",
+            *(f"    {line}" for line in function.call("first", "last")),
+            "else:",
+            *(f"    {line}" for line in many.call("first", "last")),
+        ]
+
+    def _clear(self, loop: Loop, function: _Function | None = None, kept: str = "{0}") -> list[str]:
+        """Return the lines that begin the reductions of a loop: in which function, if not in the kernel, and where."""
+        lines = []
+        for i in loop.reductions:
+            if i in self.stages.left:
+                continue
+            name, size = self.kept_name(i), _size(self.stages.spaces[i])
+            if function is not None:
+                function.use(name)
+                function.use(size)
+            lines.append(reduction(self.program.ops[i].name, self.real).clear.format(kept=kept.format(name), size=size))
+        return lines
+
+    # Loops over many elements
+
+    def _many(self, k: int, plain: _Function, once_more: Loop) -> _Function:
+        """Write a loop in vectors, given the other one and what reduces again."""
+        loop = self.stages.loops[k]
+        self.many[k] = reducing = plain if not loop.outputs else self._loop(f"again_{k}", once_more, "Reduce again.")
+        chunks = _Function(f"chunks_{k}", "Do a loop in vectors.", ("first", "last"))
+        self.functions.append(chunks)
+        anew = [*self._clear(loop, chunks), f"{chunks.use(_range(k))}[2] = start"]
+        _VectorWriter(self, chunks, loop).write(reducing, anew)
+        many = _Function(f"many_{k}", "Do a loop on many elements, most of them in vectors.", ("first", "last"))
+        self.functions.append(many)
+        pieces, head, lanes = vector_source.PIECES, vector_source.HEAD, vector_source.LANES
+        begin, limits = "first + piece * k", many.use(_range(k))
+        end = f"{begin} + {head} if k < {pieces} else last"
+        many.lines += [
+            f"{limits}[0] = first",
+            f"{limits}[1] = last",
+            f"{limits}[2] = -1",
+            f"piece = (last - first) // {lanes * pieces} * {lanes}",
+            # The last one is what is left of the last vector.
+            f"for k in range({pieces + 1}):",
+            *(f"    {line}" for line in many.calling(plain, begin, end)),
+            f"for k in range({pieces}):",
+            *(f"    {line}" for line in many.calling(chunks, f"{begin} + {head}", f"{begin} + piece")),
+            f"for k in range(-1, {pieces + 1}):",
+            f"    if (k < 0 and {limits}[2] >= 0) or (k >= 0 and 0 <= {limits}[2] <= {begin}):",
+            *(
+                f"        {line}"
+                for line in many.calling(reducing, f"max({begin}, first)", f"{limits}[2] if k < 0 else {end}")
+            ),
+        ]
+        return many
+
+    def _settle(self, k: int) -> list[str]:
+        """Write what makes parts of a loop in vectors fit to be combined; return the lines that call it."""
+        loop, reducing = self.stages.loops[k], self.many[k]
+        function = _Function(f"settle_{k}", "Reduce those parts again that must not be moved and have to be.")
+        self.functions.append(function)
+        function.use("parts")
+        function.use("words")
+        part = "part_of_int64({0}, words * j)"
+        behind, kept = [], [self.kept_name(i) for i in loop.reductions]
+        for i, name in zip(loop.reductions, kept, strict=True):
+            highest = f"highest_{self.names[i]}_of"
+            function.lines += [
+                f"{highest} = {function.use(name)}[0]",
+                "for j in range(1, parts):",
+                f"    {highest} = max({highest}, {name}[words * j])",
+            ]
+            behind.append(f"({name}[words * j] < {highest} and {name}[words * j + 4] & {vector_source.FIXED} != 0)")
+        function.use("one")
+        limits = [f"{function.use(_range(k))}[words * j + {end}]" for end in (0, 1)]
+        calling = function.calling(reducing, *limits)
+        moved = {f"    {name},": f"    {part.format(name)}," for name in kept}
+        function.lines += [
+            "for j in range(parts):",
+            f"    if {' or '.join(behind)}:",
+            *(f"        {line}" for line in self._clear(loop, function, part)),
+            *(f"        {moved.get(line, line)}" for line in calling),
+        ]
+        return function.call()
 
     def _small(self) -> list[str]:
         calls = []
@@ -327,13 +433,14 @@ class _Source:
     def _between(self, k: int) -> list[str]:
         """Write what is done before a loop over all elements; return the lines that do it."""
         between = self.stages.between[k]
-        calls: list[str] = []
+        calls: list[str] = self._settle(k - 1) if k - 1 in self.many else []
         for i in between.finished:
             how = reduction(self.program.ops[i].name, self.real).combine
             calls.append(how.format(kept=self.kept_name(i), size=_size(self.stages.spaces[i])))
         for number, part in enumerate(between.parts):
             if isinstance(part, Loop):
                 function = self._loop(f"between_{k}_{number}", part, "Compute what has fewer elements.")
+                calls += self._clear(part)
                 calls += function.call("zero", _size(part.space))
             else:
                 calls += self._scalars(f"scalars_{k}_{number}", part).call()
@@ -373,7 +480,7 @@ class _Source:
         reduced = [k for k in self.stages.source(i) if k not in spaces]
         count = " * ".join(function.use(_length(k)) for k in reduced) or "1"
         how = reduction(op.name, self.real).result
-        value = how.format(kept=kept, size=self._use_size(function, i), i=index, count=f"({count})")
+        value = how.format(kept=kept, size=use_size(function, self.stages.spaces[i]), i=index, count=f"({count})")
         return self.language.scalars["divide"].format(value, f"float({count})") if op.name == "mean" else value
 
 
@@ -392,6 +499,10 @@ class _LoopWriter:
         """Of an element in its line."""
         self.stored = {self.program.array_outputs[name]: name for name in loop.stored}
         """Operations whose results are read where an earlier loop has stored them."""
+        self.origin = "origin"
+        """The first element of the line."""
+        self.fetched: list[str] = []
+        """The array of which later elements are fetched in each call that adds up elements."""
 
     def write(self) -> None:
         line: list[str] = []
@@ -404,6 +515,10 @@ class _LoopWriter:
             text = self.source.writer.assigned(i, expression)
             (element if self._varies(i) else line).append(text)
         stores = self._stores()
+        pair = self._sums_of_lines_and_columns()
+        if pair is not None:
+            self._nest(self._in_lines(*pair, line, [*element, *stores]), "height")
+            return
         if not self.loop.reductions:
             body = self._in_one(element, stores)
         elif self.loop.outputs:
@@ -477,7 +592,7 @@ class _LoopWriter:
 
     # Lines of elements
 
-    def _nest(self, body: Sequence[str]) -> None:
+    def _nest(self, body: Sequence[str], height: str = "1") -> None:
         lines = self.function.lines
         if not self.space:
             lines += ["begin = first", "end = last", *body]
@@ -515,7 +630,7 @@ class _LoopWriter:
                     place = f"({place}) * {self.function.use(_length(k))} + {indices[k]}" if place else indices[k]
             lines.append(f"        {_at(space)} = {place}")
         lines += [f"        {line}" for line in body]
-        lines += ["        line += 1", f"        origin += {inner}"]
+        lines += [f"        line += {height}", f"        origin += {inner}" + f" * {height}" * (height != "1")]
 
     def _spaces(self) -> list[Space]:
         spaces = {self.source.stages.spaces[i] for i in range(len(self.program.ops))}
@@ -525,7 +640,7 @@ class _LoopWriter:
         """Return a loop over elements of a line."""
         lines = [f"for {self.position} in range({begin}, {end}):"]
         if self.position == "j":
-            lines.append("    i = origin + j")
+            lines.append(f"    i = {self.origin} + j")
         return lines + [f"    {line}" for line in body]
 
     def _in_one(self, element: Sequence[str], stores: Sequence[str]) -> list[str]:
@@ -566,6 +681,75 @@ class _LoopWriter:
             *(f"    {line}" for line in [*before, *self._each("start", "stop", body), *after]),
         ]
 
+    def _sums_of_lines_and_columns(self) -> tuple[int, int] | None:
+        """Return two sums of the same elements, along lines and along columns, that can be added to together."""
+        if len(self.space) != 2 or self.source.real != "float32" or self.loop.kept:
+            return None
+        ops, spaces = self.program.ops, self.source.stages.spaces
+        sums = [i for i in self.loop.reductions if ops[i].name in SUMS]
+        for i in sums:
+            for k in sums:
+                is_alike = ops[i].args == ops[k].args and (ops[i].name == "norm") == (ops[k].name == "norm")
+                if is_alike and spaces[i] == self.space[:1] and spaces[k] == self.space[1:]:
+                    return i, k
+        return None
+
+    def _in_lines(self, i: int, k: int, line: Sequence[str], element: Sequence[str]) -> list[str]:
+        """Return the loop over some lines at once, given the sums of lines and of columns."""
+        source, op = self.source, self.program.ops[i]
+        x, inner, squared = self.names[op.args[0]], self.function.use(_length(self.space[-1])), op.name == "norm"
+        source.lines.add(squared)
+        buffer, largest, origin = f"buffer_{x}_of", f"largest_{x}_of", self.origin
+        ahead = self._ahead(f"lines_{x}_of", f"{LINES} * {inner} + start")
+        pitch = f"place_of({self.fetched[0]}, {inner}) - place_of({self.fetched[0]}, zero)" if self.fetched else "zero"
+        self.function.use("zero")
+        self.origin = "below"
+        head: list[str] = []
+        before = [f"{largest} = integer_float32(0)"]
+        body = [*element, f"{buffer}[j - start] = {x}"]
+        body.append(f"{largest} = larger_float32({largest}, magnitude_float32({x}))")
+        after = [f"magnitudes[level] = magnitude_to_float32({largest})"]
+        done = {buffer, largest}
+        for other in self.loop.reductions:
+            if other not in (i, k):
+                self._reduce(other, head, before, body, after, done)
+        sums = [
+            self.function.use(name) for j in (i, k) for name in (source.kept_name(j), _size(source.stages.spaces[j]))
+        ]
+        each = [
+            f"below = {origin} + level * {inner}",
+            f"{_at(self.space[:1])} = line + level",
+            *line,
+            f"{buffer} = part_of_float32(lines_{x}_of, {BLOCK} * level)",
+            *before,
+            *self._each("start", "stop", body),
+            *after,
+        ]
+        return [
+            *head,
+            f"lines_{x}_of = lines_float32()",
+            "magnitudes = magnitudes_float32()",
+            f"height = {LINES} if begin == 0 and origin + {LINES} * {inner} <= last else 1",
+            f"for start in range(begin, end, {BLOCK}):",
+            f"    stop = min(start + {BLOCK}, end)",
+            "    for level in range(height):",
+            *(f"        {text}" for text in each),
+            f"    add_lines{'_squares' * squared}(",
+            f"        lines_{x}_of, height, stop - start, magnitudes, {sums[0]}, {sums[1]}, line, {sums[2]}, {sums[3]}, start,",
+            f"        {ahead}, {pitch},",
+            "    )",
+        ]
+
+    def _ahead(self, buffer: str, distance: str) -> str:
+        """Return the address from which on elements are fetched while a buffer is added: of one array after the other."""
+        loads = (self.program.ops[i] for i in self.loop.operations if self.source.stages.spaces[i] == self.space)
+        names = [self.source.writer.array(op.reads) for op in loads if op.reads is not None]
+        names += [self._column(name) for name in self.stored.values()]
+        if len(self.space) < 2 or not names:
+            return f"place_of({buffer}, {self.function.use('zero')})"
+        self.fetched.append(self.function.use(names[len(self.fetched) % len(names)]))
+        return f"place_of({self.fetched[-1]}, {self.origin} + {distance})"
+
     def _reduce(
         self, i: int, head: list[str], before: list[str], body: list[str], after: list[str], done: set[str]
     ) -> None:
@@ -600,7 +784,8 @@ class _LoopWriter:
                     done.add(largest)
                     before.append(f"{largest} = integer_{real}(0)")
                     body.append(f"{largest} = larger_{real}({largest}, magnitude_{real}({x}))")
-                after.append(f"add{squares}({at}, stop - start, {largest}, {kept}, {size}, {row})")
+                ahead = f", {self._ahead(at, f'start + {AHEAD}')}" if real == "float32" else ""
+                after.append(f"add{squares}({at}, stop - start, {largest}, {kept}, {size}, {row}{ahead})")
             case "max" | "min":
                 if along_row:
                     fill(x)
@@ -631,7 +816,55 @@ class _LoopWriter:
         if source.writer.dtypes[str(op.reads)] != source.real or op.reads in self.loop.outputs:
             return None
         array = self.function.use(source.writer.array(str(op.reads)))
-        return f"part_of_{source.real}({array}, {'origin + start' if self.position == 'j' else 'start'})"
+        return f"part_of_{source.real}({array}, {f'{self.origin} + start' if self.position == 'j' else 'start'})"
+
+
+class _VectorWriter:
+    """Writes the body of a loop in vectors."""
+
+    def __init__(self, source: _Source, function: _Function, loop: Loop) -> None:
+        self._source = source
+        self._function = function
+        self._loop = loop
+        language = vector_source.in_vectors(source.language)
+        self._writer = Writer(language, source.program, source.key, loads_to_flush(source.program))
+        self._language = language
+
+    def write(self, reducing: _Function, anew: Sequence[str]) -> None:
+        """Write it, given what adds up elements in the other way, and the lines that begin the sums anew."""
+        source, function, writer, program = self._source, self._function, self._writer, self._source.program
+        stored = {program.array_outputs[name]: name for name in self._loop.stored}
+        element, sums = [], []
+        source.rounded(
+            function, [*self._loop.operations, *(program.array_outputs[name] for name in self._loop.outputs)]
+        )
+        for i in sorted({*self._loop.operations, *stored}):
+            op = program.ops[i]
+            if i in stored:
+                value = self._language.element.format(self._column(stored[i]))
+            elif op.name == "round":
+                continue
+            else:
+                if op.reads is not None:
+                    function.use(writer.array(op.reads))
+                value = writer.array_expression(i)
+            element.append(writer.assigned(i, value))
+        stores = [
+            self._language.store.format(self._column(name), source.names[program.array_outputs[name]])
+            for name in self._loop.outputs
+        ]
+        for i in self._loop.reductions:
+            op = program.ops[i]
+            kept = function.use(source.kept_name(i))
+            sums.append(vector_source.Sum(source.names[i], source.names[op.args[0]], kept, op.name == "norm"))
+        function.use("zero")
+        function.use("one")
+        again = function.calling(reducing, "start", "stop")
+        function.lines += vector_source.chunks(sums, element, stores, again, anew)
+
+    def _column(self, name: str) -> str:
+        source = self._source
+        return self._function.use(source.writer.array(name if source.key.in_place else NEW + name))
 
 
 _KERNEL_ARGUMENTS = (
@@ -650,6 +883,10 @@ def _length(k: int) -> str:
 
 def _size(space: Space | None) -> str:
     return f"size_{'_'.join(map(str, space))}_of" if space else "one"
+
+
+def _range(k: int) -> str:
+    return f"range_{k}_of"
 
 
 def _at(space: Space) -> str:
