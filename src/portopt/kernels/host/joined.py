@@ -77,7 +77,7 @@ def run(
     line = None if all(is_kept) else np.empty((parts, columns), np.float32)
     results = [memory.empty(shape, np.float32) if of else None for of in is_kept]
     found: list[tuple[Any, Mapping[int, Any]]] = []
-    words = [part.ctypes.data for part in given]
+    words = [memory.address(part) for part in given]
     for result, axes in zip(results, segment.sliced, strict=True):
         slices: dict[int, Callable[[], Slices]] = {}
         out, factors, largest = None, None, None
@@ -88,7 +88,7 @@ def run(
             largest = np.empty((parts, columns), np.uint32)
             slices[_COLUMNS] = functools.partial(_columns_sliced, result, largest)
         parts_of = (line if result is None else result, out, factors, largest)
-        words += [0 if x is None else x.ctypes.data for x in parts_of]
+        words += [0 if x is None else memory.address(x) for x in parts_of]
         found.append((Sliced(shape) if result is None else result, slices))
     table, values = array("q", words), array("d", [*scalars, 0.0])
     source = _source(segment.program, is_product, is_kept, segment.sliced, default_flush())
@@ -128,8 +128,8 @@ def _columns_sliced(x: Any, largest: Any) -> Slices:
     out, bits = memory.empty(x.shape, np.float64), slice_bits(rows)
     # For each thread, the factors and their inverses.
     scratch = np.empty((-(-rows // rows_at_once), 2, columns))
-    addresses = (x.ctypes.data, out.ctypes.data, scratch.ctypes.data)
-    products.run(_COLUMNS_SLICED, rows, x.size, *addresses, columns, rows_at_once, bits, largest.ctypes.data)
+    addresses = (memory.address(x), memory.address(out), memory.address(scratch))
+    products.run(_COLUMNS_SLICED, rows, x.size, *addresses, columns, rows_at_once, bits, memory.address(largest))
     return Slices((out,), scratch[0, :1], _COLUMNS, bits)
 
 

@@ -59,16 +59,16 @@ class _Blocks:
         """Return a block for so many bytes."""
         fitting = [k for k, block in enumerate(self.free) if size <= block.size <= 2 * size]
         block = self.free.pop(min(fitting, key=lambda k: int(self.free[k].size))) if fitting else _block(size)
-        self.used.add(_address(block))
+        self.used.add(address(block))
         return block
 
     def rest(self) -> bool:
         """Leave memory to the operating system until the next step; return whether that can be done."""
         if not hasattr(mmap, "MADV_FREE") or (advise := _madvise()) is None:
             return False
-        self.free[:] = [block for block in self.free if _address(block) in self.used]
+        self.free[:] = [block for block in self.free if address(block) in self.used]
         self.used.clear()
-        return all(advise(_address(block), block.size, mmap.MADV_FREE) == 0 for block in self.free)
+        return all(advise(address(block), block.size, mmap.MADV_FREE) == 0 for block in self.free)
 
 
 _current: ContextVar[_Blocks | None] = ContextVar("portopt_blocks", default=None)
@@ -111,14 +111,15 @@ def _block(size: int) -> Any:
     """Return so many bytes that begin with a huge page, of which they are made if the system has any."""
     whole = -(-size // _HUGE_PAGE) * _HUGE_PAGE
     around = np.empty(whole + _HUGE_PAGE, np.uint8)
-    start = -around.ctypes.data % _HUGE_PAGE
-    use_huge_pages(around.ctypes.data + start, whole)
+    start = -address(around) % _HUGE_PAGE
+    use_huge_pages(address(around) + start, whole)
     # Whole pages: what is given back must have nothing else on them.
     return around[start : start + whole]
 
 
-def _address(block: Any) -> int:
-    return int(block.__array_interface__["data"][0])
+def address(array: Any) -> int:
+    """Return where the elements of a NumPy array begin, in a third of the time of `array.ctypes.data`."""
+    return int(array.__array_interface__["data"][0])
 
 
 class _Lent:
@@ -127,7 +128,7 @@ class _Lent:
     def __init__(self, block: Any, free: list[Any], shape: Sequence[int], kind: Any) -> None:
         self._block, self._free = block, free
         self.__array_interface__ = {
-            "data": (_address(block), False), "shape": tuple(shape), "typestr": kind.str, "version": 3,
+            "data": (address(block), False), "shape": tuple(shape), "typestr": kind.str, "version": 3,
         }  # fmt: skip
 
     def __del__(self) -> None:

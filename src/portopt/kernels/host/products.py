@@ -208,26 +208,24 @@ def in_this_thread(elements: int) -> bool:
 def rows_at_once(lines: int, elements: int) -> int:
     """Return how many lines, of altogether so many elements, one thread gets; the last one may get fewer."""
     ready = threads.team_size()
-    least = ELEMENTS_PER_READY_THREAD if ready else ELEMENTS_PER_THREAD
-    parts = max(min(ready or threads.get_num_threads(), elements // least, lines), 1)
-    return -(-lines // parts)
+    most = min(elements // (ELEMENTS_PER_READY_THREAD if ready else ELEMENTS_PER_THREAD), lines)
+    return lines if most < 2 else -(-lines // min(ready or threads.get_num_threads(), most))
 
 
 def run(source: str, lines: int, elements: int, *values: int) -> None:
     """Call a kernel for so many lines of altogether so many elements, in threads if that is worth their while."""
     function = _kernel(source)
     size = rows_at_once(lines, elements)
-    words = [
-        word
-        for start in range(0, lines, size)
-        for word in (0, 0, 0, start, min(start + size, lines), threads.address_of(function), *values)
-    ]
-    records = array("q", words)
     if size == lines:
-        at = records.buffer_info()[0]
+        result = array("q", (0,))
+        at = result.buffer_info()[0]
         function(at, at, *values, 0, lines)
-    else:
-        threads.split(threads.address_of(_part()), records, threads.HEAD + 1 + len(values))
+        return
+    address = threads.address_of(function)
+    words = [
+        word for start in range(0, lines, size) for word in (0, 0, 0, start, min(start + size, lines), address, *values)
+    ]
+    threads.split(threads.address_of(_part()), array("q", words), threads.HEAD + 1 + len(values))
 
 
 def slices(x: Any, axis: int) -> Slices:
@@ -248,12 +246,34 @@ def slices(x: Any, axis: int) -> Slices:
     if axis == -1:
         lines = x.size // columns
         factors = np.empty((*x.shape[:-1], 1))
-        run(_ROWS, lines, x.size, x.ctypes.data, out.ctypes.data, factors.ctypes.data, columns, lines, bits, 0)
+        run(
+            _ROWS,
+            lines,
+            x.size,
+            memory.address(x),
+            memory.address(out),
+            memory.address(factors),
+            columns,
+            lines,
+            bits,
+            0,
+        )
         return Slices((out,), factors, axis, bits)
     lines = x.size // rows
     # Beside the factors, their inverses and the largest magnitudes.
     scratch = np.empty(lines * 2 + (lines + 1) // 2)
-    run(_COLUMNS, lines, x.size, x.ctypes.data, out.ctypes.data, scratch.ctypes.data, columns, lines, bits, rows)
+    run(
+        _COLUMNS,
+        lines,
+        x.size,
+        memory.address(x),
+        memory.address(out),
+        memory.address(scratch),
+        columns,
+        lines,
+        bits,
+        rows,
+    )
     return Slices((out,), scratch[:lines].reshape((*x.shape[:-2], 1, columns)), axis, bits)
 
 
@@ -266,8 +286,8 @@ def rescaled(products: Sequence[Any], left: Slices, right: Slices) -> Any:
     row_factors = np.ascontiguousarray(np.broadcast_to(left.factor, (*batches, rows, 1)))
     column_factors = np.ascontiguousarray(np.broadcast_to(right.factor, (*batches, 1, columns)))
     out = memory.empty(integers.shape, np.float32)
-    addresses = (integers.ctypes.data, out.ctypes.data, row_factors.ctypes.data)
-    run(_RESCALED, lines, integers.size, *addresses, columns, column_factors.ctypes.data, rows, 0)
+    addresses = (memory.address(integers), memory.address(out), memory.address(row_factors))
+    run(_RESCALED, lines, integers.size, *addresses, columns, memory.address(column_factors), rows, 0)
     return out
 
 
@@ -277,7 +297,7 @@ def rescaled_gram(lower: Any, left: Slices) -> Any:
     integers, factors = np.ascontiguousarray(lower), np.ascontiguousarray(left.factor)
     out = memory.empty(integers.shape, np.float32)
     tiles = -(-rows // TILE)
-    addresses = (integers.ctypes.data, out.ctypes.data, factors.ctypes.data)
+    addresses = (memory.address(integers), memory.address(out), memory.address(factors))
     run(_GRAM, integers.size // (rows * rows) * tiles, integers.size, *addresses, rows, tiles, 0, 0)
     return out
 
@@ -291,5 +311,5 @@ def dense(x: Any) -> Any:
     out = memory.empty(x.shape, x.dtype)
     rows, columns = x.shape[-2:]
     # The memory has the transposes, of as many rows as the array has columns.
-    run(_TRANSPOSED, x.size // columns, x.size, x.ctypes.data, out.ctypes.data, 0, rows, columns, 0, 0)
+    run(_TRANSPOSED, x.size // columns, x.size, memory.address(x), memory.address(out), 0, rows, columns, 0, 0)
     return out
