@@ -149,13 +149,15 @@ def kernel():
         call_2(work[1], record, record)
 '''
 
-_team: ContextVar[Team | None] = ContextVar("portopt_team", default=None)
+_team: ContextVar[tuple[Team, int] | None] = ContextVar("portopt_team", default=None)
+"""A team, and how many of it take part."""
 
 
 @contextlib.contextmanager
 def by(team: Team | None) -> Iterator[None]:
     """Within this context, a team does what is split; None for threads of portopt's own."""
-    before = _team.set(team)
+    # Looked up once: between products, which leave little of Python in the caches, each call takes several times as long.
+    before = _team.set(None if team is None else (team, min(team.size, get_num_threads())))
     try:
         yield
     finally:
@@ -164,8 +166,8 @@ def by(team: Team | None) -> Iterator[None]:
 
 def team_size() -> int:
     """Return how many threads stand ready, 0 if they must be started."""
-    team = _team.get()
-    return 0 if team is None else min(team.size, get_num_threads())
+    found = _team.get()
+    return 0 if found is None else found[1]
 
 
 def split(part: int, records: array[int], words: int) -> None:
@@ -182,9 +184,10 @@ def split(part: int, records: array[int], words: int) -> None:
 def split_call(part: int, records: array[int], words: int) -> Callable[[], object]:
     """Return what does the same as `split`, a partial of a function in C."""
     address, count = records.buffer_info()[0], len(records) // words
-    team = _team.get()
-    if team is None or count > team.size:
+    found = _team.get()
+    if found is None or count > found[0].size:
         return functools.partial(compiled_split(), address, address, part, address, words, count, *thread_functions())
+    team, _ = found
     work = array("q", (0, part, address, words, count, team.number, team.members))
     call = functools.partial(_parallel(team.parallel), address_of(_member()), work.buffer_info()[0], team.size, 0)
     call.__dict__["work"] = work  # it must live until the call
