@@ -143,43 +143,57 @@ def muon() -> Iterator[tuple[str, Step]]:
 
 
 def products_numpy() -> Iterator[tuple[str, Step]]:
-    yield (
-        "float64 products of Muon alone, NumPy",
-        integer_products(np.matmul, lambda a, out: np.matmul(a, a.mT, out=out)),
-    )
+    def halved(a: Any, out: Any) -> None:
+        np.matmul(a, a.mT, out=out)
+
+    def convert(source: Any, target: Any) -> None:
+        np.copyto(target, source, casting="same_kind")
+
+    yield "float64 products of Muon alone, NumPy", integer_products(np.matmul, halved)
+    yield "these, operands and results converted", integer_products(np.matmul, halved, convert)
     yield "Muon, NumPy", on_numpy(portopt.Muon(), MATRICES)
 
 
 def products_torch() -> Iterator[tuple[str, Step]]:
-    def halved(a: Any, out: Any) -> None:
-        torch_products.lower_half(torch.from_numpy(a))
-
     def multiply(a: Any, b: Any, out: Any) -> None:
         torch.matmul(torch.from_numpy(a), torch.from_numpy(b), out=torch.from_numpy(out))
 
-    alone = integer_products(multiply, halved)
+    def halved(a: Any, out: Any) -> None:
+        torch_products.lower_half(torch.from_numpy(a))
 
-    def step() -> None:
-        with memory.reused():
-            alone()
+    def convert(source: Any, target: Any) -> None:
+        torch.from_numpy(target).copy_(torch.from_numpy(source))
 
-    yield "float64 products of Muon alone, torch", step
+    yield "float64 products of Muon alone, torch", integer_products(multiply, halved)
+    yield "these, operands and results converted", integer_products(multiply, halved, convert)
     yield "Muon, torch", on_torch(portopt.Muon(), MATRICES)
 
 
-def integer_products(multiply: Callable[..., Any], multiply_by_transpose: Callable[..., Any]) -> Step:
-    """Return the calls of the BLAS of a step of Muon, and nothing else."""
-    operands = []
+def integer_products(
+    multiply: Callable[..., Any],
+    multiply_by_transpose: Callable[..., Any],
+    convert: Callable[[Any, Any], None] = lambda source, target: None,
+) -> Step:
+    """Return the calls of the BLAS of a step of Muon; with `convert`, each operand and result passes through float32 once."""
+    matrices = []
     for m, n in (sorted(shape) for shape in MATRICES):
-        x, square = np.ones((m, n)), np.ones((m, m))
-        operands.append((x, square, np.empty((m, m)), np.empty((m, n))))
+        wide = np.ones((m, n)), np.ones((m, m)), np.empty((m, m)), np.empty((m, n))
+        matrices.append((wide, [np.ones(array.shape, np.float32) for array in wide]))
 
     def step() -> None:
-        for x, square, squared, product in operands:
-            for _ in range(5):
-                multiply_by_transpose(x, out=squared)
-                multiply_by_transpose(square, out=squared)
-                multiply(square, x, out=product)
+        with memory.reused():
+            for (x, square, squared, product), (x_32, square_32, squared_32, product_32) in matrices:
+                for _ in range(5):
+                    convert(x_32, x)
+                    multiply_by_transpose(x, out=squared)
+                    convert(squared, squared_32)
+                    convert(square_32, square)
+                    multiply_by_transpose(square, out=squared)
+                    convert(squared, squared_32)
+                    convert(square_32, square)
+                    convert(x_32, x)
+                    multiply(square, x, out=product)
+                    convert(product, product_32)
 
     return step
 

@@ -68,19 +68,25 @@ needs_lazy_freeing = pytest.mark.skipif(
 
 
 @needs_lazy_freeing
-def test_memory_serves_the_next_step_until_one_does_without_it() -> None:
+def test_memory_serves_the_next_steps_until_many_do_without_it() -> None:
     with memory.reused():
         first = memory.empty(SHAPE, np.float64)
         at = address(first)
         del first
-    with memory.reused():
-        second = memory.empty(SHAPE, np.float64)
-        assert address(second) == at
-        second[...] = 1.0
-        assert np.all(second == 1.0)
-        del second
-    with memory.reused():
-        pass
+    for others in (0, 8):
+        for _ in range(others):
+            with memory.reused():
+                pass
+        with memory.reused():
+            second = memory.empty(SHAPE, np.float64)
+            assert address(second) == at
+            second[...] = 1.0
+            assert np.all(second == 1.0)
+            del second
+    for _ in range(9):
+        assert len(memory.resting[0].free) == 1
+        with memory.reused():
+            pass
     assert [blocks.free for blocks in memory.resting] == [[]]
 
 

@@ -43,31 +43,33 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 _HUGE_PAGE = 2 << 20
 """Bytes of one on most systems."""
+_STEPS = 8
+"""For so many steps on arrays of other sizes memory is kept."""
 _LEAST_REUSED = 1 << 20
 """Bytes of the smallest array that takes another one's place."""
 
 
 class _Blocks:
-    """Memory without an array in it, largest uses apart."""
+    """Memory of arrays of one step at a time."""
 
     def __init__(self) -> None:
         self.free: list[Any] = []
-        self.used: set[int] = set()
-        """Addresses of blocks that held an array since the last `rest`."""
+        self._unused: dict[int, int] = {}
+        """For how many steps a block held no array, by its address."""
 
     def take(self, size: int) -> Any:
         """Return a block for so many bytes."""
         fitting = [k for k, block in enumerate(self.free) if size <= block.size <= 2 * size]
         block = self.free.pop(min(fitting, key=lambda k: int(self.free[k].size))) if fitting else _block(size)
-        self.used.add(address(block))
+        self._unused[address(block)] = -1
         return block
 
     def rest(self) -> bool:
         """Leave memory to the operating system until the next step; return whether that can be done."""
         if not hasattr(mmap, "MADV_FREE") or (advise := _madvise()) is None:
             return False
-        self.free[:] = [block for block in self.free if address(block) in self.used]
-        self.used.clear()
+        self._unused = {at: self._unused.get(at, 0) + 1 for at in map(address, self.free)}
+        self.free[:] = [block for block in self.free if self._unused.get(address(block), 0) <= _STEPS]
         return all(advise(address(block), block.size, mmap.MADV_FREE) == 0 for block in self.free)
 
 
