@@ -550,7 +550,7 @@ def _in_numpy(x: Any) -> Any:
     if not isinstance(x, products.Unscaled):
         return _memory(x, np.dtype(np.float32))
     left, right = (slices._replace(factor=slices.factor.numpy()) for slices in (x.left, x.right))
-    return x._replace(integers=[n.numpy() for n in x.integers], left=left, right=right)
+    return products.Unscaled(x.primitives, x.wide, [n.numpy() for n in x.integers], left, right)
 
 
 def _known_bits(tensor: Any) -> Any:

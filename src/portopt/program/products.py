@@ -63,10 +63,10 @@ class Slices(NamedTuple):
         return Slices(integers, xp.matrix_transpose(self.factor), -3 - self.axis, self.bits)
 
 
-class Unscaled(NamedTuple):
+class Unscaled:
     """A product that is not scaled back yet: what is computed of its elements next may do that, too.
 
-    Attributes:
+    Args:
         primitives: the operations of the operands' library in the compute dtype.
         wide: its operations in float64.
         integers: the integer products.
@@ -74,11 +74,16 @@ class Unscaled(NamedTuple):
         right: the right operand's.
     """
 
-    primitives: Primitives
-    wide: Primitives
-    integers: Sequence[Any]
-    left: Slices
-    right: Slices
+    __slots__ = ("integers", "left", "primitives", "right", "wide")
+
+    def __init__(
+        self, primitives: Primitives, wide: Primitives, integers: Sequence[Any], left: Slices, right: Slices
+    ) -> None:
+        self.primitives = primitives
+        self.wide = wide
+        self.integers = integers
+        self.left = left
+        self.right = right
 
     def scaled(self) -> Any:
         """Return the product in the compute dtype."""
@@ -88,10 +93,13 @@ class Unscaled(NamedTuple):
         return rescaled(self.primitives, self.wide, self.integers, self.left, self.right)
 
 
-class Sliced(NamedTuple):
+class Sliced:
     """An operand that is known by its shape and its slices alone."""
 
-    shape: tuple[int, ...]
+    __slots__ = ("shape",)
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
 
 
 def product_shape(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:

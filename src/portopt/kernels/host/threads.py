@@ -17,7 +17,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any
 
 ELEMENTS_PER_THREAD = 1 << 18
 """A thread gets at least so many elements: starting one costs about 50 µs, in which Adam updates this many."""
@@ -121,20 +121,23 @@ def make_records(total: int, values: Sequence[int]) -> array[int]:
     return array("q", [word for part in ranges(total) for word in (0, 0, 0, *part, *values)])
 
 
-class Team(NamedTuple):
+class Team:
     """Threads of a library's OpenMP runtime, for work between calls of that library: they are awake, and on every processor.
 
-    Attributes:
+    Args:
         parallel: address of `GOMP_parallel`, which LLVM's and Intel's runtimes have, too.
         number: address of `omp_get_thread_num`.
         members: address of `omp_get_num_threads`.
         size: how many threads the library uses.
     """
 
-    parallel: int
-    number: int
-    members: int
-    size: int
+    __slots__ = ("members", "number", "parallel", "size")
+
+    def __init__(self, parallel: int, number: int, members: int, size: int) -> None:
+        self.parallel = parallel
+        self.number = number
+        self.members = members
+        self.size = size
 
 
 _MEMBER_SOURCE = '''"""What a thread of a team does of split work."""
