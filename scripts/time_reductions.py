@@ -20,9 +20,11 @@ import optax
 import torch
 
 import portopt
+from portopt.kernels.host import memory
 from portopt_tools.bench.measuring import Step, alternate, median, steps_per_sample
 from portopt_tools.bench.shapes import SHAPE_SETS
 from portopt_tools.bench.wording import duration
+from portopt_torch import _products as torch_products
 
 Shapes = Sequence[tuple[int, ...]]
 TEN_MILLION = [(10_000_000,)]
@@ -140,6 +142,48 @@ def muon() -> Iterator[tuple[str, Step]]:
     yield "float32 iterations alone, torch", newton_schulz([torch.from_numpy(a) for a in arrays(MATRICES, 0)])
 
 
+def products_numpy() -> Iterator[tuple[str, Step]]:
+    yield (
+        "float64 products of Muon alone, NumPy",
+        integer_products(np.matmul, lambda a, out: np.matmul(a, a.mT, out=out)),
+    )
+    yield "Muon, NumPy", on_numpy(portopt.Muon(), MATRICES)
+
+
+def products_torch() -> Iterator[tuple[str, Step]]:
+    def halved(a: Any, out: Any) -> None:
+        torch_products.lower_half(torch.from_numpy(a))
+
+    def multiply(a: Any, b: Any, out: Any) -> None:
+        torch.matmul(torch.from_numpy(a), torch.from_numpy(b), out=torch.from_numpy(out))
+
+    alone = integer_products(multiply, halved)
+
+    def step() -> None:
+        with memory.reused():
+            alone()
+
+    yield "float64 products of Muon alone, torch", step
+    yield "Muon, torch", on_torch(portopt.Muon(), MATRICES)
+
+
+def integer_products(multiply: Callable[..., Any], multiply_by_transpose: Callable[..., Any]) -> Step:
+    """Return the calls of the BLAS of a step of Muon, and nothing else."""
+    operands = []
+    for m, n in (sorted(shape) for shape in MATRICES):
+        x, square = np.ones((m, n)), np.ones((m, m))
+        operands.append((x, square, np.empty((m, m)), np.empty((m, n))))
+
+    def step() -> None:
+        for x, square, squared, product in operands:
+            for _ in range(5):
+                multiply_by_transpose(x, out=squared)
+                multiply_by_transpose(square, out=squared)
+                multiply(square, x, out=product)
+
+    return step
+
+
 def newton_schulz(matrices: Sequence[Any]) -> Step:
     def step() -> None:
         for matrix in matrices:
@@ -152,7 +196,8 @@ def newton_schulz(matrices: Sequence[Any]) -> Step:
     return step
 
 
-SUBJECTS = {subject.__name__: subject for subject in (lamb, narrow, clipping, adafactor, muon)}
+SUBJECTS_IN_ORDER = (lamb, narrow, clipping, adafactor, muon, products_numpy, products_torch)
+SUBJECTS = {subject.__name__: subject for subject in SUBJECTS_IN_ORDER}
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from portopt.backend import (
     is_interpreted,
 )
 from portopt.interrupts import finish
-from portopt.kernels.host import compiler, kernel, memory, norm, products, segments, totals, trial
+from portopt.kernels.host import compiler, joined, kernel, memory, norm, products, segments, totals, trial
 from portopt.kernels.host.plan import can_plan, make_plan
 from portopt.kernels.host.readers import NUMPY_READER
 from portopt.program import Program
@@ -80,6 +80,9 @@ class NumpyBackend(ArrayAPIBackend):
     def stored(self, value: Any, like: Any) -> Any:
         return np.array(np.broadcast_to(value, like.shape), dtype=like.dtype, copy=True)
 
+    def assignable(self, value: Any, like: Any) -> Any:
+        return value
+
     def primitives(self, compute_dtype: str) -> Primitives:
         primitives = super().primitives(compute_dtype)
         if compiler.available() and not is_interpreted():
@@ -88,6 +91,7 @@ class NumpyBackend(ArrayAPIBackend):
             primitives.squares = lambda x: norm.squares_of_arrays([x], [_dtype_name(x.dtype)])
             if compute_dtype == "float32":
                 primitives.sliced, primitives.rescaled = products.slices, products.rescaled
+                primitives.joined = joined.run
         return primitives
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
@@ -104,7 +108,7 @@ class NumpyBackend(ArrayAPIBackend):
         interpreted: Iterator[dict[str, Any]] = iter(())
         if others:
             with memory.reused():
-                interpreted = iter(super().update(others, in_place=False))
+                interpreted = iter(self.results(others, in_place=in_place))
         jobs: list[kernel.Job] = []
         results: list[dict[str, Any]] = []
         copies: list[Callable[[], object]] = []

@@ -31,7 +31,7 @@ from portopt.interrupts import finish
 from portopt.kernels import launch
 from portopt.kernels import products as gpu_products
 from portopt.kernels.cuda.graphs import capture_error
-from portopt.kernels.host import compiler, kernel, memory, norm, readers, segments, totals, trial
+from portopt.kernels.host import compiler, joined, kernel, memory, norm, readers, segments, threads, totals, trial
 from portopt.kernels.host import products as host_products
 from portopt.kernels.host.plan import can_plan, make_plan
 from portopt.kernels.norm_dependence import GradientNorm
@@ -40,6 +40,7 @@ from portopt.program.bins import Bins
 from portopt.program.interpreter import StepScalars, interpret
 from portopt.program.primitives import Primitives
 from portopt.program.reductions import Reductions
+from portopt.program.segments import Segment
 
 COMBINE: ContextVar[Callable[[str, Sequence[Any], Sequence[Any]], Any] | None] = ContextVar(
     "portopt_torch_combine", default=None
@@ -133,6 +134,8 @@ class TorchBackend(ArrayAPIBackend):
             primitives.sliced = functools.partial(self._sliced, primitives)
             primitives.rescaled = functools.partial(self._rescaled, primitives)
             primitives.gram = functools.partial(self._gram, primitives)
+            if compute_dtype == "float32":
+                primitives.joined = self._joined
         return primitives
 
     def _fused(
@@ -150,6 +153,37 @@ class TorchBackend(ArrayAPIBackend):
         found = segments.run(program, compute, [_bits(x) for x in arrays], names, scalars)
         return [self._torch.from_numpy(result) for result in found]
 
+    def _joined(
+        self, segment: Segment, arrays: Sequence[Any], scalars: Sequence[float]
+    ) -> list[tuple[Any, Mapping[int, Any]]] | None:
+        if not compiler.available() or not all(map(self._is_in_memory, arrays)):
+            return None
+        if (found := joined.run(segment, [*map(_in_numpy, arrays)], scalars)) is None:
+            return None
+        return [
+            (
+                array if isinstance(array, products.Sliced) else self._torch.from_numpy(array),
+                {axis: functools.partial(self._in_torch, slices) for axis, slices in of.items()},
+            )
+            for array, of in found
+        ]
+
+    def _is_in_memory(self, x: Any) -> bool:
+        """Tell whether NumPy can see an array, or a product, of float32 numbers."""
+        if isinstance(x, products.Unscaled):
+            return bool(x.integers[0].device.type == "cpu")
+        return bool(x.device.type == "cpu" and x.dtype == self._torch.float32)
+
+    def _in_torch(self, slices: Callable[[], products.Slices]) -> products.Slices:
+        found = slices()
+        return found._replace(
+            integers=tuple(map(self._torch.from_numpy, found.integers)), factor=self._torch.from_numpy(found.factor)
+        )
+
+    def _threads(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which torch's threads do what is split among threads."""
+        return threads.by(importlib.import_module("portopt_torch._team").team())
+
     def _squares(self, x: Any) -> Bins | None:
         if self._runs_triton(x):
             return launch.squares(self._triton.LIBRARY, x)
@@ -162,10 +196,7 @@ class TorchBackend(ArrayAPIBackend):
             return gpu_products.slices(self._triton.LIBRARY, self.xp, primitives.compute_dtype, x, axis)
         if not self._slices_on_host(primitives, x):
             return products.slices(primitives.wide, x, axis, x.shape[axis], primitives.compute_dtype)
-        found = host_products.slices(_memory(x, np.dtype(np.float32)), axis)
-        return found._replace(
-            integers=tuple(map(self._torch.from_numpy, found.integers)), factor=self._torch.from_numpy(found.factor)
-        )
+        return self._in_torch(functools.partial(host_products.slices, _memory(x, np.dtype(np.float32)), axis))
 
     def _rescaled(
         self, primitives: Primitives, integers: Sequence[Any], left: products.Slices, right: products.Slices
@@ -212,6 +243,9 @@ class TorchBackend(ArrayAPIBackend):
 
     def stored(self, value: Any, like: Any) -> Any:
         return value.broadcast_to(like.shape).to(like.dtype, copy=True).contiguous()
+
+    def assignable(self, value: Any, like: Any) -> Any:
+        return value
 
     def copied(self, array: Any, dtype: str) -> Any:
         with self.quiet():
@@ -283,7 +317,7 @@ class TorchBackend(ArrayAPIBackend):
                     written = [tensor for outputs in results for tensor in outputs.values()]
                     self._torch.autograd.graph.increment_version(written)
         if results is None:
-            with memory.reused():
+            with memory.reused(), self._threads():
                 results = super().update(all_detached, in_place=in_place)
         if in_place:
             return [{n: arrays[n] for n in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
@@ -353,8 +387,8 @@ class TorchBackend(ArrayAPIBackend):
         others = [work for work in works if not self._runs_on_host(work)]
         interpreted: Iterator[dict[str, Any]] = iter(())
         if others:
-            with memory.reused():
-                interpreted = iter(super().update(others, in_place=False))
+            with memory.reused(), self._threads():
+                interpreted = iter(self.results(others, in_place=in_place))
         jobs: list[kernel.Job] = []
         results: list[dict[str, Any]] = []
         written: list[Any] = []
@@ -509,6 +543,14 @@ _INTEGERS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 def _bits(tensor: Any) -> Any:
     """Return a NumPy view of a tensor on the CPU that shows its elements as integers of their size."""
     return _memory(tensor, _INTEGERS[tensor.itemsize])
+
+
+def _in_numpy(x: Any) -> Any:
+    """Return a float32 tensor, or a product of such, as one of NumPy's arrays on the same memory."""
+    if not isinstance(x, products.Unscaled):
+        return _memory(x, np.dtype(np.float32))
+    left, right = (slices._replace(factor=slices.factor.numpy()) for slices in (x.left, x.right))
+    return x._replace(integers=[n.numpy() for n in x.integers], left=left, right=right)
 
 
 def _known_bits(tensor: Any) -> Any:

@@ -160,6 +160,44 @@ def test_how_a_compared_formula_differs_is_said(rule: portopt.Optimizer, differe
     assert found.difference == difference
 
 
+@pytest.mark.parametrize(
+    ("inner", "name", "difference"),
+    [
+        (portopt.AdamW(beta_1=0.0, dialect="optax"), "adamw", ""),
+        (
+            portopt.AdamW(beta_1=0.0, weight_decay=0.1),
+            "adamw",
+            "its inner rule is AdamW in the dialect 'optax', and portopt's in 'torch'",
+        ),
+        (portopt.SGD(0.25, dialect="torch", weight_decay=0.1), "sgd", ""),
+        (portopt.SGD(0.25), "sgd", "its inner rule is SGD in the dialect 'optax', and portopt's in 'keras2'"),
+    ],
+    ids=repr,
+)
+def test_a_rule_made_of_rules_is_compared_with_one_around_the_like(
+    inner: portopt.Optimizer, name: str, difference: str
+) -> None:
+    opt = portopt.ScheduleFree(inner, beta=0.75)
+    found = counterpart_of(get_framework("optax"), opt)
+    assert found is not None
+    assert found.name == f"optax.contrib.schedule_free_{name}"
+    assert (found.arguments["learning_rate"], found.difference) == (inner.learning_rate, difference)
+    native = portopt.NativeOptimizer(found.factory, **found.arguments)
+    with native.arrays.dtype_context("float64"):
+        ours = theirs = np.asarray([1.0, -2.0])
+        state, native_state = opt.init(ours), native.init(theirs)
+        for g in ([1.0, -0.5], [0.25, 2.0], [-3.0, 1.0]):
+            ours, state = opt.apply(ours, np.asarray(g), state)
+            theirs, native_state = native.apply(theirs, np.asarray(g), native_state, learning_rate=inner.learning_rate)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6 if difference else 1e-12)
+
+
+def test_a_rule_around_another_than_a_framework_has_is_compared_with_nothing() -> None:
+    with pytest.raises(ValueError, match="no counterpart of ScheduleFree with inner=Adagrad"):
+        counterpart_of(get_framework("optax"), portopt.ScheduleFree(portopt.Adagrad()))
+    assert counterpart_of(get_framework("torch"), portopt.ScheduleFree()) is None
+
+
 def test_decay_is_in_the_rates_that_a_compared_optimizer_is_given() -> None:
     found = counterpart_of(get_framework("torch"), portopt.Adagrad(0.5, dialect="torch", decay=0.25))
     assert found is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import mmap
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,11 @@ SHAPE = (700, 800)
 
 def address(array: Any) -> int:
     return int(array.__array_interface__["data"][0])
+
+
+@pytest.fixture(autouse=True)
+def nothing_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "resting", [])
 
 
 def test_memory_is_used_again_when_an_array_and_its_views_are_no_more() -> None:
@@ -54,6 +60,39 @@ def test_an_array_may_outlive_the_step() -> None:
     other = memory.empty(SHAPE, np.float32)
     other[...] = 4.0
     assert np.all(kept == 3.0)
+
+
+needs_lazy_freeing = pytest.mark.skipif(
+    not hasattr(mmap, "MADV_FREE"), reason="the system has no MADV_FREE: nothing is kept"
+)
+
+
+@needs_lazy_freeing
+def test_memory_serves_the_next_step_until_one_does_without_it() -> None:
+    with memory.reused():
+        first = memory.empty(SHAPE, np.float64)
+        at = address(first)
+        del first
+    with memory.reused():
+        second = memory.empty(SHAPE, np.float64)
+        assert address(second) == at
+        second[...] = 1.0
+        assert np.all(second == 1.0)
+        del second
+    with memory.reused():
+        pass
+    assert [blocks.free for blocks in memory.resting] == [[]]
+
+
+@needs_lazy_freeing
+def test_steps_at_one_time_have_memory_of_their_own() -> None:
+    for _ in range(2):
+        with memory.reused():
+            first = memory.empty(SHAPE, np.float64)
+            with memory.reused():
+                assert address(memory.empty(SHAPE, np.float64)) != address(first)
+            del first
+    assert len(memory.resting) == 2
 
 
 @pytest.mark.parametrize("library", PLANNED, ids=str)

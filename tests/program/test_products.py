@@ -14,6 +14,7 @@ from support.bits import Array, assert_same_bits, ordinary, random_words
 from support.libraries import LIBRARIES, Library
 
 import portopt
+from portopt.kernels.host import joined
 from portopt.program import products
 from portopt.program.primitives import Primitives
 
@@ -273,10 +274,12 @@ def test_products_of_what_is_symmetric_have_the_bits_of_others(
         return found
 
     found = stepped()
+    # A result that only products need is known by its slices alone.
+    monkeypatch.setattr(joined, "run", lambda *_: None)
     monkeypatch.setattr(
         products.SlicedOperands,
         "matmul",
-        lambda self, primitives, wide, index, a, b: products.matmul(primitives, wide, a, b),
+        lambda self, primitives, wide, index, a, b, **_: products.matmul(primitives, wide, a, b),
     )
     for one, other in zip(found, stepped(), strict=True):
         assert_same_bits(one, other)

@@ -221,17 +221,28 @@ class ArrayAPIBackend:
         return self.reductions(COMPUTE_DTYPE[leaf.dtypes["p"]])
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
-        results = []
         parameters = [arrays for work in works for arrays in work.parameters]
+        results = self.results(works, in_place=in_place)
+        if not in_place:
+            return results
         with self.quiet():
-            for work in works:
-                for leaf, outputs in self._interpreted(work):
-                    results.append({name: self.stored(value, leaf[name]) for name, value in outputs.items()})
-            if not in_place:
-                return results
             targets = [arrays[n] for arrays, outputs in zip(parameters, results, strict=True) for n in outputs]
             self.assign_all(targets, [value for outputs in results for value in outputs.values()])
         return [{name: arrays[name] for name in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
+
+    def results(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        """Run programs; return, for each parameter, new arrays, or for a step in place what `assign_all` can write."""
+        finished = self.assignable if in_place else self.stored
+        with self.quiet():
+            return [
+                {name: finished(value, leaf[name]) for name, value in outputs.items()}
+                for work in works
+                for leaf, outputs in self._interpreted(work)
+            ]
+
+    def assignable(self, value: Any, like: Any) -> Any:
+        """Return a result of a program as `assign_all` takes it; override it where that converts and broadcasts."""
+        return self.stored(value, like)
 
     def _interpreted(self, work: Work) -> Iterator[tuple[Leaf, dict[str, Any]]]:
         """Yield each parameter and what the program makes of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from portopt.interchange.correspondence import Correspondence
@@ -24,6 +25,7 @@ def counterpart_of(framework: NativeFramework, opt: Optimizer) -> Construction |
     # Whoever does the steps gives each its rate, in which schedule and `decay` are.
     apart = dict.fromkeys(("clipnorm", "clipvalue")) | ({"decay": 0.0} if getattr(opt, "decay", None) else {})
     plain = opt.replace(learning_rate=float(opt.learning_rate_at(1)), **apart)
+    plain = plain.replace(**_inner_in_dialects(plain, possible))
     if any(c.translated and c.dialect == dialect for c in possible):
         correspondence, arguments = matched(vocabulary, framework.name, plain)
     elif dialect in (None, *type(opt).dialects()[:1]):
@@ -34,17 +36,43 @@ def counterpart_of(framework: NativeFramework, opt: Optimizer) -> Construction |
         correspondence, arguments = found[0], renamed(found[0], found[1])
     else:
         return None
-    rate = next(theirs for theirs, ours in correspondence.hyperparameters.items() if ours == "learning_rate")
+    rates = (theirs for theirs, ours in correspondence.hyperparameters.items() if ours.endswith("learning_rate"))
     call = vocabulary.call(correspondence, arguments)
-    return Construction(correspondence.counterpart.name, *call, rate, _difference(correspondence, plain))
+    difference = _difference(correspondence, plain, opt)
+    return Construction(correspondence.counterpart.name, *call, next(rates), difference)
 
 
-def _difference(correspondence: Correspondence, opt: Optimizer) -> str:
-    """Return how a formula differs from that of an optimizer in another dialect, as far as the counterparts of its rule say."""
+def _inner_in_dialects(opt: Optimizer, possible: Iterable[Correspondence]) -> dict[str, Optimizer]:
+    """Return the rules that an optimizer is made of, those in their default dialect in that of the framework's like ones."""
+    found = dict(opt.nested)
+    for head, inner in opt.nested.items():
+        likes = [c.counterpart.inner[head] for c in possible if type(c.counterpart.inner.get(head)) is type(inner)]
+        dialects = [getattr(like, "dialect", None) for like in likes]
+        dialect = getattr(inner, "dialect", None)
+        if dialects and dialect not in dialects and dialect in type(inner).dialects()[:1]:
+            found[head] = inner.replace(dialect=dialects[-1])
+    return found
+
+
+def _difference(correspondence: Correspondence, opt: Optimizer, given_one: Optimizer) -> str:
+    """Return how a formula differs from that of an optimizer in another dialect, as far as the counterparts of its rule say.
+
+    Args:
+        correspondence: the framework's optimizer.
+        opt: portopt's, its inner rules in the framework's dialect.
+        given_one: as it was given.
+    """
     there, dialect = correspondence.counterpart, getattr(opt, "dialect", None)
     has = {*correspondence.rule.defaults(correspondence.dialect), "decay"}
-    on = [name for name, value in given(opt).items() if value not in (False, opt.hyperparameter_named(name).off)]
+    own_values = {name: value for name, value in given(opt).items() if "." not in name}
+    on = [name for name, value in own_values.items() if value not in (False, opt.hyperparameter_named(name).off)]
     differences = [f"it has no {name}" for name in on if name not in has]
+    for head, inner in given_one.nested.items():
+        before, after = (getattr(rule, "dialect", None) for rule in (inner, opt.nested[head]))
+        if before != after:
+            differences.append(
+                f"its {head} rule is {type(inner).__name__} in the dialect {after!r}, and portopt's in {before!r}"
+            )
     vocabularies = [f.translator.vocabulary for f in frameworks().values() if f.translator is not None]
     own = [c for v in vocabularies if v.dialect == dialect for c in v.correspondences(type(opt))]
     here = next((c.counterpart.epsilon for c in own if c.counterpart.exact and c.fits(given(opt))), "")

@@ -12,7 +12,7 @@ from portopt.arithmetic import HOST, Arithmetic
 from portopt.program.draws import Place, draw
 from portopt.program.ir import DRAWS, GIVEN, PRODUCTS, REDUCTIONS, Dim, Op, Program
 from portopt.program.primitives import Primitives
-from portopt.program.products import SlicedOperands
+from portopt.program.products import SlicedOperands, Unscaled
 from portopt.program.reductions import Reductions
 from portopt.program.segments import Segment, fused_schedule, plain_schedule
 
@@ -109,14 +109,12 @@ def interpret(
     shape = tuple(arrays["p"].shape)
     of_parameter = program.parameter_scalars
     sliced = SlicedOperands(program)
-    fused = primitives.fused
-    schedule = plain_schedule(program) if fused is None else fused_schedule(program)
+    schedule = plain_schedule(program) if primitives.fused is None else fused_schedule(program)
     for step, done in zip(schedule.steps, schedule.done, strict=True):
         if isinstance(step, Segment):
-            assert fused is not None  # or there would be no segments
             given = [arrays[j] if isinstance(j, str) else values[j] for j in step.arrays]
             numbers = [float(_operand(program, j, values, parameter)) for j in step.scalars]
-            for j, value in zip(step.outputs, fused(step.program, given, numbers), strict=True):
+            for j, value in zip(step.outputs, _run(step, primitives, sliced, given, numbers), strict=True):
                 values[j] = value
             for j in done:
                 values[j] = None
@@ -151,7 +149,8 @@ def interpret(
                 ]
                 if op.name == "matmul":
                     with parameter.float64():
-                        values[i] = sliced.matmul(primitives, parameter.wide, i, *whole)
+                        unscaled = i in schedule.unscaled and primitives.joined is not None
+                        values[i] = sliced.matmul(primitives, parameter.wide, i, *whole, unscaled=unscaled)
                 elif op.name == "transpose":
                     values[i] = primitives.xp.permute_dims(whole[0], op.label)
                 else:
@@ -164,6 +163,24 @@ def interpret(
         name: _without_axes(primitives.xp, values[i], program.ops[i].dims, arrays, name)
         for name, i in program.array_outputs.items()
     }
+
+
+def _run(
+    segment: Segment, primitives: Primitives, sliced: SlicedOperands, given: Sequence[Any], numbers: Sequence[float]
+) -> Sequence[Any]:
+    """Return the results of a segment; keep what slices of them are found at the same time."""
+    is_unscaled = any(isinstance(array, Unscaled) for array in given)
+    if segment.only_scales and not is_unscaled:
+        return given
+    if primitives.joined is not None and (is_unscaled or any(segment.sliced)):
+        found = primitives.joined(segment, given, numbers)
+        if found is not None:
+            for j, (_, slices) in zip(segment.outputs, found, strict=True):
+                sliced.offer(j, slices)
+            return [array for array, _ in found]
+    given = [array.scaled() if isinstance(array, Unscaled) else array for array in given]
+    assert primitives.fused is not None  # or there would be no segments
+    return given if segment.only_scales else primitives.fused(segment.program, given, numbers)
 
 
 class ParameterScalars:

@@ -34,6 +34,9 @@ class Primitives:
             likewise.
         fused: runs the elementwise program of a segment, given its arrays and its scalars, and returns its results; None if each
             operation is run by itself.
+        joined: does what `fused` does on operands and results of products: of a segment, its arrays, some of which may be
+            `products.Unscaled`, and its scalars, it returns for each result the array, or `products.Sliced` where the segment
+            says that nothing needs it, and what returns its slices by the axis; or None if it cannot; None likewise.
         squares: returns the bins of the squares of all elements of an array, or None if it cannot; None likewise. Only the
             integer that their sums make together need be true, so they are not for being moved to a larger exponent.
         leading_exponent: returns the largest k, int64, with `2**k` at most a positive normal float64, and -1023 for a smaller
@@ -45,6 +48,7 @@ class Primitives:
     rescaled: Callable[[Any, Any, Any], Any] | None = None
     gram: Callable[[Any], Any] | None = None
     fused: Callable[[Any, Any, Any], Any] | None = None
+    joined: Callable[[Any, Any, Any], Any] | None = None
     squares: Callable[[Any], Bins | None] | None = None
     leading_exponent: Callable[[Any], Any] | None = None
     power_of_two: Callable[[Any], Any] | None = None

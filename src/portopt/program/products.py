@@ -27,7 +27,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from portopt.program.ir import ARRAY_OPERATIONS, FUNCTIONS, Op, Program
@@ -61,6 +61,37 @@ class Slices(NamedTuple):
         """Return the slices of the transpose, which is an operand of the other side: `A @ A.mT` needs one slicing."""
         integers = tuple(map(xp.matrix_transpose, self.integers))
         return Slices(integers, xp.matrix_transpose(self.factor), -3 - self.axis, self.bits)
+
+
+class Unscaled(NamedTuple):
+    """A product that is not scaled back yet: what is computed of its elements next may do that, too.
+
+    Attributes:
+        primitives: the operations of the operands' library in the compute dtype.
+        wide: its operations in float64.
+        integers: the integer products.
+        left: the left operand's slices, without the integers.
+        right: the right operand's.
+    """
+
+    primitives: Primitives
+    wide: Primitives
+    integers: Sequence[Any]
+    left: Slices
+    right: Slices
+
+    def scaled(self) -> Any:
+        """Return the product in the compute dtype."""
+        scale = self.primitives.rescaled
+        if scale is not None:
+            return scale(self.integers, self.left, self.right)
+        return rescaled(self.primitives, self.wide, self.integers, self.left, self.right)
+
+
+class Sliced(NamedTuple):
+    """An operand that is known by its shape and its slices alone."""
+
+    shape: tuple[int, ...]
 
 
 def product_shape(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
@@ -145,9 +176,16 @@ class SlicedOperands:
     def __init__(self, program: Program) -> None:
         self._operands = operands_of(program)
         self._kept: dict[tuple[int, int], Slices] = {}
+        self._found: dict[tuple[int, int], Callable[[], Slices]] = {}
 
-    def matmul(self, primitives: Primitives, wide: Primitives, index: int, a: Any, b: Any) -> Any:
-        """Return the result of the product with this index in the program, as `matmul` does."""
+    def offer(self, index: int, found: Mapping[int, Callable[[], Slices]]) -> None:
+        """Take what returns the slices of the operation with this index, by the inner axis."""
+        self._found.update({(index, axis): slices_of for axis, slices_of in found.items()})
+
+    def matmul(
+        self, primitives: Primitives, wide: Primitives, index: int, a: Any, b: Any, *, unscaled: bool = False
+    ) -> Any:
+        """Return the result of the product with this index in the program, as `matmul` does; with `unscaled` maybe that."""
         if _adds_nothing(a, b):
             return primitives.xp.matmul(a, b)
         operands = self._operands[index]
@@ -155,11 +193,13 @@ class SlicedOperands:
             self._sliced(primitives, wide, operand, x, axis)
             for operand, x, axis in zip(operands, (a, b), (-1, -2), strict=True)
         )
-        return product(primitives, wide, left, right, of_transpose=_are_transposes(*operands))
+        return product(primitives, wide, left, right, of_transpose=_are_transposes(*operands), unscaled=unscaled)
 
     def _sliced(self, primitives: Primitives, wide: Primitives, operand: Operand, x: Any, axis: int) -> Slices:
         key = (operand.source, operand.axis)
         found = self._kept.pop(key, None)
+        if found is None and key in self._found:
+            found = self._found.pop(key)()
         if found is not None and operand.is_transposed:
             found = found.transposed(wide.xp)
         if found is None:
@@ -289,7 +329,13 @@ def _leading_power(wide: Primitives, x: Any, compute_dtype: str) -> Any:
 
 
 def product(
-    primitives: Primitives, wide: Primitives, left: Slices, right: Slices, *, of_transpose: bool = False
+    primitives: Primitives,
+    wide: Primitives,
+    left: Slices,
+    right: Slices,
+    *,
+    of_transpose: bool = False,
+    unscaled: bool = False,
 ) -> Any:
     """Return the product, in the compute dtype, of operands that are sliced for an inner axis of one length.
 
@@ -299,13 +345,13 @@ def product(
         left: left operand.
         right: right operand.
         of_transpose: whether the right operand is the transpose of the left one.
+        unscaled: whether an `Unscaled` may be returned.
     """
     if of_transpose and primitives.gram is not None and (gram := primitives.gram(left)) is not None:
         return gram
     integers = integer_products(wide, left, right, of_transpose=of_transpose)
-    if primitives.rescaled is not None:
-        return primitives.rescaled(integers, left, right)
-    return rescaled(primitives, wide, integers, left, right)
+    found = Unscaled(primitives, wide, integers, left._replace(integers=()), right._replace(integers=()))
+    return found if unscaled else found.scaled()
 
 
 def integer_products(wide: Primitives, left: Slices, right: Slices, *, of_transpose: bool = False) -> list[Any]:

@@ -7,11 +7,13 @@ output or an operand of a product, is a result of the segment.
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from portopt.program.ir import ARRAY_OPERATIONS, FUNCTIONS, REDUCTIONS, Dim, Kind, Op, Program
+from portopt.program.products import operands_of
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,18 @@ class Segment:
         arrays: for each of its arrays, the name of an array of the parameter, or the operation whose result it is.
         scalars: for each of its scalars, the operation that computes it.
         outputs: for each result, the operation whose result it is.
+        sliced: for each result, the inner axes for which products need its slices.
+        is_read: for each result, whether anything needs more of it than these slices.
+        only_scales: whether it is there for a product, which it scales back and slices, and does nothing else.
     """
 
     program: Program
     arrays: tuple[str | int, ...]
     scalars: tuple[int, ...]
     outputs: tuple[int, ...]
+    sliced: tuple[tuple[int, ...], ...] = ()
+    is_read: tuple[bool, ...] = ()
+    only_scales: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,10 +46,12 @@ class Schedule:
     Attributes:
         steps: operations by index, and segments.
         done: for each step, the operations whose results nothing after it needs.
+        unscaled: products that a segment may scale back.
     """
 
     steps: tuple[int | Segment, ...]
     done: tuple[tuple[int, ...], ...]
+    unscaled: frozenset[int] = frozenset()
 
 
 @functools.lru_cache(maxsize=512)
@@ -56,8 +66,46 @@ def fused_schedule(program: Program) -> Schedule:
     """Return the operations with those in segments that can be; without segments where there is no product."""
     if all(op.name != "matmul" for op in program.ops):
         return plain_schedule(program)
-    steps = tuple(_Fusing(program).steps())
-    return Schedule(steps, _done(program, steps))
+    steps, unscaled = _joined(program, tuple(_Fusing(program).steps()))
+    return Schedule(steps, _done(program, steps), unscaled)
+
+
+def _joined(program: Program, steps: Sequence[int | Segment]) -> tuple[tuple[int | Segment, ...], frozenset[int]]:
+    """Return the steps with what products need of segments and segments of products, and the products that these scale back."""
+    ops = program.ops
+    sliced: dict[int, set[int]] = {}
+    for operands in operands_of(program).values():
+        for operand in operands:
+            sliced.setdefault(operand.source, set()).add(operand.axis)
+    in_segments = collections.Counter(
+        j for step in steps if isinstance(step, Segment) for j in step.arrays if isinstance(j, int)
+    )
+    alone = [step for step in steps if isinstance(step, int)]
+    read = {j for i in alone if ops[i].name != "matmul" for j in ops[i].args} | {*program.array_outputs.values()}
+    in_products = {j for i in alone if ops[i].name == "matmul" for j in ops[i].args}
+    found: list[int | Segment] = []
+    unscaled: set[int] = set()
+    for step in steps:
+        if isinstance(step, int):
+            found.append(step)
+            if ops[step].name != "matmul":
+                continue
+            if step in sliced:
+                only_load = Program("Segment", (Op("load", Kind.ARRAY, label="x0"),), {"y0": 0})
+                step = Segment(only_load, (step,), (), (step,), only_scales=True)
+            else:
+                if in_segments[step] == 1 and step not in read | in_products:
+                    unscaled.add(step)
+                continue
+            unscaled.update(step.outputs)
+        found.append(
+            replace(
+                step,
+                sliced=tuple(tuple(sorted(sliced.get(i, ()))) for i in step.outputs),
+                is_read=tuple(i in read or i in in_segments for i in step.outputs),
+            )
+        )
+    return tuple(found), frozenset(unscaled)
 
 
 class _Fusing:

@@ -54,7 +54,6 @@ class ScheduleFree(Optimizer):
         Defazio et al., "The road less scheduled", 2024, https://arxiv.org/abs/2405.15682
     """
 
-    # They are not compared with: which dialect is near is asked of a rule, but here that of the inner one matters.
     counterparts: ClassVar[tuple[Counterpart, ...]] = (
         Counterpart(
             "optax.contrib.schedule_free_adamw",
@@ -67,7 +66,6 @@ class ScheduleFree(Optimizer):
             unread=("inner.m",),
             lacks=("r",),
             next_step="step_count",
-            compared=False,
         ),
         Counterpart(
             "optax.contrib.schedule_free_sgd",
@@ -79,7 +77,6 @@ class ScheduleFree(Optimizer):
             lacks=("r",),
             counts=False,
             next_step="step_count",
-            compared=False,
         ),
         Counterpart(
             "optax.contrib.schedule_free_sgd",
@@ -89,7 +86,6 @@ class ScheduleFree(Optimizer):
             lacks=("r",),
             counts=False,
             next_step="step_count",
-            compared=False,
         ),
         Counterpart(
             "keras.optimizers.ScheduleFreeAdamW",

@@ -175,16 +175,17 @@ def _compile(source: str, prototype: str) -> bytes:
     """Compile a kernel's source to an object file that needs nothing of numba's."""
     import numba
 
-    from portopt.kernels.host import reduction_support, support, vector_support
+    from portopt.kernels.host import product_support, reduction_support, support, vector_support
 
     further = {
         "stages": {**reduction_support.NAMESPACE, **vector_support.OPERATIONS},
         "norm": vector_support.NAMESPACE,
+        "lines": product_support.NAMESPACE,
     }
     namespace = support.NAMESPACE | further.get(prototype, {})
     exec(compile(source, "<portopt kernel>", "exec"), namespace)
     options: Any = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    if prototype == "stages":
+    if prototype in ("stages", "lines"):
         # There are no arrays in it whose operations could be rewritten, and looking for them takes time.
         options["no_rewrites"] = True
     if len(_compiled) > _COMPILED:

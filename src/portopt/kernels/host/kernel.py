@@ -292,13 +292,7 @@ def run(
         passes, memory = Passes(work, groups.buffer_info()[0]).records(0, values_at, step, values_at)
         calls = []
         for records in passes:
-            at = records.buffer_info()[0]
-            calls.append(
-                functools.partial(
-                    threads.compiled_split(), at, at, compiled_part(), at, RECORD_WORDS, len(records) // RECORD_WORDS,
-                    *threads.thread_functions(),
-                )
-            )  # fmt: skip
+            calls.append(threads.split_call(compiled_part(), records, RECORD_WORDS))
     finish([*calls, *then])
     return {number: inputs.outputs(values, number) for number in inputs.places}
 

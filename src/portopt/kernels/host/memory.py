@@ -46,33 +46,65 @@ _HUGE_PAGE = 2 << 20
 _LEAST_REUSED = 1 << 20
 """Bytes of the smallest array that takes another one's place."""
 
-_free: ContextVar[list[Any] | None] = ContextVar("portopt_free_memory", default=None)
+
+class _Blocks:
+    """Memory without an array in it, largest uses apart."""
+
+    def __init__(self) -> None:
+        self.free: list[Any] = []
+        self.used: set[int] = set()
+        """Addresses of blocks that held an array since the last `rest`."""
+
+    def take(self, size: int) -> Any:
+        """Return a block for so many bytes."""
+        fitting = [k for k, block in enumerate(self.free) if size <= block.size <= 2 * size]
+        block = self.free.pop(min(fitting, key=lambda k: int(self.free[k].size))) if fitting else _block(size)
+        self.used.add(_address(block))
+        return block
+
+    def rest(self) -> bool:
+        """Leave memory to the operating system until the next step; return whether that can be done."""
+        if not hasattr(mmap, "MADV_FREE") or (advise := _madvise()) is None:
+            return False
+        self.free[:] = [block for block in self.free if _address(block) in self.used]
+        self.used.clear()
+        return all(advise(_address(block), block.size, mmap.MADV_FREE) == 0 for block in self.free)
+
+
+_current: ContextVar[_Blocks | None] = ContextVar("portopt_blocks", default=None)
+resting: list[_Blocks] = []
+"""Those of steps that are over: one for each that ran at one time."""
 
 
 @contextlib.contextmanager
 def reused() -> Iterator[None]:
-    """Within this context, arrays of `empty` take the places of those that are no more; all of it is given back in the end.
+    """Within this context, arrays of `empty` take the places of those that are no more.
 
     The first write to memory from the operating system stops at every page. An array is in no more than twice the memory that it
-    needs, so that arrays of all sizes are in at most a few times what those of the largest size need at one time.
+    needs, so that arrays of all sizes are in at most a few times what those of the largest size need at one time. In the end the
+    operating system may have the memory as soon as it needs any; what it does not take serves the next step.
     """
-    before = _free.set([])
+    try:
+        blocks = resting.pop()
+    except IndexError:
+        blocks = _Blocks()
+    before = _current.set(blocks)
     try:
         yield
     finally:
-        _free.reset(before)
+        _current.reset(before)
+        if blocks.rest():
+            resting.append(blocks)
 
 
 def empty(shape: Sequence[int], dtype: Any) -> Any:
     """Return a new NumPy array for an intermediate result, whose elements are not set."""
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
-    free = _free.get()
-    if free is None or size < _LEAST_REUSED:
+    blocks = _current.get()
+    if blocks is None or size < _LEAST_REUSED:
         return np.empty(shape, kind)
-    fitting = [k for k, block in enumerate(free) if size <= block.size <= 2 * size]
-    block = free.pop(min(fitting, key=lambda k: int(free[k].size))) if fitting else _block(size)
-    return np.asarray(_Lent(block, free, shape, kind))
+    return np.asarray(_Lent(blocks.take(size), blocks.free, shape, kind))
 
 
 def _block(size: int) -> Any:
@@ -81,7 +113,12 @@ def _block(size: int) -> Any:
     around = np.empty(whole + _HUGE_PAGE, np.uint8)
     start = -around.ctypes.data % _HUGE_PAGE
     use_huge_pages(around.ctypes.data + start, whole)
-    return around[start : start + size]
+    # Whole pages: what is given back must have nothing else on them.
+    return around[start : start + whole]
+
+
+def _address(block: Any) -> int:
+    return int(block.__array_interface__["data"][0])
 
 
 class _Lent:
@@ -89,9 +126,8 @@ class _Lent:
 
     def __init__(self, block: Any, free: list[Any], shape: Sequence[int], kind: Any) -> None:
         self._block, self._free = block, free
-        address = block.__array_interface__["data"][0]
         self.__array_interface__ = {
-            "data": (address, False), "shape": tuple(shape), "typestr": kind.str, "version": 3,
+            "data": (_address(block), False), "shape": tuple(shape), "typestr": kind.str, "version": 3,
         }  # fmt: skip
 
     def __del__(self) -> None:

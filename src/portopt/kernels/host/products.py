@@ -14,15 +14,16 @@ import numpy as np
 
 from portopt.kernels.host import memory, threads
 from portopt.kernels.host.compiler import compile_function
+from portopt.kernels.host.product_constants import ROUND, TILE
 from portopt.program.products import Slices, slice_bits
 
-_ROUND = 1.5 * 2.0**52
-"""A number below 2**51 is rounded to an integer, halves to even, by adding it and subtracting it again."""
-
-ELEMENTS_PER_THREAD = 1 << 22
+ELEMENTS_PER_THREAD = 1 << 20
 """A thread gets at least so many: a library that multiplied just now has its own threads wait for more on each processor."""
 
-_POWERS = '''
+ELEMENTS_PER_READY_THREAD = 1 << 15
+"""As above, where these threads do the passes."""
+
+POWERS = '''
 def power_of_two(exponent):
     """Return 2**exponent for one between -1022 and 1023."""
     return float64_of_bits(uint64(exponent + 1023) << uint64(52))
@@ -33,35 +34,35 @@ def exponent_above(bits):
     return (bits >> 23) - 126
 '''
 
+SLICED_ROW = '''def sliced_row(x, out, factor, columns, bits):
+    """Slice a row."""
+    largest = largest_magnitude(pointer_to_uint32(x), columns)
+    finite = largest < 0x7F800000
+    exponent = exponent_above(largest) if finite else 0
+    pointer_to_float64(factor)[0] = power_of_two(exponent - bits) if finite else float64_nan
+    target = pointer_to_float64(out)
+    if finite:
+        write_integers(pointer_to_float32(x), target, power_of_two(bits - exponent), columns)
+    else:
+        for j in range(columns):
+            target[j] = 0.0
+'''
+
 _ROWS = f'''"""Rows of a float32 matrix as integers in float64."""
 
-{_POWERS}
+{POWERS}
 
-def kernel(x, out, factors, columns, count, bits, unused, start, stop):
+{SLICED_ROW}
+
+def kernel(x, out, factors, columns, unused, bits, unused_2, start, stop):
     """Slice rows start to stop."""
     for row in range(start, stop):
-        source = pointer_to_float32(x + 4 * columns * row)
-        words = pointer_to_uint32(x + 4 * columns * row)
-        target = pointer_to_float64(out + 8 * columns * row)
-        largest = uint32(0)
-        for j in range(columns):
-            magnitude = words[j] & uint32(0x7FFFFFFF)
-            largest = magnitude if magnitude > largest else largest
-        finite = largest < uint32(0x7F800000)
-        exponent = exponent_above(numpy_int64(largest)) if finite else 0
-        pointer_to_float64(factors)[row] = power_of_two(exponent - bits) if finite else float64_nan
-        up = power_of_two(bits - exponent)
-        if finite:
-            for j in range(columns):
-                target[j] = (float(source[j]) * up + {_ROUND}) - {_ROUND}
-        else:
-            for j in range(columns):
-                target[j] = 0.0
+        sliced_row(x + 4 * columns * row, out + 8 * columns * row, factors + 8 * row, columns, bits)
 '''
 
 _COLUMNS = f'''"""Columns of float32 matrices as integers in float64."""
 
-{_POWERS}
+{POWERS}
 
 def sliced(x, out, factors, rows, columns, bits, first, last, ups, largest):
     """Slice columns first to last of one matrix."""
@@ -83,7 +84,7 @@ def sliced(x, out, factors, rows, columns, bits, first, last, ups, largest):
         source = pointer_to_float32(x + 4 * columns * i)
         target = pointer_to_float64(out + 8 * columns * i)
         for j in range(first, last):
-            target[j] = (float(source[j]) * ups[j] + {_ROUND}) - {_ROUND}
+            target[j] = (float(source[j]) * ups[j] + {ROUND}) - {ROUND}
     if not all_finite:
         for j in range(first, last):
             if not factors[j] == factors[j]:
@@ -117,9 +118,6 @@ def kernel(n, out, row_factors, columns, column_factors, rows, unused, start, st
             target[j] = float64_to_float32(((source[j] + 0.0) * factor) * factors[j])
 '''
 
-_TILE = 16
-"""Rows and columns of the tiles in which a matrix is transposed: as long as the lines of a cache, for numbers of four bytes."""
-
 _GRAM = f'''"""Lower halves of integer products of matrices and their transposes, scaled back, rounded to float32, mirrored."""
 
 
@@ -127,18 +125,28 @@ def kernel(n, out, factors, rows, tiles, unused, unused_2, start, stop):
     """Scale rows of tiles start to stop, counted through all matrices, back."""
     for line in range(start, stop):
         matrix = line // tiles
-        top = (line - matrix * tiles) * {_TILE}
-        bottom = min(top + {_TILE}, rows)
+        place = line - matrix * tiles
+        # Short rows of tiles beside long ones: threads get as much to do.
+        top = (place // 2 if place % 2 == 0 else tiles - 1 - place // 2) * {TILE}
+        bottom = min(top + {TILE}, rows)
         source = pointer_to_float64(n + 8 * rows * rows * matrix)
         target = pointer_to_float32(out + 4 * rows * rows * matrix)
         factor = pointer_to_float64(factors + 8 * rows * matrix)
-        for left in range(0, bottom, {_TILE}):
-            for i in range(top, bottom):
-                for j in range(left, min(left + {_TILE}, i + 1)):
-                    target[rows * i + j] = float64_to_float32(((source[rows * i + j] + 0.0) * factor[i]) * factor[j])
-            for j in range(left, min(left + {_TILE}, bottom)):
-                for i in range(max(top, j), bottom):
-                    target[rows * j + i] = target[rows * i + j]
+        whole = top if bottom - top == {TILE} else 0
+        for left in range(0, whole, {TILE}):
+            scale_tile(
+                pointer_to_float64(n + 8 * (rows * rows * matrix + rows * top + left)),
+                pointer_to_float64(factors + 8 * (rows * matrix + top)),
+                pointer_to_float64(factors + 8 * (rows * matrix + left)),
+                pointer_to_float32(out + 4 * (rows * rows * matrix + rows * top + left)),
+                pointer_to_float32(out + 4 * (rows * rows * matrix + rows * left + top)),
+                rows,
+            )
+        for i in range(top, bottom):
+            for j in range(whole, i + 1):
+                value = float64_to_float32(((source[rows * i + j] + 0.0) * factor[i]) * factor[j])
+                target[rows * i + j] = value
+                target[rows * j + i] = value
 '''
 
 _LEAST_IN_TILES = 1 << 14
@@ -154,11 +162,18 @@ def kernel(x, out, unused, columns, rows, unused_2, unused_3, start, stop):
         last = min(stop - matrix * columns, columns)
         source = pointer_to_uint32(x + 4 * rows * columns * matrix)
         target = pointer_to_uint32(out + 4 * rows * columns * matrix)
-        for j in range(first, last, {_TILE}):
-            for i in range(0, rows, {_TILE}):
-                for jj in range(j, min(j + {_TILE}, last)):
-                    for ii in range(i, min(i + {_TILE}, rows)):
-                        target[rows * jj + ii] = source[columns * ii + jj]
+        for j in range(first, last, {TILE}):
+            whole = rows - rows % {TILE} if last - j >= {TILE} else 0
+            for i in range(0, whole, {TILE}):
+                transpose_tile(
+                    pointer_to_uint32(x + 4 * (rows * columns * matrix + columns * i + j)),
+                    columns,
+                    pointer_to_uint32(out + 4 * (rows * columns * matrix + rows * j + i)),
+                    rows,
+                )
+            for i in range(whole, rows):
+                for jj in range(j, min(j + {TILE}, last)):
+                    target[rows * jj + i] = source[columns * i + jj]
 '''
 
 _PART_SOURCE = '''"""One thread's part of a pass over matrices."""
@@ -185,18 +200,30 @@ def _part() -> Any:
     return compile_function(_PART_SOURCE, "part")
 
 
-def _run(source: str, lines: int, elements: int, *values: int) -> None:
+def in_this_thread(elements: int) -> bool:
+    """Tell whether a pass over so many elements is not worth the while of any other thread."""
+    return rows_at_once(elements, elements) == elements
+
+
+def rows_at_once(lines: int, elements: int) -> int:
+    """Return how many lines, of altogether so many elements, one thread gets; the last one may get fewer."""
+    ready = threads.team_size()
+    least = ELEMENTS_PER_READY_THREAD if ready else ELEMENTS_PER_THREAD
+    parts = max(min(ready or threads.get_num_threads(), elements // least, lines), 1)
+    return -(-lines // parts)
+
+
+def run(source: str, lines: int, elements: int, *values: int) -> None:
     """Call a kernel for so many lines of altogether so many elements, in threads if that is worth their while."""
     function = _kernel(source)
-    parts = max(min(threads.get_num_threads(), elements // ELEMENTS_PER_THREAD, lines), 1)
-    size = -(-lines // parts)
+    size = rows_at_once(lines, elements)
     words = [
         word
         for start in range(0, lines, size)
         for word in (0, 0, 0, start, min(start + size, lines), threads.address_of(function), *values)
     ]
     records = array("q", words)
-    if parts == 1:
+    if size == lines:
         at = records.buffer_info()[0]
         function(at, at, *values, 0, lines)
     else:
@@ -221,12 +248,12 @@ def slices(x: Any, axis: int) -> Slices:
     if axis == -1:
         lines = x.size // columns
         factors = np.empty((*x.shape[:-1], 1))
-        _run(_ROWS, lines, x.size, x.ctypes.data, out.ctypes.data, factors.ctypes.data, columns, lines, bits, 0)
+        run(_ROWS, lines, x.size, x.ctypes.data, out.ctypes.data, factors.ctypes.data, columns, lines, bits, 0)
         return Slices((out,), factors, axis, bits)
     lines = x.size // rows
     # Beside the factors, their inverses and the largest magnitudes.
     scratch = np.empty(lines * 2 + (lines + 1) // 2)
-    _run(_COLUMNS, lines, x.size, x.ctypes.data, out.ctypes.data, scratch.ctypes.data, columns, lines, bits, rows)
+    run(_COLUMNS, lines, x.size, x.ctypes.data, out.ctypes.data, scratch.ctypes.data, columns, lines, bits, rows)
     return Slices((out,), scratch[:lines].reshape((*x.shape[:-2], 1, columns)), axis, bits)
 
 
@@ -240,7 +267,7 @@ def rescaled(products: Sequence[Any], left: Slices, right: Slices) -> Any:
     column_factors = np.ascontiguousarray(np.broadcast_to(right.factor, (*batches, 1, columns)))
     out = memory.empty(integers.shape, np.float32)
     addresses = (integers.ctypes.data, out.ctypes.data, row_factors.ctypes.data)
-    _run(_RESCALED, lines, integers.size, *addresses, columns, column_factors.ctypes.data, rows, 0)
+    run(_RESCALED, lines, integers.size, *addresses, columns, column_factors.ctypes.data, rows, 0)
     return out
 
 
@@ -249,9 +276,9 @@ def rescaled_gram(lower: Any, left: Slices) -> Any:
     rows = lower.shape[-1]
     integers, factors = np.ascontiguousarray(lower), np.ascontiguousarray(left.factor)
     out = memory.empty(integers.shape, np.float32)
-    tiles = -(-rows // _TILE)
+    tiles = -(-rows // TILE)
     addresses = (integers.ctypes.data, out.ctypes.data, factors.ctypes.data)
-    _run(_GRAM, integers.size // (rows * rows) * tiles, integers.size, *addresses, rows, tiles, 0, 0)
+    run(_GRAM, integers.size // (rows * rows) * tiles, integers.size, *addresses, rows, tiles, 0, 0)
     return out
 
 
@@ -264,5 +291,5 @@ def dense(x: Any) -> Any:
     out = memory.empty(x.shape, x.dtype)
     rows, columns = x.shape[-2:]
     # The memory has the transposes, of as many rows as the array has columns.
-    _run(_TRANSPOSED, x.size // columns, x.size, x.ctypes.data, out.ctypes.data, 0, rows, columns, 0, 0)
+    run(_TRANSPOSED, x.size // columns, x.size, x.ctypes.data, out.ctypes.data, 0, rows, columns, 0, 0)
     return out

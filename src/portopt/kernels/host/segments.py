@@ -30,7 +30,7 @@ def run(
     given = {f"x{k}": products.dense(array) for k, array in enumerate(arrays)}
     of = {**dict.fromkeys(unread, compute_dtype), **dict(zip(given, dtypes, strict=True))}
     inputs = StepScalars(program, HOST, {f"s{k}": value for k, value in enumerate(scalars)})
-    in_this_thread = arrays[0].size < 2 * products.ELEMENTS_PER_THREAD
+    in_this_thread = products.in_this_thread(arrays[0].size)
     job = kernel.Job(program, inputs, [of], [{**unread, **given}], [outputs])
     kernel.update([job], in_this_thread=in_this_thread)
     return list(outputs.values())

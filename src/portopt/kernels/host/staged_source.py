@@ -374,24 +374,23 @@ class _Source:
         self.functions.append(many)
         pieces, head, lanes = vector_source.PIECES, vector_source.HEAD, vector_source.LANES
         begin, limits = "first + piece * k", many.use(_range(k))
-        heads = begin, f"{begin} + {head}"
-        tail = f"first + piece * {pieces}", "last"
+        end = f"{begin} + {head} if k < {pieces} else last"
         many.lines += [
             f"{limits}[0] = first",
             f"{limits}[1] = last",
             f"{limits}[2] = -1",
             f"piece = (last - first) // {lanes * pieces} * {lanes}",
+            # The last one is what is left of the last vector.
+            f"for k in range({pieces + 1}):",
+            *(f"    {line}" for line in many.calling(plain, begin, end)),
             f"for k in range({pieces}):",
-            *(f"    {line}" for line in many.calling(plain, *heads)),
-            *many.calling(plain, *tail),
-            f"for k in range({pieces}):",
-            *(f"    {line}" for line in many.calling(chunks, heads[1], f"{begin} + piece")),
-            f"if {limits}[2] >= 0:",
-            *(f"    {line}" for line in many.calling(reducing, "first", f"{limits}[2]")),
-            f"    for k in range({pieces}):",
-            f"        if {begin} >= {limits}[2]:",
-            *(f"            {line}" for line in many.calling(reducing, *heads)),
-            *(f"    {line}" for line in many.calling(reducing, *tail)),
+            *(f"    {line}" for line in many.calling(chunks, f"{begin} + {head}", f"{begin} + piece")),
+            f"for k in range(-1, {pieces + 1}):",
+            f"    if (k < 0 and {limits}[2] >= 0) or (k >= 0 and 0 <= {limits}[2] <= {begin}):",
+            *(
+                f"        {line}"
+                for line in many.calling(reducing, f"max({begin}, first)", f"{limits}[2] if k < 0 else {end}")
+            ),
         ]
         return many
 
@@ -406,8 +405,13 @@ class _Source:
         behind, kept = [], [self.kept_name(i) for i in loop.reductions]
         for i, name in zip(loop.reductions, kept, strict=True):
             highest = f"highest_{self.names[i]}_of"
-            function.lines.append(f"{highest} = highest_of({function.use(name)}, parts, words)")
-            behind.append(f"is_behind({part.format(name)}, {function.use('one')}, {highest})")
+            function.lines += [
+                f"{highest} = {function.use(name)}[0]",
+                "for j in range(1, parts):",
+                f"    {highest} = max({highest}, {name}[words * j])",
+            ]
+            behind.append(f"({name}[words * j] < {highest} and {name}[words * j + 4] & {vector_source.FIXED} != 0)")
+        function.use("one")
         limits = [f"{function.use(_range(k))}[words * j + {end}]" for end in (0, 1)]
         calling = function.calling(reducing, *limits)
         moved = {f"    {name},": f"    {part.format(name)}," for name in kept}

@@ -10,12 +10,14 @@ nothing that a fork could break. How the elements are split never changes a bit,
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
 from array import array
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 ELEMENTS_PER_THREAD = 1 << 18
 """A thread gets at least so many elements: starting one costs about 50 µs, in which Adam updates this many."""
@@ -119,6 +121,53 @@ def make_records(total: int, values: Sequence[int]) -> array[int]:
     return array("q", [word for part in ranges(total) for word in (0, 0, 0, *part, *values)])
 
 
+class Team(NamedTuple):
+    """Threads of a library's OpenMP runtime, for work between calls of that library: they are awake, and on every processor.
+
+    Attributes:
+        parallel: address of `GOMP_parallel`, which LLVM's and Intel's runtimes have, too.
+        number: address of `omp_get_thread_num`.
+        members: address of `omp_get_num_threads`.
+        size: how many threads the library uses.
+    """
+
+    parallel: int
+    number: int
+    members: int
+    size: int
+
+
+_MEMBER_SOURCE = '''"""What a thread of a team does of split work."""
+
+
+def kernel():
+    """Call `part` with every so manieth record, as many as there are threads."""
+    address = first_argument()
+    work = pointer_to_int64(address)
+    for k in range(call_0(work[5]), work[4], call_0(work[6])):
+        record = work[2] + 8 * work[3] * k
+        call_2(work[1], record, record)
+'''
+
+_team: ContextVar[Team | None] = ContextVar("portopt_team", default=None)
+
+
+@contextlib.contextmanager
+def by(team: Team | None) -> Iterator[None]:
+    """Within this context, a team does what is split; None for threads of portopt's own."""
+    before = _team.set(team)
+    try:
+        yield
+    finally:
+        _team.reset(before)
+
+
+def team_size() -> int:
+    """Return how many threads stand ready, 0 if they must be started."""
+    team = _team.get()
+    return 0 if team is None else min(team.size, get_num_threads())
+
+
 def split(part: int, records: array[int], words: int) -> None:
     """Call a part of the work with the address of each record, in a thread each.
 
@@ -127,8 +176,34 @@ def split(part: int, records: array[int], words: int) -> None:
         records: as `make_records` returns them.
         words: how many words each has.
     """
-    address = records.buffer_info()[0]
-    compiled_split()(address, address, part, address, words, len(records) // words, *thread_functions())
+    split_call(part, records, words)()
+
+
+def split_call(part: int, records: array[int], words: int) -> Callable[[], object]:
+    """Return what does the same as `split`, a partial of a function in C."""
+    address, count = records.buffer_info()[0], len(records) // words
+    team = _team.get()
+    if team is None or count > team.size:
+        return functools.partial(compiled_split(), address, address, part, address, words, count, *thread_functions())
+    work = array("q", (0, part, address, words, count, team.number, team.members))
+    call = functools.partial(_parallel(team.parallel), address_of(_member()), work.buffer_info()[0], team.size, 0)
+    call.__dict__["work"] = work  # it must live until the call
+    return call
+
+
+@functools.cache
+def _parallel(address: int) -> Any:
+    import ctypes
+
+    kinds = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+    return ctypes.CFUNCTYPE(None, *kinds)(address)
+
+
+@functools.cache
+def _member() -> Any:
+    from portopt.kernels.host.compiler import compile_function
+
+    return compile_function(_MEMBER_SOURCE, "part")
 
 
 @functools.cache

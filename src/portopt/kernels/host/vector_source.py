@@ -50,43 +50,20 @@ def excess_of(x, bins, size, i):
     return 4 if bins[4 * size + i] & {FIXED} else 1
 
 
-def add_fixed(memory, count, largest, exponent, bins, size, i):
+def add_fixed(memory, count, largest, first_number, second_number, bins, size, i):
     """Add what was found of a chunk, of so many elements, and of which the largest is known."""
     found = found_sums(memory)
-    sum_1 = found[0] - {LANES} * int64_of_bits(first_number(exponent))
-    sum_2 = found[1] - count * int64_of_bits(second_number(exponent))
+    sum_1 = found[0] - {LANES} * int64_of_bits(first_number)
+    sum_2 = found[1] - count * int64_of_bits(second_number)
     bins[size + i] += sum_1 >> {FIRST_BITS_OF_MANY - 31}
     bins[2 * size + i] += ((sum_1 & {2 ** (FIRST_BITS_OF_MANY - 31) - 1}) << {63 - FIRST_BITS_OF_MANY}) + (sum_2 >> 32)
     bins[3 * size + i] += sum_2 & 0xFFFFFFFF
     if largest > 0.0:
         bins[4 * size + i] |= {FIXED}
-
-
-def first_number(exponent):
-    """Return a number so large that what is added to it is rounded to the unit of the first integer."""
-    return 1.5 * float64_of_bits((1023 + exponent - {FIRST_BITS_OF_MANY} + 52) << 52)
-
-
-def second_number(exponent):
-    """Return the same for the unit of the second."""
-    return 1.5 * float64_of_bits((1023 + exponent - 95 + 52) << 52)
-
-
-def highest_of(bins, parts, words):
-    """Return the largest exponent of some parts."""
-    highest = bins[0]
-    for j in range(1, parts):
-        highest = max(highest, bins[words * j])
-    return highest
-
-
-def is_behind(bins, size, highest):
-    """Tell whether a part would have to be moved, and must not be."""
-    return bins[0] < highest and bins[4 * size] & {FIXED} != 0
 '''
 """Functions that such loops call."""
 RESERVED = (
-    *("words", "piece", "excess", "excess_of", "add_fixed", "first_number", "second_number", "highest_of", "is_behind"),
+    *("words", "piece", "excess", "excess_of", "add_fixed"),
     *("begin_sum", "found_sums", "no_magnitudes", "larger_magnitudes", "largest_magnitude", "add_vector"),
     *("add_squares_of_vector", "use_widest_vectors", "magnitude_to_float32", "first_of", "last_of"),
 )
@@ -171,11 +148,15 @@ def chunks(
     for item in sums:
         name, kept, bound = item.name, item.kept, f"bound_{item.added}_of"
         value = f"{bound} * {bound}" if item.is_squared else bound
-        before += [f"sum_{name}_of = begin_sum(first_number({kept}[0]))", f"rest_{name}_of = second_number({kept}[0])"]
+        # Numbers so large that what is added to them is rounded to the units of the two integers.
+        for number, bits in (("first", FIRST_BITS_OF_MANY), ("rest", 95)):
+            before.append(f"{number}_{name}_of = 1.5 * float64_of_bits(({kept}[0] + {1023 - bits + 52}) << 52)")
+        before.append(f"sum_{name}_of = begin_sum(first_{name}_of)")
         add = "add_squares_of_vector" if item.is_squared else "add_vector"
         body.append(f"{add}(sum_{name}_of, {item.added}, rest_{name}_of)")
         excess.append(f"excess_of({value}, {kept}, one, zero)")
-        found.append(f"add_fixed(sum_{name}_of, stop - start, {bound}, {kept}[0], {kept}, one, zero)")
+        numbers = f"first_{name}_of, rest_{name}_of"
+        found.append(f"add_fixed(sum_{name}_of, stop - start, {bound}, {numbers}, {kept}, one, zero)")
     return [
         "use_widest_vectors()",
         f"for start in range(first, last, {CHUNK}):",

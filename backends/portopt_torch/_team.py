@@ -1,0 +1,36 @@
+"""torch's own threads, for what a step does between two of torch's products: they wait for work on every processor."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+
+import torch
+
+from portopt.kernels.host.threads import Team, address_of
+
+
+def team() -> Team | None:
+    """Return the threads that torch multiplies with; None where it has one only, or an OpenMP runtime that is not known."""
+    functions, size = _functions(), torch.get_num_threads()
+    return Team(*functions, size) if functions is not None and size > 1 and os.getpid() == _process else None
+
+
+# The threads of a runtime do not survive a fork, and GNU's does not notice.
+_process = os.getpid()
+
+
+@functools.cache
+def _functions() -> tuple[int, int, int] | None:
+    try:
+        # What the library of torch's operations is linked with, whichever other runtimes there are in the process.
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return (
+            address_of(library.GOMP_parallel),
+            address_of(library.omp_get_thread_num),
+            address_of(library.omp_get_num_threads),
+        )
+    except (AttributeError, OSError):
+        return None

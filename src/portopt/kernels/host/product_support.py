@@ -1,0 +1,212 @@
+"""Rows of matrices as integers, in vectors, as numba sees them. Imports numba: only the compiler imports this module.
+
+LLVM would take vectors of half the length for these loops, and of a quarter for a maximum of words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from portopt.arithmetic.dtypes import TINY_FLOAT32
+from portopt.kernels.host.product_constants import ROUND, TILE
+from portopt.kernels.host.reduction_support import use_widest_vectors
+
+_AT_ONCE = 32
+"""Elements of a step of a loop, a multiple of the vectors' lengths."""
+_WORD, _LONG, _FLOAT, _DOUBLE = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
+
+
+def _loops(builder: Any, count: Any, length: int) -> Iterator[tuple[Any, int]]:
+    """Write two loops, first over vectors of so many elements, then over what remains; yield place and length of each vector."""
+    rest = builder.and_(count, ir.Constant(_LONG, -_AT_ONCE))
+    start = ir.Constant(_LONG, 0)
+    with cgutils.for_range_slice(builder, start, rest, ir.Constant(_LONG, _AT_ONCE), _LONG) as (index, _):
+        for k in range(0, _AT_ONCE, length):
+            yield builder.add(index, ir.Constant(_LONG, k)), length
+    with cgutils.for_range_slice(builder, rest, count, ir.Constant(_LONG, 1), _LONG) as (index, _):
+        yield index, 1
+
+
+def _at(builder: Any, array: Any, index: Any, kind: Any, length: int) -> Any:
+    return builder.bitcast(builder.gep(array, [index]), ir.VectorType(kind, length).as_pointer())
+
+
+def _repeated(builder: Any, value: Any, length: int) -> Any:
+    kind = ir.VectorType(value.type, length)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_WORD, 0))
+    everywhere = ir.Constant(ir.VectorType(_WORD, length), [0] * length)
+    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), everywhere)
+
+
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.icmp_unsigned(">", a, b), a, b)
+
+
+def _magnitudes(builder: Any, words: Any, index: Any, length: int) -> Any:
+    bits = builder.load(_at(builder, words, index, _WORD, length), align=4)
+    return builder.and_(bits, ir.Constant(bits.type, [0x7FFFFFFF] * length))
+
+
+@intrinsic
+def largest_magnitude(typing_context: Any, words: Any, count: Any) -> Any:
+    """Return the largest of the bits of float32 magnitudes."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words, count = args
+        length = 16
+        kinds = {n: ir.VectorType(_WORD, n) for n in (length, 1)}
+        found = {n: cgutils.alloca_once_value(builder, ir.Constant(kind, [0] * n)) for n, kind in kinds.items()}
+        for index, n in _loops(builder, count, length):
+            magnitudes = _magnitudes(builder, words, index, n)
+            builder.store(_larger(builder, magnitudes, builder.load(found[n])), found[n])
+        name = f"llvm.vector.reduce.umax.v{length}i32"
+        reduced = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_WORD, [kinds[length]]), name)
+        largest = builder.call(reduced, [builder.load(found[length])])
+        last = builder.extract_element(builder.load(found[1]), ir.Constant(_WORD, 0))
+        return builder.zext(_larger(builder, largest, last), _LONG)
+
+    return types.int64(types.CPointer(types.uint32), types.int64), codegen
+
+
+@intrinsic
+def raise_largest(typing_context: Any, words: Any, largest: Any, count: Any) -> Any:
+    """Replace words by the bits of the float32 magnitudes beside them where these are larger."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        words, largest, count = args
+        for index, n in _loops(builder, count, 16):
+            place = _at(builder, largest, index, _WORD, n)
+            larger = _larger(builder, _magnitudes(builder, words, index, n), builder.load(place, align=4))
+            builder.store(larger, place, align=4)
+        return context.get_dummy_value()
+
+    return types.none(types.CPointer(types.uint32), types.CPointer(types.uint32), types.int64), codegen
+
+
+def _integers(factor_type: Any, factor_of: Callable[..., Any]) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target, factor, count = args
+        for index, n in _loops(builder, count, 8):
+            single = builder.load(_at(builder, source, index, _FLOAT, n), align=4)
+            vector = ir.VectorType(_DOUBLE, n)
+            # Fused where the processor can: the product with a power of two is exact, so it is the same.
+            name = f"llvm.fmuladd.v{n}f64"
+            multiply_add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+            large = ir.Constant(vector, [ROUND] * n)
+            rounded = builder.call(
+                multiply_add, [builder.fpext(single, vector), factor_of(builder, factor, index, n), large]
+            )
+            builder.store(builder.fsub(rounded, large), _at(builder, target, index, _DOUBLE, n), align=8)
+        return context.get_dummy_value()
+
+    typed = types.none(types.CPointer(types.float32), types.CPointer(types.float64), factor_type, types.int64)
+    return typed, codegen
+
+
+@intrinsic
+def write_integers(typing_context: Any, source: Any, target: Any, factor: Any, count: Any) -> Any:
+    """Write float32 numbers times a power of two, rounded to integers, as float64 numbers."""
+    return _integers(types.float64, lambda builder, factor, index, n: _repeated(builder, factor, n))
+
+
+@intrinsic
+def write_integers_by(typing_context: Any, source: Any, target: Any, factors: Any, count: Any) -> Any:
+    """Write float32 numbers times powers of two, rounded to integers, as float64 numbers."""
+    return _integers(
+        types.CPointer(types.float64),
+        lambda builder, factors, index, n: builder.load(_at(builder, factors, index, _DOUBLE, n), align=8),
+    )
+
+
+def _write_transposed(builder: Any, rows: Sequence[Any], target: Any, stride: Any) -> None:
+    """Write the columns of a tile of as many rows as each has elements, each that far behind the one before."""
+    rows, length = list(rows), len(rows)
+    step = length // 2
+    # Exchange, bit by bit, the number of a row with that of an element in it.
+    while step:
+        masks = [
+            [k if not k & step else length + k - step for k in range(length)],
+            [k + step if not k & step else length + k for k in range(length)],
+        ]
+        chosen = [ir.Constant(ir.VectorType(_WORD, length), mask) for mask in masks]
+        for i in range(length):
+            if not i & step:
+                a, b = rows[i], rows[i + step]
+                rows[i], rows[i + step] = (builder.shuffle_vector(a, b, mask) for mask in chosen)
+        step //= 2
+    for i, row in enumerate(rows):
+        place = builder.gep(target, [builder.mul(stride, ir.Constant(_LONG, i))])
+        builder.store(row, builder.bitcast(place, row.type.as_pointer()), align=4)
+
+
+@intrinsic
+def transpose_tile(typing_context: Any, source: Any, source_stride: Any, target: Any, target_stride: Any) -> Any:
+    """Write the transpose of `TILE` rows of as many words."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, source_stride, target, target_stride = args
+        rows = []
+        for i in range(TILE):
+            place = _at(builder, source, builder.mul(source_stride, ir.Constant(_LONG, i)), _WORD, TILE)
+            rows.append(builder.load(place, align=4))
+        _write_transposed(builder, rows, target, target_stride)
+        return context.get_dummy_value()
+
+    words = types.CPointer(types.uint32)
+    return types.none(words, types.int64, words, types.int64), codegen
+
+
+@intrinsic
+def scale_tile(
+    typing_context: Any, source: Any, factor: Any, factors: Any, target: Any, mirrored: Any, stride: Any
+) -> Any:
+    """Scale `TILE` rows of as many integers back, round them to float32, and write them and their transpose."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, factor, factors, target, mirrored, stride = args
+        half = TILE // 2
+        vector = ir.VectorType(_DOUBLE, half)
+        zero, tiny = (ir.Constant(vector, [value] * half) for value in (0.0, TINY_FLOAT32))
+        absolute = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(vector, [vector]), f"llvm.fabs.v{half}f64"
+        )
+        of_columns = [
+            builder.load(_at(builder, factors, ir.Constant(_LONG, k), _DOUBLE, half), align=8) for k in (0, half)
+        ]
+        joined = ir.Constant(ir.VectorType(_WORD, TILE), list(range(TILE)))
+        rows = []
+        for i in range(TILE):
+            start = builder.mul(stride, ir.Constant(_LONG, i))
+            of_row = _repeated(builder, builder.load(builder.gep(factor, [ir.Constant(_LONG, i)]), align=8), half)
+            halves = []
+            for k, of_column in zip((0, half), of_columns, strict=True):
+                integers = builder.load(
+                    _at(builder, source, builder.add(start, ir.Constant(_LONG, k)), _DOUBLE, half), align=8
+                )
+                scaled = builder.fmul(builder.fmul(builder.fadd(integers, zero), of_row), of_column)
+                is_tiny = builder.fcmp_ordered("<", builder.call(absolute, [scaled]), tiny)
+                scaled = builder.select(is_tiny, builder.fmul(scaled, zero), scaled)
+                halves.append(builder.fptrunc(scaled, ir.VectorType(_FLOAT, half)))
+            row = builder.shuffle_vector(*halves, joined)
+            builder.store(row, _at(builder, target, start, _FLOAT, TILE), align=4)
+            rows.append(row)
+        _write_transposed(builder, rows, mirrored, stride)
+        return context.get_dummy_value()
+
+    single, double = types.CPointer(types.float32), types.CPointer(types.float64)
+    return types.none(double, double, double, single, single, types.int64), codegen
+
+
+NAMESPACE: dict[str, Any] = {
+    function.__name__: function
+    for function in (
+        use_widest_vectors, largest_magnitude, raise_largest, write_integers, write_integers_by, transpose_tile, scale_tile,
+    )
+}  # fmt: skip
+"""Global names of kernels of lines of matrices."""
