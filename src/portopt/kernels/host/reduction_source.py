@@ -39,12 +39,12 @@ def exponent_of(x):
 def raise_bins(bins, size, i, exponent):
     """Move what was added to the bins of a larger exponent."""
     compile_once()
+    if exponent - bins[i] >= {3 * bins.WIDTH}:
+        bins[i] = exponent
+        bins[size + i] = 0
+        bins[2 * size + i] = 0
+        bins[3 * size + i] = 0
     while bins[i] < exponent:
-        if exponent - bins[i] > {3 * bins.WIDTH}:
-            bins[i] = exponent - {3 * bins.WIDTH}
-            bins[size + i] = 0
-            bins[2 * size + i] = 0
-            bins[3 * size + i] = 0
         bins[i] += {bins.WIDTH}
         bins[3 * size + i] = bins[2 * size + i]
         bins[2 * size + i] = bins[size + i]
@@ -231,10 +231,10 @@ def add_row{suffix}(buffer, count, bins, size, first):
     if not fits_in_row{suffix}(buffer, count, bins, first):
         for j in range(count):
             x = float64(buffer[j])
-            if abs(x) < float64_inf:
-                raise_bins(bins, size, first + j, exponent_of(abs({value})))
-            else:
+            if not abs(x) < float64_inf:
                 note_special(buffer[j], bins, size, first + j, {is_squared})
+            elif exponent_of(abs({value})) > bins[first + j]:
+                raise_bins(bins, size, first + j, exponent_of(abs({value})))
     add_to_row{suffix}(buffer, count, bins, size, first)
 '''
 
