@@ -146,23 +146,6 @@ def _write_transposed(builder: Any, rows: Sequence[Any], target: Any, stride: An
 
 
 @intrinsic
-def transpose_tile(typing_context: Any, source: Any, source_stride: Any, target: Any, target_stride: Any) -> Any:
-    """Write the transpose of `TILE` rows of as many words."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, source_stride, target, target_stride = args
-        rows = []
-        for i in range(TILE):
-            place = _at(builder, source, builder.mul(source_stride, ir.Constant(_LONG, i)), _WORD, TILE)
-            rows.append(builder.load(place, align=4))
-        _write_transposed(builder, rows, target, target_stride)
-        return context.get_dummy_value()
-
-    words = types.CPointer(types.uint32)
-    return types.none(words, types.int64, words, types.int64), codegen
-
-
-@intrinsic
 def scale_tile(
     typing_context: Any, source: Any, factor: Any, factors: Any, target: Any, mirrored: Any, stride: Any
 ) -> Any:
@@ -206,7 +189,7 @@ def scale_tile(
 NAMESPACE: dict[str, Any] = {
     function.__name__: function
     for function in (
-        use_widest_vectors, largest_magnitude, raise_largest, write_integers, write_integers_by, transpose_tile, scale_tile,
+        use_widest_vectors, largest_magnitude, raise_largest, write_integers, write_integers_by, scale_tile,
     )
 }  # fmt: skip
 """Global names of kernels of lines of matrices."""

@@ -163,17 +163,10 @@ def kernel(x, out, unused, columns, rows, unused_2, unused_3, start, stop):
         source = pointer_to_uint32(x + 4 * rows * columns * matrix)
         target = pointer_to_uint32(out + 4 * rows * columns * matrix)
         for j in range(first, last, {TILE}):
-            whole = rows - rows % {TILE} if last - j >= {TILE} else 0
-            for i in range(0, whole, {TILE}):
-                transpose_tile(
-                    pointer_to_uint32(x + 4 * (rows * columns * matrix + columns * i + j)),
-                    columns,
-                    pointer_to_uint32(out + 4 * (rows * columns * matrix + rows * j + i)),
-                    rows,
-                )
-            for i in range(whole, rows):
+            for i in range(0, rows, {TILE}):
                 for jj in range(j, min(j + {TILE}, last)):
-                    target[rows * jj + i] = source[columns * i + jj]
+                    for ii in range(i, min(i + {TILE}, rows)):
+                        target[rows * jj + ii] = source[columns * ii + jj]
 '''
 
 _PART_SOURCE = '''"""One thread's part of a pass over matrices."""
@@ -198,11 +191,6 @@ def _kernel(source: str) -> Any:
 @functools.cache
 def _part() -> Any:
     return compile_function(_PART_SOURCE, "part")
-
-
-def in_this_thread(elements: int) -> bool:
-    """Tell whether a pass over so many elements is not worth the while of any other thread."""
-    return rows_at_once(elements, elements) == elements
 
 
 def rows_at_once(lines: int, elements: int) -> int:

@@ -10,6 +10,9 @@ from portopt.kernels.host import kernel, memory, products
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 
+_LEAST_IN_THREADS = 1 << 23
+"""Elements of the smallest arrays that threads share: for fewer, compiling what they do is not worth its while."""
+
 
 def run(
     program: Program, compute_dtype: str, arrays: Sequence[Any], dtypes: Sequence[str], scalars: Sequence[float]
@@ -30,7 +33,7 @@ def run(
     given = {f"x{k}": products.dense(array) for k, array in enumerate(arrays)}
     of = {**dict.fromkeys(unread, compute_dtype), **dict(zip(given, dtypes, strict=True))}
     inputs = StepScalars(program, HOST, {f"s{k}": value for k, value in enumerate(scalars)})
-    in_this_thread = products.in_this_thread(arrays[0].size)
+    in_this_thread = arrays[0].size < _LEAST_IN_THREADS
     job = kernel.Job(program, inputs, [of], [{**unread, **given}], [outputs])
     kernel.update([job], in_this_thread=in_this_thread)
     return list(outputs.values())
