@@ -838,15 +838,17 @@ class _VectorWriter:
         source.rounded(
             function, [*self._loop.operations, *(program.array_outputs[name] for name in self._loop.outputs)]
         )
+        arrays: list[str] = []
         for i in sorted({*self._loop.operations, *stored}):
             op = program.ops[i]
             if i in stored:
-                value = self._language.element.format(self._column(stored[i]))
+                arrays.append(self._column(stored[i]))
+                value = self._language.element.format(arrays[-1])
             elif op.name == "round":
                 continue
             else:
                 if op.reads is not None:
-                    function.use(writer.array(op.reads))
+                    arrays.append(function.use(writer.array(op.reads)))
                 value = writer.array_expression(i)
             element.append(writer.assigned(i, value))
         stores = [
@@ -860,7 +862,7 @@ class _VectorWriter:
         function.use("zero")
         function.use("one")
         again = function.calling(reducing, "start", "stop")
-        function.lines += vector_source.chunks(sums, element, stores, again, anew)
+        function.lines += vector_source.chunks(arrays, sums, element, stores, again, anew)
 
     def _column(self, name: str) -> str:
         source = self._source

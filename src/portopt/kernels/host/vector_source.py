@@ -64,7 +64,15 @@ def add_fixed(memory, count, largest, first_number, second_number, bins, size, i
 """Functions that such loops call."""
 RESERVED = (
     *("words", "piece", "excess", "excess_of", "add_fixed"),
-    *("begin_sum", "found_sums", "no_magnitudes", "larger_magnitudes", "largest_magnitude", "add_vector"),
+    *(
+        "begin_sum",
+        "found_sums",
+        "no_magnitudes",
+        "larger_magnitudes",
+        "largest_magnitude",
+        "add_vector",
+        "fetch_pages",
+    ),
     *("add_squares_of_vector", "use_widest_vectors", "magnitude_to_float32", "first_of", "last_of"),
 )
 """Names that they need for themselves, beside those that end with `_of`."""
@@ -129,11 +137,17 @@ def can_be_many(stages: Stages, loop: Loop, key: KernelKey) -> bool:
 
 
 def chunks(
-    sums: Sequence[Sum], element: Sequence[str], stores: Sequence[str], again: Sequence[str], anew: Sequence[str]
+    arrays: Sequence[str],
+    sums: Sequence[Sum],
+    element: Sequence[str],
+    stores: Sequence[str],
+    again: Sequence[str],
+    anew: Sequence[str],
 ) -> list[str]:
     """Return the lines of a loop in vectors, from `first` to `last`.
 
     Args:
+        arrays: names of those that it reads.
         sums: what it adds up.
         element: the statements that compute what a vector of elements needs.
         stores: those that store its results.
@@ -141,7 +155,8 @@ def chunks(
         anew: those that begin the sums anew, and note that all before `start` is to be added again.
     """
     added = dict.fromkeys(item.added for item in sums)
-    before = [f"largest_{x}_of = no_magnitudes()" for x in added]
+    before = [f"fetch_pages({array}, start)" for array in arrays]
+    before += [f"largest_{x}_of = no_magnitudes()" for x in added]
     body = [*element, *stores, *(f"largest_{x}_of = larger_magnitudes(largest_{x}_of, {x})" for x in added)]
     after = [f"bound_{x}_of = float64(magnitude_to_float32(largest_magnitude(largest_{x}_of)))" for x in added]
     found, excess = [], []

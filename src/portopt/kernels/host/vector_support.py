@@ -16,7 +16,7 @@ from numba.extending import intrinsic, models, register_model
 
 from portopt.arithmetic.dtypes import SMALLEST_NORMAL
 from portopt.kernels.host.reduction_source import FIRST_BITS, SQUARES_AT_ONCE
-from portopt.kernels.host.vector_source import LANES
+from portopt.kernels.host.vector_source import CHUNK, LANES
 
 _VECTOR = 8
 """Elements of a vector: as many float64 as the widest registers hold; LLVM takes several where they are shorter."""
@@ -27,6 +27,10 @@ A processor's own fetching ends at each page of 4 KiB, for which a loop over a s
 """
 _LINE = 16
 """Elements of a line of the cache."""
+_PAGE = 4096
+"""Bytes of a page."""
+_PAGES = 4 * CHUNK // _PAGE
+"""Pages that a chunk is in."""
 _SINGLE, _DOUBLE, _WORD, _NUMBER = ir.FloatType(), ir.DoubleType(), ir.IntType(64), ir.IntType(32)
 _DOUBLES, _WORDS = ir.VectorType(_DOUBLE, _VECTOR), ir.VectorType(_WORD, _VECTOR)
 
@@ -183,6 +187,22 @@ def _load(typing_context: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def _fetch_pages(typing_context: Any, array: Any, index: Any) -> Any:
+    """Fetch the first lines of the pages that a chunk's next one is in: a processor's own fetching begins anew in each page."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        address = builder.ptrtoint(builder.gep(args[0], [args[1]]), _WORD)
+        for page in range(_PAGES, 2 * _PAGES):
+            later = builder.add(address, ir.Constant(_WORD, page * _PAGE))
+            first = builder.inttoptr(builder.and_(later, ir.Constant(_WORD, -_PAGE)), _SINGLE.as_pointer())
+            for k in (0, _LINE):
+                _fetch(builder, first, ir.Constant(_WORD, 0), k)
+        return context.get_dummy_value()
+
+    return types.none(_ARRAY, types.int64), codegen
+
+
+@intrinsic
 def _store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
     """Store elements from an index on."""
 
@@ -312,6 +332,7 @@ OPERATIONS: dict[str, Any] = {
     "flush_vector": _operation(_FLOATS, _flushed),
     "load_vector": _load,
     "store_vector": _store,
+    "fetch_pages": _fetch_pages,
     "no_magnitudes": _no_magnitudes,
     "larger_magnitudes": _larger_magnitudes,
     "largest_magnitude": _largest_magnitude,
