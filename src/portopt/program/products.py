@@ -195,7 +195,13 @@ class SlicedOperands:
     ) -> Any:
         """Return the result of the product with this index in the program, as `matmul` does; with `unscaled` maybe that."""
         if _adds_nothing(a, b):
-            return primitives.xp.matmul(a, b)
+            known = [x for x in (a, b) if not isinstance(x, Sliced)]
+            # What has elements is known by its slices: then the other operand has none, and neither has the product.
+            return (
+                primitives.xp.matmul(a, b)
+                if len(known) == 2
+                else primitives.xp.reshape(known[0], product_shape(a.shape, b.shape))
+            )
         operands = self._operands[index]
         left, right = (
             self._sliced(primitives, wide, operand, x, axis)

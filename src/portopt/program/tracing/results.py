@@ -108,6 +108,10 @@ def array_output(builder: Recorder, name: str, value: Any, dims: tuple[Dim, ...]
             f"a rule returned a mask, the result of a comparison, as its new {name}: use xp.where(mask, a, b)"
         )
     if builder.ops[index].name != "round" and not _is_of_shape(builder, builder.ops[index].dims, dims):
+        if "shape" in builder.facts.asked and _lengths(builder, builder.ops[index].dims) == _lengths(builder, dims):
+            # A shape that a rule has given in numbers may be that of the parameter and that of a slot, if an axis has length one.
+            label = tuple(range(builder.facts.ndim)) if dims is None else dims
+            return builder.record("reshape", Kind.ARRAY, index, label=label, dims=dims)
         wanted = "one number, a scalar" if dims == () else f"the shape {shape_text(builder, dims)}"
         raise UnsupportedOperationError(
             f"a rule returned an array of shape {shape_text(builder, builder.ops[index].dims)} as its new {name}, which has "
@@ -122,11 +126,12 @@ def _is_of_shape(builder: Recorder, dims: tuple[Dim, ...] | None, wanted: tuple[
         return True
     if str not in map(type, (*(dims or ()), *(wanted or ()))):
         return False
-    own = tuple(range(builder.facts.ndim))
-    dims, wanted = (own if shape is None else shape for shape in (dims, wanted))
-    return len(dims) == len(wanted) and all(
-        length(builder.facts, dim) == length(builder.facts, of) for dim, of in zip(dims, wanted, strict=True)
-    )
+    return _lengths(builder, dims) == _lengths(builder, wanted)
+
+
+def _lengths(builder: Recorder, dims: tuple[Dim, ...] | None) -> list[Any]:
+    own = tuple(range(builder.facts.ndim)) if dims is None else dims
+    return [length(builder.facts, dim) for dim in own]
 
 
 def with_shapes(program: Program, wanted: Mapping[str, tuple[Dim, ...] | None], facts: Facts) -> Program:
