@@ -266,3 +266,23 @@ def test_processes_may_share_the_directory_at_once(directory: Path) -> None:
         content = entry.read_bytes()
         length = int.from_bytes(content[17:25], "little")
         assert cache.load(json.loads(content[25 : 25 + length])) is not None
+
+
+@pytest.mark.needs("numba")
+def test_kernels_are_compiled_again_for_other_functions_that_they_call(
+    tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = compiler._environment()
+    assert compiler._digest_of_functions() == key["functions"]
+    for module in Path(compiler.__file__).parent.glob("*.py"):
+        (tmp_path / module.name).write_bytes(module.read_bytes())
+    monkeypatch.setattr(compiler, "__file__", str(tmp_path / "compiler.py"))
+    assert compiler._digest_of_functions() == key["functions"]
+    for name in ("support", "block_support", "llvm_support", "product_support", "reduction_support", "vector_support"):
+        with (tmp_path / f"{name}.py").open("a") as module_file:
+            module_file.write("\n")
+        changed = {**key, "functions": compiler._digest_of_functions()}
+        cache.store(key, CODE)
+        assert cache.load(key) == CODE
+        assert cache.load(changed) is None
+        key = changed

@@ -15,19 +15,26 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from portopt.kernels.host.llvm_support import (
+    DOUBLE,
+    DOUBLES_AT_ONCE,
+    FLOAT,
+    INT32,
+    INT64,
+    LINE,
+    call,
+    fetch,
+    multiply_add,
+    repeated,
+)
 from portopt.kernels.host.reduction_source import BLOCK, LINES
 from portopt.program.bins import WIDTH
 
-_VECTOR = 8
-"""Elements of a vector: as many float64 as the widest registers hold; LLVM takes several where they are shorter."""
 _WHOLE = 52 + 1 - WIDTH
 """Beside that of the bins, the exponent of a number to which multiples of the first of them are added with all their bits."""
-_FETCHED = 16
-"""Elements in a line of a cache."""
-_SINGLE, _DOUBLE, _WORD, _NUMBER = ir.FloatType(), ir.DoubleType(), ir.IntType(64), ir.IntType(32)
-_SINGLES, _DOUBLES, _WORDS = (ir.VectorType(kind, _VECTOR) for kind in (_SINGLE, _DOUBLE, _WORD))
-_MASK = ir.VectorType(ir.IntType(1), _VECTOR)
-_NOTHING = ir.Constant(_WORDS, [0] * _VECTOR)
+_SINGLES, _DOUBLES, _WORDS = (ir.VectorType(kind, DOUBLES_AT_ONCE) for kind in (FLOAT, DOUBLE, INT64))
+_MASK = ir.VectorType(ir.IntType(1), DOUBLES_AT_ONCE)
+_NOTHING = ir.Constant(_WORDS, [0] * DOUBLES_AT_ONCE)
 
 _integer, _integers, _buffer, _real = (
     types.int64,
@@ -37,20 +44,8 @@ _integer, _integers, _buffer, _real = (
 )
 
 
-def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
-    """Call a function of LLVM's."""
-    function = ir.FunctionType(result, [arg.type for arg in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, function, f"llvm.{name}"), args)
-
-
-def _repeated(builder: Any, value: Any, vector: Any) -> Any:
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(_NUMBER, 0))
-    everywhere = ir.Constant(ir.VectorType(_NUMBER, _VECTOR), [0] * _VECTOR)
-    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), everywhere)
-
-
 def _word(value: int) -> Any:
-    return ir.Constant(_WORD, value)
+    return ir.Constant(INT64, value)
 
 
 class _Access:
@@ -58,15 +53,17 @@ class _Access:
 
     def __init__(self, builder: Any, rest: Any = None) -> None:
         self._builder = builder
-        numbers = ir.Constant(_WORDS, list(range(_VECTOR)))
-        self._mask = None if rest is None else builder.icmp_signed("<", numbers, _repeated(builder, rest, _WORDS))
+        numbers = ir.Constant(_WORDS, list(range(DOUBLES_AT_ONCE)))
+        self._mask = (
+            None if rest is None else builder.icmp_signed("<", numbers, repeated(builder, rest, DOUBLES_AT_ONCE))
+        )
 
     def _place(self, place: Any, vector: Any) -> Any:
         return self._builder.bitcast(place, vector.as_pointer())
 
     def singles(self, place: Any) -> Any:
         """Return float32 elements as float64, zeros where there are none."""
-        zeros = ir.Constant(_SINGLES, [0.0] * _VECTOR)
+        zeros = ir.Constant(_SINGLES, [0.0] * DOUBLES_AT_ONCE)
         return self._builder.fpext(self._load(self._place(place, _SINGLES), "f32", 4, zeros), _DOUBLES)
 
     def words(self, place: Any) -> Any:
@@ -76,9 +73,9 @@ class _Access:
     def _load(self, place: Any, element: str, align: int, zeros: Any) -> Any:
         if self._mask is None:
             return self._builder.load(place, align=align)
-        size = ir.Constant(_NUMBER, align)
-        name = f"masked.load.v{_VECTOR}{element}.p0"
-        return _call(self._builder, name, zeros.type, place, size, self._mask, zeros)
+        size = ir.Constant(INT32, align)
+        name = f"masked.load.v{DOUBLES_AT_ONCE}{element}.p0"
+        return call(self._builder, name, zeros.type, place, size, self._mask, zeros)
 
     def store_words(self, value: Any, place: Any) -> None:
         """Store integers."""
@@ -86,17 +83,17 @@ class _Access:
         if self._mask is None:
             self._builder.store(value, place, align=8)
             return
-        size = ir.Constant(_NUMBER, 8)
-        _call(self._builder, f"masked.store.v{_VECTOR}i64.p0", ir.VoidType(), value, place, size, self._mask)
+        size = ir.Constant(INT32, 8)
+        call(self._builder, f"masked.store.v{DOUBLES_AT_ONCE}i64.p0", ir.VoidType(), value, place, size, self._mask)
 
 
 def _each(builder: Any, count: Any, do: Callable[[Any, int, _Access], None]) -> None:
     """Write loops over the vectors of a buffer, given what does one: it is told which one of a line of a cache it is."""
-    full = builder.and_(count, _word(-_FETCHED))
-    with cgutils.for_range_slice(builder, _word(0), full, _word(_FETCHED), _WORD) as (index, _):
-        for k in range(_FETCHED // _VECTOR):
-            do(builder.add(index, _word(_VECTOR * k)), k, _Access(builder))
-    with cgutils.for_range_slice(builder, full, count, _word(_VECTOR), _WORD) as (index, _):
+    full = builder.and_(count, _word(-LINE))
+    with cgutils.for_range_slice(builder, _word(0), full, _word(LINE), INT64) as (index, _):
+        for k in range(LINE // DOUBLES_AT_ONCE):
+            do(builder.add(index, _word(DOUBLES_AT_ONCE * k)), k, _Access(builder))
+    with cgutils.for_range_slice(builder, full, count, _word(DOUBLES_AT_ONCE), INT64) as (index, _):
         do(index, 0, _Access(builder, builder.sub(count, index)))
 
 
@@ -106,26 +103,24 @@ class _Splitter:
     def __init__(self, builder: Any, multiple: Any, *, squared: bool) -> None:
         self._builder = builder
         self._squared = squared
-        scales = [ir.Constant(_DOUBLE, 2.0**exponent) for exponent in (0, -32, -64)]
+        scales = [ir.Constant(DOUBLE, 2.0**exponent) for exponent in (0, -32, -64)]
         self.multiples = [builder.fmul(multiple, scale) for scale in scales]
-        self._vectors = [_repeated(builder, number, _DOUBLES) for number in self.multiples]
+        self._vectors = [repeated(builder, number, DOUBLES_AT_ONCE) for number in self.multiples]
 
     def biases(self, lanes: Any) -> list[Any]:
         """Return what is too much in the sums of the integers of so many numbers, one for each bin."""
-        return [self._builder.mul(self._builder.bitcast(number, _WORD), lanes) for number in self.multiples]
+        return [self._builder.mul(self._builder.bitcast(number, INT64), lanes) for number in self.multiples]
 
     def __call__(self, x: Any) -> list[Any]:
         """Return, for each bin, the integers of numbers, or of their squares, each too large by the bits of its multiple."""
         builder, found = self._builder, []
-        # Fused where the processor can: squares of float32 numbers are exact, so it is the same.
-        name = f"fmuladd.v{_VECTOR}f64"
         for k, multiple in enumerate(self._vectors):
             is_square = self._squared and k == 0
-            added = _call(builder, name, _DOUBLES, x, x, multiple) if is_square else builder.fadd(x, multiple)
+            added = multiply_add(builder, x, x, multiple) if is_square else builder.fadd(x, multiple)
             found.append(builder.bitcast(added, _WORDS))
             if k < 2:
                 if is_square:
-                    x = _call(builder, name, _DOUBLES, x, x, builder.fsub(multiple, added))
+                    x = multiply_add(builder, x, x, builder.fsub(multiple, added))
                 else:
                     x = builder.fsub(x, builder.fsub(added, multiple))
         return found
@@ -147,22 +142,19 @@ def _add_totals(builder: Any, bins: Any, size: Any, sums: Sequence[Sequence[Any]
         total = _NOTHING
         for vector in kept:
             total = builder.add(total, builder.load(vector))
-        total = _call(builder, f"vector.reduce.add.v{_VECTOR}i64", _WORD, total)
+        total = call(builder, f"vector.reduce.add.v{DOUBLES_AT_ONCE}i64", INT64, total)
         place = builder.gep(place, [size])
         builder.store(builder.add(builder.load(place), builder.sub(total, bias)), place)
 
 
 def _lanes(builder: Any, count: Any) -> Any:
     """Return the number of elements of the vectors that so many elements are in."""
-    return builder.and_(builder.add(count, _word(_VECTOR - 1)), _word(-_VECTOR))
+    return builder.and_(builder.add(count, _word(DOUBLES_AT_ONCE - 1)), _word(-DOUBLES_AT_ONCE))
 
 
 def _fetch(builder: Any, address: Any, index: Any) -> None:
-    """Fetch so many elements after an address. That may be beyond the end of an array: fetching cannot fail."""
-    place = builder.inttoptr(builder.add(address, builder.shl(index, _word(2))), ir.IntType(8).as_pointer())
-    # To read, into all caches, data.
-    how = [ir.Constant(_NUMBER, k) for k in (0, 3, 1)]
-    _call(builder, "prefetch.p0", ir.VoidType(), place, *how)
+    """Fetch so many elements after an address."""
+    fetch(builder, builder.inttoptr(builder.add(address, builder.shl(index, _word(2))), FLOAT.as_pointer()))
 
 
 def _block(*, squared: bool) -> Any:
@@ -175,7 +167,7 @@ def _block(*, squared: bool) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             buffer, count, multiple, bins, size, i, ahead = args
             split = _Splitter(builder, multiple, squared=squared)
-            sums = [_three_sums(builder) for _ in range(_FETCHED // _VECTOR)]
+            sums = [_three_sums(builder) for _ in range(LINE // DOUBLES_AT_ONCE)]
 
             def add(index: Any, k: int, access: _Access) -> None:
                 if k == 0:
@@ -206,8 +198,8 @@ def _block_of_lines(*, squared: bool) -> Any:
             buffer, count, multiple, bins, size, i, columns, width, first, ahead, pitch = args
             split = _Splitter(builder, multiple, squared=squared)
             sums = [_three_sums(builder) for _ in range(LINES)]
-            biases = [_repeated(builder, bias, _WORDS) for bias in split.biases(_word(LINES))]
-            turns = _FETCHED // _VECTOR
+            biases = [repeated(builder, bias, DOUBLES_AT_ONCE) for bias in split.biases(_word(LINES))]
+            turns = LINE // DOUBLES_AT_ONCE
 
             def add(index: Any, k: int, access: _Access) -> None:
                 found = [builder.sub(_NOTHING, bias) for bias in biases]
@@ -238,8 +230,8 @@ def _block_of_lines(*, squared: bool) -> Any:
 def _exponents(builder: Any, number: Any, amount: int, fraction: float = 1.0) -> Any:
     """Return the numbers `fraction * 2**(number + amount)`, of integers; the fraction is in [1, 2)."""
     bits = struct.unpack("q", struct.pack("d", fraction))[0] + (amount << 52)
-    shifted = builder.shl(number, ir.Constant(_WORDS, [52] * _VECTOR))
-    return builder.bitcast(builder.add(shifted, ir.Constant(_WORDS, [bits] * _VECTOR)), _DOUBLES)
+    shifted = builder.shl(number, ir.Constant(_WORDS, [52] * DOUBLES_AT_ONCE))
+    return builder.bitcast(builder.add(shifted, ir.Constant(_WORDS, [bits] * DOUBLES_AT_ONCE)), _DOUBLES)
 
 
 def _squared(builder: Any, x: Any, *, squared: bool) -> Any:
@@ -253,17 +245,19 @@ def _fits_in_row(*, squared: bool) -> Any:
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             buffer, count, bins, first = args
-            outside = cgutils.alloca_once_value(builder, ir.Constant(_MASK, [0] * _VECTOR))
+            outside = cgutils.alloca_once_value(builder, ir.Constant(_MASK, [0] * DOUBLES_AT_ONCE))
 
             def look(index: Any, k: int, access: _Access) -> None:
                 x = access.singles(builder.gep(buffer, [index]))
                 limit = _exponents(builder, access.words(builder.gep(bins, [builder.add(first, index)])), 0)
-                magnitude = _call(builder, f"fabs.v{_VECTOR}f64", _DOUBLES, _squared(builder, x, squared=squared))
+                magnitude = call(
+                    builder, f"fabs.v{DOUBLES_AT_ONCE}f64", _DOUBLES, _squared(builder, x, squared=squared)
+                )
                 does_not = builder.fcmp_unordered(">=", magnitude, limit)
                 builder.store(builder.or_(builder.load(outside), does_not), outside)
 
             _each(builder, count, look)
-            found = builder.bitcast(builder.load(outside), ir.IntType(_VECTOR))
+            found = builder.bitcast(builder.load(outside), ir.IntType(DOUBLES_AT_ONCE))
             return builder.icmp_unsigned("==", found, ir.Constant(found.type, 0))
 
         return types.boolean(_buffer, _integer, _integers, _integer), codegen
@@ -304,7 +298,7 @@ def _place_of(typing_context: Any, array: Any, index: Any) -> Any:
     """Return the address of an element."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ptrtoint(builder.gep(args[0], [args[1]]), _WORD)
+        return builder.ptrtoint(builder.gep(args[0], [args[1]]), INT64)
 
     return types.int64(array, types.int64), codegen
 

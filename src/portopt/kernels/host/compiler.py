@@ -15,10 +15,10 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
-import pkgutil
 import platform
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from portopt._version import __version__
@@ -130,10 +130,10 @@ def _environment() -> dict[str, str]:
 
 
 def _digest_of_functions() -> str:
-    """Return a digest of the modules that define what kernels' sources call."""
+    """Return a digest of the modules that define what kernels' sources call, and of those beside them."""
     digest = hashlib.sha256()
-    for name in ("support", "block_support", "reduction_support", "vector_support"):
-        digest.update(pkgutil.get_data(__package__, f"{name}.py") or b"")
+    for module in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(module.read_bytes())
     return digest.hexdigest()
 
 

@@ -14,22 +14,22 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from portopt.arithmetic.dtypes import TINY_FLOAT32
+from portopt.kernels.host.llvm_support import DOUBLE, FLOAT, INT32, INT64, call, multiply_add, repeated
 from portopt.kernels.host.product_constants import ROUND, TILE
 from portopt.kernels.host.reduction_support import use_widest_vectors
 
 _AT_ONCE = 32
 """Elements of a step of a loop, a multiple of the vectors' lengths."""
-_WORD, _LONG, _FLOAT, _DOUBLE = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
 
 
 def _loops(builder: Any, count: Any, length: int) -> Iterator[tuple[Any, int]]:
     """Write two loops, first over vectors of so many elements, then over what remains; yield place and length of each vector."""
-    rest = builder.and_(count, ir.Constant(_LONG, -_AT_ONCE))
-    start = ir.Constant(_LONG, 0)
-    with cgutils.for_range_slice(builder, start, rest, ir.Constant(_LONG, _AT_ONCE), _LONG) as (index, _):
+    rest = builder.and_(count, ir.Constant(INT64, -_AT_ONCE))
+    start = ir.Constant(INT64, 0)
+    with cgutils.for_range_slice(builder, start, rest, ir.Constant(INT64, _AT_ONCE), INT64) as (index, _):
         for k in range(0, _AT_ONCE, length):
-            yield builder.add(index, ir.Constant(_LONG, k)), length
-    with cgutils.for_range_slice(builder, rest, count, ir.Constant(_LONG, 1), _LONG) as (index, _):
+            yield builder.add(index, ir.Constant(INT64, k)), length
+    with cgutils.for_range_slice(builder, rest, count, ir.Constant(INT64, 1), INT64) as (index, _):
         yield index, 1
 
 
@@ -37,19 +37,12 @@ def _at(builder: Any, array: Any, index: Any, kind: Any, length: int) -> Any:
     return builder.bitcast(builder.gep(array, [index]), ir.VectorType(kind, length).as_pointer())
 
 
-def _repeated(builder: Any, value: Any, length: int) -> Any:
-    kind = ir.VectorType(value.type, length)
-    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_WORD, 0))
-    everywhere = ir.Constant(ir.VectorType(_WORD, length), [0] * length)
-    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), everywhere)
-
-
 def _larger(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.icmp_unsigned(">", a, b), a, b)
 
 
 def _magnitudes(builder: Any, words: Any, index: Any, length: int) -> Any:
-    bits = builder.load(_at(builder, words, index, _WORD, length), align=4)
+    bits = builder.load(_at(builder, words, index, INT32, length), align=4)
     return builder.and_(bits, ir.Constant(bits.type, [0x7FFFFFFF] * length))
 
 
@@ -60,16 +53,14 @@ def largest_magnitude(typing_context: Any, words: Any, count: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         words, count = args
         length = 16
-        kinds = {n: ir.VectorType(_WORD, n) for n in (length, 1)}
+        kinds = {n: ir.VectorType(INT32, n) for n in (length, 1)}
         found = {n: cgutils.alloca_once_value(builder, ir.Constant(kind, [0] * n)) for n, kind in kinds.items()}
         for index, n in _loops(builder, count, length):
             magnitudes = _magnitudes(builder, words, index, n)
             builder.store(_larger(builder, magnitudes, builder.load(found[n])), found[n])
-        name = f"llvm.vector.reduce.umax.v{length}i32"
-        reduced = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_WORD, [kinds[length]]), name)
-        largest = builder.call(reduced, [builder.load(found[length])])
-        last = builder.extract_element(builder.load(found[1]), ir.Constant(_WORD, 0))
-        return builder.zext(_larger(builder, largest, last), _LONG)
+        largest = call(builder, f"vector.reduce.umax.v{length}i32", INT32, builder.load(found[length]))
+        last = builder.extract_element(builder.load(found[1]), ir.Constant(INT32, 0))
+        return builder.zext(_larger(builder, largest, last), INT64)
 
     return types.int64(types.CPointer(types.uint32), types.int64), codegen
 
@@ -81,7 +72,7 @@ def raise_largest(typing_context: Any, words: Any, largest: Any, count: Any) -> 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         words, largest, count = args
         for index, n in _loops(builder, count, 16):
-            place = _at(builder, largest, index, _WORD, n)
+            place = _at(builder, largest, index, INT32, n)
             larger = _larger(builder, _magnitudes(builder, words, index, n), builder.load(place, align=4))
             builder.store(larger, place, align=4)
         return context.get_dummy_value()
@@ -93,16 +84,12 @@ def _integers(factor_type: Any, factor_of: Callable[..., Any]) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, target, factor, count = args
         for index, n in _loops(builder, count, 8):
-            single = builder.load(_at(builder, source, index, _FLOAT, n), align=4)
-            vector = ir.VectorType(_DOUBLE, n)
-            # Fused where the processor can: the product with a power of two is exact, so it is the same.
-            name = f"llvm.fmuladd.v{n}f64"
-            multiply_add = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+            single = builder.load(_at(builder, source, index, FLOAT, n), align=4)
+            vector = ir.VectorType(DOUBLE, n)
             large = ir.Constant(vector, [ROUND] * n)
-            rounded = builder.call(
-                multiply_add, [builder.fpext(single, vector), factor_of(builder, factor, index, n), large]
-            )
-            builder.store(builder.fsub(rounded, large), _at(builder, target, index, _DOUBLE, n), align=8)
+            # The product with a power of two is exact.
+            rounded = multiply_add(builder, builder.fpext(single, vector), factor_of(builder, factor, index, n), large)
+            builder.store(builder.fsub(rounded, large), _at(builder, target, index, DOUBLE, n), align=8)
         return context.get_dummy_value()
 
     typed = types.none(types.CPointer(types.float32), types.CPointer(types.float64), factor_type, types.int64)
@@ -112,7 +99,7 @@ def _integers(factor_type: Any, factor_of: Callable[..., Any]) -> Any:
 @intrinsic
 def write_integers(typing_context: Any, source: Any, target: Any, factor: Any, count: Any) -> Any:
     """Write float32 numbers times a power of two, rounded to integers, as float64 numbers."""
-    return _integers(types.float64, lambda builder, factor, index, n: _repeated(builder, factor, n))
+    return _integers(types.float64, lambda builder, factor, index, n: repeated(builder, factor, n))
 
 
 @intrinsic
@@ -120,7 +107,7 @@ def write_integers_by(typing_context: Any, source: Any, target: Any, factors: An
     """Write float32 numbers times powers of two, rounded to integers, as float64 numbers."""
     return _integers(
         types.CPointer(types.float64),
-        lambda builder, factors, index, n: builder.load(_at(builder, factors, index, _DOUBLE, n), align=8),
+        lambda builder, factors, index, n: builder.load(_at(builder, factors, index, DOUBLE, n), align=8),
     )
 
 
@@ -134,14 +121,14 @@ def _write_transposed(builder: Any, rows: Sequence[Any], target: Any, stride: An
             [k if not k & step else length + k - step for k in range(length)],
             [k + step if not k & step else length + k for k in range(length)],
         ]
-        chosen = [ir.Constant(ir.VectorType(_WORD, length), mask) for mask in masks]
+        chosen = [ir.Constant(ir.VectorType(INT32, length), mask) for mask in masks]
         for i in range(length):
             if not i & step:
                 a, b = rows[i], rows[i + step]
                 rows[i], rows[i + step] = (builder.shuffle_vector(a, b, mask) for mask in chosen)
         step //= 2
     for i, row in enumerate(rows):
-        place = builder.gep(target, [builder.mul(stride, ir.Constant(_LONG, i))])
+        place = builder.gep(target, [builder.mul(stride, ir.Constant(INT64, i))])
         builder.store(row, builder.bitcast(place, row.type.as_pointer()), align=4)
 
 
@@ -154,30 +141,27 @@ def scale_tile(
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, factor, factors, target, mirrored, stride = args
         half = TILE // 2
-        vector = ir.VectorType(_DOUBLE, half)
+        vector = ir.VectorType(DOUBLE, half)
         zero, tiny = (ir.Constant(vector, [value] * half) for value in (0.0, TINY_FLOAT32))
-        absolute = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(vector, [vector]), f"llvm.fabs.v{half}f64"
-        )
         of_columns = [
-            builder.load(_at(builder, factors, ir.Constant(_LONG, k), _DOUBLE, half), align=8) for k in (0, half)
+            builder.load(_at(builder, factors, ir.Constant(INT64, k), DOUBLE, half), align=8) for k in (0, half)
         ]
-        joined = ir.Constant(ir.VectorType(_WORD, TILE), list(range(TILE)))
+        joined = ir.Constant(ir.VectorType(INT32, TILE), list(range(TILE)))
         rows = []
         for i in range(TILE):
-            start = builder.mul(stride, ir.Constant(_LONG, i))
-            of_row = _repeated(builder, builder.load(builder.gep(factor, [ir.Constant(_LONG, i)]), align=8), half)
+            start = builder.mul(stride, ir.Constant(INT64, i))
+            of_row = repeated(builder, builder.load(builder.gep(factor, [ir.Constant(INT64, i)]), align=8), half)
             halves = []
             for k, of_column in zip((0, half), of_columns, strict=True):
                 integers = builder.load(
-                    _at(builder, source, builder.add(start, ir.Constant(_LONG, k)), _DOUBLE, half), align=8
+                    _at(builder, source, builder.add(start, ir.Constant(INT64, k)), DOUBLE, half), align=8
                 )
                 scaled = builder.fmul(builder.fmul(builder.fadd(integers, zero), of_row), of_column)
-                is_tiny = builder.fcmp_ordered("<", builder.call(absolute, [scaled]), tiny)
+                is_tiny = builder.fcmp_ordered("<", call(builder, f"fabs.v{half}f64", vector, scaled), tiny)
                 scaled = builder.select(is_tiny, builder.fmul(scaled, zero), scaled)
-                halves.append(builder.fptrunc(scaled, ir.VectorType(_FLOAT, half)))
+                halves.append(builder.fptrunc(scaled, ir.VectorType(FLOAT, half)))
             row = builder.shuffle_vector(*halves, joined)
-            builder.store(row, _at(builder, target, start, _FLOAT, TILE), align=4)
+            builder.store(row, _at(builder, target, start, FLOAT, TILE), align=4)
             rows.append(row)
         _write_transposed(builder, rows, mirrored, stride)
         return context.get_dummy_value()

@@ -279,6 +279,10 @@ class _Source:
         """Return the name of what is kept of a reduction."""
         return f"bins_{self.names[i]}_of"
 
+    def column(self, function: _Function, name: str) -> str:
+        """Return the array that a result is stored in, in a function."""
+        return function.use(self.writer.array(name if self.key.in_place else NEW + name))
+
     def value_name(self, i: int) -> str:
         """Return the name of the results that are kept of an operation."""
         return f"{self.names[i]}_of"
@@ -557,7 +561,7 @@ class _LoopWriter:
         op, source = self.program.ops[i], self.source
         space = source.stages.spaces[i] or ()
         if i in self.stored:
-            return f"{self._column(self.stored[i])}[{self.index(space)}]"
+            return f"{self.source.column(self.function, self.stored[i])}[{self.index(space)}]"
         if external:
             element = f"{self.function.use(source.value_name(i))}[{self.index(space)}]"
             return f"{element} != 0.0" if op.kind is Kind.MASK else element
@@ -653,16 +657,12 @@ class _LoopWriter:
             value = value if self.program.ops[i].kind is Kind.MASK else self.names[i]
             lines.append(f"{self.function.use(source.value_name(i))}[{self.index(self.space)}] = {value}")
         for name in self.loop.outputs:
-            target = self._column(name)
+            target = self.source.column(self.function, name)
             value = source.language.converted(
                 source.real, source.writer.dtypes[name], self.names[self.program.array_outputs[name]]
             )
             lines.append(f"{target}[{self.index(self.space)}] = {value}")
         return lines
-
-    def _column(self, name: str) -> str:
-        """Return the array that a result is stored in."""
-        return self.function.use(self.source.writer.array(name if self.source.key.in_place else NEW + name))
 
     # Reductions
 
@@ -744,7 +744,7 @@ class _LoopWriter:
         """Return the address from which on elements are fetched while a buffer is added: of one array after the other."""
         loads = (self.program.ops[i] for i in self.loop.operations if self.source.stages.spaces[i] == self.space)
         names = [self.source.writer.array(op.reads) for op in loads if op.reads is not None]
-        names += [self._column(name) for name in self.stored.values()]
+        names += [self.source.column(self.function, name) for name in self.stored.values()]
         if len(self.space) < 2 or not names:
             return f"place_of({buffer}, {self.function.use('zero')})"
         self.fetched.append(self.function.use(names[len(self.fetched) % len(names)]))
@@ -842,7 +842,7 @@ class _VectorWriter:
         for i in sorted({*self._loop.operations, *stored}):
             op = program.ops[i]
             if i in stored:
-                arrays.append(self._column(stored[i]))
+                arrays.append(source.column(function, stored[i]))
                 value = self._language.element.format(arrays[-1])
             elif op.name == "round":
                 continue
@@ -852,7 +852,7 @@ class _VectorWriter:
                 value = writer.array_expression(i)
             element.append(writer.assigned(i, value))
         stores = [
-            self._language.store.format(self._column(name), source.names[program.array_outputs[name]])
+            self._language.store.format(source.column(function, name), source.names[program.array_outputs[name]])
             for name in self._loop.outputs
         ]
         for i in self._loop.reductions:
@@ -863,10 +863,6 @@ class _VectorWriter:
         function.use("one")
         again = function.calling(reducing, "start", "stop")
         function.lines += vector_source.chunks(arrays, sums, element, stores, again, anew)
-
-    def _column(self, name: str) -> str:
-        source = self._source
-        return self._function.use(source.writer.array(name if source.key.in_place else NEW + name))
 
 
 _KERNEL_ARGUMENTS = (

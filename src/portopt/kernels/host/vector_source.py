@@ -73,7 +73,7 @@ RESERVED = (
         "add_vector",
         "fetch_pages",
     ),
-    *("add_squares_of_vector", "use_widest_vectors", "magnitude_to_float32", "first_of", "last_of"),
+    *("add_squares_of_vector", "use_widest_vectors", "magnitude_to_float32"),
 )
 """Names that they need for themselves, beside those that end with `_of`."""
 

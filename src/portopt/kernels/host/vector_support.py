@@ -15,51 +15,31 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 from portopt.arithmetic.dtypes import SMALLEST_NORMAL
+from portopt.kernels.host.llvm_support import (
+    DOUBLE,
+    DOUBLES_AT_ONCE,
+    FLOAT,
+    INT32,
+    INT64,
+    LINE,
+    call,
+    fetch,
+    multiply_add,
+    repeated,
+)
 from portopt.kernels.host.reduction_source import FIRST_BITS, SQUARES_AT_ONCE
 from portopt.kernels.host.vector_source import CHUNK, LANES
 
-_VECTOR = 8
-"""Elements of a vector: as many float64 as the widest registers hold; LLVM takes several where they are shorter."""
 _AHEAD = 4096
 """Elements between one that is added and one that is fetched.
 
 A processor's own fetching ends at each page of 4 KiB, for which a loop over a single array has to wait.
 """
-_LINE = 16
-"""Elements of a line of the cache."""
 _PAGE = 4096
 """Bytes of a page."""
 _PAGES = 4 * CHUNK // _PAGE
 """Pages that a chunk is in."""
-_SINGLE, _DOUBLE, _WORD, _NUMBER = ir.FloatType(), ir.DoubleType(), ir.IntType(64), ir.IntType(32)
-_DOUBLES, _WORDS = ir.VectorType(_DOUBLE, _VECTOR), ir.VectorType(_WORD, _VECTOR)
-
-
-def _repeated(builder: Any, value: Any, count: int) -> Any:
-    """Return a vector of one value."""
-    vector, zero = ir.VectorType(value.type, count), ir.Constant(_NUMBER, 0)
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, zero)
-    everywhere = ir.Constant(ir.VectorType(_NUMBER, count), [0] * count)
-    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), everywhere)
-
-
-def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
-    """Call a function of LLVM's."""
-    function = ir.FunctionType(result, [arg.type for arg in args])
-    return builder.call(cgutils.get_or_insert_function(builder.module, function, f"llvm.{name}"), args)
-
-
-def _multiply_add(builder: Any, *args: Any) -> Any:
-    # Fused where the processor can: squares of float32 numbers are exact, so it is the same.
-    return _call(builder, f"fmuladd.v{_VECTOR}f64", _DOUBLES, *args)
-
-
-def _fetch(builder: Any, array: Any, index: Any, ahead: int) -> None:
-    """Fetch what comes so many elements later. That may be beyond the end: fetching cannot fail."""
-    place = builder.gep(array, [builder.add(index, ir.Constant(_WORD, ahead))])
-    # To read, into all caches, data.
-    how = [ir.Constant(_NUMBER, k) for k in (0, 3, 1)]
-    _call(builder, "prefetch.p0", ir.VoidType(), builder.bitcast(place, ir.IntType(8).as_pointer()), *how)
+_DOUBLES, _WORDS = ir.VectorType(DOUBLE, DOUBLES_AT_ONCE), ir.VectorType(INT64, DOUBLES_AT_ONCE)
 
 
 def _total(builder: Any, vectors: list[Any]) -> Any:
@@ -67,7 +47,7 @@ def _total(builder: Any, vectors: list[Any]) -> Any:
     total = vectors[0]
     for vector in vectors[1:]:
         total = builder.add(total, vector)
-    return _call(builder, f"vector.reduce.add.v{_VECTOR}i64", _WORD, total)
+    return call(builder, f"vector.reduce.add.v{DOUBLES_AT_ONCE}i64", INT64, total)
 
 
 @intrinsic
@@ -78,38 +58,38 @@ def sums_of_squares(typing_context: Any, array: Any, first: Any, last: Any, star
         The sum of the bits of the sums; that of the bits of what they leave plus `constant`; and whether a sum has grown by
         `2**-(52 - FIRST_BITS)` of `start`, as it has if one of its squares is that large, or is NaN.
     """
-    single = ir.VectorType(_SINGLE, _VECTOR)
+    single = ir.VectorType(FLOAT, DOUBLES_AT_ONCE)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array, first, last, start, constant = args
-        starts, constants = _repeated(builder, start, _VECTOR), _repeated(builder, constant, _VECTOR)
-        lanes = range(SQUARES_AT_ONCE // _VECTOR)
+        starts, constants = repeated(builder, start, DOUBLES_AT_ONCE), repeated(builder, constant, DOUBLES_AT_ONCE)
+        lanes = range(SQUARES_AT_ONCE // DOUBLES_AT_ONCE)
         sums = [cgutils.alloca_once_value(builder, starts) for _ in lanes]
-        rests = [cgutils.alloca_once_value(builder, ir.Constant(_WORDS, [0] * _VECTOR)) for _ in lanes]
-        step = ir.Constant(_WORD, SQUARES_AT_ONCE)
-        with cgutils.for_range_slice(builder, first, last, step, _WORD) as (index, _):
-            for k in range(0, SQUARES_AT_ONCE, _LINE):
-                _fetch(builder, array, index, _AHEAD + k)
+        rests = [cgutils.alloca_once_value(builder, ir.Constant(_WORDS, [0] * DOUBLES_AT_ONCE)) for _ in lanes]
+        step = ir.Constant(INT64, SQUARES_AT_ONCE)
+        with cgutils.for_range_slice(builder, first, last, step, INT64) as (index, _):
+            for k in range(0, SQUARES_AT_ONCE, LINE):
+                fetch(builder, builder.gep(array, [builder.add(index, ir.Constant(INT64, _AHEAD + k))]))
             for k in lanes:
-                place = builder.gep(array, [builder.add(index, ir.Constant(_WORD, _VECTOR * k))])
+                place = builder.gep(array, [builder.add(index, ir.Constant(INT64, DOUBLES_AT_ONCE * k))])
                 x = builder.fpext(builder.load(builder.bitcast(place, single.as_pointer()), align=4), _DOUBLES)
                 before = builder.load(sums[k])
-                after = _multiply_add(builder, x, x, before)
+                after = multiply_add(builder, x, x, before)
                 builder.store(after, sums[k])
-                rest = builder.fadd(_multiply_add(builder, x, x, builder.fsub(before, after)), constants)
+                rest = builder.fadd(multiply_add(builder, x, x, builder.fsub(before, after)), constants)
                 builder.store(builder.add(builder.load(rests[k]), builder.bitcast(rest, _WORDS)), rests[k])
-        factor = ir.Constant(_DOUBLE, 1.0 + 2.0 ** (FIRST_BITS - 52))
-        limit = builder.fmul(starts, _repeated(builder, factor, _VECTOR))
-        outside = ir.Constant(ir.VectorType(ir.IntType(1), _VECTOR), [0] * _VECTOR)
+        factor = ir.Constant(DOUBLE, 1.0 + 2.0 ** (FIRST_BITS - 52))
+        limit = builder.fmul(starts, repeated(builder, factor, DOUBLES_AT_ONCE))
+        outside = ir.Constant(ir.VectorType(ir.IntType(1), DOUBLES_AT_ONCE), [0] * DOUBLES_AT_ONCE)
         found = [builder.load(sums[k]) for k in lanes]
         for after in found:
             outside = builder.or_(outside, builder.fcmp_unordered(">=", after, limit))
-        mask = builder.bitcast(outside, ir.IntType(_VECTOR))
-        is_outside = builder.icmp_unsigned("!=", mask, ir.Constant(ir.IntType(_VECTOR), 0))
+        mask = builder.bitcast(outside, ir.IntType(DOUBLES_AT_ONCE))
+        is_outside = builder.icmp_unsigned("!=", mask, ir.Constant(ir.IntType(DOUBLES_AT_ONCE), 0))
         results = [
             _total(builder, [builder.bitcast(after, _WORDS) for after in found]),
             _total(builder, [builder.load(rests[k]) for k in lanes]),
-            builder.zext(is_outside, _WORD),
+            builder.zext(is_outside, INT64),
         ]
         return context.make_tuple(builder, signature.return_type, results)
 
@@ -135,9 +115,9 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(dmm, fe_type, fe_type.vector)
 
 
-_FLOATS = _Vector("floats", _SINGLE)
+_FLOATS = _Vector("floats", FLOAT)
 _TRUTHS = _Vector("truths", ir.IntType(1))
-_MAGNITUDES = _Vector("magnitudes", _NUMBER)
+_MAGNITUDES = _Vector("magnitudes", INT32)
 _ARRAY = types.CPointer(types.float32)
 _SUM = types.CPointer(types.float64)
 
@@ -146,7 +126,7 @@ def _operation(result: _Vector, write: Callable[..., Any]) -> Any:
     """Return an operation, given what writes it in terms of LLVM; a number as an operand stands for a vector of it."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        operands = [arg if isinstance(arg.type, ir.VectorType) else _repeated(builder, arg, LANES) for arg in args]
+        operands = [arg if isinstance(arg.type, ir.VectorType) else repeated(builder, arg, LANES) for arg in args]
         return write(builder, *operands)
 
     def unary(typing_context: Any, a: Any) -> Any:
@@ -167,11 +147,11 @@ def _comparison(sign: str) -> Any:
 
 
 def _absolute(builder: Any, x: Any) -> Any:
-    return _call(builder, f"fabs.v{LANES}f32", _FLOATS.vector, x)
+    return call(builder, f"fabs.v{LANES}f32", _FLOATS.vector, x)
 
 
 def _flushed(builder: Any, x: Any) -> Any:
-    tiny, zero = (_repeated(builder, ir.Constant(_SINGLE, value), LANES) for value in (SMALLEST_NORMAL["float32"], 0.0))
+    tiny, zero = (repeated(builder, ir.Constant(FLOAT, value), LANES) for value in (SMALLEST_NORMAL["float32"], 0.0))
     return builder.select(builder.fcmp_ordered("<", _absolute(builder, x), tiny), builder.fmul(x, zero), x)
 
 
@@ -191,12 +171,12 @@ def _fetch_pages(typing_context: Any, array: Any, index: Any) -> Any:
     """Fetch the first lines of the pages that a chunk's next one is in: a processor's own fetching begins anew in each page."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        address = builder.ptrtoint(builder.gep(args[0], [args[1]]), _WORD)
+        address = builder.ptrtoint(builder.gep(args[0], [args[1]]), INT64)
         for page in range(_PAGES, 2 * _PAGES):
-            later = builder.add(address, ir.Constant(_WORD, page * _PAGE))
-            first = builder.inttoptr(builder.and_(later, ir.Constant(_WORD, -_PAGE)), _SINGLE.as_pointer())
-            for k in (0, _LINE):
-                _fetch(builder, first, ir.Constant(_WORD, 0), k)
+            later = builder.add(address, ir.Constant(INT64, page * _PAGE))
+            first = builder.inttoptr(builder.and_(later, ir.Constant(INT64, -_PAGE)), FLOAT.as_pointer())
+            for k in (0, LINE):
+                fetch(builder, builder.gep(first, [ir.Constant(INT64, k)]))
         return context.get_dummy_value()
 
     return types.none(_ARRAY, types.int64), codegen
@@ -208,7 +188,7 @@ def _store(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         array, index, value = args
-        value = value if isinstance(value.type, ir.VectorType) else _repeated(builder, value, LANES)
+        value = value if isinstance(value.type, ir.VectorType) else repeated(builder, value, LANES)
         place = builder.gep(array, [index])
         builder.store(value, builder.bitcast(place, _FLOATS.vector.as_pointer()), align=4)
         return context.get_dummy_value()
@@ -245,7 +225,7 @@ def _largest_magnitude(typing_context: Any, magnitudes: Any) -> Any:
     """Return the largest of magnitudes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _call(builder, f"vector.reduce.smax.v{LANES}i32", _NUMBER, args[0])
+        return call(builder, f"vector.reduce.smax.v{LANES}i32", INT32, args[0])
 
     return types.int32(_MAGNITUDES), codegen
 
@@ -255,19 +235,21 @@ def _begin_sum(typing_context: Any, start: Any) -> Any:
     """Return a sum of no vectors, given what float64 sums begin with."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        memory = cgutils.alloca_once(builder, ir.ArrayType(_DOUBLE, 2 * LANES))
-        for k in range(0, LANES, _VECTOR):
-            builder.store(_repeated(builder, args[0], _VECTOR), _part(builder, memory, k, _DOUBLES), align=8)
-            builder.store(ir.Constant(_WORDS, [0] * _VECTOR), _part(builder, memory, LANES + k, _WORDS), align=8)
-        return builder.bitcast(memory, _DOUBLE.as_pointer())
+        memory = cgutils.alloca_once(builder, ir.ArrayType(DOUBLE, 2 * LANES))
+        for k in range(0, LANES, DOUBLES_AT_ONCE):
+            builder.store(repeated(builder, args[0], DOUBLES_AT_ONCE), _part(builder, memory, k, _DOUBLES), align=8)
+            builder.store(
+                ir.Constant(_WORDS, [0] * DOUBLES_AT_ONCE), _part(builder, memory, LANES + k, _WORDS), align=8
+            )
+        return builder.bitcast(memory, DOUBLE.as_pointer())
 
     return _SUM(types.float64), codegen
 
 
 def _part(builder: Any, memory: Any, k: int, kind: Any) -> Any:
     if isinstance(memory.type.pointee, ir.ArrayType):
-        memory = builder.bitcast(memory, _DOUBLE.as_pointer())
-    return builder.bitcast(builder.gep(memory, [ir.Constant(_WORD, k)]), kind.as_pointer())
+        memory = builder.bitcast(memory, DOUBLE.as_pointer())
+    return builder.bitcast(builder.gep(memory, [ir.Constant(INT64, k)]), kind.as_pointer())
 
 
 def _adding(*, squared: bool) -> Any:
@@ -277,16 +259,16 @@ def _adding(*, squared: bool) -> Any:
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             memory, numbers, constant = args
-            constants = _repeated(builder, constant, _VECTOR)
-            for k in range(0, LANES, _VECTOR):
-                places = ir.Constant(ir.VectorType(_NUMBER, _VECTOR), list(range(k, k + _VECTOR)))
+            constants = repeated(builder, constant, DOUBLES_AT_ONCE)
+            for k in range(0, LANES, DOUBLES_AT_ONCE):
+                places = ir.Constant(ir.VectorType(INT32, DOUBLES_AT_ONCE), list(range(k, k + DOUBLES_AT_ONCE)))
                 x = builder.fpext(builder.shuffle_vector(numbers, numbers, places), _DOUBLES)
                 sums, rests = _part(builder, memory, k, _DOUBLES), _part(builder, memory, LANES + k, _WORDS)
                 before = builder.load(sums, align=8)
-                after = _multiply_add(builder, x, x, before) if squared else builder.fadd(before, x)
+                after = multiply_add(builder, x, x, before) if squared else builder.fadd(before, x)
                 builder.store(after, sums, align=8)
                 rounded = builder.fsub(before, after)
-                rest = _multiply_add(builder, x, x, rounded) if squared else builder.fadd(x, rounded)
+                rest = multiply_add(builder, x, x, rounded) if squared else builder.fadd(x, rounded)
                 bits = builder.bitcast(builder.fadd(rest, constants), _WORDS)
                 builder.store(builder.add(builder.load(rests, align=8), bits), rests, align=8)
             return context.get_dummy_value()
@@ -303,7 +285,7 @@ def _found_sums(typing_context: Any, memory: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         results = []
         for first in (0, LANES):
-            parts = [_part(builder, args[0], first + k, _WORDS) for k in range(0, LANES, _VECTOR)]
+            parts = [_part(builder, args[0], first + k, _WORDS) for k in range(0, LANES, DOUBLES_AT_ONCE)]
             results.append(_total(builder, [builder.load(part, align=8) for part in parts]))
         return context.make_tuple(builder, signature.return_type, results)
 
@@ -311,7 +293,7 @@ def _found_sums(typing_context: Any, memory: Any) -> Any:
 
 
 def _sqrt(builder: Any, x: Any) -> Any:
-    return _call(builder, f"sqrt.v{LANES}f32", _FLOATS.vector, x)
+    return call(builder, f"sqrt.v{LANES}f32", _FLOATS.vector, x)
 
 
 OPERATIONS: dict[str, Any] = {
