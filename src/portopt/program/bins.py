@@ -27,8 +27,8 @@ WIDTH = 32
 OFFSET = 16
 """What exponents of bins leave when divided by `WIDTH`: not 0, since the largest magnitudes of many arrays are about 1.
 
-Those of normalized updates are, and those of many weights. Numbers just below 1 and just above, and their squares, have one exponent
-of bins; so parts of a sum seldom differ in it, which takes fast loops a second pass.
+Those of normalized updates are, and those of many weights. Numbers just below 1 and just above, and their squares, have one
+exponent of bins. So parts of a sum seldom differ in it, which takes loops in vectors a second pass.
 """
 LOWEST = -912
 """The smallest exponent of bins: what is below 2**-1008 counts as zero."""
