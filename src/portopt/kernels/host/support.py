@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -12,8 +11,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from portopt.arithmetic.dtypes import TINY_FLOAT32
+from portopt.kernels.host.translation_support import translatable
 
-_inline = numba.njit(inline="never", error_model="numpy", forceinline=True)
+_inline = translatable(inline="never", forceinline=True)
 
 TINY32, TINY64 = np.float32(2.0**-126), 2.0**-1022
 _FLUSH_BITS = 0x8040
@@ -59,6 +59,30 @@ def _select(kind: Any) -> Any:
         return kind(types.boolean, kind, kind), codegen
 
     return select
+
+
+def _chosen(sign: str) -> Any:
+    @intrinsic
+    def chosen(typing_context: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.select(builder.icmp_signed(sign, *args), *args)
+
+        if not all(isinstance(kind, types.Integer) and kind.signed for kind in (a, b)):
+            return None
+        return types.int64(types.int64, types.int64), codegen
+
+    return chosen
+
+
+def _unary(name: str) -> Any:
+    @intrinsic
+    def function(typing_context: Any, x: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.call(builder.module.declare_intrinsic(f"llvm.{name}", [args[0].type]), args)
+
+        return x(x), codegen
+
+    return function
 
 
 def _call(count: int, result: Any = types.int32) -> Any:
@@ -284,8 +308,12 @@ NAMESPACE: dict[str, Any] = {
     "call_stages": _call(14),
     "call_norm": _call(11),
     "call_lines": _call(11),
-    "sqrt": np.sqrt,
-    "floor": np.floor,
+    # For integers; numba's own would be functions that it compiles.
+    "max": _chosen(">"),
+    "min": _chosen("<"),
+    "int": np.int64,
+    "sqrt": _unary("sqrt"),
+    "floor": _unary("floor"),
     **{
         function.__name__: function
         for function in (
