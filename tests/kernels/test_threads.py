@@ -160,7 +160,7 @@ def test_each_element_is_in_one_range(total: int, count: int) -> None:
 def split(work: Callable[[int, int], object]) -> None:
     """Call `work` with the range of each thread's record."""
     part = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)(
-        lambda record, _: int(work(record[3], record[4]) is None)
+        lambda record, _: int(work(record[0], record[1]) is None)
     )
     threads.split(threads.address_of(part), threads.make_records(SIZE, (0,)), threads.HEAD + 1)
 
@@ -171,13 +171,13 @@ def test_large_work_is_done_by_several_threads() -> None:
     split(lambda start, stop: both.wait())
 
 
-@pytest.mark.parametrize("functions", [(0, 0), None], ids=["none here", "none left"])
+@pytest.mark.parametrize("functions", [(0, 0, 0), None], ids=["none here", "none left"])
 def test_without_threads_the_caller_does_all(
-    functions: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+    functions: tuple[int, int, int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)(lambda *_: errno.EAGAIN)
-    functions = functions or (threads.address_of(create), 0)
-    monkeypatch.setattr(threads, "thread_functions", lambda: functions)
+    functions = functions or (0, threads.address_of(create), 0)
+    monkeypatch.setattr(threads, "system_functions", lambda: functions)
     portopt.set_num_threads(4)
     done: list[tuple[int, int, int]] = []
     split(lambda start, stop: done.append((start, stop, threading.get_ident())))
