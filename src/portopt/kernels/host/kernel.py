@@ -17,7 +17,7 @@ from portopt.interrupts import finish
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function, compile_kernel, default_flush
-from portopt.kernels.host.staged_source import Workspace, can_be_staged, row_width, stages_of, workspace
+from portopt.kernels.host.staged_source import Workspace, can_be_staged, row_width, shared_steps, stages_of, workspace
 from portopt.kernels.key import NEW, KernelKey
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
@@ -79,6 +79,7 @@ class HostKernel:
         self.stages = None if program.is_elementwise else stages_of(program)
         self.width = len(self.columns) if self.stages is None else row_width(self.stages, self.columns)
         """Of the table."""
+        self.shared_steps = () if self.stages is None else shared_steps(program, key)
         self.function = compile_kernel(program, key)
         self.address = threads.address_of(self.function)
 
@@ -236,9 +237,8 @@ class Passes:
             passes.append(records)
         for number, (item, parts) in enumerate(zip(self._shared, shared, strict=True)):
             group = self._groups + 8 * GROUP_WORDS * (len(self._alone) + number)
-            stages = item.kernel.stages
-            for stage, (kind, _) in enumerate(() if stages is None else stages.steps):
-                chosen = parts if kind == "loop" else [(0, item.total)]
+            for stage, is_shared in enumerate(item.kernel.shared_steps):
+                chosen = parts if is_shared else [(0, item.total)]
                 records = array("q")
                 for k, part in enumerate(chosen):
                     records.extend((*part, group, 1, *given, stage, at, k, len(parts)))
