@@ -210,9 +210,7 @@ def run(source: str, lines: int, elements: int, *values: int) -> None:
         function(at, at, *values, 0, lines)
         return
     address = threads.address_of(function)
-    words = [
-        word for start in range(0, lines, size) for word in (start, min(start + size, lines), address, *values)
-    ]
+    words = [word for start in range(0, lines, size) for word in (start, min(start + size, lines), address, *values)]
     threads.split(threads.address_of(_part()), array("q", words), threads.HEAD + 1 + len(values))
 
 

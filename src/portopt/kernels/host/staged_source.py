@@ -441,7 +441,9 @@ class _Source:
         All parts may do that at once: the exponents that they compare are those that the loop has left.
         """
         loop, reducing = self.stages.loops[k], self.many[k]
-        function = _Function(f"settle_{k}", "Reduce a part again that must not be moved and has to be.", ("part", "parts"))
+        function = _Function(
+            f"settle_{k}", "Reduce a part again that must not be moved and has to be.", ("part", "parts")
+        )
         self.functions.append(function)
         function.use("words")
         limits, behind = function.use(_range(k)), []

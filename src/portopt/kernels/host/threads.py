@@ -3,7 +3,8 @@
 Kernels run without the GIL on threads of the operating system rather than OpenMP's: two OpenMP runtimes in one process (torch
 brings its own) can deadlock or oversubscribe, and GNU's does not survive `fork`. The threads are made for one call and end
 before it returns, in one compiled function. So nothing can be raised while they write, no thread writes later, and there is
-nothing that a fork could break. How the elements are split never changes a bit, because each element is computed alone.
+nothing that a fork could break. A step of several passes is one call: between them threads wait awake, since to start one
+takes as long as to update many elements. How the elements are split never changes a bit, because each element is computed alone.
 
 `import portopt` imports this module, so it imports what it needs when it is needed.
 """
@@ -26,7 +27,7 @@ HEAD = 2
 """Words with which a record begins: first and last element (exclusive)."""
 
 _JOB_WORDS, _PASS_WORDS = 8, 48
-"""Words of a job, of which `Job` has the meaning, and of each of its passes, so that two counters are never in one line of a cache."""
+"""Words of a job and of each of its passes, as `Job` writes them; no two counters are in one line of a processor's cache."""
 _NEXT, _DONE = 8 * 16, 8 * 32
 """Where a pass has the number of the next part, and that of the parts that are done, in bytes."""
 _SPINS = 1 << 11
@@ -228,8 +229,10 @@ class Job:
         self.address = job.buffer_info()[0]
 
     def call(self) -> Callable[[], object]:
-        """Return what does it, once: a partial of a function in C, which is to be called as long as the job lives."""
-        return functools.partial(compiled_share(), self.address, self.address, self.address)
+        """Return what does it, once: a partial of a function in C."""
+        found = functools.partial(compiled_share(), self.address, self.address, self.address)
+        found.__dict__["job"] = self  # it must live until the call
+        return found
 
 
 def split(part: int, records: array[int], words: int) -> None:
@@ -240,8 +243,7 @@ def split(part: int, records: array[int], words: int) -> None:
         records: as `make_records` returns them.
         words: how many words each has.
     """
-    job = Job(part, [records], words)
-    job.call()()
+    Job(part, [records], words).call()()
 
 
 @functools.cache
