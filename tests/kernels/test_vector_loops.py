@@ -95,7 +95,9 @@ CASES: dict[str, Callable[[Any], None]] = {
     "NaN": at(BODY + 1, np.nan),
     "infinities": both(at(BODY + 1, np.inf), at(BODY + 2, -np.inf)),
     "infinity and a larger one": both(at(BODY + 1, np.inf), at(BODY + CHUNK + 1, 1e12)),
-    "just below and at a power of two": both(at(slice(None), 1.0 - 2.0**-24), at(BODY + 3, 1.0)),
+    "just below and at a bound of sums": both(at(slice(None), 2.0**16 * (1.0 - 2.0**-24)), at(BODY + 3, 2.0**16)),
+    "just below and at a bound of squares": both(at(slice(None), 2.0**8 * (1.0 - 2.0**-24)), at(BODY + 3, 2.0**8)),
+    "below and at lower bounds": both(at(slice(None), 2.0**-17), at(BODY + 3, 2.0**-16), at(-5, 2.0**-8)),
 }
 
 
