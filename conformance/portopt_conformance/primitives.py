@@ -40,6 +40,7 @@ from portopt_conformance.words import (
     random_words,
     special_words,
     to_floats,
+    to_words,
     without_nan,
 )
 
@@ -318,6 +319,12 @@ def reduction_experiment(kind: str, dtype: str) -> Experiment:
     infinite = random_between(dtype, -2, 2, count, key)
     infinite[7:9] = FORMATS[dtype].infinity
 
+    def cancelling(largest: float) -> Words:
+        """Return small numbers among large ones that cancel in every sum, so that the last bits show which bins there were."""
+        numbers = to_floats(random_between(dtype, -50, -40, count, key), dtype)
+        numbers[[0, shape[1] + 1]], numbers[[1, shape[1]]] = largest, -largest
+        return to_words(numbers)
+
     def inputs() -> Mapping[str, Words]:
         words = {
             "moderate": random_between(dtype, -20, 10, count, key),
@@ -327,6 +334,8 @@ def reduction_experiment(kind: str, dtype: str) -> Experiment:
             "infinite": infinite,
             "raw": random_words(dtype, count, f"{key}/raw"),
             "zeros": np.full(count, FORMATS[dtype].sign, FORMATS[dtype].unsigned),
+            "cancelling": cancelling(2.0**16),
+            "cancelling below": cancelling(2.0**16 * (1.0 - 2.0 ** -(FORMATS[dtype].mantissa_bits + 1))),
         }
         return {name: to_floats(numbers, dtype).reshape(shape) for name, numbers in words.items()}
 

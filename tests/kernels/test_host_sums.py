@@ -62,7 +62,9 @@ def test_sums_carry_as_the_reference_does() -> None:
         assert_same_float(root_of(kept(case), 1, 0), bins.root_of(case))
 
 
-@pytest.mark.parametrize("what", ["like", "later ones larger", "columns of many sizes", "special"])
+@pytest.mark.parametrize(
+    "what", ["like", "later ones larger", "columns of many sizes", "at bounds", "large", "largest", "special"]
+)
 def test_a_row_of_sums_is_what_each_is_alone(what: str) -> None:
     namespace = functions()
     rng = np.random.default_rng(0)
@@ -70,7 +72,12 @@ def test_a_row_of_sums_is_what_each_is_alone(what: str) -> None:
     if what == "later ones larger":
         rows *= 2.0 ** np.asarray([0, 0, 0, 40, 70, 0])[:, None]
     elif what == "columns of many sizes":
-        rows *= 2.0 ** np.asarray([-500, -40, 0, 0, 980])
+        rows *= 2.0 ** np.asarray([-1020, -40, 0, 980, 1020])
+    elif what == "at bounds":
+        rows = np.sign(rows) * np.where(rng.random((6, 5)) < 0.5, 1.0, 1.0 - 2.0**-53)
+        rows *= 2.0 ** np.asarray([-912, -16, 16, 976, 1008])
+    elif what in ("large", "largest"):
+        rows *= 2.0 ** (970 if what == "large" else 1020)
     elif what == "special":
         rows[3, 1], rows[4, 2], rows[5, 2] = math.nan, math.inf, -math.inf
     together = [0] * 25
@@ -83,4 +90,10 @@ def test_a_row_of_sums_is_what_each_is_alone(what: str) -> None:
     # Of a sum with a special element, only that is true.
     compared = [i for i in range(25) if i >= 20 or alone[20 + i % 5] == 0]
     assert [together[i] for i in compared] == [alone[i] for i in compared]
+    numpy: Any = portopt.get_backend("numpy")
+    for k, column in enumerate(rows.T):
+        if np.all(np.isfinite(column)):
+            with numpy.quiet():
+                expected = numpy.reductions("float64").partial("sum", column)
+            assert (alone[k], *alone[5 + k : 20 : 5]) == (expected.exponent, *expected.sums)
     assert any(alone[20:]) == (what == "special")

@@ -60,11 +60,11 @@ def with_special(*special: tuple[int, int, float]) -> Any:
     return x
 
 
-def bounds() -> Any:
-    """Return elements at the limits of bins: their largest, and halves of the unit of one."""
+def bounds(exponent: int) -> Any:
+    """Return elements at the limits of the bins of this exponent: their largest, and halves of the unit of one."""
     rng = np.random.default_rng(0)
     x = rng.choice([1.0, -1.0, 1 - 2.0**-24, 2.0**-32, 2.0**-33, 3 * 2.0**-33, 2.0**-65, 3 * 2.0**-65], SHAPE)
-    return np.asarray(x * rng.choice([-1.0, 1.0], SHAPE), np.float32)
+    return np.asarray(x * rng.choice([-1.0, 1.0], SHAPE) * 2.0**exponent, np.float32)
 
 
 CASES = {
@@ -76,7 +76,10 @@ CASES = {
     "lines far below": cancelling(lines=[0] * 3 + [-100] * 4),
     "columns of many sizes": cancelling(columns=[0, 0, 0, 40, -50]),
     "one column larger": cancelling(columns=[0] * 600 + [40] + [0] * 445),
-    "at the limits of bins": bounds(),
+    "at the limits of bins": bounds(16),
+    "at the limits of lower bins": bounds(-16),
+    "at the limits of bins of squares": bounds(8),
+    "at the limits of lower bins of squares": bounds(-8),
     "special": with_special((1, 3, np.nan), (5, 7, np.inf), (5, 9, -np.inf), (6, 7, np.inf), (9, 1040, -np.inf)),
     "zeros": np.where(np.arange(SHAPE[0])[:, None] % 3 == 0, 0.0, cancelling()).astype(np.float32),
     "only zeros": np.full(SHAPE, -0.0, np.float32),

@@ -53,9 +53,18 @@ def finite_cases(dtype: str) -> Iterator[Array]:
     yield np.full(5, np.finfo(dtype).max, dtype)
     yield np.asarray([np.finfo(dtype).max, -np.finfo(dtype).max, np.finfo(dtype).tiny], dtype)
     if dtype == "float64":
-        for exponent in (-1021, -993, -992, -500, -401, -400, -399, 399, 400, 401, 511, 1020):
+        for exponent in (-1021, -1009, -1008, -500, -393, -392, -391, 391, 392, 393, 511, 1020):
             x = ordinary((50,), dtype, 5) * 2.0**exponent
             yield np.where(np.abs(x) < np.finfo(dtype).tiny, 0.0, x)  # no array in a program holds subnormals
+    for bound in (-16, 16, -912, 976, 1008)[: 2 if dtype == "float32" else None]:
+        yield from cancelling(dtype, bound)
+
+
+def cancelling(dtype: str, bound: int) -> Iterator[Array]:
+    """Yield numbers of which the largest, at a bound of bins or just below, cancel: the last bits of the others show the bins."""
+    small = np.random.default_rng(bound + 1000).uniform(-1.0, 1.0, 9) * 2.0 ** (bound - 60)
+    for largest in (1.0, 1.0 - np.finfo(dtype).epsneg):
+        yield np.asarray([largest * 2.0**bound, *small, -largest * 2.0**bound], dtype)
 
 
 def magnitude_of(x: Fraction) -> int:
@@ -65,9 +74,9 @@ def magnitude_of(x: Fraction) -> int:
 
 
 def exponent_of(x: Sequence[Fraction], lowest: int) -> int:
-    """Return the smallest multiple of 32, not below the lowest, with every magnitude below that power of two."""
+    """Return the smallest number `32 k + 16`, not below the lowest, with every magnitude below that power of two."""
     largest = max(map(abs, x), default=Fraction(0))
-    return max(-(-magnitude_of(largest) // 32) * 32, lowest) if largest else lowest
+    return max(-(-(magnitude_of(largest) - 16) // 32) * 32 + 16, lowest) if largest else lowest
 
 
 def exact_sum(x: Sequence[Fraction], lowest: int) -> tuple[int, int]:
@@ -94,7 +103,7 @@ def rounded_sum(total: int, unit: int) -> Fraction:
 
 
 def expected_sum(x: Array) -> float:
-    exact = rounded_sum(*exact_sum([Fraction(float(v)) for v in x.ravel()], -896))
+    exact = rounded_sum(*exact_sum([Fraction(float(v)) for v in x.ravel()], -912))
     return (math.inf if exact > 0 else -math.inf) if abs(exact) >= Fraction(2) ** 1024 else float(exact)
 
 
@@ -118,13 +127,26 @@ def test_sum_and_norm_are_those_of_the_definition(dtype: str) -> None:
         assert_same_float(whole("norm", x), expected_norm(x))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bound"),
+    [("float32", -8), ("float32", 8), *(("float64", bound) for bound in (-488, -392, -8, 8, 392, 504))],
+)
+def test_squares_at_a_bound_of_bins_are_those_of_the_definition(dtype: str, bound: int) -> None:
+    small = np.full(2**14, 1.4 * 2.0 ** (bound - 33), dtype)
+    for largest in (2.0**bound, 2.0**bound * (1.0 - float(np.finfo(dtype).epsneg))):
+        x = np.asarray([largest, *small], dtype)
+        assert_same_float(whole("norm", x), expected_norm(x))
+        # From the bound on, the last bins have no place for the small ones.
+        assert (whole("norm", x) == largest) is (largest == 2.0**bound)
+
+
 @DTYPES
 def test_sum_is_within_the_proved_bound(dtype: str) -> None:
     for x in finite_cases(dtype):
         exact = sum(map(Fraction, x.tolist()), Fraction(0))
         if abs(exact) < Fraction(2) ** 1023:
             largest = Fraction(float(np.max(np.abs(x), initial=0.0)))
-            bound = abs(exact) / 2**51 + x.size * max(largest / 2**63, Fraction(2) ** -991)
+            bound = abs(exact) / 2**51 + x.size * max(largest / 2**63, Fraction(2) ** -1007)
             assert abs(Fraction(whole("sum", x)) - exact) <= bound
 
 
@@ -285,7 +307,7 @@ def _as(kind: type[Reductions]) -> Callable[[str], Reductions]:
     ids=["rounded down", "halves up", "first for largest", "two bins", "float sum"],
 )
 def test_a_wrong_sum_is_found(wrong: Callable[[str], Reductions]) -> None:
-    halves = np.asarray([2.0**31, -(2.0**31), 2.0**-64])
+    halves = np.asarray([2.0**31, -(2.0**31), 2.0**-48])
     cases = [spread("float64", 1), halves, *finite_cases("float64")]
     assert any(float_bits(whole("sum", x, wrong)) != float_bits(expected_sum(x)) for x in cases)
 

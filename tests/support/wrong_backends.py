@@ -243,6 +243,13 @@ class FloatTotals(Reductions):
         return float(sum(parts)) if name == "sum" else super().combine(name, parts)
 
 
+class LargerBins(Reductions):
+    """Takes bins of which the largest number would have place if it were 2**16 times as large."""
+
+    def _bins_above(self, largest: Any, lowest: Any) -> tuple[Any, Any, Any]:
+        return super()._bins_above(largest * 2.0**16, lowest)
+
+
 class TotalsOfMagnitudes(Reductions):
     """Forgets signs where it looks for the largest element of parameters."""
 

@@ -22,6 +22,7 @@ from support.wrong_backends import (
     ForgetsADevice,
     GradientsInTheDtypeOfParameters,
     IgnoresStrides,
+    LargerBins,
     NanLostInNorm,
     NormOfEachTensor,
     OrderDependentNorm,
@@ -84,6 +85,13 @@ def test_a_wrong_reduction_is_caught(name: str, whole: bool) -> None:
 def test_a_wrong_total_is_caught(kind: type[Reductions]) -> None:
     found = failed(WrongReductions(kind), lambda case: case.variant == "reductions")
     assert "1/operations/reductions/float64/apply/words" in found
+
+
+def test_larger_bins_than_needed_are_caught() -> None:
+    found = failed(WrongReductions(LargerBins), lambda case: case.variant in REDUCED)
+    assert found == [
+        f"1/operations/{where}/{dtype}/apply/words" for dtype in ("float32", "float64") for where in REDUCED
+    ]
 
 
 def steps_of(*rules: str) -> Keep:

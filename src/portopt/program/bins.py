@@ -3,7 +3,7 @@
 A float64 sum depends on the order of its additions, since each is rounded. An integer sum does not. So every addend is written
 as `(k1 + k2 2**-32 + k3 2**-64) 2**(T-31)` with integers of at most `2**31`, and each of the three is summed in an integer:
 
-- `T` is the smallest multiple of 32, at least -896, with every `|x| < 2**T`; infinities and NaN are left out of everything here.
+- `T` is the smallest number `32 k + 16`, at least -912, with every `|x| < 2**T`; infinities and NaN are left out of all this.
 - `y = x 2**(31-T)`; `k1` is the integer nearest to `y`, ties to even; `k2` that nearest to `(y - k1) 2**32`, and `k3` again of
   what that leaves. In float64 all of it is exact but for the last remainder, at most `2**(T-96)`, which is dropped. An addend
   so small that a product with a power of two is not exact has no bit in any bin.
@@ -24,17 +24,27 @@ from typing import Any, NamedTuple
 from portopt.arithmetic import HOST, Arithmetic
 
 WIDTH = 32
-LOWEST = -896
-"""The smallest exponent of bins: what is below 2**-992 counts as zero."""
-HIGHEST = 1024
+OFFSET = 16
+"""What exponents of bins leave when divided by `WIDTH`: not 0, since the largest magnitudes of many arrays are about 1.
+
+Those of normalized updates are, and those of many weights. Numbers just below 1 and just above, and their squares, have one
+exponent of bins. So parts of a sum seldom differ in it, which takes loops in vectors a second pass.
+"""
+LOWEST = -912
+"""The smallest exponent of bins: what is below 2**-1008 counts as zero."""
+HIGHEST = 1040
+"""The largest, that of the largest float64 numbers."""
 
 SCALING = 608
 """Before they are squared, numbers are multiplied by 2**-SCALING or its inverse if the largest is very large or very small.
 
 Twice this is a multiple of `WIDTH`, so that bins of scaled squares are bins of the squares, as if exponents had no bounds.
 """
-UNSCALED = 400
-"""Numbers whose largest magnitude is in [2**-UNSCALED, 2**UNSCALED) are not scaled; twice this is a multiple of `WIDTH` too."""
+UNSCALED = 392
+"""Numbers whose largest magnitude is in [2**-UNSCALED, 2**UNSCALED) are not scaled.
+
+Twice this, and minus that, are exponents of bins, so that those of a sum of squares tell whether numbers were scaled.
+"""
 LOWEST_OF_SQUARES = LOWEST - 2 * SCALING
 """The exponent of the bins of squares that are all zero, below that of any others."""
 
@@ -57,6 +67,11 @@ NONE = Bins(LOWEST, (0, 0, 0), 0.0)
 """The bins of a sum of nothing."""
 NO_SQUARES = Bins(LOWEST_OF_SQUARES, (0, 0, 0), 0.0)
 """The bins of the squares of nothing."""
+
+
+def exponent_from(least: int) -> int:
+    """Return the smallest exponent of bins that is not below an integer."""
+    return -(-(least - OFFSET) // WIDTH) * WIDTH + OFFSET
 
 
 def combined(parts: Sequence[Bins]) -> Bins:
@@ -93,8 +108,7 @@ def of_squares(largest: int, sums: tuple[int, int, int]) -> Bins:
         return NO_SQUARES._replace(special=magnitude)
     half = SCALING if magnitude >= 2.0**UNSCALED else -SCALING if magnitude < 2.0**-UNSCALED else 0
     scaled = magnitude * 2.0**-half
-    exponent = -(-math.frexp(scaled * scaled)[1] // WIDTH) * WIDTH
-    return Bins(exponent + 2 * half, sums, 0.0)
+    return Bins(exponent_from(math.frexp(scaled * scaled)[1]) + 2 * half, sums, 0.0)
 
 
 def scaling_of_squares(exponent: int) -> int:

@@ -249,8 +249,8 @@ class Reductions:
         xp, where = self._xp, self._wide.where
         if leading_exponent is not None and power_of_two is not None:
             least = leading_exponent(largest) + 1
-            steps = xp.bitwise_right_shift(least + (bins.WIDTH - 1), _WIDTH_BITS)
-            above = xp.maximum(steps * bins.WIDTH, bins.LOWEST)
+            steps = xp.bitwise_right_shift(least + (bins.WIDTH - 1 - bins.OFFSET), _WIDTH_BITS)
+            above = xp.maximum(steps * bins.WIDTH + bins.OFFSET, bins.LOWEST)
             return lowest + (above - bins.LOWEST), power_of_two(above - 31), power_of_two(31 - above)
         exponent, nothing = lowest, xp.zeros_like(largest)
         unit, inverse = nothing + 2.0 ** (bins.LOWEST - 31), nothing + 2.0 ** (31 - bins.LOWEST)

@@ -16,15 +16,20 @@ __device__ __forceinline__ double power_of_two(int exponent)
 __device__ __forceinline__ int scaling_of(unsigned long long largest)
 {
     const double magnitude = __longlong_as_double((long long)largest);
-    return magnitude >= 0x1p400 ? 608 : magnitude < 0x1p-400 ? -608 : 0;
+    return magnitude >= power_of_two(UNSCALED) ? SCALING : magnitude < power_of_two(-UNSCALED) ? -SCALING : 0;
 }
 
-// The exponent of the bins: the least multiple of 32 whose power of two is above the square of the largest, once that is scaled.
+// The smallest exponent of bins that is not below an integer.
+__device__ __forceinline__ int exponent_from(int least)
+{
+    return ((least - BIN_OFFSET + BIN_WIDTH - 1) & -BIN_WIDTH) + BIN_OFFSET;
+}
+
+// The exponent of the bins of squares, once these are scaled.
 __device__ __forceinline__ int bins_of(unsigned long long largest)
 {
     const double scaled = __longlong_as_double((long long)largest) * power_of_two(-scaling_of(largest));
-    const int exponent = (int)(__double_as_longlong(scaled * scaled) >> 52) - 1023;
-    return (exponent + 32) >> 5 << 5;
+    return exponent_from((int)(__double_as_longlong(scaled * scaled) >> 52) - 1022);
 }
 
 // An integer in units of a bin as a multiple of the next one, and a rest between minus and plus half of that.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt.kernels.cuda.source import LANGUAGE, common_source, rows_of_table, source_file
+from portopt.kernels.cuda.source import LANGUAGE, bins_source, common_source, rows_of_table, source_file
 
 ROWS = rows_of_table(1, 4)
 """How many gradients one launch can take."""
@@ -16,7 +16,7 @@ def norm_source(dtype: str) -> str:
         [
             f"// The norm of gradients in {dtype}.",
             common_source(1, ROWS),
-            source_file("norm.cuh"),
+            bins_source(),
             f"typedef {LANGUAGE.storage[dtype]} gradient;",
             "",
             f"__device__ __forceinline__ double load(gradient g) {{ return (double){loaded}; }}",

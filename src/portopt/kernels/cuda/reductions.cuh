@@ -3,7 +3,6 @@
 
 #define INFINITE __longlong_as_double((long long)INFINITY_WORD)
 #define NOT_A_NUMBER __longlong_as_double(0x7ff8000000000000ll)
-#define LOWEST_EXPONENT -896
 
 // Sums: integers in three bins at an exponent ------------------------------------------------------------------------
 
@@ -22,7 +21,7 @@ __device__ __forceinline__ Sum no_sum(long long exponent)
 // The smallest exponent of bins above a finite number that is not negative.
 __device__ __forceinline__ int exponent_above(double x)
 {
-    const int exponent = ((int)(__double_as_longlong(x) >> 52) - 1022 + 31) >> 5 << 5;
+    const int exponent = exponent_from((int)(__double_as_longlong(x) >> 52) - 1022);
     return exponent < LOWEST_EXPONENT ? LOWEST_EXPONENT : exponent;
 }
 
@@ -65,7 +64,7 @@ __device__ __forceinline__ void add_square(Sum &sum, float x) { add_scaled(sum, 
 
 __device__ __forceinline__ void add_square(Sum &sum, double x)
 {
-    const int scaling = fabs(x) >= 0x1p400 ? 608 : fabs(x) < 0x1p-400 ? -608 : 0;
+    const int scaling = scaling_of((unsigned long long)__double_as_longlong(fabs(x)));
     const double scaled = x * power_of_two(-scaling);
     add_scaled(sum, scaled * scaled, 2 * scaling);
 }
@@ -95,7 +94,7 @@ __device__ __forceinline__ double sum_of(const Sum &sum) { return shifted_sum_of
 
 __device__ __forceinline__ double root_of(const Sum &sum)
 {
-    const int half = sum.exponent > 800 ? 608 : sum.exponent <= -800 ? -608 : 0;
+    const int half = sum.exponent > 2 * UNSCALED ? SCALING : sum.exponent <= -2 * UNSCALED ? -SCALING : 0;
     return product(square_root(shifted_sum_of(sum, 2 * half)), power_of_two(half));
 }
 

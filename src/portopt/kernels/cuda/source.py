@@ -11,14 +11,14 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from portopt.kernels.key import KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM, UPDATE
 from portopt.kernels.norm_dependence import NormDependence, norm_dependence
 from portopt.kernels.writer import Language, Writer, functions_for_conversions
-from portopt.program import GIVEN, Kind, Label, Op, Program
+from portopt.program import GIVEN, Kind, Label, Op, Program, bins
 
 THREADS = 256
 """Threads in a block, and the most that a block may have."""
@@ -26,6 +26,15 @@ CHUNK = 8 * THREADS
 """Elements that a block works on before it looks for the next ones."""
 ARGUMENT_BYTES = 4096
 """The room that every CUDA device has for a kernel's arguments."""
+_BINS = {
+    "BIN_WIDTH": bins.WIDTH,
+    "BIN_OFFSET": bins.OFFSET,
+    "LOWEST_EXPONENT": bins.LOWEST,
+    "LOWEST_OF_SQUARES": bins.LOWEST_OF_SQUARES,
+    "SCALING": bins.SCALING,
+    "UNSCALED": bins.UNSCALED,
+}
+"""What sums are made with, under the names that it has in CUDA C."""
 
 
 def rows_of_table(columns: int, scalars: int = 0) -> int:
@@ -57,7 +66,7 @@ def cuda_source(program: Program, key: KernelKey) -> str:
         common_source(len(columns), rows_of_update(program, key)),
     ]
     if writer.program.uses_gradient_norm:
-        parts += [source_file("norm.cuh"), scalars_of_norm_source(writer, split)]
+        parts += [bins_source(), scalars_of_norm_source(writer, split)]
     parts += functions_source(writer)
     return "\n".join([*parts, _update(writer, split, in_place=key.in_place)])
 
@@ -71,8 +80,16 @@ def common_source(columns: int, rows: int) -> str:
         "FIRST_STEP": 1 << rows.bit_length() - 1,
         "COLUMNS": columns,
     }
-    defines = [f"#define {name} {value}" for name, value in constants.items()]
-    return "\n".join([*defines, "", source_file("arithmetic.cuh"), source_file("table.cuh")])
+    return "\n".join([*_defines(constants), "", source_file("arithmetic.cuh"), source_file("table.cuh")])
+
+
+def bins_source() -> str:
+    """Return what modules with sums in bins have after that."""
+    return "\n".join([*_defines(_BINS), "", source_file("norm.cuh")])
+
+
+def _defines(constants: Mapping[str, int]) -> list[str]:
+    return [f"#define {name} {value}" for name, value in constants.items()]
 
 
 @functools.cache
@@ -183,7 +200,8 @@ LANGUAGE = Language(
             "end i from_norm norm results flush product quotient square_root absolute update load gradient fabs "
             "fabsf floor sqrt sqrtf copysign copysignf integer_power floor_divide find_row norm_of power_of_two",
         )
-    ),
+    )
+    | frozenset(_BINS),
     arrays={
         **_COMMON,
         "absolute": "absolute({0})",

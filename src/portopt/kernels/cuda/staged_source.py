@@ -15,6 +15,7 @@ from portopt.kernels import passes
 from portopt.kernels.cuda.source import (
     CHUNK,
     LANGUAGE,
+    bins_source,
     common_source,
     functions_source,
     listed,
@@ -71,7 +72,7 @@ class _Source(PassWriter):
             f"// Arrays of a parameter: {', '.join(writer.columns)}.",
             common_source(self._columns, self._rows),
             f"#define ACROSS {ACROSS}\n",
-            source_file("norm.cuh"),
+            bins_source(),
             source_file("reductions.cuh"),
         ]
         if self.program.uses_gradient_norm:
@@ -324,7 +325,7 @@ def _part_type(reduction: str) -> str:
 def _initial(reduction: str, real: str) -> str:
     if reduction in SUMS:
         # Squares of float32 numbers are not that small.
-        return f"no_sum({-2112 if (reduction, real) == ('norm', 'float64') else -896})"
+        return f"no_sum({'LOWEST_OF_SQUARES' if (reduction, real) == ('norm', 'float64') else 'LOWEST_EXPONENT'})"
     if reduction in ("max", "min"):
         sign = "-" if reduction == "max" else ""
         infinity = "INFINITE" if real == "float64" else "(float)INFINITE"

@@ -15,7 +15,7 @@ template <typename Part> __device__ __forceinline__ void joined(
 
 extern "C" __global__ void sums_joined(const long long *memory, long long *results, long long count, long long each)
 {
-    joined(no_sum(-2112), memory, results, count, each);
+    joined(no_sum(LOWEST_OF_SQUARES), memory, results, count, each);
 }
 
 extern "C" __global__ void largest_joined(const long long *memory, long long *results, long long count, long long each)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 
-from portopt.kernels.cuda.source import common_source, source_file
+from portopt.kernels.cuda.source import bins_source, common_source, source_file
 
 
 @functools.cache
 def totals_source() -> str:
     """Return the source of the kernels that join parts of totals."""
-    files = ("norm.cuh", "reductions.cuh", "totals.cuh")
-    return "\n".join(["// Parts of totals over all parameters.", common_source(1, 1), *map(source_file, files)])
+    files = ("reductions.cuh", "totals.cuh")
+    heads = ["// Parts of totals over all parameters.", common_source(1, 1), bins_source()]
+    return "\n".join([*heads, *map(source_file, files)])

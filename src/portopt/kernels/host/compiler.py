@@ -49,7 +49,7 @@ _PROTOTYPES = {
     "watch": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 7),
     "lines": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 9),
     "part": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER),
-    "split": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 6),
+    "share": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, _INTEGER),
 }  # fmt: skip
 _lock = threading.RLock()
 _engines: list[Any] = []

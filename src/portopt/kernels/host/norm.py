@@ -24,14 +24,15 @@ from portopt.kernels.host.compiler import compile_function, default_flush
 from portopt.kernels.host.reduction_source import FIRST_BITS, SQUARES_AT_ONCE
 from portopt.kernels.key import Flush
 from portopt.program.bins import (
-    HIGHEST,
     LOWEST_OF_SQUARES,
     NO_SQUARES,
+    OFFSET,
     SCALING,
     UNSCALED,
     WIDTH,
     Bins,
     combined,
+    exponent_from,
     root_of,
 )
 
@@ -68,7 +69,7 @@ def exponent_of(largest):
     half = scaling_of(largest)
     scaled = numpy_float64({real}_of_bits(largest)) * power_of_two(-half)
     exponent = numpy_int64(float64_bits(scaled * scaled) >> uint64(52)) - 1023
-    return ((exponent + 32) >> 5 << 5) + 2 * half
+    return (exponent + {above}) // {width} * {width} + {offset} + 2 * half
 
 
 def add_squares(first, last, gradient, half, exponent, record):
@@ -166,8 +167,8 @@ def norm_source(dtype: str, flush: Flush) -> str:
         flush=flush,
         real=real,
         bits="uint64" if is_double else "uint32",
-        least=LOWEST_OF_SQUARES if is_double else -224,
-        most=HIGHEST + 2 * SCALING if is_double else 2 * 128 + 3 * WIDTH,
+        least=LOWEST_OF_SQUARES if is_double else exponent_from(2 * -126 + 1),
+        most=exponent_from(2 * 1024) if is_double else 2 * 128 + 3 * WIDTH,
         mask="0x7FFFFFFFFFFFFFFF" if is_double else "0x7FFFFFFF",
         smallest="0x0010000000000000" if is_double else "0x00800000",
         infinity="0x7FF0000000000000" if is_double else "0x7F800000",
@@ -182,6 +183,9 @@ def norm_source(dtype: str, flush: Flush) -> str:
         scaled=f"{loaded} * scale" if is_double else f"numpy_float64({loaded})",
         half=_SCALING_OF_SQUARES if is_double else "0",
         lowest=LOWEST_OF_SQUARES,
+        above=WIDTH - OFFSET,
+        width=WIDTH,
+        offset=OFFSET,
         block=_BLOCK,
         control="" if by_where else "    control = flush_subnormals()\n",
         restore="" if by_where else "    restore(control)\n",
@@ -199,7 +203,7 @@ def kernel():
     address = first_argument()
     record = pointer_to_int64(address)
     call_norm(
-        record[5], address, address, record[6], record[7], record[8], record[9], record[10], record[3], record[4],
+        record[2], address, address, record[3], record[4], record[5], record[6], record[7], record[0], record[1],
         0, address + 8 * {_GIVEN},
     )
 '''

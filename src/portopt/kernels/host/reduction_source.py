@@ -29,11 +29,15 @@ FIRST_BITS = 46
 SQUARES_AT_ONCE = 32
 """Sums to which squares of float32 numbers are added in turns."""
 
+_MOST = bins.HIGHEST - 2 * bins.WIDTH
+"""The largest exponent of bins that has a finite number, 1.5 * 2**(52 + T - 31), to which to add what they are of."""
+
 _COMMON = f'''
 
 def exponent_of(x):
     """Return the smallest exponent of bins above a finite number that is not negative."""
-    return max((((int64_of_bits(x) >> 52) - 1022 + {bins.WIDTH - 1}) // {bins.WIDTH}) * {bins.WIDTH}, {bins.LOWEST})
+    steps = ((int64_of_bits(x) >> 52) - {1022 + bins.OFFSET - (bins.WIDTH - 1)}) // {bins.WIDTH}
+    return max(steps * {bins.WIDTH} + {bins.OFFSET}, {bins.LOWEST})
 
 
 def raise_bins(bins, size, i, exponent):
@@ -198,9 +202,9 @@ def add_row{suffix}(buffer, count, bins, size, first):
 _SCALED = (
     "    shift = 0\n",
     f"""    factor = 1.0
-    if bins[i] > 960:
-        shift = 64
-        factor = {2.0**-64!r}
+    if bins[i] > {_MOST}:
+        shift = {2 * bins.WIDTH}
+        factor = {2.0 ** (-2 * bins.WIDTH)!r}
 """,
 )
 _SCALED_SQUARES = (
@@ -423,7 +427,7 @@ def _adding(real: str, *, squared: bool) -> str:
     if real == "float64" and squared:
         return text + _ADD_ROW_OF_SCALED_SQUARES
     row = _ADD_ROW_IN_VECTORS if real == "float32" else _ADD_ROW
-    return text + row.format(most=bins.HIGHEST - 2 * bins.WIDTH, **given)
+    return text + row.format(most=_MOST, **given)
 
 
 def _words(*, squared: bool) -> dict[str, str]:

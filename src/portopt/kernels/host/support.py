@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,39 @@ def first_argument(typing_context: Any) -> Any:
         return builder.ptrtoint(builder.function.args[0], ir.IntType(64))
 
     return types.int64(), codegen
+
+
+@intrinsic
+def add_for_all(typing_context: Any, address: Any, amount: Any) -> Any:
+    """Add to the number at an address that several threads change; return what it was."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], ir.IntType(64).as_pointer()), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def read_of_all(typing_context: Any, address: Any) -> Any:
+    """Return the number at an address that several threads change."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(args[0], ir.IntType(64).as_pointer()), "seq_cst", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def pause(typing_context: Any) -> Any:
+    """Tell the processor that a thread waits for another one."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.none(), codegen
 
 
 @intrinsic
@@ -297,6 +331,9 @@ NAMESPACE: dict[str, Any] = {
     "numpy_int64": np.int64,
     "numpy_float64": np.float64,
     "first_argument": first_argument,
+    "add_for_all": add_for_all,
+    "read_of_all": read_of_all,
+    "pause": pause,
     "call_0": _call(0),
     "call_1": _call(1),
     "call_2": _call(2),
@@ -343,7 +380,7 @@ SIGNATURES = {
     "lines": types.void(*[_count] * 9),
     # (); the address of its record is the first argument, so that it can be the start of a thread
     "part": types.void(),
-    # (part, records, words, count, create, join)
-    "split": types.void(*[_count] * 6),
+    # (job)
+    "share": types.void(_count),
 }
 """Types of the functions called `kernel`, by the name of their prototype."""

@@ -15,14 +15,18 @@ import triton.language as tl  # type: ignore[import-untyped]  # it has no stubs
 
 from portopt.kernels.triton.support import (
     INFINITY_WORD,
+    SCALING,
+    UNSCALED,
     carry_of,
+    exponent_from,
     power_of_two,
     product_float64,
     rest_of,
     scaling_of,
 )
+from portopt.program import bins
 
-LOWEST_EXPONENT = tl.constexpr(-896)
+LOWEST_EXPONENT = tl.constexpr(bins.LOWEST)
 TWO_WORDS = tl.constexpr(2.0**32)
 ROUNDING, ROUNDING_WORD = tl.constexpr(1.5 * 2.0**52), tl.constexpr(0x4338000000000000)
 NAN_WORD, MINUS_INFINITY_WORD = tl.constexpr(0x7FF8000000000000), tl.constexpr(-(1 << 52))
@@ -38,7 +42,7 @@ LOW_WORD, BIT = tl.constexpr(2**32 - 1), tl.constexpr(2.0**-53)
 @triton.jit
 def exponent_above(word):
     """Return the smallest exponent of bins above a finite number that is not negative, given its bits."""
-    return tl.maximum((((word >> 52) - 1022 + 31) >> 5) << 5, LOWEST_EXPONENT)
+    return tl.maximum(exponent_from((word >> 52) - 1022), LOWEST_EXPONENT)
 
 
 @triton.jit
@@ -174,7 +178,8 @@ def finished_sum(exponent, first, second, third, special, shift):
 
 @triton.jit
 def finished_root(exponent, first, second, third, special):
-    half = tl.where(exponent > 800, 608, tl.where(exponent <= -800, -608, 0)).to(tl.int64)
+    is_large, is_small = exponent > 2 * UNSCALED, exponent <= -2 * UNSCALED
+    half = tl.where(is_large, SCALING, tl.where(is_small, -SCALING, 0)).to(tl.int64)
     total = finished_sum(exponent, first, second, third, special, 2 * half)
     return product_float64(tl.sqrt(total), power_of_two(half))
 

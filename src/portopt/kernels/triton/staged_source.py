@@ -28,7 +28,7 @@ from portopt.kernels.triton.source import (
     loaded_scalar,
     scalars_of_norm_source,
 )
-from portopt.program import SUMS, Kind, Op, Program
+from portopt.program import SUMS, Kind, Op, Program, bins
 
 chunk_of = functools.partial(passes.chunk_of, elements=CHUNK)
 
@@ -310,7 +310,7 @@ class _Source(PassWriter):
                 return (_INFINITE[self.real],)
             case name if name in SUMS:
                 # Squares of float32 numbers are not that small.
-                return (-2112 if (name, self.real) == ("norm", "float64") else -896, 0, 0, 0, 0)
+                return (bins.LOWEST_OF_SQUARES if (name, self.real) == ("norm", "float64") else bins.LOWEST, 0, 0, 0, 0)
             case _:
                 return (0,)
 

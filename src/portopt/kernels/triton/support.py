@@ -13,11 +13,15 @@ from __future__ import annotations
 import triton  # type: ignore[import-untyped]  # it has no stubs
 import triton.language as tl  # type: ignore[import-untyped]  # it has no stubs
 
+from portopt.program import bins
+
 TINY32, TINY64 = tl.constexpr(2.0**-126), tl.constexpr(2.0**-1022)
 SCALE32, SCALE64 = tl.constexpr(2.0**64), tl.constexpr(2.0**512)
 SCALED_TINY32, SCALED_TINY64 = tl.constexpr(2.0**-62), tl.constexpr(2.0**-510)
 ROUNDED_TINY32 = tl.constexpr(2.0**-126 * (1 - 2.0**-25))
-LARGE, SMALL, SCALING = tl.constexpr(2.0**400), tl.constexpr(2.0**-400), tl.constexpr(608)
+LARGE, SMALL = tl.constexpr(2.0**bins.UNSCALED), tl.constexpr(2.0**-bins.UNSCALED)
+SCALING, UNSCALED = tl.constexpr(bins.SCALING), tl.constexpr(bins.UNSCALED)
+WIDTH, OFFSET = tl.constexpr(bins.WIDTH), tl.constexpr(bins.OFFSET)
 HALF_WORD = tl.constexpr(2.0**-32)
 INFINITY_WORD = tl.constexpr(0x7FF0000000000000)
 
@@ -123,11 +127,16 @@ def scaling_of(largest):
 
 
 @triton.jit
+def exponent_from(least):
+    """Return the smallest exponent of bins that is not below an integer."""
+    return ((least - OFFSET + WIDTH - 1) & -WIDTH) + OFFSET
+
+
+@triton.jit
 def bins_of(largest):
     """Return the exponent of the bins of squares, once they are scaled."""
     scaled = largest.to(tl.float64, bitcast=True) * power_of_two(-scaling_of(largest))
-    exponent = ((scaled * scaled).to(tl.int64, bitcast=True) >> 52) - 1023
-    return ((exponent + 32) >> 5) << 5
+    return exponent_from(((scaled * scaled).to(tl.int64, bitcast=True) >> 52) - 1022)
 
 
 @triton.jit

@@ -6,6 +6,7 @@ import functools
 
 from portopt.kernels.names import LARGEST_JOINED, SUMS_JOINED
 from portopt.kernels.triton.source import IMPORTS
+from portopt.program.bins import LOWEST_OF_SQUARES
 
 
 @functools.cache
@@ -25,7 +26,7 @@ def {SUMS_JOINED}(memory, results, count, each, CHUNK: tl.constexpr):
     block = tl.program_id(0).to(tl.int64)
     start = block * each
     number = tl.minimum(count - start, each)
-    exponent, first, second, third, special = sum_of_parts(memory + (1 + 5 * start), number, -2112, CHUNK)
+    exponent, first, second, third, special = sum_of_parts(memory + (1 + 5 * start), number, {LOWEST_OF_SQUARES}, CHUNK)
     at = results + (1 + 5 * block)
     tl.store(at, exponent)
     tl.store(at + 1, first)
