@@ -70,7 +70,14 @@ def layout(stages: Stages, shapes: Sequence[Sequence[int]], places: Sequence[int
 
 
 def make_handler(
-    kernel: Any, operands: int, results: int, *, in_place: bool, has_outputs: bool, stages: Stages | None
+    kernel: Any,
+    operands: int,
+    results: int,
+    *,
+    in_place: bool,
+    has_outputs: bool,
+    stages: Stages | None,
+    shared_steps: Sequence[bool] = (),
 ) -> Any:
     """Return a handler for XLA as a ctypes function.
 
@@ -85,6 +92,7 @@ def make_handler(
         in_place: whether the kernel overwrites its operands; then XLA must give the results the memory of the operands.
         has_outputs: whether the kernel has scalar outputs.
         stages: of the kernel; None if it is elementwise.
+        shared_steps: as `portopt.kernels.host.staged_source.shared_steps` returns them.
     """
     llvm = _llvm()
     columns = operands if in_place else operands + results
@@ -107,8 +115,8 @@ def make_handler(
         lengths = row_width(stages, ())
         values |= {"WIDTH": columns + lengths, "WORDS": 4 + lengths}
         done = "".join(
-            string.Template(_PASS_OF_STAGE).safe_substitute(STAGE=i, WHICH="" if kind == "loop" else "whole_")
-            for i, (kind, _) in enumerate(stages.steps)
+            string.Template(_PASS_OF_STAGE).safe_substitute(STAGE=i, WHICH="" if is_shared else "whole_")
+            for i, is_shared in enumerate(shared_steps)
         )
         place = _PLACE_IN_LAYOUT + "".join(
             string.Template(_LENGTH).safe_substitute(K=k, FROM=4 + k, TO=columns + k) for k in range(lengths)

@@ -27,7 +27,7 @@ from portopt.kernels.groups import grouped
 from portopt.kernels.host.compiler import available, compile_kernel, default_flush
 from portopt.kernels.host.kernel import can_run as has_kernel
 from portopt.kernels.host.source import kernel_source
-from portopt.kernels.host.staged_source import staged_source, stages_of
+from portopt.kernels.host.staged_source import shared_steps, staged_source, stages_of
 from portopt.kernels.key import KernelKey
 from portopt.program import GIVEN, Program
 from portopt.program.draws import Place
@@ -238,6 +238,7 @@ def _register(program: Program, key: KernelKey) -> str:
                 in_place=key.in_place,
                 has_outputs=bool(program.scalar_outputs),
                 stages=None if program.is_elementwise else stages_of(program),
+                shared_steps=() if program.is_elementwise else shared_steps(program, key),
             )
             ffi: Any = jax.ffi
             ffi.register_ffi_target(name, ffi.pycapsule(handler), platform="cpu")

@@ -14,8 +14,8 @@ from portopt.kernels.host.threads import Team, address_of
 
 def team() -> Team | None:
     """Return the threads that torch multiplies with; None where it has one only, or an OpenMP runtime that is not known."""
-    functions, size = _functions(), torch.get_num_threads()
-    return Team(*functions, size) if functions is not None and size > 1 and os.getpid() == _process else None
+    parallel, size = _parallel(), torch.get_num_threads()
+    return Team(parallel, size) if parallel and size > 1 and os.getpid() == _process else None
 
 
 # The threads of a runtime do not survive a fork, and GNU's does not notice.
@@ -23,14 +23,9 @@ _process = os.getpid()
 
 
 @functools.cache
-def _functions() -> tuple[int, int, int] | None:
+def _parallel() -> int:
     try:
         # What the library of torch's operations is linked with, whichever other runtimes there are in the process.
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        return (
-            address_of(library.GOMP_parallel),
-            address_of(library.omp_get_thread_num),
-            address_of(library.omp_get_num_threads),
-        )
+        return address_of(ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel)
     except (AttributeError, OSError):
-        return None
+        return 0

@@ -25,7 +25,7 @@ def some_team(size: int) -> threads.Team:
         torch.set_num_threads(one)
     assert found is not None
     assert found.size == 2
-    return threads.Team(found.parallel, found.number, found.members, size)
+    return threads.Team(found.parallel, size)
 
 
 @pytest.mark.parametrize(("size", "parts"), [(2, 2), (4, 3), (3, 3)])
@@ -33,7 +33,7 @@ def test_a_team_does_each_part_once(size: int, parts: int, monkeypatch: pytest.M
     x = ordinary((90, 70), "float32", 0)
     expected = products.slices(x, -1)
     monkeypatch.setattr(products, "ELEMENTS_PER_READY_THREAD", 2000)
-    monkeypatch.setattr(threads, "compiled_split", None)
+    monkeypatch.setattr(threads, "system_functions", lambda: (0, 0, 0))
     portopt.set_num_threads(parts)
     try:
         with threads.by(some_team(size)):
@@ -45,14 +45,6 @@ def test_a_team_does_each_part_once(size: int, parts: int, monkeypatch: pytest.M
     assert threads.team_size() == 0
     assert_same_bits(found.integers[0], expected.integers[0])
     assert_same_bits(found.factor, expected.factor)
-
-
-def test_more_parts_than_a_team_has_threads_are_done_by_others() -> None:
-    records = threads.make_records(4, [])
-    records *= 3
-    with threads.by(some_team(2)):
-        assert threads.split_call(0, records, threads.HEAD).func is threads.compiled_split()  # type: ignore[attr-defined]  # a partial
-        assert threads.split_call(0, records[: 2 * threads.HEAD], threads.HEAD).func is not threads.compiled_split()  # type: ignore[attr-defined]  # a partial
 
 
 def test_torch_with_one_thread_has_no_team() -> None:

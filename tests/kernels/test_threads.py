@@ -8,6 +8,8 @@ import hashlib
 import os
 import re
 import threading
+import time
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -160,9 +162,54 @@ def test_each_element_is_in_one_range(total: int, count: int) -> None:
 def split(work: Callable[[int, int], object]) -> None:
     """Call `work` with the range of each thread's record."""
     part = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)(
-        lambda record, _: int(work(record[3], record[4]) is None)
+        lambda record, _: int(work(record[0], record[1]) is None)
     )
     threads.split(threads.address_of(part), threads.make_records(SIZE, (0,)), threads.HEAD + 1)
+
+
+Part = Callable[[int, int, int], object]
+
+
+def do_job(passes: list[int], work: Part) -> None:
+    """Call `work` with the number of the pass and of the part, and the thread, given how many parts each pass has."""
+    part = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)(
+        lambda record, _: int(work(record[0], record[1], threading.get_ident()) is None)
+    )
+    records = [array("q", [word for i in range(count) for word in (k, i)]) for k, count in enumerate(passes)]
+    threads.Job(threads.address_of(part), records, 2).call()()
+
+
+@pytest.mark.parametrize("passes", [[1], [3], [2, 1, 2], [1, 4, 1, 7, 2], [0, 2, 0, 1]] * 5)
+def test_each_part_of_a_job_is_done_once_and_after_all_of_the_pass_before(passes: list[int]) -> None:
+    begun: list[tuple[int, int]] = []
+    done: list[tuple[int, int]] = []
+
+    def work(k: int, i: int, thread: int) -> None:
+        assert all((before, other) in done for before in range(k) for other in range(passes[before]))
+        begun.append((k, i))
+        time.sleep(0.002 * ((k + i) % 3))
+        done.append((k, i))
+
+    do_job(passes, work)
+    assert sorted(begun) == sorted(done) == [(k, i) for k, count in enumerate(passes) for i in range(count)]
+
+
+def test_threads_take_parts_as_they_come_for_them() -> None:
+    """While one thread is held up in its first part, the others do all other parts of the pass."""
+    others = threading.Semaphore(0)
+    done: list[tuple[int, int]] = []
+
+    def work(k: int, i: int, thread: int) -> None:
+        if i == 0:
+            for _ in range(5):
+                assert others.acquire(timeout=600)
+        done.append((i, thread))
+        others.release()
+
+    do_job([6], work)
+    assert sorted(i for i, _ in done) == list(range(6))
+    assert done[-1][0] == 0
+    assert [thread for _, thread in done].count(done[-1][1]) == 1
 
 
 def test_large_work_is_done_by_several_threads() -> None:
@@ -171,13 +218,13 @@ def test_large_work_is_done_by_several_threads() -> None:
     split(lambda start, stop: both.wait())
 
 
-@pytest.mark.parametrize("functions", [(0, 0), None], ids=["none here", "none left"])
+@pytest.mark.parametrize("functions", [(0, 0, 0), None], ids=["none here", "none left"])
 def test_without_threads_the_caller_does_all(
-    functions: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+    functions: tuple[int, int, int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)(lambda *_: errno.EAGAIN)
-    functions = functions or (threads.address_of(create), 0)
-    monkeypatch.setattr(threads, "thread_functions", lambda: functions)
+    functions = functions or (0, threads.address_of(create), 0)
+    monkeypatch.setattr(threads, "system_functions", lambda: functions)
     portopt.set_num_threads(4)
     done: list[tuple[int, int, int]] = []
     split(lambda start, stop: done.append((start, stop, threading.get_ident())))

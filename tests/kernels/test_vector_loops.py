@@ -146,9 +146,11 @@ def test_what_is_left_when_large_elements_cancel(place: int, count: int, monkeyp
     monkeypatch.setattr(threads, "ELEMENTS_PER_THREAD", MANY)
     portopt.set_num_threads(count)
     size = 3 * MANY + 1
-    twin = Twin(Summing(0.01), {"a": numbers(size, 1)})
-    twin.step({"a": numbers(size, 2, both(at(place, LARGE), at(place + 1, -LARGE)))})
-    twin.compare()
+    # What is lost where a part is not added again shows in some sums only.
+    for seed in range(2, 10):
+        twin = Twin(Summing(0.01), {"a": numbers(size, 1)})
+        twin.step({"a": numbers(size, seed, both(at(place, LARGE), at(place + 1, -LARGE)))})
+        twin.compare()
 
 
 def test_a_step_that_is_not_in_place() -> None:

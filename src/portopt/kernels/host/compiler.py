@@ -1,6 +1,6 @@
-"""From a kernel's source to a function in memory: numba compiles, llvmlite loads.
+"""From a kernel's source to a function in memory: numba translates, LLVM compiles, llvmlite loads.
 
-numba serves as a compiler only. What runs is always the object code that it made, loaded by llvmlite, whether it was made
+numba serves as a translator only. What runs is always the object code that it made, loaded by llvmlite, whether it was made
 just now or comes from the cache; so a process that finds its kernels in the cache never imports numba.
 """
 
@@ -49,12 +49,12 @@ _PROTOTYPES = {
     "watch": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 7),
     "lines": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 9),
     "part": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER),
-    "split": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 6),
+    "share": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, _INTEGER),
 }  # fmt: skip
 _lock = threading.RLock()
 _engines: list[Any] = []
 _compiled: dict[tuple[str, str], Any] = {}
-"""Functions that kernels call, as numba compiles them: those of reductions are the same in many kernels of a process."""
+"""Functions that kernels call, as numba translates them: those of reductions are the same in many kernels of a process."""
 _COMPILED = 256
 """How many are kept."""
 
@@ -172,9 +172,19 @@ def _without_collections() -> Iterator[None]:
 
 
 def _compile(source: str, prototype: str) -> bytes:
-    """Compile a kernel's source to an object file that needs nothing of numba's."""
-    import numba
+    """Compile a kernel's source to an object file that needs nothing of numba's.
 
+    Raises:
+        RuntimeError: numba's interface is not the one that portopt knows, or a function that is called is not there.
+    """
+    try:
+        from portopt.kernels.host.translation_support import translatable, translated
+    except (ImportError, AttributeError) as error:
+        version = importlib.metadata.version("numba")
+        raise RuntimeError(
+            f"kernels cannot be compiled with numba {version}, whose interface is another one ({error}): "
+            "install a version that portopt knows, or none, and steps are computed without kernels"
+        ) from error
     from portopt.kernels.host import product_support, reduction_support, support, vector_support
 
     further = {
@@ -184,28 +194,46 @@ def _compile(source: str, prototype: str) -> bytes:
     }
     namespace = support.NAMESPACE | further.get(prototype, {})
     exec(compile(source, "<portopt kernel>", "exec"), namespace)
-    options: Any = {"error_model": "numpy", "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    if prototype in ("stages", "lines"):
-        # There are no arrays in it whose operations could be rewritten, and looking for them takes time.
-        options["no_rewrites"] = True
     if len(_compiled) > _COMPILED:
         _compiled.clear()
     for name, text in _functions(source).items():
         if name != "kernel":
-            namespace[name] = _compiled.setdefault((prototype, text), numba.njit(**options)(namespace[name]))
-    dispatcher = numba.njit(support.SIGNATURES[prototype], **options)(namespace["kernel"])
-    result = next(iter(dispatcher.overloads.values()))
-    llvm = _llvm()
-    module = llvm.parse_assembly(result.library.get_llvm_str())
-    for function in module.functions:
-        if not function.is_declaration:
-            function.linkage = "external" if function.name == result.fndesc.mangled_name else "internal"
-    module.get_function(result.fndesc.mangled_name).name = ENTRY
+            namespace[name] = _compiled.setdefault((prototype, text), translatable()(namespace[name]))
+    module, name = translated(namespace["kernel"], support.SIGNATURES[prototype])
+    module.get_function(name).name = ENTRY
     foreign = [f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")]
-    unexpected = [name for name in foreign if name not in ("sqrt", "sqrtf", "floor", "memset", "memcpy")]
-    if unexpected:
-        raise RuntimeError(f"the compiled kernel calls {', '.join(unexpected)}, which is not there without numba")
+    if foreign:
+        raise RuntimeError(f"the translated kernel calls {', '.join(foreign)}, which is not there without numba")
+    _optimize(module)
     return bytes(_target_machine().emit_object(module))
+
+
+def _optimize(module: Any) -> None:
+    """Optimize a module for this processor as numba does: first what is always written out where it is called, then the rest.
+
+    Neither may change a bit: LLVM takes liberties only with operations that are marked so, and none is.
+    """
+    llvm, machine = _llvm(), _target_machine()
+    module.data_layout = str(machine.target_data)
+    module.verify()
+    for level in (0, 3):
+        options = llvm.create_pipeline_tuning_options(speed_level=level)
+        options.slp_vectorization = False
+        options.loop_vectorization = level > 0
+        builder = llvm.create_pass_builder(machine, options)
+        passes = builder.getModulePassManager()
+        if level == 0:
+            passes.add_loop_rotate_pass()
+            passes.add_instruction_combine_pass()
+            passes.add_jump_threading_pass()
+        passes.run(module, builder)
+    # Only now: LLVM would write an internal function that is called once out there, whatever its size.
+    for function in module.functions:
+        if not function.is_declaration and function.name != ENTRY:
+            function.linkage = "internal"
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(module, builder)
 
 
 def _functions(source: str) -> dict[str, str]:

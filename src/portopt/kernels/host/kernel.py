@@ -17,7 +17,7 @@ from portopt.interrupts import finish
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function, compile_kernel, default_flush
-from portopt.kernels.host.staged_source import Workspace, can_be_staged, row_width, stages_of, workspace
+from portopt.kernels.host.staged_source import Workspace, can_be_staged, row_width, shared_steps, stages_of, workspace
 from portopt.kernels.key import NEW, KernelKey
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
@@ -46,8 +46,8 @@ CALL_SOURCE = """        if part[5] == 0:
 _PART_CALL = "".join(
     f"    {line}\n"
     for line in CALL_SOURCE.format(
-        unused="address", tables="record[7]", first="first", last="last", inputs="record[8]", step="record[9]",
-        outputs="record[10]", stage="record[11]", workspace="record[12]", part="record[13]", parts="record[14]",
+        unused="address", tables="record[4]", first="first", last="last", inputs="record[5]", step="record[6]",
+        outputs="record[7]", stage="record[8]", workspace="record[9]", part="record[10]", parts="record[11]",
     ).splitlines()
 )  # fmt: skip
 
@@ -59,10 +59,10 @@ def kernel():
     address = first_argument()
     record = pointer_to_int64(address)
     offset = 0
-    for group in range(record[6]):
-        part = pointer_to_int64(record[5] + {8 * GROUP_WORDS} * group)
-        first = max(record[3] - offset, 0)
-        last = min(record[4] - offset, part[4])
+    for group in range(record[3]):
+        part = pointer_to_int64(record[2] + {8 * GROUP_WORDS} * group)
+        first = max(record[0] - offset, 0)
+        last = min(record[1] - offset, part[4])
         offset += part[4]
         if first < last:
 {_PART_CALL}'''
@@ -79,6 +79,7 @@ class HostKernel:
         self.stages = None if program.is_elementwise else stages_of(program)
         self.width = len(self.columns) if self.stages is None else row_width(self.stages, self.columns)
         """Of the table."""
+        self.shared_steps = () if self.stages is None else shared_steps(program, key)
         self.function = compile_kernel(program, key)
         self.address = threads.address_of(self.function)
 
@@ -218,8 +219,8 @@ class Passes:
         self._total = sum(item.total for item in self._alone)
         self._memory = max((item.memory.words(1) for item in self._alone), default=0)
 
-    def records(self, tables: int, inputs: int, step: int, outputs: int) -> tuple[list[array[int]], Any]:
-        """Return the records of each pass, and memory to keep until all is done."""
+    def job(self, tables: int, inputs: int, step: int, outputs: int) -> threads.Job:
+        """Return the job that does them; its memory is the workspaces of the parts."""
         alone = threads.ranges(self._total) if self._alone else []
         shared = [threads.ranges(item.total) for item in self._shared]
         words = [self._memory * len(alone)]
@@ -232,18 +233,17 @@ class Passes:
             records = array("q")
             for k, part in enumerate(alone):
                 own = at + 8 * self._memory * k
-                records.extend((0, 0, 0, *part, self._groups, len(self._alone), *given, -1, own, 0, 1))
+                records.extend((*part, self._groups, len(self._alone), *given, -1, own, 0, 1))
             passes.append(records)
         for number, (item, parts) in enumerate(zip(self._shared, shared, strict=True)):
             group = self._groups + 8 * GROUP_WORDS * (len(self._alone) + number)
-            stages = item.kernel.stages
-            for stage, (kind, _) in enumerate(() if stages is None else stages.steps):
-                chosen = parts if kind == "loop" else [(0, item.total)]
+            for stage, is_shared in enumerate(item.kernel.shared_steps):
+                chosen = parts if is_shared else [(0, item.total)]
                 records = array("q")
                 for k, part in enumerate(chosen):
-                    records.extend((0, 0, 0, *part, group, 1, *given, stage, at, k, len(parts)))
+                    records.extend((*part, group, 1, *given, stage, at, k, len(parts)))
                 passes.append(records)
-        return passes, memory
+        return threads.Job(compiled_part(), passes, RECORD_WORDS, memory)
 
 
 def shared_last(work: Sequence[Work]) -> list[Work]:
@@ -289,10 +289,8 @@ def run(
     else:
         work = shared_last(work)
         groups = group_words(work, [item.table.ctypes.data for item in work], inputs)
-        passes, memory = Passes(work, groups.buffer_info()[0]).records(0, values_at, step, values_at)
-        calls = []
-        for records in passes:
-            calls.append(threads.split_call(compiled_part(), records, RECORD_WORDS))
+        job = Passes(work, groups.buffer_info()[0]).job(0, values_at, step, values_at)
+        calls = [job.call()]
     finish([*calls, *then])
     return {number: inputs.outputs(values, number) for number in inputs.places}
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function
-from portopt.kernels.host.kernel import CALL_SOURCE, GROUP_WORDS, RECORD_WORDS
+from portopt.kernels.host.kernel import CALL_SOURCE, GROUP_WORDS
 
 _CALL = "".join(
     f"    {line}\n"
@@ -35,7 +35,7 @@ _CALL = "".join(
 _SOURCE = f'''"""Compare trees of arrays with what a plan expects of them, and run its kernels if all is as expected."""
 
 
-{threads.SPLIT}
+{threads.SHARE}
 
 def walk(script, nodes, root, found, known, context, stack):
     """Put the leaves of a tree into `found`; return whether containers, keys and known leaves are as in the script."""
@@ -175,7 +175,7 @@ def kernel(context, params, grads, slots, inputs, step, call):
     gradients = pointer_to_int64(context[6])
     table = context[25]
     fields = pointer_to_int64(call)
-    if call == 0 or fields[5] == 0:
+    if call == 0 or fields[4] == 0:
         stack = pointer_to_int64(context[20])
         slots_found = pointer_to_int64(context[9])
         if not walk(pointer_to_int64(context[1]), context[2], params, written, context[22], context, stack):
@@ -186,10 +186,10 @@ def kernel(context, params, grads, slots, inputs, step, call):
             raise ValueError
     if call != 0:
         table = fields[2]
-        if fields[5] == 0:
+        if fields[4] == 0:
             hold(fields[0], written, context[35], context)
             hold(fields[1], gradients, context[36], context)
-            fields[5] = 1
+            fields[4] = 1
         written = pointer_to_int64(pointer_to_int64(fields[0])[3])
         gradients = pointer_to_int64(pointer_to_int64(fields[1])[3])
     for e in range(context[21]):
@@ -200,9 +200,7 @@ def kernel(context, params, grads, slots, inputs, step, call):
         return
     if call != 0 and fields[3] != 0:
         state = object_of_call_0(context[33])
-        passes = pointer_to_int64(fields[3])
-        for k in range(fields[4]):
-            split(context[45], passes[2 * k], {RECORD_WORDS}, passes[2 * k + 1], context[46], context[47])
+        share(fields[3])
         call_1(context[34], state)
     else:
         for group in range(context[23]):

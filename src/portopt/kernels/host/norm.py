@@ -203,7 +203,7 @@ def kernel():
     address = first_argument()
     record = pointer_to_int64(address)
     call_norm(
-        record[5], address, address, record[6], record[7], record[8], record[9], record[10], record[3], record[4],
+        record[2], address, address, record[3], record[4], record[5], record[6], record[7], record[0], record[1],
         0, address + 8 * {_GIVEN},
     )
 '''

@@ -177,8 +177,8 @@ def kernel():
     address = first_argument()
     record = pointer_to_int64(address)
     call_lines(
-        record[5], address, address, record[6], record[7], record[8], record[9], record[10], record[11], record[12],
-        record[3], record[4],
+        record[2], address, address, record[3], record[4], record[5], record[6], record[7], record[8], record[9],
+        record[0], record[1],
     )
 '''
 
@@ -210,9 +210,7 @@ def run(source: str, lines: int, elements: int, *values: int) -> None:
         function(at, at, *values, 0, lines)
         return
     address = threads.address_of(function)
-    words = [
-        word for start in range(0, lines, size) for word in (0, 0, 0, start, min(start + size, lines), address, *values)
-    ]
+    words = [word for start in range(0, lines, size) for word in (start, min(start + size, lines), address, *values)]
     threads.split(threads.address_of(_part()), array("q", words), threads.HEAD + 1 + len(values))
 
 

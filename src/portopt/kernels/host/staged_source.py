@@ -46,6 +46,35 @@ def stages_of(program: Program) -> Stages:
     return cut(expand_elementary(program))
 
 
+@functools.lru_cache(maxsize=512)
+def _early(program: Program, key: KernelKey) -> Stages:
+    """Return the stages of a program with results stored as early as a kernel can."""
+    dtypes = dict(key.dtypes)
+    return store_early(
+        stages_of(program), [name for name in program.array_outputs if dtypes[name] == key.compute_dtype]
+    )
+
+
+def steps_of(program: Program, key: KernelKey) -> tuple[tuple[str, int], ...]:
+    """Return what a kernel does, in order: as `Stages.steps` has it, and `"settle"` after each loop in vectors."""
+    stages, found = _early(program, key), list[tuple[str, int]]()
+    for kind, k in stages.steps:
+        found.append((kind, k))
+        if kind == "loop" and _is_many(stages, k, key):
+            found.append(("settle", k))
+    return tuple(found)
+
+
+def shared_steps(program: Program, key: KernelKey) -> tuple[bool, ...]:
+    """Return, of each step of a kernel, whether the parts of a large parameter share it: else the first part does it."""
+    return tuple(kind in ("loop", "settle") for kind, _ in steps_of(program, key))
+
+
+def _is_many(stages: Stages, k: int, key: KernelKey) -> bool:
+    """Tell whether a loop is done in vectors where there are many elements."""
+    return vector_source.can_be_many(stages, stages.loops[k], key) and again(stages, k) is not None
+
+
 def can_be_staged(program: Program) -> bool:
     """Tell whether there can be a kernel for a program."""
     return can_cut(expand_elementary(program), _FURTHER)
@@ -87,7 +116,7 @@ def row_width(stages: Stages, columns: Sequence[str]) -> int:
 
 def staged_source(program: Program, key: KernelKey) -> str:
     """Return the source of the kernel's functions."""
-    return _Source(stages_of(program), key).text()
+    return _Source(_early(program, key), steps_of(program, key), key).text()
 
 
 _WORDS = (
@@ -162,7 +191,8 @@ class _Function:
 
 
 class _Source:
-    def __init__(self, stages: Stages, key: KernelKey) -> None:
+    def __init__(self, stages: Stages, steps: Sequence[tuple[str, int]], key: KernelKey) -> None:
+        self.steps = steps
         self.program = program = stages.program
         self.key = key
         by_where = key.flush == "where"
@@ -170,8 +200,7 @@ class _Source:
         self.writer = Writer(self.language, program, key, None if by_where else loads_to_flush(program))
         self.names = self.writer.names
         self.real = key.compute_dtype
-        exact = [name for name in program.array_outputs if self.writer.dtypes[name] == self.real]
-        self.stages = stages = store_early(stages, exact)
+        self.stages = stages
         self.functions: list[_Function] = []
         self.lines: set[bool] = set()
         """Whether there are loops over some lines at once that add up squares, or that add up elements."""
@@ -182,13 +211,16 @@ class _Source:
 
     def text(self) -> str:
         calls = []
-        for kind, k in self.stages.steps:
-            if kind == "between":
-                calls.append(self._between(k))
-            elif kind == "loop":
-                calls.append(self._full_loop(k))
-            else:
-                calls.append(self._small())
+        for kind, k in self.steps:
+            match kind:
+                case "between":
+                    calls.append(self._between(k))
+                case "loop":
+                    calls.append(self._full_loop(k))
+                case "settle":
+                    calls.append(self._settle(k))
+                case _:
+                    calls.append(self._small())
         functions = [line for function in self.functions for line in function.text()]
         elementary = "\n".join(["", "", *functions_source(self.writer)]).rstrip("\n")
         drawing = drawing_functions_source({op.name for op in self.program.ops}, self.real, self.language)
@@ -268,7 +300,7 @@ class _Source:
         for i, size in zip(self.stages.reductions, sizes, strict=True):
             lines += [f"{self.kept_name(i)} = pointer_to_int64(at)", f"at += 8 * {size}"]
         for k in vector_source.loops_with_words(self.stages):
-            lines += [f"{_range(k)} = pointer_to_int64(at)", f"at += {8 * vector_source.WORDS}"]
+            lines += [f"{_range(k)} = pointer_to_int64(at)", f"at += {8 * vector_source.words(self.stages.loops[k])}"]
         lines += ["values = pointer_to_float64(workspace + 8 * words * parts)"]
         lines.append(f"at = workspace + 8 * words * parts + {8 * len(self.scalar_places)}")
         for i in self.stages.kept:
@@ -339,20 +371,24 @@ class _Source:
         loop = self.stages.loops[k]
         what = " ".join(["Reduce."] * bool(loop.reductions) + ["Store results."] * bool(loop.outputs))
         function = self._loop(f"loop_{k}", loop, what)
-        once_more = again(self.stages, k)
-        if once_more is None or not vector_source.can_be_many(self.stages, loop, self.key):
+        if not _is_many(self.stages, k, self.key):
             return [*self._clear(loop), *function.call("first", "last")]
-        many = self._many(k, function, once_more)
+        many = self._many(k, function)
+        exponents = [
+            f"{_range(k)}[{vector_source.WORDS + number}] = {self.kept_name(i)}[0]"
+            for number, i in enumerate(loop.reductions)
+        ]
         return [
             *self._clear(loop),
             f"if last - first < {vector_source.MANY}:",
             *(f"    {line}" for line in function.call("first", "last")),
             "else:",
             *(f"    {line}" for line in many.call("first", "last")),
+            *exponents,
         ]
 
-    def _clear(self, loop: Loop, function: _Function | None = None, kept: str = "{0}") -> list[str]:
-        """Return the lines that begin the reductions of a loop: in which function, if not in the kernel, and where."""
+    def _clear(self, loop: Loop, function: _Function | None = None) -> list[str]:
+        """Return the lines that begin the reductions of a loop, in a function if not in the kernel."""
         lines = []
         for i in loop.reductions:
             if i in self.stages.left:
@@ -361,14 +397,15 @@ class _Source:
             if function is not None:
                 function.use(name)
                 function.use(size)
-            lines.append(reduction(self.program.ops[i].name, self.real).clear.format(kept=kept.format(name), size=size))
+            lines.append(reduction(self.program.ops[i].name, self.real).clear.format(kept=name, size=size))
         return lines
 
     # Loops over many elements
 
-    def _many(self, k: int, plain: _Function, once_more: Loop) -> _Function:
-        """Write a loop in vectors, given the other one and what reduces again."""
-        loop = self.stages.loops[k]
+    def _many(self, k: int, plain: _Function) -> _Function:
+        """Write a loop in vectors, given the other one."""
+        loop, once_more = self.stages.loops[k], again(self.stages, k)
+        assert once_more is not None  # `_is_many` says so
         self.many[k] = reducing = plain if not loop.outputs else self._loop(f"again_{k}", once_more, "Reduce again.")
         chunks = _Function(f"chunks_{k}", "Do a loop in vectors.", ("first", "last"))
         self.functions.append(chunks)
@@ -399,33 +436,33 @@ class _Source:
         return many
 
     def _settle(self, k: int) -> list[str]:
-        """Write what makes parts of a loop in vectors fit to be combined; return the lines that call it."""
+        """Write what makes a part of a loop in vectors fit to be combined with the others; return the lines that call it.
+
+        All parts may do that at once: the exponents that they compare are those that the loop has left.
+        """
         loop, reducing = self.stages.loops[k], self.many[k]
-        function = _Function(f"settle_{k}", "Reduce those parts again that must not be moved and have to be.")
+        function = _Function(
+            f"settle_{k}", "Reduce a part again that must not be moved and has to be.", ("part", "parts")
+        )
         self.functions.append(function)
-        function.use("parts")
         function.use("words")
-        part = "part_of_int64({0}, words * j)"
-        behind, kept = [], [self.kept_name(i) for i in loop.reductions]
-        for i, name in zip(loop.reductions, kept, strict=True):
-            highest = f"highest_{self.names[i]}_of"
+        limits, behind = function.use(_range(k)), []
+        for number, i in enumerate(loop.reductions):
+            highest, place = f"highest_{self.names[i]}_of", vector_source.WORDS + number
             function.lines += [
-                f"{highest} = {function.use(name)}[0]",
-                "for j in range(1, parts):",
-                f"    {highest} = max({highest}, {name}[words * j])",
+                f"{highest} = {limits}[{place}]",
+                "for j in range(-part, parts - part):",
+                f"    {highest} = max({highest}, {limits}[words * j + {place}])",
             ]
-            behind.append(f"({name}[words * j] < {highest} and {name}[words * j + 4] & {vector_source.FIXED} != 0)")
+            kept = function.use(self.kept_name(i))
+            behind.append(f"({limits}[{place}] < {highest} and {kept}[4] & {vector_source.FIXED} != 0)")
         function.use("one")
-        limits = [f"{function.use(_range(k))}[words * j + {end}]" for end in (0, 1)]
-        calling = function.calling(reducing, *limits)
-        moved = {f"    {name},": f"    {part.format(name)}," for name in kept}
         function.lines += [
-            "for j in range(parts):",
-            f"    if {' or '.join(behind)}:",
-            *(f"        {line}" for line in self._clear(loop, function, part)),
-            *(f"        {moved.get(line, line)}" for line in calling),
+            f"if {' or '.join(behind)}:",
+            *(f"    {line}" for line in self._clear(loop, function)),
+            *(f"    {line}" for line in function.calling(reducing, f"{limits}[0]", f"{limits}[1]")),
         ]
-        return function.call()
+        return function.call("part", "parts")
 
     def _small(self) -> list[str]:
         calls = []
@@ -437,7 +474,7 @@ class _Source:
     def _between(self, k: int) -> list[str]:
         """Write what is done before a loop over all elements; return the lines that do it."""
         between = self.stages.between[k]
-        calls: list[str] = self._settle(k - 1) if k - 1 in self.many else []
+        calls: list[str] = []
         for i in between.finished:
             how = reduction(self.program.ops[i].name, self.real).combine
             calls.append(how.format(kept=self.kept_name(i), size=_size(self.stages.spaces[i])))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -12,8 +12,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from portopt.arithmetic.dtypes import TINY_FLOAT32
+from portopt.kernels.host.translation_support import translatable
 
-_inline = numba.njit(inline="never", error_model="numpy", forceinline=True)
+_inline = translatable(inline="never", forceinline=True)
 
 TINY32, TINY64 = np.float32(2.0**-126), 2.0**-1022
 _FLUSH_BITS = 0x8040
@@ -61,6 +62,30 @@ def _select(kind: Any) -> Any:
     return select
 
 
+def _chosen(sign: str) -> Any:
+    @intrinsic
+    def chosen(typing_context: Any, a: Any, b: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.select(builder.icmp_signed(sign, *args), *args)
+
+        if not all(isinstance(kind, types.Integer) and kind.signed for kind in (a, b)):
+            return None
+        return types.int64(types.int64, types.int64), codegen
+
+    return chosen
+
+
+def _unary(name: str) -> Any:
+    @intrinsic
+    def function(typing_context: Any, x: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.call(builder.module.declare_intrinsic(f"llvm.{name}", [args[0].type]), args)
+
+        return x(x), codegen
+
+    return function
+
+
 def _call(count: int, result: Any = types.int32) -> Any:
     """Return what calls a C function at an address with `count` 64-bit arguments."""
 
@@ -83,6 +108,39 @@ def first_argument(typing_context: Any) -> Any:
         return builder.ptrtoint(builder.function.args[0], ir.IntType(64))
 
     return types.int64(), codegen
+
+
+@intrinsic
+def add_for_all(typing_context: Any, address: Any, amount: Any) -> Any:
+    """Add to the number at an address that several threads change; return what it was."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], ir.IntType(64).as_pointer()), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def read_of_all(typing_context: Any, address: Any) -> Any:
+    """Return the number at an address that several threads change."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load_atomic(builder.inttoptr(args[0], ir.IntType(64).as_pointer()), "seq_cst", 8)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def pause(typing_context: Any) -> Any:
+    """Tell the processor that a thread waits for another one."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if platform.machine().lower() in ("x86_64", "amd64"):
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.none(), codegen
 
 
 @intrinsic
@@ -273,6 +331,9 @@ NAMESPACE: dict[str, Any] = {
     "numpy_int64": np.int64,
     "numpy_float64": np.float64,
     "first_argument": first_argument,
+    "add_for_all": add_for_all,
+    "read_of_all": read_of_all,
+    "pause": pause,
     "call_0": _call(0),
     "call_1": _call(1),
     "call_2": _call(2),
@@ -284,8 +345,12 @@ NAMESPACE: dict[str, Any] = {
     "call_stages": _call(14),
     "call_norm": _call(11),
     "call_lines": _call(11),
-    "sqrt": np.sqrt,
-    "floor": np.floor,
+    # For integers; numba's own would be functions that it compiles.
+    "max": _chosen(">"),
+    "min": _chosen("<"),
+    "int": np.int64,
+    "sqrt": _unary("sqrt"),
+    "floor": _unary("floor"),
     **{
         function.__name__: function
         for function in (
@@ -315,7 +380,7 @@ SIGNATURES = {
     "lines": types.void(*[_count] * 9),
     # (); the address of its record is the first argument, so that it can be the start of a thread
     "part": types.void(),
-    # (part, records, words, count, create, join)
-    "split": types.void(*[_count] * 6),
+    # (job)
+    "share": types.void(_count),
 }
 """Types of the functions called `kernel`, by the name of their prototype."""

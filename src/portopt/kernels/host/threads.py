@@ -3,7 +3,8 @@
 Kernels run without the GIL on threads of the operating system rather than OpenMP's: two OpenMP runtimes in one process (torch
 brings its own) can deadlock or oversubscribe, and GNU's does not survive `fork`. The threads are made for one call and end
 before it returns, in one compiled function. So nothing can be raised while they write, no thread writes later, and there is
-nothing that a fork could break. How the elements are split never changes a bit, because each element is computed alone.
+nothing that a fork could break. A step of several passes is one call: between them threads wait awake, since to start one
+takes as long as to update many elements. How the elements are split never changes a bit, because each element is computed alone.
 
 `import portopt` imports this module, so it imports what it needs when it is needed.
 """
@@ -22,33 +23,68 @@ from typing import Any
 ELEMENTS_PER_THREAD = 1 << 18
 """A thread gets at least so many elements: starting one costs about 50 µs, in which Adam updates this many."""
 
-HEAD = 5
-"""Words with which a record begins: an unused one, whether a thread has it, that thread, first and last element (exclusive)."""
+HEAD = 2
+"""Words with which a record begins: first and last element (exclusive)."""
 
-SPLIT = '''def split(part, records, words, count, create, join):
-    """Call `part` with each record, all but the first one in threads, as far as there are any; return when all are done."""
-    for k in range(1, count):
-        record = records + 8 * words * k
-        if create != 0 and call_4(create, record + 16, 0, part, record) == 0:
-            pointer_to_int64(record)[1] = 1
-    call_2(part, records, records)
-    for k in range(1, count):
-        record = records + 8 * words * k
-        if pointer_to_int64(record)[1] != 0:
-            call_2(join, pointer_to_int64(record)[2], 0)
-        else:
-            call_2(part, record, record)
+_JOB_WORDS, _PASS_WORDS = 8, 48
+"""Words of a job and of each of its passes, as `Job` writes them; no two counters are in one line of a processor's cache."""
+_NEXT, _DONE = 8 * 16, 8 * 32
+"""Where a pass has the number of the next part, and that of the parts that are done, in bytes."""
+_SPINS = 1 << 11
+"""How often a thread looks whether others are done before it lets the system run something else: some 50 µs."""
+
+SHARE = f'''def share(job):
+    """Do all passes of a job, in as many threads as it wants and as there can be; return when all is done."""
+    words = pointer_to_int64(job)
+    if words[7] != 0:
+        call_4(words[7], words[3], job, words[2], 0)
+        return
+    threads = pointer_to_int64(job + 8 * ({_JOB_WORDS} + {_PASS_WORDS} * words[1]))
+    started = 0
+    while started < words[2] - 1 and words[5] != 0:
+        if call_4(words[5], job + 8 * ({_JOB_WORDS} + {_PASS_WORDS} * words[1] + started), 0, words[3], job) != 0:
+            break
+        started += 1
+    call_2(words[3], job, job)
+    for k in range(started):
+        call_2(words[6], threads[k], 0)
 '''
-"""Source of the function that does split work."""
+"""Source of the function that does a job."""
 
-_SOURCE = f'''"""Work shared among threads that end with it."""
+_SHARE_SOURCE = f'''"""Work shared among threads that end with it."""
 
 
-{SPLIT}
+{SHARE}
 
-def kernel(part, records, words, count, create, join):
-    """See `split`."""
-    split(part, records, words, count, create, join)
+def kernel(job):
+    """See `share`."""
+    share(job)
+'''
+
+_WORK_SOURCE = f'''"""What each thread does of a job."""
+
+
+def kernel():
+    """Do parts of each pass as long as there are any, and wait for those of other threads."""
+    address = first_argument()
+    job = pointer_to_int64(address)
+    for k in range(job[1]):
+        at = address + 8 * ({_JOB_WORDS} + {_PASS_WORDS} * k)
+        given = pointer_to_int64(at)
+        count = given[2]
+        number = add_for_all(at + {_NEXT}, 1)
+        while number < count:
+            record = given[0] + 8 * given[1] * number
+            call_2(job[0], record, record)
+            add_for_all(at + {_DONE}, 1)
+            number = add_for_all(at + {_NEXT}, 1)
+        looked = 0
+        while read_of_all(at + {_DONE}) < count:
+            looked += 1
+            if looked < {_SPINS} or job[4] == 0:
+                pause()
+            else:
+                call_0(job[4])
 '''
 
 _chosen: int | None = None
@@ -118,7 +154,7 @@ def ranges(total: int, alignment: int = 64) -> list[tuple[int, int]]:
 
 def make_records(total: int, values: Sequence[int]) -> array[int]:
     """Return a record for each thread: `HEAD` words, then `values`."""
-    return array("q", [word for part in ranges(total) for word in (0, 0, 0, *part, *values)])
+    return array("q", [word for part in ranges(total) for word in (*part, *values)])
 
 
 class Team:
@@ -126,31 +162,15 @@ class Team:
 
     Args:
         parallel: address of `GOMP_parallel`, which LLVM's and Intel's runtimes have, too.
-        number: address of `omp_get_thread_num`.
-        members: address of `omp_get_num_threads`.
         size: how many threads the library uses.
     """
 
-    __slots__ = ("members", "number", "parallel", "size")
+    __slots__ = ("parallel", "size")
 
-    def __init__(self, parallel: int, number: int, members: int, size: int) -> None:
+    def __init__(self, parallel: int, size: int) -> None:
         self.parallel = parallel
-        self.number = number
-        self.members = members
         self.size = size
 
-
-_MEMBER_SOURCE = '''"""What a thread of a team does of split work."""
-
-
-def kernel():
-    """Call `part` with every so manieth record, as many as there are threads."""
-    address = first_argument()
-    work = pointer_to_int64(address)
-    for k in range(call_0(work[5]), work[4], call_0(work[6])):
-        record = work[2] + 8 * work[3] * k
-        call_2(work[1], record, record)
-'''
 
 _team: ContextVar[tuple[Team, int] | None] = ContextVar("portopt_team", default=None)
 """A team, and how many of it take part."""
@@ -158,7 +178,7 @@ _team: ContextVar[tuple[Team, int] | None] = ContextVar("portopt_team", default=
 
 @contextlib.contextmanager
 def by(team: Team | None) -> Iterator[None]:
-    """Within this context, a team does what is split; None for threads of portopt's own."""
+    """Within this context, a team does what is shared; None for threads of portopt's own."""
     # Looked up once: between products, which leave little of Python in the caches, each call takes several times as long.
     before = _team.set(None if team is None else (team, min(team.size, get_num_threads())))
     try:
@@ -173,63 +193,85 @@ def team_size() -> int:
     return 0 if found is None else found[1]
 
 
+class Job:
+    """Passes of work, one after the other, the parts of each of which are shared among threads as they come for them.
+
+    A thread that is late, or slow, does fewer of them; all wait for the end of a pass before they begin the next.
+
+    Args:
+        part: address of a compiled function of the prototype `"part"`, which is called with the address of a record.
+        passes: the records of each.
+        words: how many words a record has.
+        memory: what else must live as long as the job.
+
+    Attributes:
+        address: of the job, for `share`.
+        memory: as given.
+        parts: how many the pass of most has.
+    """
+
+    __slots__ = ("_passes", "_words", "address", "memory", "parts")
+
+    def __init__(self, part: int, passes: Sequence[array[int]], words: int, memory: Any = None) -> None:
+        found = _team.get()
+        self.parts = threads = max(map(len, passes)) // words
+        # The functions, then of each pass the records, their length and number, and two counters; then the threads.
+        job = array("q", bytes(8 * (_JOB_WORDS + _PASS_WORDS * len(passes) + threads)))
+        parallel = 0 if found is None else found[0].parallel
+        job[:_JOB_WORDS] = array(
+            "q", (part, len(passes), threads, address_of(_work()), *system_functions(), parallel if threads > 1 else 0)
+        )
+        for k, records in enumerate(passes):
+            address, length = records.buffer_info()
+            at = _JOB_WORDS + _PASS_WORDS * k
+            job[at : at + 3] = array("q", (address, words, length // words))
+        self._words, self._passes, self.memory = job, passes, memory
+        self.address = job.buffer_info()[0]
+
+    def call(self) -> Callable[[], object]:
+        """Return what does it, once: a partial of a function in C."""
+        found = functools.partial(compiled_share(), self.address, self.address, self.address)
+        found.__dict__["job"] = self  # it must live until the call
+        return found
+
+
 def split(part: int, records: array[int], words: int) -> None:
-    """Call a part of the work with the address of each record, in a thread each.
+    """Call a part of the work with the address of each record, in as many threads as there are records.
 
     Args:
         part: address of a compiled function of the prototype `"part"`.
         records: as `make_records` returns them.
         words: how many words each has.
     """
-    split_call(part, records, words)()
-
-
-def split_call(part: int, records: array[int], words: int) -> Callable[[], object]:
-    """Return what does the same as `split`, a partial of a function in C."""
-    address, count = records.buffer_info()[0], len(records) // words
-    found = _team.get()
-    if found is None or count > found[0].size:
-        return functools.partial(compiled_split(), address, address, part, address, words, count, *thread_functions())
-    team, _ = found
-    work = array("q", (0, part, address, words, count, team.number, team.members))
-    call = functools.partial(_parallel(team.parallel), address_of(_member()), work.buffer_info()[0], team.size, 0)
-    call.__dict__["work"] = work  # it must live until the call
-    return call
+    Job(part, [records], words).call()()
 
 
 @functools.cache
-def _parallel(address: int) -> Any:
-    import ctypes
-
-    kinds = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
-    return ctypes.CFUNCTYPE(None, *kinds)(address)
-
-
-@functools.cache
-def _member() -> Any:
+def _work() -> Any:
     from portopt.kernels.host.compiler import compile_function
 
-    return compile_function(_MEMBER_SOURCE, "part")
+    return compile_function(_WORK_SOURCE, "part")
 
 
 @functools.cache
-def compiled_split() -> Any:
-    """Return the compiled function, with arguments as `split` has them in `SPLIT` after two unused addresses."""
+def compiled_share() -> Any:
+    """Return the compiled function, with arguments as `share` has them in `SHARE` after two unused addresses."""
     from portopt.kernels.host.compiler import compile_function
 
-    return compile_function(_SOURCE, "split")
+    return compile_function(_SHARE_SOURCE, "share")
 
 
 @functools.cache
-def thread_functions() -> tuple[int, int]:
-    """Return the addresses of what starts a thread and what waits for its end; zeros where there are no POSIX threads."""
+def system_functions() -> tuple[int, int, int]:
+    """Return the addresses of what lets other threads run, starts one and waits for its end; zeros without POSIX threads."""
     import ctypes
 
     try:
         library = ctypes.CDLL(None)
-        return address_of(library.pthread_create), address_of(library.pthread_join)
+        functions = library.sched_yield, library.pthread_create, library.pthread_join
+        return address_of(functions[0]), address_of(functions[1]), address_of(functions[2])
     except (AttributeError, OSError, TypeError):
-        return 0, 0
+        return 0, 0, 0
 
 
 def address_of(function: Any) -> int:

@@ -20,12 +20,10 @@ from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
 from portopt.kernels.host.kernel import (
-    RECORD_WORDS,
     Inputs,
     Job,
     Passes,
     Work,
-    compiled_part,
     group_words,
     host_kernel,
     make_works,
@@ -93,14 +91,13 @@ def parts_of(works: Sequence[Work], scalars: StepScalars) -> list[Any]:
             )  # fmt: skip
         else:
             groups = group_words([work], [work.table.ctypes.data], inputs)
-            passes, memory = Passes([work], groups.buffer_info()[0]).records(0, at, step, at)
-            parts = passes[0][-1] if work.is_shared else len(passes[0]) // RECORD_WORDS
+            job = Passes([work], groups.buffer_info()[0]).job(0, at, step, at)
+            memory, parts = job.memory, job.parts
             stride = work.memory.part if work.is_shared else work.memory.words(1)
             kept = [stride * k for k in range(parts)]
             for k in kept:
                 memory[k : k + len(first)] = first
-            for records in passes:
-                threads.split(compiled_part(), records, RECORD_WORDS)
+            job.call()()
         found += [_partial(op.name, work.kernel.key.compute_dtype, memory[k : k + len(first)]) for k in kept]
     return found
 

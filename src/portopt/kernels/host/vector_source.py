@@ -37,7 +37,10 @@ HEAD = 512
 FIXED = 8
 """The bit of a sum's special elements that says that it must not be moved."""
 WORDS = 3
-"""Words that a loop keeps of each part: its first and last element, and up to which one it is to be added again, or -1."""
+"""Words that a loop keeps of each part: its first and last element, and up to which one it is to be added again, or -1.
+
+After them comes the exponent of each of its sums.
+"""
 
 FUNCTIONS = f'''
 
@@ -71,7 +74,7 @@ RESERVED = (
         "larger_magnitudes",
         "largest_magnitude",
         "add_vector",
-        "fetch_pages",
+        "fetch_later",
     ),
     *("add_squares_of_vector", "use_widest_vectors", "magnitude_to_float32"),
 )
@@ -155,9 +158,9 @@ def chunks(
         anew: those that begin the sums anew, and note that all before `start` is to be added again.
     """
     added = dict.fromkeys(item.added for item in sums)
-    before = [f"fetch_pages({array}, start)" for array in arrays]
-    before += [f"largest_{x}_of = no_magnitudes()" for x in added]
-    body = [*element, *stores, *(f"largest_{x}_of = larger_magnitudes(largest_{x}_of, {x})" for x in added)]
+    before = [f"largest_{x}_of = no_magnitudes()" for x in added]
+    fetches = [f"fetch_later({array}, i)" for array in dict.fromkeys(arrays)]
+    body = [*fetches, *element, *stores, *(f"largest_{x}_of = larger_magnitudes(largest_{x}_of, {x})" for x in added)]
     after = [f"bound_{x}_of = float64(magnitude_to_float32(largest_magnitude(largest_{x}_of)))" for x in added]
     found, excess = [], []
     for item in sums:
@@ -192,7 +195,12 @@ def chunks(
 
 def words_of_loops(stages: Stages) -> int:
     """Return how many words loops keep of each part, whatever the dtypes."""
-    return WORDS * len(loops_with_words(stages))
+    return sum(words(stages.loops[k]) for k in loops_with_words(stages))
+
+
+def words(loop: Loop) -> int:
+    """Return how many words a loop keeps of each part."""
+    return WORDS + len(loop.reductions)
 
 
 def loops_with_words(stages: Stages) -> list[int]:

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from portopt.kernels.host import threads
-from portopt.kernels.host.kernel import RECORD_WORDS, Inputs, Passes, Work, compiled_part, group_words
+from portopt.kernels.host.kernel import Inputs, Passes, Work, group_words
 from portopt.kernels.host.look import compiled_look, python_functions
 from portopt.kernels.host.readers import ArrayReader, Layout
 from portopt.kernels.host.script import DEEPEST, Script, numbered, with_numbers
@@ -30,17 +29,15 @@ class Call:
         self.written: list[Any] = [None] * written
         self.gradients: list[Any] = [None] * gradients
         self.table = table
-        # Both lists, the table, threads' passes and their number, and whether the lists are filled.
-        self._fields = array("q", (id(self.written), id(self.gradients), table.buffer_info()[0], 0, 0, 0))
+        # Both lists, the table, the job of threads, and whether the lists are filled.
+        self._fields = array("q", (id(self.written), id(self.gradients), table.buffer_info()[0], 0, 0))
         self.address = self._fields.buffer_info()[0]
 
     def share(self, passes: Passes, inputs: int, step: int, outputs: int) -> None:
         """Let threads do the work."""
-        records, memory = passes.records(self.table.buffer_info()[0], inputs, step, outputs)
-        # Of each pass, the records and their number.
-        listed = array("q", [word for r in records for word in (r.buffer_info()[0], len(r) // RECORD_WORDS)])
-        self._fields[3], self._fields[4] = listed.buffer_info()[0], len(records)
-        self._keep_alive = records, memory, listed
+        job = passes.job(self.table.buffer_info()[0], inputs, step, outputs)
+        self._fields[3] = job.address
+        self._keep_alive = job
 
 
 class Watch:
@@ -144,7 +141,7 @@ class Watch:
             tuple.__basicsize__ // 8, api.set_item, api.hold, api.call, api.release,
             0 if note_written is None else id(note_written), api.save_thread, api.restore_thread,
             count + held, len(gradients), *(reader.layout or [0] * len(Layout._fields)),
-            at(known) + 8 * count, 0, *threads.thread_functions(),
+            at(known) + 8 * count,
         ])  # fmt: skip
         self.offsets, self.parts = offsets, parts
         self._table, self._lengths = table, (count + held, len(gradients))
@@ -164,7 +161,6 @@ class Watch:
 
     def share(self, call: Call, inputs: int, step: int) -> None:
         """Let threads do the step of a call."""
-        self._context[_PART] = compiled_part()
         call.share(self._passes, inputs, step, inputs)
 
     def look(
@@ -183,10 +179,6 @@ class Watch:
         at = self._address
         own = 0 if call is None else call.address
         return not self._look(at, at, at, id(params), id(grads), id(slots), inputs, step, own)
-
-
-_PART = 45
-"""Where the context has the address of the function that does one thread's part."""
 
 
 def size_of(a: Any) -> int:
