@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from portopt.kernels.host.staged_source import row_width, workspace
+from portopt.kernels.host.staged_steps import row_width, workspace
 from portopt.kernels.host.threads import ELEMENTS_PER_THREAD, is_small
 from portopt.kernels.stages import Stages
 
@@ -92,7 +92,7 @@ def make_handler(
         in_place: whether the kernel overwrites its operands; then XLA must give the results the memory of the operands.
         has_outputs: whether the kernel has scalar outputs.
         stages: of the kernel; None if it is elementwise.
-        shared_steps: as `portopt.kernels.host.staged_source.shared_steps` returns them.
+        shared_steps: as `portopt.kernels.host.staged_steps.shared_steps` returns them.
     """
     llvm = _llvm()
     columns = operands if in_place else operands + results

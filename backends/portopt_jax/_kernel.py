@@ -27,7 +27,8 @@ from portopt.kernels.groups import grouped
 from portopt.kernels.host.compiler import available, compile_kernel, default_flush
 from portopt.kernels.host.kernel import can_run as has_kernel
 from portopt.kernels.host.source import kernel_source
-from portopt.kernels.host.staged_source import shared_steps, staged_source, stages_of
+from portopt.kernels.host.staged_source import staged_source
+from portopt.kernels.host.staged_steps import shared_steps, stages_of
 from portopt.kernels.key import KernelKey
 from portopt.program import GIVEN, Program
 from portopt.program.draws import Place

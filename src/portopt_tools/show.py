@@ -57,7 +57,8 @@ def _key(program: Program, dtype: str, flush: Flush) -> KernelKey:
 def _numba(program: Program, dtype: str) -> str:
     from portopt.kernels.host.compiler import default_flush
     from portopt.kernels.host.source import kernel_source
-    from portopt.kernels.host.staged_source import can_be_staged, staged_source
+    from portopt.kernels.host.staged_source import staged_source
+    from portopt.kernels.host.staged_steps import can_be_staged
 
     return _source(program, dtype, default_flush(), kernel_source, can_be_staged, staged_source)
 

@@ -13,7 +13,7 @@ from support.carries import SQUARES, SUMS
 
 import portopt
 from portopt.kernels.host.reduction_source import reducing_functions_source
-from portopt.kernels.host.staged_source import stages_of
+from portopt.kernels.host.staged_steps import stages_of
 from portopt.program import bins
 
 

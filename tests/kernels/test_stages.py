@@ -15,7 +15,7 @@ from support.twins import Twin, same
 import portopt
 from portopt.hyperparameters import seed_hyperparameter
 from portopt.kernels.host import compiler, kernel, threads
-from portopt.kernels.host.staged_source import stages_of
+from portopt.kernels.host.staged_steps import stages_of
 from portopt.kernels.stages import Loop, can_cut, store_early
 from portopt.program.draws import Place
 from portopt.scalars import sqrt, where

@@ -1,6 +1,6 @@
 """From a kernel's source to a function in memory: numba translates, LLVM compiles, llvmlite loads.
 
-numba serves as a translator only. What runs is always the object code that it made, loaded by llvmlite, whether it was made
+numba serves as a translator only. What runs is always object code, loaded by llvmlite, whether it was made
 just now or comes from the cache; so a process that finds its kernels in the cache never imports numba.
 """
 

@@ -17,7 +17,7 @@ from portopt.interrupts import finish
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function, compile_kernel, default_flush
-from portopt.kernels.host.staged_source import Workspace, can_be_staged, row_width, shared_steps, stages_of, workspace
+from portopt.kernels.host.staged_steps import Workspace, can_be_staged, row_width, shared_steps, stages_of, workspace
 from portopt.kernels.key import NEW, KernelKey
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars

@@ -29,7 +29,7 @@ from portopt.kernels.host.kernel import (
     make_works,
 )
 from portopt.kernels.host.reduction_source import ABOVE, first_words
-from portopt.kernels.host.staged_source import can_be_staged
+from portopt.kernels.host.staged_steps import can_be_staged
 from portopt.kernels.totals import reducing
 from portopt.program import Program
 from portopt.program.bins import Bins

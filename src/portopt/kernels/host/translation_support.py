@@ -73,6 +73,7 @@ class _Codegen(codegen.Codegen):  # type: ignore[misc]
     _library_class = _Library
 
     def __init__(self) -> None:
+        llvm.initialize_native_target()
         machine = llvm.Target.from_default_triple().create_target_machine(codemodel="jitdefault", jit=True)
         self._target_data = machine.target_data
 
