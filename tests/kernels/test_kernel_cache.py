@@ -279,8 +279,8 @@ def test_kernels_are_compiled_again_for_other_functions_that_they_call(
     monkeypatch.setattr(compiler, "__file__", str(tmp_path / "compiler.py"))
     assert compiler._digest_of_functions() == key["functions"]
     for name in (
-        *("support", "block_support", "llvm_support", "product_support", "reduction_support", "translation_support"),
-        "vector_support",
+        *("support", "block_support", "llvm_support", "product_support", "reduction_support", "target_support"),
+        *("translation_support", "vector_support"),
     ):
         with (tmp_path / f"{name}.py").open("a") as module_file:
             module_file.write("\n")

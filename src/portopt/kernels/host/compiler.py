@@ -175,17 +175,10 @@ def _compile(source: str, prototype: str) -> bytes:
     """Compile a kernel's source to an object file that needs nothing of numba's.
 
     Raises:
-        RuntimeError: numba's interface is not the one that portopt knows, or a function that is called is not there.
+        RuntimeError: a function that is called is not there without numba.
     """
-    try:
-        from portopt.kernels.host.translation_support import translatable, translated
-    except (ImportError, AttributeError) as error:
-        version = importlib.metadata.version("numba")
-        raise RuntimeError(
-            f"kernels cannot be compiled with numba {version}, whose interface is another one ({error}): "
-            "install a version that portopt knows, or none, and steps are computed without kernels"
-        ) from error
     from portopt.kernels.host import product_support, reduction_support, support, vector_support
+    from portopt.kernels.host.translation_support import translatable, translated
 
     further = {
         "stages": {**reduction_support.NAMESPACE, **vector_support.OPERATIONS},
