@@ -21,7 +21,7 @@ from portopt.backend.array_api import ArrayAPIBackend
 from portopt.backend.modes import interpreted
 from portopt.backend.protocol import Work
 from portopt.backend.registry import get_backend
-from portopt.program import DRAWS, REDUCTIONS, Kind, Op, Program
+from portopt.program import DRAWS, REDUCTIONS, Kind, Op, Program, bins
 from portopt.program.draws import Place, draw
 from portopt.program.products import matmul
 
@@ -122,12 +122,23 @@ def check_operation(backend: ArrayAPIBackend, name: str, compute: str, like: Any
         WrongOperationError: it gives other bits, or raises an error.
     """
     words, numbers = (_flushed(operand(compute, i)) for i in (0, 1))
-    for array in (numbers[-_ORDINARY:].reshape(16, -1), words[: words.size // 7 * 7].reshape(-1, 7)):
+    ordinary = numbers[-_ORDINARY:].reshape(16, -1)
+    for array in (ordinary, _cancelling(ordinary), words[: words.size // 7 * 7].reshape(-1, 7)):
         host = {"x": array, "m": array < 1}
         given = {letter: backend.from_own(x.copy(), backend.on_device(like)) for letter, x in host.items()}
         for what, function in _forms(name, compute):
             expected, found = _both(backend, f"{what} in {compute}", function, host, given)
             _compare(backend, f"{what} in {compute}", expected, found, {})
+
+
+def _cancelling(ordinary: Any) -> Any:
+    """Return large numbers that cancel in every sum, and small ones, which only the last of the bins of `bins` have room for."""
+    import numpy as np
+
+    largest, width = 2.0 ** (bins.OFFSET - 1), bins.WIDTH
+    numbers = ordinary * ordinary.dtype.type(2.0 ** (bins.OFFSET - 2 * width))
+    numbers[:2, :2] = np.array([[largest, -largest], [-largest, largest]])
+    return numbers
 
 
 def _forms(name: str, compute: str) -> Iterator[tuple[str, Callable[[ArrayAPIBackend, Any], Any]]]:
