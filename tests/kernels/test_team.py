@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
+import threading
+import time
+from array import array
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +50,26 @@ def test_a_team_does_each_part_once(size: int, parts: int, monkeypatch: pytest.M
     assert threads.team_size() == 0
     assert_same_bits(found.integers[0], expected.integers[0])
     assert_same_bits(found.factor, expected.factor)
+
+
+@pytest.mark.parametrize("most", [1, 2, 7])
+def test_no_more_threads_of_a_team_take_part_than_it_has(most: int) -> None:
+    done: list[tuple[int, int]] = []
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)
+    def part(record: Any, _: Any) -> int:
+        done.append((record[0], threading.get_native_id()))
+        time.sleep(0.002)
+        return 0
+
+    portopt.set_num_threads(most)
+    try:
+        with threads.by(some_team(2)):
+            threads.split(threads.address_of(part), array("q", range(9)), 1)
+    finally:
+        portopt.set_num_threads(None)
+    assert sorted(number for number, _ in done) == list(range(9))
+    assert len({thread for _, thread in done}) <= min(most, 2)
 
 
 def test_torch_with_one_thread_has_no_team() -> None:

@@ -214,7 +214,9 @@ class Job:
 
     def __init__(self, part: int, passes: Sequence[array[int]], words: int, memory: Any = None) -> None:
         found = _team.get()
-        self.parts = threads = max(map(len, passes)) // words
+        self.parts = max(map(len, passes)) // words
+        # Asked for more threads than it has, a library's runtime would start some, and change its own team.
+        threads = self.parts if found is None else min(self.parts, found[1])
         # The functions, then of each pass the records, their length and number, and two counters; then the threads.
         job = array("q", bytes(8 * (_JOB_WORDS + _PASS_WORDS * len(passes) + threads)))
         parallel = 0 if found is None else found[0].parallel
