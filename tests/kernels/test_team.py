@@ -56,12 +56,12 @@ def test_a_team_does_each_part_once(size: int, parts: int, monkeypatch: pytest.M
 def test_no_more_threads_of_a_team_take_part_than_it_has(most: int) -> None:
     done: list[tuple[int, int]] = []
 
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)
-    def part(record: Any, _: Any) -> int:
+    def note(record: Any, _: Any) -> int:
         done.append((record[0], threading.get_native_id()))
         time.sleep(0.002)
         return 0
 
+    part = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)(note)
     portopt.set_num_threads(most)
     try:
         with threads.by(some_team(2)):
