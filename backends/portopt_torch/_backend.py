@@ -523,6 +523,9 @@ def _reader() -> readers.ArrayReader | None:
             torch.zeros(3, 4, device="meta"),
         ]
 
+    import os
+    if not os.environ.get('NOTEAM'):
+        reader=reader._replace(team=lambda: importlib.import_module('portopt_torch._team').team())
     return reader if memory.elsewhere(lambda: trial.works(reader, torch.tensor, wrong)) else None
 
 

@@ -202,6 +202,8 @@ def group_words(work: Sequence[Work], offsets: Sequence[int], inputs: Inputs) ->
     return words
 
 
+import os
+SHARED = threads.chunks if os.environ.get('SHARED') else threads.ranges
 class Passes:
     """What threads do of a step, one pass after the other, each of which is split among them.
 
@@ -221,8 +223,8 @@ class Passes:
 
     def job(self, tables: int, inputs: int, step: int, outputs: int) -> threads.Job:
         """Return the job that does them; its memory is the workspaces of the parts."""
-        alone = threads.ranges(self._total) if self._alone else []
-        shared = [threads.ranges(item.total) for item in self._shared]
+        alone = threads.chunks(self._total) if self._alone else []
+        shared = [SHARED(item.total) for item in self._shared]
         words = [self._memory * len(alone)]
         words += [item.memory.words(len(parts)) for item, parts in zip(self._shared, shared, strict=True)]
         memory = np.empty(max(words), np.int64)
@@ -243,7 +245,8 @@ class Passes:
                 for k, part in enumerate(chosen):
                     records.extend((*part, group, 1, *given, stage, at, k, len(parts)))
                 passes.append(records)
-        return threads.Job(compiled_part(), passes, RECORD_WORDS, memory)
+        at_most = max(map(threads.worth, [self._total, *[item.total for item in self._shared]]))
+        return threads.Job(compiled_part(), passes, RECORD_WORDS, memory, at_most)
 
 
 def shared_last(work: Sequence[Work]) -> list[Work]:

@@ -43,6 +43,7 @@ class ArrayReader(NamedTuple):
     dtype: Callable[[Any], int]
     address: Callable[[Any], int]
     layout: Layout | None = None
+    team: Any = None
 
 
 _DLPACK_TYPES = {"float16": (2, 16), "bfloat16": (4, 16), "float32": (2, 32), "float64": (2, 64)}
@@ -69,4 +70,12 @@ def dlpack_reader(
     return ArrayReader(table[5], dtype, address, layout)
 
 
-NUMPY_READER = ArrayReader(0, lambda array: id(array.dtype), lambda array: int(array.ctypes.data))
+def numpy_team():
+    import sys, os
+    if os.environ.get("NUMPY_TEAM") and "torch" in sys.modules:
+        import portopt_torch._team as t
+        return t.team()
+    return None
+
+
+NUMPY_READER = ArrayReader(0, lambda array: id(array.dtype), lambda array: int(array.ctypes.data), team=numpy_team)

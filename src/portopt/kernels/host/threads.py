@@ -23,13 +23,20 @@ from typing import Any
 ELEMENTS_PER_THREAD = 1 << 18
 """A thread gets at least so many elements: starting one costs about 50 µs, in which Adam updates this many."""
 
+ELEMENTS_PER_CHUNK = int(os.environ.get("CHUNK", 1 << 16))
+CHUNKS_PER_THREAD = int(os.environ.get("CHUNKS", 64))
+
 HEAD = 2
 """Words with which a record begins: first and last element (exclusive)."""
 
-_JOB_WORDS, _PASS_WORDS = 8, 48
-"""Words of a job and of each of its passes, as `Job` writes them; no two counters are in one line of a processor's cache."""
-_NEXT, _DONE = 8 * 16, 8 * 32
-"""Where a pass has the number of the next part, and that of the parts that are done, in bytes."""
+_APART = 16
+"""Words from one counter to the next: a processor hands over two lines of its cache together."""
+_JOB_WORDS = 3 * _APART
+"""Words of a job, as `Job` writes them: what it is, then the number of threads that have come."""
+_CAME = 8 * 2 * _APART
+"""Where that number is, in bytes."""
+_DONE, _NEXT = 8 * _APART, 8 * 2 * _APART
+"""Where a pass has the number of parts that are done, and, for each thread, the number that were taken of its range, in bytes."""
 _SPINS = 1 << 11
 """How often a thread looks whether others are done before it lets the system run something else: some 50 µs."""
 
@@ -37,12 +44,13 @@ SHARE = f'''def share(job):
     """Do all passes of a job, in as many threads as it wants and as there can be; return when all is done."""
     words = pointer_to_int64(job)
     if words[7] != 0:
-        call_4(words[7], words[3], job, words[2], 0)
+        call_4(words[7], words[3], job, words[8], 0)
         return
-    threads = pointer_to_int64(job + 8 * ({_JOB_WORDS} + {_PASS_WORDS} * words[1]))
+    behind = job + 8 * ({_JOB_WORDS} + words[9] * words[1])
+    threads = pointer_to_int64(behind)
     started = 0
     while started < words[2] - 1 and words[5] != 0:
-        if call_4(words[5], job + 8 * ({_JOB_WORDS} + {_PASS_WORDS} * words[1] + started), 0, words[3], job) != 0:
+        if call_4(words[5], behind + 8 * started, 0, words[3], job) != 0:
             break
         started += 1
     call_2(words[3], job, job)
@@ -65,19 +73,27 @@ _WORK_SOURCE = f'''"""What each thread does of a job."""
 
 
 def kernel():
-    """Do parts of each pass as long as there are any, and wait for those of other threads."""
+    """Do parts of each pass as long as there are any, those of the thread's own range first, and wait for those of others."""
     address = first_argument()
     job = pointer_to_int64(address)
+    threads = job[2]
+    own = add_for_all(address + {_CAME}, 1)
+    if own >= threads:
+        return
     for k in range(job[1]):
-        at = address + 8 * ({_JOB_WORDS} + {_PASS_WORDS} * k)
+        at = address + 8 * ({_JOB_WORDS} + job[9] * k)
         given = pointer_to_int64(at)
         count = given[2]
-        number = add_for_all(at + {_NEXT}, 1)
-        while number < count:
-            record = given[0] + 8 * given[1] * number
-            call_2(job[0], record, record)
-            add_for_all(at + {_DONE}, 1)
-            number = add_for_all(at + {_NEXT}, 1)
+        for turn in range(threads):
+            whose = (own + turn) % threads
+            first = count * whose // threads
+            taken = at + {_NEXT} + {8 * _APART} * whose
+            number = first + add_for_all(taken, 1)
+            while number < count * (whose + 1) // threads:
+                record = given[0] + 8 * given[1] * number
+                call_2(job[0], record, record)
+                add_for_all(at + {_DONE}, 1)
+                number = first + add_for_all(taken, 1)
         looked = 0
         while read_of_all(at + {_DONE}) < count:
             looked += 1
@@ -145,11 +161,31 @@ def is_small(total: int) -> bool:
     return total < 2 * ELEMENTS_PER_THREAD
 
 
+def worth(total: int) -> int:
+    """Return how many threads are worth their while for so many elements."""
+    return 1 if is_small(total) else min(_most(), total // ELEMENTS_PER_THREAD)
+
+
 def ranges(total: int, alignment: int = 64) -> list[tuple[int, int]]:
     """Return the ranges that make up `range(total)`, one for each thread that is worth its while; at least one."""
-    parts = 1 if is_small(total) else min(get_num_threads(), total // ELEMENTS_PER_THREAD)
+    return _ranges(total, worth(total), alignment)
+
+
+def chunks(total: int, alignment: int = 64) -> list[tuple[int, int]]:
+    """Return ranges that make up `range(total)`, more of them than threads, so that nobody waits long for a slow one."""
+    count = worth(total)
+    return _ranges(total, 1 if count == 1 else max(count, min(count * CHUNKS_PER_THREAD, total // ELEMENTS_PER_CHUNK)), alignment)
+
+
+def _ranges(total: int, parts: int, alignment: int) -> list[tuple[int, int]]:
     size = max(-(-total // parts // alignment) * alignment, 1)
     return [(start, min(start + size, total)) for start in range(0, total, size)] or [(0, 0)]
+
+
+def _most() -> int:
+    """Return how many threads may take part."""
+    found = _team.get()
+    return get_num_threads() if found is None else found[1]
 
 
 def make_records(total: int, values: Sequence[int]) -> array[int]:
@@ -203,6 +239,7 @@ class Job:
         passes: the records of each.
         words: how many words a record has.
         memory: what else must live as long as the job.
+        at_most: how many threads are worth their while; None for as many as there are parts.
 
     Attributes:
         address: of the job, for `share`.
@@ -212,20 +249,22 @@ class Job:
 
     __slots__ = ("_passes", "_words", "address", "memory", "parts")
 
-    def __init__(self, part: int, passes: Sequence[array[int]], words: int, memory: Any = None) -> None:
+    def __init__(
+        self, part: int, passes: Sequence[array[int]], words: int, memory: Any = None, at_most: int | None = None
+    ) -> None:
         found = _team.get()
         self.parts = max(map(len, passes)) // words
-        # Asked for more threads than it has, a library's runtime would start some, and change its own team.
-        threads = self.parts if found is None else min(self.parts, found[1])
-        # The functions, then of each pass the records, their length and number, and two counters; then the threads.
-        job = array("q", bytes(8 * (_JOB_WORDS + _PASS_WORDS * len(passes) + threads)))
-        parallel = 0 if found is None else found[0].parallel
-        job[:_JOB_WORDS] = array(
-            "q", (part, len(passes), threads, address_of(_work()), *system_functions(), parallel if threads > 1 else 0)
-        )
+        most = _most()
+        threads = min(self.parts, most if at_most is None else min(most, at_most))
+        # What is done in this thread alone needs nobody.
+        parallel, size = (0, 0) if found is None or threads < 2 else (found[0].parallel, found[0].size)
+        per_pass = (2 + threads) * _APART
+        job = array("q", bytes(8 * (_JOB_WORDS + per_pass * len(passes) + threads)))
+        of_job = part, len(passes), threads, address_of(_work()), *system_functions(), parallel, size, per_pass
+        job[: len(of_job)] = array("q", of_job)
         for k, records in enumerate(passes):
             address, length = records.buffer_info()
-            at = _JOB_WORDS + _PASS_WORDS * k
+            at = _JOB_WORDS + per_pass * k
             job[at : at + 3] = array("q", (address, words, length // words))
         self._words, self._passes, self.memory = job, passes, memory
         self.address = job.buffer_info()[0]
