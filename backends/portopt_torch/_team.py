@@ -56,9 +56,9 @@ class _Known:
         if self._state is not None:
             os.close(self._state)
 
-    def is_of_another(self) -> bool:
-        """Tell whether another thread, which has not ended, has the team."""
-        return self.thread != threading.get_native_id() and os.path.exists(f"/proc/self/task/{self.thread}")
+    def has_its_thread(self) -> bool:
+        """Tell whether the thread that has the team is still there."""
+        return os.path.exists(f"/proc/self/task/{self.thread}")
 
     def should_work(self) -> bool:
         """Tell whether the next step should be done by the team.
@@ -109,14 +109,12 @@ def working_team() -> Team | None:
 
 def _team(size: int) -> Team | None:
     global _known
-    known = _known
     if os.getpid() != _process or not _parallel():
         return None
-    if known is None or (known.size != size and not known.is_of_another()):
-        known = _known = _Known(size)
-    elif known.is_of_another():
+    known, is_own = _known, _known is not None and _known.thread == threading.get_native_id()
+    if known is not None and not is_own and known.has_its_thread():
         return None
-    elif known.thread != threading.get_native_id():
+    if known is None or not is_own or known.size != size:
         known = _known = _Known(size)
     return known.team
 

@@ -202,8 +202,6 @@ def group_words(work: Sequence[Work], offsets: Sequence[int], inputs: Inputs) ->
     return words
 
 
-import os
-SHARED = threads.chunks if os.environ.get('SHARED') else threads.ranges
 class Passes:
     """What threads do of a step, one pass after the other, each of which is split among them.
 
@@ -223,8 +221,8 @@ class Passes:
 
     def job(self, tables: int, inputs: int, step: int, outputs: int) -> threads.Job:
         """Return the job that does them; its memory is the workspaces of the parts."""
-        alone = threads.chunks(self._total) if self._alone else []
-        shared = [SHARED(item.total) for item in self._shared]
+        alone = threads.parts(self._total) if self._alone else []
+        shared = [threads.parts(item.total) for item in self._shared]
         words = [self._memory * len(alone)]
         words += [item.memory.words(len(parts)) for item, parts in zip(self._shared, shared, strict=True)]
         memory = np.empty(max(words), np.int64)
@@ -236,7 +234,7 @@ class Passes:
             for k, part in enumerate(alone):
                 own = at + 8 * self._memory * k
                 records.extend((*part, self._groups, len(self._alone), *given, -1, own, 0, 1))
-            passes.append(records)
+            passes.append(threads.Pass(compiled_part(), records, RECORD_WORDS))
         for number, (item, parts) in enumerate(zip(self._shared, shared, strict=True)):
             group = self._groups + 8 * GROUP_WORDS * (len(self._alone) + number)
             for stage, is_shared in enumerate(item.kernel.shared_steps):
@@ -244,9 +242,9 @@ class Passes:
                 records = array("q")
                 for k, part in enumerate(chosen):
                     records.extend((*part, group, 1, *given, stage, at, k, len(parts)))
-                passes.append(records)
+                passes.append(threads.Pass(compiled_part(), records, RECORD_WORDS))
         at_most = max(map(threads.worth, [self._total, *[item.total for item in self._shared]]))
-        return threads.Job(compiled_part(), passes, RECORD_WORDS, memory, at_most)
+        return threads.Job(passes, memory, at_most)
 
 
 def shared_last(work: Sequence[Work]) -> list[Work]:

@@ -58,6 +58,7 @@ class Plan:
         totals: what computes those that are not of arrays as they are, by name.
         further: names of further inputs.
         is_noted: whether somebody is told of the written arrays.
+        team: returns threads that should do a large step.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Plan:
         further: tuple[str, ...],
         *,
         is_noted: bool,
+        team: Callable[[], threads.Team | None],
     ) -> None:
         self.program = next(iter(programs))
         self.backend = backend
@@ -91,6 +93,7 @@ class Plan:
         self._state_type: type[OptimizerState] = type(trees[2])
         self._total = sum(part.total for part in work)
         self._runs_at_once = threads.is_small(self._total)
+        self._team = team
         self._needs_call = is_noted or not self._runs_at_once
         # Inputs of the last step and the hyperparameters that were given for it.
         self._kept: tuple[array[float], dict[str, Any]] | None = None
@@ -100,6 +103,12 @@ class Plan:
 
         A step that has begun to write is finished, whatever is raised meanwhile.
         """
+        if self._runs_at_once:
+            return self._step(rule, params, grads, state, overrides)
+        with threads.by(self._team):
+            return self._step(rule, params, grads, state, overrides)
+
+    def _step(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> OptimizerState | None:
         if not self._is_for(state):
             return None
         if self.inputs:
@@ -264,7 +273,7 @@ def make_plan(
     if not watch.is_possible or totals is None:
         return None
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
-    return Plan(backend, shapes, trees, watch, work, inputs, totals, further, is_noted=note_written is not None)
+    return Plan(backend, shapes, trees, watch, work, inputs, totals, further, is_noted=note_written is not None, team=reader.team)
 
 
 def _planned_totals(

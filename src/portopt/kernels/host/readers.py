@@ -6,6 +6,8 @@ import ctypes
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from portopt.kernels.host.threads import Team
+
 
 class Layout(NamedTuple):
     """Where a library keeps what DLPack does not tell of an array; words are counted from the start of an object.
@@ -37,20 +39,25 @@ class ArrayReader(NamedTuple):
         dtype: returns what stands for an array's dtype there.
         address: returns the address of an array's memory.
         layout: what else is read; None for NumPy arrays.
+        team: returns the library's threads if they should do a large step.
     """
 
     function: int
     dtype: Callable[[Any], int]
     address: Callable[[Any], int]
     layout: Layout | None = None
-    team: Any = None
+    team: Callable[[], Team | None] = lambda: None
 
 
 _DLPACK_TYPES = {"float16": (2, 16), "bfloat16": (4, 16), "float32": (2, 32), "float64": (2, 64)}
 
 
 def dlpack_reader(
-    kind: type, dtype_name: Callable[[Any], str], address: Callable[[Any], int], layout: Layout
+    kind: type,
+    dtype_name: Callable[[Any], str],
+    address: Callable[[Any], int],
+    layout: Layout,
+    team: Callable[[], Team | None],
 ) -> ArrayReader | None:
     """Return the reader of an array type with DLPack's exchange API in version 1; None if it has none."""
     capsule = getattr(kind, "__dlpack_c_exchange_api__", None)
@@ -67,15 +74,7 @@ def dlpack_reader(
         code, bits = _DLPACK_TYPES[dtype_name(array)]
         return code | bits << 8 | 1 << 16
 
-    return ArrayReader(table[5], dtype, address, layout)
+    return ArrayReader(table[5], dtype, address, layout, team)
 
 
-def numpy_team():
-    import sys, os
-    if os.environ.get("NUMPY_TEAM") and "torch" in sys.modules:
-        import portopt_torch._team as t
-        return t.team()
-    return None
-
-
-NUMPY_READER = ArrayReader(0, lambda array: id(array.dtype), lambda array: int(array.ctypes.data), team=numpy_team)
+NUMPY_READER = ArrayReader(0, lambda array: id(array.dtype), lambda array: int(array.ctypes.data))

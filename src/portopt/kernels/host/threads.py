@@ -1,10 +1,13 @@
 """Threads for large steps.
 
-Kernels run without the GIL on threads of the operating system rather than OpenMP's: two OpenMP runtimes in one process (torch
-brings its own) can deadlock or oversubscribe, and GNU's does not survive `fork`. The threads are made for one call and end
-before it returns, in one compiled function. So nothing can be raised while they write, no thread writes later, and there is
-nothing that a fork could break. A step of several passes is one call: between them threads wait awake, since to start one
+Kernels run without the GIL on threads of the operating system rather than of an OpenMP runtime of portopt's own: two runtimes in
+one process (torch brings its own) can deadlock or oversubscribe, and GNU's does not survive `fork`. The threads are made for one
+call and end before it returns, in one compiled function. So nothing can be raised while they write, no thread writes later, and
+there is nothing that a fork could break. A step of several passes is one call: between them threads wait awake, since to start one
 takes as long as to update many elements. How the elements are split never changes a bit, because each element is computed alone.
+
+A library whose own threads wait awake on every processor lends them (`Team`). There are more parts of the work than threads, so that
+nobody waits long for one that comes late or is slow.
 
 `import portopt` imports this module, so it imports what it needs when it is needed.
 """
@@ -18,25 +21,27 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 ELEMENTS_PER_THREAD = 1 << 18
 """A thread gets at least so many elements: starting one costs about 50 µs, in which Adam updates this many."""
 
-ELEMENTS_PER_CHUNK = int(os.environ.get("CHUNK", 1 << 16))
-CHUNKS_PER_THREAD = int(os.environ.get("CHUNKS", 64))
+ELEMENTS_PER_PART = 1 << 16
+"""A part has at least so many elements if there are more parts than threads: beginning one costs some microseconds of memory's
+time, since what the processor fetches ahead has to begin anew."""
+_PARTS_PER_THREAD = 16
+_ALIGNMENT = 64
+"""Of the first element of a part."""
 
 HEAD = 2
 """Words with which a record begins: first and last element (exclusive)."""
 
 _APART = 16
 """Words from one counter to the next: a processor hands over two lines of its cache together."""
-_JOB_WORDS = 3 * _APART
-"""Words of a job, as `Job` writes them: what it is, then the number of threads that have come."""
-_CAME = 8 * 2 * _APART
-"""Where that number is, in bytes."""
-_DONE, _NEXT = 8 * _APART, 8 * 2 * _APART
-"""Where a pass has the number of parts that are done, and, for each thread, the number that were taken of its range, in bytes."""
+_JOB_WORDS, _CAME = 2 * _APART, 8 * _APART
+"""Words of a job, as `Job` writes them, and where among them the number of threads is that have come, in bytes."""
+_DONE, _TAKEN = 8 * _APART, 8 * 2 * _APART
+"""Where a pass has the number of parts that are done and, for each thread, of parts taken of those that are its own, in bytes."""
 _SPINS = 1 << 11
 """How often a thread looks whether others are done before it lets the system run something else: some 50 µs."""
 
@@ -73,7 +78,7 @@ _WORK_SOURCE = f'''"""What each thread does of a job."""
 
 
 def kernel():
-    """Do parts of each pass as long as there are any, those of the thread's own range first, and wait for those of others."""
+    """Do parts of each pass as long as there are any, first those that are its own, and wait for those of other threads."""
     address = first_argument()
     job = pointer_to_int64(address)
     threads = job[2]
@@ -83,15 +88,17 @@ def kernel():
     for k in range(job[1]):
         at = address + 8 * ({_JOB_WORDS} + job[9] * k)
         given = pointer_to_int64(at)
+        part = given[3]
         count = given[2]
         for turn in range(threads):
             whose = (own + turn) % threads
             first = count * whose // threads
-            taken = at + {_NEXT} + {8 * _APART} * whose
+            last = count * (whose + 1) // threads
+            taken = at + {_TAKEN} + {8 * _APART} * whose
             number = first + add_for_all(taken, 1)
-            while number < count * (whose + 1) // threads:
+            while number < last:
                 record = given[0] + 8 * given[1] * number
-                call_2(job[0], record, record)
+                call_2(part, record, record)
                 add_for_all(at + {_DONE}, 1)
                 number = first + add_for_all(taken, 1)
         looked = 0
@@ -163,29 +170,23 @@ def is_small(total: int) -> bool:
 
 def worth(total: int) -> int:
     """Return how many threads are worth their while for so many elements."""
-    return 1 if is_small(total) else min(_most(), total // ELEMENTS_PER_THREAD)
+    return 1 if is_small(total) else min(_lent().most, total // ELEMENTS_PER_THREAD)
 
 
-def ranges(total: int, alignment: int = 64) -> list[tuple[int, int]]:
+def ranges(total: int) -> list[tuple[int, int]]:
     """Return the ranges that make up `range(total)`, one for each thread that is worth its while; at least one."""
-    return _ranges(total, worth(total), alignment)
+    return _ranges(total, worth(total))
 
 
-def chunks(total: int, alignment: int = 64) -> list[tuple[int, int]]:
-    """Return ranges that make up `range(total)`, more of them than threads, so that nobody waits long for a slow one."""
+def parts(total: int) -> list[tuple[int, int]]:
+    """Return ranges that make up `range(total)`, more than one for each thread that is worth its while if there are several."""
     count = worth(total)
-    return _ranges(total, 1 if count == 1 else max(count, min(count * CHUNKS_PER_THREAD, total // ELEMENTS_PER_CHUNK)), alignment)
+    return _ranges(total, count if count == 1 else min(_PARTS_PER_THREAD * count, total // ELEMENTS_PER_PART))
 
 
-def _ranges(total: int, parts: int, alignment: int) -> list[tuple[int, int]]:
-    size = max(-(-total // parts // alignment) * alignment, 1)
+def _ranges(total: int, count: int) -> list[tuple[int, int]]:
+    size = max(-(-total // count // _ALIGNMENT) * _ALIGNMENT, 1)
     return [(start, min(start + size, total)) for start in range(0, total, size)] or [(0, 0)]
-
-
-def _most() -> int:
-    """Return how many threads may take part."""
-    found = _team.get()
-    return get_num_threads() if found is None else found[1]
 
 
 def make_records(total: int, values: Sequence[int]) -> array[int]:
@@ -197,8 +198,8 @@ class Team:
     """Threads of a library's OpenMP runtime, for work between calls of that library: they are awake, and on every processor.
 
     Args:
-        parallel: address of `GOMP_parallel`, which LLVM's and Intel's runtimes have, too.
-        size: how many threads the library uses.
+        parallel: address of `GOMP_parallel`, which LLVM's and Intel's runtimes have, too; 0 for threads of portopt's own.
+        size: how many threads the library uses, and so no more of portopt's own either.
     """
 
     __slots__ = ("parallel", "size")
@@ -208,25 +209,73 @@ class Team:
         self.size = size
 
 
-_team: ContextVar[tuple[Team, int] | None] = ContextVar("portopt_team", default=None)
-"""A team, and how many of it take part."""
+class _Lent:
+    """The threads of a context, once they were asked for."""
+
+    def __init__(self, find: Callable[[], Team | None]) -> None:
+        self._find = find
+
+    # Looked up once: between products, which leave little of Python in the caches, each call takes several times as long.
+    @functools.cached_property
+    def team(self) -> Team | None:
+        """The team, None for as many threads of portopt's own as there may be."""
+        return self._find()
+
+    @functools.cached_property
+    def most(self) -> int:
+        """How many threads take part at most."""
+        team, most = self.team, get_num_threads()
+        return most if team is None else min(team.size, most)
+
+
+_context: ContextVar[_Lent | None] = ContextVar("portopt_team", default=None)
+
+
+def _lent() -> _Lent:
+    return _context.get() or _Lent(lambda: None)
 
 
 @contextlib.contextmanager
-def by(team: Team | None) -> Iterator[None]:
-    """Within this context, a team does what is shared; None for threads of portopt's own."""
-    # Looked up once: between products, which leave little of Python in the caches, each call takes several times as long.
-    before = _team.set(None if team is None else (team, min(team.size, get_num_threads())))
+def by(find: Callable[[], Team | None]) -> Iterator[None]:
+    """Within this context, the team that a function finds does what is shared, or threads of portopt's own if it returns None.
+
+    It is called when first there is something to share.
+    """
+    before = _context.set(_Lent(find))
     try:
         yield
     finally:
-        _team.reset(before)
+        _context.reset(before)
 
 
-def team_size() -> int:
-    """Return how many threads stand ready, 0 if they must be started."""
-    found = _team.get()
-    return 0 if found is None else found[1]
+def most() -> int:
+    """Return how many threads take part at most in what is shared."""
+    return _lent().most
+
+
+def is_ready() -> bool:
+    """Tell whether threads stand ready, else they must be started."""
+    team = _lent().team
+    return team is not None and team.parallel != 0
+
+
+class Pass(NamedTuple):
+    """What threads do before they wait for each other.
+
+    Attributes:
+        part: address of a compiled function of the prototype `"part"`, which is called with the address of a record.
+        records: one after the other, for each part of the pass.
+        words: how many words a record has.
+    """
+
+    part: int
+    records: array[int]
+    words: int
+
+    @property
+    def parts(self) -> int:
+        """How many there are."""
+        return len(self.records) // self.words
 
 
 class Job:
@@ -235,11 +284,9 @@ class Job:
     A thread that is late, or slow, does fewer of them; all wait for the end of a pass before they begin the next.
 
     Args:
-        part: address of a compiled function of the prototype `"part"`, which is called with the address of a record.
-        passes: the records of each.
-        words: how many words a record has.
+        passes: what is done.
         memory: what else must live as long as the job.
-        at_most: how many threads are worth their while; None for as many as there are parts.
+        at_most: how many threads are worth their while; 0 for as many as there are parts.
 
     Attributes:
         address: of the job, for `share`.
@@ -249,23 +296,23 @@ class Job:
 
     __slots__ = ("_passes", "_words", "address", "memory", "parts")
 
-    def __init__(
-        self, part: int, passes: Sequence[array[int]], words: int, memory: Any = None, at_most: int | None = None
-    ) -> None:
-        found = _team.get()
-        self.parts = max(map(len, passes)) // words
-        most = _most()
-        threads = min(self.parts, most if at_most is None else min(most, at_most))
-        # What is done in this thread alone needs nobody.
-        parallel, size = (0, 0) if found is None or threads < 2 else (found[0].parallel, found[0].size)
-        per_pass = (2 + threads) * _APART
-        job = array("q", bytes(8 * (_JOB_WORDS + per_pass * len(passes) + threads)))
-        of_job = part, len(passes), threads, address_of(_work()), *system_functions(), parallel, size, per_pass
-        job[: len(of_job)] = array("q", of_job)
-        for k, records in enumerate(passes):
-            address, length = records.buffer_info()
-            at = _JOB_WORDS + per_pass * k
-            job[at : at + 3] = array("q", (address, words, length // words))
+    def __init__(self, passes: Sequence[Pass], memory: Any = None, at_most: int = 0) -> None:
+        lent = _lent()
+        self.parts = max(given.parts for given in passes)
+        threads = min(self.parts, lent.most, at_most or self.parts)
+        parallel, size = 0, 0
+        if threads > 1 and lent.team is not None:
+            # All of them come, and some leave again: asked for fewer, GNU's runtime ends the others, for torch to start them anew.
+            parallel, size = lent.team.parallel, lent.team.size
+        pass_words = (2 + threads) * _APART
+        # A word that the end of a thread clears; how many passes and threads there are, functions and sizes; how many came. Then of
+        # each pass the records, their length, number and function, and the counters; then the threads.
+        job = array("q", bytes(8 * (_JOB_WORDS + pass_words * len(passes) + threads)))
+        words = 0, len(passes), threads, address_of(_work()), *system_functions(), parallel, size, pass_words
+        job[: len(words)] = array("q", words)
+        for k, given in enumerate(passes):
+            at = _JOB_WORDS + pass_words * k
+            job[at : at + 4] = array("q", (given.records.buffer_info()[0], given.words, given.parts, given.part))
         self._words, self._passes, self.memory = job, passes, memory
         self.address = job.buffer_info()[0]
 
@@ -277,14 +324,14 @@ class Job:
 
 
 def split(part: int, records: array[int], words: int) -> None:
-    """Call a part of the work with the address of each record, in as many threads as there are records.
+    """Call a part of the work with the address of each record, in no more threads than there are records.
 
     Args:
         part: address of a compiled function of the prototype `"part"`.
         records: as `make_records` returns them.
         words: how many words each has.
     """
-    Job(part, [records], words).call()()
+    Job([Pass(part, records, words)]).call()()
 
 
 @functools.cache

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from portopt.kernels.host import threads
 from portopt.kernels.host.kernel import Inputs, Passes, Work, group_words
 from portopt.kernels.host.look import compiled_look, python_functions
 from portopt.kernels.host.readers import ArrayReader, Layout
@@ -90,7 +89,6 @@ class Watch:
             if name not in scalar_slots:
                 slot_numbers[name] = with_numbers(tree, [places[name, i] for i in range(count)])
         total = len(places)
-        self._reader = reader
         scripts = [Script(params, numbered(params)), Script(grads, numbered(grads))]
         scripts.append(Script(dict(slots), slot_numbers))
         self.is_possible = type(slots) is dict and all(script.known for script in scripts)
@@ -163,8 +161,7 @@ class Watch:
 
     def share(self, call: Call, inputs: int, step: int) -> None:
         """Let threads do the step of a call."""
-        with threads.by(self._reader.team() if self._reader.team else None):
-            call.share(self._passes, inputs, step, inputs)
+        call.share(self._passes, inputs, step, inputs)
 
     def look(
         self, params: Any, grads: Any, slots: Any, inputs: int = 0, step: int = 0, call: Call | None = None
