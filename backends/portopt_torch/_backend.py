@@ -503,7 +503,9 @@ def _reader() -> readers.ArrayReader | None:
     if layout is None:
         return None
     team = _team().working_team
-    reader = readers.dlpack_reader(torch.Tensor, backend.dtype_name, lambda tensor: int(tensor.data_ptr()), layout, team)
+    reader = readers.dlpack_reader(
+        torch.Tensor, backend.dtype_name, lambda tensor: int(tensor.data_ptr()), layout, team
+    )
     if reader is None:
         return None
 

@@ -1,7 +1,7 @@
 """torch's own threads: its OpenMP runtime leaves them awake for some milliseconds after each parallel operation of torch's.
 
-While they are, threads of portopt's own would wait for their processors, so steps are done by them. Asleep, they are left alone unless
-one step follows the other: a virtual machine may wake a thread on the very processor on which another waits for it.
+While they are, threads of portopt's own would wait for their processors, so steps are done by them. Asleep, they are left alone
+unless one step follows the other: a virtual machine may wake a thread on the very processor on which another waits for it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def kernel():
     """Write the number that the system has for the thread."""
     address = first_argument()
     words = pointer_to_int64(address)
-    words[2 + add_for_all(address, 1)] = object_of_call_0(words[1]) & 0xFFFFFFFF
+    words[3 + add_for_all(address + 16, 1)] = object_of_call_0(words[1]) & 0xFFFFFFFF
 '''
 
 
@@ -58,7 +58,7 @@ class _Known:
 
     def has_its_thread(self) -> bool:
         """Tell whether the thread that has the team is still there."""
-        return os.path.exists(f"/proc/self/task/{self.thread}")
+        return Path(f"/proc/self/task/{self.thread}").exists()
 
     def should_work(self) -> bool:
         """Tell whether the next step should be done by the team.
@@ -86,9 +86,9 @@ _known: _Known | None = None
 
 
 def team() -> Team | None:
-    """Return the threads that torch multiplies with, for work right after it; one thread of portopt's own where torch has one only.
+    """Return the threads that torch multiplies with, for work right after it; where torch has one only, one of portopt's own.
 
-    None for threads of portopt's own: with an OpenMP runtime that is not known, after a fork, and where another thread has the team.
+    None for threads of portopt's own: with an OpenMP runtime that is not known, after a fork, where another thread has the team.
     """
     size = torch.get_num_threads()
     return Team(0, 1) if size == 1 else _team(size)
@@ -130,11 +130,12 @@ def _worker(size: int) -> int:
         get_number = address_of(ctypes.CDLL(None).gettid)
     except AttributeError:
         return 0
-    words = array("q", (0, get_number, *[0] * size))
+    # The first word is for what the function returns.
+    words = array("q", (0, get_number, 0, *[0] * size))
     function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(_parallel())
     function(address_of(_come()), words.buffer_info()[0], size, 0)
-    workers = set(words[2 : 2 + words[0]]) - {threading.get_native_id()}
-    return max(workers) if words[0] == size == len(workers) + 1 else 0
+    workers = set(words[3:]) - {threading.get_native_id()}
+    return max(workers) if words[2] == size == len(workers) + 1 else 0
 
 
 @functools.cache

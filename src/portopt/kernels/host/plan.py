@@ -108,7 +108,9 @@ class Plan:
         with threads.by(self._team):
             return self._step(rule, params, grads, state, overrides)
 
-    def _step(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> OptimizerState | None:
+    def _step(
+        self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
+    ) -> OptimizerState | None:
         if not self._is_for(state):
             return None
         if self.inputs:
@@ -273,7 +275,18 @@ def make_plan(
     if not watch.is_possible or totals is None:
         return None
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
-    return Plan(backend, shapes, trees, watch, work, inputs, totals, further, is_noted=note_written is not None, team=reader.team)
+    return Plan(
+        backend,
+        shapes,
+        trees,
+        watch,
+        work,
+        inputs,
+        totals,
+        further,
+        is_noted=note_written is not None,
+        team=reader.team,
+    )
 
 
 def _planned_totals(

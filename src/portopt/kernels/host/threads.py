@@ -3,11 +3,11 @@
 Kernels run without the GIL on threads of the operating system rather than of an OpenMP runtime of portopt's own: two runtimes in
 one process (torch brings its own) can deadlock or oversubscribe, and GNU's does not survive `fork`. The threads are made for one
 call and end before it returns, in one compiled function. So nothing can be raised while they write, no thread writes later, and
-there is nothing that a fork could break. A step of several passes is one call: between them threads wait awake, since to start one
-takes as long as to update many elements. How the elements are split never changes a bit, because each element is computed alone.
+there is nothing that a fork could break. A step of several passes is one call: between them threads wait awake, since to start
+one takes as long as to update many elements. How the elements are split never changes a bit: each is computed alone.
 
-A library whose own threads wait awake on every processor lends them (`Team`). There are more parts of the work than threads, so that
-nobody waits long for one that comes late or is slow.
+A library whose own threads wait awake on every processor lends them (`Team`). There are more parts of the work than threads, so
+that nobody waits long for one that comes late or is slow.
 
 `import portopt` imports this module, so it imports what it needs when it is needed.
 """
@@ -302,11 +302,11 @@ class Job:
         threads = min(self.parts, lent.most, at_most or self.parts)
         parallel, size = 0, 0
         if threads > 1 and lent.team is not None:
-            # All of them come, and some leave again: asked for fewer, GNU's runtime ends the others, for torch to start them anew.
+            # All of them come, and some leave again: asked for fewer, GNU's runtime ends the others, which torch starts anew.
             parallel, size = lent.team.parallel, lent.team.size
         pass_words = (2 + threads) * _APART
-        # A word that the end of a thread clears; how many passes and threads there are, functions and sizes; how many came. Then of
-        # each pass the records, their length, number and function, and the counters; then the threads.
+        # A word that the end of a thread clears; how many passes and threads there are, functions and sizes; how many came. Then
+        # of each pass the records, their length, number and function, and the counters; then the threads.
         job = array("q", bytes(8 * (_JOB_WORDS + pass_words * len(passes) + threads)))
         words = 0, len(passes), threads, address_of(_work()), *system_functions(), parallel, size, pass_words
         job[: len(words)] = array("q", words)
