@@ -162,8 +162,8 @@ class Watch:
         table.append(0)
         for place, k in places.items():
             if k >= held:
-                a = known_still.get(place)
-                aside.append((k, spare, ABSENT, *[0] * 5) if a is None else entry(a, k, spare, ASIDE, 0))
+                kept = known_still.get(place)
+                aside.append((k, spare, ABSENT, *[0] * 5) if kept is None else entry(kept, k, spare, ASIDE, 0))
         without = set(range(count)).difference(moving)
         aside += [(count * k + n, spare, ABSENT, 1, *[0] * 4) for k in range(len(only_read)) for n in without]
         if gathers:
