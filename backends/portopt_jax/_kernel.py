@@ -269,7 +269,10 @@ def _lowered(
     if not program.is_elementwise:
         shapes = [row["p"].shape for row in _rows(kernel_key, context.avals_in)]
         attributes["layout"] = _handler.layout(stages_of(program), shapes, [place.number for place in places])
-    return jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)(context, *operands, **attributes)
+    # XLA tries to fuse what has no side effects with what comes before, in time that grows as the square of its operands. And
+    # what nobody uses JAX has left out by now.
+    lowering = jax.ffi.ffi_lowering(target, operand_output_aliases=aliases, has_side_effect=True)
+    return lowering(context, *operands, **attributes)
 
 
 def _lowered_in_xla(context: Any, *operands: Any, **parameters: Any) -> Any:

@@ -1,7 +1,7 @@
 """The function that XLA calls for the norm of all gradients together; see `_handler.py`.
 
-What depends on the shapes comes as an attribute of the call, see `layout`. Where there is much to do, threads share the passes over
-memory; the stages before and after are done by the calling thread alone.
+What depends on the shapes comes as an attribute of the call, see `layout`. Where there is much to do, threads share the passes
+over memory; the stages before and after are done by the calling thread alone.
 """
 
 from __future__ import annotations
