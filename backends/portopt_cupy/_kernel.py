@@ -10,18 +10,17 @@ import functools
 import importlib
 import operator
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from portopt import __version__
 from portopt.kernels import cache
-from portopt.kernels.cuda.norm import ROWS as NORM_ROWS
 from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.products import products_source
-from portopt.kernels.cuda.source import CHUNK, THREADS, cuda_source, rows_of_update
-from portopt.kernels.cuda.staged_source import chunk_of, rows_of_passes, staged_source
-from portopt.kernels.cuda.tables import Launch, launches
+from portopt.kernels.cuda.source import CHUNK, THREADS, cuda_source
+from portopt.kernels.cuda.staged_source import chunk_of, staged_source
+from portopt.kernels.cuda.tables import Table
 from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.key import KernelKey
 from portopt.kernels.library import Library
@@ -67,18 +66,6 @@ def target_of(capability: int, supported: Sequence[int]) -> str:
     return f"compute_{max(older)}"
 
 
-class _Module(NamedTuple):
-    """A module of CUDA C.
-
-    Attributes:
-        source: of its kernels.
-        rows: how many parameters one launch can take.
-    """
-
-    source: str
-    rows: int
-
-
 @functools.lru_cache(maxsize=1024)
 def _function(source: str, name: str, device: int) -> Any:
     return _loaded(source, device).get_function(name)
@@ -100,15 +87,11 @@ def _loaded(source: str, device: int) -> Any:
 
 
 @functools.lru_cache(maxsize=512)
-def _update_module(program: Program, key: KernelKey) -> _Module:
-    if program.is_elementwise:
-        return _Module(cuda_source(program, key), rows_of_update(program, key))
-    return _Module(staged_source(program, key), rows_of_passes(program, key))
+def _update_source(program: Program, key: KernelKey) -> str:
+    return cuda_source(program, key) if program.is_elementwise else staged_source(program, key)
 
 
-@functools.lru_cache
-def _norm_module(dtype: str) -> _Module:
-    return _Module(norm_source(dtype), NORM_ROWS)
+_norm_source = functools.cache(norm_source)
 
 
 # Launching ------------------------------------------------------------------------------------------------------
@@ -151,17 +134,17 @@ class _Cupy:
     def on(self, device: int) -> Any:
         return _cupy().cuda.Device(device)
 
-    def module(self, program: Program, key: KernelKey) -> _Module:
-        return _update_module(program, key)
+    def module(self, program: Program, key: KernelKey) -> str:
+        return _update_source(program, key)
 
-    def norm_module(self, dtype: str) -> _Module:
-        return _norm_module(dtype)
+    def norm_module(self, dtype: str) -> str:
+        return _norm_source(dtype)
 
-    def products_module(self, compute_dtype: str) -> _Module:
-        return _Module(products_source(compute_dtype), 1)
+    def products_module(self, compute_dtype: str) -> str:
+        return products_source(compute_dtype)
 
-    def totals_module(self) -> _Module:
-        return _Module(totals_source(), 1)
+    def totals_module(self) -> str:
+        return totals_source()
 
     def arguments(self, values: Sequence[float], dtype: str, device: int) -> list[Any]:
         return list(map(np.dtype(dtype).type, values))
@@ -178,26 +161,29 @@ class _Cupy:
         return found
 
     def tables(
-        self, module: _Module, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int
-    ) -> Iterator[Launch]:
-        return launches(addresses, sizes, module.rows, chunk)
+        self, module: str, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int
+    ) -> Iterator[tuple[Table, Any]]:
+        table = Table(addresses, sizes, chunk)
+        if table.chunks:
+            yield table, _cupy().asarray(table.words)
 
-    def launch(self, module: _Module, kernel: str, table: Launch, arguments: Sequence[Any], device: int) -> None:
-        words, chunks = table
+    def launch(self, module: str, kernel: str, table: tuple[Table, Any], arguments: Sequence[Any], device: int) -> None:
+        known, memory = table
+        words = known.argument(int(memory.data.ptr))
         # CuPy passes a structure by value.
         by_value = words.view(np.dtype([("words", np.int64, words.shape)]))
-        _function(module.source, kernel, device)((min(chunks, _MOST_BLOCKS),), (THREADS,), (by_value, *arguments))
+        _function(module, kernel, device)((min(known.chunks, _MOST_BLOCKS),), (THREADS,), (by_value, *arguments))
 
-    def call(self, module: _Module, kernel: str, blocks: int, arguments: Sequence[Any], device: int) -> None:
+    def call(self, module: str, kernel: str, blocks: int, arguments: Sequence[Any], device: int) -> None:
         typed = tuple(typed_scalar(a) if isinstance(a, int) else a for a in arguments)
-        _function(module.source, kernel, device)((min(blocks, _MOST_BLOCKS),), (THREADS,), typed)
+        _function(module, kernel, device)((min(blocks, _MOST_BLOCKS),), (THREADS,), typed)
 
     def scalars_of_norm(
-        self, module: _Module, norm: GradientNorm, given: Sequence[Any], count: int, dtype: str, device: int
+        self, module: str, norm: GradientNorm, given: Sequence[Any], count: int, dtype: str, device: int
     ) -> Any:
         results = _cupy().empty(count, dtype)
         arguments = (norm.words, *map(typed_scalar, given), results)
-        _function(module.source, SCALARS_OF_NORM, device)((1,), (1,), arguments)
+        _function(module, SCALARS_OF_NORM, device)((1,), (1,), arguments)
         return results
 
     def new_norm(self, device: int) -> GradientNorm:

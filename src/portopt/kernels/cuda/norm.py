@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt.kernels.cuda.source import LANGUAGE, bins_source, common_source, rows_of_table, source_file
-
-ROWS = rows_of_table(1, 4)
-"""How many gradients one launch can take."""
+from portopt.kernels.cuda.source import LANGUAGE, bins_source, common_source, source_file
 
 
 def norm_source(dtype: str) -> str:
@@ -15,7 +12,7 @@ def norm_source(dtype: str) -> str:
     return "\n".join(
         [
             f"// The norm of gradients in {dtype}.",
-            common_source(1, ROWS),
+            common_source(),
             bins_source(),
             f"typedef {LANGUAGE.storage[dtype]} gradient;",
             "",

@@ -4,9 +4,9 @@ extern "C" __global__ void largest_gradient(const __grid_constant__ Table table,
 {
     __shared__ unsigned long long found[THREADS];
     unsigned long long largest = 0;
-    for (long long chunk = blockIdx.x; chunk < table.first_chunk[ROWS]; chunk += gridDim.x) {
-        const int row = find_row(table, chunk);
-        const gradient *const g = (const gradient *)table.address[row][0];
+    for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {
+        const int row = table.row[chunk];
+        const gradient *const g = (const gradient *)table.address[row];
         const long long start = (chunk - table.first_chunk[row]) * CHUNK;
         const long long end = start + CHUNK < table.size[row] ? start + CHUNK : table.size[row];
         for (long long i = start + threadIdx.x; i < end; i += blockDim.x) {
@@ -34,9 +34,9 @@ extern "C" __global__ void sum_squares(const __grid_constant__ Table table, Grad
     const double unit_of_last = 1.5 * power_of_two(bins_of(norm->largest) - 31 + 52);
     const double constants[3] = {unit_of_last, unit_of_last * 0x1p-32, unit_of_last * 0x1p-64};
     long long sums[3] = {0, 0, 0};
-    for (long long chunk = blockIdx.x; chunk < table.first_chunk[ROWS]; chunk += gridDim.x) {
-        const int row = find_row(table, chunk);
-        const gradient *const g = (const gradient *)table.address[row][0];
+    for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {
+        const int row = table.row[chunk];
+        const gradient *const g = (const gradient *)table.address[row];
         const long long start = (chunk - table.first_chunk[row]) * CHUNK;
         const long long end = start + CHUNK < table.size[row] ? start + CHUNK : table.size[row];
         for (long long i = start + threadIdx.x; i < end; i += blockDim.x) {

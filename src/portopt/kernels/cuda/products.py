@@ -15,7 +15,7 @@ def products_source(compute_dtype: str) -> str:
     return "\n".join(
         [
             f"// Products of matrices in {compute_dtype}, beside the products of integers.",
-            common_source(1, 1),
+            common_source(),
             f"#define ACROSS {ACROSS}",
             f"#define SLICES {SLICES[compute_dtype]}",
             f"typedef {LANGUAGE.storage[compute_dtype]} real;\n",

@@ -24,8 +24,6 @@ THREADS = 256
 """Threads in a block, and the most that a block may have."""
 CHUNK = 8 * THREADS
 """Elements that a block works on before it looks for the next ones."""
-ARGUMENT_BYTES = 4096
-"""The room that every CUDA device has for a kernel's arguments."""
 _BINS = {
     "BIN_WIDTH": bins.WIDTH,
     "BIN_OFFSET": bins.OFFSET,
@@ -35,21 +33,6 @@ _BINS = {
     "UNSCALED": bins.UNSCALED,
 }
 """What sums are made with, under the names that it has in CUDA C."""
-
-
-def rows_of_table(columns: int, scalars: int = 0) -> int:
-    """Return how many parameters one launch can take.
-
-    Args:
-        columns: arrays of each parameter.
-        scalars: other arguments of the kernel, of at most 8 bytes each.
-    """
-    return (ARGUMENT_BYTES - 8 * (scalars + 1)) // (8 * (columns + 2))
-
-
-def rows_of_update(program: Program, key: KernelKey) -> int:
-    """Return how many parameters one launch of the kernel `update` can take."""
-    return rows_of_table(len(key.columns(program)), len(norm_dependence(program).rounded_on_host) + 1)
 
 
 def cuda_source(program: Program, key: KernelKey) -> str:
@@ -63,7 +46,7 @@ def cuda_source(program: Program, key: KernelKey) -> str:
     parts = [
         f"// {program.name} on {writer.dtypes['p']}, computed in {writer.real}.",
         f"// Arrays of a parameter: {', '.join(columns)}.",
-        common_source(len(columns), rows_of_update(program, key)),
+        common_source(),
     ]
     if writer.program.uses_gradient_norm:
         parts += [bins_source(), scalars_of_norm_source(writer, split)]
@@ -71,15 +54,9 @@ def cuda_source(program: Program, key: KernelKey) -> str:
     return "\n".join([*parts, _update(writer, split, in_place=key.in_place)])
 
 
-def common_source(columns: int, rows: int) -> str:
-    """Return what all modules begin with, given the number of arrays of a parameter and of parameters of a launch."""
-    constants = {
-        "THREADS": THREADS,
-        "CHUNK": CHUNK,
-        "ROWS": rows,
-        "FIRST_STEP": 1 << rows.bit_length() - 1,
-        "COLUMNS": columns,
-    }
+def common_source() -> str:
+    """Return what all modules begin with."""
+    constants = {"THREADS": THREADS, "CHUNK": CHUNK}
     return "\n".join([*_defines(constants), "", source_file("arithmetic.cuh"), source_file("table.cuh")])
 
 
@@ -126,12 +103,14 @@ def _update(writer: Writer, split: NormDependence, *, in_place: bool) -> str:
         for position, (i, _) in enumerate(split.rounded_on_device)
     ]
     lines += [
-        "    for (long long chunk = blockIdx.x; chunk < table.first_chunk[ROWS]; chunk += gridDim.x) {",
-        "        const int row = find_row(table, chunk);",
+        "    for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {",
+        "        const int row = table.row[chunk];",
     ]
     for position, column in enumerate(columns):
         pointer = f"{'' if column in written else 'const '}{LANGUAGE.storage[writer.dtype(column)]} *"
-        lines.append(f"        {pointer}const {writer.array(column)} = ({pointer})table.address[row][{position}];")
+        lines.append(
+            f"        {pointer}const {writer.array(column)} = ({pointer})table.address[{position} * table.rows + row];"
+        )
     lines += [
         "        const long long start = (chunk - table.first_chunk[row]) * CHUNK;",
         "        const long long end = start + CHUNK < table.size[row] ? start + CHUNK : table.size[row];",
@@ -198,7 +177,7 @@ LANGUAGE = Language(
             "public register return short signed sizeof static struct switch template this throw true try "
             "typedef typeid typename union unsigned using virtual void volatile while xor table chunk row start "
             "end i from_norm norm results flush product quotient square_root absolute update load gradient fabs "
-            "fabsf floor sqrt sqrtf copysign copysignf integer_power floor_divide find_row norm_of power_of_two",
+            "fabsf floor sqrt sqrtf copysign copysignf integer_power floor_divide norm_of power_of_two",
         )
     )
     | frozenset(_BINS),

@@ -19,14 +19,12 @@ from portopt.kernels.cuda.source import (
     common_source,
     functions_source,
     listed,
-    rows_of_table,
     scalars_of_norm_source,
     source_file,
 )
 from portopt.kernels.key import NEW, KernelKey
-from portopt.kernels.norm_dependence import norm_dependence
 from portopt.kernels.pass_writer import PassWriter, length, own, parts, size, stored, together
-from portopt.kernels.passes import ACROSS, Pass, passes_of, words_of
+from portopt.kernels.passes import ACROSS, Pass, words_of
 from portopt.program import DRAWS, SUMS, Kind, Program
 
 chunk_of = functools.partial(passes.chunk_of, elements=CHUNK)
@@ -37,17 +35,6 @@ _LANGUAGE = dataclasses.replace(
     | frozenset(re.findall(r"\w+", source_file("reductions.cuh") + source_file("draws.cuh")))
     | {"draws", "j", "own", "values"},
 )
-
-
-def columns_of(program: Program, key: KernelKey) -> int:
-    """Return the number of words of a table's row, its number of elements and first chunk apart."""
-    return len(key.columns(program)) + len(passes_of(program).stages.space) + 2
-
-
-def rows_of_passes(program: Program, key: KernelKey) -> int:
-    """Return how many parameters one launch can take."""
-    split = norm_dependence(program)
-    return rows_of_table(columns_of(program, key), len(split.rounded_on_host) + len(split.unrounded) + 1)
 
 
 def staged_source(program: Program, key: KernelKey) -> str:
@@ -61,8 +48,6 @@ class _Source(PassWriter):
     def __init__(self, program: Program, key: KernelKey) -> None:
         super().__init__(_LANGUAGE, program, key)
         self._type = LANGUAGE.storage[self.real]
-        self._columns = columns_of(program, key)
-        self._rows = rows_of_passes(program, key)
         self._known = self._definitions()
 
     def text(self) -> str:
@@ -70,7 +55,7 @@ class _Source(PassWriter):
         lines = [
             f"// {self.program.name} on {writer.dtypes['p']}, computed in {writer.real}.",
             f"// Arrays of a parameter: {', '.join(writer.columns)}.",
-            common_source(self._columns, self._rows),
+            common_source(),
             f"#define ACROSS {ACROSS}\n",
             bins_source(),
             source_file("reductions.cuh"),
@@ -95,15 +80,17 @@ class _Source(PassWriter):
         for position, column in enumerate(columns):
             pointer = f"{'' if column in written else 'const '}{LANGUAGE.storage[writer.dtype(column)]} *"
             name = writer.array(column)
-            found.append((name, f"{pointer}const {name} = ({pointer})table.address[row][{position}];"))
+            found.append((name, f"{pointer}const {name} = ({pointer})table.address[{position} * table.rows + row];"))
         at = len(columns)
         found += [
-            (length(k), f"const long long {length(k)} = (long long)table.address[row][{at + k}];")
+            (length(k), f"const long long {length(k)} = (long long)table.address[{at + k} * table.rows + row];")
             for k in self.stages.space
         ]
         at += len(self.stages.space)
-        found.append(("values_of", f"double *const values_of = (double *)table.address[row][{at}];"))
-        found.append(("number_of", f"const unsigned int number_of = (unsigned int)table.address[row][{at + 1}];"))
+        found.append(("values_of", f"double *const values_of = (double *)table.address[{at} * table.rows + row];"))
+        found.append(
+            ("number_of", f"const unsigned int number_of = (unsigned int)table.address[{at + 1} * table.rows + row];")
+        )
         for space in self.spaces():
             product = " * ".join(map(length, space)) or "1"
             found.append((size(space), f"const long long {size(space)} = {product};"))
@@ -142,8 +129,8 @@ class _Source(PassWriter):
         lines = [f'extern "C" __global__ void {step.name}({listed(parameters)})', "{"]
         lines += [f"    {line}" for line in self.used(body, known)]
         lines += [
-            "    for (long long chunk = blockIdx.x; chunk < table.first_chunk[ROWS]; chunk += gridDim.x) {",
-            "        const int row = find_row(table, chunk);",
+            "    for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {",
+            "        const int row = table.row[chunk];",
             *(f"        {line}" for line in self.used(body, self._known)),
             *(f"        {line}" for line in body),
             "    }",

@@ -1,18 +1,11 @@
-// Many parameters in one launch: their addresses and sizes travel as an argument, so nothing is copied to the device.
+// Many parameters in one launch: what is known of them lies in the device's memory, and the launch is told where.
 // The elements are cut into chunks, numbered through all parameters; each block takes every gridDim.x-th chunk.
 
 struct Table {
-    long long first_chunk[ROWS + 1];  // after the last parameter's: the number of all chunks, to the end
-    long long size[ROWS];
-    unsigned long long address[ROWS][COLUMNS];
+    const long long *first_chunk;  // of each parameter, and after the last one's the number of all chunks
+    const long long *size;  // the number of elements of each parameter
+    const int *row;  // the parameter that each chunk is of
+    const unsigned long long *address;  // column c of parameter r stands at c * rows + r
+    long long rows;
+    long long chunks;
 };
-
-// Returns the parameter that a chunk belongs to. FIRST_STEP is the largest power of two up to ROWS.
-__device__ __forceinline__ int find_row(const Table &table, long long chunk)
-{
-    int row = 0;
-    for (int step = FIRST_STEP; step > 0; step /= 2)
-        if (row + step < ROWS && table.first_chunk[row + step] <= chunk)
-            row += step;
-    return row;
-}

@@ -11,5 +11,5 @@ from portopt.kernels.cuda.source import bins_source, common_source, source_file
 def totals_source() -> str:
     """Return the source of the kernels that join parts of totals."""
     files = ("reductions.cuh", "totals.cuh")
-    heads = ["// Parts of totals over all parameters.", common_source(1, 1), bins_source()]
+    heads = ["// Parts of totals over all parameters.", common_source(), bins_source()]
     return "\n".join([*heads, *map(source_file, files)])
