@@ -159,7 +159,7 @@ def test_each_element_is_in_one_range(total: int, count: int) -> None:
         assert [start for start, _ in some] == [0, *(stop for _, stop in some[:-1])]
         assert some[-1][1] == total
     assert len(parts) >= 2 * len(ranges) or len(ranges) == len(parts) == 1
-    assert len(parts) == 1 or all(stop - start >= threads.ELEMENTS_PER_PART for start, stop in parts[:-1])
+    assert len(parts) == 1 or parts[0][1] >= threads.ELEMENTS_PER_THREAD // threads.LEAST_PARTS
 
 
 def split(work: Callable[[int, int], object]) -> None:
