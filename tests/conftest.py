@@ -36,6 +36,15 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
         yield processes
 
 
+@pytest.fixture(scope="session")
+def kernel_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where all processes of the tests keep the CUDA C that a C++ compiler has compiled."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cuda_on_host"
+    directory.mkdir(exist_ok=True)
+    return directory
+
+
 @pytest.fixture
 def float64_scalars() -> Iterator[None]:
     """Let torch keep the scalars of its state in float64 too, instead of in the default dtype."""

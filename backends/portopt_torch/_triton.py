@@ -160,7 +160,7 @@ class _Torch:
         return found
 
     def tables(
-        self, module: ModuleType, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int
+        self, module: ModuleType, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int, device: Any
     ) -> list[tuple[Sequence[Sequence[int]], Sequence[int], int]]:
         return [(addresses, sizes, chunk)]
 

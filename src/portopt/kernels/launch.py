@@ -51,6 +51,7 @@ def gradient_norm(library: Library, gradients: Sequence[Any]) -> GradientNorm | 
                 [[library.address(dense[i])] for i in members],
                 [library.size(dense[i]) for i in members],
                 library.chunk,
+                device,
             )
         ]
         for module, table in launches:
@@ -216,7 +217,7 @@ class _Job:
             with library.on(of.device):
                 if of.passes is None:
                     sizes = [library.size(dense[i]["p"]) for i in of.members]
-                    for table in library.tables(of.module, of.addresses, sizes, library.chunk):
+                    for table in library.tables(of.module, of.addresses, sizes, library.chunk, of.device):
                         library.launch(of.module, UPDATE, table, of.arguments, of.device)
                 else:
                     _run_passes(library, of, of.passes)
@@ -301,7 +302,7 @@ def _run_pass(
     stages = passes.stages
     source = stages.source(step.reductions[0]) if step.kind == "lines" else stages.space
     units = list(map(step.units, lengths))
-    for table in library.tables(of.module, rows, units, library.chunk_of(step, source)):
+    for table in library.tables(of.module, rows, units, library.chunk_of(step, source), of.device):
         library.launch(of.module, step.name, table, of.arguments, of.device)
 
 

@@ -86,7 +86,7 @@ class Library(Protocol):
         """Return how many elements of a pass are a chunk, given the space of what it reduces."""
 
     def tables(
-        self, module: Any, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int, /
+        self, module: Any, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int, device: Any, /
     ) -> Iterable[Any]:
         """Yield what tells each launch where its parameters are and how many elements they have, so many of them a chunk."""
 
