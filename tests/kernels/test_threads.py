@@ -171,12 +171,24 @@ Part = Callable[[int, int, int], object]
 
 
 def do_job(passes: list[int], work: Part) -> None:
-    """Call `work` with the number of the pass and of the part, and the thread, given how many parts each pass has."""
-    part = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)(
-        lambda record, _: int(work(record[0], record[1], threading.get_ident()) is None)
-    )
-    records = [array("q", [word for i in range(count) for word in (k, i)]) for k, count in enumerate(passes)]
-    threads.Job(threads.address_of(part), records, 2).call()()
+    """Call `work` with the number of the pass and of the part, and the thread, given how many parts each pass has.
+
+    Each pass has a function of its own, and records of its own length.
+    """
+    parts = [
+        ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)(
+            lambda record, _, k=k: int(work(k, record[k], threading.get_ident()) is None)
+        )
+        for k in range(len(passes))
+    ]
+    threads.Job(
+        [
+            threads.Pass(
+                threads.address_of(parts[k]), array("q", [word for i in range(count) for word in (*[-1] * k, i)]), k + 1
+            )
+            for k, count in enumerate(passes)
+        ]
+    ).call()()
 
 
 @pytest.mark.parametrize("passes", [[1], [3], [2, 1, 2], [1, 4, 1, 7, 2], [0, 2, 0, 1]] * 5)

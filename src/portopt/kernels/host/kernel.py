@@ -234,7 +234,7 @@ class Passes:
             for k, part in enumerate(alone):
                 own = at + 8 * self._memory * k
                 records.extend((*part, self._groups, len(self._alone), *given, -1, own, 0, 1))
-            passes.append(records)
+            passes.append(threads.Pass(compiled_part(), records, RECORD_WORDS))
         for number, (item, parts) in enumerate(zip(self._shared, shared, strict=True)):
             group = self._groups + 8 * GROUP_WORDS * (len(self._alone) + number)
             for stage, is_shared in enumerate(item.kernel.shared_steps):
@@ -242,8 +242,8 @@ class Passes:
                 records = array("q")
                 for k, part in enumerate(chosen):
                     records.extend((*part, group, 1, *given, stage, at, k, len(parts)))
-                passes.append(records)
-        return threads.Job(compiled_part(), passes, RECORD_WORDS, memory)
+                passes.append(threads.Pass(compiled_part(), records, RECORD_WORDS))
+        return threads.Job(passes, memory)
 
 
 def shared_last(work: Sequence[Work]) -> list[Work]:

@@ -18,7 +18,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 ELEMENTS_PER_THREAD = 1 << 18
 """A thread gets at least so many elements: starting one costs about 50 µs, in which Adam updates this many."""
@@ -71,11 +71,12 @@ def kernel():
     for k in range(job[1]):
         at = address + 8 * ({_JOB_WORDS} + {_PASS_WORDS} * k)
         given = pointer_to_int64(at)
+        part = given[3]
         count = given[2]
         number = add_for_all(at + {_NEXT}, 1)
         while number < count:
             record = given[0] + 8 * given[1] * number
-            call_2(job[0], record, record)
+            call_2(part, record, record)
             add_for_all(at + {_DONE}, 1)
             number = add_for_all(at + {_NEXT}, 1)
         looked = 0
@@ -193,15 +194,32 @@ def team_size() -> int:
     return 0 if found is None else found[1]
 
 
+class Pass(NamedTuple):
+    """What threads do before they wait for each other.
+
+    Attributes:
+        part: address of a compiled function of the prototype `"part"`, which is called with the address of a record.
+        records: one after the other, for each part of the pass.
+        words: how many words a record has.
+    """
+
+    part: int
+    records: array[int]
+    words: int
+
+    @property
+    def parts(self) -> int:
+        """How many there are."""
+        return len(self.records) // self.words
+
+
 class Job:
     """Passes of work, one after the other, the parts of each of which are shared among threads as they come for them.
 
     A thread that is late, or slow, does fewer of them; all wait for the end of a pass before they begin the next.
 
     Args:
-        part: address of a compiled function of the prototype `"part"`, which is called with the address of a record.
-        passes: the records of each.
-        words: how many words a record has.
+        passes: what is done.
         memory: what else must live as long as the job.
 
     Attributes:
@@ -212,21 +230,21 @@ class Job:
 
     __slots__ = ("_passes", "_words", "address", "memory", "parts")
 
-    def __init__(self, part: int, passes: Sequence[array[int]], words: int, memory: Any = None) -> None:
+    def __init__(self, passes: Sequence[Pass], memory: Any = None) -> None:
         found = _team.get()
-        self.parts = max(map(len, passes)) // words
+        self.parts = max(given.parts for given in passes)
         # Asked for more threads than it has, a library's runtime would start some, and change its own team.
         threads = self.parts if found is None else min(self.parts, found[1])
-        # The functions, then of each pass the records, their length and number, and two counters; then the threads.
+        # A word that the end of a thread clears; how many there are, and functions; then of each pass the records, their length,
+        # number and function, and two counters; then the threads.
         job = array("q", bytes(8 * (_JOB_WORDS + _PASS_WORDS * len(passes) + threads)))
         parallel = 0 if found is None else found[0].parallel
         job[:_JOB_WORDS] = array(
-            "q", (part, len(passes), threads, address_of(_work()), *system_functions(), parallel if threads > 1 else 0)
+            "q", (0, len(passes), threads, address_of(_work()), *system_functions(), parallel if threads > 1 else 0)
         )
-        for k, records in enumerate(passes):
-            address, length = records.buffer_info()
+        for k, given in enumerate(passes):
             at = _JOB_WORDS + _PASS_WORDS * k
-            job[at : at + 3] = array("q", (address, words, length // words))
+            job[at : at + 4] = array("q", (given.records.buffer_info()[0], given.words, given.parts, given.part))
         self._words, self._passes, self.memory = job, passes, memory
         self.address = job.buffer_info()[0]
 
@@ -245,7 +263,7 @@ def split(part: int, records: array[int], words: int) -> None:
         records: as `make_records` returns them.
         words: how many words each has.
     """
-    Job(part, [records], words).call()()
+    Job([Pass(part, records, words)]).call()()
 
 
 @functools.cache
