@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import random
 from collections.abc import Iterable, Iterator
@@ -14,9 +15,10 @@ from support.elsewhere import Elsewhere
 
 import portopt
 
-# TensorFlow and triton both hold LLVM, which ends the process if triton's is loaded second, as torch.optim would.
+# TensorFlow and Triton, which some builds of torch bring, both hold LLVM, which ends the process if Triton's is loaded second, as
+# torch.optim would.
 with contextlib.suppress(ImportError):
-    import triton  # type: ignore[import-untyped]  # noqa: F401  # it has no stubs; it only has to be loaded
+    importlib.import_module("triton")
 
 hypothesis.settings.register_profile("portopt", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("portopt")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import operator
 from typing import Any
 
 from portopt.kernels.cuda.library import CudaLibrary
@@ -12,11 +11,20 @@ from portopt.kernels.cuda.library import CudaLibrary
 class CupyLibrary(CudaLibrary):
     """CuPy."""
 
-    device = operator.attrgetter("device.id")
-    dtype = operator.attrgetter("dtype.name")
-    size = operator.attrgetter("size")
-    address = operator.attrgetter("data.ptr")
-    copied = operator.methodcaller("copy")
+    def device(self, array: Any) -> int:
+        return int(array.device.id)
+
+    def dtype(self, array: Any) -> str:
+        return str(array.dtype.name)
+
+    def size(self, array: Any) -> int:
+        return int(array.size)
+
+    def address(self, array: Any) -> int:
+        return int(array.data.ptr)
+
+    def copied(self, array: Any) -> Any:
+        return array.copy()
 
     def memory(self, array: Any) -> tuple[str, int, int]:
         start = int(array.data.ptr)

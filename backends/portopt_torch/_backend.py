@@ -31,10 +31,10 @@ from portopt.interrupts import finish
 from portopt.kernels import launch
 from portopt.kernels import products as gpu_products
 from portopt.kernels.cuda.graphs import capture_error
+from portopt.kernels.cuda.library import CudaLibrary
 from portopt.kernels.host import compiler, joined, kernel, memory, norm, readers, segments, threads, totals, trial
 from portopt.kernels.host import products as host_products
 from portopt.kernels.host.plan import can_plan, make_plan
-from portopt.kernels.library import Library
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program, products
 from portopt.program.bins import Bins
@@ -371,8 +371,8 @@ class TorchBackend(ArrayAPIBackend):
                     raise capture_error()
 
     @property
-    def _library(self) -> Library:
-        found: Library = importlib.import_module("portopt_torch._cuda").LIBRARY
+    def _library(self) -> CudaLibrary:
+        found: CudaLibrary = importlib.import_module("portopt_torch._cuda").LIBRARY
         return found
 
     def _runs_kernels(self, tensor: Any) -> bool:

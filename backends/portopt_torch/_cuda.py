@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import operator
 from typing import Any
 
 from portopt.kernels.cuda.library import CudaLibrary
@@ -12,12 +11,23 @@ from portopt.kernels.cuda.library import CudaLibrary
 class TorchLibrary(CudaLibrary):
     """Torch."""
 
-    device = operator.methodcaller("get_device")
-    size = operator.methodcaller("numel")
-    address = operator.methodcaller("data_ptr")
-    dense = operator.methodcaller("contiguous")
-    is_dense = operator.methodcaller("is_contiguous")
-    copied = operator.methodcaller("clone")
+    def device(self, tensor: Any) -> int:
+        return int(tensor.get_device())
+
+    def size(self, tensor: Any) -> int:
+        return int(tensor.numel())
+
+    def address(self, tensor: Any) -> int:
+        return int(tensor.data_ptr())
+
+    def dense(self, tensor: Any) -> Any:
+        return tensor.contiguous()
+
+    def is_dense(self, tensor: Any) -> bool:
+        return bool(tensor.is_contiguous())
+
+    def copied(self, tensor: Any) -> Any:
+        return tensor.clone()
 
     def dtype(self, tensor: Any) -> str:
         return str(tensor.dtype).removeprefix("torch.")

@@ -144,3 +144,13 @@ def test_pinned_memory_is_not_used_again_before_the_device_has_read_it(played: t
     recording.run_queued()
     recording.play()
     assert [p[0].tolist() for p, _ in pairs] == [[1.0 - 0.5 * k] * 3 for k in range(5)]
+
+
+def test_what_a_step_queues_is_on_the_current_stream(played: tuple[HostTorch, Recording]) -> None:
+    library, recording = played
+    optimizer, p = portopt.LAMB(clipnorm=1.0), [torch.ones(3, 4)]
+    state = optimizer.init(p)
+    for library.current_stream in (11, 12):
+        recording.clear()
+        state = optimizer.apply_(p, [torch.ones(3, 4)], state)
+        assert {entry.stream for entry in recording.entries()} == {library.current_stream}

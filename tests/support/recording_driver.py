@@ -82,7 +82,8 @@ class Recording:
         for k in range(self._library.count_entries()):
             numbers = (ctypes.c_longlong * 4)()
             name = self._library.read_entry(ctypes.c_longlong(k), numbers)
-            found.append(Entry(_KINDS[numbers[0]], *numbers[1:], name.decode()))
+            kind, stream, size, blocks = numbers
+            found.append(Entry(_KINDS[kind], stream, size, blocks, name.decode()))
         return [entry for entry in found if entry.kind != "record"]
 
     def kernels(self) -> list[str]:
@@ -94,7 +95,7 @@ class Recording:
         return sum(entry.size for entry in self.entries() if entry.kind == "upload")
 
     def play(self, *, running: bool = True, delayed: bool = False, captured: int = 0) -> None:
-        """Say whether kernels and uploads do anything, and when: at once or not before `run_queued`; and which stream is captured."""
+        """Say whether kernels and uploads do anything, and when: at once or in `run_queued`; and which stream is captured."""
         self._library.set_playing(int(running), int(delayed), ctypes.c_void_p(captured))
 
     def run_queued(self) -> None:

@@ -1,4 +1,4 @@
-"""CUDA's driver, as far as steps need it: modules, launches, uploads and events. It is asked through ctypes, by no library of arrays.
+"""CUDA's driver, as far as steps need it: modules, launches, uploads and events, asked through ctypes.
 
 All that is launched and uploaded here is queued on a stream that the caller names; nothing waits for a device.
 """
@@ -130,10 +130,11 @@ class Driver:
         self.check(self._is_capturing(stream, ctypes.byref(found)))
         return found.value != 0
 
-    def _asked(self, result: Any, function: Any, *arguments: Any) -> Any:
+    def _asked(self, result: Any, function: Any, *arguments: Any) -> int:
         """Return what a function puts into its first argument."""
         self.check(function(ctypes.byref(result), *arguments))
-        return result.value
+        found: int = result.value
+        return found
 
 
 class _Block(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from portopt import __version__
+from portopt._version import __version__
 from portopt.kernels import cache
 from portopt.kernels.cuda import driver, nvrtc
 from portopt.kernels.cuda.source import cuda_source

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import struct
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from portopt.kernels.cuda import driver, kernels
@@ -20,7 +22,8 @@ from portopt.kernels.names import SCALARS_OF_NORM
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program
 
-_NORM_WORDS = 4
+NORM_WORDS = 4
+"""What the struct `GradientNorm` has."""
 _REAL = {"float32": "f", "float64": "d"}
 
 
@@ -39,7 +42,13 @@ class Argument(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """A table in the device's memory, which `owner` keeps alive."""
+    """A table in the device's memory.
+
+    Attributes:
+        table: its content.
+        argument: the struct that tells kernels where it is, as int64 words.
+        owner: what keeps the memory alive.
+    """
 
     table: Table
     argument: Sequence[int]
@@ -57,119 +66,141 @@ def typed(value: Any) -> Argument:
     return Argument("?" if isinstance(value, bool) else "q" if isinstance(value, int) else "d", value)
 
 
-class CudaLibrary:
-    """A library of arrays on CUDA devices, each of which stands for itself by its number."""
+def real_numbers(values: Sequence[float], dtype: str) -> list[Argument]:
+    """Return numbers of a dtype as arguments of a kernel."""
+    return [Argument(_REAL[dtype], value) for value in values]
+
+
+class CudaLibrary(ABC):
+    """A library of arrays on CUDA devices, each of which is known by its number.
+
+    Attributes:
+        chunk: how many elements a chunk is, where a kernel has something to do for each.
+    """
 
     chunk = CHUNK
     chunk_of = staticmethod(chunk_of)
 
     # What libraries of arrays do ------------------------------------------------------------------------------------
 
+    @abstractmethod
     def device(self, array: Any) -> int:
-        raise NotImplementedError
+        """Return the number of an array's device."""
 
+    @abstractmethod
     def dtype(self, array: Any) -> str:
-        raise NotImplementedError
+        """Return the name of an array's dtype."""
 
+    @abstractmethod
     def size(self, array: Any) -> int:
-        raise NotImplementedError
+        """Return the number of an array's elements."""
 
+    @abstractmethod
     def address(self, array: Any) -> int:
-        raise NotImplementedError
+        """Return where the memory of a C-contiguous array begins."""
 
+    @abstractmethod
     def memory(self, array: Any) -> tuple[str, int, int]:
-        raise NotImplementedError
+        """Return device, first and one-past-last byte of a C-contiguous array."""
 
+    @abstractmethod
     def dense(self, array: Any) -> Any:
-        raise NotImplementedError
+        """Return an array itself if it is C-contiguous, else a copy that is."""
 
+    @abstractmethod
     def is_dense(self, array: Any) -> bool:
-        raise NotImplementedError
+        """Tell whether an array is C-contiguous."""
 
+    @abstractmethod
     def copied(self, array: Any) -> Any:
-        raise NotImplementedError
+        """Return a copy of a C-contiguous array."""
 
+    @abstractmethod
     def empty_like(self, array: Any, dtype: str | None = None) -> Any:
-        raise NotImplementedError
+        """Return a new C-contiguous array of the same shape, on the same device, and of the same dtype if none is named."""
 
+    @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
-        raise NotImplementedError
+        """Return a new C-contiguous array on the current device."""
 
+    @abstractmethod
     def assign(self, target: Any, value: Any) -> None:
-        raise NotImplementedError
+        """Write the elements of an array into another one."""
 
-    def on(self, device: int) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def on(self, device: int) -> AbstractContextManager[Any]:
+        """Make a device the current one."""
 
+    @abstractmethod
     def words(self, memory: Any, count: int) -> list[int]:
-        raise NotImplementedError
+        """Wait for the device, and return the first words of an array of int64."""
 
+    @abstractmethod
     def stream(self, device: int) -> int:
         """Return the stream on which the library would queue work for a device now, as the driver knows it."""
-        raise NotImplementedError
 
-    # What CUDA C does ---------------------------------------------------------------------------------------------------
+    # What CUDA C does -----------------------------------------------------------------------------------------------
 
     def module(self, program: Program, key: KernelKey) -> str:
+        """Return the kernels that run a program."""
         return kernels.update_source(program, key)
 
     def norm_module(self, dtype: str) -> str:
+        """Return the kernels that reduce gradients of a dtype to what their norm is computed from."""
         return _norm_source(dtype)
 
     def products_module(self, compute_dtype: str) -> str:
+        """Return the kernels that slice operands of products of matrices and scale integer products back."""
         return products_source(compute_dtype)
 
     def totals_module(self) -> str:
+        """Return the kernels that join parts of totals over all parameters."""
         return totals_source()
 
-    def arguments(self, values: Sequence[float], dtype: str, device: int) -> list[Argument]:
-        return [Argument(_REAL[dtype], value) for value in values]
-
-    def unrounded(self, values: Sequence[Any], device: int) -> list[Argument]:
-        return list(map(typed, values))
-
     def workspace(self, words: int, device: int) -> tuple[Any, int]:
+        """Return memory of the current device for that many words of 64 bits, and its address."""
         memory = self.empty((words,), "int64", device)
         return memory, self.address(memory)
 
-    def tables(
-        self, module: str, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int, device: int
-    ) -> list[Placed]:
+    def table(self, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int, device: int) -> Placed | None:
+        """Return what tells a launch where its parameters are and how many elements they have; None if they have none."""
         table = Table(addresses, sizes, chunk)
         if not table.chunks:
-            return []
+            return None
         memory, at = self.workspace(len(table.words), device)
         with driver.device(device).within():
             driver.device(device).upload(at, array("q", table.words.tobytes()), self.stream(device))
-        return [Placed(table, table.argument(at), memory)]
+        return Placed(table, table.argument(at), memory)
 
     def launch(self, module: str, kernel: str, table: Placed, arguments: Sequence[Argument], device: int) -> None:
+        """Run a kernel on all parameters of a table."""
         self._launch(module, kernel, table.table.chunks, packed(arguments, table.argument), device)
 
     def call(self, module: str, kernel: str, blocks: int, arguments: Sequence[Any], device: int) -> None:
+        """Run a kernel that takes arrays and integers, in so many blocks."""
         given = [typed(a) if isinstance(a, int) else Argument("Q", self.address(a)) for a in arguments]
         self._launch(module, kernel, blocks, packed(given), device)
 
     def scalars_of_norm(
         self, module: str, norm: GradientNorm, given: Sequence[Any], count: int, dtype: str, device: int
     ) -> Argument:
+        """Return an array, made on the device, of the rounded scalars that need the norm, given those of the host they need."""
         results = self.empty((count,), dtype, device)
         found = Argument("Q", self.address(results), results)
-        arguments = [Argument("Q", self.address(norm.words)), *map(typed, given), found]
+        arguments = [self.argument_of(norm), *map(typed, given), found]
         self._launch(module, SCALARS_OF_NORM, 1, packed(arguments), device, threads=1)
         return found
 
     def new_norm(self, device: int) -> GradientNorm:
-        memory, at = self.workspace(_NORM_WORDS, device)
+        """Return a norm whose words are zero."""
+        memory, at = self.workspace(NORM_WORDS, device)
         with driver.device(device).within():
-            driver.device(device).clear(at, _NORM_WORDS, self.stream(device))
-        return GradientNorm(memory, functools.partial(self.words, memory, _NORM_WORDS))
+            driver.device(device).clear(at, NORM_WORDS, self.stream(device))
+        return GradientNorm(memory, functools.partial(self.words, memory, NORM_WORDS))
 
-    def largest(self, norm: GradientNorm) -> list[Argument]:
-        return [Argument("Q", self.address(norm.words), norm.words)]
-
-    def sums(self, norm: GradientNorm) -> list[Argument]:
-        return self.largest(norm)
+    def argument_of(self, norm: GradientNorm) -> Argument:
+        """Return a norm as the argument of a kernel."""
+        return Argument("Q", self.address(norm.words), norm.words)
 
     def _launch(
         self, module: str, kernel: str, blocks: int, arguments: bytes, device: int, threads: int = THREADS

@@ -46,9 +46,7 @@ class Compiler:
     def compile(self, source: str, target: str) -> bytes:
         """Return CUDA C compiled for a target such as `"sm_90"` (machine code) or `"compute_90"` (PTX)."""
         library, program = self._library, ctypes.c_void_p()
-        self._check(
-            library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"portopt.cu", 0, None, None)
-        )
+        self._check(library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"portopt.cu", 0, None, None))
         options = [option.encode() for option in (f"--gpu-architecture={target}", *OPTIONS)]
         try:
             failed = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
