@@ -452,7 +452,7 @@ class JaxBackend:
             "arguments of your jitted step to save the memory"
         )
 
-    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> None:
+    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays], **kinds: bool) -> None:
         return None
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:

@@ -426,18 +426,26 @@ class TorchBackend(ArrayAPIBackend):
         kernel.update(jobs, copies)
         return results
 
-    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> Any:
-        torch = self._torch
-        tensors = [tensor for arrays in parameters for tensor in arrays.values()]
-        ordinary = all(
-            type(t) in (torch.Tensor, torch.nn.Parameter) and t.is_cpu and t.is_contiguous() for t in tensors
+    def plan(
+        self,
+        programs: Sequence[Program],
+        trees: Any,
+        parameters: Sequence[Arrays],
+        *,
+        in_place: bool = True,
+        same_arrays: bool = True,
+    ) -> Any:
+        on_host = all(arrays["p"].is_cpu for arrays in parameters)
+        if is_interpreted() or not on_host or not compiler.available() or not can_plan(programs):
+            return None
+        leaves = described(self, parameters)
+        if any(leaf.is_part for leaf in leaves) and not all(p.is_elementwise for p in programs):
+            return None
+        if (reader := _reader()) is None:
+            return None
+        return make_plan(
+            self, programs, trees, leaves, reader, _increment_version(), in_place=in_place, same_arrays=same_arrays
         )
-        usable = compiler.available() and not is_interpreted() and ordinary
-        if not usable or not can_plan(programs) or (reader := _reader()) is None:
-            return None
-        if any(leaf.is_part for leaf in described(self, parameters)) and not all(p.is_elementwise for p in programs):
-            return None
-        return make_plan(self, programs, trees, described(self, parameters), reader, _increment_version())
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         self.refuse_capture(gradients)
@@ -509,9 +517,21 @@ def _reader() -> readers.ArrayReader | None:
     layout = memory.find_layout()
     if layout is None:
         return None
-    reader = readers.dlpack_reader(torch.Tensor, backend.dtype_name, lambda tensor: int(tensor.data_ptr()), layout)
-    if reader is None:
+    function = readers.exchange_function(torch.Tensor)
+    if not function:
         return None
+    kinds = torch.Tensor, torch.nn.Parameter
+    reader = readers.ArrayReader(
+        function,
+        lambda tensor: readers.exchange_dtype(backend.dtype_name(tensor)),
+        lambda tensor: int(tensor.data_ptr()),
+        kinds,
+        lambda tensor: type(tensor) in kinds and tensor.is_cpu and _is_dense(tensor),
+        _dense,
+        _maker,
+        _finished,
+        layout,
+    )
 
     def wrong(like: Any) -> list[Any]:
         without_memory = torch.zeros(3, 4, device="cpu")
@@ -530,6 +550,43 @@ def _reader() -> readers.ArrayReader | None:
         ]
 
     return reader if memory.elsewhere(lambda: trial.works(reader, torch.tensor, wrong)) else None
+
+
+def _is_dense(tensor: Any) -> bool:
+    return bool(tensor.layout is sys.modules["torch"].strided and tensor.is_contiguous() and not tensor.is_neg())
+
+
+def _dense(gradient: Any) -> Any:
+    """Return a contiguous tensor with the elements of a gradient; itself if it is one, or has no elements in memory."""
+    torch = sys.modules["torch"]
+    if type(gradient) not in (torch.Tensor, torch.nn.Parameter) or not gradient.is_cpu:
+        return gradient
+    if gradient.layout is not torch.strided or _why_without_elements(gradient) is not None or _is_dense(gradient):
+        return gradient
+    return gradient.detach().resolve_neg().contiguous()
+
+
+def _maker(tensors: Sequence[Any]) -> Callable[[], list[Any]]:
+    """Return what makes new contiguous tensors like given ones."""
+    torch = sys.modules["torch"]
+    # Without elements of their own: they would double the memory.
+    models = [torch.empty((), dtype=t.dtype, device="cpu").expand(t.shape) for t in tensors]
+    large = [k for k, t in enumerate(tensors) if memory.is_large(t.numel() * t.element_size())]
+
+    def new() -> list[Any]:
+        found = list(map(torch.empty_like, models))
+        for k in large:
+            memory.use_huge_pages(found[k].data_ptr(), found[k].numel() * found[k].element_size())
+        return found
+
+    return new
+
+
+def _finished(before: Sequence[Any], after: Sequence[Any]) -> None:
+    """Let autograd record what is done with new parameters as it did with those before."""
+    for old, new in zip(before, after, strict=True):
+        if old.requires_grad:
+            new.requires_grad_()
 
 
 @functools.cache

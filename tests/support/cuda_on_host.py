@@ -36,6 +36,9 @@ COMPILE = (
     "-shared",
     "-fPIC",
     "-pthread",
+    # A GPU has no loads and stores of vectors that are not aligned.
+    "-fsanitize=alignment",
+    "-fsanitize-undefined-trap-on-error",
 )
 BLOCKS, THREADS = 3, 4
 
