@@ -43,6 +43,8 @@ import portopt_cupy._kernel as cupy_kernel
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar, slot_dtypes
 from portopt.kernels import launch
+from portopt.kernels.cuda import kernels as cuda_kernels
+from portopt.kernels.cuda import nvrtc
 from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.source import cuda_source, source_file
 from portopt.kernels.groups import kernel_key
@@ -147,7 +149,7 @@ def expected_memory(program: Program, key: KernelKey) -> Counter[tuple[str, ...]
 
 
 def ptx_of(source: str, architecture: int) -> str:
-    return cupy_kernel.compile_source(source, f"compute_{architecture}").decode()
+    return nvrtc.compile_source(source, f"compute_{architecture}").decode()
 
 
 @pytest.mark.usefixtures("_nvrtc")
@@ -188,38 +190,33 @@ def test_ptx_of_the_norm_is_rounded_once(dtype: str) -> None:
 @pytest.mark.parametrize("option", ["--fmad=true", "--ftz=true", "--prec-div=false", "--prec-sqrt=false"])
 def test_inexact_options_of_the_compiler_would_be_noticed(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name = option.partition("=")[0]
-    options = [o for o in cupy_kernel.OPTIONS if not o.startswith(name)]
-    monkeypatch.setattr(cupy_kernel, "OPTIONS", (*options, option))
+    options = [o for o in nvrtc.OPTIONS if not o.startswith(name)]
+    monkeypatch.setattr(nvrtc, "OPTIONS", (*options, option))
     with pytest.raises(AssertionError):
         assert_only_rounded_once(ptx_of(source_of(portopt.Adam(), "float32"), 90))
 
 
 @pytest.mark.usefixtures("_nvrtc")
 def test_machine_code_is_made_and_errors_of_the_compiler_are_shown() -> None:
-    assert cupy_kernel.compile_source(source_of(portopt.SGD(), "float32"), "sm_80")[:4] == b"\x7fELF"
+    assert nvrtc.compile_source(source_of(portopt.SGD(), "float32"), "sm_80")[:4] == b"\x7fELF"
     with pytest.raises(RuntimeError, match=r"cannot compile a kernel for sm_80.*undefined_name"):
-        cupy_kernel.compile_source("__global__ void f(float *x) { *x = undefined_name; }", "sm_80")
+        nvrtc.compile_source("__global__ void f(float *x) { *x = undefined_name; }", "sm_80")
 
 
 def test_target_is_the_device_or_ptx_for_a_newer_one() -> None:
-    assert cupy_kernel.target_of(90, [80, 90]) == "sm_90"
-    assert cupy_kernel.target_of(121, [80, 90, 120]) == "compute_120"
+    assert nvrtc.target_of(90, [80, 90]) == "sm_90"
+    assert nvrtc.target_of(121, [80, 90, 120]) == "compute_120"
     with pytest.raises(RuntimeError, match="compute capability 35"):
-        cupy_kernel.target_of(35, [80, 90])
+        nvrtc.target_of(35, [80, 90])
 
 
 # The bits, on the host ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
-
-
 @pytest.fixture
-def backend(kernels: Path) -> Iterator[Any]:
+def backend(kernel_directory: Path) -> Iterator[Any]:
     # For one test only: the others need the real NVRTC.
-    with host_cupy(kernels) as found:
+    with host_cupy(kernel_directory) as found:
         yield found
 
 
@@ -461,10 +458,10 @@ def test_hyperparameters_of_one_step_compile_nothing() -> None:
     optimizer, p = portopt.Adam(clipnorm=1.0), on_device(ordinary((10,), "float32", 1))
     state = optimizer.init(p)
     optimizer.apply(p, p, state)
-    before = cupy_kernel._loaded.cache_info().misses
+    before = cuda_kernels._module.cache_info().misses
     for rate in (0.5, 0.25):
         optimizer.apply(p, p, state, learning_rate=rate, clipnorm=rate)
-    assert cupy_kernel._loaded.cache_info().misses == before
+    assert cuda_kernels._module.cache_info().misses == before
 
 
 # The norm -------------------------------------------------------------------------------------------------------
@@ -530,7 +527,7 @@ def test_scalars_that_need_the_norm_have_the_bits_of_the_host(dtype: str, tmp_pa
         norm = np.asarray([np.float64(value).view(np.int64), *reference_sums([np.asarray([value])])])
         results = np.zeros(len(split.rounded_on_device), dtype)
         values = split.host_scalars(inputs)
-        given = [cupy_kernel.typed_scalar(values[i]) for i in split.given]
+        given = [np.asarray(values[i])[()] for i in split.given]
         Kernel(library, "scalars_of_norm")((1,), (1,), (on_view(norm), *given, on_view(results)))
         expected = evaluate_scalars(expand_elementary(program), HOST, inputs)
         wanted = [round_scalar(float(expected[j]), dtype) for _, j in split.rounded_on_device]

@@ -24,6 +24,8 @@ THREADS = 256
 """Threads in a block, and the most that a block may have."""
 CHUNK = 16 * THREADS
 """Elements that a block works on before it looks for the next ones."""
+MOST_BLOCKS = 65535
+"""Of a grid; blocks take further chunks when there are more."""
 _BINS = {
     "BIN_WIDTH": bins.WIDTH,
     "BIN_OFFSET": bins.OFFSET,
