@@ -210,13 +210,19 @@ def kernel():
 
 
 @functools.cache
-def _kernel(dtype: str, flush: Flush) -> Any:
+def norm_kernel(dtype: str, flush: Flush) -> Any:
+    """Return the kernel for gradients of a dtype."""
     return compile_function(norm_source(dtype, flush), "norm")
 
 
 @functools.cache
 def _part() -> Any:
     return compile_function(_PART_SOURCE, "part")
+
+
+def stride_of_guess(total: int) -> int:
+    """Return the stride in which so many gradients are looked at for a guess of the largest."""
+    return (total // _SAMPLES) | 1
 
 
 class GradientTable(NamedTuple):
@@ -256,7 +262,7 @@ class _Work:
     """The passes over the gradients of a table."""
 
     def __init__(self, table: GradientTable, flush: Flush) -> None:
-        self._function = _kernel(table.dtype, flush)
+        self._function = norm_kernel(table.dtype, flush)
         self._given = (*table[1:4], table.sizes.ctypes.data, len(table.sizes))
         self._total = int(table.sizes.sum())
         self._infinity = 0x7FF0000000000000 if COMPUTE_DTYPE[table.dtype] == "float64" else 0x7F800000
@@ -270,7 +276,7 @@ class _Work:
         """Return the exponent of the bins for the largest of some gradients."""
         record = array("q", (0, 0))
         at = record.buffer_info()[0]
-        self._function(at, at, *self._given, 0, self._total, (self._total // _SAMPLES) | 1, at)
+        self._function(at, at, *self._given, 0, self._total, stride_of_guess(self._total), at)
         return record[1]
 
     def parts(self, exponent: int) -> list[Bins]:
