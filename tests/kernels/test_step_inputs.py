@@ -186,13 +186,13 @@ def test_a_given_norm_takes_the_place_of_the_computed_one_for_a_step(library: Li
 class NormOfGradients(portopt.Optimizer):
     """Puts the norm of all gradients into every element."""
 
-    def totals(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:  # type: ignore[override]  # no class attribute
+    def totals(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
         return {"size": xp.linalg.vector_norm(g)}
 
-    def coefficients(self, t: Any, size: Any) -> Any:  # type: ignore[override]  # takes totals
+    def coefficients(self, t: Any, size: Any) -> Any:
         return {"size": size}
 
-    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:  # type: ignore[override]  # as rules have it
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
         return xp.where(p == p, c.size, c.size) + 0.0 * p, {}
 
 

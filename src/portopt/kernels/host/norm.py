@@ -38,7 +38,7 @@ from portopt.program.bins import (
 
 _BLOCK = SQUARES_AT_ONCE << (52 - FIRST_BITS)
 """Elements of a block: each of these sums, a float64, takes as many of such integers as 52 bits can hold."""
-_SAMPLES = 1024
+SAMPLES = 1024
 """About so many gradients are looked at for a guess of the largest."""
 
 _SOURCE = '''"""Sums of squares of {dtype} gradients in integer bins; subnormals flushed by {flush}."""
@@ -222,7 +222,7 @@ def _part() -> Any:
 
 def stride_of_guess(total: int) -> int:
     """Return the stride in which so many gradients are looked at for a guess of the largest."""
-    return (total // _SAMPLES) | 1
+    return (total // SAMPLES) | 1
 
 
 class GradientTable(NamedTuple):
