@@ -209,7 +209,7 @@ class PlannedNorm:
             table: address of the table of addresses.
             places: addresses of where the norm goes.
         """
-        parts = threads.ranges(self.total)
+        parts = threads.parts(self.total)
         memory = array("q", bytes(8 * (_HEAD_WORDS + 2 * _PART_WORDS * len(parts))))
         where = array("q", (len(places), *places))
         given = self.address, len(self), table, memory.buffer_info()[0]
