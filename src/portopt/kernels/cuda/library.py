@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import struct
 from abc import ABC, abstractmethod
-from array import array
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.products import products_source
 from portopt.kernels.cuda.source import CHUNK, MOST_BLOCKS, THREADS
 from portopt.kernels.cuda.staged_source import chunk_of
-from portopt.kernels.cuda.tables import Table
+from portopt.kernels.cuda.tables import Chunks, columns_of
 from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.key import KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM
@@ -45,12 +44,12 @@ class Placed(NamedTuple):
     """A table in the device's memory.
 
     Attributes:
-        table: its content.
-        argument: the struct that tells kernels where it is, as int64 words.
+        chunks: how many chunks there are.
+        argument: the struct that tells kernels where it is, as words.
         owner: what keeps the memory alive.
     """
 
-    table: Table
+    chunks: int
     argument: Sequence[int]
     owner: Any
 
@@ -162,19 +161,34 @@ class CudaLibrary(ABC):
         memory = self.empty((words,), "int64", device)
         return memory, self.address(memory)
 
-    def table(self, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int, device: int) -> Placed | None:
-        """Return what tells a launch where its parameters are and how many elements they have; None if they have none."""
-        table = Table(addresses, sizes, chunk)
-        if not table.chunks:
-            return None
-        memory, at = self.workspace(len(table.words), device)
-        with driver.device(device).within():
-            driver.device(device).upload(at, array("q", table.words.tobytes()), self.stream(device))
-        return Placed(table, table.argument(at), memory)
+    def tables(
+        self, rows: Sequence[Sequence[int]], cut: Sequence[tuple[Sequence[int], int]], device: int
+    ) -> list[Placed]:
+        """Return what tells launches where parameters are, one for each way in which their elements are cut into chunks.
+
+        Args:
+            rows: the words of each parameter, in the order of the kernels' columns.
+            cut: the number of elements of each parameter, and how many of them are a chunk.
+            device: the current device.
+        """
+        words, chunks = columns_of(rows), [Chunks(sizes, chunk) for sizes, chunk in cut]
+        starts = [len(words)]
+        for one in chunks:
+            words += one.words
+            starts.append(len(words))
+        memory, at = self.workspace(len(words), device)
+        if words:
+            with driver.device(device).within():
+                driver.device(device).upload(at, words, self.stream(device))
+        return [
+            Placed(one.number, one.argument(at + 8 * start, at), memory)
+            for one, start in zip(chunks, starts[:-1], strict=True)
+        ]
 
     def launch(self, module: str, kernel: str, table: Placed, arguments: Sequence[Argument], device: int) -> None:
         """Run a kernel on all parameters of a table."""
-        self._launch(module, kernel, table.table.chunks, packed(arguments, table.argument), device)
+        if table.chunks:
+            self._launch(module, kernel, table.chunks, packed(arguments, table.argument), device)
 
     def call(self, module: str, kernel: str, blocks: int, arguments: Sequence[Any], device: int) -> None:
         """Run a kernel that takes arrays and integers, in so many blocks."""

@@ -139,7 +139,7 @@ def fits(entry, item, table, context):
             return False
         address = fields[0] + fields[5]
         dimensions = fields[2] & 0xFFFFFFFF
-        if (fields[1] & 0xFFFFFFFF) != 1 or (fields[2] >> 32) != entry[4] or dimensions != entry[5]:
+        if fields[1] != context[49] or (fields[2] >> 32) != entry[4] or dimensions != entry[5]:
             return False
         shape = pointer_to_int64(fields[3])
         for axis in range(dimensions):

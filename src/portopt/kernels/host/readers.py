@@ -31,6 +31,15 @@ class Layout(NamedTuple):
     size: int
 
 
+HOST, _CUDA = 1, 2
+"""Kinds of devices, as DLPack numbers them."""
+
+
+def cuda_device(number: int) -> int:
+    """Return what stands for a CUDA device in DLPack."""
+    return _CUDA | number << 32
+
+
 class ArrayReader(NamedTuple):
     """How the compiled function asks an array for its memory, and how a plan gets arrays that it can be asked about.
 
@@ -39,11 +48,12 @@ class ArrayReader(NamedTuple):
         dtype: returns what stands for an array's dtype there.
         address: returns the address of an array's memory.
         kinds: types of the arrays, at most two.
-        is_plain: tells whether an object is an array of these types, C-contiguous, in host memory.
+        is_plain: tells whether an object is an array of these types, C-contiguous, where the arrays are.
         dense: returns a plain array with the elements of a gradient, or the gradient itself if that cannot be had.
         maker: given arrays, returns what makes new ones like them, whose elements are not set, C-contiguous.
         finished: called with the parameters before a step, and with the new ones; None if there is nothing to do.
         layout: what else is read; None for NumPy arrays.
+        device: where the arrays are, as DLPack says it.
     """
 
     function: int
@@ -55,6 +65,7 @@ class ArrayReader(NamedTuple):
     maker: Callable[[Sequence[Any]], Callable[[], list[Any]]]
     finished: Callable[[Sequence[Any], Sequence[Any]], None] | None = None
     layout: Layout | None = None
+    device: int = HOST
 
 
 _DLPACK_TYPES = {"float16": (2, 16), "bfloat16": (4, 16), "float32": (2, 32), "float64": (2, 64)}
