@@ -23,7 +23,7 @@ from portopt.arithmetic.dtypes import TINY_FLOAT32
 from portopt.backend import Backend, Leaf, is_interpreted
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver, kernels
-from portopt.kernels.cuda.library import NORM_WORDS, Argument, CudaLibrary, Placed, packed
+from portopt.kernels.cuda.library import Argument, CudaLibrary, Placed, packed, typed
 from portopt.kernels.cuda.source import MOST_BLOCKS, THREADS
 from portopt.kernels.groups import grouped
 from portopt.kernels.host.compiler import default_flush
@@ -31,8 +31,8 @@ from portopt.kernels.host.kernel import Inputs, Work, host_kernel
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.watch import Call, Still, Watch, size_of
 from portopt.kernels.key import KernelKey
-from portopt.kernels.names import LARGEST_GRADIENT, SCALARS_OF_NORM, SUM_SQUARES, UPDATE
-from portopt.kernels.norm_dependence import GradientNorm, host_program, norm_dependence
+from portopt.kernels.names import SCALARS_OF_NORM, SUM_SQUARES, UPDATE
+from portopt.kernels.norm_dependence import WORDS_OF_PART, GradientNorm, host_program, norm_dependence
 from portopt.kernels.passes import passes_of
 from portopt.nested import rates_of
 from portopt.program import Kind, Op, Program
@@ -84,7 +84,7 @@ class DevicePlan:
         self._note_written = note_written
         self._placed: dict[int, _Placed] = {}
         self._lock = threading.Lock()
-        self._own_norm = GradientNorm(None, _unknown)
+        self._own_norm = GradientNorm(None, 0, _unknown)
         # Inputs of the last step, and the hyperparameters that were given for it, as text.
         self._kept: tuple[list[Mapping[str, Any]], str] | None = None
 
@@ -110,7 +110,7 @@ class DevicePlan:
         with self._lock, self._device.within():
             placed = self._placed.get(stream) or self._place(stream, call)
             self._bring(call.table, placed, stream)
-            norm = self._norm_at(inputs, placed, stream)
+            norm = self._norm_of(inputs, placed, stream)
             for kind, at in zip(self._kinds, placed.kinds, strict=True):
                 values = kind.scalars.values(inputs[kind.program], finished)
                 new_scalars |= kind.scalars.of_state(values)
@@ -118,7 +118,7 @@ class DevicePlan:
                 if kind.scalars.results:
                     results = (at.results,)
                     given = kind.scalars.given(norm, values, at.results)
-                    self._device.launch(kind.functions[SCALARS_OF_NORM], 1, 1, given, stream)
+                    self._device.launch(kind.functions[SCALARS_OF_NORM], 1, THREADS, given, stream)
                 for name, table in zip(kind.names, at.tables, strict=True):
                     if table.chunks:
                         arguments = kind.scalars.arguments(table.argument, values, results)
@@ -179,11 +179,11 @@ class DevicePlan:
         """Put tables into the device's memory, for steps on a stream."""
         library, number = self._library, self._device.number
         with library.on(number):
-            norm, at = library.workspace(NORM_WORDS, number)
             kinds = [
                 kind.placed(addresses, number)
                 for kind, addresses in zip(self._kinds, self._addresses(call.table), strict=True)
             ]
+            norm, at = library.workspace(WORDS_OF_PART * sum(kind.blocks_of_norm for kind in kinds), number)
         placed = _Placed(kinds, at, norm)
         while len(self._placed) >= _MOST_STREAMS:
             del self._placed[next(iter(self._placed))]
@@ -210,21 +210,21 @@ class DevicePlan:
                     self._device.upload(at.tables[0].argument[3] + 8 * kind.rows * column, current, stream)
                     at.known[column] = current
 
-    def _norm_at(self, inputs: Sequence[Mapping[str, Any]], placed: _Placed, stream: int) -> int:
-        """Return where the norm of the gradients is that the scalars of a step need; 0 if they need none."""
+    def _norm_of(self, inputs: Sequence[Mapping[str, Any]], placed: _Placed, stream: int) -> tuple[int, int]:
+        """Return where the parts of the norm of the gradients are, and how many, if the scalars of a step need it."""
         if not any(kind.scalars.results for kind in self._kinds):
-            return 0
+            return 0, 0
         norm = next(value for of in inputs for value in of.values() if isinstance(value, GradientNorm))
         if norm is not self._own_norm:
-            return self._library.address(norm.words)
-        self._device.clear(placed.norm, NORM_WORDS, stream)
-        for name in (LARGEST_GRADIENT, SUM_SQUARES):
-            for kind, at in zip(self._kinds, placed.kinds, strict=True):
-                if at.gradients.chunks:
-                    arguments = packed([Argument("Q", placed.norm)], at.gradients.argument)
-                    blocks = min(at.gradients.chunks, MOST_BLOCKS)
-                    self._device.launch(kind.functions[name], blocks, THREADS, arguments, stream)
-        return placed.norm
+            return self._library.address(norm.words), norm.count
+        count = 0
+        for kind, at in zip(self._kinds, placed.kinds, strict=True):
+            if at.blocks_of_norm:
+                parts = Argument("Q", placed.norm + 8 * WORDS_OF_PART * count)
+                arguments = packed([parts, typed(at.blocks_of_norm)], at.gradients.argument)
+                self._device.launch(kind.functions[SUM_SQUARES], at.blocks_of_norm, THREADS, arguments, stream)
+                count += at.blocks_of_norm
+        return placed.norm, count
 
 
 class _Scalars:
@@ -252,7 +252,7 @@ class _Scalars:
         kinds = "".join(_STRUCT[kind] for _, kind in self._unrounded)
         real_kinds = ("f" if real == "float32" else "d") * len(self._rounded)
         self._struct = struct.Struct(f"@6q{real_kinds}{kinds}{'Q' if self.results else ''}")
-        self._struct_of_norm = struct.Struct(f"@Q{''.join(_STRUCT[kind] for _, kind in self._given)}Q")
+        self._struct_of_norm = struct.Struct(f"@Qq{''.join(_STRUCT[kind] for _, kind in self._given)}Q")
 
     def values(self, inputs: Mapping[str, Any], step: int) -> list[float]:
         """Return the scalars that kernels and the state need, given the program's inputs and the number of the step."""
@@ -277,9 +277,9 @@ class _Scalars:
             ]
         return self._struct.pack(*table, *rounded, *[_TYPES[kind](values[k]) for k, kind in self._unrounded], *results)
 
-    def given(self, norm: int, values: Sequence[float], results: int) -> bytes:
+    def given(self, norm: tuple[int, int], values: Sequence[float], results: int) -> bytes:
         """Return the arguments of the kernel that computes scalars from the norm."""
-        return self._struct_of_norm.pack(norm, *[_TYPES[kind](values[k]) for k, kind in self._given], results)
+        return self._struct_of_norm.pack(*norm, *[_TYPES[kind](values[k]) for k, kind in self._given], results)
 
 
 _STRUCT = {Kind.FLOAT: "d", Kind.INTEGER: "q", Kind.TRUTH: "?"}
@@ -323,8 +323,7 @@ class _Kind:
         if self.scalars.results:
             self.functions[SCALARS_OF_NORM] = kernels.function(module, SCALARS_OF_NORM, device)
             of_norm = library.norm_module(dict(key.dtypes)["g"])
-            for name in (LARGEST_GRADIENT, SUM_SQUARES):
-                self.functions[name] = kernels.function(of_norm, name, device)
+            self.functions[SUM_SQUARES] = kernels.function(of_norm, SUM_SQUARES, device)
 
     def placed(self, addresses: Sequence[Sequence[int]], device: int) -> _PlacedKind:
         """Put tables into the memory of the current device, given the addresses of each parameter's arrays."""
@@ -348,7 +347,9 @@ class _Kind:
             chunks, [*argument[:3], argument[3] + 8 * len(rows) * self.columns.index("g"), *argument[4:]], owner
         )
         known = {column: array("q", [row[column] for row in addresses]) for column in self.read}
-        return _PlacedKind(tables[: len(self.names)], gradients, results_at, known, (memory, results))
+        blocks = library.blocks_of_norm(gradients, device) if self.scalars.results else 0
+        owners = memory, results
+        return _PlacedKind(tables[: len(self.names)], gradients, blocks, results_at, known, owners)
 
 
 class _Placed(NamedTuple):
@@ -356,7 +357,7 @@ class _Placed(NamedTuple):
 
     Attributes:
         kinds: of each kind of parameters.
-        norm: where the norm of the gradients is put.
+        norm: where the parts of the norm of the gradients are put.
         owner: what keeps that memory alive.
     """
 
@@ -370,16 +371,24 @@ class _PlacedKind:
 
     Attributes:
         tables: of each kernel.
-        gradients: the table of the kernels of the norm.
+        gradients: the table of the kernel of the norm.
+        blocks_of_norm: in how many blocks that runs; 0 if the step needs no norm.
         results: where the scalars are that are computed from the norm.
         known: the read columns as they are there, by number; None if that is not known.
     """
 
     def __init__(
-        self, tables: Sequence[Placed], gradients: Placed, results: int, known: dict[int, Any], owners: Any
+        self,
+        tables: Sequence[Placed],
+        gradients: Placed,
+        blocks_of_norm: int,
+        results: int,
+        known: dict[int, Any],
+        owners: Any,
     ) -> None:
         self.tables = tables
         self.gradients = gradients
+        self.blocks_of_norm = blocks_of_norm
         self.results = results
         self.known: dict[int, array[int] | None] = known
         self._owners = owners

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from portopt.kernels.host.threads import Team
+
 
 class Layout(NamedTuple):
     """Where a library keeps what DLPack does not tell of an array; words are counted from the start of an object.
@@ -80,6 +82,7 @@ class ArrayReader(NamedTuple):
         maker: given arrays, returns what makes new ones like them, whose elements are not set, C-contiguous.
         finished: called with the parameters before a step, and with the new ones; None if there is nothing to do.
         layout: what else is read; None for NumPy arrays.
+        team: returns the library's threads if they should do a large step.
         device: where the arrays are, as DLPack says it; the number of the device for a `FieldLayout`.
     """
 
@@ -92,6 +95,7 @@ class ArrayReader(NamedTuple):
     maker: Callable[[Sequence[Any]], Callable[[], list[Any]]]
     finished: Callable[[Sequence[Any], Sequence[Any]], None] | None = None
     layout: Layout | FieldLayout | None = None
+    team: Callable[[], Team | None] = lambda: None
     device: int = HOST
 
 
