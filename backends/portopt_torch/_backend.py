@@ -540,6 +540,7 @@ def _reader(device: str) -> readers.ArrayReader | None:
         layout if on_host else memory.on_device(layout, place),
         _team().working_team,
         readers.HOST if on_host else readers.cuda_device(place.index),
+        memory.find_alike(layout),
     )
 
     def zeros(*shape: int, **options: Any) -> Any:
