@@ -224,6 +224,7 @@ def test_gradients_that_lie_otherwise_than_those_of_the_plan_are_told_apart(
     warmed_up(run)
     (plan,) = run.optimizer._cache.plans
     whole, (p,) = torch.zeros(60), run.params
+    gradient: Any
     fitting = [whole[:12].view(3, 4), whole[7:19].view(3, 4), torch.zeros(3, 4).requires_grad_(), torch.zeros(4, 3).T]
     for gradient in fitting:
         assert plan.fits(run.params, [gradient], run.state)
