@@ -160,6 +160,40 @@ template <typename Real, int COUNT> __device__ __forceinline__ void add_squares(
     sum.third += (long long)sums[2];
 }
 
+// Several numbers at once, in the same way: their bins are those of the largest.
+template <typename Real, int COUNT> __device__ __forceinline__ void add_numbers(Sum &sum, const Real (&x)[COUNT])
+{
+    auto most = magnitude_of(x[0]);
+#pragma unroll
+    for (int k = 1; k < COUNT; k++)
+        most = magnitude_of(x[k]) > most ? magnitude_of(x[k]) : most;
+    if (most == 0)
+        return;
+    if (most >= magnitude_of((Real)INFINITE)) {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++)
+            if (magnitude_of(x[k]) >= magnitude_of((Real)INFINITE))
+                sum.special |= x[k] != x[k] ? 1 : x[k] > 0 ? 2 : 4;
+        return;
+    }
+    raise_bins(sum, exponent_above(number_of(most)));
+    const double scale = power_of_two(31 - (int)sum.exponent);
+    unsigned long long sums[3] = {0, 0, 0};
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        double left = (double)x[k] * scale;
+#pragma unroll
+        for (int bin = 0; bin < 3; bin++) {
+            const double rounded = left + 6755399441055744.0;
+            sums[bin] += (unsigned long long)__double_as_longlong(rounded);
+            left = (left - (rounded - 6755399441055744.0)) * 0x1p32;
+        }
+    }
+    sum.first += (long long)(sums[0] - COUNT * 0x4338000000000000ull);
+    sum.second += (long long)(sums[1] - COUNT * 0x4338000000000000ull);
+    sum.third += (long long)(sums[2] - COUNT * 0x4338000000000000ull);
+}
+
 __device__ __forceinline__ void join(Sum &sum, Sum other)
 {
     raise_bins(sum, other.exponent);

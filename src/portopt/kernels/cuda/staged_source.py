@@ -9,17 +9,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from portopt.kernels import passes
 from portopt.kernels.cuda.source import (
     CHUNK,
     LANGUAGE,
+    PLACE,
     common_source,
     from_double,
     functions_source,
     kernel_head,
     listed,
+    loop_of_fours,
     of_row,
     reductions_source,
     scalars_of_device,
@@ -31,6 +33,8 @@ from portopt.kernels.pass_writer import PassWriter, length, own, parts, size, st
 from portopt.kernels.passes import ACROSS, Pass, words_of
 from portopt.program import DRAWS, SUMS, Kind, Program
 
+_FOURTH = "of four"
+"""The place of an element in the loop of `loop_of_fours`, in arrays that have all of them."""
 chunk_of = functools.partial(passes.chunk_of, elements=CHUNK)
 
 _LANGUAGE = dataclasses.replace(
@@ -105,15 +109,17 @@ class _Source(PassWriter):
             found.append((size(space), f"const long long {size(space)} = {product};"))
         chunks = f"({size(self.stages.space)} + CHUNK - 1) / CHUNK"
         found.append(("chunks_of", f"const long long chunks_of = {chunks};"))
-        place = [f"values_of + {len(self.places)}"]
+        place = [str(len(self.places))]
         for i in self.passes.partial:
             kind = _part_type(self.program.ops[i].name)
-            found.append((parts(i), f"{kind} *const {parts(i)} = ({kind} *)({' + '.join(place)});"))
+            found.append((parts(i), f"{kind} *const {parts(i)} = ({kind} *)(values_of + {' + '.join(place)});"))
             place.append(f"{words_of(self.program.ops[i].name)} * chunks_of")
+        # Arrays begin at an even word, so that they are aligned.
+        place = [f"({' + '.join(place)} + 1) / 2 * 2"]
         for i in self.passes.stored:
             name = stored(i)
-            found.append((name, f"{self._type} *const {name} = ({self._type} *)({' + '.join(place)});"))
-            place.append(size(self.stages.spaces[i] or ()))
+            found.append((name, f"{self._type} *const {name} = ({self._type} *)(values_of + {' + '.join(place)});"))
+            place.append(f"({size(self.stages.spaces[i] or ())} + 1) / 2 * 2")
         return found
 
     # Kernels -------------------------------------------------------------------------------------------------------
@@ -149,34 +155,65 @@ class _Source(PassWriter):
             f"const long long end = start + {size} < table.size[row] ? start + {size} : table.size[row];",
         ]
 
-    def _each(self, step: Pass, statements: Sequence[str]) -> list[str]:
-        """Return the loop of a chunk's elements."""
-        places = self.along_lengths(step.space, "i")
-        lines = [*self.computed(step, step.space, "i"), *statements]
-        return [
-            "#pragma unroll 1",
-            "for (long long i = start + threadIdx.x; i < end; i += blockDim.x) {",
-            *(f"    {line}" for line in [*self.used(lines, places), *lines]),
-            "}",
+    def _each(self, step: Pass, written: Mapping[str, tuple[str, str]]) -> list[str]:
+        """Return the loop of a chunk's elements.
+
+        Args:
+            step: the pass.
+            written: the arrays of its results: the type of an element, and its value.
+        """
+        whole, ops = step.space, self.program.ops
+        # Arrays with an element for each of the pass are loaded in fours; others have fewer, in places of their own.
+        types = {}
+        for i in [*step.operations, *step.external]:
+            if (self.stages.spaces[i] or ()) == whole != ():
+                if i in step.external:
+                    types[stored(i)] = self._type
+                elif (column := ops[i].reads) is not None:
+                    types[self.writer.array(column)] = LANGUAGE.storage[self.writer.dtype(column)]
+        loaded = list(types)
+        target = PLACE if whole else "{0}[0]"
+        stores = [f"{target.format(name)} = {value};" for name, (_, value) in written.items()]
+        if whole:
+            types |= {name: kind for name, (kind, _) in written.items()}
+        at_once = [i for i in step.reductions if ops[i].name in SUMS]
+        adding = [f"{_addends(i)}[k] = {self.names[ops[i].args[0]]};" for i in at_once]
+        adding += [self._added(i) for i in step.reductions if i not in at_once]
+        lines = [*self.computed(step, whole, _FOURTH), *stores, *adding]
+        places = [
+            ("place_of", "const long long place_of = i + k * beside;"),
+            *self.along_lengths(whole, "place_of"),
         ]
+        body = ["if (i + k * beside >= end)", "    break;", *self.used(lines, places), *lines]
+        return loop_of_fours(
+            types,
+            loaded,
+            list(written) if whole else [],
+            body,
+            before=[f"{self._type} {_addends(i)}[4] = {{0, 0, 0, 0}};" for i in at_once],
+            after=[
+                f"{'add_squares' if ops[i].name == 'norm' else 'add_numbers'}({own(i)}, {_addends(i)});"
+                for i in at_once
+            ],
+        )
 
     def _elements(self, step: Pass) -> list[str]:
-        stores = []
+        written = {}
         for i in step.stored:
             value = f"({self._type}){self.names[i]}" if self.program.ops[i].kind is Kind.MASK else self.names[i]
-            stores.append(f"{stored(i)}[{self.index(step.space, step.space, 'i')}] = {value};")
+            written[stored(i)] = self._type, value
         for name in step.outputs:
             column = name if self.key.in_place else NEW + name
-            i = self.program.array_outputs[name]
-            value = LANGUAGE.converted(self.real, self.writer.dtypes[name], self.names[i])
-            target = f"{self.writer.array(column)}[{self.index(step.space, step.space, 'i')}]"
-            stores.append(f"{target} = {value};")
-        return [*self.rounded(step), *self._extent("CHUNK"), *self._each(step, stores)]
+            value = LANGUAGE.converted(
+                self.real, self.writer.dtypes[name], self.names[self.program.array_outputs[name]]
+            )
+            written[self.writer.array(column)] = LANGUAGE.storage[self.writer.dtypes[name]], value
+        return [*self.rounded(step), *self._extent("CHUNK"), *self._each(step, written)]
 
     def _chunks(self, step: Pass) -> list[str]:
         lines = [*self.rounded(step), *self._extent("CHUNK")]
         lines += [self._begun(i) for i in step.reductions]
-        lines += self._each(step, [self._added(i) for i in step.reductions])
+        lines += self._each(step, {})
         for i in step.reductions:
             kind, name = _part_type(self.program.ops[i].name), together(i)
             lines.append(f"const {kind} {name} = over_block({own(i)}, 1);")
@@ -260,7 +297,7 @@ class _Source(PassWriter):
         return f"divided({a}, {b})"
 
     def element(self, array: str, place: str) -> str:
-        return f"{array}[{place}]"
+        return PLACE.format(array) if place == _FOURTH else f"{array}[{place}]"
 
     def kept_scalar(self, place: int, kind: Kind) -> str:
         value = f"values_of[{place}]"
@@ -272,7 +309,7 @@ class _Source(PassWriter):
         words = (
             f"words_of((unsigned long long)(long long){writer.operand(key)}, "
             f"(unsigned long long){writer.operand(step, Kind.INTEGER)}, {writer.operand(stream, Kind.INTEGER)}, number_of, "
-            f"(unsigned long long)({place}))"
+            f"(unsigned long long)({'place_of' if place == _FOURTH else place}))"
         )
         if op.name == "draw_normal":
             return f"round_to_{self.real}(normal_of({words}))"
@@ -308,6 +345,11 @@ class _Source(PassWriter):
                 return f"{part}.number == {count}"
             case _:
                 return f"(double){part}.number" if not self.program.ops[i].kind.is_scalar else f"{part}.number"
+
+
+def _addends(i: int) -> str:
+    """Return the name of what a thread has of a sum in a round."""
+    return f"addends_{i}_of"
 
 
 def _part_type(reduction: str) -> str:
