@@ -132,8 +132,8 @@ def _fours(writer: Writer, *, in_place: bool) -> list[str]:
     loaded = [str(op.label) for op in program.ops if op.name == "load"]
     stored = [name if in_place else NEW + name for name in program.array_outputs]
     types = {writer.array(column): LANGUAGE.storage[writer.dtype(column)] for column in [*loaded, *stored]}
-    names = [[writer.array(column) for column in columns] for columns in (loaded, stored)]
-    return loop_of_fours(types, *names, writer.element(loads_first=True, place=PLACE))
+    names, results = ([writer.array(column) for column in columns] for columns in (loaded, stored))
+    return loop_of_fours(types, names, results, writer.element(loads_first=True, place=PLACE))
 
 
 def loop_of_fours(
