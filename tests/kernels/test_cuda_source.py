@@ -141,7 +141,7 @@ def expected_instructions(program: Program, key: KernelKey) -> Counter[str]:
     return Counter({name if name == "call" else f"{name}.rn.{suffix}": 4 * n for name, n in count.items() if n})
 
 
-VECTOR = re.compile(r"\b(ld|st)\.(global\.|)(nc\.|)(?:wb\.|)v(\d)\.[bfu](\d+)")
+VECTOR = re.compile(r"\b(ld|st)\.(global\.|)(nc\.|)v(\d)\.[bfu](\d+)")
 
 
 def expected_memory(program: Program, key: KernelKey) -> Counter[tuple[str, ...]]:

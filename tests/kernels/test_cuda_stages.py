@@ -316,9 +316,7 @@ def test_ptx_is_rounded_once_and_passes_over_elements_have_all_their_operations(
     for step in passes_of(program).passes:
         drawn = any(op.name in DRAWS for op in program.ops)
         if step.kind == "elements" and step.space:
-            assert re.search(
-                r"\bst\.global\.wb\.v[24]\.", ptx.partition(f".entry {step.name}(")[2].partition(".entry ")[0]
-            )
+            assert re.search(r"\bst\.global\.v[24]\.", ptx.partition(f".entry {step.name}(")[2].partition(".entry ")[0])
         if step.kind == "elements" and dtype == "float32" and not drawn:
             found, wanted = instructions(ptx, step.name), expected(whole, step.operations)
             # The compiler may write a loop twice, once for each value of a condition that all elements share.
