@@ -176,9 +176,7 @@ class _Source(PassWriter):
         stores = [f"{target.format(name)} = {value};" for name, (_, value) in written.items()]
         if whole:
             types |= {name: kind for name, (kind, _) in written.items()}
-        at_once = [i for i in step.reductions if ops[i].name in SUMS]
-        adding = [f"{_addends(i)}[k] = {self.names[ops[i].args[0]]};" for i in at_once]
-        adding += [self._added(i) for i in step.reductions if i not in at_once]
+        before, adding, after = self._reduced(step)
         lines = [*self.computed(step, whole, _FOURTH), *stores, *adding]
         places = [
             ("place_of", "const long long place_of = i + k * beside;"),
@@ -190,12 +188,20 @@ class _Source(PassWriter):
             loaded,
             list(written) if whole else [],
             body,
-            before=[f"{self._type} {_addends(i)}[4] = {{0, 0, 0, 0}};" for i in at_once],
-            after=[
-                f"{'add_squares' if ops[i].name == 'norm' else 'add_numbers'}({own(i)}, {_addends(i)});"
-                for i in at_once
-            ],
+            before=before,
+            after=after,
         )
+
+    def _reduced(self, step: Pass) -> tuple[list[str], list[str], list[str]]:
+        """Return what a round of four elements does for the reductions: before, for the `k`-th element, and after."""
+        ops = self.program.ops
+        at_once = [i for i in step.reductions if ops[i].name in SUMS]
+        before = [f"{self._type} {_addends(i)}[4] = {{0, 0, 0, 0}};" for i in at_once]
+        adding = [f"{_addends(i)}[k] = {self.names[ops[i].args[0]]};" for i in at_once]
+        adding += [self._added(i) for i in step.reductions if i not in at_once]
+        functions = ["add_squares" if ops[i].name == "norm" else "add_numbers" for i in at_once]
+        after = [f"{function}({own(i)}, {_addends(i)});" for i, function in zip(at_once, functions, strict=True)]
+        return before, adding, after
 
     def _elements(self, step: Pass) -> list[str]:
         written = {}
@@ -225,8 +231,10 @@ class _Source(PassWriter):
         whole = self.stages.source(step.reductions[0])
         along = tuple(k for k in whole if k not in step.space)
         chunk = chunk_of(step, whole)
-        places = [*self.along_lengths(step.space, "result_of"), *self.along_lengths(along, "j")]
-        element = [*self.computed(step, whole, None), *(self._added(i) for i in step.reductions)]
+        place = ("place_of", "const long long place_of = j + k * further_of;")
+        places = [*self.along_lengths(step.space, "result_of"), place, *self.along_lengths(along, "place_of")]
+        before, adding, after = self._reduced(step)
+        element = [*self.computed(step, whole, None), *adding]
         across = "1" if chunk == 1 else "blockDim.x < 2 * ACROSS ? blockDim.x / 2 : ACROSS"
         count = " * ".join(map(length, along)) or "1"
         lines = [
@@ -234,13 +242,21 @@ class _Source(PassWriter):
             *self._extent(str(chunk)),
             f"const unsigned int across_of = {across};",
             f"const long long count_of = {count};",
+            "const long long further_of = blockDim.x / across_of;",
             "for (long long line_of = start; line_of < end; line_of += across_of) {",
             "    const long long result_of = line_of + threadIdx.x % across_of;",
             *(f"    {self._begun(i)}" for i in step.reductions),
             "    if (result_of < end) {",
             "#pragma unroll 1",
-            "        for (long long j = threadIdx.x / across_of; j < count_of; j += blockDim.x / across_of) {",
-            *(f"            {line}" for line in [*self.used(element, places), *element]),
+            "        for (long long j = threadIdx.x / across_of; j < count_of; j += 4 * further_of) {",
+            *(f"            {line}" for line in before),
+            "#pragma unroll",
+            "            for (int k = 0; k < 4; k++) {",
+            "                if (j + k * further_of >= count_of)",
+            "                    break;",
+            *(f"                {line}" for line in [*self.used(element, places), *element]),
+            "            }",
+            *(f"            {line}" for line in after),
             "        }",
             "    }",
         ]
@@ -323,9 +339,7 @@ class _Source(PassWriter):
         return f"{_part_type(name)} {own(i)} = {_initial(name, self.real)};"
 
     def _added(self, i: int) -> str:
-        op = self.program.ops[i]
-        function = "add_square" if op.name == "norm" else "add"
-        return f"{function}({own(i)}, {self.names[op.args[0]]});"
+        return f"add({own(i)}, {self.names[self.program.ops[i].args[0]]});"
 
     def _result(self, i: int, count: str) -> str:
         """Return a result in float64, an integer or a truth, given how many elements it is of."""
