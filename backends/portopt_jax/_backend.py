@@ -255,6 +255,11 @@ class JaxBackend:
         return self._jax.jit(lambda gradients: self.stored_scalar(self._gradient_norm(gradients)))
 
     def _gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        if gradients and not is_interpreted() and self._kernels.can_run_norm():
+            return self._kernels.norm(gradients, self._norm_in_xla)
+        return self._norm_in_xla(gradients)
+
+    def _norm_in_xla(self, gradients: Sequence[Any]) -> Any:
         with self._jax.enable_x64(True):
             loaded = [self.primitives(COMPUTE_DTYPE[str(g.dtype)]).load(g) for g in gradients]
             wide = self.primitives("float64")
@@ -447,7 +452,7 @@ class JaxBackend:
             "arguments of your jitted step to save the memory"
         )
 
-    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> None:
+    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays], **kinds: bool) -> None:
         return None
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:

@@ -17,7 +17,7 @@ import functools
 import importlib
 import string
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from portopt.kernels.host.staged_steps import row_width, workspace
 from portopt.kernels.host.threads import ELEMENTS_PER_THREAD, is_small
 from portopt.kernels.stages import Stages
 
-_CHUNKS_PER_THREAD = 4
+_SHARING = {"LEAST": ELEMENTS_PER_THREAD, "TWICE_LEAST": 2 * ELEMENTS_PER_THREAD, "CHUNKS_PER_THREAD": 4}
 _engines: list[Any] = []
 
 
@@ -94,7 +94,6 @@ def make_handler(
         stages: of the kernel; None if it is elementwise.
         shared_steps: as `portopt.kernels.host.staged_steps.shared_steps` returns them.
     """
-    llvm = _llvm()
     columns = operands if in_place else operands + results
     values = {
         "KERNEL": ctypes.cast(kernel, ctypes.c_void_p).value,
@@ -105,9 +104,6 @@ def make_handler(
         "WIDTH": columns,
         "IN_PLACE": str(in_place).lower(),
         "HAS_OUTPUTS": str(has_outputs).lower(),
-        "LEAST": ELEMENTS_PER_THREAD,
-        "TWICE_LEAST": 2 * ELEMENTS_PER_THREAD,
-        "CHUNKS_PER_THREAD": _CHUNKS_PER_THREAD,
     }
     if stages is None:
         parts = {"CALL": _CALL, "LAYOUT": "", "PLACE": _PLACE, "PASSES": _PASS}
@@ -121,9 +117,23 @@ def make_handler(
         place = _PLACE_IN_LAYOUT + "".join(
             string.Template(_LENGTH).safe_substitute(K=k, FROM=4 + k, TO=columns + k) for k in range(lengths)
         )
-        parts = {"CALL": _CALL_STAGES, "LAYOUT": _LAYOUT, "PLACE": place, "PASSES": _PASSES.replace("$STAGES", done)}
-    source = string.Template(string.Template(_SOURCE).safe_substitute(parts)).substitute(values)
-    module = llvm.parse_assembly(source)
+        parts = {"CALL": _CALL_STAGES, "LAYOUT": LAYOUT, "PLACE": place, "PASSES": _PASSES.replace("$STAGES", done)}
+    call = parts.pop("CALL")
+    return compiled(call, string.Template(_STEP).safe_substitute(parts), values)
+
+
+def compiled(call: str, body: str, values: Mapping[str, Any], constants: str = "") -> Any:
+    """Return a handler for XLA as a ctypes function.
+
+    Args:
+        call: how the kernel, at the address `$KERNEL`, is called for one chunk.
+        body: what the handler does with the call's operands.
+        values: what is put in place of names with a dollar sign.
+        constants: definitions of what the two use besides.
+    """
+    llvm = _llvm()
+    source = string.Template(_SOURCE).safe_substitute(CALL=call, BODY=body, CONSTANTS=constants)
+    module = llvm.parse_assembly(string.Template(source).substitute(_SHARING, **values))
     machine = llvm.Target.from_default_triple().create_target_machine(opt=2, codemodel="jitdefault", jit=True)
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
@@ -139,6 +149,95 @@ def _llvm() -> Any:
     llvm.initialize_native_asmprinter()
     return llvm
 
+
+_STEP = """  %array_count = sub i64 %operand_count, 2
+  %count = udiv i64 %array_count, $OPERANDS
+  %entries = mul i64 %count, $WIDTH
+  %words = add i64 %count, %entries
+  %bytes = mul i64 %words, 8
+  %sizes = call ptr @memory(i64 %bytes)
+  %has_sizes = icmp ne ptr %sizes, null
+  br i1 %has_sizes, label %fill, label %no_memory
+fill:
+  %table = getelementptr i64, ptr %sizes, i64 %count
+  %inputs = call ptr @data(ptr %operands, i64 0)
+  %step_from = call ptr @data(ptr %operands, i64 1)
+  %narrow = load i32, ptr %step_from
+  %step = sext i32 %narrow to i64
+$LAYOUT  br i1 $HAS_OUTPUTS, label %take_outputs, label %begin_parameters
+take_outputs:
+  %outputs_given = call ptr @data(ptr %results, i64 0)
+  br label %begin_parameters
+begin_parameters:
+  %outputs = phi ptr [ %outputs_given, %take_outputs ], [ null, %fill ]
+  br label %next_parameter
+
+next_parameter:
+  %k = phi i64 [ 0, %begin_parameters ], [ %k_next, %sized ]
+  %total = phi i64 [ 0, %begin_parameters ], [ %total_next, %sized ]
+  %any_parameter = icmp ult i64 %k, %count
+  br i1 %any_parameter, label %parameter, label %begin_passes
+parameter:
+  %operands_before = mul i64 %k, $OPERANDS
+  %operand_row = add i64 %operands_before, 2
+  %results_before = mul i64 %k, $RESULTS
+  %result_row = add i64 %results_before, $OUTPUTS
+$PLACE  %row = mul i64 %place, $WIDTH
+  %size_to = getelementptr i64, ptr %sizes, i64 %place
+  store i64 %size, ptr %size_to
+  br label %next_operand
+next_operand:
+  %c = phi i64 [ 0, %parameter ], [ %c_next, %operand_done ]
+  %any_operand = icmp ult i64 %c, $OPERANDS
+  br i1 %any_operand, label %operand, label %sized
+operand:
+  %operand_index = add i64 %operand_row, %c
+  %address = call ptr @data(ptr %operands, i64 %operand_index)
+  %entry = add i64 %row, %c
+  %entry_to = getelementptr ptr, ptr %table, i64 %entry
+  store ptr %address, ptr %entry_to
+  %is_gradient = icmp eq i64 %c, 1
+  %is_further = icmp ugt i64 %c, $RESULTS
+  %is_read_only = or i1 %is_gradient, %is_further
+  br i1 %is_read_only, label %operand_done, label %result
+result:
+  %after_gradient = icmp ugt i64 %c, 1
+  %skipped = zext i1 %after_gradient to i64
+  %result_column = sub i64 %c, %skipped
+  %result_index = add i64 %result_row, %result_column
+  %result_address = call ptr @data(ptr %results, i64 %result_index)
+  br i1 $IN_PLACE, label %compare, label %enter_result
+compare:
+  %same = icmp eq ptr %address, %result_address
+  %nothing = icmp eq i64 %elements, 0
+  %good = or i1 %same, %nothing
+  br i1 %good, label %operand_done, label %refuse
+enter_result:
+  %result_entry_in_row = add i64 %result_column, $OPERANDS
+  %result_entry = add i64 %row, %result_entry_in_row
+  %result_entry_to = getelementptr ptr, ptr %table, i64 %result_entry
+  store ptr %result_address, ptr %result_entry_to
+  br label %operand_done
+operand_done:
+  %c_next = add i64 %c, 1
+  br label %next_operand
+sized:
+  %total_next = add i64 %total, %size
+  %k_next = add i64 %k, 1
+  br label %next_parameter
+refuse:
+  call void @free(ptr %sizes)
+  %moved = call ptr @error(ptr %frame, ptr @moved, i32 13)
+  ret ptr %moved
+no_memory:
+  call void @free(ptr %sizes)
+  %no_memory_error = call ptr @error(ptr %frame, ptr @exhausted, i32 8)
+  ret ptr %no_memory_error
+
+begin_passes:
+$PASSES  call void @free(ptr %sizes)
+  ret ptr null
+"""
 
 _CALL = """  %status = call i32 %kernel(ptr %unused, ptr %unused_too, ptr %table, ptr %sizes, i64 %count,
     i64 %start, i64 %stop, ptr %inputs, i64 %step, ptr %outputs)
@@ -166,7 +265,7 @@ _PLACE = """  %place = add i64 %k, 0
   %size = add i64 %elements, 0
 """
 
-_LAYOUT = """  %attributes_at = getelementptr %frame, ptr %frame, i64 0, i32 7, i32 5
+LAYOUT = """  %attributes_at = getelementptr %frame, ptr %frame, i64 0, i32 7, i32 5
   %attributes = load ptr, ptr %attributes_at
   %attribute = load ptr, ptr %attributes
   %layout_at = getelementptr %array, ptr %attribute, i64 0, i32 2
@@ -282,7 +381,7 @@ _SOURCE = r"""
 
 @moved = private constant [59 x i8] c"portopt: XLA gave a result other memory than its operand's\00"
 @exhausted = private constant [48 x i8] c"portopt: there is no memory for a step's tables\00"
-
+$CONSTANTS
 declare ptr @malloc(i64)
 declare void @free(ptr)
 declare i32 @sched_yield()
@@ -595,92 +694,5 @@ call:
   %results = getelementptr %frame, ptr %frame, i64 0, i32 6
   %operand_count_at = getelementptr %list, ptr %operands, i64 0, i32 2
   %operand_count = load i64, ptr %operand_count_at
-  %array_count = sub i64 %operand_count, 2
-  %count = udiv i64 %array_count, $OPERANDS
-  %entries = mul i64 %count, $WIDTH
-  %words = add i64 %count, %entries
-  %bytes = mul i64 %words, 8
-  %sizes = call ptr @memory(i64 %bytes)
-  %has_sizes = icmp ne ptr %sizes, null
-  br i1 %has_sizes, label %fill, label %no_memory
-fill:
-  %table = getelementptr i64, ptr %sizes, i64 %count
-  %inputs = call ptr @data(ptr %operands, i64 0)
-  %step_from = call ptr @data(ptr %operands, i64 1)
-  %narrow = load i32, ptr %step_from
-  %step = sext i32 %narrow to i64
-$LAYOUT  br i1 $HAS_OUTPUTS, label %take_outputs, label %begin_parameters
-take_outputs:
-  %outputs_given = call ptr @data(ptr %results, i64 0)
-  br label %begin_parameters
-begin_parameters:
-  %outputs = phi ptr [ %outputs_given, %take_outputs ], [ null, %fill ]
-  br label %next_parameter
-
-next_parameter:
-  %k = phi i64 [ 0, %begin_parameters ], [ %k_next, %sized ]
-  %total = phi i64 [ 0, %begin_parameters ], [ %total_next, %sized ]
-  %any_parameter = icmp ult i64 %k, %count
-  br i1 %any_parameter, label %parameter, label %begin_passes
-parameter:
-  %operands_before = mul i64 %k, $OPERANDS
-  %operand_row = add i64 %operands_before, 2
-  %results_before = mul i64 %k, $RESULTS
-  %result_row = add i64 %results_before, $OUTPUTS
-$PLACE  %row = mul i64 %place, $WIDTH
-  %size_to = getelementptr i64, ptr %sizes, i64 %place
-  store i64 %size, ptr %size_to
-  br label %next_operand
-next_operand:
-  %c = phi i64 [ 0, %parameter ], [ %c_next, %operand_done ]
-  %any_operand = icmp ult i64 %c, $OPERANDS
-  br i1 %any_operand, label %operand, label %sized
-operand:
-  %operand_index = add i64 %operand_row, %c
-  %address = call ptr @data(ptr %operands, i64 %operand_index)
-  %entry = add i64 %row, %c
-  %entry_to = getelementptr ptr, ptr %table, i64 %entry
-  store ptr %address, ptr %entry_to
-  %is_gradient = icmp eq i64 %c, 1
-  %is_further = icmp ugt i64 %c, $RESULTS
-  %is_read_only = or i1 %is_gradient, %is_further
-  br i1 %is_read_only, label %operand_done, label %result
-result:
-  %after_gradient = icmp ugt i64 %c, 1
-  %skipped = zext i1 %after_gradient to i64
-  %result_column = sub i64 %c, %skipped
-  %result_index = add i64 %result_row, %result_column
-  %result_address = call ptr @data(ptr %results, i64 %result_index)
-  br i1 $IN_PLACE, label %compare, label %enter_result
-compare:
-  %same = icmp eq ptr %address, %result_address
-  %nothing = icmp eq i64 %elements, 0
-  %good = or i1 %same, %nothing
-  br i1 %good, label %operand_done, label %refuse
-enter_result:
-  %result_entry_in_row = add i64 %result_column, $OPERANDS
-  %result_entry = add i64 %row, %result_entry_in_row
-  %result_entry_to = getelementptr ptr, ptr %table, i64 %result_entry
-  store ptr %result_address, ptr %result_entry_to
-  br label %operand_done
-operand_done:
-  %c_next = add i64 %c, 1
-  br label %next_operand
-sized:
-  %total_next = add i64 %total, %size
-  %k_next = add i64 %k, 1
-  br label %next_parameter
-refuse:
-  call void @free(ptr %sizes)
-  %moved = call ptr @error(ptr %frame, ptr @moved, i32 13)
-  ret ptr %moved
-no_memory:
-  call void @free(ptr %sizes)
-  %no_memory_error = call ptr @error(ptr %frame, ptr @exhausted, i32 8)
-  ret ptr %no_memory_error
-
-begin_passes:
-$PASSES  call void @free(ptr %sizes)
-  ret ptr null
-}
+$BODY}
 """

@@ -23,9 +23,11 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from portopt import __version__
-from portopt.kernels.groups import grouped
+from portopt.kernels.groups import grouped, positions
+from portopt.kernels.host import norm_stages
 from portopt.kernels.host.compiler import available, compile_kernel, default_flush
 from portopt.kernels.host.kernel import can_run as has_kernel
+from portopt.kernels.host.norm import norm_source
 from portopt.kernels.host.source import kernel_source
 from portopt.kernels.host.staged_source import staged_source
 from portopt.kernels.host.staged_steps import shared_steps, stages_of
@@ -33,7 +35,7 @@ from portopt.kernels.key import KernelKey
 from portopt.program import GIVEN, Program
 from portopt.program.draws import Place
 from portopt.program.interpreter import StepScalars
-from portopt_jax import _handler
+from portopt_jax import _handler, _norm_handler
 from portopt_jax._scalars import JaxArithmetic, lowering_for, step_number
 
 InXla = Callable[[Program, StepScalars, Sequence[Mapping[str, Any]], Sequence[Place] | None], list[dict[str, Any]]]
@@ -59,6 +61,11 @@ def can_run(program: Program) -> bool:
     """Tell whether steps of a program may be given to kernels."""
     if not has_kernel(program):
         return False
+    return _may_call()
+
+
+def _may_call() -> bool:
+    """Tell whether what is traced may hold calls of kernels."""
     with_jit = not jax.config.jax_disable_jit  # type: ignore[attr-defined]  # JAX defines its settings at run time
     return with_jit and _enabled.get() and not _is_inside_shard_map() and available() and _handler.supported()
 
@@ -118,6 +125,62 @@ def run(
             for i in members:
                 results[i] = {name: next(remaining) for name in program.array_outputs}
     return results, outputs
+
+
+def can_run_norm() -> bool:
+    """Tell whether the norm of gradients may be left to kernels."""
+    return _may_call()
+
+
+def norm(gradients: Sequence[Any], in_xla: Callable[[Sequence[Any]], Any]) -> Any:
+    """Return the norm of all gradients together, float64.
+
+    Args:
+        gradients: one at least.
+        in_xla: computes it where the kernel cannot; equal ones do the same.
+    """
+    by_dtype = positions([str(g.dtype) for g in gradients])
+    with jax.enable_x64(True):
+        return _norm.bind(*(gradients[i] for members in by_dtype.values() for i in members), in_xla=in_xla)
+
+
+def _norm_in_xla(*gradients: Any, in_xla: Callable[[Sequence[Any]], Any]) -> Any:
+    with jax.enable_x64(True):
+        return jnp.asarray(in_xla(gradients), jnp.float64)
+
+
+def _norm_type(*gradients: Any, in_xla: Callable[[Sequence[Any]], Any]) -> Any:
+    with jax.enable_x64(True):
+        return jax.core.ShapedArray((), jnp.float64)
+
+
+def _norms_batched(gradients: Sequence[Any], axes: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
+    return jax.vmap(functools.partial(_norm_in_xla, **parameters), in_axes=tuple(axes))(*gradients), 0
+
+
+def _norm_differentiated(gradients: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
+    of = functools.partial(_norm_in_xla, **parameters)
+    return jax.jvp(of, tuple(gradients), tuple(map(ad.instantiate_zeros, tangents)))
+
+
+def _norm_lowered_in_xla(context: Any, *gradients: Any, **parameters: Any) -> Any:
+    with lowering_for(*(context.platforms or context.module_context.platforms)):
+        return mlir.lower_fun(_norm_in_xla, multiple_results=False)(context, *gradients, **parameters)
+
+
+def _norm_lowered(context: Any, *gradients: Any, **parameters: Any) -> Any:
+    if not _is_for_one_device(context.module_context):
+        return _norm_lowered_in_xla(context, *gradients, **parameters)
+    by_dtype = positions([str(of.dtype) for of in context.avals_in])
+    layout = _norm_handler.layout([[context.avals_in[i].size for i in members] for members in by_dtype.values()])
+    return jax.ffi.ffi_lowering(_register_norm(tuple(by_dtype)))(context, *gradients, layout=layout)
+
+
+@functools.lru_cache(maxsize=64)
+def _register_norm(dtypes: tuple[str, ...]) -> str:
+    """Return the name by which XLA knows the handler of a norm of gradients."""
+    sources = [norm_stages.SOURCE, *(norm_source(dtype, default_flush()) for dtype in dtypes)]
+    return _registered_as("\n".join(sources), lambda: _norm_handler.make_norm_handler(dtypes))
 
 
 def _rows(key: KernelKey, operands: Sequence[Any]) -> list[dict[str, Any]]:
@@ -206,7 +269,10 @@ def _lowered(
     if not program.is_elementwise:
         shapes = [row["p"].shape for row in _rows(kernel_key, context.avals_in)]
         attributes["layout"] = _handler.layout(stages_of(program), shapes, [place.number for place in places])
-    return jax.ffi.ffi_lowering(target, operand_output_aliases=aliases)(context, *operands, **attributes)
+    # XLA tries to fuse what has no side effects with what comes before, in time that grows as the square of its operands. And
+    # what nobody uses JAX has left out by now.
+    lowering = jax.ffi.ffi_lowering(target, operand_output_aliases=aliases, has_side_effect=True)
+    return lowering(context, *operands, **attributes)
 
 
 def _lowered_in_xla(context: Any, *operands: Any, **parameters: Any) -> Any:
@@ -223,24 +289,32 @@ def _is_for_one_device(module: Any) -> bool:
 
 @functools.lru_cache(maxsize=512)
 def _register(program: Program, key: KernelKey) -> str:
-    """Return the name by which XLA knows the kernel's handler.
+    """Return the name by which XLA knows the kernel's handler."""
+    source = kernel_source(program, key) if program.is_elementwise else staged_source(program, key)
+
+    def made() -> Any:
+        return _handler.make_handler(
+            compile_kernel(program, key),
+            len(key.dtypes),
+            len(program.array_outputs),
+            in_place=key.in_place,
+            has_outputs=bool(program.scalar_outputs),
+            stages=None if program.is_elementwise else stages_of(program),
+            shared_steps=() if program.is_elementwise else shared_steps(program, key),
+        )
+
+    return _registered_as(f"{key.in_place} {source}", made)
+
+
+def _registered_as(content: str, made: Callable[[], Any]) -> str:
+    """Return the name by which XLA knows the handler that calls kernels of some content, after making it if it is new.
 
     It is the same in each process, since JAX may keep compiled computations on disk.
     """
-    source = kernel_source(program, key) if program.is_elementwise else staged_source(program, key)
-    content = f"{__version__} {key.in_place} {source}"
-    name = f"portopt_{hashlib.sha256(content.encode()).hexdigest()[:32]}"
+    name = f"portopt_{hashlib.sha256(f'{__version__} {content}'.encode()).hexdigest()[:32]}"
     with _lock:
         if name not in _registered:
-            handler = _handler.make_handler(
-                compile_kernel(program, key),
-                len(key.dtypes),
-                len(program.array_outputs),
-                in_place=key.in_place,
-                has_outputs=bool(program.scalar_outputs),
-                stages=None if program.is_elementwise else stages_of(program),
-                shared_steps=() if program.is_elementwise else shared_steps(program, key),
-            )
+            handler = made()
             ffi: Any = jax.ffi
             ffi.register_ffi_target(name, ffi.pycapsule(handler), platform="cpu")
             _registered.add(name)
@@ -261,3 +335,11 @@ batching.primitive_batchers[_step] = _batched
 ad.primitive_jvps[_step] = _differentiated
 mlir.register_lowering(_step, _lowered_in_xla)
 mlir.register_lowering(_step, _lowered, platform="cpu")
+
+_norm: Any = Primitive("portopt_norm")
+_norm.def_impl(jax.jit(lambda *gradients, **which: _norm.bind(*gradients, **which), static_argnames=("in_xla",)))
+_norm.def_abstract_eval(_norm_type)
+batching.primitive_batchers[_norm] = _norms_batched
+ad.primitive_jvps[_norm] = _norm_differentiated
+mlir.register_lowering(_norm, _norm_lowered_in_xla)
+mlir.register_lowering(_norm, _norm_lowered, platform="cpu")

@@ -139,12 +139,19 @@ class NumpyBackend(ArrayAPIBackend):
         ]
         return totals.total_of(reduction, jobs)
 
-    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays]) -> Any:
-        ordinary = all(type(a) is np.ndarray and a.flags.c_contiguous for arrays in parameters for a in arrays.values())
-        usable = compiler.available() and not is_interpreted() and ordinary
-        if not usable or not can_plan(programs) or not _watch_works():
+    def plan(
+        self,
+        programs: Sequence[Program],
+        trees: Any,
+        parameters: Sequence[Arrays],
+        *,
+        in_place: bool = True,
+        same_arrays: bool = True,
+    ) -> Any:
+        if is_interpreted() or not compiler.available() or not can_plan(programs) or not _watch_works():
             return None
-        return make_plan(self, programs, trees, described(self, parameters), NUMPY_READER)
+        leaves = described(self, parameters)
+        return make_plan(self, programs, trees, leaves, NUMPY_READER, in_place=in_place, same_arrays=same_arrays)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         if is_interpreted() or not compiler.available():

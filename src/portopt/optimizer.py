@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self, SupportsFloat
 import numpy.typing as npt
 
 from portopt import keras_weights, step
-from portopt.backend import Backend
+from portopt.backend import Backend, PlannedStep
 from portopt.counterparts import Counterpart
 from portopt.declaration_errors import check_draws, check_slots, own_constructor
 from portopt.declarations import OfClassOrInstance, WithKey
@@ -253,6 +253,9 @@ class Optimizer(DeclaredValue):
         """
         if gradient_norm is not None:
             hyperparameters[GRADIENT_NORM] = gradient_norm
+        done = self._planned(self._cache.pure_plans, params, grads, state, hyperparameters)
+        if done is not None:
+            return done
         return step.do_step(self, self._cache, params, grads, state, hyperparameters, in_place=False)
 
     def apply_(
@@ -282,17 +285,31 @@ class Optimizer(DeclaredValue):
         """
         if gradient_norm is not None:
             hyperparameters[GRADIENT_NORM] = gradient_norm
-        plans, names = self._cache.plans, self.inputs
+        done = self._planned(self._cache.plans, params, grads, state, hyperparameters)
+        if done is not None:
+            return done[1]
+        return step.do_step(self, self._cache, params, grads, state, hyperparameters, in_place=True)[1]
+
+    def _planned(
+        self,
+        plans: tuple[PlannedStep, ...],
+        params: Any,
+        grads: object,
+        state: OptimizerState,
+        hyperparameters: dict[str, Any],
+    ) -> tuple[Any, OptimizerState] | None:
+        """Return what a step returns that one of the plans did; None if none fits."""
+        names, tried = self.inputs, plans
         if not hyperparameters.keys().isdisjoint(names):
             given = tuple([name for name in names if name in hyperparameters])
-            plans = tuple([plan for plan in plans if plan.inputs == given])
-        for plan in plans:
+            tried = tuple([plan for plan in plans if plan.inputs == given])
+        for plan in tried:
             done = plan.step(self, params, grads, state, hyperparameters)
             if done is not None:
-                if plan is not self._cache.plans[0]:
+                if plan is not plans[0]:
                     self._cache.add(plan)
                 return done
-        return step.do_step(self, self._cache, params, grads, state, hyperparameters, in_place=True)[1]
+        return None
 
     def check_step(
         self,
@@ -326,7 +343,8 @@ class Optimizer(DeclaredValue):
         Args:
             places: of each parameter, in the order of the tree; None: the parameters are a whole.
         """
-        self._cache.places, self._cache.plans = places, ()
+        self._cache.places = places
+        self._cache.forget_plans()
 
     def part_of_step(
         self, params: object, grads: object, state: OptimizerState, hyperparameters: Mapping[str, Any]

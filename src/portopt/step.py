@@ -160,10 +160,9 @@ def do_step(
         overrides,
         lambda name, scalars_of: total(backend, name, [(g.program, g.parameters, scalars_of) for g in groups]),
     )
-    if in_place and len(moving) == len(leaves):
-        # Before this step, which must not fail once it is done.
-        further = {name: tree for name in rule.inputs if (tree := given.get(name)) is not None}
-        _plan_next_step(cache, backend, groups, (params, grads, state), further, parameters)
+    # Before this step, which must not fail once it is done.
+    further = {name: tree for name in rule.inputs if (tree := given.get(name)) is not None}
+    _plan_next_step(cache, backend, groups, (params, grads, state), further, parameters, in_place=in_place)
     works = [Work(of.program, of, group.parameters) for of, group in zip(scalars, groups, strict=True)]
     results = backend.update(works, in_place=in_place)
 
@@ -422,14 +421,22 @@ def _plan_next_step(
     trees: tuple[object, object, OptimizerState],
     further: Mapping[str, object],
     parameters: list[Leaf],
+    *,
+    in_place: bool,
 ) -> None:
-    """Let the backend prepare the next step on the same arrays, once a second step on them shows that there is a loop."""
-    arrays = [tuple(map(id, named.values())) for named in parameters]
-    # Behind the parameter come the gradient and further inputs.
-    first = 2 + len(further)
-    looping = hash((*(group.program for group in groups), *((*ids[:1], *ids[first:]) for ids in arrays)))
-    if not cache.has_seen(looping):
-        return
+    """Let the backend prepare the next step like this one.
+
+    A step in place is prepared once a second one on the same arrays shows that there is a loop, or if all are on other arrays.
+    """
+    same_arrays = False
+    if in_place:
+        arrays = [tuple(map(id, named.values())) for named in parameters]
+        # Behind the parameter come the gradient and further inputs.
+        first = 2 + len(further)
+        looping = hash((*(group.program for group in groups), *((*ids[:1], *ids[first:]) for ids in arrays)))
+        same_arrays = cache.has_seen(looping)
+        if not same_arrays and not cache.sees_only_new_arrays:
+            return
     programs = [groups[0].program] * len(parameters)
     for program, members, _ in groups[1:]:
         for i in members:
@@ -438,6 +445,6 @@ def _plan_next_step(
         if any(name not in leaf for leaf in parameters for name in further):
             return
         trees = trees[0], (trees[1], *further.values()), trees[2]
-    plan = backend.plan(programs, trees, parameters)
+    plan = backend.plan(programs, trees, parameters, in_place=in_place, same_arrays=same_arrays)
     if plan is not None:
         cache.add(plan)

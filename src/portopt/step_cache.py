@@ -56,26 +56,45 @@ class StepCache:
     Attributes:
         programs: traced programs by the hyperparameters that are on; under None, that of a step without values of its own.
             `Variants` where the rule asked about the parameter.
-        plans: the plans to try, that of the last step first.
+        plans: the plans for steps in place to try, that of the last step first.
+        pure_plans: those for steps that make new arrays.
         places: where the parameters of the steps are in a whole of which they are part; None: they are a whole.
     """
 
-    __slots__ = ("_seen", "places", "plans", "programs")
+    __slots__ = ("_seen", "_unseen", "places", "plans", "programs", "pure_plans")
 
     def __init__(self) -> None:
         self.programs: dict[frozenset[str] | None, Program | Variants] = {}
         self.plans: tuple[PlannedStep, ...] = ()
+        self.pure_plans: tuple[PlannedStep, ...] = ()
         self.places: Sequence[Place] | None = None
         self._seen: tuple[int, ...] = ()
+        self._unseen = 0
 
     def has_seen(self, arrays: int) -> bool:
         """Tell whether there was a step on these arrays, given the hash of their identities, and remember that there was."""
         seen = self._seen
         if arrays in seen:
+            self._unseen = 0
             return True
         self._seen = (arrays, *seen[: _MOST_PLANS - 1])
+        self._unseen += 1
         return False
+
+    @property
+    def sees_only_new_arrays(self) -> bool:
+        """Whether the last steps that no plan did were on more sets of arrays than are remembered."""
+        return self._unseen > _MOST_PLANS
+
+    def forget_plans(self) -> None:
+        """Try no plan any more."""
+        self.plans = self.pure_plans = ()
 
     def add(self, plan: PlannedStep) -> None:
         """Try this plan first from now on; what one of two threads loses that do so at once is only planned once more."""
-        self.plans = (plan, *[other for other in self.plans if other is not plan][: _MOST_PLANS - 1])
+        plans = self.plans if plan.in_place else self.pure_plans
+        plans = (plan, *[other for other in plans if other is not plan][: _MOST_PLANS - 1])
+        if plan.in_place:
+            self.plans = plans
+        else:
+            self.pure_plans = plans

@@ -49,11 +49,24 @@ def test_cold_step_calls_few_functions() -> None:
 
 
 @pytest.mark.needs("numba")
-def test_planned_step_calls_six_functions() -> None:
+def test_planned_step_calls_seven_functions() -> None:
     optimizer, params, grads = portopt.Adam(), tree(), tree()
     state = optimizer.init(params)
     for _ in range(4):
         state = optimizer.apply_(params, grads, state)
     found = calls_of(lambda: optimizer.apply_(params, grads, state))
-    # Neither the constructor of a named tuple, which is generated code, nor a generator within one of the six is counted.
-    assert len([name for name in found if "<" not in name]) <= 6, found
+    # Neither the constructor of a named tuple, which is generated code, nor a generator within one of the seven is counted.
+    assert len([name for name in found if "<" not in name]) <= 7, found
+
+
+@pytest.mark.needs("numba")
+@pytest.mark.parametrize("copies", [1, 50])
+def test_planned_pure_step_calls_as_many_functions_however_many_arrays_there_are(copies: int) -> None:
+    params, grads = [tree() for _ in range(copies)], [tree() for _ in range(copies)]
+    optimizer = portopt.Adam()
+    state = optimizer.init(params)
+    for _ in range(2):
+        params, state = optimizer.apply(params, grads, state)
+    found = calls_of(lambda: optimizer.apply(params, grads, state))
+    # As many again for the new arrays and their trees.
+    assert len([name for name in found if "<" not in name]) <= 15, found

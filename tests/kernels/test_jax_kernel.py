@@ -12,6 +12,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.bits import assert_same_bits
 from support.jax_trees import assert_same_trees
 from support.processes import run_python
 from support.rules_of_each_kind import Factored, Multiplying, Numbered, Trusting
@@ -62,6 +63,52 @@ def test_parameters_of_several_dtypes_take_one_call_for_each_combination() -> No
     with without_kernels():
         expected, _ = jax.jit(lambda *arguments: optimizer.apply(*arguments))(params, params, optimizer.init(params))
     assert_same_trees(found, expected)
+
+
+def test_clipping_many_leaves_adds_one_call_and_no_operations_for_each() -> None:
+    # Of several combinations of dtypes, each a call, but of one norm.
+    count = 60
+    params = {f"p{i}": jnp.full(3 + i, 0.5, (jnp.float32, jnp.bfloat16)[i % 2]) for i in range(count)}
+
+    def lines(optimizer: portopt.Optimizer) -> list[str]:
+        return compiled_text(optimizer.apply, params, params, optimizer.init(params)).splitlines()
+
+    plain, clipped = lines(portopt.Adam()), lines(portopt.Adam(clipnorm=0.5))
+    assert [sum(CALL in line for line in of) for of in (plain, clipped)] == [2, 3]
+    assert len(clipped) < len(plain) + count
+
+
+@pytest.mark.parametrize("last", [0.0, 1e30, np.inf, np.nan])
+@pytest.mark.parametrize("size", [5_001, 700_001])
+def test_the_norm_in_a_jit_has_the_bits_of_the_host(size: int, last: float) -> None:
+    # This one is no sample: what is too large for the bins is found by the pass over all. The others are such that carries show.
+    rng = np.random.default_rng(0)
+    arrays = [
+        (rng.standard_normal(n) * 2.0**-9).astype(dtype)
+        for n in (size, 0, 7)
+        for dtype in ("float32", "float16", "float64")
+    ]
+    arrays[0][-2] = last
+    with jax.enable_x64(True):
+        gradients = [jnp.asarray(a) for a in arrays]
+        norm = portopt.get_backend("jax").gradient_norm
+        assert compiled_text(norm, gradients).count(CALL) == 1
+        found = jax.jit(norm)(gradients)
+        with without_kernels():
+            in_xla = jax.jit(lambda gradients: norm(gradients))(gradients)
+    expected = np.float64(portopt.get_backend("numpy").gradient_norm(arrays))
+    assert_same_bits(np.asarray(found), expected)
+    assert_same_bits(np.asarray(in_xla), expected)
+
+
+def test_a_step_that_nobody_uses_is_left_out() -> None:
+    optimizer, params = portopt.Adam(clipnorm=0.5), parameters()
+
+    def loss_beside_a_step(params: Any) -> Any:
+        optimizer.apply(params, params, optimizer.init(params))
+        return params["vector"].sum()
+
+    assert CALL not in compiled_text(loss_beside_a_step, params)
 
 
 def test_donated_memory_is_reused_and_kept_memory_is_left_alone() -> None:
@@ -262,7 +309,7 @@ def test_memory_that_a_step_cannot_have_ends_it_with_an_error_or_is_done_without
         import jax.numpy as jnp
         import portopt
 
-        optimizer = portopt.LAMB()
+        optimizer = portopt.LAMB(clipnorm=0.5)
         params = {"small": jnp.linspace(-1.0, 1.0, 7), "large": jnp.linspace(-1.0, 1.0, 2_000_003)}
         state = optimizer.init(params)
         step = jax.jit(optimizer.apply)
@@ -282,9 +329,11 @@ def test_memory_that_a_step_cannot_have_ends_it_with_an_error_or_is_done_without
         """
     ).splitlines()
     error = "RESOURCE_EXHAUSTED: portopt: there is no memory for a step's tables"
+    # Of the norm: its table and workspace, and a counter for each of its stages.
+    assert printed[:6] == [error, error, *["equal"] * 4]
     # The tables; workspace and counter of what is small; workspace of what is large, and a counter for each of its stages.
-    assert printed[:5] == [error, error, "equal", error, "equal"]
-    assert set(printed[5:]) == {"equal"}
+    assert printed[6:11] == [error, error, "equal", error, "equal"]
+    assert set(printed[11:]) == {"equal"}
 
 
 def test_the_norm_of_concrete_gradients_is_a_number_when_one_is_asked_for() -> None:

@@ -363,7 +363,7 @@ def test_threads_never_change_a_bit(arguments: dict[str, Any], count: int, libra
 
 
 def test_a_plan_that_cannot_be_made_fails_before_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise MemoryError
 
     optimizer, w = portopt.SGD(1.0), np.zeros(3)

@@ -331,7 +331,13 @@ class ArrayAPIBackend:
             reaching.append(entry)
 
     def plan(
-        self, programs: Sequence[Program], trees: tuple[Any, Any, OptimizerState], parameters: Sequence[Arrays]
+        self,
+        programs: Sequence[Program],
+        trees: tuple[Any, Any, OptimizerState],
+        parameters: Sequence[Arrays],
+        *,
+        in_place: bool = True,
+        same_arrays: bool = True,
     ) -> PlannedStep | None:
         return None
 

@@ -129,7 +129,7 @@ class Mode:
 
 
 class PlannedStep(Protocol):
-    """What a backend's `plan` returns: further steps in place on the same arrays, with fewer checks."""
+    """What a backend's `plan` returns: further steps on the same arrays, or on arrays like them, with fewer checks."""
 
     backend: Backend
     """The one that made the plan."""
@@ -137,9 +137,13 @@ class PlannedStep(Protocol):
     """What the steps run."""
     inputs: tuple[str, ...]
     """The rule's further inputs that the steps are given."""
+    in_place: bool
+    """Whether the steps overwrite parameters and slots."""
 
-    def step(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> OptimizerState | None:
-        """Do a step and return the new state; None, with nothing done, if anything is not as it was."""
+    def step(
+        self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
+    ) -> tuple[Any, OptimizerState] | None:
+        """Do a step and return parameters and the new state; None, with nothing done, if anything is not as it was."""
 
     def fits(self, params: Any, grads: Any, state: Any) -> bool:
         """Tell whether a step without further inputs could be done on these arrays, doing nothing."""
@@ -224,20 +228,28 @@ class Backend(Protocol):
         """
 
     def plan(
-        self, programs: Sequence[Program], trees: tuple[Any, Any, OptimizerState], parameters: Sequence[Arrays]
+        self,
+        programs: Sequence[Program],
+        trees: tuple[Any, Any, OptimizerState],
+        parameters: Sequence[Arrays],
+        *,
+        in_place: bool = True,
+        same_arrays: bool = True,
     ) -> PlannedStep | None:
-        """Return what does further steps in place on these arrays with fewer checks, or None if every step is checked.
+        """Return what does further steps like one with fewer checks, or None if every step is checked.
 
-        A plan is true as long as its arrays exist, and has `step(rule, params, grads, state, overrides)`, which returns
-        the new state, or None, with nothing done, if anything is not as it was in the step that it was made after. Its
-        `fits(params, grads, state)` tells beforehand whether the arrays are as they were, `backend` is this one, and `inputs`
-        names the further inputs that the steps have.
+        A plan has `step(rule, params, grads, state, overrides)`, which returns parameters and the new state, or None, with
+        nothing done, if anything is not as it was in the step that it was made after. Its
+        `fits(params, grads, state)` tells beforehand whether the arrays are as they were, `backend` is this one, `inputs`
+        names the further inputs that the steps have, and `in_place` is as given.
 
         Args:
             programs: what the steps run on each parameter.
             trees: parameters, gradients and state as the step was given them; where it was given further inputs, a tuple of
                 gradients and these in place of the gradients.
-            parameters: the arrays of each parameter, in the order of the tree.
+            parameters: the arrays of each parameter that has a gradient, in the order of the tree.
+            in_place: whether the steps overwrite parameters and slots, or make new arrays.
+            same_arrays: whether they are on these arrays, as long as they exist; else on all that are like them.
         """
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:

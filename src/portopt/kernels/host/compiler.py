@@ -45,8 +45,12 @@ _PROTOTYPES = {
         ctypes.c_int, _POINTER, _POINTER,
         _POINTER, _INTEGER, _INTEGER, _POINTER, *[_INTEGER] * 5,
     ),
+    "norm_stages": ctypes.CFUNCTYPE(
+        ctypes.c_int, _POINTER, _POINTER,
+        _POINTER, _POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER, _POINTER, *[_INTEGER] * 4,
+    ),
     # Looks at Python objects, so it holds the GIL.
-    "watch": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 7),
+    "watch": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 8),
     "lines": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 9),
     "part": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER),
     "share": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, _INTEGER),

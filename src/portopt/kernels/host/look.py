@@ -2,7 +2,7 @@
 
 A step on many small arrays is short against the Python work of looking at each: `array.ctypes.data` alone takes over a
 microsecond. So a compiled function walks the containers of parameters, gradients and slots, compares the parameters and slots
-with the known objects, and asks each array for its memory:
+with the objects that are known, if any are, and asks each array for its memory:
 
 - lists and tuples are read where CPython keeps their items, dicts through its C API;
 - NumPy arrays are read where NumPy's binary interface says (`PyArrayObject_fields`);
@@ -31,6 +31,12 @@ _CALL = "".join(
         stage="-1", workspace="context[26]", part="0", parts="1",
     ).splitlines()
 )  # fmt: skip
+
+KNOWN, READ, WRITTEN, MADE, ASIDE, ABSENT = range(6)
+"""What a look expects of an array: that it is where it was; that it lies in no memory that is written; that it can be written,
+and shares no memory with others; the same of one that was made for the step; nothing but its dtype and shape; that it is None."""
+MISFIT = 8 * 15
+"""Where among a look's temporary results the gradient is, as its entry, that kept it from doing the step; -1 if none did."""
 
 _SOURCE = f'''"""Compare trees of arrays with what a plan expects of them, and run its kernels if all is as expected."""
 
@@ -101,8 +107,11 @@ def hold(leaves, found, count, context):
 
 
 def fits(entry, item, table, context):
-    """Return whether one array is as expected; put its address into the table if it is a gradient."""
-    if pointer_to_int64(item)[1] != entry[3]:
+    """Return whether one array is as expected; put its address into the table if that is not known."""
+    kind = entry[2]
+    if kind == {ABSENT}:
+        return item == context[9]
+    if pointer_to_int64(item)[1] != context[47] and pointer_to_int64(item)[1] != context[48]:
         return False
     expected = pointer_to_int64(entry[6])
     size = 1
@@ -111,7 +120,7 @@ def fits(entry, item, table, context):
         address = fields[2]
         dimensions = fields[3] & 0xFFFFFFFF
         shape = pointer_to_int64(fields[4])
-        flags = 0x101 if entry[2] else 0x501
+        flags = 0x101 if kind == {READ} or kind == {ASIDE} else 0x501
         if fields[7] != entry[4] or (fields[8] & flags) != flags or dimensions != entry[5]:
             return False
         for axis in range(dimensions):
@@ -150,11 +159,15 @@ def fits(entry, item, table, context):
         if size > 0 and (address < memory or address + size * entry[7] > memory + storage[context[43]]):
             return False
     cell = pointer_to_int64(table + entry[1])
-    if not entry[2]:
+    if kind == {KNOWN}:
         return cell[0] == address
-    if size > 0:
-        starts = pointer_to_int64(context[11])
-        ends = pointer_to_int64(context[12])
+    starts = pointer_to_int64(context[11])
+    ends = pointer_to_int64(context[12])
+    if kind == {WRITTEN} and size > 0:
+        starts[context[13]] = address
+        ends[context[13]] = address + size * entry[7]
+        context[13] += 1
+    if kind == {READ} and size > 0:
         first = 0
         last = context[13]
         while first < last:
@@ -169,21 +182,50 @@ def fits(entry, item, table, context):
     return True
 
 
-def kernel(context, params, grads, slots, inputs, step, call):
+def are_apart(context):
+    """Sort the ranges of what is written; return whether none of them overlap."""
+    starts = pointer_to_int64(context[11])
+    ends = pointer_to_int64(context[12])
+    count = context[13]
+    gap = count // 2
+    while gap > 0:
+        for i in range(gap, count):
+            start = starts[i]
+            end = ends[i]
+            k = i
+            while k >= gap and starts[k - gap] > start:
+                starts[k] = starts[k - gap]
+                ends[k] = ends[k - gap]
+                k -= gap
+            starts[k] = start
+            ends[k] = end
+        gap //= 2
+    for i in range(1, count):
+        if starts[i] < ends[i - 1]:
+            return False
+    return True
+
+
+def kernel(context, params, grads, slots, inputs, step, call, new):
     """Look, and run the kernels if all is as expected and there are `inputs`; raise an error if anything is not."""
     written = pointer_to_int64(context[3])
     gradients = pointer_to_int64(context[6])
     table = context[25]
     fields = pointer_to_int64(call)
+    misfit = pointer_to_int64(context[19] + {MISFIT})
+    misfit[0] = -1
     if call == 0 or fields[4] == 0:
         stack = pointer_to_int64(context[20])
-        slots_found = pointer_to_int64(context[9])
         if not walk(pointer_to_int64(context[1]), context[2], params, written, context[22], context, stack):
             raise ValueError
-        if not walk(pointer_to_int64(context[7]), context[8], slots, slots_found, context[44], context, stack):
+        if not walk(pointer_to_int64(context[7]), context[8], slots, written, context[22], context, stack):
             raise ValueError
         if not walk(pointer_to_int64(context[4]), context[5], grads, gradients, 0, context, stack):
             raise ValueError
+        for e in range(context[44]):
+            entry = pointer_to_int64(context[10] + 64 * e)
+            if not fits(entry, gradients[entry[0]] if entry[3] else written[entry[0]], table, context):
+                raise ValueError
     if call != 0:
         table = fields[2]
         if fields[4] == 0:
@@ -192,9 +234,21 @@ def kernel(context, params, grads, slots, inputs, step, call):
             fields[4] = 1
         written = pointer_to_int64(pointer_to_int64(fields[0])[3])
         gradients = pointer_to_int64(pointer_to_int64(fields[1])[3])
-    for e in range(context[21]):
+    fresh = gradients
+    if new != 0:
+        fresh = pointer_to_int64(pointer_to_int64(new)[3])
+    if context[45]:
+        context[13] = 0
+    for e in range(context[44], context[21]):
         entry = pointer_to_int64(context[10] + 64 * e)
-        if not fits(entry, gradients[entry[0]] if entry[2] else written[entry[0]], table, context):
+        if e == context[46] and context[45] and not are_apart(context):
+            raise ValueError
+        if entry[2] == {MADE}:
+            if inputs != 0 and not fits(entry, fresh[entry[0]], table, context):
+                raise ValueError
+        elif not fits(entry, gradients[entry[0]] if entry[3] else written[entry[0]], table, context):
+            if entry[3]:
+                misfit[0] = e
             raise ValueError
     if inputs == 0:
         return

@@ -17,6 +17,11 @@ _LARGE = 4 << 20
 """Bytes from which on advice is given; a huge page has 2 MiB on most systems."""
 
 
+def is_large(size: int) -> bool:
+    """Tell whether `use_huge_pages` does anything for so many bytes."""
+    return size >= _LARGE
+
+
 def use_huge_pages(address: int, size: int) -> None:
     """Ask for huge pages under memory that was never written, so that writing it first does not stop at every small page.
 
@@ -26,7 +31,7 @@ def use_huge_pages(address: int, size: int) -> None:
         address: of the memory.
         size: in bytes.
     """
-    if size < _LARGE or (advise := _madvise()) is None:
+    if not is_large(size) or (advise := _madvise()) is None:
         return
     start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     advise(start, address + size - start, mmap.MADV_HUGEPAGE)

@@ -38,7 +38,7 @@ from portopt.program.bins import (
 
 _BLOCK = SQUARES_AT_ONCE << (52 - FIRST_BITS)
 """Elements of a block: each of these sums, a float64, takes as many of such integers as 52 bits can hold."""
-_SAMPLES = 1024
+SAMPLES = 1024
 """About so many gradients are looked at for a guess of the largest."""
 
 _SOURCE = '''"""Sums of squares of {dtype} gradients in integer bins; subnormals flushed by {flush}."""
@@ -210,7 +210,8 @@ def kernel():
 
 
 @functools.cache
-def _kernel(dtype: str, flush: Flush) -> Any:
+def norm_kernel(dtype: str, flush: Flush) -> Any:
+    """Return the kernel for gradients of a dtype."""
     return compile_function(norm_source(dtype, flush), "norm")
 
 
@@ -256,7 +257,7 @@ class _Work:
     """The passes over the gradients of a table."""
 
     def __init__(self, table: GradientTable, flush: Flush) -> None:
-        self._function = _kernel(table.dtype, flush)
+        self._function = norm_kernel(table.dtype, flush)
         self._given = (*table[1:4], table.sizes.ctypes.data, len(table.sizes))
         self._total = int(table.sizes.sum())
         self._infinity = 0x7FF0000000000000 if COMPUTE_DTYPE[table.dtype] == "float64" else 0x7F800000
@@ -270,7 +271,7 @@ class _Work:
         """Return the exponent of the bins for the largest of some gradients."""
         record = array("q", (0, 0))
         at = record.buffer_info()[0]
-        self._function(at, at, *self._given, 0, self._total, (self._total // _SAMPLES) | 1, at)
+        self._function(at, at, *self._given, 0, self._total, (self._total // SAMPLES) | 1, at)
         return record[1]
 
     def parts(self, exponent: int) -> list[Bins]:

@@ -1,9 +1,11 @@
-"""Repeated steps in place: what was checked in the last step is not checked again.
+"""Repeated steps: what was found out in the last step is not found out again.
 
-A training loop calls `apply_` with the same parameter and slot arrays and new gradients each time. A plan holds what the full
-check found out about them: the tables of addresses, sizes and the kernels. The next step only makes sure that the arrays are
-the same objects with the same memory and that the gradients fit (`watch.py`), and calls the kernels; if anything is not as it
-was, the plan steps aside and the full check says what is wrong, or makes a new plan.
+A plan holds what the full check of a step found out: structure, shapes and dtypes, sizes and the kernels. The next step only
+makes sure that its arrays are like those (`watch.py`), and calls the kernels; if anything is not as it was, the plan steps aside
+and the full check says what is wrong, or makes a new plan. So any number of models of one structure share a plan.
+
+A training loop calls `apply_` with the same parameter and slot arrays and new gradients each time. A plan for that knows
+the arrays: they are the same objects with the same memory, of which it was found out that no two share any.
 
 A plan does not keep arrays alive, and has no weak references to them either: NumPy would not let them be resized any more. Should
 other arrays take the place of dead ones in memory, they are found to be as the plan says, or they are not.
@@ -25,8 +27,10 @@ from portopt.kernels.host.compiler import default_flush
 from portopt.kernels.host.kernel import Inputs, Work, can_run, draws, host_kernel, make_works, places_of, shared_last
 from portopt.kernels.host.norm import GradientTable, gradient_norm
 from portopt.kernels.host.readers import ArrayReader
+from portopt.kernels.host.results import Results
 from portopt.kernels.host.totals import PlannedTotal, can_be_reduced
-from portopt.kernels.host.watch import Call, Watch
+from portopt.kernels.host.watch import Call, Still, Watch
+from portopt.kernels.key import NEW
 from portopt.kernels.totals import reducing
 from portopt.nested import rates_of
 from portopt.program import Program
@@ -46,7 +50,7 @@ _TOTALS = {"total_norm": gradient_norm}
 
 
 class Plan:
-    """One optimizer's step in place on one set of arrays.
+    """One optimizer's step on one set of arrays, or on all that are like one.
 
     Args:
         backend: of the arrays.
@@ -58,6 +62,7 @@ class Plan:
         totals: what computes those that are not of arrays as they are, by name.
         further: names of further inputs.
         is_noted: whether somebody is told of the written arrays.
+        results: of steps that make new arrays; None for steps in place.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Plan:
         further: tuple[str, ...],
         *,
         is_noted: bool,
+        results: Results | None,
     ) -> None:
         self.program = next(iter(programs))
         self.backend = backend
@@ -81,6 +87,8 @@ class Plan:
         self._work = work
         self._inputs = inputs
         self._totals = totals
+        self._results = results
+        self.in_place = results is None
         # Kernels with stages take a parameter without elements for one of one element.
         self._sizes = [
             part.sizes
@@ -95,10 +103,12 @@ class Plan:
         # Inputs of the last step and the hyperparameters that were given for it.
         self._kept: tuple[array[float], dict[str, Any]] | None = None
 
-    def step(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> OptimizerState | None:
-        """Do a step and return the new state; None, with nothing done, if anything is not as it was.
+    def step(
+        self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
+    ) -> tuple[Any, OptimizerState] | None:
+        """Do a step and return parameters and the new state; None, with nothing done, if anything is not as it was.
 
-        A step that has begun to write is finished, whatever is raised meanwhile.
+        A step in place that has begun to write is finished, whatever is raised meanwhile.
         """
         if not self._is_for(state):
             return None
@@ -121,8 +131,8 @@ class Plan:
                 asked = any(name not in checked for program in self._programs for name in program.totals)
                 if asked or any(map(_is_of_the_user, rates_of(rule, checked))):
                     # No schedule of a user's is called for a step that another plan does.
-                    call = self._watch.begin()
-                    if not self._watch.look(params, grads, slots, call=call):
+                    call = self._looked((params, grads, slots), 0, 0, self._watch.begin())
+                    if call is None:
                         return None
                 new_inputs = self._new_inputs(rule, state, checked, call)
             except Exception:
@@ -139,13 +149,27 @@ class Plan:
             call = call or self._watch.begin()
             if not self._runs_at_once:
                 self._watch.share(call, address, finished)
-        if not self._watch.look(params, grads, slots, address, finished, call):
+        results = self._results
+        new = None if results is None else results.new()
+        if not self._watch.look(params, grads, slots, address, finished, call, new) and (
+            self._looked((params, grads, slots), address, finished, call, new) is None
+        ):
             return None
+        if results is not None and new is not None:
+            params, slots = results.trees(new, params, slots)
         names = self.program.scalar_outputs
         if names:
             slots = {**slots, **self._inputs.outputs(inputs, 0)}
-        new_state: OptimizerState = self._state_type(finished, slots)
-        return new_state
+        return params, self._state_type(finished, slots)
+
+    def _looked(
+        self, trees: tuple[Any, Any, Any], inputs: int, step: int, call: Call | None, new: list[Any] | None = None
+    ) -> Call | None:
+        """Look, with copies of gradients that kernels cannot read as they lie; return the call if all is as it was."""
+        if call is not None and self._watch.look(*trees, inputs, step, call, new):
+            return call
+        call = self._watch.mend(call, *trees)
+        return call if call is not None and self._watch.look(*trees, inputs, step, call, new) else None
 
     def _over_all(self, total: str, scalars_of: Callable[[Program], StepScalars], call: Call) -> float:
         """Return one of the program's totals over the arrays of a call, given what returns the scalars of a part of a program."""
@@ -172,7 +196,10 @@ class Plan:
 
     def fits(self, params: Any, grads: Any, state: Any) -> bool:
         """Tell whether the plan could do a step on these arrays, doing nothing."""
-        return not self.inputs and self._is_for(state) and self._watch.look(params, grads, state.slots)
+        if self.inputs or not self._is_for(state):
+            return False
+        trees = params, grads, state.slots
+        return self._watch.look(*trees) or self._looked(trees, 0, 0, None) is not None
 
     def _is_for(self, state: Any) -> bool:
         if type(state) is not self._state_type or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:
@@ -223,6 +250,9 @@ def make_plan(
     arrays: Sequence[Leaf],
     reader: ArrayReader,
     note_written: Callable[[list[Any]], object] | None = None,
+    *,
+    in_place: bool,
+    same_arrays: bool,
 ) -> Plan | None:
     """Return a plan for steps on C-contiguous arrays in host memory; None if it cannot watch them.
 
@@ -230,28 +260,34 @@ def make_plan(
         backend: of the arrays.
         programs: what the steps run on each parameter.
         trees: a step's parameters, gradients and state; where there are further inputs, a tuple of gradients and these.
-        arrays: of each parameter, in the order of the tree.
+        arrays: of each parameter that has a gradient, in the order of the tree.
         reader: how arrays are read.
         note_written: a function written in C that, given a list of all written arrays after a step, notes that they were written.
+        in_place: whether the steps are.
+        same_arrays: whether they are on the same parameters and slots, or on any that are like them.
     """
     params, grads, state = trees
-    if not arrays or type(state.slots) is not dict:
+    if not arrays or type(state.slots) is not dict or type(state) is not OptimizerState or not can_plan(programs):
+        return None
+    arrays = [leaf.like({n: a if reader.is_plain(a) else reader.dense(a) for n, a in leaf.items()}) for leaf in arrays]
+    if not all(reader.is_plain(a) for leaf in arrays for a in leaf.values()):
         return None
     members: dict[Program, list[int]] = {}
     for i, program in enumerate(programs):
         members.setdefault(program, []).append(i)
-    if not can_plan(programs):
-        return None
     work: list[Work] = []
     dtypes = [leaf.dtypes for leaf in arrays]
     for number, (program, chosen) in enumerate(members.items()):
         after, drawing = program.after_totals, places_of([arrays[i] for i in chosen]) if draws(program) else []
         if drawing is None:
             return None
-        for key, _, places in grouped(after, [dtypes[i] for i in chosen], in_place=True, flush=default_flush()):
+        for key, _, places in grouped(after, [dtypes[i] for i in chosen], in_place=in_place, flush=default_flush()):
             kernel, those = host_kernel(after, key), [chosen[place] for place in places]
             own = [drawing[place] for place in places] if drawing else ()
-            addresses = [[reader.address(arrays[i][name]) for name in kernel.columns] for i in those]
+            addresses = [
+                [0 if name.startswith(NEW) else reader.address(arrays[i][name]) for name in kernel.columns]
+                for i in those
+            ]
             shapes_of_those = [tuple(arrays[i]["p"].shape) for i in those]
             work += make_works(kernel, number, those, addresses, shapes_of_those, own)
     work = shared_last(work)
@@ -259,12 +295,32 @@ def make_plan(
     scalar_slots = [name for name in state.slots if name not in small]
     inputs = Inputs(work)
     further = tuple(name for name in arrays[0] if name not in ("p", "g") and name not in state.slots)
-    watch = Watch(reader, (params, grads, state.slots), scalar_slots, arrays, work, inputs, note_written, further)
+    leaves, definition = backend.trees.flatten(params)
+    kept = {n: backend.trees.flatten(tree)[0] for n, tree in state.slots.items() if n not in scalar_slots}
+    moving = {leaf.number for leaf in arrays}
+    still = [
+        Still(name, number, array)
+        for name, of in {"p": leaves, **kept}.items()
+        for number, array in enumerate(of)
+        if number not in moving
+    ]
+    if not all(of.array is None or reader.is_plain(of.array) for of in still):
+        return None
+    results = None
+    if not in_place:
+        note_written = None
+        outputs = [(n, i) for n in ("p", *kept) for i, p in zip(arrays, programs, strict=True) if n in p.array_outputs]
+        results = Results(reader, backend.trees, definition, len(leaves), tuple(kept), outputs)
+    watch = Watch(
+        reader, (params, grads, state.slots), scalar_slots, arrays, still, work, inputs,
+        same_arrays=same_arrays, new=None if results is None else results.places, note_written=note_written, further=further,
+    )  # fmt: skip
     totals = _planned_totals(members, work, watch.offsets, dtypes, arrays)
     if not watch.is_possible or totals is None:
         return None
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
-    return Plan(backend, shapes, trees, watch, work, inputs, totals, further, is_noted=note_written is not None)
+    is_noted = note_written is not None
+    return Plan(backend, shapes, trees, watch, work, inputs, totals, further, is_noted=is_noted, results=results)
 
 
 def _planned_totals(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 
 class Layout(NamedTuple):
@@ -30,43 +32,69 @@ class Layout(NamedTuple):
 
 
 class ArrayReader(NamedTuple):
-    """How the compiled function asks an array for its memory.
+    """How the compiled function asks an array for its memory, and how a plan gets arrays that it can be asked about.
 
     Attributes:
         function: address of DLPack's `dltensor_from_py_object_no_sync` of the library; 0 for NumPy arrays.
         dtype: returns what stands for an array's dtype there.
         address: returns the address of an array's memory.
+        kinds: types of the arrays, at most two.
+        is_plain: tells whether an object is an array of these types, C-contiguous, in host memory.
+        dense: returns a plain array with the elements of a gradient, or the gradient itself if that cannot be had.
+        maker: given arrays, returns what makes new ones like them, whose elements are not set, C-contiguous.
+        finished: called with the parameters before a step, and with the new ones; None if there is nothing to do.
         layout: what else is read; None for NumPy arrays.
     """
 
     function: int
     dtype: Callable[[Any], int]
     address: Callable[[Any], int]
+    kinds: tuple[type, ...]
+    is_plain: Callable[[Any], bool]
+    dense: Callable[[Any], Any]
+    maker: Callable[[Sequence[Any]], Callable[[], list[Any]]]
+    finished: Callable[[Sequence[Any], Sequence[Any]], None] | None = None
     layout: Layout | None = None
 
 
 _DLPACK_TYPES = {"float16": (2, 16), "bfloat16": (4, 16), "float32": (2, 32), "float64": (2, 64)}
 
 
-def dlpack_reader(
-    kind: type, dtype_name: Callable[[Any], str], address: Callable[[Any], int], layout: Layout
-) -> ArrayReader | None:
-    """Return the reader of an array type with DLPack's exchange API in version 1; None if it has none."""
+def exchange_function(kind: type) -> int:
+    """Return `ArrayReader.function` of an array type with DLPack's exchange API in version 1; 0 if it has none."""
     capsule = getattr(kind, "__dlpack_c_exchange_api__", None)
     if capsule is None:
-        return None
+        return 0
     get_pointer = ctypes.pythonapi.PyCapsule_GetPointer
     get_pointer.restype, get_pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     # The version's two numbers, the preceding table, three functions, and the one that is wanted.
     table = ctypes.cast(get_pointer(capsule, b"dlpack_exchange_api"), ctypes.POINTER(ctypes.c_uint64))
-    if table[0] & 0xFFFFFFFF != 1 or not table[5]:
-        return None
-
-    def dtype(array: Any) -> int:
-        code, bits = _DLPACK_TYPES[dtype_name(array)]
-        return code | bits << 8 | 1 << 16
-
-    return ArrayReader(table[5], dtype, address, layout)
+    return int(table[5]) if table[0] & 0xFFFFFFFF == 1 else 0
 
 
-NUMPY_READER = ArrayReader(0, lambda array: id(array.dtype), lambda array: int(array.ctypes.data))
+def exchange_dtype(name: str) -> int:
+    """Return what stands for a dtype of this name in DLPack."""
+    code, bits = _DLPACK_TYPES[name]
+    return code | bits << 8 | 1 << 16
+
+
+def _is_plain(array: Any) -> bool:
+    return type(array) is np.ndarray and array.flags.c_contiguous and array.flags.aligned
+
+
+def _dense(gradient: Any) -> Any:
+    if not isinstance(gradient, np.ndarray | np.generic) or _is_plain(gradient):
+        return gradient
+    # A subclass may have other numbers than those in its memory.
+    plain = type(gradient) in (np.ndarray, np.memmap) or isinstance(gradient, np.generic)
+    return np.array(gradient, order="C") if plain else gradient
+
+
+def _maker(arrays: Sequence[Any]) -> Callable[[], list[Any]]:
+    shapes, dtypes = [a.shape for a in arrays], [a.dtype for a in arrays]
+    return lambda: list(map(np.empty, shapes, dtypes))
+
+
+NUMPY_READER = ArrayReader(
+    0, lambda array: id(array.dtype), lambda array: int(array.ctypes.data), (np.ndarray,), _is_plain, _dense, _maker
+)

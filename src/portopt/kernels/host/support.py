@@ -374,8 +374,10 @@ SIGNATURES = {
     "stages": types.void(_addresses, _addresses, _count, _count, _count, _values, _count, _values, *[_count] * 4),
     # (table, columns, column, sizes, count, start, stop, stride, result)
     "norm": types.void(_addresses, _count, _count, _addresses, *[_count] * 5),
-    # (context, params, grads, slots, inputs, step, call)
-    "watch": types.void(_addresses, *[_count] * 6),
+    # (table, sizes, kernels, groups, start, stop, result, stage, workspace, part, parts)
+    "norm_stages": types.void(_count, _count, _addresses, _addresses, _count, _count, _values, *[_count] * 4),
+    # (context, params, grads, slots, inputs, step, call, new)
+    "watch": types.void(_addresses, *[_count] * 7),
     # (values..., start, stop)
     "lines": types.void(*[_count] * 9),
     # (); the address of its record is the first argument, so that it can be the start of a thread

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from portopt.backend import Leaf
 from portopt.kernels.host.kernel import Inputs, Work
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.watch import Watch, size_of
@@ -34,12 +35,12 @@ def works(reader: ArrayReader, make: Callable[[Any], Any], wrong: Callable[[Any]
     first, second, third = (make(np.ones(shape, np.float32)) for shape in ((3, 4), (), (2, 1, 5)))
     params = {"b": [first, (second,)], "a": third}
     g1, g2, g3 = (make(np.zeros(shape, np.float32)) for shape in ((3, 4), (), (2, 1, 5)))
-    arrays = [{"p": p, "g": g} for p, g in ((third, g3), (first, g1), (second, g2))]
+    arrays = [Leaf({"p": p, "g": g}, {}, i) for i, (p, g) in enumerate(((third, g3), (first, g1), (second, g2)))]
     table = np.array([[reader.address(a["p"]), 0] for a in arrays], np.int64)
     sizes = np.array([size_of(a["p"]) for a in arrays], np.int64)
     work = Work(_NoKernel(), range(3), table, sizes, 0)  # type: ignore[arg-type]  # it is not run
     grads = {"b": [g1, (g2,)], "a": g3}
-    watch = Watch(reader, (params, grads, {}), (), arrays, [work], Inputs([work]))
+    watch = Watch(reader, (params, grads, {}), (), arrays, (), [work], Inputs([work]), same_arrays=True)
     call = watch.begin()
     if not watch.is_possible or not watch.look(params, grads, {}) or not watch.look(params, grads, {}, call=call):
         return False

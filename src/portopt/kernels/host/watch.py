@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from portopt.backend import Leaf
 from portopt.kernels.host.kernel import Inputs, Passes, Work, group_words
-from portopt.kernels.host.look import compiled_look, python_functions
+from portopt.kernels.host.look import ABSENT, ASIDE, KNOWN, MADE, MISFIT, READ, WRITTEN, compiled_look, python_functions
 from portopt.kernels.host.readers import ArrayReader, Layout
 from portopt.kernels.host.script import DEEPEST, Script, numbered, with_numbers
+from portopt.kernels.key import NEW
 
 
 class Call:
@@ -39,9 +42,28 @@ class Call:
         self._fields[3] = job.address
         self._keep_alive = job
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether it has the arrays."""
+        return self._fields[4] != 0
+
+
+class Still(NamedTuple):
+    """An array that a step looks at and leaves as it is: of a parameter without a gradient.
+
+    Attributes:
+        name: `"p"`, or that of a slot.
+        number: of the parameter in its tree.
+        array: the array; None if there is none.
+    """
+
+    name: str
+    number: int
+    array: Any
+
 
 class Watch:
-    """Trees and arrays as they were in one step, so that a look can tell whether they still are.
+    """Trees and arrays as they were in one step, so that a look can tell whether those of another step are like them.
 
     Arrays are not kept alive: whoever calls makes sure that the trees exist. Any number of threads may look at once.
 
@@ -49,9 +71,12 @@ class Watch:
         reader: how arrays are read.
         trees: parameters, gradients and slots (a dict by name) as trees.
         scalar_slots: the names of slots that are not looked at.
-        arrays: name to array, of each parameter, gradient and slots included.
+        arrays: of each parameter that has a gradient, gradient and slots included.
+        still: all others.
         work: all parameters, by kernel; those that threads share last.
         inputs: where the kernels' inputs and outputs are.
+        same_arrays: whether parameters and slots are the same arrays in each step.
+        new: for steps that make new arrays, the number of each among them by slot, or `"p"`, and parameter; else None.
         note_written: a function written in C that is called with the list of all written arrays after each step; then each step
             has a `Call`. None if nobody needs to know.
         further: names of further inputs. The gradients are then a tuple of them and of the trees of these.
@@ -62,64 +87,88 @@ class Watch:
         reader: ArrayReader,
         trees: tuple[Any, Any, Mapping[str, Any]],
         scalar_slots: Sequence[str],
-        arrays: Sequence[Mapping[str, Any]],
+        arrays: Sequence[Leaf],
+        still: Sequence[Still],
         work: Sequence[Work],
         inputs: Inputs,
+        *,
+        same_arrays: bool,
+        new: Mapping[tuple[str, int], int] | None = None,
         note_written: Callable[[list[Any]], object] | None = None,
         further: Sequence[str] = (),
     ) -> None:
         params, grads, slots = trees
-        count = len(arrays)
+        moving = [a.number for a in arrays]
+        count = len(moving) + sum(a.name == "p" for a in still)
         only_read = {name: count * k for k, name in enumerate(("g", *further))}
-        slot_numbers: dict[str, Any] = {}
+        watched = [name for name in slots if name not in scalar_slots]
         places: dict[tuple[str, int], int] = {}
-        absent: list[tuple[str, int]] = []
-        for name in slots:
-            if name in scalar_slots:
-                slot_numbers[name] = -1
-                continue
-            for i, a in enumerate(arrays):
+        objects = []
+        # A call keeps the first of them: what a step writes, or would.
+        for name in ("p", *watched):
+            for a in arrays:
                 if name in a:
-                    places[name, i] = len(places)
-                else:
-                    absent.append((name, i))
+                    places[name, a.number] = len(places)
+                    objects.append(a[name])
         held = len(places)
-        places.update({place: held + k for k, place in enumerate(absent)})
-        for name, tree in slots.items():
-            if name not in scalar_slots:
-                slot_numbers[name] = with_numbers(tree, [places[name, i] for i in range(count)])
-        total = len(places)
-        scripts = [Script(params, numbered(params)), Script(grads, numbered(grads))]
+        known_still = {(a.name, a.number): a.array for a in still}
+        for place in [(name, n) for name in ("p", *watched) for n in range(count)]:
+            if place not in places:
+                places[place] = len(places)
+                objects.append(known_still.get(place))
+        numbers = {name: [places[name, n] for n in range(count)] for name in ("p", *watched)}
+        slot_numbers = {n: with_numbers(tree, numbers[n]) if n in numbers else -1 for n, tree in slots.items()}
+        scripts = [Script(params, with_numbers(params, numbers["p"])), Script(grads, numbered(grads))]
         scripts.append(Script(dict(slots), slot_numbers))
         self.is_possible = type(slots) is dict and all(script.known for script in scripts)
-        written, gradients = array("q", bytes(8 * (count + total))), array("q", bytes(8 * count * len(only_read)))
-        known = array("q", [id(a["p"]) for a in arrays] + [id(None)] * total)
-        for (name, i), place in places.items():
-            known[count + place] = id(arrays[i].get(name))
-        starts, ends = _merged_ranges(
-            [(reader.address(a[n]), size_of(a[n]) * _itemsize(a[n])) for a in arrays for n in a if n not in only_read]
-        )
-        shapes = [{n: array("q", a[n].shape or (0,)) for n in a} for a in arrays]
-        entries, table, offsets = array("q"), array("q"), []
+        written, gradients = array("q", bytes(8 * len(places))), array("q", bytes(8 * count * len(only_read)))
+        known = array("q", map(id, objects) if same_arrays else ())
+        gathers = not same_arrays and new is None
+        if gathers:
+            starts, ends = array("q", bytes(8 * held)), array("q", bytes(8 * held))
+        else:
+            starts, ends = _merged_ranges(
+                [
+                    (reader.address(a[n]), size_of(a[n]) * _itemsize(a[n]))
+                    for a in arrays if new is None for n in a if n not in only_read
+                ]
+            )  # fmt: skip
+        shapes: list[array[int]] = []
+        table, offsets = array("q"), []
+
+        def entry(a: Any, place: int, offset: int, kind: int, of: int) -> tuple[int, ...]:
+            shapes.append(array("q", a.shape or (0,)))
+            shape = shapes[-1].buffer_info()[0]
+            return place, offset, kind, of, reader.dtype(a), len(a.shape), shape, _itemsize(a)
+
+        entries = list[tuple[int, ...]]()
         for kernel, members, addresses, *_ in work:
             offsets.append(8 * len(table))
             for row, i in enumerate(members):
+                a, n = arrays[i], arrays[i].number
                 for column, name in enumerate(kernel.columns):
-                    a = arrays[i][name]
-                    entries.extend(
-                        (
-                            only_read[name] + i if name in only_read else i if name == "p" else count + places[name, i],
-                            8 * len(table),
-                            int(name in only_read),
-                            id(type(a)),
-                            reader.dtype(a),
-                            len(a.shape),
-                            shapes[i][name].buffer_info()[0],
-                            _itemsize(a),
-                        )
-                    )
+                    offset, replaced = 8 * len(table), name.removeprefix(NEW)
+                    if new is not None and replaced != name:
+                        entries.append(entry(a[replaced], new[replaced, n], offset, MADE, 2))
+                    elif name in only_read:
+                        entries.append(entry(a[name], only_read[name] + n, offset, READ, 1))
+                    else:
+                        kind = KNOWN if same_arrays else READ if new is not None else WRITTEN
+                        entries.append(entry(a[name], places[name, n], offset, kind, 0))
                     table.append(int(addresses[row, column]))
                 table.extend(map(int, addresses[row, len(kernel.columns) :]))
+        # One cell for the addresses of arrays that no kernel gets.
+        aside, spare = list[tuple[int, ...]](), 8 * len(table)
+        table.append(0)
+        for place, k in places.items():
+            if k >= held:
+                kept = known_still.get(place)
+                aside.append((k, spare, ABSENT, *[0] * 5) if kept is None else entry(kept, k, spare, ASIDE, 0))
+        without = set(range(count)).difference(moving)
+        aside += [(count * k + n, spare, ABSENT, 1, *[0] * 4) for k in range(len(only_read)) for n in without]
+        if gathers:
+            entries.sort(key=lambda entry: entry[2] != WRITTEN)
+        words = array("q", itertools.chain(*aside, *entries))
         parts = group_words(work, offsets, inputs)
         memory = np.empty(max((item.memory.words(1) for item in work), default=0), np.int64)
         scratch = array("q", bytes(8 * 16))
@@ -133,24 +182,25 @@ class Watch:
             0,
             at(scripts[0].nodes), len(scripts[0]), at(written),
             at(scripts[1].nodes), len(scripts[1]), at(gradients),
-            at(scripts[2].nodes), len(scripts[2]), at(written) + 8 * count,
-            at(entries), at(starts), at(ends), len(starts),
+            at(scripts[2].nodes), len(scripts[2]), id(None),
+            at(words), at(starts), at(ends), 0 if gathers else len(starts),
             reader.function, api.dict_next, api.compare, api.clear_error,
-            id(str), at(scratch), at(stack), len(entries) // 8, at(known),
+            id(str), at(scratch), at(stack), len(words) // 8, at(known) if same_arrays else 0,
             len(work), at(parts), at(table), memory.ctypes.data,
             tuple.__basicsize__ // 8, api.set_item, api.hold, api.call, api.release,
             0 if note_written is None else id(note_written), api.save_thread, api.restore_thread,
-            count + held, len(gradients), *(reader.layout or [0] * len(Layout._fields)),
-            at(known) + 8 * count,
+            held, len(gradients), *(reader.layout or [0] * len(Layout._fields)),
+            len(aside), int(gathers), len(aside) + sum(entry[2] == WRITTEN for entry in entries),
+            id(reader.kinds[0]), id(reader.kinds[-1]),
         ])  # fmt: skip
         self.offsets, self.parts = offsets, parts
-        self._table, self._lengths = table, (count + held, len(gradients))
+        self._table, self._lengths = table, (held, len(gradients))
         self._passes = Passes(work, at(parts))
-        kinds = {type(v) for a in arrays for v in a.values()}
+        self._reader, self._scratch = reader, scratch
+        self._read = [entry[0] for entry in entries if entry[3] == 1]
         dtypes = [a[n].dtype for a in arrays for n in a]
         self._keep_alive = (
-            scripts, written, gradients, known, starts, ends, shapes, entries, scratch, stack, work, kinds, dtypes, reader,
-            note_written, memory, inputs,
+            scripts, written, gradients, known, starts, ends, shapes, words, stack, work, dtypes, note_written, memory, inputs,
         )  # fmt: skip
         self._look = compiled_look()
         self._address = at(self._context)
@@ -164,7 +214,14 @@ class Watch:
         call.share(self._passes, inputs, step, inputs)
 
     def look(
-        self, params: Any, grads: Any, slots: Any, inputs: int = 0, step: int = 0, call: Call | None = None
+        self,
+        params: Any,
+        grads: Any,
+        slots: Any,
+        inputs: int = 0,
+        step: int = 0,
+        call: Call | None = None,
+        new: list[Any] | None = None,
     ) -> bool:
         """Tell whether all is as it was and the gradients fit, so that no gradient lies in memory that the step writes.
 
@@ -175,10 +232,27 @@ class Watch:
             inputs: address of the kernels' inputs, to do the step at once; 0 not to do it.
             step: number of the step, from 1.
             call: gets references to the arrays and their addresses. If it already has, the trees are not looked at any more.
+            new: the arrays that the step fills, where it makes new ones.
         """
         at = self._address
         own = 0 if call is None else call.address
-        return not self._look(at, at, at, id(params), id(grads), id(slots), inputs, step, own)
+        made = 0 if new is None else id(new)
+        return not self._look(at, at, at, id(params), id(grads), id(slots), inputs, step, own, made)
+
+    def mend(self, call: Call | None, params: Any, grads: Any, slots: Any) -> Call | None:
+        """Return a call with copies of gradients that did not fit because of how they lie in memory; None if that was not it."""
+        if self._scratch[MISFIT // 8] < 0:
+            return None
+        call = call or self.begin()
+        if not call.is_filled:
+            self.look(params, grads, slots, call=call)
+        dense, found = self._reader.dense, call.gradients
+        mended = False
+        for k in self._read if call.is_filled else ():
+            old = found[k]
+            found[k] = dense(old)
+            mended = mended or found[k] is not old
+        return call if mended else None
 
 
 def size_of(a: Any) -> int:
