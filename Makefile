@@ -201,7 +201,8 @@ gpu: $(GPU_INSTALLED) ## check everything on this machine's GPU, and write docs/
 
 $(GPU_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv --clear $(GPU_VENV)
-	$(GPU_VENV)/bin/python -m pip install --disable-pip-version-check -e '.[fused,optax,checkpoints]' $(GPU_LIBRARIES_$(CUDA))
+	$(GPU_VENV)/bin/python -m pip install --disable-pip-version-check -e '.[fused,optax,checkpoints]' $(GPU_LIBRARIES_$(CUDA)) \
+	    hypothesis pytest pytest-timeout
 	@touch $@
 
 # Compilers that are not in .venv, each in a folder of its own: XLA's for GPUs, and NVRTC of CUDA 13.

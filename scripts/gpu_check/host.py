@@ -13,7 +13,7 @@ from gpu_check.checkout import ROOT
 from gpu_check.options import Options
 from gpu_check.workers import last_line
 
-_TESTS = "test_cuda_*.py"
+_TESTS = "test_*cuda*.py"
 
 
 def run(options: Options) -> Mapping[str, Any]:

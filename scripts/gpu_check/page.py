@@ -128,15 +128,11 @@ def _launched(row: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _host(summary: Mapping[str, Any]) -> Iterator[str]:
-    if (counts := _of(summary, "host")) is None:
-        return
-    yield from ("## The kernels' CUDA C on the host", "")
-    if "passed" in counts:
-        yield "Compiled for the host, where its bits are compared with the interpreter's: "
-        yield f"{counts['passed']} tests passed, {counts['wrong']} failed."
-    else:
-        yield counts["skipped"]
-    yield ""
+    counts = _of(summary, "host")
+    if counts is not None and "passed" in counts:
+        yield from ("## The kernels' CUDA C on the host", "")
+        yield "Compiled for the host, where its bits are compared with the interpreter's:"
+        yield from (f"{counts['passed']} tests passed, {counts['wrong']} failed.", "")
 
 
 def _bits(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -190,6 +186,10 @@ def _rounded(value: Any) -> str:
 def _not_run(summary: Mapping[str, Any], no_gpu: str | None) -> Iterator[str]:
     lines = [f"{name}: {last_line(text)}" for name, text in summary.get("errors", {}).items()]
     lines += [f"{name}: {no_gpu}" for name in summary.get("not run", ())]
+    skipped = [
+        (name, found["skipped"]) for name, found in summary.items() if isinstance(found, Mapping) and "skipped" in found
+    ]
+    lines += [f"{name}: {reason.removeprefix('NOT RUN: ')}" for name, reason in skipped]
     if lines:
         yield from ("## NOT RUN", "", *(f"- {line}" for line in lines))
 
