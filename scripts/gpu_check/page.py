@@ -185,7 +185,8 @@ def _rounded(value: Any) -> str:
 
 def _not_run(summary: Mapping[str, Any], no_gpu: str | None) -> Iterator[str]:
     lines = [f"{name}: {last_line(text)}" for name, text in summary.get("errors", {}).items()]
-    lines += [f"{name}: {no_gpu}" for name in summary.get("not run", ())]
+    if names := summary.get("not run"):
+        lines.append(f"{', '.join(names)}: {no_gpu}")
     skipped = [
         (name, found["skipped"]) for name, found in summary.items() if isinstance(found, Mapping) and "skipped" in found
     ]

@@ -97,7 +97,7 @@ def test_without_a_gpu_what_needs_one_is_not_run(tmp_path: Path) -> None:
     assert code == 0
     assert "NOT RUN: timings, bits: no library has a CUDA device (torch: " in printed
     assert summary["not run"] == ["timings", "bits"]
-    assert "- timings: no library has a CUDA device" in page.read_text()
+    assert "- timings, bits: no library has a CUDA device" in page.read_text()
 
 
 TIMED = {
