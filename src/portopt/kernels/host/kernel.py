@@ -221,8 +221,8 @@ class Passes:
 
     def job(self, tables: int, inputs: int, step: int, outputs: int) -> threads.Job:
         """Return the job that does them; its memory is the workspaces of the parts."""
-        alone = threads.ranges(self._total) if self._alone else []
-        shared = [threads.ranges(item.total) for item in self._shared]
+        alone = threads.parts(self._total) if self._alone else []
+        shared = [threads.parts(item.total) for item in self._shared]
         words = [self._memory * len(alone)]
         words += [item.memory.words(len(parts)) for item, parts in zip(self._shared, shared, strict=True)]
         memory = np.empty(max(words), np.int64)
@@ -243,7 +243,8 @@ class Passes:
                 for k, part in enumerate(chosen):
                     records.extend((*part, group, 1, *given, stage, at, k, len(parts)))
                 passes.append(threads.Pass(compiled_part(), records, RECORD_WORDS))
-        return threads.Job(passes, memory)
+        at_most = max(map(threads.worth, [self._total, *[item.total for item in self._shared]]))
+        return threads.Job(passes, memory, at_most)
 
 
 def shared_last(work: Sequence[Work]) -> list[Work]:

@@ -63,6 +63,7 @@ class Plan:
         further: names of further inputs.
         is_noted: whether somebody is told of the written arrays.
         results: of steps that make new arrays; None for steps in place.
+        team: returns threads that should do a large step.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Plan:
         *,
         is_noted: bool,
         results: Results | None,
+        team: Callable[[], threads.Team | None],
     ) -> None:
         self.program = next(iter(programs))
         self.backend = backend
@@ -99,6 +101,7 @@ class Plan:
         self._state_type: type[OptimizerState] = type(trees[2])
         self._total = sum(part.total for part in work)
         self._runs_at_once = threads.is_small(self._total)
+        self._team = team
         self._needs_call = is_noted or not self._runs_at_once
         # Inputs of the last step and the hyperparameters that were given for it.
         self._kept: tuple[array[float], dict[str, Any]] | None = None
@@ -110,6 +113,14 @@ class Plan:
 
         A step in place that has begun to write is finished, whatever is raised meanwhile.
         """
+        if self._runs_at_once:
+            return self._step(rule, params, grads, state, overrides)
+        with threads.by(self._team):
+            return self._step(rule, params, grads, state, overrides)
+
+    def _step(
+        self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
+    ) -> tuple[Any, OptimizerState] | None:
         if not self._is_for(state):
             return None
         if self.inputs:
@@ -320,7 +331,19 @@ def make_plan(
         return None
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
     is_noted = note_written is not None
-    return Plan(backend, shapes, trees, watch, work, inputs, totals, further, is_noted=is_noted, results=results)
+    return Plan(
+        backend,
+        shapes,
+        trees,
+        watch,
+        work,
+        inputs,
+        totals,
+        further,
+        is_noted=is_noted,
+        results=results,
+        team=reader.team,
+    )
 
 
 def _planned_totals(
