@@ -11,7 +11,7 @@ import numpy as np
 
 from portopt.arithmetic import HOST, Arithmetic
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, SMALLEST_NORMAL, round_scalar
-from portopt.backend import ArrayInfo, Arrays, Leaf, Mode, Work, described, is_interpreted
+from portopt.backend import ArrayInfo, Arrays, Leaf, Mode, Work, is_interpreted
 from portopt.imports import imported
 from portopt.optimizer import OptimizerState
 from portopt.program import Program, products
@@ -482,7 +482,7 @@ class JaxBackend:
         if in_place or any(map(self._is_traced, parameters[0].values() if parameters else ())):
             return None
         make_plan = importlib.import_module("portopt_jax._plan").make_plan
-        return make_plan(self, programs, trees, described(self, parameters), lambda array: _devices(array.sharding))
+        return make_plan(self, programs, trees, parameters, lambda array: _devices(array.sharding))
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
         self._refuse_in_place()

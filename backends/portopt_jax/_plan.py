@@ -1,8 +1,8 @@
 """Eager steps as calls of one jitted function each.
 
-What the full check of a step found out, structure, shapes and dtypes, is what JAX keeps a compiled function for. So a further step
-flattens its trees once, makes sure that the leaves are JAX's arrays, and calls the function; if anything else is not as it was, JAX
-traces the function again, which notices. Scalars are an argument: their values compile nothing.
+What the full check of a step found out, structure, shapes and dtypes, is what JAX keeps a compiled function for. So a further
+step flattens its trees once, makes sure that the leaves are JAX's arrays, and calls the function; if anything else is not as it
+was, JAX traces the function again, which notices. Scalars are an argument: their values compile nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _Misfit(Exception):
 
 
 class _Parameter(NamedTuple):
-    """What is known of a parameter that has a gradient: its number in the tree, its place, its program, and its arrays by name."""
+    """What is known of a parameter that has a gradient: its number in the tree, its place, its program's number, its arrays."""
 
     number: int
     place: Place
@@ -79,7 +79,7 @@ class Steps(NamedTuple):
 
 
 @functools.lru_cache(maxsize=512)
-def _compiled(backend: Any, steps: Steps) -> Any:
+def compiled(backend: Any, steps: Steps) -> Any:
     """Return a function of scalars, float64 or words, of the step's number, and of the leaves of `steps.structure`.
 
     It returns the leaves of new parameters and slots, those of parameters without a gradient left out.
@@ -146,7 +146,7 @@ class Plan:
         self.inputs = steps.inputs
         self._steps = steps
         self._structure = steps.structure
-        self._functions = {k: _compiled(backend, steps._replace(by_kernel=k)) for k in (False, True)}
+        self._functions = {k: compiled(backend, steps._replace(by_kernel=k)) for k in (False, True)}
         shapes = {of.program: of.place.whole for of in reversed(steps.parameters)}
         self._shapes = [(program, shapes[i]) for i, program in enumerate(steps.programs)]
         self._types = [_Array] * len(steps.kinds)
