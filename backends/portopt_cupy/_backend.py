@@ -15,16 +15,21 @@ from portopt.backend import (
     PURE,
     ArrayAPIBackend,
     ArrayInfo,
+    Arrays,
     MemoryRange,
     Mode,
     Work,
+    described,
     is_interpreted,
 )
 from portopt.imports import imported
 from portopt.kernels import launch, products
 from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.cuda.library import CudaLibrary
+from portopt.kernels.device_plan import make_device_plan
+from portopt.kernels.host import compiler
 from portopt.kernels.norm_dependence import GradientNorm
+from portopt.program import Program
 from portopt.program.primitives import Primitives
 from portopt_cupy._conversion import widened
 from portopt_cupy._driver import driver_version, install_command
@@ -156,6 +161,22 @@ class CupyBackend(ArrayAPIBackend):
             if results is not None:
                 return results
         return super().update(works, in_place=in_place)
+
+    def plan(
+        self,
+        programs: Sequence[Program],
+        trees: Any,
+        parameters: Sequence[Arrays],
+        *,
+        in_place: bool = True,
+        same_arrays: bool = True,
+    ) -> Any:
+        if is_interpreted() or not compiler.available() or not parameters or not (in_place and same_arrays):
+            return None
+        reader = importlib.import_module("portopt_cupy._layout").reader(int(parameters[0]["p"].device.id))
+        if reader is None:
+            return None
+        return make_device_plan(self._library, self, programs, trees, described(self, parameters), reader)
 
     def memory_range(self, array: Any) -> MemoryRange:
         device = f"cuda:{array.device.id}"

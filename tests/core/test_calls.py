@@ -48,15 +48,28 @@ def test_cold_step_calls_few_functions() -> None:
     assert len(found) < 218, found
 
 
+COSINE = portopt.schedules.CosineDecay(0.1, 100, warmup_steps=10)
+
+
 @pytest.mark.needs("numba")
-def test_planned_step_calls_seven_functions() -> None:
-    optimizer, params, grads = portopt.Adam(), tree(), tree()
+@pytest.mark.parametrize(
+    ("make", "most"),
+    [
+        (portopt.Adam, 7),
+        (lambda: portopt.Adam(clipnorm=1.0), 8),
+        (lambda: portopt.Adam(COSINE), 8),
+        (lambda: portopt.Nadam(COSINE, clipnorm=1.0), 9),
+    ],
+    ids=["plain", "clipnorm", "schedule", "scalars of the state"],
+)
+def test_planned_step_calls_few_functions(make: Callable[[], portopt.Optimizer], most: int) -> None:
+    optimizer, params, grads = make(), tree(), tree()
     state = optimizer.init(params)
     for _ in range(4):
         state = optimizer.apply_(params, grads, state)
     found = calls_of(lambda: optimizer.apply_(params, grads, state))
-    # Neither the constructor of a named tuple, which is generated code, nor a generator within one of the seven is counted.
-    assert len([name for name in found if "<" not in name]) <= 7, found
+    # Neither the constructor of a named tuple, which is generated code, nor a generator within one of them is counted.
+    assert len([name for name in found if "<" not in name]) <= most, found
 
 
 @pytest.mark.needs("numba")

@@ -19,7 +19,7 @@ from portopt.backend.protocol import Leaf, Work
 from portopt.kernels.cuda.library import Argument, CudaLibrary, real_numbers, typed
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.key import NEW
-from portopt.kernels.names import LARGEST_GRADIENT, LARGEST_JOINED, SUM_SQUARES, SUMS_JOINED, UPDATE
+from portopt.kernels.names import LARGEST_JOINED, SUM_SQUARES, SUMS_JOINED, UPDATE
 from portopt.kernels.norm_dependence import GradientNorm, NormDependence, norm_dependence, with_given_totals
 from portopt.kernels.passes import Pass, Passes, can_pass, passes_of, words_of
 from portopt.kernels.totals import can_total, reducing
@@ -40,17 +40,18 @@ def gradient_norm(library: CudaLibrary, gradients: Sequence[Any]) -> GradientNor
         return None
     (device,) = devices
     with library.on(device):
-        norm = library.new_norm(device)
         dense = list(map(library.dense, gradients))
         launches = []
         for dtype, members in positions(map(library.dtype, dense)).items():
             addresses, sizes = [[library.address(dense[i])] for i in members], [library.size(dense[i]) for i in members]
-            table = library.table(addresses, sizes, library.chunk, device)
-            if table is not None:
-                launches.append((library.norm_module(dtype), table))
-        for kernel in (LARGEST_GRADIENT, SUM_SQUARES):
-            for module, table in launches:
-                library.launch(module, kernel, table, [library.argument_of(norm)], device)
+            (table,) = library.tables(addresses, [(sizes, library.chunk)], device)
+            launches.append((library.norm_module(dtype), table))
+        blocks = [library.blocks_of_norm(table, device) for _, table in launches]
+        norm = library.new_norm(sum(blocks), device)
+        for k, (module, table) in enumerate(launches):
+            library.launch(
+                module, SUM_SQUARES, table, library.parts_of(norm, sum(blocks[:k]), blocks[k]), device, blocks[k]
+            )
     return norm
 
 
@@ -184,13 +185,13 @@ class _Job:
             return None
         split = norm_dependence(program)
         norm = split.norm(scalars.inputs)
-        if not split.rounded_on_device and not any(map(split.needs_norm, split.unrounded)):
+        if not split.rounded_on_device and not split.unrounded_on_device:
             return cls(library, work, scalars, split, norm)
         on_device = (
             isinstance(norm, GradientNorm)
             # The device keeps one, and has what is made of it in the compute dtype only.
             and sum(bool(op.args) for op in program.totals.values()) == 1
-            and not any(map(split.needs_norm, [*split.program.scalar_outputs.values(), *split.unrounded]))
+            and not any(map(split.needs_norm, [*split.program.scalar_outputs.values(), *split.unrounded_on_device]))
             and all(library.device(arrays["p"]) == library.device(norm.words) for arrays in parameters)
         )
         if on_device:
@@ -212,9 +213,8 @@ class _Job:
             with library.on(of.device):
                 if of.passes is None:
                     sizes = [library.size(dense[i]["p"]) for i in of.members]
-                    table = library.table(of.addresses, sizes, library.chunk, of.device)
-                    if table is not None:
-                        library.launch(of.module, UPDATE, table, of.arguments, of.device)
+                    (table,) = library.tables(of.addresses, [(sizes, library.chunk)], of.device)
+                    library.launch(of.module, UPDATE, table, of.arguments, of.device)
                 else:
                     _run_passes(library, of, of.passes)
         return outputs
@@ -282,9 +282,21 @@ def _run_passes(library: CudaLibrary, of: _Launches, passes: Passes) -> None:
         [*own, *lengths, at + 8 * start, number]
         for own, lengths, start, number in zip(of.addresses, of.lengths, starts[:-1], of.numbers, strict=True)
     ]
-    for step in passes.passes:
-        _run_pass(library, of, passes, step, rows, of.lengths)
+    tables = library.tables(rows, cuts(library, passes, of.lengths), of.device)
+    for step, table in zip(passes.passes, tables, strict=True):
+        library.launch(of.module, step.name, table, of.arguments, of.device)
     del memory
+
+
+def cuts(library: CudaLibrary, passes: Passes, lengths: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
+    """Return for how many elements of each parameter each pass has something to do, and how many are a chunk."""
+    return [_cut(library, passes, step, lengths) for step in passes.passes]
+
+
+def _cut(library: CudaLibrary, passes: Passes, step: Pass, lengths: Sequence[Sequence[int]]) -> tuple[list[int], int]:
+    stages = passes.stages
+    source = stages.source(step.reductions[0]) if step.kind == "lines" else stages.space
+    return list(map(step.units, lengths)), library.chunk_of(step, source)
 
 
 def _run_pass(
@@ -295,12 +307,8 @@ def _run_pass(
     rows: Sequence[Sequence[int]],
     lengths: Sequence[Sequence[int]],
 ) -> None:
-    stages = passes.stages
-    source = stages.source(step.reductions[0]) if step.kind == "lines" else stages.space
-    units = list(map(step.units, lengths))
-    table = library.table(rows, units, library.chunk_of(step, source), of.device)
-    if table is not None:
-        library.launch(of.module, step.name, table, of.arguments, of.device)
+    (table,) = library.tables(rows, [_cut(library, passes, step, lengths)], of.device)
+    library.launch(of.module, step.name, table, of.arguments, of.device)
 
 
 def _total_of(library: CudaLibrary, launches: Sequence[_Launches], device: Any) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import struct
 from abc import ABC, abstractmethod
-from array import array
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -13,17 +12,15 @@ from typing import Any, NamedTuple
 from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.products import products_source
-from portopt.kernels.cuda.source import CHUNK, MOST_BLOCKS, THREADS
+from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, CHUNK, MOST_BLOCKS, THREADS
 from portopt.kernels.cuda.staged_source import chunk_of
-from portopt.kernels.cuda.tables import Table
+from portopt.kernels.cuda.tables import Chunks, columns_of
 from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.key import KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM
-from portopt.kernels.norm_dependence import GradientNorm
+from portopt.kernels.norm_dependence import WORDS_OF_PART, GradientNorm
 from portopt.program import Program
 
-NORM_WORDS = 4
-"""What the struct `GradientNorm` has."""
 _REAL = {"float32": "f", "float64": "d"}
 
 
@@ -45,12 +42,12 @@ class Placed(NamedTuple):
     """A table in the device's memory.
 
     Attributes:
-        table: its content.
-        argument: the struct that tells kernels where it is, as int64 words.
+        chunks: how many chunks there are.
+        argument: the struct that tells kernels where it is, as words.
         owner: what keeps the memory alive.
     """
 
-    table: Table
+    chunks: int
     argument: Sequence[int]
     owner: Any
 
@@ -162,19 +159,43 @@ class CudaLibrary(ABC):
         memory = self.empty((words,), "int64", device)
         return memory, self.address(memory)
 
-    def table(self, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int, device: int) -> Placed | None:
-        """Return what tells a launch where its parameters are and how many elements they have; None if they have none."""
-        table = Table(addresses, sizes, chunk)
-        if not table.chunks:
-            return None
-        memory, at = self.workspace(len(table.words), device)
-        with driver.device(device).within():
-            driver.device(device).upload(at, array("q", table.words.tobytes()), self.stream(device))
-        return Placed(table, table.argument(at), memory)
+    def tables(
+        self, rows: Sequence[Sequence[int]], cut: Sequence[tuple[Sequence[int], int]], device: int
+    ) -> list[Placed]:
+        """Return what tells launches where parameters are, one for each way in which their elements are cut into chunks.
 
-    def launch(self, module: str, kernel: str, table: Placed, arguments: Sequence[Argument], device: int) -> None:
-        """Run a kernel on all parameters of a table."""
-        self._launch(module, kernel, table.table.chunks, packed(arguments, table.argument), device)
+        Args:
+            rows: the words of each parameter, in the order of the kernels' columns.
+            cut: the number of elements of each parameter, and how many of them are a chunk.
+            device: the current device.
+        """
+        words, chunks = columns_of(rows), [Chunks(sizes, chunk) for sizes, chunk in cut]
+        starts = [len(words)]
+        for one in chunks:
+            words += one.words
+            starts.append(len(words))
+        memory, at = self.workspace(len(words), device)
+        if words:
+            with driver.device(device).within():
+                driver.device(device).upload(at, words, self.stream(device))
+        return [
+            Placed(one.number, one.argument(at + 8 * start, at), memory)
+            for one, start in zip(chunks, starts[:-1], strict=True)
+        ]
+
+    def launch(
+        self,
+        module: str,
+        kernel: str,
+        table: Placed,
+        arguments: Sequence[Argument],
+        device: int,
+        blocks: int | None = None,
+    ) -> None:
+        """Run a kernel on all parameters of a table, in a block for each chunk if no number is given."""
+        blocks = table.chunks if blocks is None else blocks
+        if blocks:
+            self._launch(module, kernel, blocks, packed(arguments, table.argument), device)
 
     def call(self, module: str, kernel: str, blocks: int, arguments: Sequence[Any], device: int) -> None:
         """Run a kernel that takes arrays and integers, in so many blocks."""
@@ -187,27 +208,28 @@ class CudaLibrary(ABC):
         """Return an array, made on the device, of the rounded scalars that need the norm, given those of the host they need."""
         results = self.empty((count,), dtype, device)
         found = Argument("Q", self.address(results), results)
-        arguments = [self.argument_of(norm), *map(typed, given), found]
-        self._launch(module, SCALARS_OF_NORM, 1, packed(arguments), device, threads=1)
+        arguments = [*self.parts_of(norm, 0, norm.count), *map(typed, given), found]
+        self._launch(module, SCALARS_OF_NORM, 1, packed(arguments), device)
         return found
 
-    def new_norm(self, device: int) -> GradientNorm:
-        """Return a norm whose words are zero."""
-        memory, at = self.workspace(NORM_WORDS, device)
-        with driver.device(device).within():
-            driver.device(device).clear(at, NORM_WORDS, self.stream(device))
-        return GradientNorm(memory, functools.partial(self.words, memory, NORM_WORDS))
+    def blocks_of_norm(self, table: Placed, device: int) -> int:
+        """Return in how many blocks the gradients of a table are reduced, each of which leaves a part."""
+        return min(table.chunks, BLOCKS_PER_MULTIPROCESSOR * driver.device(device).multiprocessors)
 
-    def argument_of(self, norm: GradientNorm) -> Argument:
-        """Return a norm as the argument of a kernel."""
-        return Argument("Q", self.address(norm.words), norm.words)
+    def new_norm(self, count: int, device: int) -> GradientNorm:
+        """Return a norm that is to be found in so many blocks."""
+        memory, _ = self.workspace(max(count, 1) * WORDS_OF_PART, device)
+        return GradientNorm(memory, count, functools.partial(self.words, memory, count * WORDS_OF_PART))
 
-    def _launch(
-        self, module: str, kernel: str, blocks: int, arguments: bytes, device: int, threads: int = THREADS
-    ) -> None:
+    def parts_of(self, norm: GradientNorm, first: int, count: int) -> list[Argument]:
+        """Return what some blocks find of a norm, as arguments of a kernel."""
+        at = self.address(norm.words) + 8 * WORDS_OF_PART * first
+        return [Argument("Q", at, norm.words), typed(count)]
+
+    def _launch(self, module: str, kernel: str, blocks: int, arguments: bytes, device: int) -> None:
         function, found = kernels.function(module, kernel, device), driver.device(device)
         with found.within():
-            found.launch(function, min(blocks, MOST_BLOCKS), threads, arguments, self.stream(device))
+            found.launch(function, min(blocks, MOST_BLOCKS), THREADS, arguments, self.stream(device))
 
 
 _norm_source = functools.cache(norm_source)

@@ -10,8 +10,9 @@ with the objects that are known, if any are, and asks each array for its memory:
   (https://dmlc.github.io/dlpack/latest/c_api.html), and what that does not tell is read where the library keeps it (`Layout`).
 
 The function runs no Python code while it looks, and so nothing else either, for it holds the global interpreter lock. What it
-found is its return value. A step on few elements is done before it lets go of the lock. For all other steps it puts references to
-the arrays into lists of the call, lets go, runs the kernels, and only then returns to Python, which may raise something.
+found is its return value. What the kernels' inputs need yet is computed when all is as it was (`step_inputs.py`). A step on few
+elements is done before it lets go of the lock. For all other steps it puts references to the arrays into lists of the call, lets
+go, runs the kernels, and only then returns to Python, which may raise something.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Any, NamedTuple
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function
 from portopt.kernels.host.kernel import CALL_SOURCE, GROUP_WORDS
+from portopt.kernels.host.readers import NUMPY_FIELDS, OWN_FIELDS
+from portopt.kernels.host.step_inputs import HEAD
 
 _CALL = "".join(
     f"    {line}\n"
@@ -115,7 +118,7 @@ def fits(entry, item, table, context):
         return False
     expected = pointer_to_int64(entry[6])
     size = 1
-    if context[14] == 0:
+    if context[14] == {NUMPY_FIELDS}:
         fields = pointer_to_int64(item)
         address = fields[2]
         dimensions = fields[3] & 0xFFFFFFFF
@@ -123,6 +126,20 @@ def fits(entry, item, table, context):
         flags = 0x101 if kind == {READ} or kind == {ASIDE} else 0x501
         if fields[7] != entry[4] or (fields[8] & flags) != flags or dimensions != entry[5]:
             return False
+        for axis in range(dimensions):
+            if shape[axis] != expected[axis]:
+                return False
+            size *= shape[axis]
+    elif context[14] == {OWN_FIELDS}:
+        fields = pointer_to_int64(item)
+        data = pointer_to_int64(fields[context[40]])
+        address = data[context[41]]
+        dimensions = (fields[context[37] + 1] - fields[context[37]]) >> 3
+        if fields[context[39]] != entry[4] or dimensions != entry[5] or (fields[context[38]] & 0xFFFFFFFF) == 0:
+            return False
+        if (pointer_to_int64(data[context[42]])[context[43]] & 0xFFFFFFFF) != context[49]:
+            return False
+        shape = pointer_to_int64(fields[context[37]])
         for axis in range(dimensions):
             if shape[axis] != expected[axis]:
                 return False
@@ -139,7 +156,7 @@ def fits(entry, item, table, context):
             return False
         address = fields[0] + fields[5]
         dimensions = fields[2] & 0xFFFFFFFF
-        if (fields[1] & 0xFFFFFFFF) != 1 or (fields[2] >> 32) != entry[4] or dimensions != entry[5]:
+        if fields[1] != context[49] or (fields[2] >> 32) != entry[4] or dimensions != entry[5]:
             return False
         shape = pointer_to_int64(fields[3])
         for axis in range(dimensions):
@@ -252,6 +269,11 @@ def kernel(context, params, grads, slots, inputs, step, call, new):
             raise ValueError
     if inputs == 0:
         return
+    given = pointer_to_int64(inputs - {HEAD})[0]
+    if given != 0:
+        with_norm = 0 if call != 0 and fields[3] != 0 else 1
+        if call_7(pointer_to_int64(given)[0], context[19], context[19], given, table, inputs, step, with_norm) != 0:
+            raise ValueError
     if call != 0 and fields[3] != 0:
         state = object_of_call_0(context[33])
         share(fields[3])

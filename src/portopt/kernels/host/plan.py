@@ -16,28 +16,33 @@ What a step needs besides, it has to itself, so that any number of threads may u
 from __future__ import annotations
 
 import itertools
-from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from portopt.backend import Backend, Leaf, is_interpreted
+from portopt.hyperparameters import Range
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
 from portopt.kernels.host.kernel import Inputs, Work, can_run, draws, host_kernel, make_works, places_of, shared_last
 from portopt.kernels.host.norm import GradientTable, gradient_norm
+from portopt.kernels.host.planned_norm import MOST_ELEMENTS, PlannedNorm
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.results import Results
+from portopt.kernels.host.scalar_script import ScalarScript, scalar_script
+from portopt.kernels.host.step_inputs import HEAD, StepInputs
 from portopt.kernels.host.totals import PlannedTotal, can_be_reduced
 from portopt.kernels.host.watch import Call, Still, Watch
 from portopt.kernels.key import NEW
+from portopt.kernels.rates import Rate, rates_program
 from portopt.kernels.totals import reducing
 from portopt.nested import rates_of
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
+from portopt.program.reductions import GRADIENT_NORM
 from portopt.protocols import Rule
 from portopt.scalars import MOST_STEPS
-from portopt.schedules import Schedule, is_schedule
+from portopt.schedules import is_ready_made, is_schedule
 from portopt.state import OptimizerState
 
 Trees = tuple[Any, Any, OptimizerState]
@@ -47,6 +52,18 @@ Shape = tuple[int, ...]
 
 _TOTALS = {"total_norm": gradient_norm}
 """What computes each of a program's totals."""
+
+
+class Computed(NamedTuple):
+    """What a step's call computes of the inputs.
+
+    Attributes:
+        rates: a script for the learning rates that are schedules, if any are.
+        norms: the norm of all gradients, by the name of the input, if it is needed.
+    """
+
+    rates: ScalarScript | None
+    norms: Mapping[str, PlannedNorm]
 
 
 class Plan:
@@ -104,7 +121,10 @@ class Plan:
         self._team = team
         self._needs_call = is_noted or not self._runs_at_once
         # Inputs of the last step and the hyperparameters that were given for it.
-        self._kept: tuple[array[float], dict[str, Any]] | None = None
+        self._kept: tuple[StepInputs, dict[str, Any]] | None = None
+        self._script: tuple[list[Any], ScalarScript | None] = [], None
+        self._asked = {name for program in programs for name in program.scalar_inputs}
+        self._norms = self._planned_norms()
 
     def step(
         self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
@@ -129,23 +149,27 @@ class Plan:
             grads = (grads, *[overrides[name] for name in self.inputs])
             overrides = {name: value for name, value in overrides.items() if name not in self.inputs}
         slots, finished = state.slots, state.step + 1
-        kept, call = self._kept, None
-        if kept is not None and _same_numbers(overrides, kept[1]):
-            inputs = kept[0]
-        else:
+        kept, call, inputs = self._kept, None, None
+        if kept is not None:
+            given, known = kept
+            if overrides and overrides.keys() == given.given.keys():
+                inputs = given.of_step(slots, overrides)
+            elif (not overrides and not known) or _same_numbers(overrides, known):
+                inputs = given.constant or given.of_step(slots)
+        if inputs is None:
             try:
                 checked = rule.check_overrides(overrides)
                 if self.inputs:
                     checked |= dict.fromkeys(self.inputs, True)
                 if not self._runs(rule, checked):
                     return None
-                asked = any(name not in checked for program in self._programs for name in program.totals)
-                if asked or any(map(_is_of_the_user, rates_of(rule, checked))):
+                computed = self._computed(rule, checked)
+                if computed is None:
                     # No schedule of a user's is called for a step that another plan does.
                     call = self._looked((params, grads, slots), 0, 0, self._watch.begin())
                     if call is None:
                         return None
-                new_inputs = self._new_inputs(rule, state, checked, call)
+                new_inputs = self._new_inputs(rule, state, checked, call, computed, overrides)
             except Exception:
                 # Of several things that are wrong, the full check has an order of its own.
                 if self._watch.look(params, grads, slots):
@@ -153,13 +177,14 @@ class Plan:
                 return None
             if new_inputs is None:
                 return None
-            inputs = new_inputs
-            self._keep(inputs, rule, overrides, checked)
-        address = inputs.buffer_info()[0]
+            given, inputs = new_inputs, new_inputs.first()
+            self._kept = None if computed is None else (given, overrides)
+        address = inputs.buffer_info()[0] + HEAD
         if self._needs_call:
             call = call or self._watch.begin()
             if not self._runs_at_once:
-                self._watch.share(call, address, finished)
+                before = given.passes(inputs, call.table.buffer_info()[0])
+                self._watch.share(call, address, finished, before)
         results = self._results
         new = None if results is None else results.new()
         if not self._watch.look(params, grads, slots, address, finished, call, new) and (
@@ -170,7 +195,7 @@ class Plan:
             params, slots = results.trees(new, params, slots)
         names = self.program.scalar_outputs
         if names:
-            slots = {**slots, **self._inputs.outputs(inputs, 0)}
+            slots = {**slots, **given.outputs(inputs)}
         return params, self._state_type(finished, slots)
 
     def _looked(
@@ -186,20 +211,51 @@ class Plan:
         """Return one of the program's totals over the arrays of a call, given what returns the scalars of a part of a program."""
         if total in self._totals:
             return self._totals[total].over(call.table, scalars_of)
-        op = self.program.totals[total]
-        name, first = str(self.program.ops[op.args[0]].reads), call.table.buffer_info()[0]
-        return _TOTALS[op.name](
-            [
-                GradientTable(
-                    dict(kernel.key.dtypes)[name],
-                    first + offset,
-                    kernel.width,
-                    kernel.columns.index(name),
-                    sizes,
-                )
-                for (kernel, *_), sizes, offset in zip(self._work, self._sizes, self._watch.offsets, strict=True)
+        return _TOTALS[self.program.totals[total].name](self._tables(total, call.table.buffer_info()[0]))
+
+    def _tables(self, total: str, first: int) -> list[GradientTable]:
+        """Return the arrays that a total is of as they are, given where the table of addresses begins."""
+        name = str(self.program.ops[self.program.totals[total].args[0]].reads)
+        return [
+            GradientTable(
+                dict(kernel.key.dtypes)[name],
+                first + offset,
+                kernel.width,
+                kernel.columns.index(name),
+                sizes,
+            )
+            for (kernel, *_), sizes, offset in zip(self._work, self._sizes, self._watch.offsets, strict=True)
+        ]
+
+    def _planned_norms(self) -> dict[str, PlannedNorm]:
+        """Return the totals that the step's call computes, by name, if it can compute all of them."""
+        names = _totals_of(self._programs)
+        if len(names) != 1 or self._totals or self._total >= MOST_ELEMENTS:
+            return {}
+        return {name: PlannedNorm(self._tables(name, 0)) for name in names}
+
+    def _computed(self, rule: Rule, overrides: Mapping[str, Any]) -> Computed | None:
+        """Return what the step's call computes of the inputs; None if something is left that changes from step to step."""
+        norms = {name: norm for name, norm in self._norms.items() if name not in overrides}
+        if any(name not in overrides and name not in norms for name in _totals_of(self._programs)):
+            return None
+        rates = {
+            name: rate
+            for name, rate in zip(rule.rates, rates_of(rule, overrides), strict=True)
+            if name in self._asked and is_schedule(rate)
+        }
+        if not rates:
+            return Computed(None, norms)
+        known, script = self._script
+        if len(known) != len(rates) or any(a is not b for a, b in zip(known, rates.values(), strict=True)):
+            found = [
+                Rate(name, rate, rule.hyperparameter_named(name).range)
+                for name, rate in rates.items()
+                if is_ready_made(rate)
             ]
-        )
+            script = scalar_script(rates_program(found), self._inputs.length) if len(found) == len(rates) else None
+            self._script = list(rates.values()), script
+        return None if script is None else Computed(script, norms)
 
     def _runs(self, rule: Rule, overrides: Mapping[str, Any]) -> bool:
         """Tell whether a step with these hyperparameters does what the kernels do."""
@@ -218,25 +274,51 @@ class Plan:
         return not is_interpreted()
 
     def _new_inputs(
-        self, rule: Rule, state: Any, overrides: Mapping[str, Any], call: Call | None
-    ) -> array[float] | None:
+        self,
+        rule: Rule,
+        state: Any,
+        overrides: Mapping[str, Any],
+        call: Call | None,
+        computed: Computed | None,
+        named: Mapping[str, Any],
+    ) -> StepInputs | None:
+        norms = {} if computed is None else computed.norms
+
         def total(name: str, scalars_of: Callable[[Program], StepScalars]) -> float:
+            if name in norms:
+                return 1.0
             assert call is not None  # there is one where there are totals
             return self._over_all(name, scalars_of, call)
 
         scalars, _ = rule.step_scalars(self.backend, list(self._programs), state, overrides, total)
         values = self._inputs.values(scalars)
-        return array("d", values) if all(type(v) in (int, float) for v in values) else None
+        if not all(type(v) in (int, float) for v in values):
+            return None
+        return StepInputs(
+            self._inputs,
+            values,
+            None if computed is None else computed.rates,
+            norms,
+            outputs=tuple(self.program.scalar_outputs),
+            state=tuple(rule.scalar_slots),
+            given={} if computed is None else _changing(rule, named),
+        )
 
-    def _keep(self, inputs: array[float], rule: Rule, overrides: dict[str, Any], checked: Mapping[str, Any]) -> None:
-        """Keep the inputs for the next step if only the given numbers decide about them."""
-        scheduled = any(map(is_schedule, rates_of(rule, checked)))
-        is_constant = not (self.program.totals or self.program.scalar_outputs or scheduled)
-        self._kept = (inputs, overrides) if is_constant else None
 
+def _changing(rule: Rule, given: Mapping[str, Any]) -> dict[str, tuple[str, Range]]:
+    """Return the hyperparameters for which numbers are given that may change, and their ranges, by the names that were given.
 
-def _is_of_the_user(rate: Any) -> bool:
-    return is_schedule(rate) and not isinstance(rate, Schedule)
+    There is none unless all that is given are such numbers: whatever else there is decides about more than a number.
+    """
+    found = {}
+    for name, value in given.items():
+        if type(value) is not float:
+            return {}
+        ((own, _),) = rule.check_overrides({name: value}).items()
+        if own == GRADIENT_NORM:
+            return {}
+        found[name] = own, rule.hyperparameter_named(own).range
+    return found
 
 
 def _same_numbers(overrides: Mapping[str, Any], others: Mapping[str, Any]) -> bool:

@@ -265,11 +265,13 @@ class Pass(NamedTuple):
         part: address of a compiled function of the prototype `"part"`, which is called with the address of a record.
         records: one after the other, for each part of the pass.
         words: how many words a record has.
+        memory: what else must live as long as the pass.
     """
 
     part: int
     records: array[int]
     words: int
+    memory: Any = None
 
     @property
     def parts(self) -> int:
