@@ -57,7 +57,7 @@ demo: $(INSTALLED_DEMO) ## train with every installed backend and compare the bi
 	$(BIN)/portopt compare --out report $(COMPARE_ARGS)
 
 .PHONY: test
-test: alone unit conform ## everything that must hold
+test: alone speed unit conform ## everything that must hold
 
 # What one process does. All output of a step stands where it ends.
 .PHONY: alone
@@ -90,6 +90,12 @@ basedpyright: $(INSTALLED)
 unit: $(INSTALLED) ## run the unit tests, or those of one wing: make unit WING=kernels
 	$(BIN)/python -m pytest -n 2 --dist worksteal --junitxml=$(RESULTS)/unit.xml $(PYTEST_ARGS) \
 	    $(or $(WING:%=tests/%),--ignore=tests/docs/test_docs.py)
+
+# Users do not set how waiting threads wait.
+.PHONY: speed
+speed: $(INSTALLED) ## check that what is promised to be fast is not half as fast as that
+	@rm -f $(RESULTS)/speed.json
+	env -u OMP_WAIT_POLICY $(BIN)/python scripts/check_speed.py --out $(RESULTS)/speed.json
 
 .PHONY: doctest
 doctest: $(INSTALLED) ## run the examples in docstrings, README and docs/
@@ -184,11 +190,26 @@ build/%-venv/.installed: pyproject.toml constraints.txt scripts/version_requirem
 	    $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
 	    touch $@
 
-GPU_CHECK_ARGS ?=
+# On a machine with a CUDA driver, libraries for its version in an environment of their own, for those of .venv are for the CPU;
+# torch's releases are each built for one version. Without a driver what needs no GPU runs in .venv.
+CUDA := $(shell $(PYTHON) backends/portopt_cupy/_driver.py 2>/dev/null)
+GPU_VENV := build/gpu-cuda$(CUDA)
+GPU_LIBRARIES_12 := 'torch>=2.8,<2.11' 'jax[cuda12]' 'portopt[cupy-cuda12x]'
+GPU_LIBRARIES_13 := 'torch>=2.11' 'jax[cuda13]' 'portopt[cupy-cuda13x]'
+GPU_INSTALLED := $(if $(CUDA),$(GPU_VENV)/.installed,$(INSTALLED))
+GPU_BIN = $(if $(CUDA),$(GPU_VENV)/bin,$(BIN))
+# For example: make gpu GPU_CHECK_ARGS="--sections timings"
+GPU_CHECK_ARGS ?= --budget 1800
 
 .PHONY: gpu
-gpu: $(INSTALLED) ## check everything on the GPU of this machine; says NOT RUN where there is none
-	$(BIN)/python scripts/check_gpu.py --out $(RESULTS)/gpu $(GPU_CHECK_ARGS)
+gpu: $(GPU_INSTALLED) ## check everything on this machine's GPU, and write docs/gpu-results.md; without one, all that needs none
+	$(GPU_BIN)/python scripts/check_gpu.py --out $(RESULTS)/gpu --page docs/gpu-results.md $(GPU_CHECK_ARGS)
+
+$(GPU_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --disable-pip-version-check -e '.[fused,optax,checkpoints]' $(GPU_LIBRARIES_$(CUDA)) \
+	    hypothesis pytest pytest-timeout
+	@touch $@
 
 # Compilers that are not in .venv, each in a folder of its own: XLA's for GPUs, and NVRTC of CUDA 13.
 COMPILERS := build/compilers
