@@ -12,7 +12,7 @@ from gpu_check.workers import last_line
 
 ON_A_GPU = "<!-- on a GPU -->"
 """What a page begins with that says what a GPU did."""
-_KNOWN = ("gpu", "python", "numpy", "torch", "triton", "jax", "jaxlib", "cupy", "nvrtc", "optax", "numba")
+_KNOWN = ("gpu", "python", "numpy", "torch", "jax", "jaxlib", "cupy", "nvrtc", "optax", "numba")
 _PORTOPT = "portopt"
 
 

@@ -15,7 +15,7 @@ import portopt
 from gpu_check.options import Options
 
 _PACKAGES = (
-    "numpy", "torch", "triton", "jax", "jaxlib", "cupy", "numba", "llvmlite", "optax", "ml_dtypes", "array_api_compat", "optree",
+    "numpy", "torch", "jax", "jaxlib", "cupy", "numba", "llvmlite", "optax", "ml_dtypes", "array_api_compat", "optree",
 )  # fmt: skip
 
 
