@@ -563,8 +563,7 @@ def _dense(gradient: Any) -> Any:
 def _maker(tensors: Sequence[Any]) -> Callable[[], list[Any]]:
     """Return what makes new contiguous tensors like given ones."""
     torch = sys.modules["torch"]
-    # Without elements of their own: they would double the memory.
-    models = [torch.empty((), dtype=t.dtype, device="cpu").expand(t.shape) for t in tensors]
+    models = [_model(tuple(t.shape), t.dtype) for t in tensors]
     large = [k for k, t in enumerate(tensors) if memory.is_large(t.numel() * t.element_size())]
 
     def new() -> list[Any]:
@@ -574,6 +573,14 @@ def _maker(tensors: Sequence[Any]) -> Callable[[], list[Any]]:
         return found
 
     return new
+
+
+def _model(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return a tensor that a new one may be made like, with no memory of its own if that can be."""
+    torch = sys.modules["torch"]
+    small = torch.empty((), dtype=dtype, device="cpu").expand(shape)
+    whole = torch.empty(shape, dtype=dtype, device="cpu")
+    return small if torch.empty_like(small).stride() == whole.stride() else whole
 
 
 def _finished(before: Sequence[Any], after: Sequence[Any]) -> None:

@@ -437,6 +437,8 @@ def _plan_next_step(
         same_arrays = cache.has_seen(looping)
         if not same_arrays and not cache.sees_only_new_arrays:
             return
+    elif not cache.expects_repetition():
+        return
     programs = [groups[0].program] * len(parameters)
     for program, members, _ in groups[1:]:
         for i in members:

@@ -139,6 +139,8 @@ class PlannedStep(Protocol):
     """The rule's further inputs that the steps are given."""
     in_place: bool
     """Whether the steps overwrite parameters and slots."""
+    was_used: bool
+    """Whether it has done a step."""
 
     def step(
         self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]

@@ -30,7 +30,6 @@ from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.results import Results
 from portopt.kernels.host.totals import PlannedTotal, can_be_reduced
 from portopt.kernels.host.watch import Call, Still, Watch
-from portopt.kernels.key import NEW
 from portopt.kernels.totals import reducing
 from portopt.nested import rates_of
 from portopt.program import Program
@@ -89,6 +88,7 @@ class Plan:
         self._totals = totals
         self._results = results
         self.in_place = results is None
+        self.was_used = False
         # Kernels with stages take a parameter without elements for one of one element.
         self._sizes = [
             part.sizes
@@ -145,16 +145,20 @@ class Plan:
             inputs = new_inputs
             self._keep(inputs, rule, overrides, checked)
         address = inputs.buffer_info()[0]
+        results, trees = self._results, (params, grads, slots)
         if self._needs_call:
             call = call or self._watch.begin()
             if not self._runs_at_once:
+                # No memory is asked for before it is known that the step will fill it.
+                if results is not None and self._looked(trees, 0, 0, call) is None:
+                    return None
                 self._watch.share(call, address, finished)
-        results = self._results
         new = None if results is None else results.new()
         if not self._watch.look(params, grads, slots, address, finished, call, new) and (
-            self._looked((params, grads, slots), address, finished, call, new) is None
+            self._looked(trees, address, finished, call, new) is None
         ):
             return None
+        self.was_used = True
         if results is not None and new is not None:
             params, slots = results.trees(new, params, slots)
         names = self.program.scalar_outputs
@@ -284,15 +288,12 @@ def make_plan(
         for key, _, places in grouped(after, [dtypes[i] for i in chosen], in_place=in_place, flush=default_flush()):
             kernel, those = host_kernel(after, key), [chosen[place] for place in places]
             own = [drawing[place] for place in places] if drawing else ()
-            addresses = [
-                [0 if name.startswith(NEW) else reader.address(arrays[i][name]) for name in kernel.columns]
-                for i in those
-            ]
+            # Other arrays have others, and new ones have none yet.
+            addresses = [[reader.address(arrays[i][n]) if same_arrays else 0 for n in kernel.columns] for i in those]
             shapes_of_those = [tuple(arrays[i]["p"].shape) for i in those]
             work += make_works(kernel, number, those, addresses, shapes_of_those, own)
     work = shared_last(work)
-    small = {name for program in members for name in program.array_outputs}
-    scalar_slots = [name for name in state.slots if name not in small]
+    scalar_slots = [name for name in state.slots if name in programs[0].scalar_outputs]
     inputs = Inputs(work)
     further = tuple(name for name in arrays[0] if name not in ("p", "g") and name not in state.slots)
     leaves, definition = backend.trees.flatten(params)

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from portopt.kernels.host.memory import address
+
 
 class Layout(NamedTuple):
     """Where a library keeps what DLPack does not tell of an array; words are counted from the start of an object.
@@ -95,6 +97,4 @@ def _maker(arrays: Sequence[Any]) -> Callable[[], list[Any]]:
     return lambda: list(map(np.empty, shapes, dtypes))
 
 
-NUMPY_READER = ArrayReader(
-    0, lambda array: id(array.dtype), lambda array: int(array.ctypes.data), (np.ndarray,), _is_plain, _dense, _maker
-)
+NUMPY_READER = ArrayReader(0, lambda array: id(array.dtype), address, (np.ndarray,), _is_plain, _dense, _maker)
