@@ -15,6 +15,7 @@ from portopt.backend import (
     PURE,
     ArrayAPIBackend,
     ArrayInfo,
+    Arrays,
     MemoryRange,
     Mode,
     Work,
@@ -25,6 +26,7 @@ from portopt.kernels import launch, products
 from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.library import Library
 from portopt.kernels.norm_dependence import GradientNorm
+from portopt.program import Program
 from portopt.program.primitives import Primitives
 from portopt_cupy._conversion import widened
 from portopt_cupy._driver import driver_version, install_command
@@ -156,6 +158,11 @@ class CupyBackend(ArrayAPIBackend):
             if results is not None:
                 return results
         return super().update(works, in_place=in_place)
+
+    def why_not_fused(self, program: Program, parameters: Sequence[Arrays]) -> str | None:
+        if is_interpreted():
+            return "it is inside portopt.interpreted(), which switches the kernels off"
+        return None if launch.can_run(program) else "no kernel holds all of the program"
 
     def memory_range(self, array: Any) -> MemoryRange:
         device = f"cuda:{array.device.id}"

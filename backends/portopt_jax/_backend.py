@@ -452,8 +452,13 @@ class JaxBackend:
             "arguments of your jitted step to save the memory"
         )
 
-    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays], **kinds: bool) -> None:
-        return None
+    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays], **kinds: bool) -> str:
+        return (
+            "steps on JAX arrays are not planned: call apply in a function of your own under jax.jit, which compiles it"
+        )
+
+    def why_not_fused(self, program: Program, parameters: Sequence[Arrays]) -> str | None:
+        return "it is inside portopt.interpreted()" if is_interpreted() else None
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
         self._refuse_in_place()

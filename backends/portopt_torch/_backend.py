@@ -376,11 +376,16 @@ class TorchBackend(ArrayAPIBackend):
     def _all_run_triton(self, works: Sequence[Work]) -> bool:
         return all(self._runs_triton(arrays["p"]) for work in works for arrays in work.parameters)
 
+    def why_not_fused(self, program: Program, parameters: Sequence[Arrays]) -> str | None:
+        if all(arrays["p"].is_cpu for arrays in parameters):
+            return kernel.why_not_fused(program, described(self, parameters))
+        if is_interpreted() or not all(self._runs_triton(arrays["p"]) for arrays in parameters):
+            return "there are no kernels for these tensors, or portopt.interpreted() switches them off"
+        return None if launch.can_run(program) else "no kernel holds all of the program"
+
     def _runs_on_host(self, work: Work) -> bool:
         """Tell whether a kernel for host memory can do a work."""
-        if not kernel.can_run(work.program):
-            return False
-        return not kernel.draws(work.program) or kernel.places_of(described(self, work.parameters)) is not None
+        return kernel.why_not_fused(work.program, described(self, work.parameters)) is None
 
     def _update_on_host(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         """Run the fused kernels on the tensors' own memory."""
@@ -429,14 +434,15 @@ class TorchBackend(ArrayAPIBackend):
         in_place: bool = True,
         same_arrays: bool = True,
     ) -> Any:
-        on_host = all(arrays["p"].is_cpu for arrays in parameters)
-        if is_interpreted() or not on_host or not compiler.available() or not can_plan(programs):
-            return None
+        if not all(arrays["p"].is_cpu for arrays in parameters):
+            return "only steps on tensors in host memory are planned"
+        if is_interpreted() or not compiler.available() or not can_plan(programs):
+            return "not all of the step is done by kernels"
         leaves = described(self, parameters)
         if any(leaf.is_part for leaf in leaves) and not all(p.is_elementwise for p in programs):
-            return None
+            return "results depend on what other processes hold of the parameters"
         if (reader := _reader()) is None:
-            return None
+            return "this torch (before 2.10) has no functions in C that say where a tensor lies (DLPack's exchange API)"
         return make_plan(
             self, programs, trees, leaves, reader, _increment_version(), in_place=in_place, same_arrays=same_arrays
         )
