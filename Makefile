@@ -137,7 +137,7 @@ conform-torch-cuda: $(INSTALLED)
 
 VERSIONS := test-minimal test-lowest test-newest
 JAX_VERSIONS := test-lowest-jax test-newest-jax
-FRAMEWORKS := torch jax jaxlib optax keras tensorflow tf_keras equinox flax lightning triton cupy sklearn matplotlib
+FRAMEWORKS := torch jax jaxlib optax keras tensorflow tf_keras equinox flax lightning cupy sklearn matplotlib
 BUT_JAX := $(filter-out jax jaxlib optax,$(FRAMEWORKS))
 VERSION_TOOLS := array-api-strict hatchling hypothesis pytest pytest-timeout
 # For example: make test-lowest VERSION_TESTS=tests runs all that such an environment can.
@@ -190,24 +190,18 @@ GPU_CHECK_ARGS ?=
 gpu: $(INSTALLED) ## check everything on the GPU of this machine; says NOT RUN where there is none
 	$(BIN)/python scripts/check_gpu.py --out $(RESULTS)/gpu $(GPU_CHECK_ARGS)
 
-# Compilers that are not in .venv, each in a folder of its own: XLA's for GPUs, NVRTC of CUDA 13, and the versions of Triton between
-# which what it makes of a kernel has changed.
+# Compilers that are not in .venv, each in a folder of its own: XLA's for GPUs, and NVRTC of CUDA 13.
 COMPILERS := build/compilers
-TRITONS := 3.4.0 3.6.0
 XLA_GPU := $(COMPILERS)/xla/.installed
 NVRTC_13 := $(COMPILERS)/nvrtc-13/.installed
 # Newer than some of what is pinned for the tests of the CPU, which is what this is for.
 PIP_NEWEST := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: gpu-static
-gpu-static: $(INSTALLED) $(XLA_GPU) $(NVRTC_13) $(TRITONS:%=$(COMPILERS)/triton-%/.installed) ## look at what GPU compilers make of steps, without a GPU
+gpu-static: $(INSTALLED) $(XLA_GPU) $(NVRTC_13) ## look at what GPU compilers make of steps, without a GPU
 	$(COMPILERS)/xla/bin/python -m pytest tests/cases/xla_gpu_compiled.py --junitxml=$(RESULTS)/gpu-static-xla.xml $(PYTEST_ARGS)
 	$(COMPILERS)/nvrtc-13/bin/python -m pytest tests/kernels/test_cuda_source.py -k 'ptx or inexact or machine' \
 	    --junitxml=$(RESULTS)/gpu-static-nvrtc.xml $(PYTEST_ARGS)
-	set -e; for version in $(TRITONS); do \
-	    PYTHONPATH=$(COMPILERS)/triton-$$version $(BIN)/python -m pytest tests/kernels/test_triton_kernel.py \
-	        --junitxml=$(RESULTS)/gpu-static-triton-$$version.xml $(PYTEST_ARGS); \
-	done
 
 $(XLA_GPU): pyproject.toml
 	$(PYTHON) -m venv --clear $(COMPILERS)/xla
@@ -217,11 +211,6 @@ $(XLA_GPU): pyproject.toml
 $(NVRTC_13): pyproject.toml
 	$(PYTHON) -m venv --clear $(COMPILERS)/nvrtc-13
 	$(COMPILERS)/nvrtc-13/bin/python $(PIP_NEWEST) -e . cupy-cuda13x 'nvidia-cuda-nvrtc==13.0.*' ml-dtypes hypothesis pytest pytest-timeout
-	@touch $@
-
-$(COMPILERS)/triton-%/.installed:
-	rm -rf $(@D)
-	$(PYTHON) $(PIP_NEWEST) --no-deps --target $(@D) triton==$*
 	@touch $@
 
 .PHONY: wheel

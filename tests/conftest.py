@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import os
 import random
 from collections.abc import Iterable, Iterator
@@ -14,9 +15,10 @@ from support.elsewhere import Elsewhere
 
 import portopt
 
-# TensorFlow and triton both hold LLVM, which ends the process if triton's is loaded second, as torch.optim would.
+# TensorFlow and Triton, which some builds of torch bring, both hold LLVM, which ends the process if Triton's is loaded second, as
+# torch.optim would.
 with contextlib.suppress(ImportError):
-    import triton  # type: ignore[import-untyped]  # noqa: F401  # it has no stubs; it only has to be loaded
+    importlib.import_module("triton")
 
 hypothesis.settings.register_profile("portopt", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("portopt")
@@ -34,6 +36,15 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
     """Call cases in other processes, which are kept until the tests end."""
     with contextlib.closing(Elsewhere(tmp_path_factory.mktemp("keras"))) as processes:
         yield processes
+
+
+@pytest.fixture(scope="session")
+def kernel_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return where all processes of the tests keep the CUDA C that a C++ compiler has compiled."""
+    base = tmp_path_factory.getbasetemp()
+    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cuda_on_host"
+    directory.mkdir(exist_ok=True)
+    return directory
 
 
 @pytest.fixture

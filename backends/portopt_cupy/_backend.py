@@ -24,7 +24,7 @@ from portopt.backend import (
 from portopt.imports import imported
 from portopt.kernels import launch, products
 from portopt.kernels.cuda.graphs import capture_error
-from portopt.kernels.library import Library
+from portopt.kernels.cuda.library import CudaLibrary
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program
 from portopt.program.primitives import Primitives
@@ -119,8 +119,8 @@ class CupyBackend(ArrayAPIBackend):
         return found
 
     @property
-    def _library(self) -> Library:
-        found: Library = importlib.import_module("portopt_cupy._kernel").LIBRARY
+    def _library(self) -> CudaLibrary:
+        found: CudaLibrary = importlib.import_module("portopt_cupy._kernel").LIBRARY
         return found
 
     def _refuse_capture(self, arrays: Iterable[Any]) -> None:

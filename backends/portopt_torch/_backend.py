@@ -31,6 +31,7 @@ from portopt.interrupts import finish
 from portopt.kernels import launch
 from portopt.kernels import products as gpu_products
 from portopt.kernels.cuda.graphs import capture_error
+from portopt.kernels.cuda.library import CudaLibrary
 from portopt.kernels.host import compiler, joined, kernel, memory, norm, readers, segments, threads, totals, trial
 from portopt.kernels.host import products as host_products
 from portopt.kernels.host.plan import can_plan, make_plan
@@ -128,7 +129,7 @@ class TorchBackend(ArrayAPIBackend):
             "multiply_by_transpose": self._multiply_by_transpose,
         }
         primitives = Primitives(self.xp, self.dtype(compute_dtype), compute_dtype, overrides)
-        if (compiler.available() or self._triton.available()) and not is_interpreted():
+        if not is_interpreted():
             primitives.fused = functools.partial(self._fused, primitives)
             primitives.squares = self._squares
             primitives.sliced = functools.partial(self._sliced, primitives)
@@ -142,8 +143,8 @@ class TorchBackend(ArrayAPIBackend):
         self, primitives: Primitives, program: Program, arrays: Sequence[Any], scalars: Sequence[float]
     ) -> list[Any]:
         compute = primitives.compute_dtype
-        if self._runs_triton(arrays[0]):
-            return launch.segment(self._triton.LIBRARY, program, compute, arrays, scalars)
+        if self._runs_kernels(arrays[0]):
+            return launch.segment(self._library, program, compute, arrays, scalars)
         if arrays[0].device.type != "cpu" or not compiler.available():
             values = StepScalars(program, HOST, {f"s{k}": value for k, value in enumerate(scalars)})
             rounded = self.rounded_scalars(program, values, compute, arrays[0])
@@ -185,15 +186,15 @@ class TorchBackend(ArrayAPIBackend):
         return threads.by(importlib.import_module("portopt_torch._team").team())
 
     def _squares(self, x: Any) -> Bins | None:
-        if self._runs_triton(x):
-            return launch.squares(self._triton.LIBRARY, x)
+        if self._runs_kernels(x):
+            return launch.squares(self._library, x)
         if x.device.type != "cpu" or not compiler.available():
             return None
         return norm.squares_of_arrays([_bits(x)], [self.dtype_name(x)])
 
     def _sliced(self, primitives: Primitives, x: Any, axis: int) -> products.Slices:
-        if self._runs_triton(x):
-            return gpu_products.slices(self._triton.LIBRARY, self.xp, primitives.compute_dtype, x, axis)
+        if self._runs_kernels(x):
+            return gpu_products.slices(self._library, self.xp, primitives.compute_dtype, x, axis)
         if not self._slices_on_host(primitives, x):
             return products.slices(primitives.wide, x, axis, x.shape[axis], primitives.compute_dtype)
         return self._in_torch(functools.partial(host_products.slices, _memory(x, np.dtype(np.float32)), axis))
@@ -201,8 +202,8 @@ class TorchBackend(ArrayAPIBackend):
     def _rescaled(
         self, primitives: Primitives, integers: Sequence[Any], left: products.Slices, right: products.Slices
     ) -> Any:
-        if self._runs_triton(left.factor):
-            return gpu_products.rescaled(self._triton.LIBRARY, self.xp, primitives.compute_dtype, integers, left, right)
+        if self._runs_kernels(left.factor):
+            return gpu_products.rescaled(self._library, self.xp, primitives.compute_dtype, integers, left, right)
         if not self._slices_on_host(primitives, left.factor):
             return products.rescaled(primitives, primitives.wide, integers, left, right)
         left, right = (s._replace(factor=s.factor.numpy()) for s in (left, right))
@@ -265,8 +266,8 @@ class TorchBackend(ArrayAPIBackend):
     def _total_by_kernels(self, name: str, works: Sequence[Work]) -> Any:
         reduction = name.removeprefix("total_")
         on_host = all(arrays["p"].is_cpu for work in works for arrays in work.parameters)
-        if not is_interpreted() and all(map(_is_local, works)) and self._all_run_triton(works):
-            found = launch.total(self._triton.LIBRARY, reduction, works)
+        if not is_interpreted() and all(map(_is_local, works)) and self._all_run_kernels(works):
+            found = launch.total(self._library, reduction, works)
             if found is not None:
                 return found
         fits = on_host and all(totals.can_run(reduction, work) and _is_local(work) for work in works)
@@ -307,15 +308,18 @@ class TorchBackend(ArrayAPIBackend):
         scalars = all_detached[0].scalars
         results: list[dict[str, Any]] | None = None
         if isinstance(scalars, StepScalars) and not is_interpreted():
-            on_host = compiler.available() and all(arrays["p"].device.type == "cpu" for arrays in parameters)
-            if on_host and any(map(self._runs_on_host, works)):
-                results = self._update_on_host(all_detached, in_place=in_place)
-            elif self._all_run_triton(all_detached):
+            if self._all_run_kernels(all_detached):
                 interpreted = functools.partial(super().update, in_place=False)
-                results = launch.update(self._triton.LIBRARY, all_detached, interpreted, in_place=in_place)
+                results = launch.update(self._library, all_detached, interpreted, in_place=in_place)
                 if in_place and results is not None:
                     written = [tensor for outputs in results for tensor in outputs.values()]
                     self._torch.autograd.graph.increment_version(written)
+            elif (
+                compiler.available()
+                and all(arrays["p"].is_cpu for arrays in parameters)
+                and any(map(self._runs_on_host, works))
+            ):
+                results = self._update_on_host(all_detached, in_place=in_place)
         if results is None:
             with memory.reused(), self._threads():
                 results = super().update(all_detached, in_place=in_place)
@@ -367,14 +371,16 @@ class TorchBackend(ArrayAPIBackend):
                     raise capture_error()
 
     @property
-    def _triton(self) -> Any:
-        return importlib.import_module("portopt_torch._triton")
+    def _library(self) -> CudaLibrary:
+        found: CudaLibrary = importlib.import_module("portopt_torch._cuda").LIBRARY
+        return found
 
-    def _runs_triton(self, tensor: Any) -> bool:
-        return bool(tensor.device.type == "cuda" and self._triton.available())
+    def _runs_kernels(self, tensor: Any) -> bool:
+        """Tell whether a tensor is on a GPU that CUDA C is compiled for; ROCm's, which torch calls CUDA too, are not."""
+        return bool(tensor.is_cuda and self._torch.version.hip is None)
 
-    def _all_run_triton(self, works: Sequence[Work]) -> bool:
-        return all(self._runs_triton(arrays["p"]) for work in works for arrays in work.parameters)
+    def _all_run_kernels(self, works: Sequence[Work]) -> bool:
+        return all(self._runs_kernels(arrays["p"]) for work in works for arrays in work.parameters)
 
     def why_not_fused(self, program: Program, parameters: Sequence[Arrays]) -> str | None:
         if all(arrays["p"].is_cpu for arrays in parameters):
@@ -457,8 +463,8 @@ class TorchBackend(ArrayAPIBackend):
                 parts = [self.reductions("float64").partial("norm", g) for g in loaded]
             return combine("norm", gradients, parts)
         compute = super().gradient_norm
-        if not is_interpreted() and all(map(self._runs_triton, detached)):
-            on_device = launch.gradient_norm(self._triton.LIBRARY, detached)
+        if not is_interpreted() and all(map(self._runs_kernels, detached)):
+            on_device = launch.gradient_norm(self._library, detached)
             if on_device is not None:
                 return on_device
         if not is_interpreted() and compiler.available() and all(g.is_cpu for g in detached):

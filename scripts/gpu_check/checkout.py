@@ -32,7 +32,7 @@ def make_importable(options: Options) -> None:
     # Many processes share the GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    for variable in ("PORTOPT_CACHE_DIR", "TRITON_CACHE_DIR", "CUPY_CACHE_DIR"):
+    for variable in ("PORTOPT_CACHE_DIR", "CUPY_CACHE_DIR"):
         os.environ.setdefault(variable, str(site / variable.partition("_")[0].lower()))
     if not options.on_gpu:
         os.environ["JAX_PLATFORMS"] = "cpu"

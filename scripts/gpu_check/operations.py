@@ -12,6 +12,7 @@ import portopt
 from gpu_check.options import Options
 from gpu_check.targets import torch_device
 from gpu_check.workers import failure
+from portopt.kernels.cuda import driver, nvrtc
 
 PROBE = r"""
 extern "C" __global__ void probe(const float *a, const float *b, float *r, int n)
@@ -127,11 +128,10 @@ def _of_jax(operands: _Operands) -> Iterator[tuple[str, Any]]:
 def _of_ptx(operands: _Operands) -> Iterator[tuple[str, Any]]:
     """Yield what PTX instructions do, and what CuPy's own kernels do to single operations of the interpreted mode."""
     cupy = importlib.import_module("cupy")
-    kernel = importlib.import_module("portopt_cupy._kernel")
-    capability = int(cupy.cuda.Device(0).compute_capability)
-    target = kernel.target_of(capability, list(map(int, cupy.cuda.nvrtc.getSupportedArchs())))
+    compiler = nvrtc.compiler(driver.driver().version() // 1000)
+    target = nvrtc.target_of(driver.device(0).capability, compiler.architectures)
     module = cupy.cuda.Module()
-    module.load(kernel.compile_source(PROBE, target))
+    module.load(compiler.compile(PROBE, target))
 
     def probed(a: Any, b: Any) -> dict[str, Any]:
         r = cupy.zeros(len(_PROBED) * a.size, np.float32)

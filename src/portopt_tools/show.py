@@ -70,19 +70,8 @@ def _cuda(program: Program, dtype: str) -> str:
     from portopt.kernels.passes import can_pass
 
     if _multiplies(program):
-        return printed(program.after_totals, dtype, "//", cuda_source, products_source)
+        return printed(program.after_totals, dtype, cuda_source, products_source)
     return _source(program, dtype, "where", cuda_source, can_pass, staged_source)
-
-
-def _triton(program: Program, dtype: str) -> str:
-    from portopt.kernels.passes import can_pass
-    from portopt.kernels.triton.products import products_source
-    from portopt.kernels.triton.source import triton_source
-    from portopt.kernels.triton.staged_source import staged_source
-
-    if _multiplies(program):
-        return printed(program.after_totals, dtype, "#", triton_source, products_source)
-    return _source(program, dtype, "where", triton_source, can_pass, staged_source)
 
 
 def _multiplies(program: Program) -> bool:
@@ -110,7 +99,6 @@ TARGETS: Mapping[str, Callable[[Program, str], str]] = {
     "program": lambda program, dtype: str(program),
     "numba": _numba,
     "cuda": _cuda,
-    "triton": _triton,
 }
 """What can be shown: a function of the program and the dtype that returns the text."""
 

@@ -1,4 +1,4 @@
-"""Streams and CUDA graphs of torch, with streams that are played: what a step waits for, and what it refuses."""
+"""Streams and CUDA graphs of torch, with streams that are played: what a step refuses."""
 
 from __future__ import annotations
 
@@ -13,48 +13,10 @@ import torch
 import portopt
 import portopt_torch
 from portopt.kernels.cuda.graphs import capture_error
-from portopt_torch import TorchOptimizer, _triton
+from portopt_torch import TorchOptimizer
 from portopt_torch._backend import TorchBackend
 
 GPU = torch.device("cuda:0")
-
-
-class Stream:
-    def __init__(self) -> None:
-        self.waited_for: list[Any] = []
-
-    def record_event(self) -> Any:
-        return SimpleNamespace(of=self)
-
-    def wait_event(self, event: Any) -> None:
-        self.waited_for.append(event.of)
-
-
-class Table:
-    """What was uploaded."""
-
-    device = GPU
-
-    def __init__(self) -> None:
-        self.used_on: list[Stream] = []
-
-    def record_stream(self, stream: Stream) -> None:
-        self.used_on.append(stream)
-
-
-def test_a_stream_waits_for_a_table_that_another_one_uploaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = Stream(), Stream()
-    current = [first]
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[0])
-    monkeypatch.setattr(_triton, "_upload", lambda array, device: Table())
-    layout = _triton._Layout((3000, 5), GPU)
-    assert layout.starts.tolist() == [0, 3, 4]
-    table = layout.rows()
-    assert (first.waited_for, table.used_on) == ([], [])
-    current[0] = second
-    assert layout.rows() is table
-    # Memory that is given back while the second stream reads it must not go to the first one's next tensor.
-    assert (second.waited_for, table.used_on) == ([first], [second])
 
 
 def played_tensor(*, on_gpu: bool) -> Any:

@@ -43,8 +43,10 @@ import portopt_cupy._kernel as cupy_kernel
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar, slot_dtypes
 from portopt.kernels import launch
+from portopt.kernels.cuda import kernels as cuda_kernels
+from portopt.kernels.cuda import nvrtc
 from portopt.kernels.cuda.norm import norm_source
-from portopt.kernels.cuda.source import cuda_source
+from portopt.kernels.cuda.source import cuda_source, source_file
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.key import KernelKey
 from portopt.kernels.norm_dependence import GradientNorm, norm_dependence
@@ -61,17 +63,17 @@ def source_of(optimizer: portopt.Optimizer, dtype: str) -> str:
 
 def test_source_has_one_line_for_each_operation() -> None:
     source = source_of(portopt.SGD(momentum=0.9), "float16")
-    loop = source[source.rindex("for (long long i") :]
-    assert [line.strip() for line in loop.splitlines()[1:-3]] == [
-        "const float p_i = float16_to_float32(p[i]);",
-        "const float g_i = float16_to_float32(g[i]);",
-        "const float moment_i = flush(moment[i]);",
+    loop = source[source.rindex("for (int k") :].partition("if (whole)")[0]
+    assert [line.strip() for line in loop.splitlines()[1:-2]] == [
+        "const float p_i = float16_to_float32(p_four.at[k]);",
+        "const float g_i = float16_to_float32(g_four.at[k]);",
+        "const float moment_i = flush(moment_four.at[k]);",
         "const float a1 = product(a0, g_i);",
         "const float a3 = product(a2, moment_i);",
         "const float a4 = flush(a3 - a1);",
         "const float a5 = flush(p_i + a4);",
-        "p[i] = float32_to_float16(a5);",
-        "moment[i] = a4;",
+        "p_four.at[k] = float32_to_float16(a5);",
+        "moment_four.at[k] = a4;",
     ]
 
 
@@ -109,7 +111,7 @@ def assert_only_rounded_once(ptx: str) -> None:
 
 
 def expected_instructions(program: Program, key: KernelKey) -> Counter[str]:
-    """Count what the loop of a program needs, with what `arithmetic.cuh` adds for subnormals and storage."""
+    """Count what a round of a program's loop needs: four elements, with what `arithmetic.cuh` adds for subnormals and storage."""
     ops = program.ops
     count: Counter[str] = Counter()
     for _, op in program.array_ops():
@@ -126,11 +128,28 @@ def expected_instructions(program: Program, key: KernelKey) -> Counter[str]:
     for name in program.array_outputs:
         count["add"] += dict(key.dtypes)[name] == "float16"
     suffix = "f64" if key.compute_dtype == "float64" else "f32"
-    return Counter({name if name == "call" else f"{name}.rn.{suffix}": n for name, n in count.items() if n})
+    return Counter({name if name == "call" else f"{name}.rn.{suffix}": 4 * n for name, n in count.items() if n})
+
+
+VECTOR = re.compile(r"\b(ld|st)\.(global\.|)(nc\.|)(?:wb\.|)v(\d)\.[bfu](\d+)")
+
+
+def expected_memory(program: Program, key: KernelKey) -> Counter[tuple[str, ...]]:
+    """Count the loads and stores of vectors: of four elements, or twice of two."""
+    bits = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
+    loaded = [str(op.label) for _, op in program.array_ops() if op.name == "load"]
+    count: Counter[tuple[str, ...]] = Counter()
+    for kind, names in (("ld", loaded), ("st", program.array_outputs)):
+        for name in names:
+            is_constant = kind == "ld" and not (key.in_place and name in program.array_outputs)
+            size = bits[dict(key.dtypes)[name]]
+            at_once = min(4, 128 // size)
+            count[kind, "global.", "nc." * is_constant, str(at_once), str(size)] += 4 // at_once
+    return count
 
 
 def ptx_of(source: str, architecture: int) -> str:
-    return cupy_kernel.compile_source(source, f"compute_{architecture}").decode()
+    return nvrtc.compile_source(source, f"compute_{architecture}").decode()
 
 
 @pytest.mark.usefixtures("_nvrtc")
@@ -145,6 +164,7 @@ def test_ptx_has_exactly_the_operations_of_the_program(
     found = instructions(ptx)
     assert found.pop("update") == expected_instructions(optimizer.program(), key_of(optimizer, dtype))
     assert set(found) == {"functions", *(["scalars_of_norm"] if clipped else [])}
+    assert Counter(VECTOR.findall(ptx)) == expected_memory(optimizer.program(), key_of(optimizer, dtype))
 
 
 @pytest.mark.usefixtures("_nvrtc")
@@ -170,38 +190,33 @@ def test_ptx_of_the_norm_is_rounded_once(dtype: str) -> None:
 @pytest.mark.parametrize("option", ["--fmad=true", "--ftz=true", "--prec-div=false", "--prec-sqrt=false"])
 def test_inexact_options_of_the_compiler_would_be_noticed(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name = option.partition("=")[0]
-    options = [o for o in cupy_kernel.OPTIONS if not o.startswith(name)]
-    monkeypatch.setattr(cupy_kernel, "OPTIONS", (*options, option))
+    options = [o for o in nvrtc.OPTIONS if not o.startswith(name)]
+    monkeypatch.setattr(nvrtc, "OPTIONS", (*options, option))
     with pytest.raises(AssertionError):
         assert_only_rounded_once(ptx_of(source_of(portopt.Adam(), "float32"), 90))
 
 
 @pytest.mark.usefixtures("_nvrtc")
 def test_machine_code_is_made_and_errors_of_the_compiler_are_shown() -> None:
-    assert cupy_kernel.compile_source(source_of(portopt.SGD(), "float32"), "sm_80")[:4] == b"\x7fELF"
+    assert nvrtc.compile_source(source_of(portopt.SGD(), "float32"), "sm_80")[:4] == b"\x7fELF"
     with pytest.raises(RuntimeError, match=r"cannot compile a kernel for sm_80.*undefined_name"):
-        cupy_kernel.compile_source("__global__ void f(float *x) { *x = undefined_name; }", "sm_80")
+        nvrtc.compile_source("__global__ void f(float *x) { *x = undefined_name; }", "sm_80")
 
 
 def test_target_is_the_device_or_ptx_for_a_newer_one() -> None:
-    assert cupy_kernel.target_of(90, [80, 90]) == "sm_90"
-    assert cupy_kernel.target_of(121, [80, 90, 120]) == "compute_120"
+    assert nvrtc.target_of(90, [80, 90]) == "sm_90"
+    assert nvrtc.target_of(121, [80, 90, 120]) == "compute_120"
     with pytest.raises(RuntimeError, match="compute capability 35"):
-        cupy_kernel.target_of(35, [80, 90])
+        nvrtc.target_of(35, [80, 90])
 
 
 # The bits, on the host ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
-
-
 @pytest.fixture
-def backend(kernels: Path) -> Iterator[Any]:
+def backend(kernel_directory: Path) -> Iterator[Any]:
     # For one test only: the others need the real NVRTC.
-    with host_cupy(kernels) as found:
+    with host_cupy(kernel_directory) as found:
         yield found
 
 
@@ -289,6 +304,51 @@ extern "C" __global__ void convert(
         assert_same_bits(b.view(numpy_dtype("bfloat16")), x.astype(numpy_dtype("bfloat16")))
 
 
+_TINY = """
+extern "C" __global__ void compute(
+    const {real} *a, const {real} *b, {real} *products, {real} *quotients, {real} *by_asking, long long *counts, long long n)
+{{
+    for (long long i = 0; i < n; i++) {{
+        products[i] = product(a[i], b[i]);
+        quotients[i] = quotient(a[i], b[i]);
+    }}
+    counts[0] = asked;
+    for (long long i = 0; i < n; i++) {{
+        const {real} x = a[i] * b[i], y = a[i] / b[i], zero = 0;
+        by_asking[i] = fabs(x) <= {smallest} && product_is_tiny(a[i], b[i]) ? ({real})copysign(zero, x) : x;
+        by_asking[n + i] = fabs(y) <= {smallest} && quotient_is_tiny(a[i], b[i]) ? ({real})copysign(zero, y) : y;
+    }}
+    counts[1] = asked - counts[0];
+}}
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_only_what_is_rounded_to_the_smallest_normal_number_is_asked_about(dtype: str, tmp_path: Path) -> None:
+    real, smallest = {"float32": ("float", "0x1p-126f"), "float64": ("double", "0x1p-1022")}[dtype]
+    source = source_file("arithmetic.cuh").replace(
+        f"_is_tiny({real} a, {real} b) {{", f"_is_tiny({real} a, {real} b) {{ asked++;"
+    )
+    text = "static long long asked;\n" + source + _TINY.format(real=real, smallest=smallest)
+    library = compile_on_host(text, tmp_path)
+    left, right = words_of(dtype, 0), words_of(dtype, 1)
+    # Zeros with all that they meet, and magnitudes on both sides of the smallest number in steps of a last bit.
+    near = np.ldexp(1 + np.arange(-300, 300) * float(np.finfo(dtype).epsneg), np.finfo(dtype).minexp).astype(dtype)
+    numbers = np.concatenate([near, -near, np.asarray([1, 1 + 2**-20, 1 - 2**-20, 0.5, 2, -3, 0, -0.0], dtype)])
+    a = np.concatenate([left, right, np.repeat(numbers, 8), np.zeros_like(left)])
+    b = np.concatenate([right, left, np.tile(numbers[-8:], len(numbers)), right])
+    products, quotients, by_asking = np.zeros_like(a), np.zeros_like(a), np.zeros(2 * len(a), dtype)
+    counts = np.zeros(2, np.int64)
+    arrays = [on_view(x) for x in (a, b, products, quotients, by_asking, counts)]
+    Kernel(library, "compute")((1,), (1,), (*arrays, np.int64(len(a))))
+    assert_same_bits(products, by_asking[: len(a)])
+    assert_same_bits(quotients, by_asking[len(a) :])
+    with np.errstate(all="ignore"):
+        tiny = np.finfo(dtype).smallest_normal
+        exact = np.count_nonzero(np.abs(a * b) == tiny) + np.count_nonzero(np.abs(a / b) == tiny)
+    assert 0 < counts[0] == exact < counts[1] / 4
+
+
 # Launches -------------------------------------------------------------------------------------------------------
 
 
@@ -299,6 +359,26 @@ def test_any_number_of_parameters_of_any_size(in_place: bool) -> None:
     params = [random_words(shape, "float32", i) for i, shape in enumerate(shapes)]
     gradients = [[ordinary(shape, "float32", 1000 + i) for i, shape in enumerate(shapes)] for _ in range(2)]
     assert_same_steps(portopt.Adam(clipnorm=0.5), params, gradients, in_place=in_place)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_arrays_that_are_not_aligned_and_ends_of_chunks(dtype: str, in_place: bool) -> None:
+    sizes = (0, 1, 3, 4095, 4096, 4097, 5)
+
+    def shifted(array: Array) -> HostArray:
+        """Return a copy that begins 1, 2, 4 or 8 elements, by its length, after a multiple of 16 bytes."""
+        at = 1 << array.size % 4
+        room = on_device(np.zeros(array.size + 24, array.dtype))
+        at += -(room.ctypes.data // array.itemsize) % (16 // array.itemsize)
+        room[at : at + array.size] = array
+        found: HostArray = room[at : at + array.size].view(HostArray)
+        return found
+
+    params = [random_words((n,), dtype, i) for i, n in enumerate(sizes)]
+    gradients = [[random_words((n,), dtype, 100 + i) for i, n in enumerate(sizes)]]
+    compare_steps(shifted, np.asarray, portopt.SGD(0.1, momentum=0.9), params, gradients, in_place=in_place)
 
 
 @pytest.mark.usefixtures("backend")
@@ -378,10 +458,10 @@ def test_hyperparameters_of_one_step_compile_nothing() -> None:
     optimizer, p = portopt.Adam(clipnorm=1.0), on_device(ordinary((10,), "float32", 1))
     state = optimizer.init(p)
     optimizer.apply(p, p, state)
-    before = cupy_kernel._loaded.cache_info().misses
+    before = cuda_kernels._module.cache_info().misses
     for rate in (0.5, 0.25):
         optimizer.apply(p, p, state, learning_rate=rate, clipnorm=rate)
-    assert cupy_kernel._loaded.cache_info().misses == before
+    assert cuda_kernels._module.cache_info().misses == before
 
 
 # The norm -------------------------------------------------------------------------------------------------------
@@ -447,7 +527,7 @@ def test_scalars_that_need_the_norm_have_the_bits_of_the_host(dtype: str, tmp_pa
         norm = np.asarray([np.float64(value).view(np.int64), *reference_sums([np.asarray([value])])])
         results = np.zeros(len(split.rounded_on_device), dtype)
         values = split.host_scalars(inputs)
-        given = [cupy_kernel.typed_scalar(values[i]) for i in split.given]
+        given = [np.asarray(values[i])[()] for i in split.given]
         Kernel(library, "scalars_of_norm")((1,), (1,), (on_view(norm), *given, on_view(results)))
         expected = evaluate_scalars(expand_elementary(program), HOST, inputs)
         wanted = [round_scalar(float(expected[j]), dtype) for _, j in split.rounded_on_device]

@@ -32,6 +32,7 @@ import portopt
 import portopt_cupy._kernel as cupy_kernel
 from portopt.backend.array_api import ArrayAPIBackend
 from portopt.kernels import launch
+from portopt.kernels.cuda import nvrtc
 from portopt.kernels.cuda.products import products_source
 from portopt.kernels.cuda.source import bins_source, source_file
 from portopt.kernels.cuda.staged_source import staged_source
@@ -45,14 +46,9 @@ from portopt.scalars import where
 SHAPES: tuple[tuple[int, ...], ...] = ((), (5,), (0,), (3000,), (0, 3), (40, 70), (129, 33), (3, 4, 5))
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
-
-
 @pytest.fixture
-def backend(kernels: Path) -> Iterator[Any]:
-    with host_cupy(kernels) as found:
+def backend(kernel_directory: Path) -> Iterator[Any]:
+    with host_cupy(kernel_directory) as found:
         yield found
 
 
@@ -317,7 +313,7 @@ def test_ptx_is_rounded_once_and_passes_over_elements_have_all_their_operations(
     if program.is_elementwise or not can_pass(program):
         return
     source = staged_source(program, staged_key(program, dtype))
-    ptx = cupy_kernel.compile_source(source, f"compute_{architecture}").decode()
+    ptx = nvrtc.compile_source(source, f"compute_{architecture}").decode()
     assert_only_rounded_once(ptx)
     whole = norm_dependence(program).program
     for step in passes_of(program).passes:
@@ -333,14 +329,14 @@ def test_ptx_is_rounded_once_and_passes_over_elements_have_all_their_operations(
 @pytest.mark.parametrize(("dtype", "architecture"), [("float32", 80), ("float64", 90)])
 def test_ptx_of_totals_is_rounded_once(dtype: str, architecture: int) -> None:
     for source in (*(staged_source(p, staged_key(p, dtype)) for p in programs_of_totals()), totals_source()):
-        assert_only_rounded_once(cupy_kernel.compile_source(source, f"compute_{architecture}").decode())
+        assert_only_rounded_once(nvrtc.compile_source(source, f"compute_{architecture}").decode())
 
 
 @pytest.mark.needs("cupy")
 @pytest.mark.parametrize("architecture", [80, 90])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_ptx_of_slicing_and_scaling_back_is_rounded_once(dtype: str, architecture: int) -> None:
-    ptx = cupy_kernel.compile_source(products_source(dtype), f"compute_{architecture}").decode()
+    ptx = nvrtc.compile_source(products_source(dtype), f"compute_{architecture}").decode()
     assert_only_rounded_once(ptx)
     rescaled = instructions(ptx, RESCALED)
     assert rescaled["add.rn.f64"] == {"float32": 1, "float64": 6}[dtype]
@@ -350,4 +346,4 @@ def test_ptx_of_slicing_and_scaling_back_is_rounded_once(dtype: str, architectur
 def test_machine_code_is_made() -> None:
     program = portopt.Adafactor().program(shape=(3, 4))
     for source in (staged_source(program, staged_key(program, "float32")), products_source("float64")):
-        assert cupy_kernel.compile_source(source, "sm_80")[:4] == b"\x7fELF"
+        assert nvrtc.compile_source(source, "sm_80")[:4] == b"\x7fELF"

@@ -15,8 +15,6 @@ from portopt.kernels.groups import kernel_key
 from portopt.kernels.host.source import LANGUAGES, kernel_source
 from portopt.kernels.key import Flush, KernelKey
 from portopt.kernels.names import array_names, identifiers
-from portopt.kernels.triton.source import LANGUAGE as TRITON
-from portopt.kernels.triton.source import triton_source
 from portopt.kernels.writer import Language
 from portopt.program import ARRAY_OPERATIONS, GIVEN, Kind, Op, Program
 from portopt.program.expansion import expand_elementary
@@ -25,7 +23,6 @@ Source = Callable[[Program, KernelKey], str]
 EACH: dict[str, tuple[Language, Source, Flush]] = {
     "numba, register": (LANGUAGES["register"], kernel_source, "register"),
     "numba, where": (LANGUAGES["where"], kernel_source, "where"),
-    "Triton": (TRITON, triton_source, "where"),
     "CUDA C": (CUDA, cuda_source, "where"),
 }
 each = pytest.mark.parametrize(("language", "source", "flush"), EACH.values(), ids=EACH)

@@ -17,8 +17,8 @@ from pathlib import Path
 from support.places import TESTS
 
 NAMED = frozenset(os.environ.get("PORTOPT_TESTS_WITHOUT", "").split())
-ABSENT = NAMED if (sys.platform, platform.machine()) == ("linux", "x86_64") else NAMED | {"cupy", "triton"}
-"""The named, and on other systems those that the extra `test` of pyproject.toml has on this one alone."""
+ABSENT = NAMED if (sys.platform, platform.machine()) == ("linux", "x86_64") else NAMED | {"cupy"}
+"""The named, and on other systems what the extra `test` of pyproject.toml has on this one alone."""
 
 
 def check() -> str | None:

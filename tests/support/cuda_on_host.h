@@ -9,6 +9,7 @@
 #define __forceinline__ inline
 #define __noinline__ __attribute__((noinline))
 #define __grid_constant__
+#define __launch_bounds__(threads)
 #define __shared__ static
 
 struct Position {
@@ -44,6 +45,24 @@ static inline unsigned int __float_as_uint(float x) { return bits_as<unsigned in
 static inline float __uint_as_float(unsigned int x) { return bits_as<float>(x); }
 static inline long long __double_as_longlong(double x) { return bits_as<long long>(x); }
 static inline double __longlong_as_double(long long x) { return bits_as<double>(x); }
+
+static inline void *__cvta_global_to_generic(unsigned long long address) { return (void *)address; }
+
+template <typename T> static inline T __ldg(const T *place) { return *place; }
+template <typename T> struct Same {
+    typedef T type;
+};
+template <typename T> static inline void __stwb(T *place, typename Same<T>::type value) { *place = value; }
+
+struct alignas(8) ushort4 {
+    unsigned short x, y, z, w;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+struct alignas(16) double2 {
+    double x, y;
+};
 
 static inline void atomicMax(unsigned long long *target, unsigned long long value)
 {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import importlib
 import os
 import shutil
@@ -35,6 +36,9 @@ COMPILE = (
     "-shared",
     "-fPIC",
     "-pthread",
+    # A GPU has no loads and stores of vectors that are not aligned.
+    "-fsanitize=alignment",
+    "-fsanitize-undefined-trap-on-error",
 )
 BLOCKS, THREADS = 3, 4
 
@@ -50,15 +54,21 @@ def find_compiler() -> str:
     return compiler
 
 
-def compile_on_host(source: str, directory: Path) -> ctypes.CDLL:
-    number = len(list(directory.glob("*.so")))
-    target = directory / f"kernel{number}.so"
+def compiled(source: str, directory: Path) -> Path:
+    """Return the shared library that a C++ compiler makes of CUDA C, the one that is there if there is one."""
     text = f'#include "{HEADER}"\n{source}'
-    done = subprocess.run(
-        [find_compiler(), *COMPILE, "-", "-o", str(target)], input=text, text=True, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(target))
+    name = hashlib.sha256(text.encode() + HEADER.read_bytes()).hexdigest()[:24]
+    target, own = directory / f"{name}.so", directory / f"{name}.{os.getpid()}"
+    if not target.exists():
+        command = [find_compiler(), *COMPILE, "-", "-o", str(own)]
+        done = subprocess.run(command, input=text, text=True, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        own.replace(target)
+    return target
+
+
+def compile_on_host(source: str, directory: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(compiled(source, directory)))
 
 
 class Kernel:
@@ -139,19 +149,11 @@ class HostStream:
     ptr = 7
     captured = False
 
+    def __init__(self, device: int = 0) -> None:
+        pass
+
     def is_capturing(self) -> bool:
         return self.captured
-
-
-class HostModule:
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def load(self, code: bytes) -> None:
-        self._library = compile_on_host(code.decode(), self._directory)
-
-    def get_function(self, name: str) -> Kernel:
-        return Kernel(self._library, name)
 
 
 def copied_to_host(array: HostArray) -> Any:
@@ -166,11 +168,14 @@ def on_device(array: Any) -> HostArray:
 @contextmanager
 def host_cupy(directory: Path) -> Iterator[Any]:
     """Let `portopt_cupy` run on `HostArray`s; gives its backend."""
-    import portopt_cupy._kernel as kernel
+    from support.recording_driver import recording_driver
+
     from portopt.backend import prefer
     from portopt_cupy._backend import CupyBackend
 
     class HostBackend(CupyBackend):
+        recording: Any
+
         def stored(self, value: Any, like: Any) -> Any:
             return np.asarray(super().stored(value, like)).view(HostArray)
 
@@ -201,9 +206,8 @@ def host_cupy(directory: Path) -> Iterator[Any]:
     namespace: Any = ModuleType("array_api_compat.cupy")
     namespace.__dict__.update(vars(importlib.import_module("array_api_compat.numpy")))
     namespace.broadcast_to = functools.partial(np.broadcast_to, subok=True)
-    nvrtc = SimpleNamespace(getVersion=lambda: (12, 9), getSupportedArchs=lambda: [80, 90])
     cuda: Any = ModuleType("cupy.cuda")
-    cuda.nvrtc, cuda.Device, cuda.Module = nvrtc, HostDevice, lambda: HostModule(directory)
+    cuda.Device = HostDevice
     cuda.get_current_stream = HostStream
     cuda.runtime = SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError)
     cupy.cuda = cuda
@@ -212,12 +216,5 @@ def host_cupy(directory: Path) -> Iterator[Any]:
         patch.setitem(sys.modules, "cupy.cuda", cuda)
         # What has no kernel, NumPy does.
         patch.setitem(sys.modules, "array_api_compat.cupy", namespace)
-        patch.setenv("PORTOPT_CACHE_DIR", "")
-        patch.setattr(kernel, "compile_source", lambda source, target: source.encode())
-        caches = (kernel._loaded, kernel._function)
-        for cached in caches:
-            cached.cache_clear()
-        with prefer(backend):
+        with prefer(backend), recording_driver(directory) as backend.recording:
             yield backend
-        for cached in caches:
-            cached.cache_clear()

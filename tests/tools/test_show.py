@@ -51,9 +51,8 @@ def test_sources_are_for_float32_unless_a_dtype_is_named(target: str) -> None:
     assert show(portopt.Adam(), target) != show(portopt.Adam(), target, "float64")
 
 
-@pytest.mark.parametrize("target", ["numba", "triton"])
-def test_generated_python_is_python(target: str) -> None:
-    assert any(isinstance(node, ast.FunctionDef) for node in ast.parse(show(portopt.Nadam(), target)).body)
+def test_generated_python_is_python() -> None:
+    assert any(isinstance(node, ast.FunctionDef) for node in ast.parse(show(portopt.Nadam(), "numba")).body)
 
 
 @pytest.mark.parametrize("target", ["program", *SOURCES])
@@ -105,27 +104,26 @@ def test_a_kernel_that_cannot_hold_a_program_is_not_shown(capsys: OUTPUT) -> Non
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-@pytest.mark.parametrize("target", ["cuda", "triton"])
-def test_what_is_run_for_a_program_with_products_is_shown_in_order(target: str, dtype: str) -> None:
+def test_what_is_run_for_a_program_with_products_is_shown_in_order(dtype: str) -> None:
     optimizer = portopt.Muon()
     program = optimizer.program(shape=DEFAULT_SHAPE)
-    text = show(optimizer, target, dtype)
+    text = show(optimizer, "cuda", dtype)
     lines = text.splitlines()
-    begins = {"cuda": "// ", "triton": "# "}[target]
     products = [i for i, op in enumerate(program.ops) if op.name == "matmul"]
-    multiplied = [line for line in lines if line.startswith(begins) and " @ " in line]
+    multiplied = [line for line in lines if line.startswith("// ") and " @ " in line]
     names = program.names()
-    assert [line.removeprefix(begins).partition(" = ")[0] for line in multiplied] == [names[i] for i in products]
+    assert [line.removeprefix("// ").partition(" = ")[0] for line in multiplied] == [names[i] for i in products]
     assert all(("6 products" if dtype == "float64" else "a product") in line for line in multiplied)
     for i, line in zip(products, multiplied, strict=True):
-        assert re.match(rf"\n*{begins}{names[i]}: kernel rescaled, of source \d", text.partition(line)[2])
+        assert re.match(rf"\n*// {names[i]}: kernel rescaled, of source \d", text.partition(line)[2])
     # X X' takes one slicing.
     needed = {(operand.source, operand.axis) for pair in operands_of(program).values() for operand in pair}
     assert text.count("kernel rows_sliced") + text.count("kernel columns_sliced") == len(needed) < 2 * len(products)
     for kernel in ("rows_sliced", "columns_sliced", "rescaled"):
-        written = f"def {kernel}(" if target == "triton" else f"__global__ void {kernel}("
-        assert text.count(written) == (2 if kernel == "rescaled" and target == "cuda" else 1)
-    assert text.count("struct Table {") == (target == "cuda")
+        assert len(re.findall(rf"__global__ void (?:\w+\(\w+\) )?{kernel}\(", text)) == (
+            2 if kernel == "rescaled" else 1
+        )
+    assert text.count("struct Table {") == 1
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:

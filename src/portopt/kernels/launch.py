@@ -1,6 +1,6 @@
 """Steps by fused kernels on GPUs: all parameters of a kind in few launches, the host never waiting.
 
-What differs between libraries of arrays is a `Library`.
+What differs between libraries of arrays is said in a `CudaLibrary`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar
 from portopt.backend.protocol import Leaf, Work
+from portopt.kernels.cuda.library import Argument, CudaLibrary, real_numbers, typed
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.key import NEW
-from portopt.kernels.library import Library
 from portopt.kernels.names import LARGEST_GRADIENT, LARGEST_JOINED, SUM_SQUARES, SUMS_JOINED, UPDATE
 from portopt.kernels.norm_dependence import GradientNorm, NormDependence, norm_dependence, with_given_totals
 from portopt.kernels.passes import Pass, Passes, can_pass, passes_of, words_of
@@ -33,7 +33,7 @@ JOINED = 1024
 """How many parts of a total one block combines."""
 
 
-def gradient_norm(library: Library, gradients: Sequence[Any]) -> GradientNorm | None:
+def gradient_norm(library: CudaLibrary, gradients: Sequence[Any]) -> GradientNorm | None:
     """Return the norm of all gradients, arrays of any dtypes, left on their device; None unless they are all on one."""
     devices = set(map(library.device, gradients))
     if len(devices) != 1:
@@ -42,25 +42,19 @@ def gradient_norm(library: Library, gradients: Sequence[Any]) -> GradientNorm | 
     with library.on(device):
         norm = library.new_norm(device)
         dense = list(map(library.dense, gradients))
-        launches = [
-            (module, table)
-            for dtype, members in positions(map(library.dtype, dense)).items()
-            for module in [library.norm_module(dtype)]
-            for table in library.tables(
-                module,
-                [[library.address(dense[i])] for i in members],
-                [library.size(dense[i]) for i in members],
-                library.chunk,
-            )
-        ]
-        for module, table in launches:
-            library.launch(module, LARGEST_GRADIENT, table, library.largest(norm), device)
-        for module, table in launches:
-            library.launch(module, SUM_SQUARES, table, library.sums(norm), device)
+        launches = []
+        for dtype, members in positions(map(library.dtype, dense)).items():
+            addresses, sizes = [[library.address(dense[i])] for i in members], [library.size(dense[i]) for i in members]
+            table = library.table(addresses, sizes, library.chunk, device)
+            if table is not None:
+                launches.append((library.norm_module(dtype), table))
+        for kernel in (LARGEST_GRADIENT, SUM_SQUARES):
+            for module, table in launches:
+                library.launch(module, kernel, table, [library.argument_of(norm)], device)
     return norm
 
 
-def squares(library: Library, array: Any) -> Bins | None:
+def squares(library: CudaLibrary, array: Any) -> Bins | None:
     """Return the bins of the squares of all elements, for which the host waits."""
     norm = gradient_norm(library, [array])
     return None if norm is None else norm.squares
@@ -73,7 +67,7 @@ def can_run(program: Program) -> bool:
 
 
 def update(
-    library: Library,
+    library: CudaLibrary,
     works: Sequence[Work],
     interpreted: Callable[[Sequence[Work]], Sequence[Arrays]],
     *,
@@ -116,7 +110,7 @@ def update(
     return results
 
 
-def total(library: Library, name: str, works: Sequence[Work]) -> float | None:
+def total(library: CudaLibrary, name: str, works: Sequence[Work]) -> float | None:
     """Return a total over all parameters, by a launch for each kind of them and few more; None if there are no kernels for it.
 
     Each block leaves what it finds in one row of memory, where one block combines it, or some before it if there is much of it.
@@ -147,7 +141,7 @@ def total(library: Library, name: str, works: Sequence[Work]) -> float | None:
 
 
 def segment(
-    library: Library, program: Program, compute_dtype: str, arrays: Sequence[Any], scalars: Sequence[float]
+    library: CudaLibrary, program: Program, compute_dtype: str, arrays: Sequence[Any], scalars: Sequence[float]
 ) -> list[Any]:
     """Return the results of a segment of a program with products.
 
@@ -171,7 +165,9 @@ def segment(
 class _Job:
     """What kernels do of a step: the parameters that one program is for."""
 
-    def __init__(self, library: Library, work: Work, scalars: StepScalars, split: NormDependence, norm: Any) -> None:
+    def __init__(
+        self, library: CudaLibrary, work: Work, scalars: StepScalars, split: NormDependence, norm: Any
+    ) -> None:
         self.scalars = scalars
         self.split = split
         self._program = work.program
@@ -181,7 +177,7 @@ class _Job:
         self._shapes = [tuple(arrays["p"].shape) for arrays in work.parameters]
 
     @classmethod
-    def of(cls, library: Library, work: Work) -> _Job | None:
+    def of(cls, library: CudaLibrary, work: Work) -> _Job | None:
         """Return what kernels do; None if there are none."""
         program, scalars, parameters = work
         if not isinstance(scalars, StepScalars) or not can_run(program):
@@ -205,7 +201,7 @@ class _Job:
         scalars = StepScalars(program, scalars.arithmetic, inputs)
         return cls(library, Work(program, scalars, parameters), scalars, norm_dependence(program), None)
 
-    def run(self, library: Library, *, in_place: bool) -> list[dict[str, Any]]:
+    def run(self, library: CudaLibrary, *, in_place: bool) -> list[dict[str, Any]]:
         """Launch the kernels; returns the arrays with the results."""
         program, dense = self._program, self.dense
         outputs = dense
@@ -216,13 +212,14 @@ class _Job:
             with library.on(of.device):
                 if of.passes is None:
                     sizes = [library.size(dense[i]["p"]) for i in of.members]
-                    for table in library.tables(of.module, of.addresses, sizes, library.chunk):
+                    table = library.table(of.addresses, sizes, library.chunk, of.device)
+                    if table is not None:
                         library.launch(of.module, UPDATE, table, of.arguments, of.device)
                 else:
                     _run_passes(library, of, of.passes)
         return outputs
 
-    def launches(self, library: Library, outputs: Sequence[Arrays], *, in_place: bool) -> Iterator[_Launches]:
+    def launches(self, library: CudaLibrary, outputs: Sequence[Arrays], *, in_place: bool) -> Iterator[_Launches]:
         """Yield what is launched for each kind of parameters."""
         program, split, dense = self._program, self.split, self.dense
         values = split.host_scalars(self.scalars.inputs)
@@ -237,9 +234,9 @@ class _Job:
             module, real = library.module(program, key), key.compute_dtype
             rounded = [round_scalar(float(values[j]), real) for _, j in split.rounded_on_host]
             with library.on(device):
-                arguments = library.arguments(rounded, real, device)
+                arguments = real_numbers(rounded, real)
                 if not program.is_elementwise:
-                    arguments += library.unrounded([values[i] for i in split.unrounded], device)
+                    arguments += [typed(values[i]) for i in split.unrounded]
                 if isinstance(self._norm, GradientNorm) and split.rounded_on_device:
                     given, count = [values[i] for i in split.given], len(split.rounded_on_device)
                     arguments.append(library.scalars_of_norm(module, self._norm, given, count, real, device))
@@ -266,18 +263,18 @@ class _Launches(NamedTuple):
         numbers: of the parameters in their tree.
     """
 
-    module: Any
+    module: str
     real: str
-    device: Any
+    device: int
     members: Sequence[int]
     addresses: Sequence[Sequence[int]]
-    arguments: Sequence[Any]
+    arguments: Sequence[Argument]
     passes: Passes | None
     lengths: Sequence[Sequence[int]]
     numbers: Sequence[int]
 
 
-def _run_passes(library: Library, of: _Launches, passes: Passes) -> None:
+def _run_passes(library: CudaLibrary, of: _Launches, passes: Passes) -> None:
     words = [passes.words(lengths, library.chunk) for lengths in of.lengths]
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(words)]).tolist()
     memory, at = library.workspace(starts[-1], of.device)
@@ -291,7 +288,7 @@ def _run_passes(library: Library, of: _Launches, passes: Passes) -> None:
 
 
 def _run_pass(
-    library: Library,
+    library: CudaLibrary,
     of: _Launches,
     passes: Passes,
     step: Pass,
@@ -301,11 +298,12 @@ def _run_pass(
     stages = passes.stages
     source = stages.source(step.reductions[0]) if step.kind == "lines" else stages.space
     units = list(map(step.units, lengths))
-    for table in library.tables(of.module, rows, units, library.chunk_of(step, source)):
+    table = library.table(rows, units, library.chunk_of(step, source), of.device)
+    if table is not None:
         library.launch(of.module, step.name, table, of.arguments, of.device)
 
 
-def _total_of(library: Library, launches: Sequence[_Launches], device: Any) -> float:
+def _total_of(library: CudaLibrary, launches: Sequence[_Launches], device: Any) -> float:
     """Return the total over the parameters of launches, of which kernels combine the parts alike."""
     last = launches[-1]
     assert last.passes is not None
@@ -335,15 +333,9 @@ def _total_of(library: Library, launches: Sequence[_Launches], device: Any) -> f
     return float(struct.unpack("d", struct.pack("q", word))[0])
 
 
-def _addresses(library: Library, columns: Sequence[str], arrays: Arrays, outputs: Arrays) -> list[int]:
+def _addresses(library: CudaLibrary, columns: Sequence[str], arrays: Arrays, outputs: Arrays) -> list[int]:
     """Return the addresses of a parameter's arrays in the order of the kernel's columns."""
     return [library.address(outputs[c.removeprefix(NEW)] if c.startswith(NEW) else arrays[c]) for c in columns]
-
-
-def chunk_starts(sizes: Sequence[int], chunk: int) -> Any:
-    """Return the number of the first chunk of each parameter, and at the end the number of all chunks."""
-    chunks = -(-np.asarray(sizes, np.int64) // chunk)
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(chunks)])
 
 
 def overwritten(

@@ -19,7 +19,7 @@ ROWS_SLICED, COLUMNS_SLICED, RESCALED = "rows_sliced", "columns_sliced", "rescal
 SUMS_JOINED, LARGEST_JOINED = "sums_joined", "largest_joined"
 """Those that join what blocks found for a total over all parameters."""
 
-_TAKEN_SUFFIXES = ("_i", "_word", "_exponent", "_float16", "_bfloat16", "_float32", "_float64", "_of")
+_TAKEN_SUFFIXES = ("_i", "_four", "_word", "_exponent", "_float16", "_bfloat16", "_float32", "_float64", "_of")
 """Names that end so are the source's own, as are those that a program counts its results with."""
 _COUNTED = re.compile(r"[ars][0-9]+")
 

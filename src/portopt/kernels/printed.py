@@ -20,7 +20,6 @@ _PRODUCTS = {1: "a product", 3: "6 products"}
 def printed(
     program: Program,
     dtype: str,
-    comment: str,
     of_elements: Callable[[Program, KernelKey], str],
     of_products: Callable[[str], str],
 ) -> str:
@@ -29,11 +28,10 @@ def printed(
     Args:
         program: of the step; it multiplies matrices.
         dtype: of parameter and gradient; slots are in the compute dtype.
-        comment: what begins a line that is none.
         of_elements: returns the source of the kernels of an elementwise program.
         of_products: returns the source of the kernels that slice and scale back, for a compute dtype.
     """
-    return "\n".join(_Printer(program, dtype, comment, of_elements, of_products).lines()) + "\n"
+    return "\n".join(_Printer(program, dtype, of_elements, of_products).lines()) + "\n"
 
 
 @dataclass
@@ -42,7 +40,6 @@ class _Printer:
 
     program: Program
     dtype: str
-    comment: str
     of_elements: Callable[[Program, KernelKey], str]
     of_products: Callable[[str], str]
     _sources: dict[str, int] = field(default_factory=dict)
@@ -56,8 +53,8 @@ class _Printer:
 
     def lines(self) -> Iterator[str]:
         name = self.program.name
-        yield f"{self.comment} {name} on {self.dtype}, computed in {self._real}: what is run for a parameter, in order."
-        yield f"{self.comment} Of a source, what stands above already is left out."
+        yield f"// {name} on {self.dtype}, computed in {self._real}: what is run for a parameter, in order."
+        yield "// Of a source, what stands above already is left out."
         for step in fused_schedule(self.program).steps:
             if isinstance(step, Segment):
                 yield from self._segment(step)
@@ -66,7 +63,7 @@ class _Printer:
             if op.name == "matmul":
                 yield from self._product(step)
             elif op.reads is None and op.name not in ("constant", "input", "round") and self._is_run(step):
-                yield f"{self.comment} {self._line(step, op)}"
+                yield f"// {self._line(step, op)}"
 
     def _is_run(self, i: int) -> bool:
         """Tell whether an operation is one of a parameter, rather than of the step."""
@@ -112,17 +109,17 @@ class _Printer:
             yield from self._run(f"slices of {names[operand.source]}: kernel {kernel}", source)
         count = _PRODUCTS[SLICES[self._real]]
         what = " @ ".join(names[j] for j in op.args)
-        yield f"{self.comment} {names[i]} = {what}: the library multiplies, {count} of float64 matrices"
+        yield f"// {names[i]} = {what}: the library multiplies, {count} of float64 matrices"
         yield from self._run(f"{names[i]}: kernel {RESCALED}", source)
 
     def _run(self, what: str, source: str) -> Iterator[str]:
         """Yield what is run, with its source if it is new."""
         known = self._sources.get(source)
         if known is not None:
-            yield f"{self.comment} {what}, of source {known}"
+            yield f"// {what}, of source {known}"
             return
         number = self._sources[source] = len(self._sources) + 1
-        yield f"\n{self.comment} {what}, of source {number}:\n"
+        yield f"\n// {what}, of source {number}:\n"
         for paragraph in source.strip("\n").split("\n\n"):
             if paragraph not in self._paragraphs:
                 self._paragraphs.add(paragraph)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from portopt.kernels.library import Library
+from portopt.kernels.cuda.library import CudaLibrary
 from portopt.kernels.names import COLUMNS_SLICED, RESCALED, ROWS_SLICED
 from portopt.kernels.passes import ACROSS
 from portopt.program.products import SLICES, Slices, slice_bits
 
 
-def slices(library: Library, xp: Any, compute_dtype: str, x: Any, axis: int) -> Slices:
+def slices(library: CudaLibrary, xp: Any, compute_dtype: str, x: Any, axis: int) -> Slices:
     """Return the slices of an operand, as `portopt.program.products.slices` does; lines that are not finite are zeros.
 
     Args:
@@ -43,7 +43,7 @@ def slices(library: Library, xp: Any, compute_dtype: str, x: Any, axis: int) -> 
 
 
 def rescaled(
-    library: Library, xp: Any, compute_dtype: str, integers: Sequence[Any], left: Slices, right: Slices
+    library: CudaLibrary, xp: Any, compute_dtype: str, integers: Sequence[Any], left: Slices, right: Slices
 ) -> Any:
     """Return the product, given its integer products and its operands' slices, as `portopt.program.products.rescaled` does."""
     *batches, rows, columns = integers[0].shape

@@ -132,20 +132,22 @@ class Writer:
 
     # Arrays ------------------------------------------------------------------------------------------------------
 
-    def element(self, *, loads_first: bool = False) -> list[str]:
+    def element(self, *, loads_first: bool = False, place: str | None = None) -> list[str]:
         """Return the statements that do a step on one element.
 
         Args:
             loads_first: whether loads come before all other operations, so that all are on their way before the first branch.
+            place: template of where an array's element is loaded from and stored to, if that is not the language's.
         """
         ops = list(self.program.array_ops())
         if loads_first:
             ops.sort(key=lambda numbered: numbered[1].name != "load")
-        lines = [self.assigned(i, self.array_expression(i)) for i, _ in ops]
+        lines = [self.assigned(i, self.array_expression(i, place)) for i, _ in ops]
+        store = self._language.store if place is None else f"{place} = {{1}};"
         for name, i in self.program.array_outputs.items():
             target = self.array(name if self._in_place else NEW + name)
             value = self._language.converted(self.real, self.dtypes[name], self.names[i])
-            lines.append(self._language.store.format(target, value))
+            lines.append(store.format(target, value))
         return lines
 
     def array_expression(self, i: int, element: str | None = None) -> str:

@@ -6,9 +6,10 @@
 __device__ __forceinline__ float flush(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x; }
 __device__ __forceinline__ double flush(double x) { return fabs(x) < 0x1p-1022 ? copysign(0.0, x) : x; }
 
-// Products and quotients: tininess is decided after rounding. The scaled result is rounded with full precision however
-// small it is, so it tells apart what is below the smallest normal number from what rounds up to it. Few elements need to
-// know; the question is a function of its own, so that the compiler does not compute parts of it for all.
+// Products and quotients: tininess is decided after rounding. A result below the smallest normal number is tiny. One that is
+// that number may be less and have been rounded up: the scaled result is rounded with full precision however small it is, so it
+// tells. Hardly an element needs to know, zeros do not; the question is a function of its own, so that the compiler does not
+// compute parts of it for all.
 
 __device__ __noinline__ bool product_is_tiny(float a, float b) { return fabsf((a * 0x1p64f) * b) < 0x1p-62f; }
 __device__ __noinline__ bool product_is_tiny(double a, double b) { return fabs((a * 0x1p512) * b) < 0x1p-510; }
@@ -18,25 +19,29 @@ __device__ __noinline__ bool quotient_is_tiny(double a, double b) { return fabs(
 __device__ __forceinline__ float product(float a, float b)
 {
     const float x = a * b;
-    return fabsf(x) <= 0x1p-126f && product_is_tiny(a, b) ? copysignf(0.0f, x) : x;
+    const bool is_tiny = (fabsf(x) < 0x1p-126f) | (fabsf(x) == 0x1p-126f && product_is_tiny(a, b));
+    return is_tiny ? copysignf(0.0f, x) : x;
 }
 
 __device__ __forceinline__ double product(double a, double b)
 {
     const double x = a * b;
-    return fabs(x) <= 0x1p-1022 && product_is_tiny(a, b) ? copysign(0.0, x) : x;
+    const bool is_tiny = (fabs(x) < 0x1p-1022) | (fabs(x) == 0x1p-1022 && product_is_tiny(a, b));
+    return is_tiny ? copysign(0.0, x) : x;
 }
 
 __device__ __forceinline__ float quotient(float a, float b)
 {
     const float x = a / b;
-    return fabsf(x) <= 0x1p-126f && quotient_is_tiny(a, b) ? copysignf(0.0f, x) : x;
+    const bool is_tiny = (fabsf(x) < 0x1p-126f) | (fabsf(x) == 0x1p-126f && quotient_is_tiny(a, b));
+    return is_tiny ? copysignf(0.0f, x) : x;
 }
 
 __device__ __forceinline__ double quotient(double a, double b)
 {
     const double x = a / b;
-    return fabs(x) <= 0x1p-1022 && quotient_is_tiny(a, b) ? copysign(0.0, x) : x;
+    const bool is_tiny = (fabs(x) < 0x1p-1022) | (fabs(x) == 0x1p-1022 && quotient_is_tiny(a, b));
+    return is_tiny ? copysign(0.0, x) : x;
 }
 
 __device__ __forceinline__ float square_root(float x) { return sqrtf(x); }

@@ -1,12 +1,12 @@
 // The two passes over the gradients. Any grid, and any block of a power of two of at most THREADS threads.
 
-extern "C" __global__ void largest_gradient(const __grid_constant__ Table table, GradientNorm *norm)
+extern "C" __global__ void __launch_bounds__(THREADS) largest_gradient(const __grid_constant__ Table table, GradientNorm *norm)
 {
     __shared__ unsigned long long found[THREADS];
     unsigned long long largest = 0;
     for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {
         const int row = table.row[chunk];
-        const gradient *const g = (const gradient *)table.address[row];
+        const gradient *const g = memory_at<const gradient>(table.address[row]);
         const long long start = (chunk - table.first_chunk[row]) * CHUNK;
         const long long end = start + CHUNK < table.size[row] ? start + CHUNK : table.size[row];
         for (long long i = start + threadIdx.x; i < end; i += blockDim.x) {
@@ -24,7 +24,7 @@ extern "C" __global__ void largest_gradient(const __grid_constant__ Table table,
         atomicMax(&norm->largest, found[0]);
 }
 
-extern "C" __global__ void sum_squares(const __grid_constant__ Table table, GradientNorm *norm)
+extern "C" __global__ void __launch_bounds__(THREADS) sum_squares(const __grid_constant__ Table table, GradientNorm *norm)
 {
     __shared__ long long partial[3][THREADS];
     if (norm->largest == 0 || norm->largest >= INFINITY_WORD)
@@ -36,7 +36,7 @@ extern "C" __global__ void sum_squares(const __grid_constant__ Table table, Grad
     long long sums[3] = {0, 0, 0};
     for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {
         const int row = table.row[chunk];
-        const gradient *const g = (const gradient *)table.address[row];
+        const gradient *const g = memory_at<const gradient>(table.address[row]);
         const long long start = (chunk - table.first_chunk[row]) * CHUNK;
         const long long end = start + CHUNK < table.size[row] ? start + CHUNK : table.size[row];
         for (long long i = start + threadIdx.x; i < end; i += blockDim.x) {

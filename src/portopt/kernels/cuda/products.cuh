@@ -44,7 +44,7 @@ __device__ __forceinline__ void sliced(
 }
 
 // Rows: a block takes one at a time.
-extern "C" __global__ void rows_sliced(
+extern "C" __global__ void __launch_bounds__(THREADS) rows_sliced(
     const real *x, double *integers, double *factors, long long lines, long long count, long long beside, long long bits)
 {
     for (long long line = blockIdx.x; line < lines; line += gridDim.x)
@@ -52,7 +52,7 @@ extern "C" __global__ void rows_sliced(
 }
 
 // Columns: a block takes ACROSS neighbours at a time, or fewer if it has few threads.
-extern "C" __global__ void columns_sliced(
+extern "C" __global__ void __launch_bounds__(THREADS) columns_sliced(
     const real *x, double *integers, double *factors, long long lines, long long count, long long beside, long long bits)
 {
     const unsigned int across = blockDim.x < 2 * ACROSS ? blockDim.x / 2 : ACROSS;
@@ -80,11 +80,11 @@ __device__ __forceinline__ real scaled_back(double total, double row, double col
 }
 
 #if SLICES == 1
-extern "C" __global__ void rescaled(
+extern "C" __global__ void __launch_bounds__(THREADS) rescaled(
     const double *n11, const double *rows, const double *columns, real *results, long long size, long long row_count,
     long long column_count, long long bits)
 #else
-extern "C" __global__ void rescaled(
+extern "C" __global__ void __launch_bounds__(THREADS) rescaled(
     const double *n11, const double *n12, const double *n21, const double *n13, const double *n31, const double *n22,
     const double *rows, const double *columns, real *results, long long size, long long row_count, long long column_count,
     long long bits)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from portopt.kernels.key import KernelKey
+from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM, UPDATE
 from portopt.kernels.norm_dependence import NormDependence, norm_dependence
 from portopt.kernels.writer import Language, Writer, functions_for_conversions
@@ -22,8 +22,10 @@ from portopt.program import GIVEN, Kind, Label, Op, Program, bins
 
 THREADS = 256
 """Threads in a block, and the most that a block may have."""
-CHUNK = 8 * THREADS
+CHUNK = 16 * THREADS
 """Elements that a block works on before it looks for the next ones."""
+MOST_BLOCKS = 65535
+"""Of a grid; blocks take further chunks when there are more."""
 _BINS = {
     "BIN_WIDTH": bins.WIDTH,
     "BIN_OFFSET": bins.OFFSET,
@@ -57,7 +59,7 @@ def cuda_source(program: Program, key: KernelKey) -> str:
 def common_source() -> str:
     """Return what all modules begin with."""
     constants = {"THREADS": THREADS, "CHUNK": CHUNK}
-    return "\n".join([*_defines(constants), "", source_file("arithmetic.cuh"), source_file("table.cuh")])
+    return "\n".join([*_defines(constants), "", *map(source_file, ("arithmetic.cuh", "table.cuh", "vectors.cuh"))])
 
 
 def bins_source() -> str:
@@ -94,7 +96,7 @@ def _update(writer: Writer, split: NormDependence, *, in_place: bool) -> str:
     if split.rounded_on_device:
         parameters.append(f"const {real} *from_norm")
     written = set(writer.program.array_outputs if in_place else columns[len(writer.dtypes) :])
-    lines = [f'extern "C" __global__ void {UPDATE}({listed(parameters)})', "{"]
+    lines = [f"{kernel_head(UPDATE)}({listed(parameters)})", "{"]
     # What the rounded scalars are, where a name does not say it.
     known = [(i, ops[j]) for i, j in writer.program.rounded_scalars if ops[j].name in (*GIVEN, "constant")]
     lines += [f"    // {writer.names[i]}: {op.label}" for i, op in known]
@@ -107,21 +109,75 @@ def _update(writer: Writer, split: NormDependence, *, in_place: bool) -> str:
         "        const int row = table.row[chunk];",
     ]
     for position, column in enumerate(columns):
-        pointer = f"{'' if column in written else 'const '}{LANGUAGE.storage[writer.dtype(column)]} *"
-        lines.append(
-            f"        {pointer}const {writer.array(column)} = ({pointer})table.address[{position} * table.rows + row];"
-        )
+        kind = f"{'' if column in written else 'const '}{LANGUAGE.storage[writer.dtype(column)]}"
+        lines.append(f"        {of_row(kind, writer.array(column), position)}")
     lines += [
         "        const long long start = (chunk - table.first_chunk[row]) * CHUNK;",
         "        const long long end = start + CHUNK < table.size[row] ? start + CHUNK : table.size[row];",
-        "#pragma unroll 1",
-        "        for (long long i = start + threadIdx.x; i < end; i += blockDim.x) {",
-        *(f"            {line}" for line in writer.element(loads_first=True)),
-        "        }",
+        *(f"        {line}" for line in _fours(writer, in_place=in_place)),
         "    }",
         "}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _fours(writer: Writer, *, in_place: bool) -> list[str]:
+    """Return the loop of a chunk's elements, four of them in each round of a thread."""
+    program = writer.program
+    loaded = [str(op.label) for op in program.ops if op.name == "load"]
+    stored = [name if in_place else NEW + name for name in program.array_outputs]
+    return loop_of_fours(
+        {writer.array(column): LANGUAGE.storage[writer.dtype(column)] for column in [*loaded, *stored]},
+        [writer.array(column) for column in loaded],
+        [writer.array(column) for column in stored],
+        writer.element(loads_first=True, place="{0}_four.at[k]"),
+    )
+
+
+def loop_of_fours(
+    types: Mapping[str, str], loaded: Sequence[str], stored: Sequence[str], body: Sequence[str]
+) -> list[str]:
+    """Return the loop of a chunk's elements, four of them in each round of a thread.
+
+    Args:
+        types: of the elements of the arrays.
+        loaded: names of arrays.
+        stored: names of arrays.
+        body: statements, on the `k`-th of the four, for each.
+    """
+    return [
+        f"const bool aligned = {' && '.join(f'is_aligned({name})' for name in types)};",
+        "const long long beside = aligned ? 1 : blockDim.x;",
+        "#pragma unroll 1",
+        "for (long long i = start + threadIdx.x * (aligned ? 4 : 1); i < end; i += 4 * blockDim.x) {",
+        "    const bool whole = aligned && i + 4 <= end;",
+        *(f"    Four<{kind}> {name}_four;" for name, kind in types.items()),
+        "    if (whole) {",
+        *(f"        {name}_four = four_of({name} + i);" for name in loaded),
+        "    } else {",
+        *(f"        {name}_four = each_of({name}, i, beside, end);" for name in loaded),
+        "    }",
+        "#pragma unroll",
+        "    for (int k = 0; k < 4; k++) {",
+        *(f"        {line}" for line in body),
+        "    }",
+        "    if (whole) {",
+        *(f"        put_four({name} + i, {name}_four);" for name in stored),
+        "    } else {",
+        *(f"        put_each({name}, i, beside, end, {name}_four);" for name in stored),
+        "    }",
+        "}",
+    ]
+
+
+def of_row(kind: str, name: str, position: int) -> str:
+    """Return the statement that names the memory at an address in a row of the table, which begins with elements of a kind."""
+    return f"{kind} *const {name} = memory_at<{kind}>(table.address[{position} * table.rows + row]);"
+
+
+def kernel_head(name: str) -> str:
+    """Return what the definition of a kernel begins with, up to its parameters."""
+    return f'extern "C" __global__ void __launch_bounds__(THREADS) {name}'
 
 
 def scalars_of_norm_source(writer: Writer, split: NormDependence) -> str:
@@ -131,7 +187,7 @@ def scalars_of_norm_source(writer: Writer, split: NormDependence) -> str:
     parameters += [f"const {types[ops[i].kind]} {writer.names[i]}" for i in split.given]
     parameters.append(f"{LANGUAGE.storage[writer.real]} *results")
     lines = writer.scalars_of_norm(split, "norm_of(norm)", "results[{0}] = {1};")
-    head = f'extern "C" __global__ void {SCALARS_OF_NORM}({listed(parameters)})'
+    head = f"{kernel_head(SCALARS_OF_NORM)}({listed(parameters)})"
     return "\n".join([head, "{", *(f"    {line}" for line in lines), "}"]) + "\n"
 
 
@@ -176,7 +232,8 @@ LANGUAGE = Language(
             "goto if inline int long mutable namespace new noexcept not nullptr operator or private protected "
             "public register return short signed sizeof static struct switch template this throw true try "
             "typedef typeid typename union unsigned using virtual void volatile while xor table chunk row start "
-            "end i from_norm norm results flush product quotient square_root absolute update load gradient fabs "
+            "end i k aligned beside whole memory_at "
+            "from_norm norm results flush product quotient square_root absolute update load gradient fabs "
             "fabsf floor sqrt sqrtf copysign copysignf integer_power floor_divide norm_of power_of_two",
         )
     )

@@ -18,7 +18,9 @@ from portopt.kernels.cuda.source import (
     bins_source,
     common_source,
     functions_source,
+    kernel_head,
     listed,
+    of_row,
     scalars_of_norm_source,
     source_file,
 )
@@ -78,16 +80,16 @@ class _Source(PassWriter):
         written = set(self.program.array_outputs if self.key.in_place else columns[len(writer.dtypes) :])
         found = []
         for position, column in enumerate(columns):
-            pointer = f"{'' if column in written else 'const '}{LANGUAGE.storage[writer.dtype(column)]} *"
+            kind = f"{'' if column in written else 'const '}{LANGUAGE.storage[writer.dtype(column)]}"
             name = writer.array(column)
-            found.append((name, f"{pointer}const {name} = ({pointer})table.address[{position} * table.rows + row];"))
+            found.append((name, of_row(kind, name, position)))
         at = len(columns)
         found += [
             (length(k), f"const long long {length(k)} = (long long)table.address[{at + k} * table.rows + row];")
             for k in self.stages.space
         ]
         at += len(self.stages.space)
-        found.append(("values_of", f"double *const values_of = (double *)table.address[{at} * table.rows + row];"))
+        found.append(("values_of", of_row("double", "values_of", at)))
         found.append(
             ("number_of", f"const unsigned int number_of = (unsigned int)table.address[{at + 1} * table.rows + row];")
         )
@@ -126,7 +128,7 @@ class _Source(PassWriter):
             (self.names[i], f"const {self._type} {self.names[i]} = from_norm[{position}];")
             for position, (i, _) in enumerate(split.rounded_on_device)
         ]
-        lines = [f'extern "C" __global__ void {step.name}({listed(parameters)})', "{"]
+        lines = [f"{kernel_head(step.name)}({listed(parameters)})", "{"]
         lines += [f"    {line}" for line in self.used(body, known)]
         lines += [
             "    for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {",

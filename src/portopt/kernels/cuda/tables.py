@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from portopt.kernels.launch import chunk_starts
-
 
 class Table:
     """What lies in the device's memory for a launch on some parameters; those without elements are left out.
@@ -28,7 +26,7 @@ class Table:
     def __init__(self, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int) -> None:
         self.members = [i for i, size in enumerate(sizes) if size]
         own = np.asarray([sizes[i] for i in self.members], np.int64)
-        starts = chunk_starts(own, chunk)
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-own // chunk))])
         self.rows, self.chunks = len(own), int(starts[-1])
         of_chunks = np.repeat(np.arange(self.rows, dtype=np.int32), np.diff(starts))
         if len(of_chunks) % 2:

@@ -13,12 +13,12 @@ template <typename Part> __device__ __forceinline__ void joined(
     }
 }
 
-extern "C" __global__ void sums_joined(const long long *memory, long long *results, long long count, long long each)
+extern "C" __global__ void __launch_bounds__(THREADS) sums_joined(const long long *memory, long long *results, long long count, long long each)
 {
     joined(no_sum(LOWEST_OF_SQUARES), memory, results, count, each);
 }
 
-extern "C" __global__ void largest_joined(const long long *memory, long long *results, long long count, long long each)
+extern "C" __global__ void __launch_bounds__(THREADS) largest_joined(const long long *memory, long long *results, long long count, long long each)
 {
     joined(Largest{-0x7fffffffffffffffll - 1}, memory, results, count, each);
 }

@@ -1,0 +1,42 @@
+"""Kernels in CUDA C, compiled and loaded once for each device."""
+
+from __future__ import annotations
+
+import functools
+
+from portopt._version import __version__
+from portopt.kernels import cache
+from portopt.kernels.cuda import driver, nvrtc
+from portopt.kernels.cuda.source import cuda_source
+from portopt.kernels.cuda.staged_source import staged_source
+from portopt.kernels.key import KernelKey
+from portopt.program import Program
+
+
+@functools.lru_cache(maxsize=512)
+def update_source(program: Program, key: KernelKey) -> str:
+    """Return the source of the kernels that run a program."""
+    return cuda_source(program, key) if program.is_elementwise else staged_source(program, key)
+
+
+@functools.lru_cache(maxsize=1024)
+def function(source: str, name: str, device: int) -> int:
+    """Return a kernel of a source on a device."""
+    found = driver.device(device)
+    with found.within():
+        return found.driver.function(_module(source, device), name)
+
+
+@functools.lru_cache(maxsize=512)
+def _module(source: str, device: int) -> int:
+    found = driver.device(device)
+    compiler = nvrtc.compiler(found.driver.version() // 1000)
+    target = nvrtc.target_of(found.capability, compiler.architectures)
+    options = " ".join(nvrtc.OPTIONS)
+    key = {"portopt": __version__, "nvrtc": compiler.version, "target": target, "options": options, "source": source}
+    code = cache.load(key)
+    if code is None:
+        code = compiler.compile(source, target)
+        cache.store(key, code)
+    with found.within():
+        return found.driver.load(code)

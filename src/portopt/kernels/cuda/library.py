@@ -1,0 +1,213 @@
+"""Launches of CUDA C, the same for all libraries of arrays: what differs between these are few methods."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+from portopt.kernels.cuda import driver, kernels
+from portopt.kernels.cuda.norm import norm_source
+from portopt.kernels.cuda.products import products_source
+from portopt.kernels.cuda.source import CHUNK, MOST_BLOCKS, THREADS
+from portopt.kernels.cuda.staged_source import chunk_of
+from portopt.kernels.cuda.tables import Table
+from portopt.kernels.cuda.totals import totals_source
+from portopt.kernels.key import KernelKey
+from portopt.kernels.names import SCALARS_OF_NORM
+from portopt.kernels.norm_dependence import GradientNorm
+from portopt.program import Program
+
+NORM_WORDS = 4
+"""What the struct `GradientNorm` has."""
+_REAL = {"float32": "f", "float64": "d"}
+
+
+class Argument(NamedTuple):
+    """An argument of a kernel.
+
+    Attributes:
+        kind: its type, as `struct` calls it.
+        value: its value; of memory, the address.
+        owner: what keeps the memory alive.
+    """
+
+    kind: str
+    value: Any
+    owner: Any = None
+
+
+class Placed(NamedTuple):
+    """A table in the device's memory.
+
+    Attributes:
+        table: its content.
+        argument: the struct that tells kernels where it is, as int64 words.
+        owner: what keeps the memory alive.
+    """
+
+    table: Table
+    argument: Sequence[int]
+    owner: Any
+
+
+def packed(arguments: Sequence[Argument], table: Sequence[int] = ()) -> bytes:
+    """Return the arguments of a kernel as they lie in memory, the struct `Table` before them if one is given."""
+    kinds = "".join([argument.kind for argument in arguments])
+    return struct.pack(f"@{len(table)}q{kinds}", *table, *[argument.value for argument in arguments])
+
+
+def typed(value: Any) -> Argument:
+    """Return a scalar in the type that a kernel declares for it."""
+    return Argument("?" if isinstance(value, bool) else "q" if isinstance(value, int) else "d", value)
+
+
+def real_numbers(values: Sequence[float], dtype: str) -> list[Argument]:
+    """Return numbers of a dtype as arguments of a kernel."""
+    return [Argument(_REAL[dtype], value) for value in values]
+
+
+class CudaLibrary(ABC):
+    """A library of arrays on CUDA devices, each of which is known by its number.
+
+    Attributes:
+        chunk: how many elements a chunk is, where a kernel has something to do for each.
+    """
+
+    chunk = CHUNK
+    chunk_of = staticmethod(chunk_of)
+
+    # What libraries of arrays do ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def device(self, array: Any) -> int:
+        """Return the number of an array's device."""
+
+    @abstractmethod
+    def dtype(self, array: Any) -> str:
+        """Return the name of an array's dtype."""
+
+    @abstractmethod
+    def size(self, array: Any) -> int:
+        """Return the number of an array's elements."""
+
+    @abstractmethod
+    def address(self, array: Any) -> int:
+        """Return where the memory of a C-contiguous array begins."""
+
+    @abstractmethod
+    def memory(self, array: Any) -> tuple[str, int, int]:
+        """Return device, first and one-past-last byte of a C-contiguous array."""
+
+    @abstractmethod
+    def dense(self, array: Any) -> Any:
+        """Return an array itself if it is C-contiguous, else a copy that is."""
+
+    @abstractmethod
+    def is_dense(self, array: Any) -> bool:
+        """Tell whether an array is C-contiguous."""
+
+    @abstractmethod
+    def copied(self, array: Any) -> Any:
+        """Return a copy of a C-contiguous array."""
+
+    @abstractmethod
+    def empty_like(self, array: Any, dtype: str | None = None) -> Any:
+        """Return a new C-contiguous array of the same shape, on the same device, and of the same dtype if none is named."""
+
+    @abstractmethod
+    def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
+        """Return a new C-contiguous array on the current device."""
+
+    @abstractmethod
+    def assign(self, target: Any, value: Any) -> None:
+        """Write the elements of an array into another one."""
+
+    @abstractmethod
+    def on(self, device: int) -> AbstractContextManager[Any]:
+        """Make a device the current one."""
+
+    @abstractmethod
+    def words(self, memory: Any, count: int) -> list[int]:
+        """Wait for the device, and return the first words of an array of int64."""
+
+    @abstractmethod
+    def stream(self, device: int) -> int:
+        """Return the stream on which the library would queue work for a device now, as the driver knows it."""
+
+    # What CUDA C does -----------------------------------------------------------------------------------------------
+
+    def module(self, program: Program, key: KernelKey) -> str:
+        """Return the kernels that run a program."""
+        return kernels.update_source(program, key)
+
+    def norm_module(self, dtype: str) -> str:
+        """Return the kernels that reduce gradients of a dtype to what their norm is computed from."""
+        return _norm_source(dtype)
+
+    def products_module(self, compute_dtype: str) -> str:
+        """Return the kernels that slice operands of products of matrices and scale integer products back."""
+        return products_source(compute_dtype)
+
+    def totals_module(self) -> str:
+        """Return the kernels that join parts of totals over all parameters."""
+        return totals_source()
+
+    def workspace(self, words: int, device: int) -> tuple[Any, int]:
+        """Return memory of the current device for that many words of 64 bits, and its address."""
+        memory = self.empty((words,), "int64", device)
+        return memory, self.address(memory)
+
+    def table(self, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int, device: int) -> Placed | None:
+        """Return what tells a launch where its parameters are and how many elements they have; None if they have none."""
+        table = Table(addresses, sizes, chunk)
+        if not table.chunks:
+            return None
+        memory, at = self.workspace(len(table.words), device)
+        with driver.device(device).within():
+            driver.device(device).upload(at, array("q", table.words.tobytes()), self.stream(device))
+        return Placed(table, table.argument(at), memory)
+
+    def launch(self, module: str, kernel: str, table: Placed, arguments: Sequence[Argument], device: int) -> None:
+        """Run a kernel on all parameters of a table."""
+        self._launch(module, kernel, table.table.chunks, packed(arguments, table.argument), device)
+
+    def call(self, module: str, kernel: str, blocks: int, arguments: Sequence[Any], device: int) -> None:
+        """Run a kernel that takes arrays and integers, in so many blocks."""
+        given = [typed(a) if isinstance(a, int) else Argument("Q", self.address(a)) for a in arguments]
+        self._launch(module, kernel, blocks, packed(given), device)
+
+    def scalars_of_norm(
+        self, module: str, norm: GradientNorm, given: Sequence[Any], count: int, dtype: str, device: int
+    ) -> Argument:
+        """Return an array, made on the device, of the rounded scalars that need the norm, given those of the host they need."""
+        results = self.empty((count,), dtype, device)
+        found = Argument("Q", self.address(results), results)
+        arguments = [self.argument_of(norm), *map(typed, given), found]
+        self._launch(module, SCALARS_OF_NORM, 1, packed(arguments), device, threads=1)
+        return found
+
+    def new_norm(self, device: int) -> GradientNorm:
+        """Return a norm whose words are zero."""
+        memory, at = self.workspace(NORM_WORDS, device)
+        with driver.device(device).within():
+            driver.device(device).clear(at, NORM_WORDS, self.stream(device))
+        return GradientNorm(memory, functools.partial(self.words, memory, NORM_WORDS))
+
+    def argument_of(self, norm: GradientNorm) -> Argument:
+        """Return a norm as the argument of a kernel."""
+        return Argument("Q", self.address(norm.words), norm.words)
+
+    def _launch(
+        self, module: str, kernel: str, blocks: int, arguments: bytes, device: int, threads: int = THREADS
+    ) -> None:
+        function, found = kernels.function(module, kernel, device), driver.device(device)
+        with found.within():
+            found.launch(function, min(blocks, MOST_BLOCKS), threads, arguments, self.stream(device))
+
+
+_norm_source = functools.cache(norm_source)

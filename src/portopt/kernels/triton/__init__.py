@@ -1,1 +1,0 @@
-"""Source of fused kernels in Triton, and what they call."""
