@@ -383,11 +383,14 @@ class TorchBackend(ArrayAPIBackend):
         return all(self._runs_kernels(arrays["p"]) for work in works for arrays in work.parameters)
 
     def why_not_fused(self, program: Program, parameters: Sequence[Arrays]) -> str | None:
-        if all(arrays["p"].is_cpu for arrays in parameters):
-            return kernel.why_not_fused(program, described(self, parameters))
-        if is_interpreted() or not all(self._runs_triton(arrays["p"]) for arrays in parameters):
-            return "there are no kernels for these tensors, or portopt.interpreted() switches them off"
-        return None if launch.can_run(program) else "no kernel holds all of the program"
+        tensors = [arrays["p"] for arrays in parameters]
+        if all(map(self._runs_kernels, tensors)):
+            if is_interpreted():
+                return "it is inside portopt.interpreted(), which switches the kernels off"
+            return None if launch.can_run(program) else "no kernel holds all of the program"
+        if not all(tensor.is_cpu for tensor in tensors):
+            return "there are kernels for tensors in host memory and on CUDA devices only"
+        return kernel.why_not_fused(program, described(self, parameters))
 
     def _runs_on_host(self, work: Work) -> bool:
         """Tell whether a kernel for host memory can do a work."""
@@ -440,7 +443,7 @@ class TorchBackend(ArrayAPIBackend):
         in_place: bool = True,
         same_arrays: bool = True,
     ) -> Any:
-        if not all(arrays["p"].is_cpu for arrays in parameters):
+        if not all(arrays["p"].is_cpu and not self._runs_kernels(arrays["p"]) for arrays in parameters):
             return "only steps on tensors in host memory are planned"
         if is_interpreted() or not compiler.available() or not can_plan(programs):
             return "not all of the step is done by kernels"
