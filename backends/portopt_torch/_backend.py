@@ -181,10 +181,6 @@ class TorchBackend(ArrayAPIBackend):
             integers=tuple(map(self._torch.from_numpy, found.integers)), factor=self._torch.from_numpy(found.factor)
         )
 
-    def _threads(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which torch's threads do what is split among threads."""
-        return threads.by(importlib.import_module("portopt_torch._team").team())
-
     def _squares(self, x: Any) -> Bins | None:
         if self._runs_kernels(x):
             return launch.squares(self._library, x)
@@ -283,7 +279,8 @@ class TorchBackend(ArrayAPIBackend):
             )
             for program, scalars, parameters in works
         ]
-        return totals.total_of(reduction, jobs)
+        with threads.by(_team().working_team):
+            return totals.total_of(reduction, jobs)
 
     def _detached(self, works: Sequence[Work]) -> list[Work]:
         # The imaginary part of a conjugate is a view that torch negates when it is read.
@@ -321,7 +318,7 @@ class TorchBackend(ArrayAPIBackend):
             ):
                 results = self._update_on_host(all_detached, in_place=in_place)
         if results is None:
-            with memory.reused(), self._threads():
+            with memory.reused(), threads.by(_team().team):
                 results = super().update(all_detached, in_place=in_place)
         if in_place:
             return [{n: arrays[n] for n in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
@@ -401,7 +398,7 @@ class TorchBackend(ArrayAPIBackend):
         others = [work for work in works if not self._runs_on_host(work)]
         interpreted: Iterator[dict[str, Any]] = iter(())
         if others:
-            with memory.reused(), self._threads():
+            with memory.reused(), threads.by(_team().team):
                 interpreted = iter(self.results(others, in_place=in_place))
         jobs: list[kernel.Job] = []
         results: list[dict[str, Any]] = []
@@ -431,7 +428,8 @@ class TorchBackend(ArrayAPIBackend):
             results += old if in_place else new
         if written:
             copies.append(functools.partial(_increment_version(), written))
-        kernel.update(jobs, copies)
+        with threads.by(_team().working_team):
+            kernel.update(jobs, copies)
         return results
 
     def plan(
@@ -471,7 +469,8 @@ class TorchBackend(ArrayAPIBackend):
             if on_device is not None:
                 return on_device
         if not is_interpreted() and compiler.available() and all(g.is_cpu for g in detached):
-            return norm.norm_of_arrays([_bits(g) for g in detached], [self.dtype_name(g) for g in detached])
+            with threads.by(_team().working_team):
+                return norm.norm_of_arrays([_bits(g) for g in detached], [self.dtype_name(g) for g in detached])
         return compute(detached)
 
     def scalar(self, value: Any) -> Any:
@@ -540,6 +539,7 @@ def _reader() -> readers.ArrayReader | None:
         _maker,
         _finished,
         layout,
+        _team().working_team,
     )
 
     def wrong(like: Any) -> list[Any]:
@@ -559,6 +559,10 @@ def _reader() -> readers.ArrayReader | None:
         ]
 
     return reader if memory.elsewhere(lambda: trial.works(reader, torch.tensor, wrong)) else None
+
+
+def _team() -> Any:
+    return importlib.import_module("portopt_torch._team")
 
 
 def _is_dense(tensor: Any) -> bool:

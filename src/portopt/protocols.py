@@ -73,5 +73,8 @@ class Rule(Protocol):
     def check_overrides(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Return hyperparameters given for a step under their own names; raise an error if one is none."""
 
+    def hyperparameter_named(self, name: str) -> Any:
+        """Return one of its hyperparameters as declared."""
+
     def check_value(self, owner: str, name: str, value: Any) -> Any:
         """Return the value of a hyperparameter for a step; raise an error that begins with `owner` if it cannot have it."""

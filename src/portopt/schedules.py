@@ -292,6 +292,11 @@ def is_schedule(value: object) -> TypeGuard[Callable[[Any], Any]]:
     return callable(value)
 
 
+def is_ready_made(schedule: object) -> TypeGuard[Schedule]:
+    """Tell whether a schedule is one of this module's, and not of a class of a user's."""
+    return isinstance(schedule, Schedule) and type(schedule).__module__ == __name__
+
+
 _take_numbers: Mapping[bool, weakref.WeakSet[Any]] = {True: weakref.WeakSet(), False: weakref.WeakSet()}
 """Schedules that have refused a `Scalar` and taken a plain number, where steps are known (True) and where they are not."""
 

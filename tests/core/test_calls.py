@@ -49,14 +49,33 @@ def test_cold_step_calls_few_functions() -> None:
 
 
 @pytest.mark.needs("numba")
-def test_planned_step_calls_seven_functions() -> None:
-    optimizer, params, grads = portopt.Adam(), tree(), tree()
+@pytest.mark.parametrize(
+    "make",
+    [
+        portopt.Adam,
+        lambda: portopt.Adam(clipnorm=1.0),
+        lambda: portopt.Adam(portopt.schedules.CosineDecay(0.1, 100, warmup_steps=10), clipnorm=1.0),
+    ],
+    ids=["plain", "clipnorm", "schedule"],
+)
+def test_planned_step_calls_eight_functions(make: Callable[[], portopt.Optimizer]) -> None:
+    optimizer, params, grads = make(), tree(), tree()
     state = optimizer.init(params)
     for _ in range(4):
         state = optimizer.apply_(params, grads, state)
     found = calls_of(lambda: optimizer.apply_(params, grads, state))
-    # Neither the constructor of a named tuple, which is generated code, nor a generator within one of the seven is counted.
-    assert len([name for name in found if "<" not in name]) <= 7, found
+    # Neither the constructor of a named tuple, which is generated code, nor a generator within one of the eight is counted.
+    assert len([name for name in found if "<" not in name]) <= 8, found
+
+
+@pytest.mark.needs("numba")
+def test_planned_step_with_scalars_of_the_state_calls_nine_functions() -> None:
+    optimizer, params, grads = portopt.Nadam(clipnorm=1.0), tree(), tree()
+    state = optimizer.init(params)
+    for _ in range(4):
+        state = optimizer.apply_(params, grads, state)
+    found = calls_of(lambda: optimizer.apply_(params, grads, state))
+    assert len([name for name in found if "<" not in name]) <= 9, found
 
 
 @pytest.mark.needs("numba")

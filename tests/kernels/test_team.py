@@ -8,11 +8,15 @@ import sys
 import threading
 import time
 from array import array
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.bits import assert_same_bits, ordinary
+from support.processes import run_python
 
 import portopt
 from portopt.kernels.host import products, threads
@@ -41,13 +45,15 @@ def test_a_team_does_each_part_once(size: int, parts: int, monkeypatch: pytest.M
     monkeypatch.setattr(threads, "system_functions", lambda: (0, 0, 0))
     portopt.set_num_threads(parts)
     try:
-        with threads.by(some_team(size)):
-            assert threads.team_size() == parts
+        team = some_team(size)
+        with threads.by(lambda: team):
+            assert threads.is_ready()
+            assert threads.most() == parts
             assert products.rows_at_once(90, x.size) == -(-90 // parts)
             found = products.slices(x, -1)
     finally:
         portopt.set_num_threads(None)
-    assert threads.team_size() == 0
+    assert not threads.is_ready()
     assert_same_bits(found.integers[0], expected.integers[0])
     assert_same_bits(found.factor, expected.factor)
 
@@ -64,7 +70,8 @@ def test_no_more_threads_of_a_team_take_part_than_it_has(most: int) -> None:
     part = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)(note)
     portopt.set_num_threads(most)
     try:
-        with threads.by(some_team(2)):
+        team = some_team(2)
+        with threads.by(lambda: team):
             threads.split(threads.address_of(part), array("q", range(9)), 1)
     finally:
         portopt.set_num_threads(None)
@@ -72,13 +79,114 @@ def test_no_more_threads_of_a_team_take_part_than_it_has(most: int) -> None:
     assert len({thread for _, thread in done}) <= min(most, 2)
 
 
-def test_torch_with_one_thread_has_no_team() -> None:
+@pytest.mark.parametrize("find", [_team.team, _team.working_team])
+def test_where_torch_has_one_thread_nobody_else_takes_part(find: Callable[[], threads.Team | None]) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert _team.team() is None
+        with threads.by(find):
+            assert threads.most() == 1
+            assert not threads.is_ready()
+            assert threads.worth(1 << 24) == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def _two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(_team, "_known", None)
+
+
+def in_another_thread(function: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(function).result()
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_one_thread_has_the_team_and_threads_of_no_other_are_started() -> None:
+    own = _team.team()
+    assert own is not None
+    before = set(Path("/proc/self/task").iterdir())
+
+    def look() -> tuple[Any, Any, set[Path]]:
+        found = _team.team(), _team.working_team()
+        more = set(Path("/proc/self/task").iterdir()) - before
+        return *found, more - {Path(f"/proc/self/task/{threading.get_native_id()}")}
+
+    assert in_another_thread(look) == (None, None, set())
+    assert _team.team() is own
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_a_team_is_found_anew_when_its_thread_has_ended_or_torch_has_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = in_another_thread(_team.team)
+    assert gone is not None
+    assert _team._known is not None
+    while _team._known.has_its_thread():  # the system takes a moment
+        time.sleep(0.001)
+    own = _team.team()
+    assert own is not None
+    assert own is not gone
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    more = _team.team()
+    assert more is not None
+    assert (own.size, more.size) == (2, 3)
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_a_team_works_when_it_is_awake_and_is_woken_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each event is the time since the last step, the state of the team's threads, and whether they are to do the step."""
+    events = [
+        (1.0, "S", False),
+        (1.0, "R", True),
+        (1.0, "S", False),
+        # One step follows the other, and then they are awake.
+        (0.001, "S", True),
+        (0.001, "R", True),
+        (1.0, "S", False),
+        # They are not, which is tried less and less often.
+        (0.001, "S", True),
+        (0.001, "S", False),
+        (0.001, "S", True),
+        *[(0.001, "S", False)] * 3,
+        (0.001, "S", True),
+        (0.001, "S", False),
+        (0.001, "R", True),
+    ]
+    now, state = 100.0, "S"
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(os, "pread", lambda *_: f"12 (a ) name) {state} 1 2 3".encode())
+    found = []
+    for passed, seen, _ in events:
+        now, state = now + passed, seen
+        found.append(_team.working_team() is not None)
+    assert found == [does for *_, does in events]
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_a_team_whose_threads_have_ended_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*_: Any) -> bytes:
+        raise ProcessLookupError
+
+    assert _team.team() is not None
+    with monkeypatch.context() as context:
+        context.setattr(os, "pread", ended)
+        assert _team.working_team() is None
+    assert _team._known is None
+
+
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize("come", [0, 1, 3])
+def test_a_runtime_that_does_not_what_it_is_asked_for_has_no_team(come: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parallel(function: int, data: int, size: int, flags: int) -> None:
+        for _ in range(come):
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(data)
+
+    runtime = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(parallel)
+    monkeypatch.setattr(_team, "_parallel", lambda: threads.address_of(runtime))
+    assert _team.team() is None
+    assert _team.working_team() is None
 
 
 def test_a_fork_has_no_team(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,3 +194,29 @@ def test_a_fork_has_no_team(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getpid", lambda: -1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert _team.team() is None
+
+
+def test_steps_of_a_fork_in_which_torch_had_threads_before_are_done() -> None:
+    """The child is the first to do a step; torch's own large operations would hang in it."""
+    run_python(
+        """
+        import os, signal, warnings
+        import numpy as np
+        import portopt
+        import torch
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.set_num_threads(2)
+        assert torch.ones(1_000_000).sum() == 1_000_000
+        portopt.set_num_threads(2)
+        optimizer, w, g = portopt.SGD(1.0), *map(torch.from_numpy, np.array([[0], [1]], "f4").repeat(1 << 20, 1))
+        state = optimizer.init(w)
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            for _ in range(3):
+                state = optimizer.apply_(w, g, state)
+            os._exit(0 if (w.numpy() == -3).all() else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        """,
+        OMP_NUM_THREADS="2",
+    )

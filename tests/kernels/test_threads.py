@@ -153,10 +153,13 @@ def test_threads_are_no_more_than_the_control_group_allows(monkeypatch: pytest.M
 @pytest.mark.parametrize("total", [0, 1, SIZE - 1, SIZE, 10 * SIZE + 7])
 def test_each_element_is_in_one_range(total: int, count: int) -> None:
     portopt.set_num_threads(count)
-    ranges = threads.ranges(total)
+    ranges, parts = threads.ranges(total), threads.parts(total)
     assert 1 <= len(ranges) <= count
-    assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])]
-    assert ranges[-1][1] == total
+    for some in ranges, parts:
+        assert [start for start, _ in some] == [0, *(stop for _, stop in some[:-1])]
+        assert some[-1][1] == total
+    assert len(parts) >= 2 * len(ranges) or len(ranges) == len(parts) == 1
+    assert len(parts) == 1 or parts[0][1] >= threads.ELEMENTS_PER_THREAD // threads.LEAST_PARTS
 
 
 def split(work: Callable[[int, int], object]) -> None:
@@ -195,6 +198,7 @@ def do_job(passes: list[int], work: Part) -> None:
 def test_each_part_of_a_job_is_done_once_and_after_all_of_the_pass_before(passes: list[int]) -> None:
     begun: list[tuple[int, int]] = []
     done: list[tuple[int, int]] = []
+    portopt.set_num_threads(4)
 
     def work(k: int, i: int, thread: int) -> None:
         assert all((before, other) in done for before in range(k) for other in range(passes[before]))
@@ -210,6 +214,7 @@ def test_threads_take_parts_as_they_come_for_them() -> None:
     """While one thread is held up in its first part, the others do all other parts of the pass."""
     others = threading.Semaphore(0)
     done: list[tuple[int, int]] = []
+    portopt.set_num_threads(3)
 
     def work(k: int, i: int, thread: int) -> None:
         if i == 0:

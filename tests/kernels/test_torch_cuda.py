@@ -123,7 +123,7 @@ def test_a_step_takes_a_launch_for_each_kind_of_dtypes_and_clipping_three_more(
     params, (gradients, _) = trees("float32")
     for optimizer, expected in (
         (portopt.Adam(), ["update"]),
-        (portopt.Adam(clipnorm=1.0), ["largest_gradient", "sum_squares", "scalars_of_norm", "update"]),
+        (portopt.Adam(clipnorm=1.0), ["sum_squares", "scalars_of_norm", "update"]),
     ):
         p, g = list(map(to_torch, params)), list(map(to_torch, gradients))
         state = optimizer.init(p)

@@ -145,7 +145,7 @@ int cuDeviceGet(int *device, int number)
 
 int cuDeviceGetAttribute(int *value, int attribute, int)
 {
-    *value = attribute == 75 ? 9 : 0;
+    *value = attribute == 75 ? 9 : attribute == 16 ? 2 : 0;
     return SUCCESS;
 }
 

@@ -19,7 +19,7 @@ from portopt.backend.protocol import Leaf, Work
 from portopt.kernels.cuda.library import Argument, CudaLibrary, real_numbers, typed
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.key import NEW
-from portopt.kernels.names import LARGEST_GRADIENT, LARGEST_JOINED, SUM_SQUARES, SUMS_JOINED, UPDATE
+from portopt.kernels.names import LARGEST_JOINED, SUM_SQUARES, SUMS_JOINED, UPDATE
 from portopt.kernels.norm_dependence import GradientNorm, NormDependence, norm_dependence, with_given_totals
 from portopt.kernels.passes import Pass, Passes, can_pass, passes_of, words_of
 from portopt.kernels.totals import can_total, reducing
@@ -40,7 +40,6 @@ def gradient_norm(library: CudaLibrary, gradients: Sequence[Any]) -> GradientNor
         return None
     (device,) = devices
     with library.on(device):
-        norm = library.new_norm(device)
         dense = list(map(library.dense, gradients))
         launches = []
         for dtype, members in positions(map(library.dtype, dense)).items():
@@ -48,9 +47,12 @@ def gradient_norm(library: CudaLibrary, gradients: Sequence[Any]) -> GradientNor
             table = library.table(addresses, sizes, library.chunk, device)
             if table is not None:
                 launches.append((library.norm_module(dtype), table))
-        for kernel in (LARGEST_GRADIENT, SUM_SQUARES):
-            for module, table in launches:
-                library.launch(module, kernel, table, [library.argument_of(norm)], device)
+        blocks = [library.blocks_of_norm(table, device) for _, table in launches]
+        norm = library.new_norm(sum(blocks), device)
+        for k, (module, table) in enumerate(launches):
+            library.launch(
+                module, SUM_SQUARES, table, library.parts_of(norm, sum(blocks[:k]), blocks[k]), device, blocks[k]
+            )
     return norm
 
 

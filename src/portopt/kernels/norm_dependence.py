@@ -7,35 +7,52 @@ as always; the few scalars that do are computed on the GPU.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from portopt.arithmetic import HOST
 from portopt.program import DRAWS, TOTALS, Op, Program
-from portopt.program.bins import Bins, of_squares, root_of
+from portopt.program.bins import NO_SQUARES, Bins, combined, root_of
 from portopt.program.expansion import expand_elementary
 from portopt.program.interpreter import StepScalars
 from portopt.program.ir import pruned
+
+WORDS_OF_PART = 5
+"""What a block leaves of a sum, in words of 64 bits."""
 
 
 class GradientNorm:
     """The norm of all gradients, on the device: `float` of it waits for the device, the fused step does not.
 
     Args:
-        words: the bits of max |g| as float64, and the sums of the three bins, in memory of the device.
-        read: waits for the device, and returns them.
+        words: what blocks have found, in memory of the device: five integers each, the exponent of the bins, the sums in them,
+            and which numbers that are not finite there are.
+        count: of blocks.
+        read: waits for the device, and returns the words.
     """
 
-    def __init__(self, words: Any, read: Callable[[], Sequence[int]]) -> None:
+    def __init__(self, words: Any, count: int, read: Callable[[], Sequence[int]]) -> None:
         self.words = words
+        self.count = count
         self._read = read
 
     @functools.cached_property
     def squares(self) -> Bins:
         """The bins of the squares, for which the host waits."""
-        largest, first, second, third = self._read()
-        return of_squares(largest, (first, second, third))
+        words = np.asarray(self._read(), np.int64).reshape(self.count, WORDS_OF_PART)
+        # Few parts differ from each other in more than their sums, which integers of the device hold together.
+        kinds, of_parts = np.unique(words[:, [0, -1]], axis=0, return_inverse=True)
+        parts = [NO_SQUARES]
+        for k, (exponent, special) in enumerate(kinds.tolist()):
+            first, second, third = words[of_parts.reshape(-1) == k, 1:4].sum(axis=0).tolist()
+            parts.append(
+                Bins(exponent, (first, second, third), math.nan if special & 1 else math.inf if special else 0.0)
+            )
+        return combined(parts)
 
     def __float__(self) -> float:
         return root_of(self.squares)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.kernels.groups import array_order, kernel_key
 from portopt.kernels.key import KernelKey
-from portopt.kernels.names import COLUMNS_SLICED, LARGEST_GRADIENT, RESCALED, ROWS_SLICED, SUM_SQUARES
+from portopt.kernels.names import COLUMNS_SLICED, RESCALED, ROWS_SLICED, SUM_SQUARES
 from portopt.program import DRAWS, REDUCTIONS, Op, Program
 from portopt.program.products import SLICES, operands_of
 from portopt.program.segments import Segment, fused_schedule
@@ -82,7 +82,7 @@ class _Printer:
         if op.kind.is_scalar and op.name not in REDUCTIONS:
             return f"{text}: on the host"
         if op.name == "norm" and op.kind.is_scalar:
-            return f"{text}: kernels {LARGEST_GRADIENT} and {SUM_SQUARES}, as for the norm of gradients"
+            return f"{text}: kernel {SUM_SQUARES}, as for the norm of gradients"
         what = "draws" if op.name in DRAWS else "reduces" if op.name in REDUCTIONS else "computes"
         return f"{text}: the library {what}, operation by operation"
 

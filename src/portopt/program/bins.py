@@ -16,8 +16,6 @@ given. So parts of the elements, each with the `T` of its own largest, combine t
 
 from __future__ import annotations
 
-import math
-import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -99,16 +97,6 @@ def root_of(bins: Bins) -> float:
     half = scaling_of_squares(bins.exponent)
     scaled = HOST.multiply(significand(HOST, bins), 2.0 ** (bins.exponent - 2 * half - 31))
     return float(HOST.multiply(HOST.sqrt(scaled), 2.0**half))
-
-
-def of_squares(largest: int, sums: tuple[int, int, int]) -> Bins:
-    """Return the bins of squares, given the bits of the largest magnitude in float64 and the sums in the bins for its square."""
-    magnitude = float(struct.unpack("d", struct.pack("q", largest))[0])
-    if magnitude == 0.0 or not magnitude < math.inf:
-        return NO_SQUARES._replace(special=magnitude)
-    half = SCALING if magnitude >= 2.0**UNSCALED else -SCALING if magnitude < 2.0**-UNSCALED else 0
-    scaled = magnitude * 2.0**-half
-    return Bins(exponent_from(math.frexp(scaled * scaled)[1]) + 2 * half, sums, 0.0)
 
 
 def scaling_of_squares(exponent: int) -> int:

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 NOT_READY = 600
 _LARGEST_DEFAULT_STREAM = 1
 """The legacy default stream, 0 or 1, cannot be captured, nor be asked while another one is."""
-_MAJOR, _MINOR = 75, 76
-"""Attributes of a device: its compute capability."""
+_MAJOR, _MINOR, _MULTIPROCESSORS = 75, 76, 16
+"""Attributes of a device: its compute capability, and what it has of multiprocessors."""
 _PINNED = 1
 _WITHOUT_TIMING = 2
 _SMALLEST_BLOCK = 4096
@@ -77,11 +77,15 @@ class Driver:
 
     def capability(self, number: int) -> int:
         """Return a device's compute capability, such as 90."""
+        return 10 * self._attribute_of(number, _MAJOR) + self._attribute_of(number, _MINOR)
+
+    def multiprocessors(self, number: int) -> int:
+        """Return how many multiprocessors a device has."""
+        return self._attribute_of(number, _MULTIPROCESSORS)
+
+    def _attribute_of(self, number: int, which: int) -> int:
         device = self._asked(ctypes.c_int(), self._get_device, ctypes.c_int(number))
-        major, minor = (
-            self._asked(ctypes.c_int(), self._attribute, ctypes.c_int(which), device) for which in (_MAJOR, _MINOR)
-        )
-        return 10 * major + minor
+        return self._asked(ctypes.c_int(), self._attribute, ctypes.c_int(which), device)
 
     def context(self, number: int) -> int:
         """Return the context of a device that all libraries share."""
@@ -157,6 +161,7 @@ class Device:
         self.number = number
         self.context = driver.context(number)
         self.capability = driver.capability(number)
+        self.multiprocessors = driver.multiprocessors(number)
         self._lock = threading.Lock()
         self._blocks: dict[int, collections.deque[_Block]] = {}
 

@@ -13,17 +13,15 @@ from typing import Any, NamedTuple
 from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.products import products_source
-from portopt.kernels.cuda.source import CHUNK, MOST_BLOCKS, THREADS
+from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, CHUNK, MOST_BLOCKS, THREADS
 from portopt.kernels.cuda.staged_source import chunk_of
 from portopt.kernels.cuda.tables import Table
 from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.key import KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM
-from portopt.kernels.norm_dependence import GradientNorm
+from portopt.kernels.norm_dependence import WORDS_OF_PART, GradientNorm
 from portopt.program import Program
 
-NORM_WORDS = 4
-"""What the struct `GradientNorm` has."""
 _REAL = {"float32": "f", "float64": "d"}
 
 
@@ -172,9 +170,18 @@ class CudaLibrary(ABC):
             driver.device(device).upload(at, array("q", table.words.tobytes()), self.stream(device))
         return Placed(table, table.argument(at), memory)
 
-    def launch(self, module: str, kernel: str, table: Placed, arguments: Sequence[Argument], device: int) -> None:
-        """Run a kernel on all parameters of a table."""
-        self._launch(module, kernel, table.table.chunks, packed(arguments, table.argument), device)
+    def launch(
+        self,
+        module: str,
+        kernel: str,
+        table: Placed,
+        arguments: Sequence[Argument],
+        device: int,
+        blocks: int | None = None,
+    ) -> None:
+        """Run a kernel on all parameters of a table, in a block for each chunk if no number is given."""
+        blocks = table.table.chunks if blocks is None else blocks
+        self._launch(module, kernel, blocks, packed(arguments, table.argument), device)
 
     def call(self, module: str, kernel: str, blocks: int, arguments: Sequence[Any], device: int) -> None:
         """Run a kernel that takes arrays and integers, in so many blocks."""
@@ -187,27 +194,28 @@ class CudaLibrary(ABC):
         """Return an array, made on the device, of the rounded scalars that need the norm, given those of the host they need."""
         results = self.empty((count,), dtype, device)
         found = Argument("Q", self.address(results), results)
-        arguments = [self.argument_of(norm), *map(typed, given), found]
-        self._launch(module, SCALARS_OF_NORM, 1, packed(arguments), device, threads=1)
+        arguments = [*self.parts_of(norm, 0, norm.count), *map(typed, given), found]
+        self._launch(module, SCALARS_OF_NORM, 1, packed(arguments), device)
         return found
 
-    def new_norm(self, device: int) -> GradientNorm:
-        """Return a norm whose words are zero."""
-        memory, at = self.workspace(NORM_WORDS, device)
-        with driver.device(device).within():
-            driver.device(device).clear(at, NORM_WORDS, self.stream(device))
-        return GradientNorm(memory, functools.partial(self.words, memory, NORM_WORDS))
+    def blocks_of_norm(self, table: Placed, device: int) -> int:
+        """Return in how many blocks the gradients of a table are reduced, each of which leaves a part."""
+        return min(table.table.chunks, BLOCKS_PER_MULTIPROCESSOR * driver.device(device).multiprocessors)
 
-    def argument_of(self, norm: GradientNorm) -> Argument:
-        """Return a norm as the argument of a kernel."""
-        return Argument("Q", self.address(norm.words), norm.words)
+    def new_norm(self, count: int, device: int) -> GradientNorm:
+        """Return a norm that is to be found in so many blocks."""
+        memory, _ = self.workspace(max(count, 1) * WORDS_OF_PART, device)
+        return GradientNorm(memory, count, functools.partial(self.words, memory, count * WORDS_OF_PART))
 
-    def _launch(
-        self, module: str, kernel: str, blocks: int, arguments: bytes, device: int, threads: int = THREADS
-    ) -> None:
+    def parts_of(self, norm: GradientNorm, first: int, count: int) -> list[Argument]:
+        """Return what some blocks find of a norm, as arguments of a kernel."""
+        at = self.address(norm.words) + 8 * WORDS_OF_PART * first
+        return [Argument("Q", at, norm.words), typed(count)]
+
+    def _launch(self, module: str, kernel: str, blocks: int, arguments: bytes, device: int) -> None:
         function, found = kernels.function(module, kernel, device), driver.device(device)
         with found.within():
-            found.launch(function, min(blocks, MOST_BLOCKS), threads, arguments, self.stream(device))
+            found.launch(function, min(blocks, MOST_BLOCKS), THREADS, arguments, self.stream(device))
 
 
 _norm_source = functools.cache(norm_source)

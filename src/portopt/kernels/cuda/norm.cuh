@@ -1,73 +1,40 @@
-// The norm of all gradients, as portopt.program.bins defines it: sums of integers, so no order matters.
+// The squares of all gradients, added up in one pass. A thread looks for the largest of sixteen elements before it adds their
+// squares, and moves on to higher bins if it must. Each block leaves a part; parts of blocks that are not there are nothing.
 
-struct GradientNorm {
-    unsigned long long largest;  // the bits of max |g|, as a double: an integer maximum has NaN above infinity
-    unsigned long long sums[3];  // of the integers in each bin, signed ones, that stand for the squares
-};
-
-#define INFINITY_WORD 0x7ff0000000000000ull
-
-__device__ __forceinline__ double power_of_two(int exponent)
+extern "C" __global__ void __launch_bounds__(THREADS) sum_squares(
+    const __grid_constant__ Table table, Sum *parts, const long long count)
 {
-    return __longlong_as_double((long long)(exponent + 1023) << 52);
-}
-
-// The exponent of what numbers are divided by before they are squared.
-__device__ __forceinline__ int scaling_of(unsigned long long largest)
-{
-    const double magnitude = __longlong_as_double((long long)largest);
-    return magnitude >= power_of_two(UNSCALED) ? SCALING : magnitude < power_of_two(-UNSCALED) ? -SCALING : 0;
-}
-
-// The smallest exponent of bins that is not below an integer.
-__device__ __forceinline__ int exponent_from(int least)
-{
-    return ((least - BIN_OFFSET + BIN_WIDTH - 1) & -BIN_WIDTH) + BIN_OFFSET;
-}
-
-// The exponent of the bins of squares, once these are scaled.
-__device__ __forceinline__ int bins_of(unsigned long long largest)
-{
-    const double scaled = __longlong_as_double((long long)largest) * power_of_two(-scaling_of(largest));
-    return exponent_from((int)(__double_as_longlong(scaled * scaled) >> 52) - 1022);
-}
-
-// An integer in units of a bin as a multiple of the next one, and a rest between minus and plus half of that.
-__device__ __forceinline__ long long carry_of(long long integer) { return (integer + 0x80000000ll) >> 32; }
-__device__ __forceinline__ long long rest_of(long long integer) { return integer - (carry_of(integer) << 32); }
-
-__device__ __forceinline__ double norm_of(const GradientNorm *norm)
-{
-    const unsigned long long largest = norm->largest;
-    if (largest == 0 || largest >= INFINITY_WORD)
-        return __longlong_as_double((long long)largest);
-    const long long third = (long long)norm->sums[2];
-    const long long second = (long long)norm->sums[1] + carry_of(third);
-    const long long first = (long long)norm->sums[0] + carry_of(second);
-    const double rest = (double)rest_of(third) * 0x1p-64 + (double)rest_of(second) * 0x1p-32;
-    const double sum = (rest + (double)first) * power_of_two(bins_of(largest) - 31);
-    return product(square_root(sum), power_of_two(scaling_of(largest)));
-}
-
-// Scalars that follow from it ------------------------------------------------------------------------------------
-
-__device__ __forceinline__ float round_to_float32(double x) { return float64_to_float32(x); }
-
-__device__ __forceinline__ double round_to_float64(double x) { return x; }
-
-__device__ __forceinline__ double integer_power(double base, long long exponent)
-{
-    double result = 1.0;
-    for (long long n = exponent < 0 ? -exponent : exponent; n > 0; n >>= 1) {
-        if (n & 1)
-            result = product(result, base);
-        if (n > 1)
-            base = product(base, base);
+    Sum sum = no_sum(LOWEST_OF_SQUARES);
+    for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {
+        const int row = table.row[chunk];
+        const gradient *const g = memory_at<const gradient>(table.address[row]);
+        const long long start = (chunk - table.first_chunk[row]) * CHUNK;
+        const long long end = start + CHUNK < table.size[row] ? start + CHUNK : table.size[row];
+        const bool aligned = is_aligned(g);
+        const long long beside = aligned ? 1 : blockDim.x;
+#pragma unroll 1
+        for (long long i = start + threadIdx.x * (aligned ? 4 : 1); i < end; i += 16 * blockDim.x) {
+            Four<gradient> found[4];
+            if (aligned && i + 12 * blockDim.x + 4 <= end) {
+#pragma unroll
+                for (int n = 0; n < 4; n++)
+                    found[n] = four_of(g + i + 4 * n * blockDim.x);
+            } else {
+#pragma unroll
+                for (int n = 0; n < 4; n++)
+                    found[n] = each_of(g, i + 4 * n * blockDim.x, beside, end);
+            }
+            real x[16];
+#pragma unroll
+            for (int k = 0; k < 16; k++)
+                x[k] = load(found[k / 4].at[k % 4]);
+            add_squares(sum, x);
+        }
     }
-    return exponent < 0 ? quotient(1.0, result) : result;
-}
-
-__device__ __forceinline__ long long floor_divide(long long a, long long b)
-{
-    return a / b - (a % b != 0 && (a < 0) != (b < 0));
+    sum = over_block(sum, 1);
+    if (threadIdx.x == 0)
+        for (long long part = blockIdx.x; part < count; part += gridDim.x) {
+            parts[part] = sum;
+            sum = no_sum(LOWEST_OF_SQUARES);
+        }
 }

@@ -1,23 +1,25 @@
-"""The norm of all gradients together, in CUDA C: the kernels of `norm_kernels.cuh` for gradients of a dtype."""
+"""The norm of all gradients together, in CUDA C: the kernel of `norm.cuh` for gradients of a dtype."""
 
 from __future__ import annotations
 
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
-from portopt.kernels.cuda.source import LANGUAGE, bins_source, common_source, source_file
+from portopt.kernels.cuda.source import LANGUAGE, common_source, reductions_source, source_file
 
 
 def norm_source(dtype: str) -> str:
-    """Return the source of the kernels that reduce gradients of a dtype to what their norm is computed from."""
-    loaded = LANGUAGE.loaded(dtype, COMPUTE_DTYPE[dtype], "g")
+    """Return the source of the kernel that reduces gradients of a dtype to what their norm is computed from."""
+    real = COMPUTE_DTYPE[dtype]
+    loaded = LANGUAGE.loaded(dtype, real, "g")
     return "\n".join(
         [
             f"// The norm of gradients in {dtype}.",
             common_source(),
-            bins_source(),
+            reductions_source(),
             f"typedef {LANGUAGE.storage[dtype]} gradient;",
+            f"typedef {LANGUAGE.storage[real]} real;",
             "",
-            f"__device__ __forceinline__ double load(gradient g) {{ return (double){loaded}; }}",
+            f"__device__ __forceinline__ real load(gradient g) {{ return {loaded}; }}",
             "",
-            source_file("norm_kernels.cuh"),
+            source_file("norm.cuh"),
         ]
     )

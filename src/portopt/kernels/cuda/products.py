@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from portopt.kernels.cuda.source import LANGUAGE, bins_source, common_source, source_file
+from portopt.kernels.cuda.source import LANGUAGE, common_source, reductions_source, source_file
 from portopt.kernels.passes import ACROSS
 from portopt.program.products import SLICES
 
@@ -19,8 +19,7 @@ def products_source(compute_dtype: str) -> str:
             f"#define ACROSS {ACROSS}",
             f"#define SLICES {SLICES[compute_dtype]}",
             f"typedef {LANGUAGE.storage[compute_dtype]} real;\n",
-            bins_source(),
-            source_file("reductions.cuh"),
+            reductions_source(),
             source_file("products.cuh"),
         ]
     )

@@ -1,8 +1,47 @@
 // Reductions, as portopt.program.bins and portopt.program.reductions define them. What is kept of one is made of integers, so
 // parts of it are combined in any order.
 
+#define INFINITY_WORD 0x7ff0000000000000ull
 #define INFINITE __longlong_as_double((long long)INFINITY_WORD)
 #define NOT_A_NUMBER __longlong_as_double(0x7ff8000000000000ll)
+
+// Bins: exponents, and integers ---------------------------------------------------------------------------------------
+
+__device__ __forceinline__ double power_of_two(int exponent)
+{
+    return __longlong_as_double((long long)(exponent + 1023) << 52);
+}
+
+// The exponent of what numbers are divided by before they are squared, given the bits of the largest magnitude.
+__device__ __forceinline__ int scaling_of(unsigned long long largest)
+{
+    const double magnitude = __longlong_as_double((long long)largest);
+    return magnitude >= power_of_two(UNSCALED) ? SCALING : magnitude < power_of_two(-UNSCALED) ? -SCALING : 0;
+}
+
+// The same, given the exponent of the bins of the squares.
+__device__ __forceinline__ int scaling_of_squares(long long exponent)
+{
+    return exponent > 2 * UNSCALED ? SCALING : exponent <= -2 * UNSCALED ? -SCALING : 0;
+}
+
+// The smallest exponent of bins that is not below an integer.
+__device__ __forceinline__ int exponent_from(int least)
+{
+    return ((least - BIN_OFFSET + BIN_WIDTH - 1) & -BIN_WIDTH) + BIN_OFFSET;
+}
+
+// The exponent of the bins of squares, given the bits of the largest magnitude.
+__device__ __forceinline__ int bins_of(unsigned long long largest)
+{
+    const int half = scaling_of(largest);
+    const double scaled = __longlong_as_double((long long)largest) * power_of_two(-half);
+    return exponent_from((int)(__double_as_longlong(scaled * scaled) >> 52) - 1022) + 2 * half;
+}
+
+// An integer in units of a bin as a multiple of the next one, and a rest between minus and plus half of that.
+__device__ __forceinline__ long long carry_of(long long integer) { return (integer + 0x80000000ll) >> 32; }
+__device__ __forceinline__ long long rest_of(long long integer) { return integer - (carry_of(integer) << 32); }
 
 // Sums: integers in three bins at an exponent ------------------------------------------------------------------------
 
@@ -69,6 +108,58 @@ __device__ __forceinline__ void add_square(Sum &sum, double x)
     add_scaled(sum, scaled * scaled, 2 * scaling);
 }
 
+__device__ __forceinline__ unsigned int magnitude_of(float x) { return __float_as_uint(fabsf(x)); }
+
+__device__ __forceinline__ unsigned long long magnitude_of(double x)
+{
+    return (unsigned long long)__double_as_longlong(fabs(x));
+}
+
+__device__ __forceinline__ double number_of(unsigned int magnitude) { return (double)__uint_as_float(magnitude); }
+
+__device__ __forceinline__ double number_of(unsigned long long magnitude)
+{
+    return __longlong_as_double((long long)magnitude);
+}
+
+// Several squares at once: their bins are those of the largest. To add a number that is so large rounds to a multiple of the
+// unit of its last bit, which is that of a bin; the integer then stands in the bits.
+template <typename Real, int COUNT> __device__ __forceinline__ void add_squares(Sum &sum, const Real (&x)[COUNT])
+{
+    auto most = magnitude_of(x[0]);
+#pragma unroll
+    for (int k = 1; k < COUNT; k++)
+        most = magnitude_of(x[k]) > most ? magnitude_of(x[k]) : most;
+    if (most == 0)
+        return;
+    if (most >= magnitude_of((Real)INFINITE)) {
+        sum.special |= most > magnitude_of((Real)INFINITE) ? 1 : 2;
+        return;
+    }
+    raise_bins(sum, bins_of(magnitude_of(number_of(most))));
+    const int half = scaling_of_squares(sum.exponent);
+    const double scale = power_of_two(-half), unit = 1.5 * power_of_two((int)sum.exponent - 2 * half - 31 + 52);
+    const double units[3] = {unit, unit * 0x1p-32, unit * 0x1p-64};
+    unsigned long long sums[3] = {0, 0, 0};
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        const double scaled = sizeof(Real) == 8 ? x[k] * scale : x[k];
+        double left = scaled * scaled;
+#pragma unroll
+        for (int bin = 0; bin < 3; bin++) {
+            const double rounded = left + units[bin];
+            sums[bin] += (unsigned long long)__double_as_longlong(rounded);
+            left -= rounded - units[bin];
+        }
+    }
+#pragma unroll
+    for (int bin = 0; bin < 3; bin++)
+        sums[bin] -= COUNT * (unsigned long long)__double_as_longlong(units[bin]);
+    sum.first += (long long)sums[0];
+    sum.second += (long long)sums[1];
+    sum.third += (long long)sums[2];
+}
+
 __device__ __forceinline__ void join(Sum &sum, Sum other)
 {
     raise_bins(sum, other.exponent);
@@ -94,7 +185,7 @@ __device__ __forceinline__ double sum_of(const Sum &sum) { return shifted_sum_of
 
 __device__ __forceinline__ double root_of(const Sum &sum)
 {
-    const int half = sum.exponent > 2 * UNSCALED ? SCALING : sum.exponent <= -2 * UNSCALED ? -SCALING : 0;
+    const int half = scaling_of_squares(sum.exponent);
     return product(square_root(shifted_sum_of(sum, 2 * half)), power_of_two(half));
 }
 

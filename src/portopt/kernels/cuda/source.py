@@ -24,6 +24,8 @@ THREADS = 256
 """Threads in a block, and the most that a block may have."""
 CHUNK = 16 * THREADS
 """Elements that a block works on before it looks for the next ones."""
+BLOCKS_PER_MULTIPROCESSOR = 4
+"""How many blocks a device is given for each of its multiprocessors where each block leaves a part of a result."""
 MOST_BLOCKS = 65535
 """Of a grid; blocks take further chunks when there are more."""
 _BINS = {
@@ -51,7 +53,7 @@ def cuda_source(program: Program, key: KernelKey) -> str:
         common_source(),
     ]
     if writer.program.uses_gradient_norm:
-        parts += [bins_source(), scalars_of_norm_source(writer, split)]
+        parts += [reductions_source(), scalars_of_norm_source(writer, split)]
     parts += functions_source(writer)
     return "\n".join([*parts, _update(writer, split, in_place=key.in_place)])
 
@@ -62,9 +64,9 @@ def common_source() -> str:
     return "\n".join([*_defines(constants), "", *map(source_file, ("arithmetic.cuh", "table.cuh", "vectors.cuh"))])
 
 
-def bins_source() -> str:
-    """Return what modules with sums in bins have after that."""
-    return "\n".join([*_defines(_BINS), "", source_file("norm.cuh")])
+def reductions_source() -> str:
+    """Return what modules that reduce have after that."""
+    return "\n".join([*_defines(_BINS), "", *map(source_file, ("scalars.cuh", "reductions.cuh"))])
 
 
 def _defines(constants: Mapping[str, int]) -> list[str]:
@@ -183,12 +185,19 @@ def kernel_head(name: str) -> str:
 def scalars_of_norm_source(writer: Writer, split: NormDependence) -> str:
     """Return the kernel that computes the scalars that need the norm."""
     ops, types = writer.program.ops, LANGUAGE.types
-    parameters = ["const GradientNorm *norm"]
+    parameters = ["const Sum *squares", "const long long count"]
     parameters += [f"const {types[ops[i].kind]} {writer.names[i]}" for i in split.given]
     parameters.append(f"{LANGUAGE.storage[writer.real]} *results")
-    lines = writer.scalars_of_norm(split, "norm_of(norm)", "results[{0}] = {1};")
-    head = f"{kernel_head(SCALARS_OF_NORM)}({listed(parameters)})"
-    return "\n".join([head, "{", *(f"    {line}" for line in lines), "}"]) + "\n"
+    lines = [
+        f"{kernel_head(SCALARS_OF_NORM)}({listed(parameters)})",
+        "{",
+        "    const Sum sum = over_parts(no_sum(LOWEST_OF_SQUARES), squares, count);",
+        "    if (threadIdx.x == 0) {",
+        *(f"        {line}" for line in writer.scalars_of_norm(split, "root_of(sum)", "results[{0}] = {1};")),
+        "    }",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def listed(parameters: Sequence[str]) -> str:
@@ -233,8 +242,8 @@ LANGUAGE = Language(
             "public register return short signed sizeof static struct switch template this throw true try "
             "typedef typeid typename union unsigned using virtual void volatile while xor table chunk row start "
             "end i k aligned beside whole memory_at "
-            "from_norm norm results flush product quotient square_root absolute update load gradient fabs "
-            "fabsf floor sqrt sqrtf copysign copysignf integer_power floor_divide norm_of power_of_two",
+            "from_norm squares count sum results flush product quotient square_root absolute update load gradient fabs "
+            "fabsf floor sqrt sqrtf copysign copysignf integer_power floor_divide root_of over_parts no_sum",
         )
     )
     | frozenset(_BINS),

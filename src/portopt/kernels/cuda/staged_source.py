@@ -15,12 +15,12 @@ from portopt.kernels import passes
 from portopt.kernels.cuda.source import (
     CHUNK,
     LANGUAGE,
-    bins_source,
     common_source,
     functions_source,
     kernel_head,
     listed,
     of_row,
+    reductions_source,
     scalars_of_norm_source,
     source_file,
 )
@@ -59,8 +59,7 @@ class _Source(PassWriter):
             f"// Arrays of a parameter: {', '.join(writer.columns)}.",
             common_source(),
             f"#define ACROSS {ACROSS}\n",
-            bins_source(),
-            source_file("reductions.cuh"),
+            reductions_source(),
         ]
         if self.program.uses_gradient_norm:
             lines.append(scalars_of_norm_source(writer, self.split))

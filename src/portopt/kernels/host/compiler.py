@@ -51,6 +51,7 @@ _PROTOTYPES = {
     ),
     # Looks at Python objects, so it holds the GIL.
     "watch": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 8),
+    "numbers": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 5),
     "lines": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 9),
     "part": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER),
     "share": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, _INTEGER),

@@ -168,6 +168,7 @@ class Inputs:
 
     Attributes:
         places: offsets in bytes of each program's inputs and of its outputs, by the program's number.
+        length: how many numbers there are, one at least.
     """
 
     def __init__(self, work: Sequence[Work]) -> None:
@@ -179,12 +180,17 @@ class Inputs:
             self.places[number] = 8 * start, 8 * end
             start += len(kernel.inputs)
             end += len(kernel.program.scalar_outputs)
-        self._length = max(end, 1)
+        self.length = max(end, 1)
 
     def values(self, scalars: Sequence[StepScalars]) -> list[Any]:
         """Return the inputs of all programs, given the scalars of each; there is room for outputs after them."""
         found = [scalars[number].inputs[name] for number, kernel in self._kernels.items() for name in kernel.inputs]
-        return [*found, *[0.0] * (self._length - len(found))]
+        return [*found, *[0.0] * (self.length - len(found))]
+
+    def numbers_of(self, name: str) -> list[int]:
+        """Return where all programs have an input."""
+        names = [other for kernel in self._kernels.values() for other in kernel.inputs]
+        return [k for k, other in enumerate(names) if other == name]
 
     def outputs(self, values: Sequence[float], number: int) -> dict[str, float]:
         """Return the new scalars of the state that a program computed."""
@@ -219,15 +225,17 @@ class Passes:
         self._total = sum(item.total for item in self._alone)
         self._memory = max((item.memory.words(1) for item in self._alone), default=0)
 
-    def job(self, tables: int, inputs: int, step: int, outputs: int) -> threads.Job:
-        """Return the job that does them; its memory is the workspaces of the parts."""
-        alone = threads.ranges(self._total) if self._alone else []
-        shared = [threads.ranges(item.total) for item in self._shared]
+    def job(
+        self, tables: int, inputs: int, step: int, outputs: int, before: Sequence[threads.Pass] = ()
+    ) -> threads.Job:
+        """Return the job that does them, and others before; its memory is the workspaces of the parts."""
+        alone = threads.parts(self._total) if self._alone else []
+        shared = [threads.parts(item.total) for item in self._shared]
         words = [self._memory * len(alone)]
         words += [item.memory.words(len(parts)) for item, parts in zip(self._shared, shared, strict=True)]
         memory = np.empty(max(words), np.int64)
         at = memory.ctypes.data
-        passes = []
+        passes = [*before]
         given = (tables, inputs, step, outputs)
         if alone:
             records = array("q")
@@ -243,7 +251,8 @@ class Passes:
                 for k, part in enumerate(chosen):
                     records.extend((*part, group, 1, *given, stage, at, k, len(parts)))
                 passes.append(threads.Pass(compiled_part(), records, RECORD_WORDS))
-        return threads.Job(passes, memory)
+        at_most = max(map(threads.worth, [self._total, *[item.total for item in self._shared]]))
+        return threads.Job(passes, memory, at_most)
 
 
 def shared_last(work: Sequence[Work]) -> list[Work]:

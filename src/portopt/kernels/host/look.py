@@ -10,8 +10,9 @@ with the objects that are known, if any are, and asks each array for its memory:
   (https://dmlc.github.io/dlpack/latest/c_api.html), and what that does not tell is read where the library keeps it (`Layout`).
 
 The function runs no Python code while it looks, and so nothing else either, for it holds the global interpreter lock. What it
-found is its return value. A step on few elements is done before it lets go of the lock. For all other steps it puts references to
-the arrays into lists of the call, lets go, runs the kernels, and only then returns to Python, which may raise something.
+found is its return value. What the kernels' inputs need yet is computed when all is as it was (`step_inputs.py`). A step on few
+elements is done before it lets go of the lock. For all other steps it puts references to the arrays into lists of the call, lets
+go, runs the kernels, and only then returns to Python, which may raise something.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function
 from portopt.kernels.host.kernel import CALL_SOURCE, GROUP_WORDS
+from portopt.kernels.host.step_inputs import HEAD
 
 _CALL = "".join(
     f"    {line}\n"
@@ -255,6 +257,11 @@ def kernel(context, params, grads, slots, inputs, step, call, new):
             raise ValueError
     if inputs == 0:
         return
+    given = pointer_to_int64(inputs - {HEAD})[0]
+    if given != 0:
+        with_norm = 0 if call != 0 and fields[3] != 0 else 1
+        if call_7(pointer_to_int64(given)[0], context[19], context[19], given, table, inputs, step, with_norm) != 0:
+            raise ValueError
     if call != 0 and fields[3] != 0:
         state = object_of_call_0(context[33])
         share(fields[3])

@@ -220,6 +220,11 @@ def _part() -> Any:
     return compile_function(_PART_SOURCE, "part")
 
 
+def stride_of_guess(total: int) -> int:
+    """Return the stride in which so many gradients are looked at for a guess of the largest."""
+    return (total // SAMPLES) | 1
+
+
 class GradientTable(NamedTuple):
     """Gradients of one dtype, which whoever has the table keeps alive.
 
@@ -271,7 +276,7 @@ class _Work:
         """Return the exponent of the bins for the largest of some gradients."""
         record = array("q", (0, 0))
         at = record.buffer_info()[0]
-        self._function(at, at, *self._given, 0, self._total, (self._total // SAMPLES) | 1, at)
+        self._function(at, at, *self._given, 0, self._total, stride_of_guess(self._total), at)
         return record[1]
 
     def parts(self, exponent: int) -> list[Bins]:

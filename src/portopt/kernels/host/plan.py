@@ -16,9 +16,8 @@ What a step needs besides, it has to itself, so that any number of threads may u
 from __future__ import annotations
 
 import itertools
-from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from portopt.backend import Backend, Leaf, is_interpreted
 from portopt.kernels.groups import grouped
@@ -26,17 +25,21 @@ from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
 from portopt.kernels.host.kernel import Inputs, Work, can_run, draws, host_kernel, make_works, places_of, shared_last
 from portopt.kernels.host.norm import GradientTable, gradient_norm
+from portopt.kernels.host.planned_norm import MOST_ELEMENTS, PlannedNorm
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.results import Results
+from portopt.kernels.host.scalar_script import ScalarScript, scalar_script
+from portopt.kernels.host.step_inputs import HEAD, StepInputs
 from portopt.kernels.host.totals import PlannedTotal, can_be_reduced
 from portopt.kernels.host.watch import Call, Still, Watch
+from portopt.kernels.rates import Rate, rates_program
 from portopt.kernels.totals import reducing
 from portopt.nested import rates_of
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 from portopt.protocols import Rule
 from portopt.scalars import MOST_STEPS
-from portopt.schedules import Schedule, is_schedule
+from portopt.schedules import is_ready_made, is_schedule
 from portopt.state import OptimizerState
 
 Trees = tuple[Any, Any, OptimizerState]
@@ -46,6 +49,18 @@ Shape = tuple[int, ...]
 
 _TOTALS = {"total_norm": gradient_norm}
 """What computes each of a program's totals."""
+
+
+class Computed(NamedTuple):
+    """What a step's call computes of the inputs.
+
+    Attributes:
+        rates: a script for the learning rates that are schedules, if any are.
+        norms: the norm of all gradients, by the name of the input, if it is needed.
+    """
+
+    rates: ScalarScript | None
+    norms: Mapping[str, PlannedNorm]
 
 
 class Plan:
@@ -62,6 +77,7 @@ class Plan:
         further: names of further inputs.
         is_noted: whether somebody is told of the written arrays.
         results: of steps that make new arrays; None for steps in place.
+        team: returns threads that should do a large step.
     """
 
     def __init__(
@@ -77,6 +93,7 @@ class Plan:
         *,
         is_noted: bool,
         results: Results | None,
+        team: Callable[[], threads.Team | None],
     ) -> None:
         self.program = next(iter(programs))
         self.backend = backend
@@ -99,9 +116,13 @@ class Plan:
         self._state_type: type[OptimizerState] = type(trees[2])
         self._total = sum(part.total for part in work)
         self._runs_at_once = threads.is_small(self._total)
+        self._team = team
         self._needs_call = is_noted or not self._runs_at_once
         # Inputs of the last step and the hyperparameters that were given for it.
-        self._kept: tuple[array[float], dict[str, Any]] | None = None
+        self._kept: tuple[StepInputs, dict[str, Any]] | None = None
+        self._script: tuple[list[Any], ScalarScript | None] = [], None
+        self._asked = {name for program in programs for name in program.scalar_inputs}
+        self._norms = self._planned_norms()
 
     def step(
         self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
@@ -110,29 +131,37 @@ class Plan:
 
         A step in place that has begun to write is finished, whatever is raised meanwhile.
         """
+        if self._runs_at_once:
+            return self._step(rule, params, grads, state, overrides)
+        with threads.by(self._team):
+            return self._step(rule, params, grads, state, overrides)
+
+    def _step(
+        self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
+    ) -> tuple[Any, OptimizerState] | None:
         if not self._is_for(state):
             return None
         if self.inputs:
-            given = self._given(grads, overrides)
-            if given is None:
+            split = self._given(grads, overrides)
+            if split is None:
                 return None
-            grads, overrides = given
+            grads, overrides = split
         slots, finished = state.slots, state.step + 1
-        kept, call = self._kept, None
-        if kept is not None and _same_numbers(overrides, kept[1]):
-            inputs = kept[0]
-        else:
+        kept, call, inputs = self._kept, None, None
+        if kept is not None and ((not overrides and not kept[1]) or _same_numbers(overrides, kept[1])):
+            given, inputs = kept[0], kept[0].of_step(slots)
+        if inputs is None:
             try:
                 checked = self._checked(rule, overrides)
                 if not self._runs(rule, checked):
                     return None
-                asked = any(name not in checked for program in self._programs for name in program.totals)
-                if asked or any(map(_is_of_the_user, rates_of(rule, checked))):
+                computed = self._computed(rule, checked)
+                if computed is None:
                     # No schedule of a user's is called for a step that another plan does.
                     call = self._looked((params, grads, slots), 0, 0, self._watch.begin())
                     if call is None:
                         return None
-                new_inputs = self._new_inputs(rule, state, checked, call)
+                new_inputs = self._new_inputs(rule, state, checked, call, computed)
             except Exception:
                 # Of several things that are wrong, the full check has an order of its own.
                 if self._watch.look(params, grads, slots):
@@ -140,9 +169,9 @@ class Plan:
                 return None
             if new_inputs is None:
                 return None
-            inputs = new_inputs
-            self._keep(inputs, rule, overrides, checked)
-        address = inputs.buffer_info()[0]
+            given, inputs = new_inputs, new_inputs.first()
+            self._kept = None if computed is None else (given, overrides)
+        address = inputs.buffer_info()[0] + HEAD
         results, trees = self._results, (params, grads, slots)
         if self._needs_call:
             call = call or self._watch.begin()
@@ -150,7 +179,8 @@ class Plan:
                 # No memory is asked for before it is known that the step will fill it.
                 if results is not None and self._looked(trees, 0, 0, call) is None:
                     return None
-                self._watch.share(call, address, finished)
+                before = given.passes(inputs, call.table.buffer_info()[0])
+                self._watch.share(call, address, finished, before)
         new = None if results is None else results.new()
         if not self._watch.look(params, grads, slots, address, finished, call, new) and (
             self._looked(trees, address, finished, call, new) is None
@@ -161,7 +191,7 @@ class Plan:
             params, slots = results.trees(new, params, slots)
         names = self.program.scalar_outputs
         if names:
-            slots = {**slots, **self._inputs.outputs(inputs, 0)}
+            slots = {**slots, **given.outputs(inputs)}
         return params, self._state_type(finished, slots)
 
     def _looked(
@@ -177,20 +207,51 @@ class Plan:
         """Return one of the program's totals over the arrays of a call, given what returns the scalars of a part of a program."""
         if total in self._totals:
             return self._totals[total].over(call.table, scalars_of)
-        op = self.program.totals[total]
-        name, first = str(self.program.ops[op.args[0]].reads), call.table.buffer_info()[0]
-        return _TOTALS[op.name](
-            [
-                GradientTable(
-                    dict(kernel.key.dtypes)[name],
-                    first + offset,
-                    kernel.width,
-                    kernel.columns.index(name),
-                    sizes,
-                )
-                for (kernel, *_), sizes, offset in zip(self._work, self._sizes, self._watch.offsets, strict=True)
+        return _TOTALS[self.program.totals[total].name](self._tables(total, call.table.buffer_info()[0]))
+
+    def _tables(self, total: str, first: int) -> list[GradientTable]:
+        """Return the arrays that a total is of as they are, given where the table of addresses begins."""
+        name = str(self.program.ops[self.program.totals[total].args[0]].reads)
+        return [
+            GradientTable(
+                dict(kernel.key.dtypes)[name],
+                first + offset,
+                kernel.width,
+                kernel.columns.index(name),
+                sizes,
+            )
+            for (kernel, *_), sizes, offset in zip(self._work, self._sizes, self._watch.offsets, strict=True)
+        ]
+
+    def _planned_norms(self) -> dict[str, PlannedNorm]:
+        """Return the totals that the step's call computes, by name, if it can compute all of them."""
+        names = _totals_of(self._programs)
+        if len(names) != 1 or self._totals or self._total >= MOST_ELEMENTS:
+            return {}
+        return {name: PlannedNorm(self._tables(name, 0)) for name in names}
+
+    def _computed(self, rule: Rule, overrides: Mapping[str, Any]) -> Computed | None:
+        """Return what the step's call computes of the inputs; None if something is left that changes from step to step."""
+        norms = {name: norm for name, norm in self._norms.items() if name not in overrides}
+        if any(name not in overrides and name not in norms for name in _totals_of(self._programs)):
+            return None
+        rates = {
+            name: rate
+            for name, rate in zip(rule.rates, rates_of(rule, overrides), strict=True)
+            if name in self._asked and is_schedule(rate)
+        }
+        if not rates:
+            return Computed(None, norms)
+        known, script = self._script
+        if len(known) != len(rates) or any(a is not b for a, b in zip(known, rates.values(), strict=True)):
+            found = [
+                Rate(name, rate, rule.hyperparameter_named(name).range)
+                for name, rate in rates.items()
+                if is_ready_made(rate)
             ]
-        )
+            script = scalar_script(rates_program(found), self._inputs.length) if len(found) == len(rates) else None
+            self._script = list(rates.values()), script
+        return None if script is None else Computed(script, norms)
 
     def _runs(self, rule: Rule, overrides: Mapping[str, Any]) -> bool:
         """Tell whether a step with these hyperparameters does what the kernels do."""
@@ -198,9 +259,9 @@ class Plan:
 
     def fits(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> bool:
         """Tell whether the plan would do a step, doing nothing."""
-        if not self._is_for(state) or (given := self._given(grads, overrides)) is None:
+        if not self._is_for(state) or (split := self._given(grads, overrides)) is None:
             return False
-        grads, overrides = given
+        grads, overrides = split
         if self._kept is None or not _same_numbers(overrides, self._kept[1]):
             try:
                 if not self._runs(rule, self._checked(rule, overrides)):
@@ -230,25 +291,24 @@ class Plan:
         return not is_interpreted()
 
     def _new_inputs(
-        self, rule: Rule, state: Any, overrides: Mapping[str, Any], call: Call | None
-    ) -> array[float] | None:
+        self, rule: Rule, state: Any, overrides: Mapping[str, Any], call: Call | None, computed: Computed | None
+    ) -> StepInputs | None:
+        norms = {} if computed is None else computed.norms
+
         def total(name: str, scalars_of: Callable[[Program], StepScalars]) -> float:
+            if name in norms:
+                return 1.0
             assert call is not None  # there is one where there are totals
             return self._over_all(name, scalars_of, call)
 
         scalars, _ = rule.step_scalars(self.backend, list(self._programs), state, overrides, total)
         values = self._inputs.values(scalars)
-        return array("d", values) if all(type(v) in (int, float) for v in values) else None
-
-    def _keep(self, inputs: array[float], rule: Rule, overrides: dict[str, Any], checked: Mapping[str, Any]) -> None:
-        """Keep the inputs for the next step if only the given numbers decide about them."""
-        scheduled = any(map(is_schedule, rates_of(rule, checked)))
-        is_constant = not (self.program.totals or self.program.scalar_outputs or scheduled)
-        self._kept = (inputs, overrides) if is_constant else None
-
-
-def _is_of_the_user(rate: Any) -> bool:
-    return is_schedule(rate) and not isinstance(rate, Schedule)
+        if not all(type(v) in (int, float) for v in values):
+            return None
+        outputs = tuple(self.program.scalar_outputs)
+        return StepInputs(
+            self._inputs, values, None if computed is None else computed.rates, norms, outputs, tuple(rule.scalar_slots)
+        )
 
 
 def _same_numbers(overrides: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
@@ -353,7 +413,19 @@ def make_plan(
         return "no kernel computes a total over all parameters"
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
     is_noted = note_written is not None
-    return Plan(backend, shapes, trees, watch, work, inputs, totals, further, is_noted=is_noted, results=results)
+    return Plan(
+        backend,
+        shapes,
+        trees,
+        watch,
+        work,
+        inputs,
+        totals,
+        further,
+        is_noted=is_noted,
+        results=results,
+        team=reader.team,
+    )
 
 
 def _not_plain(backend: Backend, params: Any, name: str, number: int, a: Any, read: Collection[str]) -> str:

@@ -195,9 +195,9 @@ def _part() -> Any:
 
 def rows_at_once(lines: int, elements: int) -> int:
     """Return how many lines, of altogether so many elements, one thread gets; the last one may get fewer."""
-    ready = threads.team_size()
-    most = min(elements // (ELEMENTS_PER_READY_THREAD if ready else ELEMENTS_PER_THREAD), lines)
-    return lines if most < 2 else -(-lines // min(ready or threads.get_num_threads(), most))
+    least = ELEMENTS_PER_READY_THREAD if threads.is_ready() else ELEMENTS_PER_THREAD
+    count = min(threads.most(), elements // least, lines)
+    return lines if count < 2 else -(-lines // count)
 
 
 def run(source: str, lines: int, elements: int, *values: int) -> None:

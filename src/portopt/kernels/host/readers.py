@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portopt.kernels.host.memory import address
+from portopt.kernels.host.threads import Team
 
 
 class Layout(NamedTuple):
@@ -46,6 +47,7 @@ class ArrayReader(NamedTuple):
         maker: given arrays, returns what makes new ones like them, whose elements are not set, C-contiguous.
         finished: called with the parameters before a step, and with the new ones; None if there is nothing to do.
         layout: what else is read; None for NumPy arrays.
+        team: returns the library's threads if they should do a large step.
     """
 
     function: int
@@ -57,6 +59,7 @@ class ArrayReader(NamedTuple):
     maker: Callable[[Sequence[Any]], Callable[[], list[Any]]]
     finished: Callable[[Sequence[Any], Sequence[Any]], None] | None = None
     layout: Layout | None = None
+    team: Callable[[], Team | None] = lambda: None
 
 
 _DLPACK_TYPES = {"float16": (2, 16), "bfloat16": (4, 16), "float32": (2, 32), "float64": (2, 64)}

@@ -339,6 +339,7 @@ NAMESPACE: dict[str, Any] = {
     "call_2": _call(2),
     "call_3": _call(3),
     "call_4": _call(4),
+    "call_7": _call(7),
     "object_of_call_0": _call(0, types.int64),
     "object_of_call_2": _call(2, types.int64),
     "call_kernel": _call(10),
@@ -378,6 +379,8 @@ SIGNATURES = {
     "norm_stages": types.void(_count, _count, _addresses, _addresses, _count, _count, _values, *[_count] * 4),
     # (context, params, grads, slots, inputs, step, call, new)
     "watch": types.void(_addresses, *[_count] * 7),
+    # (given, table, inputs, step, with_norm)
+    "numbers": types.void(*[_count] * 5),
     # (values..., start, stop)
     "lines": types.void(*[_count] * 9),
     # (); the address of its record is the first argument, so that it can be the start of a thread

@@ -1,10 +1,13 @@
 """Threads for large steps.
 
-Kernels run without the GIL on threads of the operating system rather than OpenMP's: two OpenMP runtimes in one process (torch
-brings its own) can deadlock or oversubscribe, and GNU's does not survive `fork`. The threads are made for one call and end
-before it returns, in one compiled function. So nothing can be raised while they write, no thread writes later, and there is
-nothing that a fork could break. A step of several passes is one call: between them threads wait awake, since to start one
-takes as long as to update many elements. How the elements are split never changes a bit, because each element is computed alone.
+Kernels run without the GIL on threads of the operating system rather than of an OpenMP runtime of portopt's own: two runtimes in
+one process (torch brings its own) can deadlock or oversubscribe, and GNU's does not survive `fork`. The threads are made for one
+call and end before it returns, in one compiled function. So nothing can be raised while they write, no thread writes later, and
+there is nothing that a fork could break. A step of several passes is one call: between them threads wait awake, since to start
+one takes as long as to update many elements. How the elements are split never changes a bit: each is computed alone.
+
+A library whose own threads wait awake on every processor lends them (`Team`). There are more parts of the work than threads, so
+that nobody waits long for one that comes late or is slow.
 
 `import portopt` imports this module, so it imports what it needs when it is needed.
 """
@@ -23,13 +26,21 @@ from typing import Any, NamedTuple
 ELEMENTS_PER_THREAD = 1 << 18
 """A thread gets at least so many elements: starting one costs about 50 µs, in which Adam updates this many."""
 
+LEAST_PARTS, MOST_PARTS = 4, 16
+"""Parts for each thread: so many of the elements that a thread gets at least, and of any number. With 128 of 10 million elements
+for each of two threads, steps took up to 13% longer than with 8: what a processor fetches ahead begins anew with each."""
+_ALIGNMENT = 64
+"""Of the first element of a part."""
+
 HEAD = 2
 """Words with which a record begins: first and last element (exclusive)."""
 
-_JOB_WORDS, _PASS_WORDS = 8, 48
-"""Words of a job and of each of its passes, as `Job` writes them; no two counters are in one line of a processor's cache."""
-_NEXT, _DONE = 8 * 16, 8 * 32
-"""Where a pass has the number of the next part, and that of the parts that are done, in bytes."""
+_APART = 16
+"""Words from one counter to the next: a processor hands over two lines of its cache together."""
+_JOB_WORDS, _CAME = 2 * _APART, 8 * _APART
+"""Words of a job, as `Job` writes them, and where among them the number of threads is that have come, in bytes."""
+_DONE, _TAKEN = 8 * _APART, 8 * 2 * _APART
+"""Where a pass has the number of parts that are done and, for each thread, of parts taken of those that are its own, in bytes."""
 _SPINS = 1 << 11
 """How often a thread looks whether others are done before it lets the system run something else: some 50 µs."""
 
@@ -37,12 +48,13 @@ SHARE = f'''def share(job):
     """Do all passes of a job, in as many threads as it wants and as there can be; return when all is done."""
     words = pointer_to_int64(job)
     if words[7] != 0:
-        call_4(words[7], words[3], job, words[2], 0)
+        call_4(words[7], words[3], job, words[8], 0)
         return
-    threads = pointer_to_int64(job + 8 * ({_JOB_WORDS} + {_PASS_WORDS} * words[1]))
+    behind = job + 8 * ({_JOB_WORDS} + words[9] * words[1])
+    threads = pointer_to_int64(behind)
     started = 0
     while started < words[2] - 1 and words[5] != 0:
-        if call_4(words[5], job + 8 * ({_JOB_WORDS} + {_PASS_WORDS} * words[1] + started), 0, words[3], job) != 0:
+        if call_4(words[5], behind + 8 * started, 0, words[3], job) != 0:
             break
         started += 1
     call_2(words[3], job, job)
@@ -65,20 +77,29 @@ _WORK_SOURCE = f'''"""What each thread does of a job."""
 
 
 def kernel():
-    """Do parts of each pass as long as there are any, and wait for those of other threads."""
+    """Do parts of each pass as long as there are any, first those that are its own, and wait for those of other threads."""
     address = first_argument()
     job = pointer_to_int64(address)
+    threads = job[2]
+    own = add_for_all(address + {_CAME}, 1)
+    if own >= threads:
+        return
     for k in range(job[1]):
-        at = address + 8 * ({_JOB_WORDS} + {_PASS_WORDS} * k)
+        at = address + 8 * ({_JOB_WORDS} + job[9] * k)
         given = pointer_to_int64(at)
         part = given[3]
         count = given[2]
-        number = add_for_all(at + {_NEXT}, 1)
-        while number < count:
-            record = given[0] + 8 * given[1] * number
-            call_2(part, record, record)
-            add_for_all(at + {_DONE}, 1)
-            number = add_for_all(at + {_NEXT}, 1)
+        for turn in range(threads):
+            whose = (own + turn) % threads
+            first = count * whose // threads
+            last = count * (whose + 1) // threads
+            taken = at + {_TAKEN} + {8 * _APART} * whose
+            number = first + add_for_all(taken, 1)
+            while number < last:
+                record = given[0] + 8 * given[1] * number
+                call_2(part, record, record)
+                add_for_all(at + {_DONE}, 1)
+                number = first + add_for_all(taken, 1)
         looked = 0
         while read_of_all(at + {_DONE}) < count:
             looked += 1
@@ -146,10 +167,24 @@ def is_small(total: int) -> bool:
     return total < 2 * ELEMENTS_PER_THREAD
 
 
-def ranges(total: int, alignment: int = 64) -> list[tuple[int, int]]:
+def worth(total: int) -> int:
+    """Return how many threads are worth their while for so many elements."""
+    return 1 if is_small(total) else min(_lent().most, total // ELEMENTS_PER_THREAD)
+
+
+def ranges(total: int) -> list[tuple[int, int]]:
     """Return the ranges that make up `range(total)`, one for each thread that is worth its while; at least one."""
-    parts = 1 if is_small(total) else min(get_num_threads(), total // ELEMENTS_PER_THREAD)
-    size = max(-(-total // parts // alignment) * alignment, 1)
+    return _ranges(total, worth(total))
+
+
+def parts(total: int) -> list[tuple[int, int]]:
+    """Return ranges that make up `range(total)`, more than one for each thread that is worth its while if there are several."""
+    count = worth(total)
+    return _ranges(total, count if count == 1 else min(MOST_PARTS * count, LEAST_PARTS * total // ELEMENTS_PER_THREAD))
+
+
+def _ranges(total: int, count: int) -> list[tuple[int, int]]:
+    size = max(-(-total // count // _ALIGNMENT) * _ALIGNMENT, 1)
     return [(start, min(start + size, total)) for start in range(0, total, size)] or [(0, 0)]
 
 
@@ -162,8 +197,8 @@ class Team:
     """Threads of a library's OpenMP runtime, for work between calls of that library: they are awake, and on every processor.
 
     Args:
-        parallel: address of `GOMP_parallel`, which LLVM's and Intel's runtimes have, too.
-        size: how many threads the library uses.
+        parallel: address of `GOMP_parallel`, which LLVM's and Intel's runtimes have, too; 0 for threads of portopt's own.
+        size: how many threads the library uses, and so no more of portopt's own either.
     """
 
     __slots__ = ("parallel", "size")
@@ -173,25 +208,54 @@ class Team:
         self.size = size
 
 
-_team: ContextVar[tuple[Team, int] | None] = ContextVar("portopt_team", default=None)
-"""A team, and how many of it take part."""
+class _Lent:
+    """The threads of a context, once they were asked for."""
+
+    def __init__(self, find: Callable[[], Team | None]) -> None:
+        self._find = find
+
+    # Looked up once: between products, which leave little of Python in the caches, each call takes several times as long.
+    @functools.cached_property
+    def team(self) -> Team | None:
+        """The team, None for as many threads of portopt's own as there may be."""
+        return self._find()
+
+    @functools.cached_property
+    def most(self) -> int:
+        """How many threads take part at most."""
+        team, most = self.team, get_num_threads()
+        return most if team is None else min(team.size, most)
+
+
+_context: ContextVar[_Lent | None] = ContextVar("portopt_team", default=None)
+
+
+def _lent() -> _Lent:
+    return _context.get() or _Lent(lambda: None)
 
 
 @contextlib.contextmanager
-def by(team: Team | None) -> Iterator[None]:
-    """Within this context, a team does what is shared; None for threads of portopt's own."""
-    # Looked up once: between products, which leave little of Python in the caches, each call takes several times as long.
-    before = _team.set(None if team is None else (team, min(team.size, get_num_threads())))
+def by(find: Callable[[], Team | None]) -> Iterator[None]:
+    """Within this context, the team that a function finds does what is shared, or threads of portopt's own if it returns None.
+
+    It is called when first there is something to share.
+    """
+    before = _context.set(_Lent(find))
     try:
         yield
     finally:
-        _team.reset(before)
+        _context.reset(before)
 
 
-def team_size() -> int:
-    """Return how many threads stand ready, 0 if they must be started."""
-    found = _team.get()
-    return 0 if found is None else found[1]
+def most() -> int:
+    """Return how many threads take part at most in what is shared."""
+    return _lent().most
+
+
+def is_ready() -> bool:
+    """Tell whether threads stand ready, else they must be started."""
+    team = _lent().team
+    return team is not None and team.parallel != 0
 
 
 class Pass(NamedTuple):
@@ -201,11 +265,13 @@ class Pass(NamedTuple):
         part: address of a compiled function of the prototype `"part"`, which is called with the address of a record.
         records: one after the other, for each part of the pass.
         words: how many words a record has.
+        memory: what else must live as long as the pass.
     """
 
     part: int
     records: array[int]
     words: int
+    memory: Any = None
 
     @property
     def parts(self) -> int:
@@ -221,6 +287,7 @@ class Job:
     Args:
         passes: what is done.
         memory: what else must live as long as the job.
+        at_most: how many threads are worth their while; 0 for as many as there are parts.
 
     Attributes:
         address: of the job, for `share`.
@@ -230,20 +297,22 @@ class Job:
 
     __slots__ = ("_passes", "_words", "address", "memory", "parts")
 
-    def __init__(self, passes: Sequence[Pass], memory: Any = None) -> None:
-        found = _team.get()
+    def __init__(self, passes: Sequence[Pass], memory: Any = None, at_most: int = 0) -> None:
+        lent = _lent()
         self.parts = max(given.parts for given in passes)
-        # Asked for more threads than it has, a library's runtime would start some, and change its own team.
-        threads = self.parts if found is None else min(self.parts, found[1])
-        # A word that the end of a thread clears; how many there are, and functions; then of each pass the records, their length,
-        # number and function, and two counters; then the threads.
-        job = array("q", bytes(8 * (_JOB_WORDS + _PASS_WORDS * len(passes) + threads)))
-        parallel = 0 if found is None else found[0].parallel
-        job[:_JOB_WORDS] = array(
-            "q", (0, len(passes), threads, address_of(_work()), *system_functions(), parallel if threads > 1 else 0)
-        )
+        threads = min(self.parts, lent.most, at_most or self.parts)
+        parallel, size = 0, 0
+        if threads > 1 and lent.team is not None:
+            # All of them come, and some leave again: asked for fewer, GNU's runtime ends the others, which torch starts anew.
+            parallel, size = lent.team.parallel, lent.team.size
+        pass_words = (2 + threads) * _APART
+        # A word that the end of a thread clears; how many passes and threads there are, functions and sizes; how many came. Then
+        # of each pass the records, their length, number and function, and the counters; then the threads.
+        job = array("q", bytes(8 * (_JOB_WORDS + pass_words * len(passes) + threads)))
+        words = 0, len(passes), threads, address_of(_work()), *system_functions(), parallel, size, pass_words
+        job[: len(words)] = array("q", words)
         for k, given in enumerate(passes):
-            at = _JOB_WORDS + _PASS_WORDS * k
+            at = _JOB_WORDS + pass_words * k
             job[at : at + 4] = array("q", (given.records.buffer_info()[0], given.words, given.parts, given.part))
         self._words, self._passes, self.memory = job, passes, memory
         self.address = job.buffer_info()[0]
@@ -256,7 +325,7 @@ class Job:
 
 
 def split(part: int, records: array[int], words: int) -> None:
-    """Call a part of the work with the address of each record, in as many threads as there are records.
+    """Call a part of the work with the address of each record, in no more threads than there are records.
 
     Args:
         part: address of a compiled function of the prototype `"part"`.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portopt.backend import Leaf
+from portopt.kernels.host import threads
 from portopt.kernels.host.kernel import Inputs, Passes, Work, group_words
 from portopt.kernels.host.look import ABSENT, ASIDE, KNOWN, MADE, MISFIT, READ, WRITTEN, compiled_look, python_functions
 from portopt.kernels.host.readers import ArrayReader, Layout
@@ -36,9 +37,9 @@ class Call:
         self._fields = array("q", (id(self.written), id(self.gradients), table.buffer_info()[0], 0, 0))
         self.address = self._fields.buffer_info()[0]
 
-    def share(self, passes: Passes, inputs: int, step: int, outputs: int) -> None:
-        """Let threads do the work."""
-        job = passes.job(self.table.buffer_info()[0], inputs, step, outputs)
+    def share(self, passes: Passes, inputs: int, step: int, outputs: int, before: Sequence[threads.Pass] = ()) -> None:
+        """Let threads do the work, after some other passes."""
+        job = passes.job(self.table.buffer_info()[0], inputs, step, outputs, before)
         self._fields[3] = job.address
         self._keep_alive = job
 
@@ -210,9 +211,9 @@ class Watch:
         """Return what a call needs that lets go of the global interpreter lock, or is followed by another one."""
         return Call(*self._lengths, self._table[:])
 
-    def share(self, call: Call, inputs: int, step: int) -> None:
-        """Let threads do the step of a call."""
-        call.share(self._passes, inputs, step, inputs)
+    def share(self, call: Call, inputs: int, step: int, before: Sequence[threads.Pass] = ()) -> None:
+        """Let threads do the step of a call, after some other passes."""
+        call.share(self._passes, inputs, step, inputs, before)
 
     def look(
         self,
@@ -230,7 +231,7 @@ class Watch:
             params: parameters, as a tree.
             grads: gradients.
             slots: the slots of the state.
-            inputs: address of the kernels' inputs, to do the step at once; 0 not to do it.
+            inputs: address of the kernels' inputs, as `StepInputs` has them, to do the step at once; 0 not to do it.
             step: number of the step, from 1.
             call: gets references to the arrays and their addresses. If it already has, the trees are not looked at any more.
             new: the arrays that the step fills, where it makes new ones.

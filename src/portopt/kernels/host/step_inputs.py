@@ -1,0 +1,142 @@
+"""The inputs of a planned step's kernels, and what the step's own call computes of them: learning rates of schedules, the norm.
+
+Inputs are in memory that belongs to one step. Before them is a word that says where it is written what is to be computed yet, and
+behind them is what that needs. None of it is Python's, so the look that precedes the kernels comes after all that is.
+"""
+
+from __future__ import annotations
+
+import functools
+from array import array
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from portopt.kernels.host import threads
+from portopt.kernels.host.compiler import compile_function
+from portopt.kernels.host.kernel import Inputs
+from portopt.kernels.host.planned_norm import NORM, PlannedNorm
+from portopt.kernels.host.scalar_script import RUN_SCRIPT, ScalarScript
+from portopt.kernels.rates import ARE_ALLOWED
+
+HEAD = 8
+"""Bytes before the inputs: the address of the words that say what is to be computed; 0 if nothing is."""
+
+_SOURCE = f'''"""What a planned step computes of its kernels' inputs."""
+
+
+{RUN_SCRIPT}
+
+{NORM}
+
+def kernel(given, table, inputs, step, with_norm):
+    """Compute learning rates, and the norm; raise an error, having written no array, if a rate is not allowed."""
+    words = pointer_to_int64(given)
+    numbers = pointer_to_float64(inputs)
+    if words[2] != 0:
+        numbers[words[3]] = numpy_float64(step)
+        run_script(pointer_to_int64(words[1]), words[2], numbers)
+        if numbers[words[4]] == 0.0:
+            raise ValueError
+        rates = pointer_to_int64(words[5])
+        for k in range(words[6]):
+            numbers[rates[2 * k]] = numbers[rates[2 * k + 1]]
+    if words[8] != 0 and with_norm != 0:
+        norm = norm_of_all(words[7], words[8], words[9], table, inputs + 8 * words[10])
+        places = pointer_to_int64(words[11])
+        for k in range(words[12]):
+            numbers[places[k]] = norm
+'''
+
+
+@functools.cache
+def _compiled() -> int:
+    return threads.address_of(compile_function(_SOURCE, "numbers"))
+
+
+class StepInputs:
+    """What the kernels of a step are given, as far as it is the same in all steps, and what is computed of it.
+
+    Args:
+        inputs: where the kernels' inputs are.
+        values: of the inputs; of those that are computed, any.
+        rates: a script that computes the learning rates that are schedules, with numbers of its own from `inputs.length` on.
+        norms: what computes the norm of all gradients, by the name of the input; none or one.
+        outputs: the names of the scalars of the state that the kernels compute.
+        state: the names of all scalars of the state.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        values: Sequence[float],
+        rates: ScalarScript | None,
+        norms: Mapping[str, PlannedNorm],
+        outputs: Sequence[str],
+        state: Sequence[str],
+    ) -> None:
+        first = 1 + inputs.places[0][1] // 8
+        self._outputs, self._outputs_at = outputs, slice(first, first + len(outputs))
+        self._state = [(name, [1 + k for k in inputs.numbers_of(name)]) for name in state]
+        self._values = array("d", (0.0, *values))
+        self._norm: PlannedNorm | None = None
+        self._norm_at: list[int] = []
+        if rates is None and not norms:
+            self._is_constant = not outputs
+            return
+        self._is_constant = False
+        words = array("q", bytes(8 * 13))
+        words[0] = _compiled()
+        self._keep_alive: list[Any] = [words, rates]
+        if rates is not None and len(rates) > 0:
+            self._values.extend(rates.constants)
+            computed = [name for name in rates.places if name not in ("t", ARE_ALLOWED)]
+            moves = array(
+                "q", [k for n in computed for place in inputs.numbers_of(n) for k in (place, rates.places[n])]
+            )
+            words[1], words[2] = rates.words.buffer_info()[0], len(rates)
+            words[3], words[4] = rates.places["t"], rates.places[ARE_ALLOWED]
+            words[5], words[6] = moves.buffer_info()[0], len(moves) // 2
+            self._keep_alive.append(moves)
+        for name, norm in norms.items():
+            self._norm, self._norm_at = norm, inputs.numbers_of(name)
+            places = array("q", self._norm_at)
+            words[7:13] = array(
+                "q",
+                (norm.address, len(norm), norm.total, len(self._values) - 1, places.buffer_info()[0], len(places)),
+            )
+            self._values.extend([0.0] * norm.memory_words)
+            self._keep_alive += [norm, places]
+        with memoryview(self._values) as numbers, numbers.cast("B") as octets, octets.cast("q") as whole:
+            whole[0] = words.buffer_info()[0]
+
+    def of_step(self, slots: Mapping[str, Any]) -> array[float] | None:
+        """Return the memory of a step, given the slots of the state; None if a scalar among them is not a Python number."""
+        if self._is_constant:
+            return self._values
+        values = self._values[:]
+        for name, places in self._state:
+            value = slots.get(name)
+            if type(value) is not float:
+                return None
+            for place in places:
+                values[place] = value
+        return values
+
+    def first(self) -> array[float]:
+        """Return the memory of the step whose values were given."""
+        return self._values if self._is_constant else self._values[:]
+
+    def outputs(self, values: array[float]) -> dict[str, float]:
+        """Return the new scalars of the state that the kernels have left in a step's memory."""
+        return dict(zip(self._outputs, values[self._outputs_at], strict=True))
+
+    def passes(self, values: array[float], table: int) -> list[threads.Pass]:
+        """Return the passes to do before all others, if threads do a step.
+
+        Args:
+            values: the step's memory.
+            table: address of the table of addresses.
+        """
+        if self._norm is None:
+            return []
+        return self._norm.passes(table, [values.buffer_info()[0] + HEAD + 8 * place for place in self._norm_at])
