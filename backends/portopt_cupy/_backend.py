@@ -19,12 +19,15 @@ from portopt.backend import (
     MemoryRange,
     Mode,
     Work,
+    described,
     is_interpreted,
 )
 from portopt.imports import imported
 from portopt.kernels import launch, products
 from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.cuda.library import CudaLibrary
+from portopt.kernels.device_plan import make_device_plan
+from portopt.kernels.host import compiler
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program
 from portopt.program.primitives import Primitives
@@ -163,6 +166,27 @@ class CupyBackend(ArrayAPIBackend):
         if is_interpreted():
             return "it is inside portopt.interpreted(), which switches the kernels off"
         return None if launch.can_run(program) else "no kernel holds all of the program"
+
+    def plan(
+        self,
+        programs: Sequence[Program],
+        trees: Any,
+        parameters: Sequence[Arrays],
+        *,
+        in_place: bool = True,
+        same_arrays: bool = True,
+    ) -> Any:
+        if is_interpreted() or not compiler.available():
+            return "the numbers of a step are computed by a function that numba compiles, and there is none"
+        if not parameters:
+            return "no parameter has a gradient"
+        if not (in_place and same_arrays):
+            return "on a GPU only steps in place on the same arrays are planned"
+        reader = importlib.import_module("portopt_cupy._layout").reader(int(parameters[0]["p"].device.id))
+        if reader is None:
+            return "this CuPy keeps its arrays in memory otherwise than the compiled function reads them"
+        found = make_device_plan(self._library, self, programs, trees, described(self, parameters), reader)
+        return "arrays, containers or the program are not such as a plan can watch" if found is None else found
 
     def memory_range(self, array: Any) -> MemoryRange:
         device = f"cuda:{array.device.id}"

@@ -32,6 +32,7 @@ from portopt.kernels import launch
 from portopt.kernels import products as gpu_products
 from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.cuda.library import CudaLibrary
+from portopt.kernels.device_plan import make_device_plan
 from portopt.kernels.host import compiler, joined, kernel, memory, norm, readers, segments, threads, totals, trial
 from portopt.kernels.host import products as host_products
 from portopt.kernels.host.plan import can_plan, make_plan
@@ -441,15 +442,27 @@ class TorchBackend(ArrayAPIBackend):
         in_place: bool = True,
         same_arrays: bool = True,
     ) -> Any:
-        if not all(arrays["p"].is_cpu and not self._runs_kernels(arrays["p"]) for arrays in parameters):
-            return "only steps on tensors in host memory are planned"
-        if is_interpreted() or not compiler.available() or not can_plan(programs):
+        tensors = [arrays["p"] for arrays in parameters]
+        on_device = all(map(self._runs_kernels, tensors))
+        if is_interpreted() or not compiler.available():
+            return "not all of the step is done by kernels"
+        if not tensors:
+            return "no parameter has a gradient"
+        if not on_device and not all(tensor.is_cpu for tensor in tensors):
+            return "only steps on tensors in host memory, or all on CUDA devices, are planned"
+        if not on_device and not can_plan(programs):
             return "not all of the step is done by kernels"
         leaves = described(self, parameters)
         if any(leaf.is_part for leaf in leaves) and not all(p.is_elementwise for p in programs):
             return "results depend on what other processes hold of the parameters"
-        if (reader := _reader()) is None:
+        if (reader := _reader(_text(tensors[0].device))) is None:
             return "this torch (before 2.10) has no functions in C that say where a tensor lies (DLPack's exchange API)"
+        if on_device:
+            if not (in_place and same_arrays):
+                return "on a GPU only steps in place on the same arrays are planned"
+            given = self._library, self, programs, trees, leaves, reader, _increment_version()
+            found = make_device_plan(*given)
+            return "arrays, containers or the program are not such as a plan can watch" if found is None else found
         return make_plan(
             self, programs, trees, leaves, reader, _increment_version(), in_place=in_place, same_arrays=same_arrays
         )
@@ -518,47 +531,53 @@ def _increment_version() -> Any:
 
 
 @functools.cache
-def _reader() -> readers.ArrayReader | None:
-    """Return how the compiled look reads tensors; None where torch (before 2.10) has no DLPack exchange API."""
-    torch = sys.modules["torch"]
-    memory = importlib.import_module("portopt_torch._layout")
+def _reader(device: str) -> readers.ArrayReader | None:
+    """Return how the compiled look reads tensors on a device; None where torch (before 2.10) has no DLPack exchange API."""
+    torch, memory = sys.modules["torch"], _layout()
     layout = memory.find_layout()
     if layout is None:
         return None
     function = readers.exchange_function(torch.Tensor)
     if not function:
         return None
-    kinds = torch.Tensor, torch.nn.Parameter
+    kinds, place = (torch.Tensor, torch.nn.Parameter), torch.device(device)
+    on_host = place.type == "cpu"
     reader = readers.ArrayReader(
         function,
         lambda tensor: readers.exchange_dtype(backend.dtype_name(tensor)),
         lambda tensor: int(tensor.data_ptr()),
         kinds,
-        lambda tensor: type(tensor) in kinds and tensor.is_cpu and _is_dense(tensor),
-        _dense,
+        lambda tensor: type(tensor) in kinds and tensor.device == place and _is_dense(tensor),
+        functools.partial(_dense, place),
         _maker,
         _finished,
-        layout,
+        layout if on_host else memory.on_device(layout, place),
         _team().working_team,
+        readers.HOST if on_host else readers.cuda_device(place.index),
     )
 
+    def zeros(*shape: int, **options: Any) -> Any:
+        return torch.zeros(shape, device=place, **options)
+
     def wrong(like: Any) -> list[Any]:
-        without_memory = torch.zeros(3, 4, device="cpu")
+        without_memory = zeros(3, 4)
         without_memory.untyped_storage().resize_(0)
         return [
-            torch._neg_view(torch.zeros(3, 4)),
-            torch._efficientzerotensor((3, 4)),
-            torch._to_functional_tensor(torch.zeros(3, 4)),
+            torch._neg_view(zeros(3, 4)),
+            torch._efficientzerotensor((3, 4), device=place),
+            torch._to_functional_tensor(zeros(3, 4)),
             without_memory,
-            torch.zeros(4, 3),
-            torch.zeros(3, 4, dtype=torch.int32),
-            torch.zeros(6, 4)[::2],
-            torch.zeros(4, 3).T,
-            torch.zeros(3, 4).to_sparse(),
+            zeros(4, 3),
+            zeros(3, 4, dtype=torch.int32),
+            zeros(6, 4)[::2],
+            zeros(4, 3).T,
+            zeros(3, 4).to_sparse(),
             torch.zeros(3, 4, device="meta"),
+            *([] if on_host else [torch.zeros(3, 4, device="cpu")]),
         ]
 
-    return reader if memory.elsewhere(lambda: trial.works(reader, torch.tensor, wrong)) else None
+    make = functools.partial(torch.tensor, device=place)
+    return reader if memory.elsewhere(lambda: trial.works(reader, make, wrong)) else None
 
 
 def _team() -> Any:
@@ -569,10 +588,10 @@ def _is_dense(tensor: Any) -> bool:
     return bool(tensor.layout is sys.modules["torch"].strided and tensor.is_contiguous() and not tensor.is_neg())
 
 
-def _dense(gradient: Any) -> Any:
-    """Return a contiguous tensor with the elements of a gradient; itself if it is one, or has no elements in memory."""
+def _dense(device: Any, gradient: Any) -> Any:
+    """Return a contiguous tensor with the elements of a gradient; itself if it is one, or has no elements in memory there."""
     torch = sys.modules["torch"]
-    if type(gradient) not in (torch.Tensor, torch.nn.Parameter) or not gradient.is_cpu:
+    if type(gradient) not in (torch.Tensor, torch.nn.Parameter) or gradient.device != device:
         return gradient
     if gradient.layout is not torch.strided or _why_without_elements(gradient) is not None or _is_dense(gradient):
         return gradient

@@ -71,6 +71,13 @@ def _find_layout() -> Layout | None:
     return Layout(of_inner, of_keys, _signed(mask), _signed(expected), of_storage, of_memory, of_size)
 
 
+def on_device(layout: Layout, device: torch.device) -> Layout:
+    """Return the layout of tensors on a device, given that of tensors in the host's memory."""
+    mask, _ = plain_keys()
+    keys = elsewhere(lambda: dispatch_keys(torch.empty(0, device=device)))
+    return layout._replace(expected=_signed(keys & mask))
+
+
 def _word(addresses: Sequence[int], values: Sequence[int], count: int) -> int | None:
     """Return the first word that has the values in the objects at the addresses, all of them."""
     objects = [(ctypes.c_uint64 * count).from_address(address) for address in addresses]

@@ -15,7 +15,7 @@
 
 namespace {
 
-enum { SUCCESS, INVALID = 1, NOT_READY = 600, LAUNCH, UPLOAD, FILL, RECORD };
+enum { SUCCESS, INVALID = 1, NOT_READY = 600, LAUNCH, UPLOAD, RECORD };
 
 struct Module {
     void *library;
@@ -231,17 +231,6 @@ int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t size, void *stream)
     queue({UPLOAD, (long long)(intptr_t)stream, (long long)size, 0, ""}, [=] {
         if (is_running)
             memcpy(to, from, size);
-    });
-    return SUCCESS;
-}
-
-int cuMemsetD32Async(void *to, unsigned int value, size_t count, void *stream)
-{
-    if (contexts.empty())
-        return INVALID;
-    queue({FILL, (long long)(intptr_t)stream, (long long)count, 0, ""}, [=] {
-        for (size_t k = 0; is_running && k < count; k++)
-            ((unsigned int *)to)[k] = value;
     });
     return SUCCESS;
 }

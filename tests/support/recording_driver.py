@@ -20,7 +20,7 @@ from support.cuda_on_host import BLOCKS, THREADS, compiled, find_compiler
 from portopt.kernels.cuda import driver, kernels, nvrtc
 
 _SOURCE = Path(__file__).with_name("recording_driver.cpp")
-_KINDS = {601: "launch", 602: "upload", 603: "fill", 604: "record"}
+_KINDS = {601: "launch", 602: "upload", 603: "record"}
 _KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(')
 _PACKED = """
 #include <tuple>
@@ -49,7 +49,7 @@ class Entry(NamedTuple):
     """What was queued.
 
     Attributes:
-        kind: `"launch"`, `"upload"`, `"fill"`, or `"record"` of an event.
+        kind: `"launch"`, `"upload"`, or `"record"` of an event.
         stream: where.
         size: bytes of arguments or of an upload.
         blocks: of a launch.

@@ -24,6 +24,11 @@ class HostTorch(_cuda.TorchLibrary):
     may_wait = False
     current_stream = STREAM
 
+    @property
+    def allocated(self) -> int:
+        """How many pieces of memory were asked for."""
+        return len(self._kept)
+
     def __init__(self) -> None:
         # As in torch's own allocator of a device, memory is not taken away from what is queued.
         self._kept: list[Any] = []

@@ -176,6 +176,19 @@ class TestMeasuring:
         monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: now[0]))
         assert measuring.alternate([step], [3], 2, lambda: None) == [[0.25, 0.25]]
 
+    def test_what_comes_before_each_step_is_not_timed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now, calls = [0.0], list[str]()
+
+        def take(name: str, seconds: float) -> None:
+            calls.append(name)
+            now[0] += seconds
+
+        monkeypatch.setattr(measuring, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+        steps = [lambda: take("a", 0.25), lambda: take("b", 0.5)]
+        found = measuring.alternate(steps, [2, 1], 1, lambda: None, [lambda: take("before a", 1.0), None])
+        assert found == [[0.25], [0.5]]
+        assert calls == ["a", "before a", "a", "before a", "a", "b"]
+
     def test_short_steps_are_repeated_within_a_sample(self) -> None:
         assert measuring.steps_per_sample(lambda: time.sleep(0.002), 0.001) == 1
         assert measuring.steps_per_sample(lambda: None, 0.001) > 50
@@ -332,6 +345,41 @@ def test_named_rules_shapes_and_backends_are_measured_in_order(tmp_path: Path, c
     printed = capsys.readouterr().out
     assert "SGD (momentum 0.9)" in printed
     assert f"1000x256: {QUICK_TENSORS} tensors" in printed
+
+
+@pytest.mark.usefixtures("known_first_steps")
+def test_a_backward_pass_comes_before_each_step_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: OUTPUT
+) -> None:
+    passes: list[object] = []
+    monkeypatch.setattr(contenders.TorchOptim, "backward", lambda self: lambda: passes.append(self))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    report = report_of(
+        "--backend", "torch", "--backend", "numpy", "--against", "torch", "--backward", tmp_path=tmp_path
+    )
+    (group,) = report["groups"]
+    assert group["backward"]
+    assert {c["backend"] for c in group["contenders"]} == {"torch"}
+    assert len(passes) == sum(c["steps_per_sample"] for c in group["contenders"])
+    reason = "there is no backward pass on arrays of numpy to do before each step"
+    assert {(e["name"], e["reason"]) for e in report["not_run"]} == {
+        (f"portopt numpy {mode} (Adam, mlp-digits)", reason) for mode in ("apply", "apply_")
+    }
+    printed, markdown = capsys.readouterr().out, as_markdown(report)
+    for text in printed.replace("\n", " "), markdown:
+        assert "each step after a backward pass" in text
+        assert "OMP_WAIT_POLICY=PASSIVE" in text
+
+
+def test_a_backward_pass_gives_gradients_to_a_model_of_torch() -> None:
+    import torch
+
+    backward = PEERS["torch"].backward()
+    assert backward is not None
+    with torch.profiler.profile() as profile:
+        backward()
+    assert any("AddmmBackward" in event.key for event in profile.key_averages())
+    assert PEERS["optax"].backward() is None
 
 
 OWN_RULE = """\

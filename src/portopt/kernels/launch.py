@@ -44,9 +44,8 @@ def gradient_norm(library: CudaLibrary, gradients: Sequence[Any]) -> GradientNor
         launches = []
         for dtype, members in positions(map(library.dtype, dense)).items():
             addresses, sizes = [[library.address(dense[i])] for i in members], [library.size(dense[i]) for i in members]
-            table = library.table(addresses, sizes, library.chunk, device)
-            if table is not None:
-                launches.append((library.norm_module(dtype), table))
+            (table,) = library.tables(addresses, [(sizes, library.chunk)], device)
+            launches.append((library.norm_module(dtype), table))
         blocks = [library.blocks_of_norm(table, device) for _, table in launches]
         norm = library.new_norm(sum(blocks), device)
         for k, (module, table) in enumerate(launches):
@@ -214,9 +213,8 @@ class _Job:
             with library.on(of.device):
                 if of.passes is None:
                     sizes = [library.size(dense[i]["p"]) for i in of.members]
-                    table = library.table(of.addresses, sizes, library.chunk, of.device)
-                    if table is not None:
-                        library.launch(of.module, UPDATE, table, of.arguments, of.device)
+                    (table,) = library.tables(of.addresses, [(sizes, library.chunk)], of.device)
+                    library.launch(of.module, UPDATE, table, of.arguments, of.device)
                 else:
                     _run_passes(library, of, of.passes)
         return outputs
@@ -284,9 +282,21 @@ def _run_passes(library: CudaLibrary, of: _Launches, passes: Passes) -> None:
         [*own, *lengths, at + 8 * start, number]
         for own, lengths, start, number in zip(of.addresses, of.lengths, starts[:-1], of.numbers, strict=True)
     ]
-    for step in passes.passes:
-        _run_pass(library, of, passes, step, rows, of.lengths)
+    tables = library.tables(rows, cuts(library, passes, of.lengths), of.device)
+    for step, table in zip(passes.passes, tables, strict=True):
+        library.launch(of.module, step.name, table, of.arguments, of.device)
     del memory
+
+
+def cuts(library: CudaLibrary, passes: Passes, lengths: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
+    """Return for how many elements of each parameter each pass has something to do, and how many are a chunk."""
+    return [_cut(library, passes, step, lengths) for step in passes.passes]
+
+
+def _cut(library: CudaLibrary, passes: Passes, step: Pass, lengths: Sequence[Sequence[int]]) -> tuple[list[int], int]:
+    stages = passes.stages
+    source = stages.source(step.reductions[0]) if step.kind == "lines" else stages.space
+    return list(map(step.units, lengths)), library.chunk_of(step, source)
 
 
 def _run_pass(
@@ -297,12 +307,8 @@ def _run_pass(
     rows: Sequence[Sequence[int]],
     lengths: Sequence[Sequence[int]],
 ) -> None:
-    stages = passes.stages
-    source = stages.source(step.reductions[0]) if step.kind == "lines" else stages.space
-    units = list(map(step.units, lengths))
-    table = library.table(rows, units, library.chunk_of(step, source), of.device)
-    if table is not None:
-        library.launch(of.module, step.name, table, of.arguments, of.device)
+    (table,) = library.tables(rows, [_cut(library, passes, step, lengths)], of.device)
+    library.launch(of.module, step.name, table, of.arguments, of.device)
 
 
 def _total_of(library: CudaLibrary, launches: Sequence[_Launches], device: Any) -> float:

@@ -94,7 +94,7 @@ class NormDependence:
         Args:
             inputs: the program's scalar inputs by name; the norm is not looked at.
         """
-        program = _host_program(self)
+        program = host_program(self)
         values = StepScalars(program, HOST, {n: v for n, v in inputs.items() if n in program.scalar_inputs}).outputs()
         return {int(name): value for name, value in values.items() if name.isdigit()}
 
@@ -141,7 +141,8 @@ def _unrounded(program: Program) -> tuple[int, ...]:
 
 
 @functools.lru_cache(maxsize=512)
-def _host_program(split: NormDependence) -> Program:
+def host_program(split: NormDependence) -> Program:
+    """Return the program of the scalars that `NormDependence.host_scalars` returns, each a scalar of the state by its index."""
     rounded = [j for _, j in split.rounded_on_host]
     wanted = [*split.given, *rounded, *split.unrounded, *split.program.scalar_outputs.values()]
     of_parameter = split.program.parameter_scalars

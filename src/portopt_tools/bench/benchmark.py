@@ -34,6 +34,7 @@ class Settings:
         repeats: samples of each contender; None means the default.
         threads: how many threads each library uses; None leaves each its default.
         interpreted: whether portopt's steps without fused kernels take part.
+        backward: whether there is a backward pass before each step, which is not timed.
         quick: small sets, short samples and few of them.
     """
 
@@ -44,6 +45,7 @@ class Settings:
     repeats: int | None = None
     threads: int | None = None
     interpreted: bool = False
+    backward: bool = False
     quick: bool = False
 
 
@@ -98,7 +100,15 @@ def measure(settings: Settings, command: str, watch: Watch) -> tuple[dict[str, A
             ]
             while left:
                 shapes, case = left[0]
-                group = Group(case, shapes, backends, peers, not_run, interpreted=settings.interpreted)
+                group = Group(
+                    case,
+                    shapes,
+                    backends,
+                    peers,
+                    not_run,
+                    interpreted=settings.interpreted,
+                    backward=settings.backward,
+                )
                 measured = group.measure(streams, effort.sample_seconds, repeats, watch)
                 groups += [measured] if measured is not None else []
                 del left[0]

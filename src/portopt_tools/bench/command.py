@@ -56,6 +56,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--interpreted", action="store_true", help="also measure portopt without fused kernels, operation by operation"
     )
     parser.add_argument(
+        "--backward",
+        action="store_true",
+        help="before each step do a forward and a backward pass, whose time does not count; only on arrays of torch",
+    )
+    parser.add_argument(
         "--quick",
         action="store_true",
         help="small arrays and few samples, by default Adam on the smallest set: shows that all works, not how fast",
@@ -78,6 +83,7 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
         repeats=arguments.repeats,
         threads=arguments.threads,
         interpreted=arguments.interpreted,
+        backward=arguments.backward,
         quick=arguments.quick,
     )
     with progress(quiet=arguments.quiet) as shown:

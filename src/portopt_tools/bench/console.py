@@ -11,6 +11,7 @@ from portopt_tools.bench.wording import (
     Report,
     bandwidth,
     duration,
+    environment_line,
     libraries,
     not_run_lines,
     rule_name,
@@ -23,6 +24,8 @@ from portopt_tools.bench.wording import (
 def print_report(console: Console, report: Report) -> None:
     """Print a table for each shape set, the first steps, and what was not run."""
     others = libraries(report)
+    if (line := environment_line(report)) is not None:
+        console.print(Text(line), soft_wrap=True)
     for groups in shape_sets(report).values():
         _print_set(console, groups, others)
     if others:

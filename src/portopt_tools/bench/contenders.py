@@ -159,6 +159,9 @@ class Peer(Protocol):
     def contenders(self, optimizer: Optimizer, backend: Backend) -> list[Contender]:
         """Return the implementations that the library has of a rule of which it has a counterpart."""
 
+    def backward(self) -> Step | None:
+        """Return a forward and a backward pass of a model on the backend; None if the library has none apart from its steps."""
+
 
 class TorchOptim:
     """`torch.optim`, in each of its implementations."""
@@ -177,6 +180,17 @@ class TorchOptim:
             Contender(self.name, backend.name, mode, self._step(backend, arguments))
             for mode, arguments in implementations.items()
         ]
+
+    def backward(self) -> Step:
+        torch = importlib.import_module("torch")
+        layers = [torch.nn.Linear(512, 2048), torch.nn.ReLU(), torch.nn.Linear(2048, 512)]
+        model, inputs = torch.nn.Sequential(*layers), torch.ones(256, 512)
+
+        def backward() -> None:
+            model.zero_grad()
+            model(inputs).square().mean().backward()
+
+        return backward
 
     def _has_fused(self, optimizer: Optimizer) -> bool:
         torch = importlib.import_module("torch")
@@ -213,6 +227,9 @@ class Optax:
 
     def contenders(self, optimizer: Optimizer, backend: Backend) -> list[Contender]:
         return [Contender(self.name, backend.name, "jit, donated", self._step(backend))]
+
+    def backward(self) -> None:
+        """Return None: JAX computes gradients and steps in one program."""
 
     def _step(self, backend: Backend) -> Callable[[Inputs], Step]:
         def prepare(inputs: Inputs) -> Step:

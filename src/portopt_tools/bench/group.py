@@ -9,7 +9,15 @@ from portopt.backend import get_backend
 from portopt_tools import stopping
 from portopt_tools.bench import cases, machine, measuring
 from portopt_tools.bench.cases import Case
-from portopt_tools.bench.contenders import Contender, Inputs, Peer, memory_needed, portopt_contenders, why_not_compared
+from portopt_tools.bench.contenders import (
+    PEERS,
+    Contender,
+    Inputs,
+    Peer,
+    memory_needed,
+    portopt_contenders,
+    why_not_compared,
+)
 from portopt_tools.bench.participants import NotMeasured, not_measured
 from portopt_tools.bench.shapes import ShapeSet
 from portopt_tools.progress import Watch
@@ -32,6 +40,7 @@ class Group:
         not_run: list[NotMeasured],
         *,
         interpreted: bool,
+        backward: bool,
     ) -> None:
         self.case = case
         self.shapes = shapes
@@ -46,6 +55,15 @@ class Group:
                 self.contenders += peer.contenders(case.optimizer, get_backend(peer.backend))
             else:
                 not_run.append(not_measured(f"{peer.name} ({self.name})", reason))
+        self._before: dict[str, measuring.Step] = {}
+        if backward:
+            passes = {name: _backward(name) for name in dict.fromkeys(c.backend for c in self.contenders)}
+            self._before = {name: found for name, found in passes.items() if found is not None}
+            for contender in self.contenders:
+                if contender.backend not in self._before:
+                    reason = f"there is no backward pass on arrays of {contender.backend} to do before each step"
+                    not_run.append(not_measured(f"{contender.name} ({self.name})", reason))
+            self.contenders = [c for c in self.contenders if c.backend in self._before]
         self.bytes_moved = 4 * cases.elements_moved(case.optimizer, shapes.shapes)
 
     def measure(
@@ -87,7 +105,11 @@ class Group:
             counts.append(count)
             memory.append(extra)
         samples = measuring.alternate(
-            [*steps, *(stream.step for stream in streams)], [*counts, *(1 for _ in streams)], repeats, advance
+            [*steps, *(stream.step for stream in streams)],
+            [*counts, *(1 for _ in streams)],
+            repeats,
+            advance,
+            [*(self._before.get(c.backend) for c in taking_part), *(None for _ in streams)],
         )
         rates = [
             {
@@ -111,6 +133,7 @@ class Group:
             "rule": self.case.rule,
             "options": dict(self.case.options),
             "shapes": self.shapes.name,
+            "backward": bool(self._before),
             "tensors": len(self.shapes.shapes),
             "parameters": self.shapes.parameters,
             "bytes_per_step": self.bytes_moved,
@@ -137,6 +160,11 @@ class Group:
             "share_of_copy": self.bytes_moved / seconds / copy_rate,
             "extra_memory_bytes": extra_memory,
         }
+
+
+def _backward(backend: str) -> measuring.Step | None:
+    found = (peer.backward() for peer in PEERS.values() if peer.backend == backend)
+    return next((step for step in found if step is not None), None)
 
 
 def _add_ratios(contenders: list[dict[str, Any]]) -> None:

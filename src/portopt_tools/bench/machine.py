@@ -25,6 +25,10 @@ _PACKAGES = (
 )
 
 
+_ABOUT_THREADS = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "PORTOPT_NUM_THREADS")
+"""Beginnings of names of variables that set how libraries' threads work and wait."""
+
+
 def versions() -> dict[str, str]:
     """Return the versions of portopt, Python and the packages that take part."""
     return inventory.versions(_PACKAGES)
@@ -41,6 +45,7 @@ def machine() -> dict[str, Any]:
         "cpus_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "memory_bytes": _kilobytes("MemTotal"),
         "load_at_start": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_ABOUT_THREADS)},
     }
 
 

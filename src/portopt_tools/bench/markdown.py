@@ -11,6 +11,7 @@ from portopt_tools.bench.wording import (
     Report,
     bandwidth,
     duration,
+    environment_line,
     libraries,
     not_run_lines,
     rule_name,
@@ -25,6 +26,8 @@ _NEAREST = {peer.backend: peer.name for peer in PEERS.values()}
 def as_markdown(report: Report) -> str:
     """Return the tables of a report, with the command that made it."""
     lines = ["```sh", report["command"], "```", ""]
+    if (line := environment_line(report)) is not None:
+        lines += [line, ""]
     for groups in shape_sets(report).values():
         lines += [*_set(groups, libraries(report)), ""]
     if report["first_steps"]:

@@ -30,7 +30,13 @@ def steps_per_sample(step: Step, seconds: float) -> int:
     return max(1, min(10_000, int(seconds / max(duration, 1e-9))))
 
 
-def alternate(steps: Sequence[Step], counts: Sequence[int], repeats: int, advance: Step) -> list[list[float]]:
+def alternate(
+    steps: Sequence[Step],
+    counts: Sequence[int],
+    repeats: int,
+    advance: Step,
+    before: Sequence[Step | None] = (),
+) -> list[list[float]]:
     """Return `repeats` samples of the seconds per step of each contender, taken in turns.
 
     Args:
@@ -38,6 +44,7 @@ def alternate(steps: Sequence[Step], counts: Sequence[int], repeats: int, advanc
         counts: how many steps make one sample of each.
         repeats: how many samples to take of each.
         advance: called after each sample.
+        before: what is done before each step of each contender, and not timed.
     """
     samples: list[list[float]] = [[] for _ in steps]
     with _no_garbage_collection():
@@ -48,12 +55,27 @@ def alternate(steps: Sequence[Step], counts: Sequence[int], repeats: int, advanc
                 step, count = steps[i], counts[i]
                 if count > 1:
                     step()  # brings back into the caches what the others drove out
-                start = time.perf_counter()
-                for _ in range(count):
-                    step()
-                samples[i].append((time.perf_counter() - start) / count)
+                first = before[i] if before else None
+                samples[i].append(_seconds(step, count) if first is None else _seconds_after(first, step, count))
                 advance()
     return samples
+
+
+def _seconds(step: Step, count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    return (time.perf_counter() - start) / count
+
+
+def _seconds_after(first: Step, step: Step, count: int) -> float:
+    total = 0.0
+    for _ in range(count):
+        first()
+        start = time.perf_counter()
+        step()
+        total += time.perf_counter() - start
+    return total / count
 
 
 @contextlib.contextmanager

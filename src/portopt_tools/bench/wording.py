@@ -43,9 +43,16 @@ def rule_name(group: Report) -> str:
 
 
 def set_title(group: Report) -> str:
-    """Return a shape set's name and size."""
+    """Return a shape set's name and size, and what was done before each step."""
     tensors = f"{group['tensors']:,} tensor" + "s" * (group["tensors"] != 1)
-    return f"{group['shapes']}: {tensors}, {group['parameters']:,} parameters"
+    before = ", each step after a backward pass" if group.get("backward") else ""
+    return f"{group['shapes']}: {tensors}, {group['parameters']:,} parameters{before}"
+
+
+def environment_line(report: Report) -> str | None:
+    """Return a line on what was set in the environment that no user needs to set; None if nothing was."""
+    found = report["machine"].get("environment", {})
+    return f"with {', '.join(f'{name}={value}' for name, value in found.items())}" if found else None
 
 
 def not_run_lines(report: Report) -> list[str]:

@@ -58,7 +58,6 @@ class Driver:
         self.record = function("cuEventRecord", handle, handle)
         self.query = function("cuEventQuery", handle)
         self.copy = function("cuMemcpyHtoDAsync_v2", word, word, size, handle)
-        self.fill = function("cuMemsetD32Async", word, number, size, handle)
         self.launch = function("cuLaunchKernel", handle, *[number] * 7, handle, word, word)
         self.check(function("cuInit", number)(0))
 
@@ -188,10 +187,6 @@ class Device:
         finally:
             with self._lock:
                 self._blocks[capacity].append(block)
-
-    def clear(self, at: int, words: int, stream: int) -> None:
-        """Queue the filling of words of 64 bits with zeros."""
-        self.driver.check(self.driver.fill(at, 0, 2 * words, stream))
 
     def _free_block(self, capacity: int) -> _Block:
         """Return pinned memory that the device does not read any more; the first one used, or a new one if it still does."""

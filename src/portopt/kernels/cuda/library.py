@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import struct
 from abc import ABC, abstractmethod
-from array import array
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.products import products_source
 from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, CHUNK, MOST_BLOCKS, THREADS
 from portopt.kernels.cuda.staged_source import chunk_of
-from portopt.kernels.cuda.tables import Table
+from portopt.kernels.cuda.tables import Chunks, columns_of
 from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.key import KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM
@@ -43,12 +42,12 @@ class Placed(NamedTuple):
     """A table in the device's memory.
 
     Attributes:
-        table: its content.
-        argument: the struct that tells kernels where it is, as int64 words.
+        chunks: how many chunks there are.
+        argument: the struct that tells kernels where it is, as words.
         owner: what keeps the memory alive.
     """
 
-    table: Table
+    chunks: int
     argument: Sequence[int]
     owner: Any
 
@@ -160,15 +159,29 @@ class CudaLibrary(ABC):
         memory = self.empty((words,), "int64", device)
         return memory, self.address(memory)
 
-    def table(self, addresses: Sequence[Sequence[int]], sizes: Sequence[int], chunk: int, device: int) -> Placed | None:
-        """Return what tells a launch where its parameters are and how many elements they have; None if they have none."""
-        table = Table(addresses, sizes, chunk)
-        if not table.chunks:
-            return None
-        memory, at = self.workspace(len(table.words), device)
-        with driver.device(device).within():
-            driver.device(device).upload(at, array("q", table.words.tobytes()), self.stream(device))
-        return Placed(table, table.argument(at), memory)
+    def tables(
+        self, rows: Sequence[Sequence[int]], cut: Sequence[tuple[Sequence[int], int]], device: int
+    ) -> list[Placed]:
+        """Return what tells launches where parameters are, one for each way in which their elements are cut into chunks.
+
+        Args:
+            rows: the words of each parameter, in the order of the kernels' columns.
+            cut: the number of elements of each parameter, and how many of them are a chunk.
+            device: the current device.
+        """
+        words, chunks = columns_of(rows), [Chunks(sizes, chunk) for sizes, chunk in cut]
+        starts = [len(words)]
+        for one in chunks:
+            words += one.words
+            starts.append(len(words))
+        memory, at = self.workspace(len(words), device)
+        if words:
+            with driver.device(device).within():
+                driver.device(device).upload(at, words, self.stream(device))
+        return [
+            Placed(one.number, one.argument(at + 8 * start, at), memory)
+            for one, start in zip(chunks, starts[:-1], strict=True)
+        ]
 
     def launch(
         self,
@@ -180,8 +193,9 @@ class CudaLibrary(ABC):
         blocks: int | None = None,
     ) -> None:
         """Run a kernel on all parameters of a table, in a block for each chunk if no number is given."""
-        blocks = table.table.chunks if blocks is None else blocks
-        self._launch(module, kernel, blocks, packed(arguments, table.argument), device)
+        blocks = table.chunks if blocks is None else blocks
+        if blocks:
+            self._launch(module, kernel, blocks, packed(arguments, table.argument), device)
 
     def call(self, module: str, kernel: str, blocks: int, arguments: Sequence[Any], device: int) -> None:
         """Run a kernel that takes arrays and integers, in so many blocks."""
@@ -200,7 +214,7 @@ class CudaLibrary(ABC):
 
     def blocks_of_norm(self, table: Placed, device: int) -> int:
         """Return in how many blocks the gradients of a table are reduced, each of which leaves a part."""
-        return min(table.table.chunks, BLOCKS_PER_MULTIPROCESSOR * driver.device(device).multiprocessors)
+        return min(table.chunks, BLOCKS_PER_MULTIPROCESSOR * driver.device(device).multiprocessors)
 
     def new_norm(self, count: int, device: int) -> GradientNorm:
         """Return a norm that is to be found in so many blocks."""

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function
 from portopt.kernels.host.kernel import CALL_SOURCE, GROUP_WORDS
+from portopt.kernels.host.readers import NUMPY_FIELDS, OWN_FIELDS
 from portopt.kernels.host.step_inputs import HEAD
 
 _CALL = "".join(
@@ -99,7 +100,7 @@ def walk(script, nodes, root, found, known, context, stack):
                 if key_type == context[18]:
                     if call_2(context[16], key, known_key) != 0:
                         return False
-                elif key_type != context[49] or call_3(context[50], key, known_key, 2) != 1:
+                elif key_type != context[50] or call_3(context[51], key, known_key, 2) != 1:
                     return False
     return False
 
@@ -120,7 +121,7 @@ def fits(entry, item, table, context):
         return False
     expected = pointer_to_int64(entry[6])
     size = 1
-    if context[14] == 0:
+    if context[14] == {NUMPY_FIELDS}:
         fields = pointer_to_int64(item)
         address = fields[2]
         dimensions = fields[3] & 0xFFFFFFFF
@@ -128,6 +129,20 @@ def fits(entry, item, table, context):
         flags = 0x101 if kind == {READ} or kind == {ASIDE} else 0x501
         if fields[7] != entry[4] or (fields[8] & flags) != flags or dimensions != entry[5]:
             return False
+        for axis in range(dimensions):
+            if shape[axis] != expected[axis]:
+                return False
+            size *= shape[axis]
+    elif context[14] == {OWN_FIELDS}:
+        fields = pointer_to_int64(item)
+        data = pointer_to_int64(fields[context[40]])
+        address = data[context[41]]
+        dimensions = (fields[context[37] + 1] - fields[context[37]]) >> 3
+        if fields[context[39]] != entry[4] or dimensions != entry[5] or (fields[context[38]] & 0xFFFFFFFF) == 0:
+            return False
+        if (pointer_to_int64(data[context[42]])[context[43]] & 0xFFFFFFFF) != context[49]:
+            return False
+        shape = pointer_to_int64(fields[context[37]])
         for axis in range(dimensions):
             if shape[axis] != expected[axis]:
                 return False
@@ -144,7 +159,7 @@ def fits(entry, item, table, context):
             return False
         address = fields[0] + fields[5]
         dimensions = fields[2] & 0xFFFFFFFF
-        if (fields[1] & 0xFFFFFFFF) != 1 or (fields[2] >> 32) != entry[4] or dimensions != entry[5]:
+        if fields[1] != context[49] or (fields[2] >> 32) != entry[4] or dimensions != entry[5]:
             return False
         shape = pointer_to_int64(fields[3])
         for axis in range(dimensions):

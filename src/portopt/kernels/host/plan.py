@@ -149,7 +149,7 @@ class Plan:
         slots, finished = state.slots, state.step + 1
         kept, call, inputs = self._kept, None, None
         if kept is not None and ((not overrides and not kept[1]) or _same_numbers(overrides, kept[1])):
-            given, inputs = kept[0], kept[0].of_step(slots)
+            given, inputs = kept[0], kept[0].constant or kept[0].of_step(slots)
         if inputs is None:
             try:
                 checked = self._checked(rule, overrides)

@@ -34,20 +34,57 @@ class Layout(NamedTuple):
     size: int
 
 
+HOST, _CUDA = 1, 2
+"""Kinds of devices, as DLPack numbers them."""
+
+
+def cuda_device(number: int) -> int:
+    """Return what stands for a CUDA device in DLPack."""
+    return _CUDA | number << 32
+
+
+class FieldLayout(NamedTuple):
+    """Where a library keeps in its array objects what the look asks for; words are counted from the start of an object.
+
+    Attributes:
+        shape: word of an array with the address of its shape, int64, after which comes that of the shape's end.
+        contiguous: word whose lower half says whether the array is C-contiguous.
+        dtype: word with the dtype.
+        data: word with the object that has the memory's address.
+        address: word of that object with the address.
+        memory: word of that object with another one, which knows the device.
+        device: word of that one whose lower half is the number of the device.
+    """
+
+    shape: int
+    contiguous: int
+    dtype: int
+    data: int
+    address: int
+    memory: int
+    device: int
+
+
+NUMPY_FIELDS, OWN_FIELDS = 0, 1
+"""What stands for an array library's function where there is none: its arrays are like NumPy's, or as a `FieldLayout` says."""
+
+
 class ArrayReader(NamedTuple):
     """How the compiled function asks an array for its memory, and how a plan gets arrays that it can be asked about.
 
     Attributes:
-        function: address of DLPack's `dltensor_from_py_object_no_sync` of the library; 0 for NumPy arrays.
+        function: address of DLPack's `dltensor_from_py_object_no_sync` of the library; `NUMPY_FIELDS` or
+            `OWN_FIELDS` where there is none.
         dtype: returns what stands for an array's dtype there.
         address: returns the address of an array's memory.
         kinds: types of the arrays, at most two.
-        is_plain: tells whether an object is an array of these types, C-contiguous, in host memory.
+        is_plain: tells whether an object is an array of these types, C-contiguous, where the arrays are.
         dense: returns a plain array with the elements of a gradient, or the gradient itself if that cannot be had.
         maker: given arrays, returns what makes new ones like them, whose elements are not set, C-contiguous.
         finished: called with the parameters before a step, and with the new ones; None if there is nothing to do.
         layout: what else is read; None for NumPy arrays.
         team: returns the library's threads if they should do a large step.
+        device: where the arrays are, as DLPack says it; the number of the device for a `FieldLayout`.
     """
 
     function: int
@@ -58,8 +95,9 @@ class ArrayReader(NamedTuple):
     dense: Callable[[Any], Any]
     maker: Callable[[Sequence[Any]], Callable[[], list[Any]]]
     finished: Callable[[Sequence[Any], Sequence[Any]], None] | None = None
-    layout: Layout | None = None
+    layout: Layout | FieldLayout | None = None
     team: Callable[[], Team | None] = lambda: None
+    device: int = HOST
 
 
 _DLPACK_TYPES = {"float16": (2, 16), "bfloat16": (4, 16), "float32": (2, 32), "float64": (2, 64)}
@@ -100,4 +138,12 @@ def _maker(arrays: Sequence[Any]) -> Callable[[], list[Any]]:
     return lambda: list(map(np.empty, shapes, dtypes))
 
 
-NUMPY_READER = ArrayReader(0, lambda array: id(array.dtype), address, (np.ndarray,), _is_plain, _dense, _maker)
+NUMPY_READER = ArrayReader(
+    NUMPY_FIELDS,
+    lambda array: id(array.dtype),
+    address,
+    (np.ndarray,),
+    _is_plain,
+    _dense,
+    _maker,
+)

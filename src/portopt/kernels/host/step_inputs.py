@@ -63,6 +63,9 @@ class StepInputs:
         norms: what computes the norm of all gradients, by the name of the input; none or one.
         outputs: the names of the scalars of the state that the kernels compute.
         state: the names of all scalars of the state.
+
+    Attributes:
+        constant: the memory of all steps, if nothing changes and nothing is written into it.
     """
 
     def __init__(
@@ -78,12 +81,12 @@ class StepInputs:
         self._outputs, self._outputs_at = outputs, slice(first, first + len(outputs))
         self._state = [(name, [1 + k for k in inputs.numbers_of(name)]) for name in state]
         self._values = array("d", (0.0, *values))
+        self.constant: array[float] | None = None
         self._norm: PlannedNorm | None = None
         self._norm_at: list[int] = []
         if rates is None and not norms:
-            self._is_constant = not outputs
+            self.constant = None if outputs else self._values
             return
-        self._is_constant = False
         words = array("q", bytes(8 * 13))
         words[0] = _compiled()
         self._keep_alive: list[Any] = [words, rates]
@@ -111,8 +114,6 @@ class StepInputs:
 
     def of_step(self, slots: Mapping[str, Any]) -> array[float] | None:
         """Return the memory of a step, given the slots of the state; None if a scalar among them is not a Python number."""
-        if self._is_constant:
-            return self._values
         values = self._values[:]
         for name, places in self._state:
             value = slots.get(name)
@@ -124,7 +125,7 @@ class StepInputs:
 
     def first(self) -> array[float]:
         """Return the memory of the step whose values were given."""
-        return self._values if self._is_constant else self._values[:]
+        return self.constant or self._values[:]
 
     def outputs(self, values: array[float]) -> dict[str, float]:
         """Return the new scalars of the state that the kernels have left in a step's memory."""

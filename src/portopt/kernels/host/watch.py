@@ -193,7 +193,7 @@ class Watch:
             0 if note_written is None else id(note_written), api.save_thread, api.restore_thread,
             held, len(gradients), *(reader.layout or [0] * len(Layout._fields)),
             len(aside), int(gathers), len(aside) + sum(entry[2] == WRITTEN for entry in entries),
-            id(reader.kinds[0]), id(reader.kinds[-1]), id(int), api.compare_objects,
+            id(reader.kinds[0]), id(reader.kinds[-1]), reader.device, id(int), api.compare_objects,
         ])  # fmt: skip
         self.offsets, self.parts = offsets, parts
         self._table, self._lengths = table, (held, len(gradients))

@@ -1,0 +1,104 @@
+"""Planned steps on CuPy's own array objects, which say that they are on a device and lie in the host's memory."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.bits import Array, assert_same_bits, ordinary
+from support.recording_driver import STREAM, Recording, recording_driver
+
+import portopt
+from portopt.kernels.device_plan import DevicePlan
+from portopt.state import OptimizerState
+from portopt_cupy import _kernel, _layout
+from portopt_cupy._backend import CupyBackend
+
+pytestmark = pytest.mark.needs("cupy")
+SHAPES: tuple[tuple[int, ...], ...] = ((), (5,), (0, 3), (12, 7), (4100,), (2, 3, 4))
+
+
+class PlayedCupy(_kernel.CupyLibrary):
+    """CuPy, with the memory of the host."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
+        return _layout.played(shape, device, dtype)
+
+    def on(self, device: int) -> Any:
+        return contextlib.nullcontext()
+
+    def stream(self, device: int) -> int:
+        return STREAM
+
+
+@pytest.fixture
+def recording(kernel_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recording]:
+    monkeypatch.setattr(_kernel, "LIBRARY", PlayedCupy())
+    monkeypatch.setattr(CupyBackend, "_refuse_capture", lambda self, arrays: None)
+    with recording_driver(kernel_directory) as found:
+        yield found
+
+
+def content(array: Any) -> Array:
+    """Return the memory of an array as NumPy sees it."""
+    return np.ndarray(array.shape, array.dtype, array.data.mem._owner, 0, None)
+
+
+def to_cupy(values: Array, device: int = 1) -> Any:
+    array = _layout.played(values.shape, device, values.dtype.name)
+    content(array)[...] = values
+    return array
+
+
+def test_planned_steps_have_the_bits_of_the_interpreter(recording: Recording) -> None:
+    optimizer = portopt.Adam(0.1, clipnorm=0.5)
+    expected = [ordinary(shape, "float32", i) for i, shape in enumerate(SHAPES)]
+    expected_state = optimizer.init(expected)
+    params = list(map(to_cupy, expected))
+    state = OptimizerState(0, {name: list(map(to_cupy, of)) for name, of in expected_state.slots.items()})
+    grads = list(map(to_cupy, expected))
+    for step in range(6):
+        values = [ordinary(shape, "float32", 100 * step + i) for i, shape in enumerate(SHAPES)]
+        moved = step == 4
+        if moved:
+            grads = list(map(to_cupy, values))
+        for g, x in zip(grads, values, strict=True):
+            content(g)[...] = x
+        recording.clear()
+        state = optimizer.apply_(params, grads, state)
+        with portopt.interpreted():
+            expected, expected_state = optimizer.apply(expected, values, expected_state)
+        for actual, wanted in zip(params, expected, strict=True):
+            assert_same_bits(content(actual), wanted)
+        if step > 2:
+            assert recording.kernels() == ["sum_squares", "scalars_of_norm", "update"]
+            assert recording.uploaded() == 8 * len(SHAPES) * moved
+    assert isinstance(optimizer._cache.plans[0], DevicePlan)
+
+
+def test_arrays_that_are_not_as_they_were_are_told_apart(recording: Recording) -> None:
+    optimizer, p = portopt.SGD(0.5), to_cupy(np.ones((3, 4), np.float32))
+    g, state = (
+        to_cupy(np.ones((3, 4), np.float32)),
+        OptimizerState(0, {"moment": to_cupy(np.zeros((3, 4), np.float32))}),
+    )
+    for _ in range(3):
+        state = optimizer.apply_(p, g, state)
+    (plan,) = optimizer._cache.plans
+    assert plan.fits(optimizer, p, g, state, {})
+    offset = importlib.import_module("cupy").ndarray((3, 4), "float32", to_cupy(np.ones((7, 4), np.float32)).data + 16)
+    assert plan.fits(optimizer, p, offset, state, {})
+    for wrong in (
+        to_cupy(np.ones((4, 3), np.float32)),
+        to_cupy(np.ones((3, 4), np.float64)),
+        to_cupy(np.ones((3, 4), np.float32), device=0),
+        p,
+        None,
+    ):
+        assert not plan.fits(optimizer, p, wrong, state, {})
+    assert not plan.fits(optimizer, to_cupy(np.ones((3, 4), np.float32)), g, state, {})

@@ -1,0 +1,217 @@
+"""Planned steps on a played device: the bits, and what is queued: launches, uploads, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.bits import Array, assert_same_bits, ordinary
+from support.elementwise import ELEMENTWISE, STAGED
+from support.gpu_cases import EveryDraw, optimizer_of
+from support.recording_driver import Recording
+from support.torch_on_host import HostTorch, host_torch, to_numpy, to_torch
+
+import portopt
+from portopt.kernels.device_plan import DevicePlan
+from portopt_torch import TorchOptimizer
+from portopt_torch._backend import TorchBackend
+
+SHAPES: tuple[tuple[int, ...], ...] = ((), (5,), (0, 3), (12, 7), (4100,), (2, 3, 4))
+
+
+@pytest.fixture
+def played(kernel_directory: Path) -> Iterator[tuple[HostTorch, Recording]]:
+    with host_torch(kernel_directory) as found:
+        yield found
+
+
+def values(dtype: str, seed: int, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[Array]:
+    return [ordinary(shape, dtype, 100 * seed + i) for i, shape in enumerate(shapes)]
+
+
+class Run:
+    """Steps in place on tensors, and the interpreter's on NumPy arrays beside them."""
+
+    def __init__(self, optimizer: portopt.Optimizer, dtype: str = "float32", shapes: Any = SHAPES) -> None:
+        self.optimizer, self.dtype, self.shapes = optimizer, dtype, shapes
+        self.expected = values(dtype, 0, shapes)
+        self.expected_state = optimizer.init(self.expected)
+        self.params = list(map(to_torch, self.expected))
+        self.state = optimizer.init(self.params)
+        self.grads = list(map(to_torch, values(dtype, 1, shapes)))
+        self.steps = 0
+
+    def step(self, *, moved: bool = False, compared: bool = True, **overrides: Any) -> None:
+        self.steps += 1
+        new = values(self.dtype, self.steps, self.shapes)
+        if moved:
+            self.grads = list(map(to_torch, new))
+        else:
+            for g, x in zip(self.grads, new, strict=True):
+                g.copy_(to_torch(x))
+        self.state = self.optimizer.apply_(self.params, self.grads, self.state, **overrides)
+        with portopt.interpreted(), np.errstate(all="ignore"):
+            self.expected, self.expected_state = self.optimizer.apply(
+                self.expected, new, self.expected_state, **overrides
+            )
+        if compared:
+            self.compare()
+
+    def compare(self) -> None:
+        for actual, wanted in zip(self.params, self.expected, strict=True):
+            assert_same_bits(to_numpy(actual), wanted)
+        assert self.state.step == self.expected_state.step
+        for name, wanted in self.expected_state.slots.items():
+            if isinstance(wanted, list):
+                for a, w in zip(self.state.slots[name], wanted, strict=True):
+                    assert (a is None) == (w is None)
+                    if w is not None:
+                        assert_same_bits(to_numpy(a), w)
+            else:
+                assert float(self.state.slots[name]).hex() == float(wanted).hex()
+
+    @property
+    def is_planned(self) -> bool:
+        plans = self.optimizer._cache.plans
+        return bool(plans) and isinstance(plans[0], DevicePlan) and plans[0].was_used
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        *(optimizer_of(rule, False) for rule in ELEMENTWISE),
+        *(rule() for rule in STAGED),
+        EveryDraw(),
+        portopt.Adam(portopt.schedules.CosineDecay(0.1, 10), clipnorm=0.5, clipvalue=0.1),
+        portopt.LAMB(clipnorm=0.5),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_planned_steps_have_the_bits_of_the_interpreter(
+    optimizer: portopt.Optimizer, played: tuple[HostTorch, Recording]
+) -> None:
+    library, _ = played
+    library.may_wait = has_totals = bool(optimizer.replace(clipnorm=None).program(shape=(3, 4)).totals)
+    run = Run(optimizer)
+    for moved in (False, False, False, True, False):
+        run.step(moved=moved)
+    assert run.is_planned != has_totals
+
+
+# What is queued -----------------------------------------------------------------------------------------------------
+
+
+def warmed_up(run: Run) -> None:
+    for _ in range(3):
+        run.step()
+
+
+@pytest.mark.parametrize(
+    ("clipnorm", "kernels"),
+    [(None, ["update"]), (0.5, ["sum_squares", "scalars_of_norm", "update"])],
+)
+def test_a_step_queues_its_kernels_and_8_bytes_for_each_gradient_that_moved(
+    clipnorm: float | None, kernels: list[str], played: tuple[HostTorch, Recording]
+) -> None:
+    library, recording = played
+    run = Run(portopt.Adam(clipnorm=clipnorm))
+    warmed_up(run)
+    allocated = library.allocated
+    for moved in (False, True, False):
+        recording.clear()
+        run.step(moved=moved)
+        assert recording.kernels() == kernels
+        assert recording.uploaded() == (8 * len(SHAPES) if moved else 0)
+    assert run.is_planned
+    assert library.allocated == allocated
+
+
+def test_each_kind_of_dtypes_takes_a_launch(played: tuple[HostTorch, Recording]) -> None:
+    params = [to_torch(ordinary((7,), dtype, i)) for i, dtype in enumerate(("float32", "bfloat16", "float32"))]
+    grads = [p.clone() for p in params]
+    optimizer = portopt.Adam()
+    state = optimizer.init(params)
+    for _ in range(4):
+        played[1].clear()
+        state = optimizer.apply_(params, grads, state)
+    assert played[1].kernels() == ["update", "update"]
+    assert played[1].uploaded() == 0
+
+
+def test_streams_have_tables_of_their_own(played: tuple[HostTorch, Recording]) -> None:
+    library, recording = played
+    run = Run(portopt.LAMB(clipnorm=0.5))
+    warmed_up(run)
+    for stream, uploads in ((11, 1), (11, 0), (7, 0), (12, 1), (11, 0), (13, 1), (14, 1), (7, 1)):
+        library.current_stream = stream
+        recording.clear()
+        run.step()
+        assert {entry.stream for entry in recording.entries()} == {stream}
+        assert sum(entry.kind == "upload" for entry in recording.entries()) == uploads
+    assert run.is_planned
+
+
+def test_gradients_that_move_while_the_device_is_behind(played: tuple[HostTorch, Recording]) -> None:
+    recording = played[1]
+    run = Run(portopt.SGD(0.5, momentum=0.9), shapes=((5,), (3,)))
+    warmed_up(run)
+    recording.play(delayed=True)
+    kept = []
+    for _ in range(4):
+        run.step(moved=True, compared=False)
+        kept.append(run.grads)
+    recording.run_queued()
+    recording.play()
+    run.compare()
+
+
+def test_a_planned_step_is_not_captured(played: tuple[HostTorch, Recording], monkeypatch: pytest.MonkeyPatch) -> None:
+    library, recording = played
+    run = Run(portopt.Adam())
+    warmed_up(run)
+    recording.play(captured=library.current_stream)
+    asked = []
+    monkeypatch.setattr(TorchBackend, "refuse_capture", lambda self, tensors: asked.append(list(tensors)))
+    recording.clear()
+    run.step()
+    # The plan left the step to the full check, which refuses it.
+    assert asked
+
+
+def test_what_does_not_fit_is_left_to_the_full_check(played: tuple[HostTorch, Recording]) -> None:
+    run = Run(portopt.Adam())
+    warmed_up(run)
+    run.step(learning_rate=0.25)
+    run.step(learning_rate=0.5, moved=True)
+    assert run.is_planned
+    wrong = [g.clone() for g in run.grads[:-1]]
+    with pytest.raises(ValueError, match="grads"):
+        run.optimizer.apply_(run.params, wrong, run.state)
+    with pytest.raises(ValueError, match="learning_rate"):
+        run.optimizer.apply_(run.params, run.grads, run.state, learning_rate=-1.0)
+    run.compare()
+    # Gradients in the memory of parameters are read before that is written.
+    before = [p.clone() for p in run.params]
+    run.state = run.optimizer.apply_(run.params, [p.detach() for p in run.params], run.state)
+    with portopt.interpreted():
+        run.expected, run.expected_state = run.optimizer.apply(
+            run.expected, [to_numpy(p) for p in before], run.expected_state
+        )
+    run.compare()
+
+
+def test_the_norm_of_several_groups_stays_on_the_device(played: tuple[HostTorch, Recording]) -> None:
+    run, rule = Run(portopt.Adam(0.1, clipnorm=0.5)), portopt.Adam(0.1, clipnorm=0.5)
+    parameters = [torch.nn.Parameter(p.clone()) for p in run.params]
+    optimizer = TorchOptimizer([{"params": parameters[:3]}, {"params": parameters[3:]}], rule)
+    for k in range(5):
+        for p, g in zip(parameters, values("float32", k + 1), strict=True):
+            p.grad = to_torch(g)
+        optimizer.step()
+        run.step()
+    for p, wanted in zip(parameters, run.expected, strict=True):
+        assert_same_bits(to_numpy(p), wanted)
