@@ -57,7 +57,7 @@ demo: $(INSTALLED_DEMO) ## train with every installed backend and compare the bi
 	$(BIN)/portopt compare --out report $(COMPARE_ARGS)
 
 .PHONY: test
-test: alone unit conform ## everything that must hold
+test: alone speed unit conform ## everything that must hold
 
 # What one process does. All output of a step stands where it ends.
 .PHONY: alone
@@ -90,6 +90,12 @@ basedpyright: $(INSTALLED)
 unit: $(INSTALLED) ## run the unit tests, or those of one wing: make unit WING=kernels
 	$(BIN)/python -m pytest -n 2 --dist worksteal --junitxml=$(RESULTS)/unit.xml $(PYTEST_ARGS) \
 	    $(or $(WING:%=tests/%),--ignore=tests/docs/test_docs.py)
+
+# Users do not set how waiting threads wait.
+.PHONY: speed
+speed: $(INSTALLED) ## check that what is promised to be fast is not half as fast as that
+	@rm -f $(RESULTS)/speed.json
+	env -u OMP_WAIT_POLICY $(BIN)/python scripts/check_speed.py --out $(RESULTS)/speed.json
 
 .PHONY: doctest
 doctest: $(INSTALLED) ## run the examples in docstrings, README and docs/

@@ -185,13 +185,13 @@ class _Job:
             return None
         split = norm_dependence(program)
         norm = split.norm(scalars.inputs)
-        if not split.rounded_on_device and not any(map(split.needs_norm, split.unrounded)):
+        if not split.rounded_on_device and not split.unrounded_on_device:
             return cls(library, work, scalars, split, norm)
         on_device = (
             isinstance(norm, GradientNorm)
             # The device keeps one, and has what is made of it in the compute dtype only.
             and sum(bool(op.args) for op in program.totals.values()) == 1
-            and not any(map(split.needs_norm, [*split.program.scalar_outputs.values(), *split.unrounded]))
+            and not any(map(split.needs_norm, [*split.program.scalar_outputs.values(), *split.unrounded_on_device]))
             and all(library.device(arrays["p"]) == library.device(norm.words) for arrays in parameters)
         )
         if on_device:

@@ -1,7 +1,8 @@
-"""A program's scalars, split by whether they need the norm of the gradients.
+"""A program's scalars, split by whether they need what is known on the GPU only.
 
-The norm is known on the GPU only, and to ask for it would make the host wait. What does not need it is computed on the host,
-as always; the few scalars that do are computed on the GPU.
+That is the norm of the gradients, and to ask for it would make the host wait. In a step that a graph repeats it is also the
+number of the step and the scalars of the state. What needs none of this is computed on the host, as always; what does, the GPU
+computes: few scalars.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from portopt.program.ir import pruned
 
 WORDS_OF_PART = 5
 """What a block leaves of a sum, in words of 64 bits."""
+
+
+STEP = "t"
+"""The name of the scalar input that is the number of the step."""
 
 
 class GradientNorm:
@@ -60,33 +65,43 @@ class GradientNorm:
 
 @dataclass(frozen=True)
 class NormDependence:
-    """Which scalars of a program need the norm of the gradients.
+    """Which scalars of a program need what is known on the device only: the norm of the gradients, and inputs that lie there.
 
     Indices are those of `program`.
 
     Attributes:
         program: the program, its elementary functions written out.
-        dependent: the scalar operations of the step that need the norm, in order, without the input itself.
-        given: the scalars that those take from the host, constants apart.
+        on_device: names of the scalar inputs that lie on the device.
+        dependent: the scalar operations of the step that need the norm or such an input, in order, without these themselves.
+        given: the scalars that the device takes from the host, constants apart.
         rounded_on_host: each `round` of a scalar of the host, and that scalar.
-        rounded_on_device: each `round` of a scalar that needs the norm, and that scalar.
-        unrounded: the scalars of the step, constants apart, of which scalars of a parameter, and random numbers, are made.
+        rounded_on_device: each `round` of a scalar of the device, and that scalar.
+        unrounded: the scalars of the host, constants apart, of which scalars of a parameter, and random numbers, are made.
+        unrounded_on_device: those of the device.
     """
 
     program: Program
+    on_device: frozenset[str]
     dependent: tuple[int, ...]
     given: tuple[int, ...]
     rounded_on_host: tuple[tuple[int, int], ...]
     rounded_on_device: tuple[tuple[int, int], ...]
     unrounded: tuple[int, ...]
+    unrounded_on_device: tuple[int, ...]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the float64 numbers that are kept on the device between steps: the number of the step is an integer beside."""
+        return tuple(sorted((self.on_device - {STEP}) | self.program.scalar_outputs.keys())) if self.on_device else ()
 
     def norm(self, inputs: Mapping[str, Any]) -> Any:
         """Return the norm among the program's scalar inputs by name; None if it needs none."""
         return next((inputs[name] for name, op in self.program.totals.items() if _is_norm(op)), None)
 
     def needs_norm(self, i: int) -> bool:
-        """Tell whether scalar `i` needs the norm."""
-        return i in self.dependent or _is_norm(self.program.ops[i])
+        """Tell whether scalar `i` needs the norm, or an input that lies on the device."""
+        op = self.program.ops[i]
+        return i in self.dependent or _is_norm(op) or (op.name == "input" and op.label in self.on_device)
 
     def host_scalars(self, inputs: Mapping[str, Any]) -> dict[int, Any]:
         """Return the scalars that are computed on the host: those given to the device or rounded for it, by index.
@@ -105,24 +120,29 @@ class NormDependence:
 
 
 @functools.lru_cache(maxsize=512)
-def norm_dependence(program: Program) -> NormDependence:
-    """Return which scalars of a program need the norm of the gradients."""
+def norm_dependence(program: Program, on_device: frozenset[str] = frozenset()) -> NormDependence:
+    """Return which scalars of a program need the norm of the gradients, or scalar inputs of these names."""
     program = expand_elementary(program)
     ops = program.ops
-    reached = {i for i, op in enumerate(ops) if _is_norm(op)}
+    reached = {i for i, op in enumerate(ops) if _is_norm(op) or (op.name == "input" and op.label in on_device)}
     dependent: list[int] = []
     for i, op in enumerate(ops):
         if op.kind.is_scalar and i not in program.parameter_scalars and reached.intersection(op.args):
             reached.add(i)
             dependent.append(i)
-    arguments = sorted({j for i in dependent for j in ops[i].args})
+    unrounded = _unrounded(program)
+    # What lies on the device between steps is written there, also if the host could say what it is.
+    results = program.scalar_outputs.values() if on_device else ()
+    arguments = sorted({*(j for i in dependent for j in ops[i].args), *results})
     return NormDependence(
         program=program,
+        on_device=on_device,
         dependent=tuple(dependent),
         given=tuple(j for j in arguments if j not in reached and ops[j].name != "constant"),
         rounded_on_host=tuple((i, j) for i, j in program.rounded_scalars if j not in reached),
         rounded_on_device=tuple((i, j) for i, j in program.rounded_scalars if j in reached),
-        unrounded=_unrounded(program),
+        unrounded=tuple(j for j in unrounded if j not in reached),
+        unrounded_on_device=tuple(j for j in unrounded if j in reached),
     )
 
 

@@ -27,6 +27,7 @@ class PassWriter(ABC):
         language: the table of the language.
         program: what the kernels do.
         key: of the kernels.
+        on_device: names of the scalar inputs that lie on the device.
 
     Attributes:
         zero: the index of the only element of an array of no lengths.
@@ -41,8 +42,10 @@ class PassWriter(ABC):
 
     zero: str
 
-    def __init__(self, language: Language, program: Program, key: KernelKey) -> None:
-        self.split = norm_dependence(program)
+    def __init__(
+        self, language: Language, program: Program, key: KernelKey, on_device: frozenset[str] = frozenset()
+    ) -> None:
+        self.split = norm_dependence(program, on_device)
         self.passes = passes_of(program)
         self.stages = self.passes.stages
         self.program = self.split.program

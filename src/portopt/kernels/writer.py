@@ -222,22 +222,23 @@ class Writer:
         """Return a scalar rounded to the compute dtype."""
         return f"round_to_{self.real}({self.operand(i)})"
 
-    def scalars_of_norm(self, split: NormDependence, norm: str, result: str) -> list[str]:
-        """Return the statements that compute, and round, the scalars that need the norm of the gradients.
+    def scalars_on_device(self, split: NormDependence, norm: str, inputs: Mapping[str, str]) -> list[str]:
+        """Return the statements that compute the scalars that need what is known on the device only.
 
         Args:
             split: which ones those are, of the same program.
-            norm: the norm, as an expression.
-            result: the statement that writes a result, given its number and value.
+            norm: the norm of the gradients, as an expression.
+            inputs: the inputs that lie on the device, as expressions.
         """
         lines = []
         for i, op in enumerate(self.program.ops):
             if op.name in TOTALS and op.args:
                 lines.append(self.assigned(i, norm))
+            elif op.name == "input" and op.label in inputs:
+                lines.append(self.assigned(i, inputs[str(op.label)]))
             elif i in split.dependent:
                 lines.append(self.scalar(i))
-        rounded = (self.rounded(scalar) for _, scalar in split.rounded_on_device)
-        return lines + [result.format(position, value) for position, value in enumerate(rounded)]
+        return lines
 
     def assigned(self, i: int, value: str) -> str:
         """Return the statement that gives an operation's result its name."""

@@ -1,7 +1,7 @@
 """A program as CUDA C: readable, one line an operation, with the arithmetic of `arithmetic.cuh`.
 
 A module has the kernel `update`, which runs the program on many parameters at once, and, if the program clips by the norm of
-the gradients, `scalars_of_norm`, one thread that computes on the device the scalars that need the norm.
+the gradients, `scalars_of_norm`, one block that computes on the device the scalars that need the norm.
 
 Apart from the kernels' frame the source is plain C++: with a few macros it compiles for the host, and is tested there.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM, UPDATE
-from portopt.kernels.norm_dependence import NormDependence, norm_dependence
+from portopt.kernels.norm_dependence import STEP, NormDependence, norm_dependence
 from portopt.kernels.writer import Language, Writer, functions_for_conversions
 from portopt.program import GIVEN, Kind, Label, Op, Program, bins
 
@@ -39,12 +39,17 @@ _BINS = {
 """What sums are made with, under the names that it has in CUDA C."""
 
 
-def cuda_source(program: Program, key: KernelKey) -> str:
+def cuda_source(program: Program, key: KernelKey, on_device: frozenset[str] = frozenset()) -> str:
     """Return the source of the kernels that run `program` on arrays of the dtypes of `key`.
 
     Subnormals become zero by comparison, whatever `key.flush` says.
+
+    Args:
+        program: what a step does.
+        key: of the kernels.
+        on_device: names of the scalar inputs that lie on the device, as those of a step that a graph repeats.
     """
-    split = norm_dependence(program)
+    split = norm_dependence(program, on_device)
     writer = Writer(LANGUAGE, split.program, key)
     columns = writer.columns
     parts = [
@@ -52,8 +57,7 @@ def cuda_source(program: Program, key: KernelKey) -> str:
         f"// Arrays of a parameter: {', '.join(columns)}.",
         common_source(),
     ]
-    if writer.program.uses_gradient_norm:
-        parts += [reductions_source(), scalars_of_norm_source(writer, split)]
+    parts += scalars_sources(writer, split)
     parts += functions_source(writer)
     return "\n".join([*parts, _update(writer, split, in_place=key.in_place)])
 
@@ -95,17 +99,14 @@ def _update(writer: Writer, split: NormDependence, *, in_place: bool) -> str:
     real, columns, ops = LANGUAGE.storage[writer.real], writer.columns, writer.program.ops
     parameters = ["const __grid_constant__ Table table"]
     parameters += [f"const {real} {writer.names[i]}" for i, _ in split.rounded_on_host]
-    if split.rounded_on_device:
-        parameters.append(f"const {real} *from_norm")
+    of_device, read = scalars_of_device(writer, split)
+    parameters += of_device
     written = set(writer.program.array_outputs if in_place else columns[len(writer.dtypes) :])
     lines = [f"{kernel_head(UPDATE)}({listed(parameters)})", "{"]
     # What the rounded scalars are, where a name does not say it.
     known = [(i, ops[j]) for i, j in writer.program.rounded_scalars if ops[j].name in (*GIVEN, "constant")]
     lines += [f"    // {writer.names[i]}: {op.label}" for i, op in known]
-    lines += [
-        f"    const {real} {writer.names[i]} = from_norm[{position}];"
-        for position, (i, _) in enumerate(split.rounded_on_device)
-    ]
+    lines += [f"    {statement}" for _, statement in read]
     lines += [
         "    for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {",
         "        const int row = table.row[chunk];",
@@ -182,22 +183,73 @@ def kernel_head(name: str) -> str:
     return f'extern "C" __global__ void __launch_bounds__(THREADS) {name}'
 
 
-def scalars_of_norm_source(writer: Writer, split: NormDependence) -> str:
-    """Return the kernel that computes the scalars that need the norm."""
+def scalars_sources(writer: Writer, split: NormDependence) -> list[str]:
+    """Return what computes scalars on the device, if some are computed there."""
+    if writer.program.uses_gradient_norm:
+        return [reductions_source(), scalars_source(writer, split)]
+    return [source_file("scalars.cuh"), scalars_source(writer, split)] if split.on_device else []
+
+
+def scalars_source(writer: Writer, split: NormDependence) -> str:
+    """Return the kernel that computes the scalars that need what is known on the device only, in one block.
+
+    Its arguments are, as far as the program and `split` make them necessary: what blocks have found of the norm, and how many;
+    the number of the last step, what is kept between steps, and the places for the new number and what is kept then, which may be
+    the same; the scalars of the host; and the places for the rounded results and for those that are not rounded.
+    """
     ops, types = writer.program.ops, LANGUAGE.types
-    parameters = ["const Sum *squares", "const long long count"]
+    inputs = {name: f"kept[{k}]" for k, name in enumerate(split.kept) if name in split.on_device}
+    if STEP in split.on_device:
+        inputs[STEP] = "*step + 1"
+    lines = writer.scalars_on_device(split, "root_of(sum)", inputs)
+    parameters = []
+    if writer.program.uses_gradient_norm:
+        parameters += ["const Sum *squares", "const long long count"]
+    if split.on_device:
+        parameters += ["const long long *step", "const double *kept", "long long *new_step", "double *new_kept"]
+        lines.append("*new_step = *step + 1;")
+    for k, name in enumerate(split.kept):
+        i = writer.program.scalar_outputs.get(name)
+        lines.append(f"new_kept[{k}] = {f'kept[{k}]' if i is None else writer.operand(i)};")
     parameters += [f"const {types[ops[i].kind]} {writer.names[i]}" for i in split.given]
-    parameters.append(f"{LANGUAGE.storage[writer.real]} *results")
+    if split.rounded_on_device:
+        parameters.append(f"{LANGUAGE.storage[writer.real]} *rounded")
+        lines += [f"rounded[{k}] = {writer.rounded(i)};" for k, (_, i) in enumerate(split.rounded_on_device)]
+    if split.unrounded_on_device:
+        parameters.append("double *unrounded")
+        lines += [f"unrounded[{k}] = {writer.operand(i)};" for k, i in enumerate(split.unrounded_on_device)]
+    combined = "    const Sum sum = over_parts(no_sum(LOWEST_OF_SQUARES), squares, count);"
     lines = [
         f"{kernel_head(SCALARS_OF_NORM)}({listed(parameters)})",
         "{",
-        "    const Sum sum = over_parts(no_sum(LOWEST_OF_SQUARES), squares, count);",
+        *([combined] if writer.program.uses_gradient_norm else []),
         "    if (threadIdx.x == 0) {",
-        *(f"        {line}" for line in writer.scalars_of_norm(split, "root_of(sum)", "results[{0}] = {1};")),
+        *(f"        {line}" for line in lines),
         "    }",
         "}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def scalars_of_device(writer: Writer, split: NormDependence) -> tuple[list[str], list[tuple[str, str]]]:
+    """Return the parameters by which a kernel reads what that one has computed, and the names and statements that do so."""
+    parameters, known = [], []
+    if split.rounded_on_device:
+        kind = LANGUAGE.storage[writer.real]
+        parameters.append(f"const {kind} *rounded")
+        for k, (i, _) in enumerate(split.rounded_on_device):
+            known.append((writer.names[i], f"const {kind} {writer.names[i]} = rounded[{k}];"))
+    if split.unrounded_on_device:
+        parameters.append("const double *unrounded")
+        for k, i in enumerate(split.unrounded_on_device):
+            value = from_double(writer.program.ops[i].kind, f"unrounded[{k}]")
+            known.append((writer.names[i], writer.assigned(i, value)))
+    return parameters, known
+
+
+def from_double(kind: Kind, value: str) -> str:
+    """Return a scalar of a kind, given it as a float64 number."""
+    return {Kind.TRUTH: f"{value} != 0.0", Kind.INTEGER: f"(long long){value}"}.get(kind, value)
 
 
 def listed(parameters: Sequence[str]) -> str:
@@ -242,7 +294,8 @@ LANGUAGE = Language(
             "public register return short signed sizeof static struct switch template this throw true try "
             "typedef typeid typename union unsigned using virtual void volatile while xor table chunk row start "
             "end i k aligned beside whole memory_at "
-            "from_norm squares count sum results flush product quotient square_root absolute update load gradient fabs "
+            "squares count sum rounded unrounded step kept new_step new_kept "
+            "results flush product quotient square_root absolute update load gradient fabs "
             "fabsf floor sqrt sqrtf copysign copysignf integer_power floor_divide root_of over_parts no_sum",
         )
     )

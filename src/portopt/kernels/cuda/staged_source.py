@@ -16,12 +16,14 @@ from portopt.kernels.cuda.source import (
     CHUNK,
     LANGUAGE,
     common_source,
+    from_double,
     functions_source,
     kernel_head,
     listed,
     of_row,
     reductions_source,
-    scalars_of_norm_source,
+    scalars_of_device,
+    scalars_source,
     source_file,
 )
 from portopt.kernels.key import NEW, KernelKey
@@ -39,16 +41,22 @@ _LANGUAGE = dataclasses.replace(
 )
 
 
-def staged_source(program: Program, key: KernelKey) -> str:
-    """Return the source of the kernels that run a program, of which `can_pass` is true, on arrays of the dtypes of `key`."""
-    return _Source(program, key).text()
+def staged_source(program: Program, key: KernelKey, on_device: frozenset[str] = frozenset()) -> str:
+    """Return the source of the kernels that run a program, of which `can_pass` is true, on arrays of the dtypes of `key`.
+
+    Args:
+        program: what a step does.
+        key: of the kernels.
+        on_device: names of the scalar inputs that lie on the device, as those of a step that a graph repeats.
+    """
+    return _Source(program, key, on_device).text()
 
 
 class _Source(PassWriter):
     zero = "0"
 
-    def __init__(self, program: Program, key: KernelKey) -> None:
-        super().__init__(_LANGUAGE, program, key)
+    def __init__(self, program: Program, key: KernelKey, on_device: frozenset[str]) -> None:
+        super().__init__(_LANGUAGE, program, key, on_device)
         self._type = LANGUAGE.storage[self.real]
         self._known = self._definitions()
 
@@ -61,8 +69,8 @@ class _Source(PassWriter):
             f"#define ACROSS {ACROSS}\n",
             reductions_source(),
         ]
-        if self.program.uses_gradient_norm:
-            lines.append(scalars_of_norm_source(writer, self.split))
+        if self.program.uses_gradient_norm or self.split.on_device:
+            lines.append(scalars_source(writer, self.split))
         lines += functions_source(writer)
         names = {op.name for op in self.program.ops}
         if not names.isdisjoint(DRAWS):
@@ -115,18 +123,14 @@ class _Source(PassWriter):
         parameters = ["const __grid_constant__ Table table"]
         parameters += [f"const {self._type} {self.names[i]}" for i, _ in split.rounded_on_host]
         parameters += [f"const {LANGUAGE.types[ops[i].kind]} {self.names[i]}" for i in split.unrounded]
-        if split.rounded_on_device:
-            parameters.append(f"const {self._type} *from_norm")
+        of_device, known = scalars_of_device(self.writer, split)
+        parameters += of_device
         body = {
             "elements": self._elements,
             "chunks": self._chunks,
             "lines": self._lines,
             "scalars": self._scalars,
         }[step.kind](step)
-        known = [
-            (self.names[i], f"const {self._type} {self.names[i]} = from_norm[{position}];")
-            for position, (i, _) in enumerate(split.rounded_on_device)
-        ]
         lines = [f"{kernel_head(step.name)}({listed(parameters)})", "{"]
         lines += [f"    {line}" for line in self.used(body, known)]
         lines += [
@@ -260,7 +264,7 @@ class _Source(PassWriter):
 
     def kept_scalar(self, place: int, kind: Kind) -> str:
         value = f"values_of[{place}]"
-        return {Kind.TRUTH: f"{value} != 0.0", Kind.INTEGER: f"(long long){value}"}.get(kind, value)
+        return from_double(kind, value)
 
     def drawn(self, i: int, place: str) -> str:
         op, writer = self.program.ops[i], self.writer

@@ -1,0 +1,140 @@
+"""Check that what portopt promises to be fast is not half as fast as that.
+
+    python scripts/check_speed.py --out build/results/speed.json
+
+Each case is a piece of work of portopt's and what it is compared with, timed in turns in one process, in one thread. It fails if
+portopt is not at least half as many times as fast as the target says, in none of several tries. Of each, the shortest sample
+counts: other work on the machine is no failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch  # noqa: TID253  # what is compared with
+
+import portopt
+from portopt_tools.bench import measuring
+from portopt_tools.bench.measuring import Step
+
+TRIES, SAMPLES, SAMPLE_SECONDS = 4, 9, 0.01
+SHARE = 0.5
+"""Of the target, which is enough."""
+FOUR = ((64, 32), (32,), (32, 10), (10,))
+"""Shapes of the parameters of a small model."""
+
+
+class Case(NamedTuple):
+    """Something that must be fast.
+
+    Attributes:
+        name: what is printed.
+        target: how many times as fast as the other portopt is to be.
+        prepare: returns a function that does it once, and one that does what it is compared with.
+        once: whether each function can be called once only, as what compiles.
+    """
+
+    name: str
+    target: float
+    prepare: Callable[[], tuple[Step, Step]]
+    once: bool = False
+
+
+def planned_steps_of_torch() -> tuple[Step, Step]:
+    """`apply_` on four small tensors, and torch's fused Adam."""
+    params, grads = ([torch.full(shape, 0.5) for shape in FOUR] for _ in range(2))
+    return _in_place(params, grads), _torch_fused(grads)
+
+
+def planned_steps_of_numpy() -> tuple[Step, Step]:
+    """`apply_` on four small NumPy arrays, and torch's fused Adam on such tensors."""
+    params, grads = ([np.full(shape, 0.5, np.float32) for shape in FOUR] for _ in range(2))
+    return _in_place(params, grads), _torch_fused([torch.full(shape, 0.5) for shape in FOUR])
+
+
+def planned_steps_on_many_tensors() -> tuple[Step, Step]:
+    """`apply_` on a thousand small tensors, and torch's fused Adam."""
+    params, grads = ([torch.full((256,), 0.5) for _ in range(1000)] for _ in range(2))
+    return _in_place(params, grads), _torch_fused(grads)
+
+
+CASES = (
+    Case("apply_, 4 tensors, against torch fused", 4.5, planned_steps_of_torch),
+    Case("apply_, 4 NumPy arrays, against torch fused", 9.0, planned_steps_of_numpy),
+    Case("apply_, 1000 tensors, against torch fused", 8.0, planned_steps_on_many_tensors),
+)
+
+
+def _in_place(params: Sequence[object], grads: Sequence[object]) -> Step:
+    optimizer = portopt.Adam()
+    state = optimizer.init(params)
+
+    def step() -> None:
+        nonlocal state
+        state = optimizer.apply_(params, grads, state)
+
+    return step
+
+
+def _torch_fused(grads: Sequence[torch.Tensor]) -> Step:
+    params = [torch.nn.Parameter(torch.full_like(grad, 0.5)) for grad in grads]
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad
+    step: Step = torch.optim.Adam(params, fused=True).step
+    return step
+
+
+def ratio(case: Case, tries: int = TRIES) -> float:
+    """Return how many times as fast as the other portopt was, in the first try in which that was enough, else in the best."""
+    best = 0.0
+    pair = None if case.once else case.prepare()
+    counts = [1, 1] if pair is None else [measuring.steps_per_sample(step, SAMPLE_SECONDS) for step in pair]
+    for _ in range(tries):
+        samples = measuring.alternate(pair or case.prepare(), counts, 1 if case.once else SAMPLES, lambda: None)
+        ours, other = map(min, samples)
+        best = max(best, other / ours if ours else math.inf)
+        if best >= SHARE * case.target:
+            break
+    return best
+
+
+def check(cases: Sequence[Case]) -> list[dict[str, object]]:
+    """Print a line for each case, and return what was found."""
+    found: list[dict[str, object]] = []
+    for case in cases:
+        reached = ratio(case)
+        passed = reached >= SHARE * case.target
+        print(
+            f"{'passed' if passed else 'FAILED'}  {case.name}: {reached:.2f} times as fast; the target is {case.target:g}, "
+            f"{SHARE * case.target:g} is enough",
+            flush=True,
+        )
+        found.append({"name": case.name, "ratio": reached, "target": case.target, "passed": passed})
+    return found
+
+
+def main(arguments: Sequence[str], cases: Sequence[Case] = CASES) -> int:
+    """Return the exit status: 1 if a case fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, help="the file for the results, as JSON")
+    out: Path | None = parser.parse_args(arguments).out
+    # torch's other threads, which small tensors hardly need, wait for a processor where there is other work.
+    torch.set_num_threads(1)
+    found = check(cases)
+    failed = sum(not case["passed"] for case in found)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        result = {"passed": len(found) - failed, "failed": failed, "cases": found}
+        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
