@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch  # noqa: TID253  # what is compared with
 
 import portopt
@@ -27,6 +28,7 @@ from portopt_tools.bench.measuring import Step
 TRIES, SAMPLES, SAMPLE_SECONDS = 4, 9, 0.01
 SHARE = 0.5
 """Of the target, which is enough."""
+Array = npt.NDArray[np.float32]
 FOUR = ((64, 32), (32,), (32, 10), (10,))
 """Shapes of the parameters of a small model."""
 
@@ -65,7 +67,41 @@ def planned_steps_on_many_tensors() -> tuple[Step, Step]:
     return _in_place(params, grads), _torch_fused(grads)
 
 
+def pure_steps_of_numpy() -> tuple[Step, Step]:
+    """`apply` on four small NumPy arrays, and Adam written in NumPy's operations."""
+    params, grads = ([np.full(shape, 0.5, np.float32) for shape in FOUR] for _ in range(2))
+    slots = [np.zeros_like(p) for p in params], [np.zeros_like(p) for p in params]
+
+    def by_hand() -> None:
+        nonlocal params, slots
+        new = [_adam(*arrays) for arrays in zip(params, grads, *slots, strict=True)]
+        params, slots = [p for p, _, _ in new], ([m for _, m, _ in new], [v for _, _, v in new])
+
+    return _pure(list(params), grads), by_hand
+
+
+def pure_steps_of_torch() -> tuple[Step, Step]:
+    """`apply` on four small tensors, and torch's fused Adam."""
+    params, grads = ([torch.full(shape, 0.5) for shape in FOUR] for _ in range(2))
+    return _pure(params, grads), _torch_fused(grads)
+
+
+def pure_steps_on_many_arrays() -> tuple[Step, Step]:
+    """`apply` on 200 small NumPy arrays, and copying parameters and slots."""
+    params, grads = ([np.full((20, 30), 0.5, np.float32) for _ in range(200)] for _ in range(2))
+    copies = [params, params, params]
+
+    def copy() -> None:
+        nonlocal copies
+        copies = [[array.copy() for array in arrays] for arrays in copies]
+
+    return _pure(params, grads), copy
+
+
 CASES = (
+    Case("apply, 4 NumPy arrays, against Adam written in NumPy", 2.5, pure_steps_of_numpy),
+    Case("apply, 4 tensors, against torch fused", 2.0, pure_steps_of_torch),
+    Case("apply, 200 NumPy arrays, against copying parameters and slots", 1 / 1.2, pure_steps_on_many_arrays),
     Case("apply_, 4 tensors, against torch fused", 4.5, planned_steps_of_torch),
     Case("apply_, 4 NumPy arrays, against torch fused", 9.0, planned_steps_of_numpy),
     Case("apply_, 1000 tensors, against torch fused", 8.0, planned_steps_on_many_tensors),
@@ -81,6 +117,23 @@ def _in_place(params: Sequence[object], grads: Sequence[object]) -> Step:
         state = optimizer.apply_(params, grads, state)
 
     return step
+
+
+def _pure(params: object, grads: object) -> Step:
+    optimizer = portopt.Adam()
+    state = optimizer.init(params)
+
+    def step() -> None:
+        nonlocal params, state
+        params, state = optimizer.apply(params, grads, state)
+
+    return step
+
+
+def _adam(p: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
+    m = np.float32(0.9) * m + np.float32(0.1) * g
+    v = np.float32(0.999) * v + np.float32(0.001) * (g * g)
+    return p - np.float32(0.001) * m / (np.sqrt(v) + np.float32(1e-7)), m, v
 
 
 def _torch_fused(grads: Sequence[torch.Tensor]) -> Step:

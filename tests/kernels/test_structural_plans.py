@@ -315,8 +315,11 @@ def test_gradients_in_written_memory_are_read_before_it_changes(
     planned_in_place: tuple[Library, portopt.Optimizer, Any, Any],
 ) -> None:
     library, optimizer, params, state = planned_in_place
-    expected = interpreted(optimizer, params, params, state)
-    new = optimizer.apply_(params, params, state)
+    # The gradient's elements are later ones of the parameter.
+    (memory,) = library.arrays([random_words((25,), "float32", 8)])
+    params["w"], grads = memory[:20].reshape(4, 5), {"w": memory[5:].reshape(4, 5), "b": params["b"]}
+    expected = interpreted(optimizer, params, grads, state)
+    new = optimizer.apply_(params, grads, state)
     assert_same(library, (params, new), expected)
 
 
@@ -376,6 +379,7 @@ def changes(library: Library) -> dict[str, Callable[[Any, Any, Any], tuple[Any, 
 
     return {
         "shape of gradient": lambda p, g, s: (p, {**g, "a": array((5, 4), "float32")}, s),
+        "dimensions of gradient": lambda p, g, s: (p, {**g, "a": array((4,), "float32")}, s),
         "dtype of gradient": lambda p, g, s: (p, {**g, "a": array((4, 5), "int32")}, s),
         "number": lambda p, g, s: (p, {**g, "a": 1.0}, s),
         "further gradient": lambda p, g, s: (p, {**g, "z": g["a"]}, s),
@@ -409,6 +413,17 @@ def test_wrong_arguments_have_the_errors_of_the_full_check(change: str, library:
         optimizer.apply(*given)
     assert str(found.value) == str(expected.value)
     assert len(optimizer._cache.pure_plans) == 1
+
+
+@each_planned
+def test_other_keys_have_the_errors_of_the_full_check(library: Library) -> None:
+    optimizer, (w,) = portopt.Adam(), library.arrays([np.ones(3, np.float32)])
+    state = optimizer.init({1000: w, "b": w})
+    for right in ({1000: w, "b": w}, {int("1000"): w, "b": w}):
+        optimizer.apply(right, right, state)
+    for wrong in ({1001: w, "b": w}, {1000: w, "c": w}, {"1000": w, "b": w}, {1000.0: w, "d": w}):
+        with pytest.raises(ValueError, match="structure of params"):
+            optimizer.apply({1000: w, "b": w}, wrong, state)
 
 
 @each_planned
