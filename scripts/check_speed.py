@@ -15,10 +15,9 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch  # noqa: TID253  # what is compared with
 
 import portopt
@@ -28,7 +27,6 @@ from portopt_tools.bench.measuring import Step
 TRIES, SAMPLES, SAMPLE_SECONDS = 4, 9, 0.01
 SHARE = 0.5
 """Of the target, which is enough."""
-Array = npt.NDArray[np.float32]
 FOUR = ((64, 32), (32,), (32, 10), (10,))
 """Shapes of the parameters of a small model."""
 
@@ -130,7 +128,7 @@ def _pure(params: object, grads: object) -> Step:
     return step
 
 
-def _adam(p: Array, g: Array, m: Array, v: Array) -> tuple[Array, Array, Array]:
+def _adam(p: Any, g: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
     m = np.float32(0.9) * m + np.float32(0.1) * g
     v = np.float32(0.999) * v + np.float32(0.001) * (g * g)
     return p - np.float32(0.001) * m / (np.sqrt(v) + np.float32(1e-7)), m, v
