@@ -190,11 +190,26 @@ build/%-venv/.installed: pyproject.toml constraints.txt scripts/version_requirem
 	    $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
 	    touch $@
 
-GPU_CHECK_ARGS ?=
+# On a machine with a CUDA driver, libraries for its version in an environment of their own, for those of .venv are for the CPU;
+# torch's releases are each built for one version. Without a driver what needs no GPU runs in .venv.
+CUDA := $(shell $(PYTHON) backends/portopt_cupy/_driver.py 2>/dev/null)
+GPU_VENV := build/gpu-cuda$(CUDA)
+GPU_LIBRARIES_12 := 'torch>=2.8,<2.11' 'jax[cuda12]' 'portopt[cupy-cuda12x]'
+GPU_LIBRARIES_13 := 'torch>=2.11' 'jax[cuda13]' 'portopt[cupy-cuda13x]'
+GPU_INSTALLED := $(if $(CUDA),$(GPU_VENV)/.installed,$(INSTALLED))
+GPU_BIN = $(if $(CUDA),$(GPU_VENV)/bin,$(BIN))
+# For example: make gpu GPU_CHECK_ARGS="--sections timings"
+GPU_CHECK_ARGS ?= --budget 1800
 
 .PHONY: gpu
-gpu: $(INSTALLED) ## check everything on the GPU of this machine; says NOT RUN where there is none
-	$(BIN)/python scripts/check_gpu.py --out $(RESULTS)/gpu $(GPU_CHECK_ARGS)
+gpu: $(GPU_INSTALLED) ## check everything on this machine's GPU, and write docs/gpu-results.md; without one, all that needs none
+	$(GPU_BIN)/python scripts/check_gpu.py --out $(RESULTS)/gpu --page docs/gpu-results.md $(GPU_CHECK_ARGS)
+
+$(GPU_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install --disable-pip-version-check -e '.[fused,optax,checkpoints]' $(GPU_LIBRARIES_$(CUDA)) \
+	    hypothesis pytest pytest-timeout
+	@touch $@
 
 # Compilers that are not in .venv, each in a folder of its own: XLA's for GPUs, and NVRTC of CUDA 13.
 COMPILERS := build/compilers

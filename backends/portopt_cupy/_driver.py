@@ -1,4 +1,7 @@
-"""Which of CuPy's packages goes with the CUDA driver of this machine, found without CuPy."""
+"""Which of CuPy's packages goes with the CUDA driver of this machine, found without CuPy.
+
+Run as a program, it prints the version of CUDA to install libraries for, if there is a driver.
+"""
 
 from __future__ import annotations
 
@@ -28,4 +31,13 @@ def install_command(version: int | None) -> str:
     """Return what installs CuPy for a driver of that version; without a driver, what does so for each version of CUDA."""
     if version is None:
         return 'pip install "portopt[cupy-cuda13x]", or "portopt[cupy-cuda12x]" for CUDA 12'
-    return f'pip install "portopt[cupy-cuda{13 if version >= 13 else 12}x]"'
+    return f'pip install "portopt[cupy-cuda{wanted_version(version)}x]"'
+
+
+def wanted_version(version: int | None) -> int | None:
+    """Return the version of CUDA that libraries are installed for, given that of the driver."""
+    return None if version is None else 13 if version >= 13 else 12
+
+
+if __name__ == "__main__":
+    print(wanted_version(driver_version()) or "")

@@ -255,7 +255,7 @@ class JaxBackend:
         return self._jax.jit(lambda gradients: self.stored_scalar(self._gradient_norm(gradients)))
 
     def _gradient_norm(self, gradients: Sequence[Any]) -> Any:
-        if gradients and not is_interpreted() and self._kernels.can_run_norm():
+        if gradients and not is_interpreted() and self._kernels.may_call():
             return self._kernels.norm(gradients, self._norm_in_xla)
         return self._norm_in_xla(gradients)
 
@@ -339,16 +339,34 @@ class JaxBackend:
                 for i, value in pending.items():
                     inputs = inputs.at[i].set(self._scalars.from_words(value))
                 by_name = {name: inputs[i] for i, name in enumerate(_inputs_but_t(program))}
-            if by_kernel:
-                results, outputs = self._kernels.run(
-                    program, inputs, t, parameters, self.update_in_xla, places, in_place=False
-                )
-            else:
-                scalars = StepScalars(program, self._scalars.JaxArithmetic(t), {**by_name, "t": t})
-                results, outputs = self.update_in_xla(program, scalars, parameters, places), scalars.outputs()
+            scalars = StepScalars(program, self._scalars.JaxArithmetic(t), {**by_name, "t": t})
+            results, outputs = self._updated_apart(scalars, parameters, places, by_kernel=by_kernel)
             return results, {name: self.stored_scalar(value) for name, value in outputs.items()}
 
         return self._jax.jit(update, static_argnums=(0, 1, 2))
+
+    def update_apart(self, scalars: StepScalars, parameters: Sequence[Arrays]) -> tuple[list[Any], dict[str, Any]]:
+        """Do a step on arrays that stay as they are, as part of a computation.
+
+        Returns:
+            New parameter and slots of each parameter, and the new scalars of the state.
+        """
+        places = self._places(scalars.program, parameters)
+        by_kernel = self._kernels.can_run(scalars.program) and _are_whole(places)
+        return self._updated_apart(scalars, parameters, places, by_kernel=by_kernel)
+
+    def _updated_apart(
+        self, scalars: StepScalars, parameters: Sequence[Arrays], places: tuple[Place, ...] | None, *, by_kernel: bool
+    ) -> tuple[list[Any], dict[str, Any]]:
+        program = scalars.program
+        if not by_kernel:
+            return self.update_in_xla(program, scalars, parameters, places), scalars.outputs()
+        with self._jax.enable_x64(True):
+            inputs = self._kernels.pack([scalars.inputs[name] for name in _inputs_but_t(program)])
+        results, outputs = self._kernels.run(
+            program, inputs, scalars.inputs.get("t", 0), parameters, self.update_in_xla, places, in_place=False
+        )
+        return list(results), dict(outputs)
 
     @property
     def _on_cpu(self) -> bool:
@@ -452,10 +470,22 @@ class JaxBackend:
             "arguments of your jitted step to save the memory"
         )
 
-    def plan(self, programs: Sequence[Program], trees: Any, parameters: Sequence[Arrays], **kinds: bool) -> str:
-        return (
-            "steps on JAX arrays are not planned: call apply in a function of your own under jax.jit, which compiles it"
-        )
+    def plan(
+        self,
+        programs: Sequence[Program],
+        trees: Any,
+        parameters: Sequence[Arrays],
+        *,
+        in_place: bool = True,
+        same_arrays: bool = True,
+    ) -> Any:
+        if in_place:
+            return "JAX arrays cannot be changed in place"
+        if any(map(self._is_traced, parameters[0].values() if parameters else ())):
+            return "the step is traced, and compiled with what calls it"
+        make_plan = importlib.import_module("portopt_jax._plan").make_plan
+        found = make_plan(self, programs, trees, parameters, lambda array: _devices(array.sharding))
+        return "arrays, containers or the state are not such as a plan knows" if found is None else found
 
     def why_not_fused(self, program: Program, parameters: Sequence[Arrays]) -> str | None:
         return "it is inside portopt.interpreted()" if is_interpreted() else None

@@ -57,17 +57,22 @@ def without_kernels() -> Iterator[None]:
         _enabled.reset(token)
 
 
+def enabled() -> bool:
+    """Tell whether this is not within `without_kernels`."""
+    return _enabled.get()
+
+
 def can_run(program: Program) -> bool:
     """Tell whether steps of a program may be given to kernels."""
     if not has_kernel(program):
         return False
-    return _may_call()
+    return may_call()
 
 
-def _may_call() -> bool:
+def may_call() -> bool:
     """Tell whether what is traced may hold calls of kernels."""
     with_jit = not jax.config.jax_disable_jit  # type: ignore[attr-defined]  # JAX defines its settings at run time
-    return with_jit and _enabled.get() and not _is_inside_shard_map() and available() and _handler.supported()
+    return with_jit and enabled() and not _is_inside_shard_map() and available() and _handler.supported()
 
 
 def _is_inside_shard_map() -> bool:
@@ -125,11 +130,6 @@ def run(
             for i in members:
                 results[i] = {name: next(remaining) for name in program.array_outputs}
     return results, outputs
-
-
-def can_run_norm() -> bool:
-    """Tell whether the norm of gradients may be left to kernels."""
-    return _may_call()
 
 
 def norm(gradients: Sequence[Any], in_xla: Callable[[Sequence[Any]], Any]) -> Any:

@@ -92,7 +92,7 @@ begin_passes:
   %alone = icmp eq i64 %chunks, 1
   br i1 %alone, label %at_once, label %in_stages
 at_once:
-  {_pass(ALL, parts="1")}  br label %end
+  {_pass(ALL, parts="1", chunk="chunk")}  br label %end
 in_stages:
   {_pass(GUESS, parts="%chunks")}  {_pass(ADD, chunk="chunk", parts="%chunks")}  {_pass(DECIDE, parts="%chunks")}\
   %again_at = getelementptr i64, ptr %workspace, i64 1

@@ -253,6 +253,12 @@ class JaxArithmetic(TracedArithmetic):
             taken = (magnitude >> bit) & 1 == 1
             return jnp.where(taken, self.multiply(result, base), result), self.multiply(base, base)
 
+        if accelerated():
+            # Each round of a loop would be kernels of their own, of one thread each; written out, all is fused into one.
+            for bit in range(_POWER_BITS):
+                result, base = square_and_multiply(bit, (result, base))
+            return jnp.where(exponent < 0, self.divide(1.0, result), result)
+
         # What goes into the loop must have the type of what comes out, so it depends on all that the loop reads: it has
         # the shape of both and, inside shard_map, differs between devices wherever one of them does.
         hidden = self.never | (magnitude != magnitude)

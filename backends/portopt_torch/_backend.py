@@ -542,6 +542,7 @@ def _reader(device: str) -> readers.ArrayReader | None:
         return None
     kinds, place = (torch.Tensor, torch.nn.Parameter), torch.device(device)
     on_host = place.type == "cpu"
+    found = layout if on_host else memory.on_device(layout, place)
     reader = readers.ArrayReader(
         function,
         lambda tensor: readers.exchange_dtype(backend.dtype_name(tensor)),
@@ -551,9 +552,10 @@ def _reader(device: str) -> readers.ArrayReader | None:
         functools.partial(_dense, place),
         _maker,
         _finished,
-        layout if on_host else memory.on_device(layout, place),
+        found,
         _team().working_team,
         readers.HOST if on_host else readers.cuda_device(place.index),
+        memory.find_alike(layout),
     )
 
     def zeros(*shape: int, **options: Any) -> Any:
@@ -577,7 +579,14 @@ def _reader(device: str) -> readers.ArrayReader | None:
         ]
 
     make = functools.partial(torch.tensor, device=place)
-    return reader if memory.elsewhere(lambda: trial.works(reader, make, wrong)) else None
+    try:
+        works = memory.elsewhere(lambda: trial.works(reader, make, wrong))
+    except RuntimeError:
+        if on_host:
+            raise
+        # A device without room for the trial, or a build of torch whose tensors on it are not like those of the host.
+        return None
+    return reader if works else None
 
 
 def _team() -> Any:

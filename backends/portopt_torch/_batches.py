@@ -120,7 +120,9 @@ class Batch:
 
     def step(self, gradients: Sequence[Any], overrides: Mapping[str, Any], totals: Totals) -> None:
         """Do one step with the batch's gradients."""
-        state = self._rule.apply_(self._leaves, gradients, self._state(), totals=totals, **overrides)
+        # A planned step keeps what numbers make of it, and None is no number.
+        given = overrides if totals is None else {**overrides, "totals": totals}
+        state = self._rule.apply_(self._leaves, gradients, self._state(), **given)
         self._note(state.step, state.slots)
 
     def finish(self, finished: int, overrides: Mapping[str, Any], totals: Totals) -> None:

@@ -71,6 +71,15 @@ def _find_layout() -> Layout | None:
     return Layout(of_inner, of_keys, _signed(mask), _signed(expected), of_storage, of_memory, of_size)
 
 
+def find_alike(layout: Layout) -> tuple[int, int]:
+    """Return `ArrayReader.alike` of tensors: the words from behind the Python object's to those of the dispatch keys."""
+    tensors = [torch.zeros(n, device="cpu") for n in (3, 50)]
+    word = _word([int(t._cdata) for t in tensors], list(map(id, tensors)), _WORDS_OF_TENSOR)
+    if word is None or word >= layout.kind or layout.storage > word:
+        return 0, 0
+    return word + 1, layout.kind - word
+
+
 def on_device(layout: Layout, device: torch.device) -> Layout:
     """Return the layout of tensors on a device, given that of tensors in the host's memory."""
     mask, _ = plain_keys()

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SECTIONS = ("versions", "operations", "timings", "semantics", "bits", "conformance")
+SECTIONS = ("versions", "launches", "host", "operations", "timings", "semantics", "bits", "conformance")
+WITHOUT_A_GPU = ("versions", "launches", "host")
+"""Sections that need none."""
 BACKENDS = ("cupy", "torch", "jax")
 
 
@@ -20,6 +22,7 @@ class Options:
 
     Attributes:
         out: folder for the results.
+        page: the page of the documentation to write, if any.
         device: `"cuda"`, or `"cpu"` to try the check itself.
         budget: seconds for all sections together.
         sections: their names.
@@ -36,6 +39,7 @@ class Options:
     """
 
     out: Path
+    page: Path | None
     device: str
     budget: float
     sections: tuple[str, ...]
@@ -80,6 +84,7 @@ def from_command_line(arguments: Sequence[str]) -> Options:
     """Return the options that the command line gives."""
     parser = argparse.ArgumentParser(prog="check_gpu.py", description="Check portopt on a GPU.")
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder for the results")
+    parser.add_argument("--page", type=Path, help="page of the documentation to write")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu tries the check itself")
     parser.add_argument("--budget", type=float, default=340, help="seconds for all sections together")
     parser.add_argument("--sections", default=",".join(SECTIONS), help="of " + ", ".join(SECTIONS))
@@ -105,6 +110,7 @@ def from_command_line(arguments: Sequence[str]) -> Options:
     out.mkdir(parents=True, exist_ok=True)
     return Options(
         out=out,
+        page=given.page and given.page.resolve(),
         device=given.device,
         budget=given.budget,
         sections=listed(given.sections),

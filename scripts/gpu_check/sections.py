@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gpu_check import bits, conformance, operations, semantics, timings, versions
-from gpu_check.options import Options
+from gpu_check import bits, conformance, host, launches, operations, semantics, timings, versions
+from gpu_check.options import WITHOUT_A_GPU, Options
+from gpu_check.page import write_page
 from gpu_check.workers import failure, last_line
 
 LEAST_SECONDS = 8
@@ -17,6 +18,8 @@ LEAST_SECONDS = 8
 
 _SECTIONS: Mapping[str, Callable[[Options], Mapping[str, Any]]] = {
     "versions": versions.run,
+    "launches": launches.run,
+    "host": host.run,
     "operations": operations.run,
     "timings": timings.run,
     "semantics": semantics.run,
@@ -25,11 +28,19 @@ _SECTIONS: Mapping[str, Callable[[Options], Mapping[str, Any]]] = {
 }
 
 
-def run_sections(options: Options) -> int:
-    """Run the chosen sections and save what they found; return 1 if one failed, or found something wrong."""
-    summary: dict[str, Any] = {"arguments": sys.argv[1:], "errors": {}}
+def run_sections(options: Options, no_gpu: str | None = None) -> int:
+    """Run the chosen sections and save what they found; return 1 if one failed, or found something wrong.
+
+    Args:
+        options: of the check.
+        no_gpu: why there is no GPU; then those sections that need one are not run.
+    """
+    summary: dict[str, Any] = {"arguments": sys.argv[1:], "errors": {}, "not run": []}
     for name, run in _SECTIONS.items():
         if name not in options.sections:
+            continue
+        if no_gpu is not None and name not in WITHOUT_A_GPU:
+            summary["not run"].append(name)
             continue
         if options.left() < LEAST_SECONDS:
             summary["errors"][name] = "no time was left"
@@ -41,9 +52,17 @@ def run_sections(options: Options) -> int:
             summary["errors"][name] = failure()
             print(f"!! {name}: {last_line(failure())}", flush=True)
         print(f"-- {name}: {time.monotonic() - start:.1f} s, {options.left():.0f} s left", flush=True)
-        (options.out / "summary.json").write_text(json.dumps(summary, indent=1, default=str), encoding="utf-8")
+        _save(options, summary)
+    _save(options, summary)
     wrong = [name for name in _SECTIONS if isinstance(summary.get(name), dict) and summary[name].get("wrong")]
     for name, text in summary["errors"].items():
         print(f"ERROR in {name}: {last_line(text)}")
+    if summary["not run"]:
+        print(f"NOT RUN: {', '.join(summary['not run'])}: {no_gpu}")
+    write_page(options, summary, no_gpu)
     print(f"wrong: {', '.join(wrong) or 'nothing'}; files in {options.out}", flush=True)
     return int(bool(wrong or summary["errors"]))
+
+
+def _save(options: Options, summary: Mapping[str, Any]) -> None:
+    (options.out / "summary.json").write_text(json.dumps(summary, indent=1, default=str), encoding="utf-8")

@@ -16,7 +16,7 @@ from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar
 from portopt.kernels.cuda.source import CHUNK, cuda_source
 from portopt.kernels.cuda.staged_source import staged_source
-from portopt.kernels.cuda.tables import Table
+from portopt.kernels.cuda.tables import Chunks, columns_of
 from portopt.kernels.norm_dependence import STEP, NormDependence, norm_dependence
 from portopt.program import Program
 from portopt.program.interpreter import evaluate_scalars
@@ -123,8 +123,8 @@ def test_a_step_reads_its_scalars_from_memory(in_place: bool, tmp_path: Path) ->
     ]
     new = [] if in_place else [[on_device(np.zeros_like(p)) for _ in program.array_outputs] for p in params]
     addresses = [[a.data.ptr for a in (*row, *(new[i] if new else ()))] for i, row in enumerate(rows)]
-    table = Table(addresses, [p.size for p in params], CHUNK)
-    words = table.argument(table.words.ctypes.data)
+    chunks, columns = Chunks([p.size for p in params], CHUNK), columns_of(addresses)
+    words = np.asarray(chunks.argument(chunks.words.buffer_info()[0], columns.buffer_info()[0]), np.int64)
     by_value = words.view(np.dtype([("words", np.int64, words.shape)]))
     known = split.host_scalars({name: x for name, x in graph.inputs.items() if name not in names})
     rounded = [np.float32(round_scalar(float(known[j]), "float32")) for _, j in split.rounded_on_host]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.bits import Array, assert_same_float, ordinary, random_words
 from support.carries import SQUARES, SUMS
-from support.cuda_on_host import HostArray, Kernel, compile_on_host, host_cupy, on_device
+from support.cuda_on_host import HostArray, Kernel, compile_on_host, host_cupy, on_device, shifted_on_device
 from support.elementwise import STAGED
 from support.gpu_cases import (
     EveryDraw,
@@ -121,6 +121,13 @@ def test_every_reduction_of_all_of_rows_and_of_columns(dtype: str) -> None:
     # Words of any bits, infinities and NaN among them, come last: little is left of what they touch.
     gradients.append([random_words(shape, dtype, i) for i, shape in enumerate(shapes)])
     compare_steps(on_device, np.asarray, EveryReduction(0.1), params, gradients[1:])
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("rule", [EveryReduction, EveryDraw], ids=lambda rule: rule.__name__)
+def test_arrays_that_are_not_aligned(rule: type[portopt.Optimizer]) -> None:
+    params, gradients = trees("float32", ((1, 3), (2, 2049), (3, 5), (70, 60)))
+    compare_steps(shifted_on_device, np.asarray, rule(), params, gradients, in_place=True)
 
 
 @pytest.mark.usefixtures("backend")
@@ -308,6 +315,8 @@ def test_ptx_is_rounded_once_and_passes_over_elements_have_all_their_operations(
     whole = norm_dependence(program).program
     for step in passes_of(program).passes:
         drawn = any(op.name in DRAWS for op in program.ops)
+        if step.kind == "elements" and step.space:
+            assert re.search(r"\bst\.global\.v[24]\.", ptx.partition(f".entry {step.name}(")[2].partition(".entry ")[0])
         if step.kind == "elements" and dtype == "float32" and not drawn:
             found, wanted = instructions(ptx, step.name), expected(whole, step.operations)
             # The compiler may write a loop twice, once for each value of a condition that all elements share.

@@ -215,3 +215,42 @@ def test_the_norm_of_several_groups_stays_on_the_device(played: tuple[HostTorch,
         run.step()
     for p, wanted in zip(parameters, run.expected, strict=True):
         assert_same_bits(to_numpy(p), wanted)
+
+
+def test_gradients_that_lie_otherwise_than_those_of_the_plan_are_told_apart(
+    played: tuple[HostTorch, Recording],
+) -> None:
+    run = Run(portopt.SGD(0.5), shapes=((3, 4),))
+    warmed_up(run)
+    (plan,) = run.optimizer._cache.plans
+    whole, (p,) = torch.zeros(60), run.params
+    gradient: Any
+    fitting = [whole[:12].view(3, 4), whole[7:19].view(3, 4), torch.zeros(3, 4).requires_grad_(), torch.zeros(4, 3).T]
+    for gradient in fitting:
+        assert plan.fits(run.optimizer, run.params, [gradient], run.state, {})
+    for gradient in (whole[7:19].view(3, 4), whole[:12].view(3, 4), torch.zeros(4, 3).T):
+        run.grads = [gradient]
+        run.step()
+    assert run.optimizer._cache.plans == (plan,)
+    for gradient in (
+        torch.zeros(4, 3),
+        torch.zeros(12),
+        torch.zeros(3, 4, dtype=torch.int32),
+        torch.zeros(3, 4, dtype=torch.float64),
+        torch.zeros(3, 4, device="meta"),
+        p.detach(),
+        None,
+    ):
+        assert not plan.fits(run.optimizer, run.params, [gradient], run.state, {})
+    # The same objects, with other memory.
+    gradient = torch.zeros(3, 4)
+    assert plan.fits(run.optimizer, run.params, [gradient], run.state, {})
+    gradient.resize_(4, 3)
+    assert not plan.fits(run.optimizer, run.params, [gradient], run.state, {})
+    before = p.data
+    p.data = torch.zeros(3, 4)
+    assert not plan.fits(run.optimizer, run.params, run.grads, run.state, {})
+    p.data = before
+    assert plan.fits(run.optimizer, run.params, run.grads, run.state, {})
+    p.untyped_storage().resize_(0)
+    assert not plan.fits(run.optimizer, run.params, run.grads, run.state, {})

@@ -16,6 +16,7 @@ from support.gpu_cases import CASES_IN_A_DTYPE, compare_steps, optimizer_of, wor
 
 import portopt
 import portopt_jax
+from portopt.arithmetic import HOST
 from portopt_conformance import probes
 from portopt_jax import _scalars
 from portopt_jax._kernel import without_kernels
@@ -143,3 +144,13 @@ def test_derivatives_are_those_of_quotient_and_root() -> None:
         many = jax.vmap(quotient, (0, None))(jnp.ones(3), jnp.float32(2.0))
     assert [float(x) for x in (by_a, by_b, root, narrow)] == [0.25, -0.1875, 0.25, 1.0]
     assert many.tolist() == [0.5] * 3
+
+
+def test_powers_of_the_step_are_written_out_with_the_bits_of_the_host() -> None:
+    with lowering_for("cuda"), jax.enable_x64(True):
+        power = jax.jit(lambda base, t: _scalars.JaxArithmetic(t).integer_power(base, t))
+        assert "while" not in power.lower(jnp.float64(0.9), jnp.int32(3)).as_text()
+        for base in (0.999, -1.5, 1 + 2.0**-40):
+            for t in (0, 1, 3, 1000, 2**20 + 5, 2**31 - 1, -3):
+                found = power(jnp.float64(base), jnp.int32(t))
+                assert_same_bits(np.asarray(found), np.float64(HOST.integer_power(base, t)))

@@ -183,6 +183,53 @@ def test_a_given_norm_takes_the_place_of_the_computed_one_for_a_step(library: Li
         assert library.numpy(w).tolist() == [moved] * 4
 
 
+@each_planned
+def test_numbers_given_for_a_step_may_change_without_being_looked_at_in_full(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def given(step: int) -> dict[str, Any]:
+        return {"lr": 0.1 + 0.01 * step, "beta_1": 0.9 - 0.05 * step}
+
+    twin = Twin(portopt.Adam(clipnorm=0.5), shapes_and_values(1), library.arrays)
+    for step in range(3):
+        twin.step(shapes_and_values(10 * step), **given(step))
+    expected = [portopt.Adam(clipnorm=0.5, **given(step)) for step in range(6)]
+
+    def in_full(*_: Any) -> Any:
+        raise AssertionError
+
+    for step in range(3, 6):
+        grads = shapes_and_values(10 * step)
+        with portopt.interpreted():
+            twin.expected, twin.expected_state = expected[step].apply(twin.expected, grads, twin.expected_state)
+        with monkeypatch.context() as patched:
+            patched.setattr(portopt.Adam, "check_overrides", in_full)
+            twin.state = twin.rule.apply_(twin.params, library.arrays(grads), twin.state, **given(step))
+        twin.compare()
+
+
+@each_planned
+def test_whatever_is_given_for_a_step_counts_for_it(library: Library) -> None:
+    optimizer = portopt.SGD(1.0, momentum=0.0)
+    w, g, state = ready(optimizer, library)
+    steps: list[tuple[dict[str, Any], float]] = [
+        ({"lr": 0.5}, 0.5), ({"lr": 0.25}, 0.25), ({"learning_rate": 2.0}, 2.0), ({"lr": 3}, 3.0), ({"lr": 0.125}, 0.125),
+        ({}, 1.0), ({"lr": np.float64(0.5)}, 0.5), ({"lr": 4.0}, 4.0), ({"lr": np.asarray(8.0)}, 8.0), ({"lr": 16.0}, 16.0),
+        ({"lr": 0.0}, 0.0), ({"lr": 5e-324}, 0.0), ({"clipnorm": 3.0**0.5 / 2, "lr": 2.0}, 1.0), ({"lr": 2.0}, 2.0),
+        ({"clipnorm": 3.0**0.5 / 4, "lr": 2.0}, 0.5), ({"clipnorm": None, "lr": 2.0}, 2.0),
+    ]  # fmt: skip
+    for overrides, moved in [*steps, *steps]:
+        w[...] = 0.0
+        state = optimizer.apply_(w, g, state, **overrides)
+        assert np.allclose(library.numpy(w), moved, rtol=1e-12, atol=0.0), overrides
+    for wrong in (-1.0, math.inf, math.nan):
+        state = optimizer.apply_(w, g, state, lr=1.0)
+        before = library.numpy(w)
+        with pytest.raises(ValueError, match=r"SGD\.apply lr must be in \[0, inf\)"):
+            optimizer.apply_(w, g, state, lr=wrong)
+        assert_same_bits(library.numpy(w), before)
+
+
 class NormOfGradients(portopt.Optimizer):
     """Puts the norm of all gradients into every element."""
 

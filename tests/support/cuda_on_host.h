@@ -49,10 +49,6 @@ static inline double __longlong_as_double(long long x) { return bits_as<double>(
 static inline void *__cvta_global_to_generic(unsigned long long address) { return (void *)address; }
 
 template <typename T> static inline T __ldg(const T *place) { return *place; }
-template <typename T> struct Same {
-    typedef T type;
-};
-template <typename T> static inline void __stwb(T *place, typename Same<T>::type value) { *place = value; }
 
 struct alignas(8) ushort4 {
     unsigned short x, y, z, w;

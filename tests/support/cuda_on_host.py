@@ -165,6 +165,15 @@ def on_device(array: Any) -> HostArray:
     return np.array(array, copy=True).view(HostArray)
 
 
+def shifted_on_device(array: Any) -> HostArray:
+    """Return a copy that begins 1, 2, 4 or 8 elements, by the number of elements, after a multiple of 16 bytes."""
+    at = 1 << array.size % 4
+    room = np.zeros(array.size + 24, array.dtype).view(HostArray)
+    at += -(room.ctypes.data // array.itemsize) % (16 // array.itemsize)
+    room[at : at + array.size] = array.reshape(-1)
+    return room[at : at + array.size].reshape(array.shape).view(HostArray)
+
+
 @contextmanager
 def host_cupy(directory: Path) -> Iterator[Any]:
     """Let `portopt_cupy` run on `HostArray`s; gives its backend."""

@@ -26,12 +26,14 @@ class Twin:
         self.expected = {name: np.copy(p) for name, p in params.items()}
         self.state, self.expected_state = rule.init(self.params), rule.init(self.expected)
 
-    def step(self, grads: Any) -> None:
+    def step(self, grads: Any, **hyperparameters: Any) -> None:
         own = {name: self.convert(g) for name, g in grads.items()}
         with np.errstate(all="ignore"):
             with portopt.interpreted():
-                self.expected, self.expected_state = self.rule.apply(self.expected, grads, self.expected_state)
-            self.state = self.rule.apply_(self.params, own, self.state)
+                self.expected, self.expected_state = self.rule.apply(
+                    self.expected, grads, self.expected_state, **hyperparameters
+                )
+            self.state = self.rule.apply_(self.params, own, self.state, **hyperparameters)
 
     def compare(self) -> None:
         same(self.expected, self.params, "parameter")

@@ -90,7 +90,101 @@ def test_a_case_that_ends_its_process_is_named_and_the_others_go_on(tmp_path: Pa
     assert "1/operations/sqrt/float32/apply/words: exit -6: Fatal Python error: Aborted" in printed
 
 
-def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
-    code, printed, _ = check(tmp_path, "--budget", "60", CUDA_VISIBLE_DEVICES="")
+def test_without_a_gpu_what_needs_one_is_not_run(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    chosen = ("--budget", "60", "--sections", "versions,timings,bits", "--page", str(page))
+    code, printed, summary = check(tmp_path, *chosen, CUDA_VISIBLE_DEVICES="")
     assert code == 0
-    assert printed.startswith("NOT RUN: no library has a CUDA device (torch: ")
+    assert "NOT RUN: timings, bits: no library has a CUDA device (torch: " in printed
+    assert summary["not run"] == ["timings", "bits"]
+    assert "- timings, bits: no library has a CUDA device" in page.read_text()
+
+
+TIMED = {
+    "rule": "Adam",
+    "shapes": "one-100M",
+    "of_copy": 0.93,
+    "python_us": 21.0,
+    "kernels": 1,
+    "copies": 0,
+    "waits": 0,
+}
+FOUND = {
+    "summary": {
+        "versions": {
+            "gpu": "A GPU, 1.0",
+            "python": "3.12.1",
+            "torch": "2.11.0",
+            "nvrtc": [13, 0],
+            "cupy": "missing: ImportError: no",
+        },
+        "bits": {"torch float32": {"same": 4, "wrong": 0, "error": 1}, "wrong": 1},
+        "conformance": {"torch": {"cases": 9, "run": 8, "passed": 7, "failed": 1}, "wrong": 1},
+        "semantics": {
+            "torch totals": {"found": {"a": "same", "b": "same"}},
+            "torch stream": {"found": {"bits": "same", "returned_ms": 1.25}},
+            "torch graph": {"text": "Traceback\nRuntimeError: a|b"},
+            "wrong": ["torch graph"],
+        },
+        "errors": {"operations": "Traceback\nKeyError: 'x'"},
+    },
+    "timings": {
+        "copy_gb_s": 4200.0,
+        "rows": [
+            {**TIMED, "who": "portopt torch", "ms": 0.5},
+            {**TIMED, "who": "torch.optim fused", "ms": 0.6},
+            {**TIMED, "who": "torch.optim foreach", "ms": 1.6},
+            {**TIMED, "who": "optax jit", "ms": 0.1},
+            {**TIMED, "who": "portopt jax jit", "error": "Traceback\nno"},
+        ],
+    },
+}
+
+
+def options_for(folder: Path) -> Any:
+    """Return the options of a check that writes a page."""
+    from gpu_check.options import from_command_line
+
+    return from_command_line(["--out", str(folder / "out"), "--page", str(folder / "page.md")])
+
+
+def test_a_page_says_what_the_sections_found(tmp_path: Path) -> None:
+    from gpu_check.page import ON_A_GPU, write_page
+
+    options = options_for(tmp_path)
+    (options.out / "timings.json").write_text(json.dumps(FOUND["timings"]))
+    write_page(options, FOUND["summary"], None)
+    page = (tmp_path / "page.md").read_text()
+    assert page.startswith(ON_A_GPU)
+    for line in (
+        "on A GPU, 1.0.",
+        "Versions: python 3.12.1, torch 2.11.0, cupy missing, nvrtc 13.0.",
+        "| one-100M | portopt torch | 0.500 ms | 93% | 1.20× torch.optim fused | 21 µs | 1 | 0 | 0 |",
+        "| one-100M | torch.optim fused | 0.600 ms | 93% |  | 21 µs | 1 | 0 | 0 |",
+        "| torch float32 | 4 | 0 | 1 |",
+        "| torch | 9 | 8 | 7 | 1 |",
+        "| torch totals | the same bits in 2 cases |",
+        "| torch stream | bits same, returned_ms 1.25 |",
+        "| torch graph | FAILED: RuntimeError: a\\|b |",
+        "- operations: KeyError: 'x'",
+    ):
+        assert line in page
+    assert "portopt jax jit" not in page
+
+
+def test_a_page_without_a_gpu_says_what_was_not_run_and_replaces_none_of_a_gpu(tmp_path: Path) -> None:
+    from gpu_check.page import ON_A_GPU, write_page
+
+    options = options_for(tmp_path)
+    launch = {"step": "apply_", "tensors": 200, "library": "torch", "launches": 1, "uploads": 0, "bytes": 0, "waits": 0}
+    (options.out / "launches.json").write_text(json.dumps([{**launch, "python_us": 14.04}]))
+    summary = {"versions": {}, "host": {"passed": 5, "wrong": 0}, "errors": {}, "not run": ["timings"]}
+    write_page(options, summary, "no CUDA device")
+    page = (tmp_path / "page.md").read_text()
+    assert "on a machine without a GPU" in page
+    assert "| apply_ | 200 | torch | 1 | 0 | 0 | 0 | 14.0 µs |" in page
+    assert "5 tests passed, 0 failed" in page
+    assert "- timings: no CUDA device" in page
+    (tmp_path / "page.md").write_text(f"{ON_A_GPU}\nfigures\n")
+    write_page(options, summary, "no CUDA device")
+    assert (tmp_path / "page.md").read_text() == f"{ON_A_GPU}\nfigures\n"

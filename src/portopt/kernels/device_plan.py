@@ -101,13 +101,15 @@ class DevicePlan:
             overrides = {name: value for name, value in overrides.items() if name not in self.inputs}
         stream = self._library.stream(self._device.number)
         call = self._looked((params, grads, state.slots))
-        if call is None or self._device.driver.is_capturing(stream):
+        if call is None:
             return None
         inputs = self._inputs_of(rule, state, overrides)
         if inputs is None:
             return None
         finished, new_scalars = state.step + 1, dict[str, float]()
         with self._lock, self._device.within():
+            if self._device.driver.is_capturing(stream):
+                return None
             placed = self._placed.get(stream) or self._place(stream, call)
             self._bring(call.table, placed, stream)
             norm = self._norm_of(inputs, placed, stream)

@@ -80,9 +80,14 @@ class Passes:
         """Return how many words of 64 bits a parameter needs between kernels, if that many elements are a chunk."""
         spaces = self.stages.spaces
         chunks = -(-elements(self.stages.space, lengths) // chunk)
-        kept = sum(elements(spaces[i] or (), lengths) for i in self.stored)
+        kept = sum(_even(elements(spaces[i] or (), lengths)) for i in self.stored)
         parts = sum(words_of(self.stages.program.ops[i].name) for i in self.partial) * chunks
-        return len(self.scalar_places) + parts + kept
+        return _even(len(self.scalar_places) + parts) + kept
+
+
+def _even(words: int) -> int:
+    """Return a number of words after which arrays are aligned as vectors must be."""
+    return words + words % 2
 
 
 def words_of(reduction: str) -> int:

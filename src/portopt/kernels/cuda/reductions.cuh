@@ -75,39 +75,6 @@ __device__ __forceinline__ void raise_bins(Sum &sum, long long exponent)
     sum.exponent = exponent;
 }
 
-// Adds x 2**shift. To add 1.5 2**52 is to round to an integer, which then stands in the bits.
-__device__ __forceinline__ void add_scaled(Sum &sum, double x, int shift)
-{
-    if (!(fabs(x) < INFINITE)) {
-        sum.special |= x != x ? 1 : x > 0.0 ? 2 : 4;
-        return;
-    }
-    const int exponent = exponent_above(fabs(x)) + shift;
-    raise_bins(sum, exponent);
-    if (exponent + 96 <= sum.exponent)
-        return;
-    double rest = x * power_of_two(31 - (int)sum.exponent + shift);
-    double rounded = rest + 6755399441055744.0;
-    sum.first += __double_as_longlong(rounded) - 0x4338000000000000ll;
-    rest = (rest - (rounded - 6755399441055744.0)) * 0x1p32;
-    rounded = rest + 6755399441055744.0;
-    sum.second += __double_as_longlong(rounded) - 0x4338000000000000ll;
-    rest = (rest - (rounded - 6755399441055744.0)) * 0x1p32;
-    rounded = rest + 6755399441055744.0;
-    sum.third += __double_as_longlong(rounded) - 0x4338000000000000ll;
-}
-
-__device__ __forceinline__ void add(Sum &sum, float x) { add_scaled(sum, (double)x, 0); }
-__device__ __forceinline__ void add(Sum &sum, double x) { add_scaled(sum, x, 0); }
-__device__ __forceinline__ void add_square(Sum &sum, float x) { add_scaled(sum, (double)x * (double)x, 0); }
-
-__device__ __forceinline__ void add_square(Sum &sum, double x)
-{
-    const int scaling = scaling_of((unsigned long long)__double_as_longlong(fabs(x)));
-    const double scaled = x * power_of_two(-scaling);
-    add_scaled(sum, scaled * scaled, 2 * scaling);
-}
-
 __device__ __forceinline__ unsigned int magnitude_of(float x) { return __float_as_uint(fabsf(x)); }
 
 __device__ __forceinline__ unsigned long long magnitude_of(double x)
@@ -158,6 +125,40 @@ template <typename Real, int COUNT> __device__ __forceinline__ void add_squares(
     sum.first += (long long)sums[0];
     sum.second += (long long)sums[1];
     sum.third += (long long)sums[2];
+}
+
+// Several numbers at once, in the same way: their bins are those of the largest.
+template <typename Real, int COUNT> __device__ __forceinline__ void add_numbers(Sum &sum, const Real (&x)[COUNT])
+{
+    auto most = magnitude_of(x[0]);
+#pragma unroll
+    for (int k = 1; k < COUNT; k++)
+        most = magnitude_of(x[k]) > most ? magnitude_of(x[k]) : most;
+    if (most == 0)
+        return;
+    if (most >= magnitude_of((Real)INFINITE)) {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++)
+            if (magnitude_of(x[k]) >= magnitude_of((Real)INFINITE))
+                sum.special |= x[k] != x[k] ? 1 : x[k] > 0 ? 2 : 4;
+        return;
+    }
+    raise_bins(sum, exponent_above(number_of(most)));
+    const double scale = power_of_two(31 - (int)sum.exponent);
+    unsigned long long sums[3] = {0, 0, 0};
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        double left = (double)x[k] * scale;
+#pragma unroll
+        for (int bin = 0; bin < 3; bin++) {
+            const double rounded = left + 6755399441055744.0;
+            sums[bin] += (unsigned long long)__double_as_longlong(rounded);
+            left = (left - (rounded - 6755399441055744.0)) * 0x1p32;
+        }
+    }
+    sum.first += (long long)(sums[0] - COUNT * 0x4338000000000000ull);
+    sum.second += (long long)(sums[1] - COUNT * 0x4338000000000000ull);
+    sum.third += (long long)(sums[2] - COUNT * 0x4338000000000000ull);
 }
 
 __device__ __forceinline__ void join(Sum &sum, Sum other)

@@ -26,6 +26,8 @@ CHUNK = 16 * THREADS
 """Elements that a block works on before it looks for the next ones."""
 BLOCKS_PER_MULTIPROCESSOR = 4
 """How many blocks a device is given for each of its multiprocessors where each block leaves a part of a result."""
+PLACE = "{0}_four.at[k]"
+"""The template of an element of an array in the loop of `loop_of_fours`."""
 MOST_BLOCKS = 65535
 """Of a grid; blocks take further chunks when there are more."""
 _BINS = {
@@ -129,16 +131,19 @@ def _fours(writer: Writer, *, in_place: bool) -> list[str]:
     program = writer.program
     loaded = [str(op.label) for op in program.ops if op.name == "load"]
     stored = [name if in_place else NEW + name for name in program.array_outputs]
-    return loop_of_fours(
-        {writer.array(column): LANGUAGE.storage[writer.dtype(column)] for column in [*loaded, *stored]},
-        [writer.array(column) for column in loaded],
-        [writer.array(column) for column in stored],
-        writer.element(loads_first=True, place="{0}_four.at[k]"),
-    )
+    types = {writer.array(column): LANGUAGE.storage[writer.dtype(column)] for column in [*loaded, *stored]}
+    names, results = ([writer.array(column) for column in columns] for columns in (loaded, stored))
+    return loop_of_fours(types, names, results, writer.element(loads_first=True, place=PLACE))
 
 
 def loop_of_fours(
-    types: Mapping[str, str], loaded: Sequence[str], stored: Sequence[str], body: Sequence[str]
+    types: Mapping[str, str],
+    loaded: Sequence[str],
+    stored: Sequence[str],
+    body: Sequence[str],
+    *,
+    before: Sequence[str] = (),
+    after: Sequence[str] = (),
 ) -> list[str]:
     """Return the loop of a chunk's elements, four of them in each round of a thread.
 
@@ -147,28 +152,42 @@ def loop_of_fours(
         loaded: names of arrays.
         stored: names of arrays.
         body: statements, on the `k`-th of the four, for each.
+        before: statements before those.
+        after: statements after those.
     """
+    aligned = " && ".join(f"is_aligned({name})" for name in types) or "true"
+    loads = [
+        "if (whole) {",
+        *(f"    {name}_four = four_of({name} + i);" for name in loaded),
+        "} else {",
+        *(f"    {name}_four = each_of({name}, i, beside, end);" for name in loaded),
+        "}",
+    ]
+    stores = [
+        "if (whole) {",
+        *(f"    put_four({name} + i, {name}_four);" for name in stored),
+        "} else {",
+        *(f"    put_each({name}, i, beside, end, {name}_four);" for name in stored),
+        "}",
+    ]
+    lines = [
+        *(["const bool whole = aligned && i + 4 <= end;"] if loaded or stored else []),
+        *(f"Four<{kind}> {name}_four;" for name, kind in types.items()),
+        *(loads if loaded else []),
+        *before,
+        "#pragma unroll",
+        "for (int k = 0; k < 4; k++) {",
+        *(f"    {line}" for line in body),
+        "}",
+        *after,
+        *(stores if stored else []),
+    ]
     return [
-        f"const bool aligned = {' && '.join(f'is_aligned({name})' for name in types)};",
+        f"const bool aligned = {aligned};",
         "const long long beside = aligned ? 1 : blockDim.x;",
         "#pragma unroll 1",
         "for (long long i = start + threadIdx.x * (aligned ? 4 : 1); i < end; i += 4 * blockDim.x) {",
-        "    const bool whole = aligned && i + 4 <= end;",
-        *(f"    Four<{kind}> {name}_four;" for name, kind in types.items()),
-        "    if (whole) {",
-        *(f"        {name}_four = four_of({name} + i);" for name in loaded),
-        "    } else {",
-        *(f"        {name}_four = each_of({name}, i, beside, end);" for name in loaded),
-        "    }",
-        "#pragma unroll",
-        "    for (int k = 0; k < 4; k++) {",
-        *(f"        {line}" for line in body),
-        "    }",
-        "    if (whole) {",
-        *(f"        put_four({name} + i, {name}_four);" for name in stored),
-        "    } else {",
-        *(f"        put_each({name}, i, beside, end, {name}_four);" for name in stored),
-        "    }",
+        *(f"    {line}" for line in lines),
         "}",
     ]
 

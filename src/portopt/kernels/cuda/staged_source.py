@@ -9,17 +9,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from portopt.kernels import passes
 from portopt.kernels.cuda.source import (
     CHUNK,
     LANGUAGE,
+    PLACE,
     common_source,
     from_double,
     functions_source,
     kernel_head,
     listed,
+    loop_of_fours,
     of_row,
     reductions_source,
     scalars_of_device,
@@ -31,6 +33,8 @@ from portopt.kernels.pass_writer import PassWriter, length, own, parts, size, st
 from portopt.kernels.passes import ACROSS, Pass, words_of
 from portopt.program import DRAWS, SUMS, Kind, Program
 
+_FOURTH = "of four"
+"""The place of an element in the loop of `loop_of_fours`, in arrays that have all of them."""
 chunk_of = functools.partial(passes.chunk_of, elements=CHUNK)
 
 _LANGUAGE = dataclasses.replace(
@@ -105,15 +109,17 @@ class _Source(PassWriter):
             found.append((size(space), f"const long long {size(space)} = {product};"))
         chunks = f"({size(self.stages.space)} + CHUNK - 1) / CHUNK"
         found.append(("chunks_of", f"const long long chunks_of = {chunks};"))
-        place = [f"values_of + {len(self.places)}"]
+        place = [str(len(self.places))]
         for i in self.passes.partial:
             kind = _part_type(self.program.ops[i].name)
-            found.append((parts(i), f"{kind} *const {parts(i)} = ({kind} *)({' + '.join(place)});"))
+            found.append((parts(i), f"{kind} *const {parts(i)} = ({kind} *)(values_of + {' + '.join(place)});"))
             place.append(f"{words_of(self.program.ops[i].name)} * chunks_of")
+        # Arrays begin at an even word, so that they are aligned.
+        place = [f"({' + '.join(place)} + 1) / 2 * 2"]
         for i in self.passes.stored:
             name = stored(i)
-            found.append((name, f"{self._type} *const {name} = ({self._type} *)({' + '.join(place)});"))
-            place.append(size(self.stages.spaces[i] or ()))
+            found.append((name, f"{self._type} *const {name} = ({self._type} *)(values_of + {' + '.join(place)});"))
+            place.append(f"({size(self.stages.spaces[i] or ())} + 1) / 2 * 2")
         return found
 
     # Kernels -------------------------------------------------------------------------------------------------------
@@ -149,34 +155,71 @@ class _Source(PassWriter):
             f"const long long end = start + {size} < table.size[row] ? start + {size} : table.size[row];",
         ]
 
-    def _each(self, step: Pass, statements: Sequence[str]) -> list[str]:
-        """Return the loop of a chunk's elements."""
-        places = self.along_lengths(step.space, "i")
-        lines = [*self.computed(step, step.space, "i"), *statements]
-        return [
-            "#pragma unroll 1",
-            "for (long long i = start + threadIdx.x; i < end; i += blockDim.x) {",
-            *(f"    {line}" for line in [*self.used(lines, places), *lines]),
-            "}",
+    def _each(self, step: Pass, written: Mapping[str, tuple[str, str]]) -> list[str]:
+        """Return the loop of a chunk's elements.
+
+        Args:
+            step: the pass.
+            written: the arrays of its results: the type of an element, and its value.
+        """
+        whole, ops = step.space, self.program.ops
+        # Arrays with an element for each of the pass are loaded in fours; others have fewer, in places of their own.
+        types = {}
+        for i in [*step.operations, *step.external]:
+            if (self.stages.spaces[i] or ()) == whole != ():
+                if i in step.external:
+                    types[stored(i)] = self._type
+                elif (column := ops[i].reads) is not None:
+                    types[self.writer.array(column)] = LANGUAGE.storage[self.writer.dtype(column)]
+        loaded = list(types)
+        target = PLACE if whole else "{0}[0]"
+        stores = [f"{target.format(name)} = {value};" for name, (_, value) in written.items()]
+        if whole:
+            types |= {name: kind for name, (kind, _) in written.items()}
+        before, adding, after = self._reduced(step)
+        lines = [*self.computed(step, whole, _FOURTH), *stores, *adding]
+        places = [
+            ("place_of", "const long long place_of = i + k * beside;"),
+            *self.along_lengths(whole, "place_of"),
         ]
+        body = ["if (i + k * beside >= end)", "    break;", *self.used(lines, places), *lines]
+        return loop_of_fours(
+            types,
+            loaded,
+            list(written) if whole else [],
+            body,
+            before=before,
+            after=after,
+        )
+
+    def _reduced(self, step: Pass) -> tuple[list[str], list[str], list[str]]:
+        """Return what a round of four elements does for the reductions: before, for the `k`-th element, and after."""
+        ops = self.program.ops
+        at_once = [i for i in step.reductions if ops[i].name in SUMS]
+        before = [f"{self._type} {_addends(i)}[4] = {{0, 0, 0, 0}};" for i in at_once]
+        adding = [f"{_addends(i)}[k] = {self.names[ops[i].args[0]]};" for i in at_once]
+        adding += [self._added(i) for i in step.reductions if i not in at_once]
+        functions = ["add_squares" if ops[i].name == "norm" else "add_numbers" for i in at_once]
+        after = [f"{function}({own(i)}, {_addends(i)});" for i, function in zip(at_once, functions, strict=True)]
+        return before, adding, after
 
     def _elements(self, step: Pass) -> list[str]:
-        stores = []
+        written = {}
         for i in step.stored:
             value = f"({self._type}){self.names[i]}" if self.program.ops[i].kind is Kind.MASK else self.names[i]
-            stores.append(f"{stored(i)}[{self.index(step.space, step.space, 'i')}] = {value};")
+            written[stored(i)] = self._type, value
         for name in step.outputs:
             column = name if self.key.in_place else NEW + name
-            i = self.program.array_outputs[name]
-            value = LANGUAGE.converted(self.real, self.writer.dtypes[name], self.names[i])
-            target = f"{self.writer.array(column)}[{self.index(step.space, step.space, 'i')}]"
-            stores.append(f"{target} = {value};")
-        return [*self.rounded(step), *self._extent("CHUNK"), *self._each(step, stores)]
+            value = LANGUAGE.converted(
+                self.real, self.writer.dtypes[name], self.names[self.program.array_outputs[name]]
+            )
+            written[self.writer.array(column)] = LANGUAGE.storage[self.writer.dtypes[name]], value
+        return [*self.rounded(step), *self._extent("CHUNK"), *self._each(step, written)]
 
     def _chunks(self, step: Pass) -> list[str]:
         lines = [*self.rounded(step), *self._extent("CHUNK")]
         lines += [self._begun(i) for i in step.reductions]
-        lines += self._each(step, [self._added(i) for i in step.reductions])
+        lines += self._each(step, {})
         for i in step.reductions:
             kind, name = _part_type(self.program.ops[i].name), together(i)
             lines.append(f"const {kind} {name} = over_block({own(i)}, 1);")
@@ -188,8 +231,10 @@ class _Source(PassWriter):
         whole = self.stages.source(step.reductions[0])
         along = tuple(k for k in whole if k not in step.space)
         chunk = chunk_of(step, whole)
-        places = [*self.along_lengths(step.space, "result_of"), *self.along_lengths(along, "j")]
-        element = [*self.computed(step, whole, None), *(self._added(i) for i in step.reductions)]
+        place = ("place_of", "const long long place_of = j + k * further_of;")
+        places = [*self.along_lengths(step.space, "result_of"), place, *self.along_lengths(along, "place_of")]
+        before, adding, after = self._reduced(step)
+        element = [*self.computed(step, whole, None), *adding]
         across = "1" if chunk == 1 else "blockDim.x < 2 * ACROSS ? blockDim.x / 2 : ACROSS"
         count = " * ".join(map(length, along)) or "1"
         lines = [
@@ -197,13 +242,21 @@ class _Source(PassWriter):
             *self._extent(str(chunk)),
             f"const unsigned int across_of = {across};",
             f"const long long count_of = {count};",
+            "const long long further_of = blockDim.x / across_of;",
             "for (long long line_of = start; line_of < end; line_of += across_of) {",
             "    const long long result_of = line_of + threadIdx.x % across_of;",
             *(f"    {self._begun(i)}" for i in step.reductions),
             "    if (result_of < end) {",
             "#pragma unroll 1",
-            "        for (long long j = threadIdx.x / across_of; j < count_of; j += blockDim.x / across_of) {",
-            *(f"            {line}" for line in [*self.used(element, places), *element]),
+            "        for (long long j = threadIdx.x / across_of; j < count_of; j += 4 * further_of) {",
+            *(f"            {line}" for line in before),
+            "#pragma unroll",
+            "            for (int k = 0; k < 4; k++) {",
+            "                if (j + k * further_of >= count_of)",
+            "                    break;",
+            *(f"                {line}" for line in [*self.used(element, places), *element]),
+            "            }",
+            *(f"            {line}" for line in after),
             "        }",
             "    }",
         ]
@@ -260,7 +313,7 @@ class _Source(PassWriter):
         return f"divided({a}, {b})"
 
     def element(self, array: str, place: str) -> str:
-        return f"{array}[{place}]"
+        return PLACE.format(array) if place == _FOURTH else f"{array}[{place}]"
 
     def kept_scalar(self, place: int, kind: Kind) -> str:
         value = f"values_of[{place}]"
@@ -272,7 +325,7 @@ class _Source(PassWriter):
         words = (
             f"words_of((unsigned long long)(long long){writer.operand(key)}, "
             f"(unsigned long long){writer.operand(step, Kind.INTEGER)}, {writer.operand(stream, Kind.INTEGER)}, number_of, "
-            f"(unsigned long long)({place}))"
+            f"(unsigned long long)({'place_of' if place == _FOURTH else place}))"
         )
         if op.name == "draw_normal":
             return f"round_to_{self.real}(normal_of({words}))"
@@ -286,9 +339,7 @@ class _Source(PassWriter):
         return f"{_part_type(name)} {own(i)} = {_initial(name, self.real)};"
 
     def _added(self, i: int) -> str:
-        op = self.program.ops[i]
-        function = "add_square" if op.name == "norm" else "add"
-        return f"{function}({own(i)}, {self.names[op.args[0]]});"
+        return f"add({own(i)}, {self.names[self.program.ops[i].args[0]]});"
 
     def _result(self, i: int, count: str) -> str:
         """Return a result in float64, an integer or a truth, given how many elements it is of."""
@@ -308,6 +359,11 @@ class _Source(PassWriter):
                 return f"{part}.number == {count}"
             case _:
                 return f"(double){part}.number" if not self.program.ops[i].kind.is_scalar else f"{part}.number"
+
+
+def _addends(i: int) -> str:
+    """Return the name of what a thread has of a sum in a round."""
+    return f"addends_{i}_of"
 
 
 def _part_type(reduction: str) -> str:

@@ -43,22 +43,31 @@ template <typename T> __device__ __forceinline__ auto each_of(T *array, long lon
     return found;
 }
 
-// Named for what each store does anyway: written as an assignment, the compiler takes some of them apart.
+#ifdef __CUDA_ARCH__
+// Written as assignments, the compiler takes some of them apart, and its functions that store ask for an order among threads.
+
 __device__ __forceinline__ void put_four(unsigned short *place, const Four<unsigned short> &four)
 {
-    __stwb((ushort4 *)place, {four.at[0], four.at[1], four.at[2], four.at[3]});
+    asm("st.global.v4.u16 [%0], {%1, %2, %3, %4};" ::"l"(place), "h"(four.at[0]), "h"(four.at[1]), "h"(four.at[2]),
+        "h"(four.at[3])
+        : "memory");
 }
 
 __device__ __forceinline__ void put_four(float *place, const Four<float> &four)
 {
-    __stwb((float4 *)place, {four.at[0], four.at[1], four.at[2], four.at[3]});
+    asm("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(place), "f"(four.at[0]), "f"(four.at[1]), "f"(four.at[2]),
+        "f"(four.at[3])
+        : "memory");
 }
 
 __device__ __forceinline__ void put_four(double *place, const Four<double> &four)
 {
-    __stwb((double2 *)place, {four.at[0], four.at[1]});
-    __stwb((double2 *)place + 1, {four.at[2], four.at[3]});
+    asm("st.global.v2.f64 [%0], {%1, %2};" ::"l"(place), "d"(four.at[0]), "d"(four.at[1]) : "memory");
+    asm("st.global.v2.f64 [%0], {%1, %2};" ::"l"(place + 2), "d"(four.at[2]), "d"(four.at[3]) : "memory");
 }
+#else
+template <typename T> __device__ __forceinline__ void put_four(T *place, const Four<T> &four) { *(Four<T> *)place = four; }
+#endif
 
 template <typename T>
 __device__ __forceinline__ void put_each(T *array, long long i, long long beside, long long end, const Four<T> &four)

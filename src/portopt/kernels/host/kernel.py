@@ -30,6 +30,9 @@ RECORD_WORDS = threads.HEAD + 10
 """Words of a thread's record: what follows the head are address and number of groups, tables, inputs, step, outputs; and for
 kernels with stages the stage, or -1 for all of them, a workspace, the part's number, and the number of parts."""
 
+_OF_CALL = (0, 0, 0, 0)
+"""In the place of what a call has."""
+
 CALL_SOURCE = """        if part[5] == 0:
             call_kernel(
                 part[0], {unused}, {unused}, {tables} + part[1], part[2], part[3], {first}, {last}, {inputs} + part[6], {step},
@@ -222,37 +225,47 @@ class Passes:
         self._groups = groups
         self._alone = [item for item in work if not item.is_shared]
         self._shared = [item for item in work if item.is_shared]
-        self._total = sum(item.total for item in self._alone)
         self._memory = max((item.memory.words(1) for item in self._alone), default=0)
+        alone = [sum(item.total for item in self._alone)] if self._alone else []
+        self._totals = [*alone, *(item.total for item in self._shared)]
+        # For each number of threads that there were.
+        self._layouts: dict[tuple[int, ...], tuple[list[Any], int]] = {}
 
     def job(
         self, tables: int, inputs: int, step: int, outputs: int, before: Sequence[threads.Pass] = ()
     ) -> threads.Job:
         """Return the job that does them, and others before; its memory is the workspaces of the parts."""
-        alone = threads.parts(self._total) if self._alone else []
-        shared = [threads.parts(item.total) for item in self._shared]
-        words = [self._memory * len(alone)]
-        words += [item.memory.words(len(parts)) for item, parts in zip(self._shared, shared, strict=True)]
-        memory = np.empty(max(words), np.int64)
-        at = memory.ctypes.data
-        passes = [*before]
-        given = (tables, inputs, step, outputs)
-        if alone:
-            records = array("q")
-            for k, part in enumerate(alone):
-                own = at + 8 * self._memory * k
-                records.extend((*part, self._groups, len(self._alone), *given, -1, own, 0, 1))
-            passes.append(threads.Pass(compiled_part(), records, RECORD_WORDS))
-        for number, (item, parts) in enumerate(zip(self._shared, shared, strict=True)):
+        counts = tuple(map(threads.worth, self._totals))
+        if (layout := self._layouts.get(counts)) is None:
+            layout = self._layouts[counts] = self._layout()
+        tables_of_records, words = layout
+        memory = np.empty(words, np.int64)
+        passes, at = [*before], _address(memory)
+        for known in tables_of_records:
+            records = known.copy()
+            records[:, 4:8] = tables, inputs, step, outputs
+            records[:, 9] += at
+            passes.append(threads.Pass(compiled_part(), array("q", records.tobytes()), RECORD_WORDS))
+        return threads.Job(passes, memory, max(counts))
+
+    def _layout(self) -> tuple[list[Any], int]:
+        """Return the records of each pass, without what a call has, and how many words of memory the parts need."""
+        found, words = [], [0]
+        parts = [threads.parts(total) for total in self._totals]
+        if self._alone:
+            own = 8 * self._memory
+            count = len(self._alone)
+            found.append(
+                [(*part, self._groups, count, *_OF_CALL, -1, own * k, 0, 1) for k, part in enumerate(parts[0])]
+            )
+            words.append(self._memory * len(parts.pop(0)))
+        for number, (item, ranges) in enumerate(zip(self._shared, parts, strict=True)):
             group = self._groups + 8 * GROUP_WORDS * (len(self._alone) + number)
+            words.append(item.memory.words(len(ranges)))
             for stage, is_shared in enumerate(item.kernel.shared_steps):
-                chosen = parts if is_shared else [(0, item.total)]
-                records = array("q")
-                for k, part in enumerate(chosen):
-                    records.extend((*part, group, 1, *given, stage, at, k, len(parts)))
-                passes.append(threads.Pass(compiled_part(), records, RECORD_WORDS))
-        at_most = max(map(threads.worth, [self._total, *[item.total for item in self._shared]]))
-        return threads.Job(passes, memory, at_most)
+                chosen = ranges if is_shared else [(0, item.total)]
+                found.append([(*part, group, 1, *_OF_CALL, stage, 0, k, len(ranges)) for k, part in enumerate(chosen)])
+        return [np.array(records, np.int64) for records in found], max(words)
 
 
 def shared_last(work: Sequence[Work]) -> list[Work]:

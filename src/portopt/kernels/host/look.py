@@ -27,6 +27,11 @@ from portopt.kernels.host.kernel import CALL_SOURCE, GROUP_WORDS
 from portopt.kernels.host.readers import NUMPY_FIELDS, OWN_FIELDS
 from portopt.kernels.host.step_inputs import HEAD
 
+ENTRY_WORDS = 11
+"""Words that tell the compiled function of an array: where its object and its address are put, what it is for, in which list it
+is, dtype, number of axes, shape, bytes of an element; and of the object that the plan was made with what `is_alike` compares, how
+far from the start of the memory the array begins, and the number of its elements."""
+
 _CALL = "".join(
     f"    {line}\n"
     for line in CALL_SOURCE.format(
@@ -100,7 +105,7 @@ def walk(script, nodes, root, found, known, context, stack):
                 if key_type == context[18]:
                     if call_2(context[16], key, known_key) != 0:
                         return False
-                elif key_type != context[50] or call_3(context[51], key, known_key, 2) != 1:
+                elif key_type != context[52] or call_3(context[53], key, known_key, 2) != 1:
                     return False
     return False
 
@@ -110,6 +115,18 @@ def hold(leaves, found, count, context):
     for i in range(count):
         call_1(context[29], found[i])
         call_3(context[28], leaves, i, found[i])
+
+
+def is_alike(entry, inner, context):
+    """Return whether a library's own object says of its array what that of the array said that the plan was made with."""
+    if entry[8] == 0:
+        return False
+    known = pointer_to_int64(entry[8])
+    first = context[50]
+    for k in range(context[51]):
+        if inner[first + k] != known[k]:
+            return False
+    return True
 
 
 def fits(entry, item, table, context):
@@ -150,31 +167,35 @@ def fits(entry, item, table, context):
     else:
         inner = pointer_to_int64(pointer_to_int64(item)[context[37]])
         storage = pointer_to_int64(inner[context[41]])
-        if (inner[context[38]] & context[39]) != context[40]:
-            return False
-        place = context[19] + 32
-        fields = pointer_to_int64(place)
-        if call_2(context[14], item, place) != 0:
-            call_0(context[17])
-            return False
-        address = fields[0] + fields[5]
-        dimensions = fields[2] & 0xFFFFFFFF
-        if fields[1] != context[49] or (fields[2] >> 32) != entry[4] or dimensions != entry[5]:
-            return False
-        shape = pointer_to_int64(fields[3])
-        for axis in range(dimensions):
-            if shape[axis] != expected[axis]:
+        if is_alike(entry, inner, context):
+            address = storage[context[42]] + entry[9]
+            size = entry[10]
+        else:
+            if (inner[context[38]] & context[39]) != context[40]:
                 return False
-            size *= shape[axis]
-        if size > 1 and fields[4]:
-            strides = pointer_to_int64(fields[4])
-            dense = 1
-            for back in range(dimensions):
-                axis = dimensions - 1 - back
-                if shape[axis] > 1:
-                    if strides[axis] != dense:
-                        return False
-                    dense *= shape[axis]
+            place = context[19] + 32
+            fields = pointer_to_int64(place)
+            if call_2(context[14], item, place) != 0:
+                call_0(context[17])
+                return False
+            address = fields[0] + fields[5]
+            dimensions = fields[2] & 0xFFFFFFFF
+            if fields[1] != context[49] or (fields[2] >> 32) != entry[4] or dimensions != entry[5]:
+                return False
+            shape = pointer_to_int64(fields[3])
+            for axis in range(dimensions):
+                if shape[axis] != expected[axis]:
+                    return False
+                size *= shape[axis]
+            if size > 1 and fields[4]:
+                strides = pointer_to_int64(fields[4])
+                dense = 1
+                for back in range(dimensions):
+                    axis = dimensions - 1 - back
+                    if shape[axis] > 1:
+                        if strides[axis] != dense:
+                            return False
+                        dense *= shape[axis]
         memory = storage[context[42]]
         if size > 0 and (address < memory or address + size * entry[7] > memory + storage[context[43]]):
             return False
@@ -243,7 +264,7 @@ def kernel(context, params, grads, slots, inputs, step, call, new):
         if not walk(pointer_to_int64(context[4]), context[5], grads, gradients, 0, context, stack):
             raise ValueError
         for e in range(context[44]):
-            entry = pointer_to_int64(context[10] + 64 * e)
+            entry = pointer_to_int64(context[10] + {8 * ENTRY_WORDS} * e)
             if not fits(entry, gradients[entry[0]] if entry[3] else written[entry[0]], table, context):
                 raise ValueError
     if call != 0:
@@ -260,7 +281,7 @@ def kernel(context, params, grads, slots, inputs, step, call, new):
     if context[45]:
         context[13] = 0
     for e in range(context[44], context[21]):
-        entry = pointer_to_int64(context[10] + 64 * e)
+        entry = pointer_to_int64(context[10] + {8 * ENTRY_WORDS} * e)
         if e == context[46] and context[45] and not are_apart(context):
             raise ValueError
         if entry[2] == {MADE}:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from portopt.backend import Backend, Leaf, is_interpreted
+from portopt.hyperparameters import Range
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
@@ -37,6 +38,7 @@ from portopt.kernels.totals import reducing
 from portopt.nested import rates_of
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
+from portopt.program.reductions import GRADIENT_NORM
 from portopt.protocols import Rule
 from portopt.scalars import MOST_STEPS
 from portopt.schedules import is_ready_made, is_schedule
@@ -148,8 +150,12 @@ class Plan:
             grads, overrides = split
         slots, finished = state.slots, state.step + 1
         kept, call, inputs = self._kept, None, None
-        if kept is not None and ((not overrides and not kept[1]) or _same_numbers(overrides, kept[1])):
-            given, inputs = kept[0], kept[0].constant or kept[0].of_step(slots)
+        if kept is not None:
+            given, known = kept
+            if overrides and overrides.keys() == given.given.keys():
+                inputs = given.of_step(slots, overrides)
+            elif (not overrides and not known) or _same_numbers(overrides, known):
+                inputs = given.constant or given.of_step(slots)
         if inputs is None:
             try:
                 checked = self._checked(rule, overrides)
@@ -161,7 +167,7 @@ class Plan:
                     call = self._looked((params, grads, slots), 0, 0, self._watch.begin())
                     if call is None:
                         return None
-                new_inputs = self._new_inputs(rule, state, checked, call, computed)
+                new_inputs = self._new_inputs(rule, state, checked, call, computed, overrides)
             except Exception:
                 # Of several things that are wrong, the full check has an order of its own.
                 if self._watch.look(params, grads, slots):
@@ -291,7 +297,13 @@ class Plan:
         return not is_interpreted()
 
     def _new_inputs(
-        self, rule: Rule, state: Any, overrides: Mapping[str, Any], call: Call | None, computed: Computed | None
+        self,
+        rule: Rule,
+        state: Any,
+        overrides: Mapping[str, Any],
+        call: Call | None,
+        computed: Computed | None,
+        named: Mapping[str, Any],
     ) -> StepInputs | None:
         norms = {} if computed is None else computed.norms
 
@@ -305,10 +317,31 @@ class Plan:
         values = self._inputs.values(scalars)
         if not all(type(v) in (int, float) for v in values):
             return None
-        outputs = tuple(self.program.scalar_outputs)
         return StepInputs(
-            self._inputs, values, None if computed is None else computed.rates, norms, outputs, tuple(rule.scalar_slots)
+            self._inputs,
+            values,
+            None if computed is None else computed.rates,
+            norms,
+            outputs=tuple(self.program.scalar_outputs),
+            state=tuple(rule.scalar_slots),
+            given={} if computed is None else _changing(rule, named),
         )
+
+
+def _changing(rule: Rule, given: Mapping[str, Any]) -> dict[str, tuple[str, Range]]:
+    """Return the hyperparameters for which numbers are given that may change, and their ranges, by the names that were given.
+
+    There is none unless all that is given are such numbers: whatever else there is decides about more than a number.
+    """
+    found = {}
+    for name, value in given.items():
+        if type(value) is not float:
+            return {}
+        ((own, _),) = rule.check_overrides({name: value}).items()
+        if own == GRADIENT_NORM:
+            return {}
+        found[name] = own, rule.hyperparameter_named(own).range
+    return found
 
 
 def _same_numbers(overrides: Mapping[str, Any], others: Mapping[str, Any]) -> bool:

@@ -11,6 +11,9 @@ import numpy as np
 from portopt.kernels.host.memory import address
 from portopt.kernels.host.threads import Team
 
+MOST_AXES = 5
+"""Of arrays whose shape stands in the library's own object, and not where it points to."""
+
 
 class Layout(NamedTuple):
     """Where a library keeps what DLPack does not tell of an array; words are counted from the start of an object.
@@ -85,6 +88,8 @@ class ArrayReader(NamedTuple):
         layout: what else is read; None for NumPy arrays.
         team: returns the library's threads if they should do a large step.
         device: where the arrays are, as DLPack says it; the number of the device for a `FieldLayout`.
+        alike: first and number of the words of a library's own object that are equal in arrays that differ in their memory only,
+            if they have few axes, and in no others; none if that is not known.
     """
 
     function: int
@@ -98,6 +103,7 @@ class ArrayReader(NamedTuple):
     layout: Layout | FieldLayout | None = None
     team: Callable[[], Team | None] = lambda: None
     device: int = HOST
+    alike: tuple[int, int] = (0, 0)
 
 
 _DLPACK_TYPES = {"float16": (2, 16), "bfloat16": (4, 16), "float32": (2, 32), "float64": (2, 64)}

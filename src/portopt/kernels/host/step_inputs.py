@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from portopt.hyperparameters import Range
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function
 from portopt.kernels.host.kernel import Inputs
@@ -63,9 +64,11 @@ class StepInputs:
         norms: what computes the norm of all gradients, by the name of the input; none or one.
         outputs: the names of the scalars of the state that the kernels compute.
         state: the names of all scalars of the state.
+        given: names under which numbers are given for a step that may change, and of each the input and what it may be.
 
     Attributes:
         constant: the memory of all steps, if nothing changes and nothing is written into it.
+        given: where each of the numbers goes that may change, and what it may be, by the name under which it is given.
     """
 
     def __init__(
@@ -76,10 +79,12 @@ class StepInputs:
         norms: Mapping[str, PlannedNorm],
         outputs: Sequence[str],
         state: Sequence[str],
+        given: Mapping[str, tuple[str, Range]],
     ) -> None:
         first = 1 + inputs.places[0][1] // 8
         self._outputs, self._outputs_at = outputs, slice(first, first + len(outputs))
         self._state = [(name, [1 + k for k in inputs.numbers_of(name)]) for name in state]
+        self.given = {n: ([1 + k for k in inputs.numbers_of(own)], allowed) for n, (own, allowed) in given.items()}
         self._values = array("d", (0.0, *values))
         self.constant: array[float] | None = None
         self._norm: PlannedNorm | None = None
@@ -112,8 +117,13 @@ class StepInputs:
         with memoryview(self._values) as numbers, numbers.cast("B") as octets, octets.cast("q") as whole:
             whole[0] = words.buffer_info()[0]
 
-    def of_step(self, slots: Mapping[str, Any]) -> array[float] | None:
-        """Return the memory of a step, given the slots of the state; None if a scalar among them is not a Python number."""
+    def of_step(self, slots: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> array[float] | None:
+        """Return the memory of a step; None if a number is no Python float or not allowed, so that Python has to look at it.
+
+        Args:
+            slots: of the state.
+            given: numbers for the step, under the names of `given`; None for those with which this was made.
+        """
         values = self._values[:]
         for name, places in self._state:
             value = slots.get(name)
@@ -121,6 +131,13 @@ class StepInputs:
                 return None
             for place in places:
                 values[place] = value
+        if given is not None:
+            for name, (places, allowed) in self.given.items():
+                value = given[name]
+                if type(value) is not float or value not in allowed:
+                    return None
+                for place in places:
+                    values[place] = value
         return values
 
     def first(self) -> array[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -12,8 +13,19 @@ import numpy as np
 from portopt.backend import Leaf
 from portopt.kernels.host import threads
 from portopt.kernels.host.kernel import Inputs, Passes, Work, group_words
-from portopt.kernels.host.look import ABSENT, ASIDE, KNOWN, MADE, MISFIT, READ, WRITTEN, compiled_look, python_functions
-from portopt.kernels.host.readers import ArrayReader, Layout
+from portopt.kernels.host.look import (
+    ABSENT,
+    ASIDE,
+    ENTRY_WORDS,
+    KNOWN,
+    MADE,
+    MISFIT,
+    READ,
+    WRITTEN,
+    compiled_look,
+    python_functions,
+)
+from portopt.kernels.host.readers import MOST_AXES, ArrayReader, Layout
 from portopt.kernels.host.script import DEEPEST, Script, numbered, with_numbers
 from portopt.kernels.key import NEW
 
@@ -135,13 +147,15 @@ class Watch:
                 ]
             )  # fmt: skip
         shapes: dict[tuple[int, ...], array[int]] = {}
+        templates = _Templates(reader)
         table, offsets = array("q"), []
 
         def entry(a: Any, place: int, offset: int, kind: int, of: int) -> tuple[int, ...]:
             shape = tuple(a.shape)
             if shape not in shapes:
                 shapes[shape] = array("q", shape or (0,))
-            return place, offset, kind, of, reader.dtype(a), len(shape), shapes[shape].buffer_info()[0], _itemsize(a)
+            at_shape, seen = shapes[shape].buffer_info()[0], templates.of(a)
+            return place, offset, kind, of, reader.dtype(a), len(shape), at_shape, _itemsize(a), *seen
 
         entries = list[tuple[int, ...]]()
         for kernel, members, addresses, *_ in work:
@@ -165,9 +179,13 @@ class Watch:
         for place, k in places.items():
             if k >= held:
                 kept = known_still.get(place)
-                aside.append((k, spare, ABSENT, *[0] * 5) if kept is None else entry(kept, k, spare, ASIDE, 0))
+                aside.append(
+                    (k, spare, ABSENT, *[0] * (ENTRY_WORDS - 3)) if kept is None else entry(kept, k, spare, ASIDE, 0)
+                )
         without = set(range(count)).difference(moving)
-        aside += [(count * k + n, spare, ABSENT, 1, *[0] * 4) for k in range(len(only_read)) for n in without]
+        aside += [
+            (count * k + n, spare, ABSENT, 1, *[0] * (ENTRY_WORDS - 4)) for k in range(len(only_read)) for n in without
+        ]
         if gathers:
             entries.sort(key=lambda entry: entry[2] != WRITTEN)
         words = array("q", itertools.chain(*aside, *entries))
@@ -187,13 +205,13 @@ class Watch:
             at(scripts[2].nodes), len(scripts[2]), id(None),
             at(words), at(starts), at(ends), 0 if gathers else len(starts),
             reader.function, api.dict_next, api.compare, api.clear_error,
-            id(str), at(scratch), at(stack), len(words) // 8, at(known) if same_arrays else 0,
+            id(str), at(scratch), at(stack), len(words) // ENTRY_WORDS, at(known) if same_arrays else 0,
             len(work), at(parts), at(table), memory.ctypes.data,
             tuple.__basicsize__ // 8, api.set_item, api.hold, api.call, api.release,
             0 if note_written is None else id(note_written), api.save_thread, api.restore_thread,
             held, len(gradients), *(reader.layout or [0] * len(Layout._fields)),
             len(aside), int(gathers), len(aside) + sum(entry[2] == WRITTEN for entry in entries),
-            id(reader.kinds[0]), id(reader.kinds[-1]), reader.device, id(int), api.compare_objects,
+            id(reader.kinds[0]), id(reader.kinds[-1]), reader.device, *reader.alike, id(int), api.compare_objects,
         ])  # fmt: skip
         self.offsets, self.parts = offsets, parts
         self._table, self._lengths = table, (held, len(gradients))
@@ -202,7 +220,8 @@ class Watch:
         self._read = [entry[0] for entry in entries if entry[3] == 1]
         dtypes = [a[n].dtype for a in arrays for n in a]
         self._keep_alive = (
-            scripts, written, gradients, known, starts, ends, shapes, words, stack, work, dtypes, note_written, memory, inputs,
+            scripts, written, gradients, known, templates,
+            starts, ends, shapes, words, stack, work, dtypes, note_written, memory, inputs,
         )  # fmt: skip
         self._look = compiled_look()
         self._address = at(self._context)
@@ -255,6 +274,29 @@ class Watch:
             found[k] = dense(old)
             mended = mended or found[k] is not old
         return call if mended else None
+
+
+class _Templates:
+    """What the library's own objects say of arrays, for the look to compare; those that say the same share it."""
+
+    def __init__(self, reader: ArrayReader) -> None:
+        self._reader = reader
+        self._known: dict[bytes, array[int]] = {}
+
+    def of(self, a: Any) -> tuple[int, int, int]:
+        """Return the last three words of an entry; zeros if nothing can be compared."""
+        layout, (first, count) = self._reader.layout, self._reader.alike
+        if not count or not isinstance(layout, Layout) or len(a.shape) > MOST_AXES:
+            return 0, 0, 0
+        inner = _word_at(id(a), layout.inner)
+        said = ctypes.string_at(inner + 8 * first, 8 * count)
+        known = self._known.setdefault(said, array("q", said))
+        memory = _word_at(_word_at(inner, layout.storage), layout.memory)
+        return known.buffer_info()[0], self._reader.address(a) - memory, size_of(a)
+
+
+def _word_at(address: int, word: int) -> int:
+    return ctypes.c_int64.from_address(address + 8 * word).value
 
 
 def size_of(a: Any) -> int:
