@@ -17,7 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax  # noqa: TID253  # what is compared with
+import jax.numpy as jnp  # noqa: TID253  # what is compared with
 import numpy as np
+import optax  # noqa: TID253  # what is compared with
 import torch  # noqa: TID253  # what is compared with
 
 import portopt
@@ -96,6 +99,30 @@ def pure_steps_on_many_arrays() -> tuple[Step, Step]:
     return _pure(params, grads), copy
 
 
+def clipped_steps_of_jax() -> tuple[Step, Step]:
+    """A clipped step on four small arrays under a jit that is donated parameters and state, and optax's."""
+    ours, other = _clipped()
+    return tuple(
+        _carried(jax.jit(step, donate_argnums=(0, 2)), _small_arrays(), state) for step, state in (ours, other)
+    )  # type: ignore[return-value]  # two
+
+
+def eager_steps_of_jax() -> tuple[Step, Step]:
+    """A step on four small arrays, and the same step jitted."""
+    optimizer = portopt.Adam()
+    state = optimizer.init(_small_arrays())
+    return _carried(optimizer.apply, _small_arrays(), state), _carried(jax.jit(optimizer.apply), _small_arrays(), state)
+
+
+def compiling_of_jax() -> tuple[Step, Step]:
+    """Compiling a clipped step of 300 arrays, and optax's."""
+    arrays = [jnp.full((16, 16), 0.5) for _ in range(300)]
+    return tuple(
+        lambda step=step, state=state: jax.jit(step).lower(arrays, arrays, state).compile()
+        for step, state in _clipped(arrays)
+    )  # type: ignore[return-value]  # two
+
+
 CASES = (
     Case("apply, 4 NumPy arrays, against Adam written in NumPy", 2.5, pure_steps_of_numpy),
     Case("apply, 4 tensors, against torch fused", 2.0, pure_steps_of_torch),
@@ -103,6 +130,9 @@ CASES = (
     Case("apply_, 4 tensors, against torch fused", 4.5, planned_steps_of_torch),
     Case("apply_, 4 NumPy arrays, against torch fused", 9.0, planned_steps_of_numpy),
     Case("apply_, 1000 tensors, against torch fused", 8.0, planned_steps_on_many_tensors),
+    Case("JAX: clipped jitted step, 4 arrays, against optax", 1.0, clipped_steps_of_jax),
+    Case("JAX: eager step, 4 arrays, against the jitted one", 1 / 1.3, eager_steps_of_jax),
+    Case("JAX: compiling a clipped step of 300 arrays, against optax", 1.0, compiling_of_jax, once=True),
 )
 
 
@@ -140,6 +170,33 @@ def _torch_fused(grads: Sequence[torch.Tensor]) -> Step:
         param.grad = grad
     step: Step = torch.optim.Adam(params, fused=True).step
     return step
+
+
+def _small_arrays() -> list[Any]:
+    return [jnp.full(shape, 0.5) for shape in FOUR]
+
+
+def _clipped(params: Sequence[Any] | None = None) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    """Return a clipped step of Adam and its state, of portopt and of optax."""
+    params = _small_arrays() if params is None else params
+    optimizer, other = portopt.Adam(clipnorm=1.0), optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+
+    def step(params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
+        updates, state = other.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return (lambda *arguments: optimizer.apply(*arguments), optimizer.init(params)), (step, other.init(params))
+
+
+def _carried(step: Any, params: Any, state: Any) -> Step:
+    grads = jax.tree.map(jnp.copy, params)
+
+    def run() -> None:
+        nonlocal params, state
+        params, state = step(params, grads, state)
+        jax.block_until_ready(params)  # type: ignore[no-untyped-call]  # as JAX has it
+
+    return run
 
 
 def ratio(case: Case, tries: int = TRIES) -> float:

@@ -6,6 +6,7 @@ unless one step follows the other: a virtual machine may wake a thread on the ve
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -46,9 +47,12 @@ class _Known:
     def __init__(self, size: int) -> None:
         self.size = size
         self.process, self.thread = os.getpid(), threading.get_native_id()
-        worker = _worker(size)
-        self.team = Team(_parallel(), size) if worker else None
-        self._state = os.open(f"/proc/self/task/{worker}/stat", os.O_RDONLY | os.O_CLOEXEC) if worker else None
+        self.team: Team | None = None
+        self._state: int | None = None
+        if worker := _worker(size):
+            with contextlib.suppress(OSError):
+                self._state = os.open(f"/proc/self/task/{worker}/stat", os.O_RDONLY | os.O_CLOEXEC)
+                self.team = Team(_parallel(), size)
         self._last, self._last_was_by_team = 0.0, False
         self._skip, self._skipped = 0, 0
 

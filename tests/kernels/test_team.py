@@ -58,8 +58,8 @@ def test_a_team_does_each_part_once(size: int, parts: int, monkeypatch: pytest.M
     assert_same_bits(found.factor, expected.factor)
 
 
-@pytest.mark.parametrize("most", [1, 2, 7])
-def test_no_more_threads_of_a_team_take_part_than_it_has(most: int) -> None:
+@pytest.mark.parametrize(("size", "most"), [(2, 1), (2, 2), (2, 7), (4, 2)])
+def test_no_more_threads_of_a_team_take_part_than_it_has_or_may(size: int, most: int) -> None:
     done: list[tuple[int, int]] = []
 
     def note(record: Any, _: Any) -> int:
@@ -70,13 +70,13 @@ def test_no_more_threads_of_a_team_take_part_than_it_has(most: int) -> None:
     part = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)(note)
     portopt.set_num_threads(most)
     try:
-        team = some_team(2)
+        team = some_team(size)
         with threads.by(lambda: team):
             threads.split(threads.address_of(part), array("q", range(9)), 1)
     finally:
         portopt.set_num_threads(None)
     assert sorted(number for number, _ in done) == list(range(9))
-    assert len({thread for _, thread in done}) <= min(most, 2)
+    assert len({thread for _, thread in done}) <= min(most, size)
 
 
 @pytest.mark.parametrize("find", [_team.team, _team.working_team])
@@ -174,6 +174,13 @@ def test_a_team_whose_threads_have_ended_is_not_used(monkeypatch: pytest.MonkeyP
         context.setattr(os, "pread", ended)
         assert _team.working_team() is None
     assert _team._known is None
+
+
+@pytest.mark.usefixtures("_two_threads")
+def test_a_team_whose_threads_end_at_once_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_team, "_worker", lambda size: 2**31 - 1)
+    assert _team.team() is None
+    assert _team.working_team() is None
 
 
 @pytest.mark.usefixtures("_two_threads")

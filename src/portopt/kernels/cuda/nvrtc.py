@@ -89,7 +89,7 @@ def compiler(newest: int | None = None) -> Compiler:
         if newest is None or major <= newest:
             for name in _candidates(major):
                 with contextlib.suppress(OSError):
-                    return Compiler(ctypes.CDLL(name))
+                    return Compiler(_loaded(Path(name)))
     raise RuntimeError(
         f"NVRTC, the compiler of CUDA{'' if newest is None else f' {newest} or older'}, was not found: "
         f"pip install nvidia-cuda-nvrtc{'' if newest is not None and newest >= 13 else '-cu12'}, or set CUDA_PATH to a "
@@ -116,6 +116,14 @@ def target_of(capability: int, supported: Sequence[int]) -> str:
             "install an older CUDA toolkit, or use portopt.interpreted()"
         )
     return f"compute_{max(older)}"
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
+    """Return NVRTC, with what it opens by name when it compiles: that of CUDA 13 does not look for it beside itself."""
+    if path.is_absolute():
+        for built_in in path.parent.glob("libnvrtc-builtins.so.*"):
+            ctypes.CDLL(str(built_in))
+    return ctypes.CDLL(str(path))
 
 
 def _candidates(major: int) -> Iterator[str]:
