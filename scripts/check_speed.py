@@ -68,6 +68,37 @@ def planned_steps_on_many_tensors() -> tuple[Step, Step]:
     return _in_place(params, grads), _torch_fused(grads)
 
 
+def pure_steps_of_numpy() -> tuple[Step, Step]:
+    """`apply` on four small NumPy arrays, and Adam written in NumPy's operations."""
+    params, grads = ([np.full(shape, 0.5, np.float32) for shape in FOUR] for _ in range(2))
+    slots = [np.zeros_like(p) for p in params], [np.zeros_like(p) for p in params]
+
+    def by_hand() -> None:
+        nonlocal params, slots
+        new = [_adam(*arrays) for arrays in zip(params, grads, *slots, strict=True)]
+        params, slots = [p for p, _, _ in new], ([m for _, m, _ in new], [v for _, _, v in new])
+
+    return _pure(list(params), grads), by_hand
+
+
+def pure_steps_of_torch() -> tuple[Step, Step]:
+    """`apply` on four small tensors, and torch's fused Adam."""
+    params, grads = ([torch.full(shape, 0.5) for shape in FOUR] for _ in range(2))
+    return _pure(params, grads), _torch_fused(grads)
+
+
+def pure_steps_on_many_arrays() -> tuple[Step, Step]:
+    """`apply` on 200 small NumPy arrays, and copying parameters and slots."""
+    params, grads = ([np.full((20, 30), 0.5, np.float32) for _ in range(200)] for _ in range(2))
+    copies = [params, params, params]
+
+    def copy() -> None:
+        nonlocal copies
+        copies = [[array.copy() for array in arrays] for arrays in copies]
+
+    return _pure(params, grads), copy
+
+
 def clipped_steps_of_jax() -> tuple[Step, Step]:
     """A clipped step on four small arrays under a jit that is donated parameters and state, and optax's."""
     ours, other = _clipped()
@@ -93,6 +124,9 @@ def compiling_of_jax() -> tuple[Step, Step]:
 
 
 CASES = (
+    Case("apply, 4 NumPy arrays, against Adam written in NumPy", 2.5, pure_steps_of_numpy),
+    Case("apply, 4 tensors, against torch fused", 2.0, pure_steps_of_torch),
+    Case("apply, 200 NumPy arrays, against copying parameters and slots", 1 / 1.2, pure_steps_on_many_arrays),
     Case("apply_, 4 tensors, against torch fused", 4.5, planned_steps_of_torch),
     Case("apply_, 4 NumPy arrays, against torch fused", 9.0, planned_steps_of_numpy),
     Case("apply_, 1000 tensors, against torch fused", 8.0, planned_steps_on_many_tensors),
@@ -111,6 +145,23 @@ def _in_place(params: Sequence[object], grads: Sequence[object]) -> Step:
         state = optimizer.apply_(params, grads, state)
 
     return step
+
+
+def _pure(params: object, grads: object) -> Step:
+    optimizer = portopt.Adam()
+    state = optimizer.init(params)
+
+    def step() -> None:
+        nonlocal params, state
+        params, state = optimizer.apply(params, grads, state)
+
+    return step
+
+
+def _adam(p: Any, g: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
+    m = np.float32(0.9) * m + np.float32(0.1) * g
+    v = np.float32(0.999) * v + np.float32(0.001) * (g * g)
+    return p - np.float32(0.001) * m / (np.sqrt(v) + np.float32(1e-7)), m, v
 
 
 def _torch_fused(grads: Sequence[torch.Tensor]) -> Step:

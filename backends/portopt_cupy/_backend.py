@@ -162,6 +162,11 @@ class CupyBackend(ArrayAPIBackend):
                 return results
         return super().update(works, in_place=in_place)
 
+    def why_not_fused(self, program: Program, parameters: Sequence[Arrays]) -> str | None:
+        if is_interpreted():
+            return "it is inside portopt.interpreted(), which switches the kernels off"
+        return None if launch.can_run(program) else "no kernel holds all of the program"
+
     def plan(
         self,
         programs: Sequence[Program],
@@ -171,12 +176,17 @@ class CupyBackend(ArrayAPIBackend):
         in_place: bool = True,
         same_arrays: bool = True,
     ) -> Any:
-        if is_interpreted() or not compiler.available() or not parameters or not (in_place and same_arrays):
-            return None
+        if is_interpreted() or not compiler.available():
+            return "the numbers of a step are computed by a function that numba compiles, and there is none"
+        if not parameters:
+            return "no parameter has a gradient"
+        if not (in_place and same_arrays):
+            return "on a GPU only steps in place on the same arrays are planned"
         reader = importlib.import_module("portopt_cupy._layout").reader(int(parameters[0]["p"].device.id))
         if reader is None:
-            return None
-        return make_device_plan(self._library, self, programs, trees, described(self, parameters), reader)
+            return "this CuPy keeps its arrays in memory otherwise than the compiled function reads them"
+        found = make_device_plan(self._library, self, programs, trees, described(self, parameters), reader)
+        return "arrays, containers or the program are not such as a plan can watch" if found is None else found
 
     def memory_range(self, array: Any) -> MemoryRange:
         device = f"cuda:{array.device.id}"

@@ -479,10 +479,16 @@ class JaxBackend:
         in_place: bool = True,
         same_arrays: bool = True,
     ) -> Any:
-        if in_place or any(map(self._is_traced, parameters[0].values() if parameters else ())):
-            return None
+        if in_place:
+            return "JAX arrays cannot be changed in place"
+        if any(map(self._is_traced, parameters[0].values() if parameters else ())):
+            return "the step is traced, and compiled with what calls it"
         make_plan = importlib.import_module("portopt_jax._plan").make_plan
-        return make_plan(self, programs, trees, parameters, lambda array: _devices(array.sharding))
+        found = make_plan(self, programs, trees, parameters, lambda array: _devices(array.sharding))
+        return "arrays, containers or the state are not such as a plan knows" if found is None else found
+
+    def why_not_fused(self, program: Program, parameters: Sequence[Arrays]) -> str | None:
+        return "it is inside portopt.interpreted()" if is_interpreted() else None
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
         self._refuse_in_place()

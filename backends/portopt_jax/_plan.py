@@ -156,6 +156,7 @@ class Plan:
         # Where there is one device, all arrays are on it.
         several = sum(len(of.local_devices()) for of in jax.extend.backend.backends().values()) > 1
         self._looks_at_arrays = self._looks_at_devices = several
+        self.was_used = False
         self._numbers: Any = None
         """Scalars of steps for which no hyperparameters are given, if they are the same in all: an array of JAX."""
 
@@ -163,19 +164,11 @@ class Plan:
         self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
     ) -> tuple[Any, OptimizerState] | None:
         """Do a step and return parameters and the new state; None, with nothing done, if anything is not as it was."""
-        if type(state) is not OptimizerState or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:
+        matched = self._matched(params, grads, state, overrides)
+        if matched is None:
             return None
-        if self.inputs:
-            if any(overrides.get(name) is None for name in self.inputs):
-                return None
-            grads = (grads, *[overrides[name] for name in self.inputs])
-            overrides = {name: value for name, value in overrides.items() if name not in self.inputs}
-        else:
-            grads = (grads,)
+        leaves, overrides = matched
         slots = state.slots
-        leaves, structure = tree_flatten((params, grads, slots))
-        if structure != self._structure or list(map(type, leaves)) != self._types or is_interpreted():
-            return None
         if self._looks_at_arrays and not self._fits(leaves):
             return None
         numbers, finished = self._numbers, state.step + 1
@@ -193,15 +186,44 @@ class Plan:
         if self._places is not None:
             remaining = iter(results)
             results = [next(remaining) if place is None else leaves[place] for place in self._places]
+        self.was_used = True
         new, new_slots = self._results.unflatten(results)
         if list(slots) != self._sorted:
             # JAX sorts what dicts hold.
             new_slots = {name: new_slots[name] for name in slots}
         return new, OptimizerState(finished, new_slots)
 
-    def fits(self, params: Any, grads: Any, state: Any) -> bool:
-        """Tell whether a step in place could be done: never."""
-        return False
+    def fits(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> bool:
+        """Tell whether the plan would do a step, doing nothing."""
+        matched = self._matched(params, grads, state, overrides)
+        if matched is None or not self._fits(matched[0]):
+            return False
+        try:
+            checked = rule.check_overrides(matched[1]) | dict.fromkeys(self.inputs, True)
+        except Exception:
+            # The full check says so in its order.
+            return False
+        if any(name in checked for program, _ in self._shapes for name in program.totals):
+            return False
+        return all(rule.program(checked, shape) is program for program, shape in self._shapes)
+
+    def _matched(
+        self, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]] | None:
+        """Return the leaves of a step, and the hyperparameters but further inputs; None if the trees are not as they were."""
+        if type(state) is not OptimizerState or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:
+            return None
+        if self.inputs:
+            if any(overrides.get(name) is None for name in self.inputs):
+                return None
+            grads = (grads, *[overrides[name] for name in self.inputs])
+            overrides = {name: value for name, value in overrides.items() if name not in self.inputs}
+        else:
+            grads = (grads,)
+        leaves, structure = tree_flatten((params, grads, state.slots))
+        if structure != self._structure or list(map(type, leaves)) != self._types or is_interpreted():
+            return None
+        return leaves, overrides
 
     def _fits(self, leaves: Sequence[Any]) -> bool:
         if _kinds(leaves) != self._steps.kinds:

@@ -96,12 +96,10 @@ class NumpyBackend(ArrayAPIBackend):
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         runs = [
-            isinstance(of.scalars, StepScalars)
-            and kernel.can_run(of.program)
-            and (not kernel.draws(of.program) or kernel.places_of(described(self, of.parameters)) is not None)
+            isinstance(of.scalars, StepScalars) and self.why_not_fused(of.program, of.parameters) is None
             for of in works
         ]
-        if True not in runs or is_interpreted() or not compiler.available():
+        if True not in runs:
             with memory.reused():
                 return super().update(works, in_place=in_place)
         others = [work for work, in_kernel in zip(works, runs, strict=True) if not in_kernel] if False in runs else []
@@ -129,6 +127,9 @@ class NumpyBackend(ArrayAPIBackend):
         kernel.update(jobs, copies)
         return results
 
+    def why_not_fused(self, program: Program, parameters: Sequence[Arrays]) -> str | None:
+        return kernel.why_not_fused(program, described(self, parameters))
+
     def total(self, name: str, works: Sequence[Work]) -> Any:
         reduction = name.removeprefix("total_")
         if is_interpreted() or not compiler.available() or not all(totals.can_run(reduction, work) for work in works):
@@ -148,8 +149,10 @@ class NumpyBackend(ArrayAPIBackend):
         in_place: bool = True,
         same_arrays: bool = True,
     ) -> Any:
-        if is_interpreted() or not compiler.available() or not can_plan(programs) or not _watch_works():
-            return None
+        if is_interpreted() or not compiler.available() or not can_plan(programs):
+            return "not all of the step is done by kernels"
+        if not _watch_works():
+            return "objects of this Python or NumPy lie in memory otherwise than the compiled function reads them"
         leaves = described(self, parameters)
         return make_plan(self, programs, trees, leaves, NUMPY_READER, in_place=in_place, same_arrays=same_arrays)
 

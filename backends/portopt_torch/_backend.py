@@ -380,11 +380,19 @@ class TorchBackend(ArrayAPIBackend):
     def _all_run_kernels(self, works: Sequence[Work]) -> bool:
         return all(self._runs_kernels(arrays["p"]) for work in works for arrays in work.parameters)
 
+    def why_not_fused(self, program: Program, parameters: Sequence[Arrays]) -> str | None:
+        tensors = [arrays["p"] for arrays in parameters]
+        if all(map(self._runs_kernels, tensors)):
+            if is_interpreted():
+                return "it is inside portopt.interpreted(), which switches the kernels off"
+            return None if launch.can_run(program) else "no kernel holds all of the program"
+        if not all(tensor.is_cpu for tensor in tensors):
+            return "there are kernels for tensors in host memory and on CUDA devices only"
+        return kernel.why_not_fused(program, described(self, parameters))
+
     def _runs_on_host(self, work: Work) -> bool:
         """Tell whether a kernel for host memory can do a work."""
-        if not kernel.can_run(work.program):
-            return False
-        return not kernel.draws(work.program) or kernel.places_of(described(self, work.parameters)) is not None
+        return kernel.why_not_fused(work.program, described(self, work.parameters)) is None
 
     def _update_on_host(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         """Run the fused kernels on the tensors' own memory."""
@@ -436,19 +444,25 @@ class TorchBackend(ArrayAPIBackend):
     ) -> Any:
         tensors = [arrays["p"] for arrays in parameters]
         on_device = all(map(self._runs_kernels, tensors))
-        if is_interpreted() or not compiler.available() or not tensors:
-            return None
-        if not on_device and not (all(tensor.is_cpu for tensor in tensors) and can_plan(programs)):
-            return None
+        if is_interpreted() or not compiler.available():
+            return "not all of the step is done by kernels"
+        if not tensors:
+            return "no parameter has a gradient"
+        if not on_device and not all(tensor.is_cpu for tensor in tensors):
+            return "only steps on tensors in host memory, or all on CUDA devices, are planned"
+        if not on_device and not can_plan(programs):
+            return "not all of the step is done by kernels"
         leaves = described(self, parameters)
         if any(leaf.is_part for leaf in leaves) and not all(p.is_elementwise for p in programs):
-            return None
+            return "results depend on what other processes hold of the parameters"
         if (reader := _reader(_text(tensors[0].device))) is None:
-            return None
+            return "this torch (before 2.10) has no functions in C that say where a tensor lies (DLPack's exchange API)"
         if on_device:
-            planned = in_place and same_arrays
+            if not (in_place and same_arrays):
+                return "on a GPU only steps in place on the same arrays are planned"
             given = self._library, self, programs, trees, leaves, reader, _increment_version()
-            return make_device_plan(*given) if planned else None
+            found = make_device_plan(*given)
+            return "arrays, containers or the program are not such as a plan can watch" if found is None else found
         return make_plan(
             self, programs, trees, leaves, reader, _increment_version(), in_place=in_place, same_arrays=same_arrays
         )
@@ -596,8 +610,7 @@ def _dense(device: Any, gradient: Any) -> Any:
 def _maker(tensors: Sequence[Any]) -> Callable[[], list[Any]]:
     """Return what makes new contiguous tensors like given ones."""
     torch = sys.modules["torch"]
-    # Without elements of their own: they would double the memory.
-    models = [torch.empty((), dtype=t.dtype, device="cpu").expand(t.shape) for t in tensors]
+    models = [_model(tuple(t.shape), t.dtype) for t in tensors]
     large = [k for k, t in enumerate(tensors) if memory.is_large(t.numel() * t.element_size())]
 
     def new() -> list[Any]:
@@ -607,6 +620,14 @@ def _maker(tensors: Sequence[Any]) -> Callable[[], list[Any]]:
         return found
 
     return new
+
+
+def _model(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return a tensor that a new one may be made like, with no memory of its own if that can be."""
+    torch = sys.modules["torch"]
+    small = torch.empty((), dtype=dtype, device="cpu").expand(shape)
+    whole = torch.empty(shape, dtype=dtype, device="cpu")
+    return small if torch.empty_like(small).stride() == whole.stride() else whole
 
 
 def _finished(before: Sequence[Any], after: Sequence[Any]) -> None:

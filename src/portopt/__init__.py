@@ -15,6 +15,8 @@ from portopt.backend import interpreted as interpreted
 from portopt.checkpoints import CheckpointError as CheckpointError
 from portopt.checkpoints import load as load
 from portopt.checkpoints import save as save
+from portopt.explanation import Explanation as Explanation
+from portopt.explanation import explain as explain
 from portopt.hyperparameters import epsilon as epsilon
 from portopt.hyperparameters import epsilon_hyperparameter as epsilon_hyperparameter
 from portopt.hyperparameters import hyperparameter as hyperparameter

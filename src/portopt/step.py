@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, round_scalar
-from portopt.backend import Backend, Leaf, Work
+from portopt.backend import Backend, Leaf, PlannedStep, Work
 from portopt.backend.totals import total
 from portopt.leaves import (
     Leaves,
@@ -218,9 +218,9 @@ def check_step(
     rule: Rule, cache: StepCache, params: object, grads: object, state: OptimizerState, overrides: Mapping[str, Any]
 ) -> None:
     """Raise what a step in place would raise; change nothing."""
-    plan = next((p for p in cache.plans if p.fits(params, grads, state)), None)
-    if not overrides.keys().isdisjoint(rule.inputs):
-        plan = None
+    plan = None
+    if overrides.keys().isdisjoint(rule.inputs):
+        plan = next((p for p in cache.plans if p.fits(rule, params, grads, state, dict(overrides))), None)
     finished_steps(state.step, further=1)
     if plan is None:
         checked = _check_arguments(rule, params, grads, state, overrides, in_place=True, places=cache.places)
@@ -437,14 +437,59 @@ def _plan_next_step(
         same_arrays = cache.has_seen(looping)
         if not same_arrays and not cache.sees_only_new_arrays:
             return
+    elif not cache.expects_repetition():
+        return
+    plan = _plan(backend, groups, trees, further, parameters, in_place=in_place, same_arrays=same_arrays)
+    if not isinstance(plan, str):
+        cache.add(plan)
+
+
+def _plan(
+    backend: Backend,
+    groups: Sequence[Group],
+    trees: tuple[object, object, OptimizerState],
+    further: Mapping[str, object],
+    parameters: list[Leaf],
+    *,
+    in_place: bool,
+    same_arrays: bool,
+) -> PlannedStep | str:
+    """Return a plan for further steps, or why there is none."""
     programs = [groups[0].program] * len(parameters)
     for program, members, _ in groups[1:]:
         for i in members:
             programs[i] = program
     if further:
         if any(name not in leaf for leaf in parameters for name in further):
-            return
+            return "some parameters lack a further input"
         trees = trees[0], (trees[1], *further.values()), trees[2]
-    plan = backend.plan(programs, trees, parameters, in_place=in_place, same_arrays=same_arrays)
-    if plan is not None:
-        cache.add(plan)
+    return backend.plan(programs, trees, parameters, in_place=in_place, same_arrays=same_arrays)
+
+
+class Way(NamedTuple):
+    """How a step would be done.
+
+    Attributes:
+        operations: why kernels do not do all of it; empty if they do.
+        plan: the plan that would do it; why none can; or None if there is none yet.
+    """
+
+    operations: tuple[str, ...]
+    plan: PlannedStep | str | None
+
+
+def way_of(part: Part, *, in_place: bool) -> Way:
+    """Return how a step would be done; raise what it would raise; do nothing."""
+    rule, cache, params, grads, state, overrides = part
+    checked = _check_arguments(rule, params, grads, state, overrides, in_place=in_place, places=cache.places)
+    backend = checked.found.backend
+    groups = grouped_by_program(rule, checked.overrides, checked.parameters, checked.found)
+    reasons = [backend.why_not_fused(group.program.after_totals, group.parameters) for group in groups]
+    found = tuple(dict.fromkeys(reason for reason in reasons if reason is not None))
+    for plan in cache.plans if in_place else cache.pure_plans:
+        if plan.fits(rule, params, grads, state, dict(overrides)):
+            return Way(found, plan)
+    further = {name: tree for name in rule.inputs if (tree := overrides.get(name)) is not None}
+    trees = params, grads, state
+    possible = _plan(backend, groups, trees, further, checked.parameters, in_place=in_place, same_arrays=in_place)
+    return Way(found, possible if isinstance(possible, str) else None)

@@ -61,7 +61,7 @@ class StepCache:
         places: where the parameters of the steps are in a whole of which they are part; None: they are a whole.
     """
 
-    __slots__ = ("_seen", "_unseen", "places", "plans", "programs", "pure_plans")
+    __slots__ = ("_seen", "_unplanned", "_unseen", "places", "plans", "programs", "pure_plans")
 
     def __init__(self) -> None:
         self.programs: dict[frozenset[str] | None, Program | Variants] = {}
@@ -69,7 +69,7 @@ class StepCache:
         self.pure_plans: tuple[PlannedStep, ...] = ()
         self.places: Sequence[Place] | None = None
         self._seen: tuple[int, ...] = ()
-        self._unseen = 0
+        self._unseen = self._unplanned = 0
 
     def has_seen(self, arrays: int) -> bool:
         """Tell whether there was a step on these arrays, given the hash of their identities, and remember that there was."""
@@ -83,8 +83,15 @@ class StepCache:
 
     @property
     def sees_only_new_arrays(self) -> bool:
-        """Whether the last steps that no plan did were on more sets of arrays than are remembered."""
-        return self._unseen > _MOST_PLANS
+        """Whether the last steps that no plan did were each on arrays of its own; after so many as are remembered, and again."""
+        return self._unseen > _MOST_PLANS and self._unseen % _MOST_PLANS == 1
+
+    def expects_repetition(self) -> bool:
+        """Tell whether to plan steps that make new arrays: rarely, if none of many plans did any step."""
+        if len(self.pure_plans) < _MOST_PLANS or any(plan.was_used for plan in self.pure_plans):
+            return True
+        self._unplanned += 1
+        return self._unplanned % _MOST_PLANS == 0
 
     def forget_plans(self) -> None:
         """Try no plan any more."""

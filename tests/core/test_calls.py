@@ -55,10 +55,10 @@ COSINE = portopt.schedules.CosineDecay(0.1, 100, warmup_steps=10)
 @pytest.mark.parametrize(
     ("make", "most"),
     [
-        (portopt.Adam, 7),
-        (lambda: portopt.Adam(clipnorm=1.0), 8),
-        (lambda: portopt.Adam(COSINE), 8),
-        (lambda: portopt.Nadam(COSINE, clipnorm=1.0), 9),
+        (portopt.Adam, 8),
+        (lambda: portopt.Adam(clipnorm=1.0), 9),
+        (lambda: portopt.Adam(COSINE), 9),
+        (lambda: portopt.Nadam(COSINE, clipnorm=1.0), 10),
     ],
     ids=["plain", "clipnorm", "schedule", "scalars of the state"],
 )

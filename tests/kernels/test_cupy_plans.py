@@ -90,9 +90,9 @@ def test_arrays_that_are_not_as_they_were_are_told_apart(recording: Recording) -
     for _ in range(3):
         state = optimizer.apply_(p, g, state)
     (plan,) = optimizer._cache.plans
-    assert plan.fits(p, g, state)
+    assert plan.fits(optimizer, p, g, state, {})
     offset = importlib.import_module("cupy").ndarray((3, 4), "float32", to_cupy(np.ones((7, 4), np.float32)).data + 16)
-    assert plan.fits(p, offset, state)
+    assert plan.fits(optimizer, p, offset, state, {})
     for wrong in (
         to_cupy(np.ones((4, 3), np.float32)),
         to_cupy(np.ones((3, 4), np.float64)),
@@ -100,5 +100,5 @@ def test_arrays_that_are_not_as_they_were_are_told_apart(recording: Recording) -
         p,
         None,
     ):
-        assert not plan.fits(p, wrong, state)
-    assert not plan.fits(to_cupy(np.ones((3, 4), np.float32)), g, state)
+        assert not plan.fits(optimizer, p, wrong, state, {})
+    assert not plan.fits(optimizer, to_cupy(np.ones((3, 4), np.float32)), g, state, {})

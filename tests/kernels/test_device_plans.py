@@ -227,7 +227,7 @@ def test_gradients_that_lie_otherwise_than_those_of_the_plan_are_told_apart(
     gradient: Any
     fitting = [whole[:12].view(3, 4), whole[7:19].view(3, 4), torch.zeros(3, 4).requires_grad_(), torch.zeros(4, 3).T]
     for gradient in fitting:
-        assert plan.fits(run.params, [gradient], run.state)
+        assert plan.fits(run.optimizer, run.params, [gradient], run.state, {})
     for gradient in (whole[7:19].view(3, 4), whole[:12].view(3, 4), torch.zeros(4, 3).T):
         run.grads = [gradient]
         run.step()
@@ -241,16 +241,16 @@ def test_gradients_that_lie_otherwise_than_those_of_the_plan_are_told_apart(
         p.detach(),
         None,
     ):
-        assert not plan.fits(run.params, [gradient], run.state)
+        assert not plan.fits(run.optimizer, run.params, [gradient], run.state, {})
     # The same objects, with other memory.
     gradient = torch.zeros(3, 4)
-    assert plan.fits(run.params, [gradient], run.state)
+    assert plan.fits(run.optimizer, run.params, [gradient], run.state, {})
     gradient.resize_(4, 3)
-    assert not plan.fits(run.params, [gradient], run.state)
+    assert not plan.fits(run.optimizer, run.params, [gradient], run.state, {})
     before = p.data
     p.data = torch.zeros(3, 4)
-    assert not plan.fits(run.params, run.grads, run.state)
+    assert not plan.fits(run.optimizer, run.params, run.grads, run.state, {})
     p.data = before
-    assert plan.fits(run.params, run.grads, run.state)
+    assert plan.fits(run.optimizer, run.params, run.grads, run.state, {})
     p.untyped_storage().resize_(0)
-    assert not plan.fits(run.params, run.grads, run.state)
+    assert not plan.fits(run.optimizer, run.params, run.grads, run.state, {})

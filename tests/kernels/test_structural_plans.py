@@ -108,7 +108,7 @@ class Pair(NamedTuple):
         lambda a, b: (a, [b]),
         lambda a, b: Pair(a, {"deep": {"er": (b,)}}),
         lambda a, b: OrderedDict(z=a, y=b),
-        lambda a, b: {2: a, 1: b},
+        lambda a, b: {int("2000"): a, 1: b},
         lambda a, b: {"z": a, "none": {}, "b": [b, (), None]},
     ],
     ids=["list", "tuple", "named tuple", "ordered dict", "integer keys", "empty containers"],
@@ -279,6 +279,95 @@ def test_other_gradients_may_be_missing_in_each_step(library: Library) -> None:
         assert_same(library, found, expected)
 
 
+def models(library: Library, count: int, shape: tuple[int, ...] = (4, 5)) -> list[Any]:
+    return [library.arrays({"w": random_words(shape, "float32", k), "b": np.ones(3, np.float32)}) for k in range(count)]
+
+
+@each_planned
+@pytest.mark.parametrize("arguments", [{}, {"clipnorm": 0.5}], ids=["plain", "clips"])
+def test_steps_in_place_on_ever_other_arrays_are_planned(
+    arguments: dict[str, Any], library: Library, only_plans: Callable[[], None]
+) -> None:
+    optimizer = portopt.Adam(**arguments)
+    for k, params in enumerate(models(library, 40)):
+        grads = library.arrays({"w": random_words((4, 5), "float32", 50 + k), "b": np.ones(3, np.float32)})
+        state = optimizer.init(params)
+        expected = interpreted(optimizer, params, grads, state)
+        new = optimizer.apply_(params, grads, state)
+        assert_same(library, (params, new), expected)
+        if k == 20:
+            only_plans()
+    assert len(optimizer._cache.plans) == 1
+
+
+@pytest.fixture(params=PLANNED, ids=str)
+def planned_in_place(request: pytest.FixtureRequest) -> tuple[Library, portopt.Optimizer, Any, Any]:
+    """Return a library and an optimizer with a plan for all arrays of a structure, and parameters and state."""
+    library, optimizer = request.param, portopt.Adam()
+    for params, grads in zip(models(library, 20), models(library, 20), strict=True):
+        optimizer.apply_(params, grads, optimizer.init(params))
+    assert len(optimizer._cache.plans) == 1
+    (params,) = models(library, 1)
+    return library, optimizer, params, optimizer.init(params)
+
+
+def test_gradients_in_written_memory_are_read_before_it_changes(
+    planned_in_place: tuple[Library, portopt.Optimizer, Any, Any],
+) -> None:
+    library, optimizer, params, state = planned_in_place
+    # The gradient's elements are later ones of the parameter.
+    (memory,) = library.arrays([random_words((25,), "float32", 8)])
+    params["w"], grads = memory[:20].reshape(4, 5), {"w": memory[5:].reshape(4, 5), "b": params["b"]}
+    expected = interpreted(optimizer, params, grads, state)
+    new = optimizer.apply_(params, grads, state)
+    assert_same(library, (params, new), expected)
+
+
+def test_arrays_that_share_memory_are_refused(planned_in_place: tuple[Library, portopt.Optimizer, Any, Any]) -> None:
+    library, optimizer, params, state = planned_in_place
+    grads, before = models(library, 1)[0], library.numpy(params)
+    state.slots["m"]["w"] = state.slots["v"]["w"]
+    with pytest.raises(ValueError, match="share memory"):
+        optimizer.apply_(params, grads, state)
+    for name, array in before.items():
+        assert_same_bits(library.numpy(params[name]), array)
+
+
+def test_read_only_parameter_is_refused_though_its_like_was_stepped() -> None:
+    library, optimizer = BY_NAME["numpy"], portopt.Adam()
+    for params, grads in zip(models(library, 20), models(library, 20), strict=True):
+        optimizer.apply_(params, grads, optimizer.init(params))
+    params["w"].flags.writeable = False
+    with pytest.raises(TypeError, match="read-only"):
+        optimizer.apply_(params, grads, optimizer.init(params))
+
+
+def test_autograd_sees_what_a_step_wrote_and_no_more() -> None:
+    optimizer = portopt.Adam()
+    for params in models(BY_NAME["torch"], 20):
+        state = optimizer.init(params)
+        versions = [t._version for t in (params["w"], params["b"], state.slots["m"]["w"], state.slots["v"]["b"])]
+        optimizer.apply_(params, {"w": torch.ones(4, 5), "b": None}, state)
+        after = [t._version for t in (params["w"], params["b"], state.slots["m"]["w"], state.slots["v"]["b"])]
+        assert [new - old for old, new in zip(versions, after, strict=True)] == [1, 0, 1, 0]
+    assert len(optimizer._cache.plans) == 1
+
+
+def test_what_is_never_repeated_is_planned_rarely() -> None:
+    optimizer = portopt.SGD()
+    made = set[int]()
+    for n in range(1, 100):
+        w = np.ones(n, np.float32)
+        optimizer.apply(w, w, optimizer.init(w))
+        made.update(map(id, optimizer._cache.pure_plans[:1]))
+    known = optimizer._cache.pure_plans
+    assert len(made) < 30
+    for _ in range(20):
+        optimizer.apply(w, w, optimizer.init(w))
+    assert optimizer._cache.pure_plans != known
+    assert optimizer._cache.pure_plans[0].was_used
+
+
 def changes(library: Library) -> dict[str, Callable[[Any, Any, Any], tuple[Any, Any, Any]]]:
     """Return ways to make the arguments of a step wrong."""
 
@@ -290,6 +379,7 @@ def changes(library: Library) -> dict[str, Callable[[Any, Any, Any], tuple[Any, 
 
     return {
         "shape of gradient": lambda p, g, s: (p, {**g, "a": array((5, 4), "float32")}, s),
+        "dimensions of gradient": lambda p, g, s: (p, {**g, "a": array((4,), "float32")}, s),
         "dtype of gradient": lambda p, g, s: (p, {**g, "a": array((4, 5), "int32")}, s),
         "number": lambda p, g, s: (p, {**g, "a": 1.0}, s),
         "further gradient": lambda p, g, s: (p, {**g, "z": g["a"]}, s),
@@ -323,6 +413,17 @@ def test_wrong_arguments_have_the_errors_of_the_full_check(change: str, library:
         optimizer.apply(*given)
     assert str(found.value) == str(expected.value)
     assert len(optimizer._cache.pure_plans) == 1
+
+
+@each_planned
+def test_other_keys_have_the_errors_of_the_full_check(library: Library) -> None:
+    optimizer, (w,) = portopt.Adam(), library.arrays([np.ones(3, np.float32)])
+    state = optimizer.init({1000: w, "b": w})
+    for right in ({1000: w, "b": w}, {int("1000"): w, "b": w}):
+        optimizer.apply(right, right, state)
+    for wrong in ({1001: w, "b": w}, {1000: w, "c": w}, {"1000": w, "b": w}, {1000.0: w, "d": w}):
+        with pytest.raises(ValueError, match="structure of params"):
+            optimizer.apply({1000: w, "b": w}, wrong, state)
 
 
 @each_planned

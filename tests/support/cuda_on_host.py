@@ -185,8 +185,8 @@ def host_cupy(directory: Path) -> Iterator[Any]:
     class HostBackend(CupyBackend):
         recording: Any
 
-        def plan(self, *arguments: Any, **options: Any) -> None:
-            """Make none: these arrays are no objects of CuPy's."""
+        def plan(self, *arguments: Any, **options: Any) -> str:
+            return "these arrays are no objects of CuPy's"
 
         def stored(self, value: Any, like: Any) -> Any:
             return np.asarray(super().stored(value, like)).view(HostArray)

@@ -338,8 +338,11 @@ class ArrayAPIBackend:
         *,
         in_place: bool = True,
         same_arrays: bool = True,
-    ) -> PlannedStep | None:
-        return None
+    ) -> PlannedStep | str:
+        return f"steps on arrays of {self.name} are not planned"
+
+    def why_not_fused(self, program: Program, parameters: Sequence[Arrays]) -> str | None:
+        return f"portopt has no kernels for arrays of {self.name}, so each operation is one of the library's own"
 
     def why_read_only(self, array: Any) -> str | None:
         """Return what keeps an array from being written, such as "is a read-only array"; None if nothing does."""

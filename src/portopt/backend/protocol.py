@@ -139,14 +139,16 @@ class PlannedStep(Protocol):
     """The rule's further inputs that the steps are given."""
     in_place: bool
     """Whether the steps overwrite parameters and slots."""
+    was_used: bool
+    """Whether it has done a step."""
 
     def step(
         self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
     ) -> tuple[Any, OptimizerState] | None:
         """Do a step and return parameters and the new state; None, with nothing done, if anything is not as it was."""
 
-    def fits(self, params: Any, grads: Any, state: Any) -> bool:
-        """Tell whether a step without further inputs could be done on these arrays, doing nothing."""
+    def fits(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> bool:
+        """Tell whether `step` would do a step, doing nothing."""
 
 
 @runtime_checkable
@@ -235,12 +237,12 @@ class Backend(Protocol):
         *,
         in_place: bool = True,
         same_arrays: bool = True,
-    ) -> PlannedStep | None:
-        """Return what does further steps like one with fewer checks, or None if every step is checked.
+    ) -> PlannedStep | str:
+        """Return what does further steps like one with fewer checks, or why each of them is checked in full.
 
         A plan has `step(rule, params, grads, state, overrides)`, which returns parameters and the new state, or None, with
         nothing done, if anything is not as it was in the step that it was made after. Its
-        `fits(params, grads, state)` tells beforehand whether the arrays are as they were, `backend` is this one, `inputs`
+        `fits`, of the same arguments, tells beforehand whether it would do a step, `backend` is this one, `inputs`
         names the further inputs that the steps have, and `in_place` is as given.
 
         Args:
@@ -251,6 +253,9 @@ class Backend(Protocol):
             in_place: whether the steps overwrite parameters and slots, or make new arrays.
             same_arrays: whether they are on these arrays, as long as they exist; else on all that are like them.
         """
+
+    def why_not_fused(self, program: Program, parameters: Sequence[Arrays]) -> str | None:
+        """Return why `update` would run the program's operations one by one; None if compiled kernels hold all of them."""
 
     def check_in_place(self, parameters: Sequence[Arrays], paths: Callable[[int], str]) -> None:
         """Raise an error if one of the arrays cannot be changed in place; `paths(i)` names parameter `i`."""

@@ -132,9 +132,17 @@ class DevicePlan:
         slots = {**state.slots, **new_scalars} if new_scalars else state.slots
         return params, OptimizerState(finished, slots)
 
-    def fits(self, params: Any, grads: Any, state: Any) -> bool:
-        """Tell whether the plan could do a step on these arrays, doing nothing."""
-        return not self.inputs and self._is_for(state) and self._looked((params, grads, state.slots)) is not None
+    def fits(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> bool:
+        """Tell whether the plan would do a step without further inputs, doing nothing."""
+        if self.inputs or not self._is_for(state):
+            return False
+        try:
+            if self._inputs_of(rule, state, overrides) is None:
+                return False
+        except Exception:
+            # The full check says so in its order.
+            return False
+        return self._looked((params, grads, state.slots)) is not None
 
     def _is_for(self, state: Any) -> bool:
         if type(state) is not OptimizerState or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portopt.arithmetic.dtypes import ITEMSIZES
-from portopt.backend import Leaf
+from portopt.backend import Leaf, is_interpreted
 from portopt.interrupts import finish
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
-from portopt.kernels.host.compiler import compile_function, compile_kernel, default_flush
+from portopt.kernels.host.compiler import available, compile_function, compile_kernel, default_flush
 from portopt.kernels.host.staged_steps import Workspace, can_be_staged, row_width, shared_steps, stages_of, workspace
 from portopt.kernels.key import NEW, KernelKey
 from portopt.program import Program
@@ -327,6 +327,21 @@ def host_kernel(program: Program, key: KernelKey) -> HostKernel:
 def can_run(program: Program) -> bool:
     """Tell whether kernels can run a program."""
     return program.is_elementwise or can_be_staged(program)
+
+
+def why_not_fused(program: Program, leaves: Sequence[Leaf]) -> str | None:
+    """Return why no kernel can do a step of a program on parameters in host memory; None if one can."""
+    if is_interpreted():
+        return "it is inside portopt.interpreted(), which switches the kernels off"
+    if not available():
+        return 'numba, which compiles the kernels, is not installed: pip install "portopt[fused]"'
+    if not can_run(program):
+        return (
+            "no kernel holds all of the program (products of matrices, for one), so only stretches of it are compiled"
+        )
+    if draws(program) and places_of(leaves) is None:
+        return "no kernel draws random numbers for parameters of which other processes hold parts"
+    return None
 
 
 @functools.lru_cache(maxsize=512)

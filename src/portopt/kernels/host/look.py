@@ -99,10 +99,13 @@ def walk(script, nodes, root, found, known, context, stack):
             node = entry[2]
             known_key = script[expected + 5 + 4]
             if key != known_key:
-                string = context[18]
-                if pointer_to_int64(key)[1] != string or pointer_to_int64(known_key)[1] != string:
+                key_type = pointer_to_int64(key)[1]
+                if key_type != pointer_to_int64(known_key)[1]:
                     return False
-                if call_2(context[16], key, known_key) != 0:
+                if key_type == context[18]:
+                    if call_2(context[16], key, known_key) != 0:
+                        return False
+                elif key_type != context[52] or call_3(context[53], key, known_key, 2) != 1:
                     return False
     return False
 
@@ -314,6 +317,7 @@ class PythonFunctions(NamedTuple):
 
     dict_next: int
     compare: int
+    compare_objects: int
     clear_error: int
     set_item: int
     hold: int
@@ -328,8 +332,8 @@ def python_functions() -> PythonFunctions:
     """Return the functions of Python's C API that the look calls."""
     api = ctypes.pythonapi
     functions = (
-        api.PyDict_Next, api.PyUnicode_Compare, api.PyErr_Clear, api.PyList_SetItem, api.Py_IncRef, api.PyObject_CallOneArg,
-        api.Py_DecRef, api.PyEval_SaveThread, api.PyEval_RestoreThread,
+        api.PyDict_Next, api.PyUnicode_Compare, api.PyObject_RichCompareBool, api.PyErr_Clear, api.PyList_SetItem, api.Py_IncRef,
+        api.PyObject_CallOneArg, api.Py_DecRef, api.PyEval_SaveThread, api.PyEval_RestoreThread,
     )  # fmt: skip
     return PythonFunctions(*map(threads.address_of, functions))
 

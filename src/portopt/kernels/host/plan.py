@@ -16,7 +16,7 @@ What a step needs besides, it has to itself, so that any number of threads may u
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from portopt.backend import Backend, Leaf, is_interpreted
@@ -33,7 +33,6 @@ from portopt.kernels.host.scalar_script import ScalarScript, scalar_script
 from portopt.kernels.host.step_inputs import HEAD, StepInputs
 from portopt.kernels.host.totals import PlannedTotal, can_be_reduced
 from portopt.kernels.host.watch import Call, Still, Watch
-from portopt.kernels.key import NEW
 from portopt.kernels.rates import Rate, rates_program
 from portopt.kernels.totals import reducing
 from portopt.nested import rates_of
@@ -108,6 +107,7 @@ class Plan:
         self._totals = totals
         self._results = results
         self.in_place = results is None
+        self.was_used = False
         # Kernels with stages take a parameter without elements for one of one element.
         self._sizes = [
             part.sizes
@@ -144,10 +144,10 @@ class Plan:
         if not self._is_for(state):
             return None
         if self.inputs:
-            if any(overrides.get(name) is None for name in self.inputs):
+            split = self._given(grads, overrides)
+            if split is None:
                 return None
-            grads = (grads, *[overrides[name] for name in self.inputs])
-            overrides = {name: value for name, value in overrides.items() if name not in self.inputs}
+            grads, overrides = split
         slots, finished = state.slots, state.step + 1
         kept, call, inputs = self._kept, None, None
         if kept is not None:
@@ -158,9 +158,7 @@ class Plan:
                 inputs = given.constant or given.of_step(slots)
         if inputs is None:
             try:
-                checked = rule.check_overrides(overrides)
-                if self.inputs:
-                    checked |= dict.fromkeys(self.inputs, True)
+                checked = self._checked(rule, overrides)
                 if not self._runs(rule, checked):
                     return None
                 computed = self._computed(rule, checked)
@@ -180,17 +178,21 @@ class Plan:
             given, inputs = new_inputs, new_inputs.first()
             self._kept = None if computed is None else (given, overrides)
         address = inputs.buffer_info()[0] + HEAD
+        results, trees = self._results, (params, grads, slots)
         if self._needs_call:
             call = call or self._watch.begin()
             if not self._runs_at_once:
+                # No memory is asked for before it is known that the step will fill it.
+                if results is not None and self._looked(trees, 0, 0, call) is None:
+                    return None
                 before = given.passes(inputs, call.table.buffer_info()[0])
                 self._watch.share(call, address, finished, before)
-        results = self._results
         new = None if results is None else results.new()
         if not self._watch.look(params, grads, slots, address, finished, call, new) and (
-            self._looked((params, grads, slots), address, finished, call, new) is None
+            self._looked(trees, address, finished, call, new) is None
         ):
             return None
+        self.was_used = True
         if results is not None and new is not None:
             params, slots = results.trees(new, params, slots)
         names = self.program.scalar_outputs
@@ -261,12 +263,33 @@ class Plan:
         """Tell whether a step with these hyperparameters does what the kernels do."""
         return all(rule.program(overrides, shape) is program for program, shape in self._programs.items())
 
-    def fits(self, params: Any, grads: Any, state: Any) -> bool:
-        """Tell whether the plan could do a step on these arrays, doing nothing."""
-        if self.inputs or not self._is_for(state):
+    def fits(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> bool:
+        """Tell whether the plan would do a step, doing nothing."""
+        if not self._is_for(state) or (split := self._given(grads, overrides)) is None:
             return False
+        grads, overrides = split
+        if self._kept is None or not _same_numbers(overrides, self._kept[1]):
+            try:
+                if not self._runs(rule, self._checked(rule, overrides)):
+                    return False
+            except Exception:
+                # The full check says so in its order.
+                return False
         trees = params, grads, state.slots
         return self._watch.look(*trees) or self._looked(trees, 0, 0, None) is not None
+
+    def _given(self, grads: Any, overrides: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        """Return gradients with further inputs, and the other hyperparameters; None if an input is missing."""
+        if not self.inputs:
+            return grads, overrides
+        if any(overrides.get(name) is None for name in self.inputs):
+            return None
+        others = {name: value for name, value in overrides.items() if name not in self.inputs}
+        return (grads, *[overrides[name] for name in self.inputs]), others
+
+    def _checked(self, rule: Rule, overrides: dict[str, Any]) -> dict[str, Any]:
+        checked = rule.check_overrides(overrides)
+        return checked | dict.fromkeys(self.inputs, True) if self.inputs else checked
 
     def _is_for(self, state: Any) -> bool:
         if type(state) is not self._state_type or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:
@@ -346,8 +369,8 @@ def make_plan(
     *,
     in_place: bool,
     same_arrays: bool,
-) -> Plan | None:
-    """Return a plan for steps on C-contiguous arrays in host memory; None if it cannot watch them.
+) -> Plan | str:
+    """Return a plan for steps on C-contiguous arrays in host memory, or why there is none.
 
     Args:
         backend: of the arrays.
@@ -360,11 +383,19 @@ def make_plan(
         same_arrays: whether they are on the same parameters and slots, or on any that are like them.
     """
     params, grads, state = trees
-    if not arrays or type(state.slots) is not dict or type(state) is not OptimizerState or not can_plan(programs):
-        return None
-    arrays = [leaf.like({n: a if reader.is_plain(a) else reader.dense(a) for n, a in leaf.items()}) for leaf in arrays]
-    if not all(reader.is_plain(a) for leaf in arrays for a in leaf.values()):
-        return None
+    if not arrays:
+        return "no parameter has a gradient"
+    if type(state) is not OptimizerState or type(state.slots) is not dict:
+        return "the state is no OptimizerState with a dict of slots"
+    if not can_plan(programs):
+        return "no kernel holds all of the program"
+    further = tuple(name for name in arrays[0] if name not in ("p", "g") and name not in state.slots)
+    read = ("g", *further)
+    arrays = [leaf.like({n: reader.dense(a) if n in read else a for n, a in leaf.items()}) for leaf in arrays]
+    for leaf in arrays:
+        for name, a in leaf.items():
+            if not reader.is_plain(a):
+                return _not_plain(backend, params, name, leaf.number, a, read)
     members: dict[Program, list[int]] = {}
     for i, program in enumerate(programs):
         members.setdefault(program, []).append(i)
@@ -373,21 +404,17 @@ def make_plan(
     for number, (program, chosen) in enumerate(members.items()):
         after, drawing = program.after_totals, places_of([arrays[i] for i in chosen]) if draws(program) else []
         if drawing is None:
-            return None
+            return "no kernel draws random numbers for parameters of which other processes hold parts"
         for key, _, places in grouped(after, [dtypes[i] for i in chosen], in_place=in_place, flush=default_flush()):
             kernel, those = host_kernel(after, key), [chosen[place] for place in places]
             own = [drawing[place] for place in places] if drawing else ()
-            addresses = [
-                [0 if name.startswith(NEW) else reader.address(arrays[i][name]) for name in kernel.columns]
-                for i in those
-            ]
+            # Other arrays have others, and new ones have none yet.
+            addresses = [[reader.address(arrays[i][n]) if same_arrays else 0 for n in kernel.columns] for i in those]
             shapes_of_those = [tuple(arrays[i]["p"].shape) for i in those]
             work += make_works(kernel, number, those, addresses, shapes_of_those, own)
     work = shared_last(work)
-    small = {name for program in members for name in program.array_outputs}
-    scalar_slots = [name for name in state.slots if name not in small]
+    scalar_slots = [name for name in state.slots if name in programs[0].scalar_outputs]
     inputs = Inputs(work)
-    further = tuple(name for name in arrays[0] if name not in ("p", "g") and name not in state.slots)
     leaves, definition = backend.trees.flatten(params)
     kept = {n: backend.trees.flatten(tree)[0] for n, tree in state.slots.items() if n not in scalar_slots}
     moving = {leaf.number for leaf in arrays}
@@ -397,8 +424,9 @@ def make_plan(
         for number, array in enumerate(of)
         if number not in moving
     ]
-    if not all(of.array is None or reader.is_plain(of.array) for of in still):
-        return None
+    for of in still:
+        if of.array is not None and not reader.is_plain(of.array):
+            return _not_plain(backend, params, of.name, of.number, of.array, read)
     results = None
     if not in_place:
         note_written = None
@@ -409,8 +437,13 @@ def make_plan(
         same_arrays=same_arrays, new=None if results is None else results.places, note_written=note_written, further=further,
     )  # fmt: skip
     totals = _planned_totals(members, work, watch.offsets, dtypes, arrays)
-    if not watch.is_possible or totals is None:
-        return None
+    if not watch.is_possible:
+        return (
+            "there are containers other than dict, OrderedDict, list, tuple and NamedTuple, or too deep ones, which the compiled "
+            "function does not know"
+        )
+    if totals is None:
+        return "no kernel computes a total over all parameters"
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
     is_noted = note_written is not None
     return Plan(
@@ -425,6 +458,14 @@ def make_plan(
         is_noted=is_noted,
         results=results,
         team=reader.team,
+    )
+
+
+def _not_plain(backend: Backend, params: Any, name: str, number: int, a: Any, read: Collection[str]) -> str:
+    tree = "params" if name == "p" else "grads" if name == "g" else name if name in read else f"state.slots[{name!r}]"
+    return (
+        f"{tree}{backend.trees.paths(params)[number]}, of type {type(a).__name__}, is no C-contiguous array of {backend.name} "
+        "itself in host memory"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from portopt.kernels.host.memory import address
 from portopt.kernels.host.threads import Team
 
 MOST_AXES = 5
@@ -146,7 +147,7 @@ def _maker(arrays: Sequence[Any]) -> Callable[[], list[Any]]:
 NUMPY_READER = ArrayReader(
     NUMPY_FIELDS,
     lambda array: id(array.dtype),
-    lambda array: int(array.ctypes.data),
+    address,
     (np.ndarray,),
     _is_plain,
     _dense,

@@ -146,15 +146,16 @@ class Watch:
                     for a in arrays if new is None for n in a if n not in only_read
                 ]
             )  # fmt: skip
-        shapes: list[array[int]] = []
+        shapes: dict[tuple[int, ...], array[int]] = {}
         templates = _Templates(reader)
         table, offsets = array("q"), []
 
         def entry(a: Any, place: int, offset: int, kind: int, of: int) -> tuple[int, ...]:
-            shapes.append(array("q", a.shape or (0,)))
-            shape = shapes[-1].buffer_info()[0]
-            seen = templates.of(a)
-            return place, offset, kind, of, reader.dtype(a), len(a.shape), shape, _itemsize(a), *seen
+            shape = tuple(a.shape)
+            if shape not in shapes:
+                shapes[shape] = array("q", shape or (0,))
+            at_shape, seen = shapes[shape].buffer_info()[0], templates.of(a)
+            return place, offset, kind, of, reader.dtype(a), len(shape), at_shape, _itemsize(a), *seen
 
         entries = list[tuple[int, ...]]()
         for kernel, members, addresses, *_ in work:
@@ -210,7 +211,7 @@ class Watch:
             0 if note_written is None else id(note_written), api.save_thread, api.restore_thread,
             held, len(gradients), *(reader.layout or [0] * len(Layout._fields)),
             len(aside), int(gathers), len(aside) + sum(entry[2] == WRITTEN for entry in entries),
-            id(reader.kinds[0]), id(reader.kinds[-1]), reader.device, *reader.alike,
+            id(reader.kinds[0]), id(reader.kinds[-1]), reader.device, *reader.alike, id(int), api.compare_objects,
         ])  # fmt: skip
         self.offsets, self.parts = offsets, parts
         self._table, self._lengths = table, (held, len(gradients))
