@@ -169,7 +169,8 @@ def _norm_lowered_in_xla(context: Any, *gradients: Any, **parameters: Any) -> An
 
 
 def _norm_lowered(context: Any, *gradients: Any, **parameters: Any) -> Any:
-    if not _is_for_one_device(context.module_context):
+    elements = sum(of.size for of in context.avals_in)
+    if not _is_for_one_device(context.module_context) or elements >= norm_stages.MOST_ELEMENTS:
         return _norm_lowered_in_xla(context, *gradients, **parameters)
     by_dtype = positions([str(of.dtype) for of in context.avals_in])
     layout = _norm_handler.layout([[context.avals_in[i].size for i in members] for members in by_dtype.values()])

@@ -243,6 +243,11 @@ class GradientTable(NamedTuple):
     sizes: Any
 
 
+def infinity_of(dtype: str) -> int:
+    """Return the bits of infinity in the compute dtype of gradients of a dtype."""
+    return 0x7FF0000000000000 if COMPUTE_DTYPE[dtype] == "float64" else 0x7F800000
+
+
 def gradient_norm(tables: Sequence[GradientTable], flush: Flush | None = None) -> float:
     """Return the Euclidean norm of all gradients together; NaN if an element is NaN, else infinite if one is."""
     return root_of(_squares_of_tables(tables, flush))
@@ -265,7 +270,7 @@ class _Work:
         self._function = norm_kernel(table.dtype, flush)
         self._given = (*table[1:4], table.sizes.ctypes.data, len(table.sizes))
         self._total = int(table.sizes.sum())
-        self._infinity = 0x7FF0000000000000 if COMPUTE_DTYPE[table.dtype] == "float64" else 0x7F800000
+        self._infinity = infinity_of(table.dtype)
 
     def _records(self, exponent: int) -> array[int]:
         """Return a record for each thread, for bins of an exponent."""

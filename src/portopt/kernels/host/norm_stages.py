@@ -1,7 +1,8 @@
-"""The norm of all gradients together as one kernel with stages, for those who call machine code and no Python.
+"""The norm of all gradients together for those who call machine code and no Python, to the bits of `norm.py`.
 
-It does what `portopt.kernels.host.norm` does: a guess of the largest gradient, a pass that adds up, seldom another one, and the
-root of all parts' sums. The passes over memory are that module's kernels, one for each dtype.
+It takes a guess of the bins, a pass that adds up, another one if the guess was wrong, and the root of what all parts have found.
+The passes over memory are the kernels of `norm.py`, one for each dtype. Planned steps use the functions; for others there is a
+kernel with stages.
 """
 
 from __future__ import annotations
@@ -10,133 +11,161 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function, default_flush
-from portopt.kernels.host.norm import SAMPLES, norm_kernel
+from portopt.kernels.host.norm import SAMPLES, infinity_of, norm_kernel
 from portopt.program.bins import LOWEST_OF_SQUARES, SCALING, UNSCALED, WIDTH
 
-ALL, GUESS, ADD, DECIDE, FINISH = -1, 0, 1, 2, 3
-"""The stages: everything in one part; or one after the other, `ADD` in parts, and once more if `DECIDE` says so."""
+MOST_ELEMENTS = 2**31
+"""Of so many elements, integers of 64 bits can hold the sums of all parts together."""
 
-_HEAD = 2
-_RECORD = 6
+GROUP_WORDS = 9
+"""Words that tell of gradients of one dtype: the kernel, the offset of the table, columns, column, sizes, their number and sum,
+the stride of a guess, and the bits of infinity."""
+PART_WORDS = 16
+"""Words of what a part has found: the exponent that its bins need, if infinite or NaN, three sums; then a kernel's record."""
+HEAD_WORDS = 8
+"""Words before those of the parts: the exponent that was guessed, and one that a kernel may write."""
+SMALL_WORDS = HEAD_WORDS + 2 * PART_WORDS
+"""Words of memory that one thread needs."""
 
-SOURCE = f'''"""The norm of gradients of several dtypes, in integer bins."""
-
-
-def record_of(workspace, dtypes, part, k):
-    return workspace + 8 * ({_HEAD} + {_RECORD} * (part * dtypes + k))
-
-
-def guess(table, sizes, kernels, groups, workspace):
-    """Find the exponent of the bins for the largest of some gradients."""
-    shared = pointer_to_int64(workspace)
+NORM = f'''def guessed(groups, count, table, memory):
+    """Return the exponent of the bins for the largest of some gradients."""
     exponent = {LOWEST_OF_SQUARES}
-    row = 0
-    for k in range(kernels[0]):
-        rows = groups[2 * k]
-        total = groups[2 * k + 1]
-        if total > 0:
-            address = record_of(workspace, kernels[0], 0, k)
-            record = pointer_to_int64(address)
-            record[1] = 0
-            call_norm(
-                kernels[2 * k + 1], address, address, table + 8 * row, 1, 0, sizes + 8 * row, rows, 0, total,
-                total // {SAMPLES} | 1, address + 8,
-            )
-            exponent = max(exponent, record[2])
-        row += rows
-    shared[0] = exponent
-    shared[1] = 0
-
-
-def add(table, sizes, kernels, groups, start, stop, workspace, part):
-    """Add the squares of elements start to stop to the sums of the part's records."""
-    exponent = pointer_to_int64(workspace)[0]
-    row = 0
-    offset = 0
-    for k in range(kernels[0]):
-        rows = groups[2 * k]
-        total = groups[2 * k + 1]
-        address = record_of(workspace, kernels[0], part, k)
-        record = pointer_to_int64(address)
+    record = pointer_to_int64(memory + {8 * (HEAD_WORDS + 8)})
+    for k in range(count):
+        group = pointer_to_int64(groups + {8 * GROUP_WORDS} * k)
+        record[0] = 0
         record[1] = 0
-        record[2] = exponent
-        record[3] = 0
-        record[4] = 0
-        record[5] = 0
+        call_norm(
+            group[0], memory + 8, memory + 8, table + group[1], group[2], group[3], group[4], group[5], 0, group[6], group[7],
+            memory + {8 * (HEAD_WORDS + 8)},
+        )
+        exponent = max(exponent, record[1])
+    return exponent
+
+
+def add_part(groups, count, table, start, stop, exponent, found):
+    """Add up the squares of elements start to stop, counted through all groups, in bins of an exponent."""
+    result = pointer_to_int64(found)
+    record = pointer_to_int64(found + 64)
+    result[0] = exponent
+    for i in range(1, 5):
+        result[i] = 0
+    offset = 0
+    for k in range(count):
+        group = pointer_to_int64(groups + {8 * GROUP_WORDS} * k)
         first = max(start - offset, 0)
-        last = min(stop - offset, total)
+        last = min(stop - offset, group[6])
+        offset += group[6]
         if first < last:
+            record[0] = 0
+            record[1] = exponent
+            for i in range(2, 5):
+                record[i] = 0
             call_norm(
-                kernels[2 * k + 1], address, address, table + 8 * row, 1, 0, sizes + 8 * row, rows, first, last, 0, address + 8
+                group[0], found + 56, found + 56, table + group[1], group[2], group[3], group[4], group[5], first, last, 0,
+                found + 64,
             )
-        row += rows
-        offset += total
+            result[0] = max(result[0], record[1])
+            if record[0] >= group[8]:
+                result[1] = result[1] | (2 if record[0] > group[8] else 1)
+            for i in range(2, 5):
+                result[i] += record[i]
 
 
-def decide(kernels, workspace, parts):
-    """Find the exponent of the bins that all parts need; leave 1 beside it if it is not the one that they have."""
-    shared = pointer_to_int64(workspace)
-    needed = shared[0]
-    is_finite = True
-    for part in range(parts):
-        for k in range(kernels[0]):
-            record = pointer_to_int64(record_of(workspace, kernels[0], part, k))
-            needed = max(needed, record[2])
-            is_finite = is_finite and record[1] < kernels[2 * k + 2]
-    shared[1] = 1 if is_finite and needed > shared[0] else 0
-    shared[0] = needed
-
-
-def scaling(exponent):
-    if exponent > {2 * UNSCALED}:
-        return {SCALING}
-    return {-SCALING} if exponent <= {-2 * UNSCALED} else 0
+def needed(found, parts):
+    """Return the exponent that the bins of all parts need, and which of infinity (1) and NaN (2) they have."""
+    exponent = {LOWEST_OF_SQUARES}
+    special = 0
+    for k in range(parts):
+        result = pointer_to_int64(found + {8 * PART_WORDS} * k)
+        exponent = max(exponent, result[0])
+        special = special | result[1]
+    return exponent, special
 
 
 def power_of_two(exponent):
     return float64_of_bits(uint64(exponent + 1023) << uint64(52))
 
 
-def root(kernels, workspace, parts):
-    """Return the root of the sum of all parts, which have one exponent; NaN if an element is NaN, else infinity if one is."""
-    exponent = pointer_to_int64(workspace)[0]
+def root_of_parts(found, parts, exponent):
+    """Return the norm, given what all parts have found in bins of one exponent."""
     first = 0
     second = 0
     third = 0
-    is_infinite = False
-    for part in range(parts):
-        for k in range(kernels[0]):
-            record = pointer_to_int64(record_of(workspace, kernels[0], part, k))
-            if record[1] > kernels[2 * k + 2]:
-                return float64_nan
-            is_infinite = is_infinite or record[1] == kernels[2 * k + 2]
-            first += record[3]
-            second += record[4]
-            third += record[5]
-    if is_infinite:
-        return float64_inf
-    carry = third + {2 ** (WIDTH - 1)} >> {WIDTH}
-    third -= carry << {WIDTH}
+    for k in range(parts):
+        result = pointer_to_int64(found + {8 * PART_WORDS} * k)
+        first += result[2]
+        second += result[3]
+        third += result[4]
+    carry = (third + {2 ** (WIDTH - 1)}) >> {WIDTH}
+    low = numpy_float64(third - (carry << {WIDTH})) * {2.0**-64!r}
     second += carry
-    carry = second + {2 ** (WIDTH - 1)} >> {WIDTH}
-    second -= carry << {WIDTH}
-    small = numpy_float64(third) * 2.0**-64 + numpy_float64(second) * 2.0**-32
-    half = scaling(exponent)
-    scaled = (small + numpy_float64(first + carry)) * power_of_two(exponent - 2 * half - {WIDTH - 1})
+    carry = (second + {2 ** (WIDTH - 1)}) >> {WIDTH}
+    small = low + numpy_float64(second - (carry << {WIDTH})) * {2.0**-32!r}
+    half = {SCALING} if exponent > {2 * UNSCALED} else {-SCALING} if exponent <= {-2 * UNSCALED} else 0
+    scaled = product_float64(small + numpy_float64(first + carry), power_of_two(exponent - 2 * half - 31))
     return product_float64(sqrt(scaled), power_of_two(half))
 
 
-def kernel(table, sizes, kernels, groups, start, stop, result, stage, workspace, part, parts):
+def norm_of_parts(found, again, parts, exponent):
+    """Return the norm, given what all parts have found in bins of an exponent, or `again` in those that they needed."""
+    wanted, special = needed(found, parts)
+    if special != 0:
+        return float64_nan if special > 1 else float64_inf
+    return root_of_parts(again if wanted > exponent else found, parts, wanted)
+
+
+def norm_of_all(groups, count, total, table, memory):
+    """Return the norm, in this thread."""
+    found = memory + {8 * HEAD_WORDS}
+    exponent = guessed(groups, count, table, memory)
+    add_part(groups, count, table, 0, total, exponent, found)
+    wanted, special = needed(found, 1)
+    if special == 0 and wanted > exponent:
+        add_part(groups, count, table, 0, total, wanted, found + {8 * PART_WORDS})
+    return norm_of_parts(found, found + {8 * PART_WORDS}, 1, exponent)
+'''
+"""Source of the functions of the norm."""
+
+ALL, GUESS, ADD, DECIDE, FINISH = -1, 0, 1, 2, 3
+"""The stages: everything in one part; or one after the other, `ADD` in parts, and once more if `DECIDE` says so."""
+
+_WORDS = 2
+"""Words of the workspace before those that tell of the gradients: one that is not used, and whether to add up once more."""
+
+SOURCE = f'''"""The norm of gradients of several dtypes, in integer bins."""
+
+
+{NORM}
+
+def describe(groups, table, sizes, kernels, counts):
+    """Write the words that tell of the gradients of each dtype."""
+    row = 0
+    for k in range(kernels[0]):
+        words = pointer_to_int64(groups + {8 * GROUP_WORDS} * k)
+        total = counts[2 * k + 1]
+        words[0] = kernels[2 * k + 1]
+        words[1] = 8 * row
+        words[2] = 1
+        words[3] = 0
+        words[4] = sizes + 8 * row
+        words[5] = counts[2 * k]
+        words[6] = total
+        words[7] = total // {SAMPLES} | 1
+        words[8] = kernels[2 * k + 2]
+        row += counts[2 * k]
+
+
+def kernel(table, sizes, kernels, counts, start, stop, result, stage, workspace, part, parts):
     """Do a stage, or all of them where there is one part.
 
     Args:
         table: addresses of the gradients, those of a dtype beside each other.
         sizes: of each.
         kernels: the number of dtypes, then for each the address of its kernel and the bits of its infinity.
-        groups: number of gradients of each dtype, and of their elements.
+        counts: number of gradients of each dtype, and of their elements.
         start: first of the part's elements.
         stop: the one past its last.
         result: where the norm goes.
@@ -145,21 +174,25 @@ def kernel(table, sizes, kernels, groups, start, stop, result, stage, workspace,
         part: the part's number.
         parts: their number.
     """
+    shared = pointer_to_int64(workspace)
+    groups = workspace + {8 * _WORDS}
+    memory = groups + {8 * GROUP_WORDS} * kernels[0]
+    head = pointer_to_int64(memory)
+    found = memory + {8 * HEAD_WORDS}
     if stage == {ALL}:
-        guess(table, sizes, kernels, groups, workspace)
-        add(table, sizes, kernels, groups, start, stop, workspace, 0)
-        decide(kernels, workspace, 1)
-        if pointer_to_int64(workspace)[1] != 0:
-            add(table, sizes, kernels, groups, start, stop, workspace, 0)
-        result[0] = root(kernels, workspace, 1)
+        describe(groups, table, sizes, kernels, counts)
+        result[0] = norm_of_all(groups, kernels[0], stop, table, memory)
     if stage == {GUESS}:
-        guess(table, sizes, kernels, groups, workspace)
+        describe(groups, table, sizes, kernels, counts)
+        head[0] = guessed(groups, kernels[0], table, memory)
     if stage == {ADD}:
-        add(table, sizes, kernels, groups, start, stop, workspace, part)
+        add_part(groups, kernels[0], table, start, stop, head[0], found + {8 * PART_WORDS} * part)
     if stage == {DECIDE}:
-        decide(kernels, workspace, parts)
+        wanted, special = needed(found, parts)
+        shared[1] = 1 if special == 0 and wanted > head[0] else 0
+        head[0] = wanted
     if stage == {FINISH}:
-        result[0] = root(kernels, workspace, parts)
+        result[0] = norm_of_parts(found, found, parts, head[0])
 '''
 
 
@@ -173,11 +206,11 @@ def kernels_of(dtypes: Sequence[str]) -> list[int]:
     """Return what the kernel is to know of dtypes: their number, then for each the address of its kernel and its infinity."""
     words = [len(dtypes)]
     for dtype in dtypes:
-        infinity = 0x7FF0000000000000 if COMPUTE_DTYPE[dtype] == "float64" else 0x7F800000
-        words += [threads.address_of(norm_kernel(dtype, default_flush())), infinity]
+        words += [threads.address_of(norm_kernel(dtype, default_flush())), infinity_of(dtype)]
     return words
 
 
 def words_of(dtypes: int) -> tuple[int, int]:
     """Return the words of workspace for gradients of so many dtypes, as a whole and for each part."""
-    return _HEAD, _RECORD * dtypes
+    # Of one part, the first and another pass have memory each.
+    return _WORDS + GROUP_WORDS * dtypes + HEAD_WORDS + PART_WORDS, PART_WORDS

@@ -26,7 +26,8 @@ from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
 from portopt.kernels.host.kernel import Inputs, Work, can_run, draws, host_kernel, make_works, places_of, shared_last
 from portopt.kernels.host.norm import GradientTable, gradient_norm
-from portopt.kernels.host.planned_norm import MOST_ELEMENTS, PlannedNorm
+from portopt.kernels.host.norm_stages import MOST_ELEMENTS
+from portopt.kernels.host.planned_norm import PlannedNorm
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.results import Results
 from portopt.kernels.host.scalar_script import ScalarScript, scalar_script

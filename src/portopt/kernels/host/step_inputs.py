@@ -15,7 +15,8 @@ from portopt.hyperparameters import Range
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function
 from portopt.kernels.host.kernel import Inputs
-from portopt.kernels.host.planned_norm import NORM, PlannedNorm
+from portopt.kernels.host.norm_stages import NORM
+from portopt.kernels.host.planned_norm import PlannedNorm
 from portopt.kernels.host.scalar_script import RUN_SCRIPT, ScalarScript
 from portopt.kernels.rates import ARE_ALLOWED
 
