@@ -18,7 +18,7 @@ import numpy as np
 from jax.tree_util import tree_flatten, tree_leaves, tree_unflatten
 
 from portopt.arithmetic import HOST
-from portopt.backend import ArrayInfo, Leaf, is_interpreted
+from portopt.backend import ArrayInfo, Leaf, is_interpreted, is_set_aside
 from portopt.backend.totals import total
 from portopt.nested import rates_of
 from portopt.program import Program
@@ -221,7 +221,9 @@ class Plan:
         else:
             grads = (grads,)
         leaves, structure = tree_flatten((params, grads, state.slots))
-        if structure != self._structure or list(map(type, leaves)) != self._types or is_interpreted():
+        if structure != self._structure or list(map(type, leaves)) != self._types:
+            return None
+        if is_interpreted() or is_set_aside(self.backend):
             return None
         return leaves, overrides
 

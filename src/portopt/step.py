@@ -455,6 +455,8 @@ def _plan(
     same_arrays: bool,
 ) -> PlannedStep | str:
     """Return a plan for further steps, or why there is none."""
+    if not _plans_its_steps(type(backend)):
+        return f"the backend {backend.name} has steps of its own, and plans those of the backend that it is made of"
     programs = [groups[0].program] * len(parameters)
     for program, members, _ in groups[1:]:
         for i in members:
@@ -464,6 +466,16 @@ def _plan(
             return "some parameters lack a further input"
         trees = trees[0], (trees[1], *further.values()), trees[2]
     return backend.plan(programs, trees, parameters, in_place=in_place, same_arrays=same_arrays)
+
+
+@functools.cache
+def _plans_its_steps(kind: type) -> bool:
+    """Tell whether the plans of a class of backends are of its own steps: not if it inherits them, but has another `update`."""
+
+    def owner(name: str) -> type:
+        return next((base for base in kind.__mro__ if name in vars(base)), object)
+
+    return all(issubclass(owner("plan"), owner(name)) for name in ("update", "gradient_norm", "total"))
 
 
 class Way(NamedTuple):

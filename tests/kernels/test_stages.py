@@ -355,6 +355,8 @@ def test_functions_of_reductions_are_compiled_once_in_a_process(monkeypatch: pyt
         sign = -1.0
 
     monkeypatch.setenv("PORTOPT_CACHE_DIR", "")
+    # Those of other tests may be so many that it is emptied between the two.
+    monkeypatch.setattr(compiler, "_compiled", {})
     compiled = []
     for rule in (Summed(), Opposite()):
         with event.install_recorder("numba:compile") as recorder:

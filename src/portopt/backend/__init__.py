@@ -31,6 +31,7 @@ from portopt.backend.registry import backends as backends
 from portopt.backend.registry import find_backend as find_backend
 from portopt.backend.registry import get_backend as get_backend
 from portopt.backend.registry import is_preferred as is_preferred
+from portopt.backend.registry import is_set_aside as is_set_aside
 from portopt.backend.registry import known_backend as known_backend
 from portopt.backend.registry import prefer as prefer
 from portopt.backend.registry import recognize as recognize

@@ -137,6 +137,11 @@ def find_backend(leaf: object) -> Backend | None:
     return backend
 
 
+def is_set_aside(backend: Backend) -> bool:
+    """Tell whether another backend is being tested, by `prefer`, which may own the arrays of this one."""
+    return _preferred is not None and _preferred is not backend
+
+
 def is_preferred(backend: Backend) -> bool:
     """Tell whether a backend is being tested, by `prefer`."""
     return backend is _preferred

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portopt.arithmetic.dtypes import TINY_FLOAT32
-from portopt.backend import Backend, Leaf, is_interpreted
+from portopt.backend import Backend, Leaf, is_interpreted, is_set_aside
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.library import Argument, CudaLibrary, Placed, packed, typed
@@ -147,7 +147,7 @@ class DevicePlan:
     def _is_for(self, state: Any) -> bool:
         if type(state) is not OptimizerState or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:
             return False
-        return not is_interpreted()
+        return not (is_interpreted() or is_set_aside(self.backend))
 
     def _looked(self, trees: tuple[Any, Any, Any]) -> Call | None:
         """Return a call with the arrays, gradients copied that kernels cannot read as they lie; None if they do not fit."""

@@ -258,15 +258,19 @@ def kernel(context, params, grads, slots, inputs, step, call, new):
     if call == 0 or fields[4] == 0:
         stack = pointer_to_int64(context[20])
         if not walk(pointer_to_int64(context[1]), context[2], params, written, context[22], context, stack):
-            raise ValueError
+            fail()
+            return
         if not walk(pointer_to_int64(context[7]), context[8], slots, written, context[22], context, stack):
-            raise ValueError
+            fail()
+            return
         if not walk(pointer_to_int64(context[4]), context[5], grads, gradients, 0, context, stack):
-            raise ValueError
+            fail()
+            return
         for e in range(context[44]):
             entry = pointer_to_int64(context[10] + {8 * ENTRY_WORDS} * e)
             if not fits(entry, gradients[entry[0]] if entry[3] else written[entry[0]], table, context):
-                raise ValueError
+                fail()
+                return
     if call != 0:
         table = fields[2]
         if fields[4] == 0:
@@ -283,21 +287,25 @@ def kernel(context, params, grads, slots, inputs, step, call, new):
     for e in range(context[44], context[21]):
         entry = pointer_to_int64(context[10] + {8 * ENTRY_WORDS} * e)
         if e == context[46] and context[45] and not are_apart(context):
-            raise ValueError
+            fail()
+            return
         if entry[2] == {MADE}:
             if inputs != 0 and not fits(entry, fresh[entry[0]], table, context):
-                raise ValueError
+                fail()
+                return
         elif not fits(entry, gradients[entry[0]] if entry[3] else written[entry[0]], table, context):
             if entry[3]:
                 misfit[0] = e
-            raise ValueError
+            fail()
+            return
     if inputs == 0:
         return
     given = pointer_to_int64(inputs - {HEAD})[0]
     if given != 0:
         with_norm = 0 if call != 0 and fields[3] != 0 else 1
         if call_7(pointer_to_int64(given)[0], context[19], context[19], given, table, inputs, step, with_norm) != 0:
-            raise ValueError
+            fail()
+            return
     if call != 0 and fields[3] != 0:
         state = object_of_call_0(context[33])
         share(fields[3])

@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from portopt.backend import Backend, Leaf, is_interpreted
+from portopt.backend import Backend, Leaf, is_interpreted, is_set_aside
 from portopt.hyperparameters import Range
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
@@ -295,7 +295,7 @@ class Plan:
     def _is_for(self, state: Any) -> bool:
         if type(state) is not self._state_type or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:
             return False
-        return not is_interpreted()
+        return not (is_interpreted() or is_set_aside(self.backend))
 
     def _new_inputs(
         self,

@@ -38,7 +38,8 @@ def kernel(given, table, inputs, step, with_norm):
         numbers[words[3]] = numpy_float64(step)
         run_script(pointer_to_int64(words[1]), words[2], numbers)
         if numbers[words[4]] == 0.0:
-            raise ValueError
+            fail()
+            return
         rates = pointer_to_int64(words[5])
         for k in range(words[6]):
             numbers[rates[2 * k]] = numbers[rates[2 * k + 1]]

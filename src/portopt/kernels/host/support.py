@@ -144,6 +144,21 @@ def pause(typing_context: Any) -> Any:
 
 
 @intrinsic
+def fail(typing_context: Any) -> Any:
+    """Leave a function that is called from outside as one that has failed; numba's `raise` wants the interpreter.
+
+    A `return` must follow.
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        with builder.if_then(cgutils.true_bit):
+            context.call_conv.return_user_exc(builder, ValueError, ())
+        return context.get_dummy_value()
+
+    return types.none(), codegen
+
+
+@intrinsic
 def _read_control(typing_context: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         slot = cgutils.alloca_once(builder, ir.IntType(32))
@@ -333,6 +348,7 @@ NAMESPACE: dict[str, Any] = {
     "first_argument": first_argument,
     "add_for_all": add_for_all,
     "read_of_all": read_of_all,
+    "fail": fail,
     "pause": pause,
     "call_0": _call(0),
     "call_1": _call(1),
