@@ -254,3 +254,21 @@ def test_gradients_that_lie_otherwise_than_those_of_the_plan_are_told_apart(
     assert plan.fits(run.optimizer, run.params, run.grads, run.state, {})
     p.untyped_storage().resize_(0)
     assert not plan.fits(run.optimizer, run.params, run.grads, run.state, {})
+
+
+def test_arrays_that_a_schedule_moves_are_looked_at_after_it(played: tuple[HostTorch, Recording]) -> None:
+    params, grads = [to_torch(np.ones(5, np.float32))], [to_torch(np.ones(5, np.float32))]
+    elsewhere = torch.full((5,), 3.0)
+
+    def rate(step: Any) -> float:
+        if step == 3:
+            params[0].set_(elsewhere)
+        return 0.25
+
+    optimizer = portopt.SGD(rate)
+    state = optimizer.init(params)
+    for _ in range(4):
+        before = params[0].clone()
+        state = optimizer.apply_(params, grads, state)
+    assert before.tolist() == [0.25] * 5
+    assert params[0].tolist() == elsewhere.tolist() == [2.75] * 5

@@ -104,7 +104,8 @@ class DevicePlan:
         if call is None:
             return None
         inputs = self._inputs_of(rule, state, overrides)
-        if inputs is None:
+        # A schedule of a user's may have done anything to the arrays.
+        if inputs is None or (self._kept is None and not self._watch.look(params, grads, state.slots, call=call)):
             return None
         finished, new_scalars = state.step + 1, dict[str, float]()
         with self._lock, self._device.within():
