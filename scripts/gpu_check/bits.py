@@ -1,4 +1,4 @@
-"""A step on a million raw words, and many steps on a tenth as many ordinary numbers, against NumPy: every rule, dialect and dtype."""
+"""A step on a million raw words, and many steps on a tenth as many ordinary numbers, against NumPy: all rules, dialects, dtypes."""
 
 from __future__ import annotations
 
