@@ -1,4 +1,4 @@
-"""A step on a million raw words, and many steps on a tenth as many ordinary numbers, against NumPy: all rules, dialects, dtypes."""
+"""A step on a million raw words, and many on a tenth as many ordinary numbers, against NumPy: all rules, dialects, dtypes."""
 
 from __future__ import annotations
 
