@@ -15,6 +15,7 @@ What a step needs besides, it has to itself, so that any number of threads may u
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -134,14 +135,6 @@ class Plan:
 
         A step in place that has begun to write is finished, whatever is raised meanwhile.
         """
-        if self._runs_at_once:
-            return self._step(rule, params, grads, state, overrides)
-        with threads.by(self._team):
-            return self._step(rule, params, grads, state, overrides)
-
-    def _step(
-        self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
-    ) -> tuple[Any, OptimizerState] | None:
         if not self._is_for(state):
             return None
         if self.inputs:
@@ -150,7 +143,7 @@ class Plan:
                 return None
             grads, overrides = split
         slots, finished = state.slots, state.step + 1
-        kept, call, inputs = self._kept, None, None
+        kept, call, inputs, team = self._kept, None, None, self._team
         if kept is not None:
             given, known = kept
             if overrides and overrides.keys() == given.given.keys():
@@ -158,6 +151,7 @@ class Plan:
             elif (not overrides and not known) or _same_numbers(overrides, known):
                 inputs = given.constant or given.of_step(slots)
         if inputs is None:
+            team = functools.cache(team)
             try:
                 checked = self._checked(rule, overrides)
                 if not self._runs(rule, checked):
@@ -168,7 +162,8 @@ class Plan:
                     call = self._looked((params, grads, slots), 0, 0, self._watch.begin())
                     if call is None:
                         return None
-                new_inputs = self._new_inputs(rule, state, checked, call, computed, overrides)
+                with threads.by(team):
+                    new_inputs = self._new_inputs(rule, state, checked, call, computed, overrides)
             except Exception:
                 # Of several things that are wrong, the full check has an order of its own.
                 if self._watch.look(params, grads, slots):
@@ -186,14 +181,16 @@ class Plan:
                 # No memory is asked for before it is known that the step will fill it.
                 if results is not None and self._looked(trees, 0, 0, call) is None:
                     return None
-                before = given.passes(inputs, call.table.buffer_info()[0])
-                self._watch.share(call, address, finished, before)
+                before = None if given.norm is None else given.norm.passes
+                self._watch.share(call, address, finished, team, before)
         new = None if results is None else results.new()
         if not self._watch.look(params, grads, slots, address, finished, call, new) and (
             self._looked(trees, address, finished, call, new) is None
         ):
             return None
         self.was_used = True
+        if call is not None:
+            self._watch.end(call)
         if results is not None and new is not None:
             params, slots = results.trees(new, params, slots)
         names = self.program.scalar_outputs
@@ -235,7 +232,7 @@ class Plan:
         names = _totals_of(self._programs)
         if len(names) != 1 or self._totals or self._total >= MOST_ELEMENTS:
             return {}
-        return {name: PlannedNorm(self._tables(name, 0)) for name in names}
+        return {name: PlannedNorm(self._tables(name, 0), self._inputs.numbers_of(name)) for name in names}
 
     def _computed(self, rule: Rule, overrides: Mapping[str, Any]) -> Computed | None:
         """Return what the step's call computes of the inputs; None if something is left that changes from step to step."""

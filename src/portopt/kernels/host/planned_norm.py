@@ -11,9 +11,9 @@ from portopt.kernels.host.compiler import compile_function, default_flush
 from portopt.kernels.host.norm import GradientTable, infinity_of, norm_kernel, stride_of_guess
 from portopt.kernels.host.norm_stages import GROUP_WORDS, HEAD_WORDS, NORM, PART_WORDS, SMALL_WORDS
 
-_RECORD_WORDS = threads.HEAD + 8
-"""Words of a record: first and last element; the pass; address and number of groups, table, memory, number of the part and of all
-parts; the address of the places of the norm."""
+_RECORD_WORDS = threads.HEAD + 7
+"""Words of a record: first and last element; the pass; address and number of groups, memory, number of the part and of all parts;
+the address of the places of the norm among the inputs. A call is given the table and the inputs."""
 
 _PART_SOURCE = f'''"""One thread's part of a pass for the norm of all gradients."""
 
@@ -24,24 +24,25 @@ def kernel():
     """Guess the exponent; add up; add up again if the guess was wrong; or find the norm."""
     address = first_argument()
     record = pointer_to_int64(address)
-    memory = record[6]
+    given = pointer_to_int64(second_argument())
+    memory = record[5]
     head = pointer_to_int64(memory)
     found = memory + {8 * HEAD_WORDS}
-    own = found + {8 * PART_WORDS} * record[7]
-    again = {8 * PART_WORDS} * record[8]
+    own = found + {8 * PART_WORDS} * record[6]
+    again = {8 * PART_WORDS} * record[7]
     if record[2] == 0:
-        head[0] = guessed(record[3], record[4], record[5], memory)
+        head[0] = guessed(record[3], record[4], given[0], memory)
     elif record[2] == 1:
-        add_part(record[3], record[4], record[5], record[0], record[1], head[0], own)
+        add_part(record[3], record[4], given[0], record[0], record[1], head[0], own)
     elif record[2] == 2:
-        wanted, special = needed(found, record[8])
+        wanted, special = needed(found, record[7])
         if special == 0 and wanted > head[0]:
-            add_part(record[3], record[4], record[5], record[0], record[1], wanted, own + again)
+            add_part(record[3], record[4], given[0], record[0], record[1], wanted, own + again)
     else:
-        norm = norm_of_parts(found, found + again, record[8], head[0])
-        places = pointer_to_int64(record[9])
+        norm = norm_of_parts(found, found + again, record[7], head[0])
+        places = pointer_to_int64(record[8])
         for k in range(places[0]):
-            pointer_to_float64(places[k + 1])[0] = norm
+            pointer_to_float64(given[1])[places[k + 1]] = norm
 '''
 
 
@@ -55,15 +56,18 @@ class PlannedNorm:
 
     Args:
         tables: the gradients; `address` is the offset in the table of all, in bytes.
+        places: where among the kernels' inputs the norm goes.
 
     Attributes:
+        places: as given.
         groups: the words of all tables.
         total: number of elements.
     """
 
     memory_words = SMALL_WORDS
 
-    def __init__(self, tables: Sequence[GradientTable]) -> None:
+    def __init__(self, tables: Sequence[GradientTable], places: Sequence[int]) -> None:
+        self.places = places
         self.groups = array("q")
         self.total = 0
         for table in tables:
@@ -84,21 +88,16 @@ class PlannedNorm:
         """Of the groups."""
         return self.groups.buffer_info()[0]
 
-    def passes(self, table: int, places: Sequence[int]) -> list[threads.Pass]:
-        """Return the passes that find the norm.
-
-        Args:
-            table: address of the table of addresses.
-            places: addresses of where the norm goes.
-        """
+    def passes(self) -> list[threads.Pass]:
+        """Return the passes that find the norm."""
         parts = threads.parts(self.total)
         memory = array("q", bytes(8 * (HEAD_WORDS + 2 * PART_WORDS * len(parts))))
-        where = array("q", (len(places), *places))
-        given = self.address, len(self), table, memory.buffer_info()[0]
+        places = array("q", (len(self.places), *self.places))
+        given = self.address, len(self), memory.buffer_info()[0]
         found = []
         for number, ranges in enumerate(([(0, 0)], parts, parts, [(0, 0)])):
             records = array("q")
             for k, part in enumerate(ranges):
-                records.extend((*part, number, *given, k, len(parts), where.buffer_info()[0]))
-            found.append(threads.Pass(_part(), records, _RECORD_WORDS, (memory, where, self)))
+                records.extend((*part, number, *given, k, len(parts), places.buffer_info()[0]))
+            found.append(threads.Pass(_part(), records, _RECORD_WORDS, (memory, places, self)))
         return found

@@ -71,6 +71,7 @@ class StepInputs:
     Attributes:
         constant: the memory of all steps, if nothing changes and nothing is written into it.
         given: where each of the numbers goes that may change, and what it may be, by the name under which it is given.
+        norm: what computes the norm, if it is needed.
     """
 
     def __init__(
@@ -89,8 +90,7 @@ class StepInputs:
         self.given = {n: ([1 + k for k in inputs.numbers_of(own)], allowed) for n, (own, allowed) in given.items()}
         self._values = array("d", (0.0, *values))
         self.constant: array[float] | None = None
-        self._norm: PlannedNorm | None = None
-        self._norm_at: list[int] = []
+        self.norm: PlannedNorm | None = None
         if rates is None and not norms:
             self.constant = None if outputs else self._values
             return
@@ -107,9 +107,8 @@ class StepInputs:
             words[3], words[4] = rates.places["t"], rates.places[ARE_ALLOWED]
             words[5], words[6] = moves.buffer_info()[0], len(moves) // 2
             self._keep_alive.append(moves)
-        for name, norm in norms.items():
-            self._norm, self._norm_at = norm, inputs.numbers_of(name)
-            places = array("q", self._norm_at)
+        for norm in norms.values():
+            self.norm, places = norm, array("q", norm.places)
             words[7:13] = array(
                 "q",
                 (norm.address, len(norm), norm.total, len(self._values) - 1, places.buffer_info()[0], len(places)),
@@ -149,14 +148,3 @@ class StepInputs:
     def outputs(self, values: array[float]) -> dict[str, float]:
         """Return the new scalars of the state that the kernels have left in a step's memory."""
         return dict(zip(self._outputs, values[self._outputs_at], strict=True))
-
-    def passes(self, values: array[float], table: int) -> list[threads.Pass]:
-        """Return the passes to do before all others, if threads do a step.
-
-        Args:
-            values: the step's memory.
-            table: address of the table of addresses.
-        """
-        if self._norm is None:
-            return []
-        return self._norm.passes(table, [values.buffer_info()[0] + HEAD + 8 * place for place in self._norm_at])
