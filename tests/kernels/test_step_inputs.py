@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -230,14 +232,17 @@ def test_whatever_is_given_for_a_step_counts_for_it(library: Library) -> None:
         assert_same_bits(library.numpy(w), before)
 
 
-class NormOfGradients(portopt.Optimizer):
-    """Puts the norm of all gradients into every element."""
+class TotalsOfGradients(portopt.Optimizer):
+    """Puts the norm of all gradients into every element, and other totals into the state."""
+
+    scalar_slots = {"added": 0.0, "root": 0.0, "most": 0.0}  # noqa: RUF012  # a mapping that nothing writes to
 
     def totals(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
-        return {"size": xp.linalg.vector_norm(g)}
+        found = {"size": xp.linalg.vector_norm(g), "total": xp.sum(xp.where(p == p, g, g))}
+        return {**found, "norm": xp.linalg.vector_norm(g - p), "largest": xp.max(g - p)}
 
-    def coefficients(self, t: Any, size: Any) -> Any:
-        return {"size": size}
+    def coefficients(self, t: Any, added: Any, root: Any, most: Any, size: Any, total: Any, norm: Any, largest: Any) -> Any:
+        return {"size": size, "added": total, "root": norm, "most": largest}
 
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
         return xp.where(p == p, c.size, c.size) + 0.0 * p, {}
@@ -260,21 +265,33 @@ GRADIENTS: dict[str, list[Array]] = {
     "zeros": [np.zeros(9, np.float32), np.zeros(0, np.float32)],
     "infinity": [outlier("float32", 5000, 4097, math.inf), np.ones(3)],
     "NaN after infinity": [outlier("float32", 5000, 4097, math.inf), np.asarray([math.nan])],
+    "infinities of both signs": [outlier("float32", 50, 7, math.inf), -outlier("float32", 50, 7, math.inf)],
     "large": [outlier("float32", LARGE, LARGE - 5, 40), np.ones(7)],
+    "large, parts in other bins": [np.arange(LARGE, dtype=np.float32) ** 2 / 2**21 + np.float32(0.1), np.ones(7)],
     "large, of two dtypes": [outlier("float32", LARGE, 5, 3), outlier("float64", LARGE, LARGE - 5, 900)],
     "large with infinity": [outlier("float32", LARGE, LARGE // 2 + 1, math.inf), np.ones(7)],
 }
 
 
+@functools.cache
+def totals_by_python(case: str) -> tuple[float, Mapping[str, float]]:
+    """Return the norm of a case, and what its totals are, operation by operation."""
+    params = [np.zeros(g.shape) for g in GRADIENTS[case]]
+    optimizer = TotalsOfGradients()
+    with portopt.interpreted(), np.errstate(all="ignore"):
+        params, state = optimizer.apply(params, GRADIENTS[case], optimizer.init(params))
+    return float(BY_NAME["numpy"].backend.gradient_norm(GRADIENTS[case])), state.slots
+
+
 @each_planned
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("case", GRADIENTS)
-def test_the_norm_is_that_of_python(case: str, count: int, library: Library) -> None:
+def test_totals_are_those_of_python(case: str, count: int, library: Library) -> None:
+    norm, slots = totals_by_python(case)
     gradients = GRADIENTS[case]
-    expected = float(BY_NAME["numpy"].backend.gradient_norm(gradients))
     params = library.arrays([np.zeros(g.shape) for g in gradients])
     grads = library.arrays(gradients)
-    optimizer = NormOfGradients()
+    optimizer = TotalsOfGradients()
     portopt.set_num_threads(count)
     try:
         state = optimizer.init(params)
@@ -284,6 +301,9 @@ def test_the_norm_is_that_of_python(case: str, count: int, library: Library) -> 
             state = optimizer.apply_(params, grads, state)
     finally:
         portopt.set_num_threads(None)
-    assert len(optimizer._cache.plans) == 1
+    (plan,) = optimizer._cache.plans
+    assert plan.was_used
     for p in params:
-        assert_same_bits(library.numpy(p), np.full(p.shape, expected))
+        assert_same_bits(library.numpy(p), np.full(p.shape, norm))
+    for name, value in slots.items():
+        assert_same_bits(np.float64(state.slots[name]), np.float64(value), name)

@@ -395,7 +395,7 @@ SIGNATURES = {
     "norm_stages": types.void(_count, _count, _addresses, _addresses, _count, _count, _values, *[_count] * 4),
     # (context, params, grads, slots, inputs, step, call, new)
     "watch": types.void(_addresses, *[_count] * 7),
-    # (given, table, inputs, step, with_norm)
+    # (given, table, inputs, step, with_totals)
     "numbers": types.void(*[_count] * 5),
     # (values..., start, stop)
     "lines": types.void(*[_count] * 9),
