@@ -241,7 +241,9 @@ class TotalsOfGradients(portopt.Optimizer):
         found = {"size": xp.linalg.vector_norm(g), "total": xp.sum(xp.where(p == p, g, g))}
         return {**found, "norm": xp.linalg.vector_norm(g - p), "largest": xp.max(g - p)}
 
-    def coefficients(self, t: Any, added: Any, root: Any, most: Any, size: Any, total: Any, norm: Any, largest: Any) -> Any:
+    def coefficients(
+        self, t: Any, added: Any, root: Any, most: Any, size: Any, total: Any, norm: Any, largest: Any
+    ) -> Any:
         return {"size": size, "added": total, "root": norm, "most": largest}
 
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:

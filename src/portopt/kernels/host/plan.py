@@ -474,7 +474,9 @@ def _planned_totals(
     """
     names, total = _totals_of(members), sum(item.total for item in work)
     if names and total >= MOST_ELEMENTS:
-        return f"of {MOST_ELEMENTS} elements and more, Python adds up the integers that make a total over all parameters"
+        return (
+            f"of {MOST_ELEMENTS} elements and more, Python adds up the integers that make a total over all parameters"
+        )
     cells = {
         (i, name): offset // 8 + row * item.kernel.width + column
         for item, offset in zip(work, offsets, strict=True)
