@@ -16,7 +16,7 @@ from support.twins import Twin
 import portopt
 from portopt import schedules
 from portopt.hyperparameters import Range
-from portopt.kernels.host import threads
+from portopt.kernels.host import plan, threads
 from portopt.kernels.host.scalar_script import scalar_script
 from portopt.kernels.rates import ARE_ALLOWED, Rate, rates_program
 from portopt.program.interpreter import StepScalars
@@ -303,9 +303,22 @@ def test_totals_are_those_of_python(case: str, count: int, library: Library) -> 
             state = optimizer.apply_(params, grads, state)
     finally:
         portopt.set_num_threads(None)
-    (plan,) = optimizer._cache.plans
-    assert plan.was_used
+    (planned,) = optimizer._cache.plans
+    assert planned.was_used
     for p in params:
         assert_same_bits(library.numpy(p), np.full(p.shape, norm))
     for name, value in slots.items():
         assert_same_bits(np.float64(state.slots[name]), np.float64(value), name)
+
+
+def test_totals_too_large_for_integers_are_left_to_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "MOST_ELEMENTS", 4)
+    for optimizer in (portopt.DoG(), portopt.SGD(clipnorm=1.0)):
+        w = np.ones(4)
+        state = optimizer.init(w)
+        for _ in range(3):
+            state = optimizer.apply_(w, w.copy(), state)
+        found = portopt.explain(optimizer, w, w.copy(), state, in_place=True)
+        assert str(found) == (
+            "checked: of 4 elements and more, Python adds up the integers that make a total over all parameters"
+        )

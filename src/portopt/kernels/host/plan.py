@@ -38,7 +38,6 @@ from portopt.kernels.rates import Rate, rates_program
 from portopt.kernels.totals import reducing
 from portopt.nested import rates_of
 from portopt.program import Op, Program
-from portopt.program.interpreter import StepScalars
 from portopt.program.reductions import GRADIENT_NORM
 from portopt.protocols import Rule
 from portopt.scalars import MOST_STEPS

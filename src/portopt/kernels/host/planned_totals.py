@@ -1,7 +1,7 @@
 """Totals over all arrays of a planned step within its call: by one thread, or in passes of the job that updates.
 
-The norm of arrays as they are read has kernels of its own (`norm.py`). Other totals are left by the kernels of programs whose result
-is a reduction (`totals.py`): these have tables of their own, into which the addresses are copied from that of the step.
+The norm of arrays as they are read has kernels of its own (`norm.py`). Other totals are left by the kernels of programs whose
+result is a reduction (`totals.py`): these have tables of their own, into which the addresses are copied from that of the step.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _NORM, _SUM, _ROOT, _LARGEST = range(4)
 _KINDS = {"sum": _SUM, "norm": _ROOT, "max": _LARGEST}
 _WORK_WORDS, _FOUND_WORDS = 10, 4
 """Words of a kernel's work: the kernel; offset of its table in the total's memory; sizes, their number and sum; offsets of inputs
-and outputs; offset of the workspace; what its result begins with, and how many words that has. And of what it leaves: what NaN is in
-the order of numbers; where the first part is, how far apart parts are, and how many there are."""
+and outputs; offset of the workspace; what its result begins with, and how many words that has. And of what it leaves: what NaN is
+in the order of numbers; where the first part is, how far apart parts are, and how many there are."""
 
 TOTALS = f'''{NORM}
 
@@ -134,9 +134,9 @@ def put_total(given, unused, table, inputs, step):
 """Source of the functions of totals."""
 
 _RECORD_WORDS = threads.HEAD + 11
-"""Words of a record of a pass: first and last element; the pass; of the norm address and number of groups, table, memory, number of
-the part and of all parts; of others kind, what says where parts are and their number, table, address and number of moves, rows. At
-the end, the same for both: the step's memory, address and number of the places of the result."""
+"""Words of a record of a pass: first and last element; the pass; of the norm address and number of groups, table, memory, number
+of the part and of all parts; of others kind, what says where parts are and their number, table, address and number of moves, rows.
+At the end, the same for both: the step's memory, address and number of the places of the result."""
 _GUESS, _ADD, _AGAIN, _ROOT_OF_PARTS, _GATHER, _COMBINE = range(6)
 
 _PART_SOURCE = f'''"""One thread's part of a pass for a total over all arrays."""
