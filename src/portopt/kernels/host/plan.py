@@ -78,7 +78,7 @@ class Plan:
         inputs: where the kernels' inputs and outputs are.
         totals: what computes those that are not of arrays as they are, by name.
         further: names of further inputs.
-        is_noted: whether somebody is told of the written arrays.
+        calls_back: whether a function is told of the written arrays.
         results: of steps that make new arrays; None for steps in place.
         team: returns threads that should do a large step.
     """
@@ -94,7 +94,7 @@ class Plan:
         totals: Mapping[str, PlannedTotal],
         further: tuple[str, ...],
         *,
-        is_noted: bool,
+        calls_back: bool,
         results: Results | None,
         team: Callable[[], threads.Team | None],
     ) -> None:
@@ -120,7 +120,7 @@ class Plan:
         self._total = sum(part.total for part in work)
         self._runs_at_once = threads.is_small(self._total)
         self._team = team
-        self._needs_call = is_noted or not self._runs_at_once
+        self._needs_call = calls_back or not self._runs_at_once
         # Inputs of the last step and the hyperparameters that were given for it.
         self._kept: tuple[StepInputs, dict[str, Any]] | None = None
         self._script: tuple[list[Any], ScalarScript | None] = [], None
@@ -446,7 +446,6 @@ def make_plan(
     if totals is None:
         return "no kernel computes a total over all parameters"
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
-    is_noted = note_written is not None
     return Plan(
         backend,
         shapes,
@@ -456,7 +455,7 @@ def make_plan(
         inputs,
         totals,
         further,
-        is_noted=is_noted,
+        calls_back=watch.calls_back,
         results=results,
         team=reader.team,
     )
