@@ -143,7 +143,8 @@ def is_alike(entry, inner, context):
 def as_before(entries, first, last, written, gradients, table, context):
     """Return the first of some entries for whose array a library's own object does not say that all is as it was.
 
-    It returns the end if there is none. There are no calls and nothing is written here, so that what the context says stays in registers.
+    It returns the end if there is none. There are no calls and nothing is written here, so that what the context says stays in
+    registers.
     """
     at_inner = context[37]
     at_storage = context[41]
