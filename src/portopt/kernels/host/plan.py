@@ -75,7 +75,7 @@ class Plan:
         inputs: where the kernels' inputs and outputs are.
         totals: what computes those over all arrays, by name, each after those that it needs.
         further: names of further inputs.
-        is_noted: whether somebody is told of the written arrays.
+        calls_back: whether a function is told of the written arrays.
         results: of steps that make new arrays; None for steps in place.
         team: returns threads that should do a large step.
     """
@@ -91,7 +91,7 @@ class Plan:
         totals: Mapping[str, PlannedNorm | PlannedTotal],
         further: tuple[str, ...],
         *,
-        is_noted: bool,
+        calls_back: bool,
         results: Results | None,
         team: Callable[[], threads.Team | None],
     ) -> None:
@@ -110,7 +110,7 @@ class Plan:
         self._total = sum(part.total for part in work)
         self._runs_at_once = threads.is_small(self._total)
         self._team = team
-        self._needs_call = is_noted or not self._runs_at_once
+        self._needs_call = calls_back or not self._runs_at_once
         # Inputs of the last step and the hyperparameters that were given for it.
         self._kept: tuple[StepInputs, dict[str, Any]] | None = None
         self._script: tuple[list[Any], ScalarScript | None] = [], None
@@ -400,7 +400,6 @@ def make_plan(
     if isinstance(totals, str):
         return totals
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
-    is_noted = note_written is not None
     return Plan(
         backend,
         shapes,
@@ -410,7 +409,7 @@ def make_plan(
         inputs,
         totals,
         further,
-        is_noted=is_noted,
+        calls_back=watch.calls_back,
         results=results,
         team=reader.team,
     )

@@ -12,6 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from portopt.arithmetic.dtypes import TINY_FLOAT32
+from portopt.kernels.host.llvm_support import fetch
 from portopt.kernels.host.translation_support import translatable
 
 _inline = translatable(inline="never", forceinline=True)
@@ -128,6 +129,29 @@ def read_of_all(typing_context: Any, address: Any) -> Any:
         return builder.load_atomic(builder.inttoptr(args[0], ir.IntType(64).as_pointer()), "seq_cst", 8)
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic
+def count_up(typing_context: Any, address: Any) -> Any:
+    """Add one to the 32-bit number at an address that several threads change."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.IntType(32).as_pointer())
+        builder.atomic_rmw("add", place, ir.Constant(ir.IntType(32), 1), "monotonic")
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
+
+
+@intrinsic
+def fetch_line(typing_context: Any, address: Any) -> Any:
+    """Fetch the line of the cache at an address, which need not be one."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        fetch(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
 
 
 @intrinsic
@@ -350,6 +374,8 @@ NAMESPACE: dict[str, Any] = {
     "read_of_all": read_of_all,
     "fail": fail,
     "pause": pause,
+    "count_up": count_up,
+    "fetch_line": fetch_line,
     "call_0": _call(0),
     "call_1": _call(1),
     "call_2": _call(2),
