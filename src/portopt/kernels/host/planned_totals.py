@@ -135,7 +135,7 @@ def put_total(given, unused, table, inputs, step):
 
 _RECORD_WORDS = threads.HEAD + 11
 """Words of a record of a pass: first and last element; the pass; of the norm address and number of groups, table, memory, number
-of the part and of all parts; of others kind, what says where parts are and their number, table, address and number of moves, rows.
+of the part and of all parts; of others kind, where parts are and their number, table, address and number of moves, rows.
 At the end, the same for both: the step's memory, address and number of the places of the result."""
 _GUESS, _ADD, _AGAIN, _ROOT_OF_PARTS, _GATHER, _COMBINE = range(6)
 
