@@ -26,10 +26,13 @@ GROUP_WORDS = 8
 """Words that tell compiled code of a group of parameters: address of the kernel, offset of the table, sizes, their number and
 sum, whether the kernel has stages, offsets of its inputs and outputs."""
 
-RECORD_WORDS = threads.HEAD + 6
-"""Words of a part's record: what follows the head are address and number of groups; and for kernels with stages the stage, or -1
-for all of them, the offset of a workspace, the part's number, and the number of parts. A call is given tables, inputs, step,
-outputs and workspaces."""
+RECORD_WORDS = threads.HEAD + 9
+"""Words of a part's record: what follows the head are address and number of groups; for kernels with stages the stage, or -1 for
+all of them, the offset of a workspace, the part's number, and the number of parts; then which word of the call's the tables begin
+with, and their offset from there, and which one the workspaces begin with."""
+
+_TABLES, _INPUTS, _STEP, _OUTPUTS, _WORKSPACES, _ZERO = range(6)
+"""Words that a call is given."""
 
 CALL_SOURCE = """        if part[5] == 0:
             call_kernel(
@@ -47,8 +50,9 @@ CALL_SOURCE = """        if part[5] == 0:
 _PART_CALL = "".join(
     f"    {line}\n"
     for line in CALL_SOURCE.format(
-        unused="address", tables="given[0]", first="first", last="last", inputs="given[1]", step="given[2]",
-        outputs="given[3]", stage="record[4]", workspace="given[4] + record[5]", part="record[6]", parts="record[7]",
+        unused="address", tables="given[record[8]] + record[9]", first="first", last="last", inputs=f"given[{_INPUTS}]",
+        step=f"given[{_STEP}]", outputs=f"given[{_OUTPUTS}]", stage="record[4]",
+        workspace="given[record[10]] + record[5]", part="record[6]", parts="record[7]",
     ).splitlines()
 )  # fmt: skip
 
@@ -184,9 +188,16 @@ class Inputs:
             end += len(kernel.program.scalar_outputs)
         self.length = max(end, 1)
 
-    def values(self, scalars: Sequence[StepScalars]) -> list[Any]:
-        """Return the inputs of all programs, given the scalars of each; there is room for outputs after them."""
-        found = [scalars[number].inputs[name] for number, kernel in self._kernels.items() for name in kernel.inputs]
+    def values(self, scalars: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Return the inputs of all programs, given those of each by name; there is room for outputs after them.
+
+        Programs beyond these are of parts of the first ones, whose inputs they have.
+        """
+        found = [
+            scalars[number if number < len(scalars) else 0][name]
+            for number, kernel in self._kernels.items()
+            for name in kernel.inputs
+        ]
         return [*found, *[0.0] * (self.length - len(found))]
 
     def numbers_of(self, name: str) -> list[int]:
@@ -210,8 +221,18 @@ def group_words(work: Sequence[Work], offsets: Sequence[int], inputs: Inputs) ->
     return words
 
 
-Before = Callable[[], Sequence[threads.Pass]]
-"""Returns passes."""
+class Before(NamedTuple):
+    """What threads do before the kernels.
+
+    Attributes:
+        key: the same where the passes are.
+        passes: returns them.
+    """
+
+    key: tuple[Any, ...]
+    passes: Callable[[], Sequence[threads.Pass]]
+
+
 _MOST_RESTING = 8
 """Kinds of jobs that are kept: with and without a norm, by few teams."""
 
@@ -253,17 +274,16 @@ class Passes:
         self._totals = [*alone, *(item.total for item in self._shared)]
         self._resting: dict[Any, list[StepJob]] = {}
 
-    def job(self, tables: int, inputs: int, step: int, outputs: int, before: Before | None = None) -> StepJob:
-        """Return the job that does them, and other passes before; its memory is the workspaces of the parts.
+    def job(self, tables: int, inputs: int, step: int, outputs: int) -> StepJob:
+        """Return the job that does them; its memory is the workspaces of the parts.
 
         Args:
             tables: address of the tables.
             inputs: address of the inputs.
             step: number of the step.
             outputs: address of the outputs.
-            before: returns the other passes, whose parts are given the same addresses.
         """
-        return _given(self._new(None, before), tables, inputs, step, outputs)
+        return _given(self._new((), ()), tables, inputs, step, outputs)
 
     def job_by(
         self,
@@ -272,19 +292,27 @@ class Passes:
         inputs: int,
         step: int,
         outputs: int,
-        before: Before | None = None,
+        before: Before,
     ) -> StepJob:
-        """Return the same for the team that a function finds: one that rests, if there is one, or a new one.
+        """Return the same, with other passes before, for the team that a function finds: one that rests, or else a new one.
 
         To make one takes 0.2 ms between products, which leave little of Python in the caches.
+
+        Args:
+            find: finds the team.
+            tables: address of the tables.
+            inputs: address of the inputs.
+            step: number of the step.
+            outputs: address of the outputs.
+            before: what the other passes do, and what returns them.
         """
         team = find()
-        key = before, team, threads.changes
+        key = before.key, team, threads.changes
         try:
             job = self._resting[key].pop()
         except LookupError:
             with threads.by(lambda: team):
-                job = self._new(key, before)
+                job = self._new(key, before.passes())
         return _given(job, tables, inputs, step, outputs)
 
     def rest(self, job: StepJob) -> None:
@@ -294,34 +322,52 @@ class Passes:
             self._resting.clear()
         self._resting.setdefault(job.key, []).append(job)
 
-    def _new(self, key: Any, before: Before | None) -> StepJob:
-        found, words = [] if before is None else [*before()], [0]
-        counts = list(map(threads.worth, self._totals))
+    def _new(self, key: Any, before: Sequence[threads.Pass]) -> StepJob:
+        at_most = max(map(threads.worth, self._totals))
+        return StepJob([*before, *self.passes()], at_most, key, self.memory_words())
+
+    def passes(self, tables: int | None = None, workspaces: int = 0) -> list[threads.Pass]:
+        """Return the passes.
+
+        Args:
+            tables: offset of the tables from the inputs; None if they are where a call says.
+            workspaces: address of the workspaces; 0 if they are where a call says.
+        """
+        bases = (_TABLES, 0) if tables is None else (_INPUTS, tables)
+        memory = _ZERO if workspaces else _WORKSPACES
+        passes = []
+        for known in self._layout()[0]:
+            words = array("q")
+            for *first, offset, part, parts in known:
+                words.extend((*first, workspaces + offset, part, parts, *bases, memory))
+            passes.append(threads.Pass(compiled_part(), words, RECORD_WORDS))
+        return passes
+
+    def memory_words(self) -> int:
+        """Return how many words the workspaces have."""
+        return self._layout()[1]
+
+    def _layout(self) -> tuple[list[list[tuple[int, ...]]], int]:
+        """Return of each pass how its records begin, and how many words of memory the parts need."""
+        found, words = list[list[tuple[int, ...]]](), [0]
         parts = [threads.parts(total) for total in self._totals]
         if self._alone:
             own, count = 8 * self._memory, len(self._alone)
-            records = [(*part, self._groups, count, -1, own * k, 0, 1) for k, part in enumerate(parts[0])]
-            found.append(_step_pass(records))
+            found.append([(*part, self._groups, count, -1, own * k, 0, 1) for k, part in enumerate(parts[0])])
             words.append(self._memory * len(parts.pop(0)))
         for number, (item, ranges) in enumerate(zip(self._shared, parts, strict=True)):
             group = self._groups + 8 * GROUP_WORDS * (len(self._alone) + number)
             words.append(item.memory.words(len(ranges)))
             for stage, is_shared in enumerate(item.kernel.shared_steps):
                 chosen = ranges if is_shared else [(0, item.total)]
-                records = [(*part, group, 1, stage, 0, k, len(ranges)) for k, part in enumerate(chosen)]
-                found.append(_step_pass(records))
-        return StepJob(found, max(counts), key, max(words))
+                found.append([(*part, group, 1, stage, 0, k, len(ranges)) for k, part in enumerate(chosen)])
+        return found, max(words)
 
 
 def _given(job: StepJob, tables: int, inputs: int, step: int, outputs: int) -> StepJob:
     memory = np.empty(job.memory_words, np.int64) if job.memory_words else None
-    job.give((tables, inputs, step, outputs, 0 if memory is None else _address(memory)), memory)
+    job.give((tables, inputs, step, outputs, 0 if memory is None else _address(memory), 0), memory)
     return job
-
-
-def _step_pass(records: Sequence[Sequence[int]]) -> threads.Pass:
-    words = array("q", [word for record in records for word in record])
-    return threads.Pass(compiled_part(), words, RECORD_WORDS)
 
 
 def shared_last(work: Sequence[Work]) -> list[Work]:
@@ -348,7 +394,7 @@ def run(
         The scalars of the state that the step replaces, as each program computes them, by its number.
     """
     inputs = Inputs(work)
-    values = array("d", inputs.values(scalars))
+    values = array("d", inputs.values([of.inputs for of in scalars]))
     values_at = values.buffer_info()[0]
     step, total = int(scalars[0].inputs.get("t", 0)), sum([item.total for item in work])
     calls: list[Callable[[], object]]

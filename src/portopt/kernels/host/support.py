@@ -12,6 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from portopt.arithmetic.dtypes import TINY_FLOAT32
+from portopt.kernels.host.llvm_support import fetch
 from portopt.kernels.host.translation_support import translatable
 
 _inline = translatable(inline="never", forceinline=True)
@@ -138,6 +139,29 @@ def read_of_all(typing_context: Any, address: Any) -> Any:
         return builder.load_atomic(builder.inttoptr(args[0], ir.IntType(64).as_pointer()), "seq_cst", 8)
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic
+def count_up(typing_context: Any, address: Any) -> Any:
+    """Add one to the 32-bit number at an address that several threads change."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.IntType(32).as_pointer())
+        builder.atomic_rmw("add", place, ir.Constant(ir.IntType(32), 1), "monotonic")
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
+
+
+@intrinsic
+def fetch_line(typing_context: Any, address: Any) -> Any:
+    """Fetch the line of the cache at an address, which need not be one."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        fetch(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
 
 
 @intrinsic
@@ -361,6 +385,8 @@ NAMESPACE: dict[str, Any] = {
     "read_of_all": read_of_all,
     "fail": fail,
     "pause": pause,
+    "count_up": count_up,
+    "fetch_line": fetch_line,
     "call_0": _call(0),
     "call_1": _call(1),
     "call_2": _call(2),
@@ -406,7 +432,7 @@ SIGNATURES = {
     "norm_stages": types.void(_count, _count, _addresses, _addresses, _count, _count, _values, *[_count] * 4),
     # (context, params, grads, slots, inputs, step, call, new)
     "watch": types.void(_addresses, *[_count] * 7),
-    # (given, table, inputs, step, with_norm)
+    # (given, table, inputs, step, with_totals)
     "numbers": types.void(*[_count] * 5),
     # (values..., start, stop)
     "lines": types.void(*[_count] * 9),

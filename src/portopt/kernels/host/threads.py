@@ -37,7 +37,7 @@ HEAD = 2
 
 _APART = 16
 """Words from one counter to the next: a processor hands over two lines of its cache together."""
-_JOB_WORDS, _GIVEN = _APART, 11
+_JOB_WORDS, _GIVEN = 2 * _APART, 11
 """Words of a job, as `Job` writes them, and where among them is what a call is given."""
 _DONE, _TAKEN = 8 * _APART, 8 * 2 * _APART
 """Where a pass has the number of parts that are done and, for each thread, of parts taken of those that are its own, in bytes."""
@@ -344,7 +344,7 @@ class Job:
         """Say what the next call is given.
 
         Args:
-            values: integers that parts read; five at most.
+            values: integers that parts read; a dozen at most.
             memory: what else must live as long as the call.
         """
         self._words[_GIVEN : _GIVEN + len(values)] = array("q", values)

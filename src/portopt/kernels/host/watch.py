@@ -91,8 +91,8 @@ class Watch:
         inputs: where the kernels' inputs and outputs are.
         same_arrays: whether parameters and slots are the same arrays in each step.
         new: for steps that make new arrays, the number of each among them by slot, or `"p"`, and parameter; else None.
-        note_written: a function written in C that is called with the list of all written arrays after each step; then each step
-            has a `Call`. None if nobody needs to know.
+        note_written: a function written in C that notes that all arrays of a list were written. None if nobody needs to know. It
+            is called after each step unless the library's own count can be raised (`calls_back`); then each step has a `Call`.
         further: names of further inputs. The gradients are then a tuple of them and of the trees of these.
     """
 
@@ -149,6 +149,8 @@ class Watch:
             )  # fmt: skip
         shapes: dict[tuple[int, ...], array[int]] = {}
         templates = _Templates(reader)
+        versions = reader.versions if note_written is not None and _are_counted(reader, objects[:held]) else (0, 0)
+        self.calls_back = note_written is not None and versions == (0, 0)
         table, offsets = array("q"), []
 
         def entry(a: Any, place: int, offset: int, kind: int, of: int) -> tuple[int, ...]:
@@ -172,7 +174,8 @@ class Watch:
                     else:
                         kind = KNOWN if same_arrays else READ if new is not None else WRITTEN
                         entries.append(entry(a[name], places[name, n], offset, kind, 0))
-                    table.append(int(addresses[row, column]))
+                    # Whether what is read lies apart from what is written is not known yet.
+                    table.append(0 if name in only_read else int(addresses[row, column]))
                 table.extend(map(int, addresses[row, len(kernel.columns) :]))
         # One cell for the addresses of arrays that no kernel gets.
         aside, spare = list[tuple[int, ...]](), 8 * len(table)
@@ -209,10 +212,11 @@ class Watch:
             id(str), at(scratch), at(stack), len(words) // ENTRY_WORDS, at(known) if same_arrays else 0,
             len(work), at(parts), at(table), memory.ctypes.data,
             tuple.__basicsize__ // 8, api.set_item, api.hold, api.call, api.release,
-            0 if note_written is None else id(note_written), api.save_thread, api.restore_thread,
+            id(note_written) if self.calls_back else 0, api.save_thread, api.restore_thread,
             held, len(gradients), *(reader.layout or [0] * len(Layout._fields)),
             len(aside), int(gathers), len(aside) + sum(entry[2] == WRITTEN for entry in entries),
             id(reader.kinds[0]), id(reader.kinds[-1]), reader.device, *reader.alike, id(int), api.compare_objects,
+            *versions,
         ])  # fmt: skip
         self.offsets, self.parts = offsets, parts
         self._table, self._lengths = table, (held, len(gradients))
@@ -237,7 +241,7 @@ class Watch:
         inputs: int,
         step: int,
         find: Callable[[], threads.Team | None],
-        before: Before | None = None,
+        before: Before,
     ) -> None:
         """Let the threads that a function finds do the step of a call, after some other passes."""
         call.share(self._passes.job_by(find, call.table.buffer_info()[0], inputs, step, inputs, before))
@@ -306,6 +310,14 @@ class _Templates:
         known = self._known.setdefault(said, array("q", said))
         memory = _word_at(_word_at(inner, layout.storage), layout.memory)
         return known.buffer_info()[0], self._reader.address(a) - memory, size_of(a)
+
+
+def _are_counted(reader: ArrayReader, arrays: Sequence[Any]) -> bool:
+    """Tell whether the library is known to count the writes of all of these arrays."""
+    layout, (word, _) = reader.layout, reader.versions
+    return (
+        word != 0 and isinstance(layout, Layout) and all(_word_at(_word_at(id(a), layout.inner), word) for a in arrays)
+    )
 
 
 def _word_at(address: int, word: int) -> int:
