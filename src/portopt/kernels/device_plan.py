@@ -201,7 +201,7 @@ class DevicePlan:
         norms = [of.inputs[name] for of in scalars for name in names if name in of.inputs]
         if not all(map(self._is_usable, norms)):
             return None
-        values = self._inputs.values(scalars)
+        values = self._inputs.values([of.inputs for of in scalars])
         if not all(type(v) in (bool, int, float) for v in values):
             return None
         norm = next((norm for norm in norms if norm is not self._own_norm), None)

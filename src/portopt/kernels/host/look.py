@@ -410,8 +410,8 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
         return
     given = pointer_to_int64(inputs - {HEAD})[0]
     if given != 0:
-        with_norm = 0 if call != 0 and fields[3] != 0 else 1
-        if call_7(pointer_to_int64(given)[0], context[19], context[19], given, table, inputs, step, with_norm) != 0:
+        with_totals = 0 if call != 0 and fields[3] != 0 else 1
+        if call_7(pointer_to_int64(given)[0], context[19], context[19], given, table, inputs, step, with_totals) != 0:
             fail()
             return
     if queue != 0:
