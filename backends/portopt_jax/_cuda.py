@@ -1,7 +1,7 @@
 """Steps and norms on a GPU as calls of kernels in CUDA C, of all arrays at once, inside an XLA computation.
 
-XLA makes a loop of each parameter, and takes long to compile many. The scalars stay its own; a kernel takes them from the memory of
-the device. Where a first trial does not go well, XLA's operations do all as they did.
+XLA makes a loop of each parameter, and takes long to compile many. The scalars stay its own; a kernel takes them from the
+device's memory. Where a first trial does not go well, XLA's operations do it all.
 """
 
 from __future__ import annotations

@@ -30,9 +30,9 @@ def make_launching_handler(
 ) -> Any:
     """Return a handler for XLA, as a ctypes function, of a kernel that works on many parameters.
 
-    Operands are the words of `portopt.kernels.cuda.tables.Chunks`, the kernel's other arguments, then the arrays of each parameter.
-    Results are memory for the addresses, then those of each parameter, or what the kernel makes of all. The call has one attribute:
-    the number of chunks, and that of blocks.
+    Operands are the words of `portopt.kernels.cuda.tables.Chunks`, the kernel's other arguments, then the arrays of each
+    parameter. Results are memory for the addresses, then those of each parameter, or what the kernel makes of all. The call has
+    one attribute: the number of chunks, and that of blocks.
 
     Args:
         functions: for each device by its number, the kernels `put_words` and the one to launch.
