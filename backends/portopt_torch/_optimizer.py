@@ -154,7 +154,7 @@ class TorchOptimizer(torch.optim.Optimizer):
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # of torch
     def _update(self, inputs: Mapping[str, Mapping[Any, Any]]) -> None:
         # Before a batch on another device has moved.
-        backend.refuse_capture(p for group in self.param_groups for p in group["params"][:1])
+        backend.graphs.refuse_capture(p for group in self.param_groups for p in group["params"][:1])
         states = list(self.state.values())
         if not same(states, self._known_states):
             self._batches.clear()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support.bits import Array
 from support.recording_driver import STREAM, Recording, recording_driver
 
@@ -36,6 +37,11 @@ class HostTorch(_cuda.TorchLibrary):
     def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
         self._kept.append(super().empty(shape, dtype, device))
         return self._kept[-1]
+
+    def spoil(self) -> None:
+        """Let other work have written what is in all memory that was asked for, as in that of a graph between its replays."""
+        for tensor in self._kept:
+            tensor.view(torch.uint8).fill_(0x55) if tensor.ndim else tensor.fill_(1)
 
     def device(self, tensor: Any) -> int:
         return 0
@@ -71,6 +77,7 @@ def host_torch(directory: Path) -> Iterator[tuple[HostTorch, Recording]]:
     with pytest.MonkeyPatch.context() as patch, recording_driver(directory) as recording:
         patch.setattr(_cuda, "LIBRARY", library)
         patch.setattr(TorchBackend, "_runs_kernels", lambda self, tensor: True)
+        patch.setattr(TorchBackend, "_is_captured", lambda self, tensors: library.is_capturing(0))
         refuse("rounded_scalars")
         refuse("parts_of_total")
         yield library, recording
