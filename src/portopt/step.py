@@ -526,7 +526,8 @@ def _scalars_on_device(
         known = DeviceScalars(programs[0], inputs.copy(), places.copy(), schedules, {})
         take(name, overrides[name] if name in overrides else total_of(name, known.of))
     return [
-        DeviceScalars(program.after_totals if totals else program, inputs, places, schedules, {}) for program in programs
+        DeviceScalars(program.after_totals if totals else program, inputs, places, schedules, {})
+        for program in programs
     ]
 
 

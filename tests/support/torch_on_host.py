@@ -33,15 +33,18 @@ class HostTorch(_cuda.TorchLibrary):
     def __init__(self) -> None:
         # As in torch's own allocator of a device, memory is not taken away from what is queued.
         self._kept: list[Any] = []
+        self._of_graphs: list[Any] = []
 
     def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
         self._kept.append(super().empty(shape, dtype, device))
+        if self.is_capturing(device):
+            self._of_graphs.append(self._kept[-1])
         return self._kept[-1]
 
     def spoil(self) -> None:
-        """Let other work have written what is in all memory that was asked for, as in that of a graph between its replays."""
-        for tensor in self._kept:
-            tensor.view(torch.uint8).fill_(0x55) if tensor.ndim else tensor.fill_(1)
+        """Let other work have written what is in the memory of graphs, as it may between two replays."""
+        for tensor in self._of_graphs:
+            tensor.view(torch.uint8).fill_(0x55)
 
     def device(self, tensor: Any) -> int:
         return 0

@@ -25,7 +25,9 @@ class DeviceNumber(NamedTuple):
     owner: Any
 
     def __float__(self) -> NoReturn:
-        raise RuntimeError("a number in the memory of a device was asked for on the host, which a captured step cannot do")
+        raise RuntimeError(
+            "a number in the memory of a device was asked for on the host, which a captured step cannot do"
+        )
 
 
 class DeviceScalars(StepScalars):
@@ -77,10 +79,20 @@ class Graphs(Protocol):
         """Write a number into an array of no axes."""
 
     def why_not(self, programs: Sequence[tuple[Program, Sequence[Any]]], schedules: Iterable[Any]) -> str | None:
-        """Return why kernels cannot do a step on parameters, given with the program for each, without the host; None if they can."""
+        """Return why kernels cannot do a step without the host; None if they can.
+
+        Args:
+            programs: what the step runs, each with the parameters that it is for.
+            schedules: those that give the step's rates.
+        """
 
     def refuse_capture(self, arrays: Iterable[Any], reason: str | None = None) -> None:
-        """Raise an error if what is queued on the devices of arrays is being captured; for a reason, or as the state is on the host."""
+        """Raise an error if what is queued on the devices of arrays is being captured.
+
+        Args:
+            arrays: of the step.
+            reason: why the step cannot be captured; None if its state is on the host.
+        """
 
     def kept(self, owner: Any) -> AbstractContextManager[Any]:
-        """Return a context in which what is allocated lives as long as an array, where a graph repeats what is queued in it."""
+        """Return a context in which what is allocated for a graph lives as long as an array."""

@@ -66,6 +66,7 @@ class CudaGraphs:
             raise ValueError(
                 f"capturable=True is for arrays on a CUDA device, whose graphs repeat steps, but an array on {device} was given"
             )
+        self._library().prepare_graphs(self._library().device(like))
         return self._backend.from_numpy(np.asarray(value, np.int64 if type(value) is int else np.float64), device)
 
     def empty(self, like: Any) -> Any:

@@ -189,8 +189,16 @@ class CudaLibrary(ABC):
             for one, start in zip(chunks, starts[:-1], strict=True)
         ]
 
+    def prepare_graphs(self, device: int) -> None:
+        """Run the kernels once that put tables into the device's memory, so that nothing is loaded during a capture."""
+        with self.on(device):
+            _, at = self.workspace(2, device)
+            nothing = array("q", [0] * WORDS)
+            self._launch(graphs_source(), WORDS_PUT, 1, packed([Argument("Q", at), typed(2)], nothing), device)
+            self._launch(graphs_source(), ROWS_PUT, 1, packed([Argument("Q", at)] * 2 + [typed(0)]), device)
+
     def _put(self, at: int, words: array[int], cut: Sequence[tuple[int, Chunks]], device: int) -> None:
-        """Put words into the device's memory in a way that a graph can repeat, the rows of many chunks by a kernel that finds them.
+        """Put words into the device's memory so that a graph can repeat it; the rows of many chunks a kernel finds.
 
         Args:
             at: where.
