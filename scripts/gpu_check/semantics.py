@@ -233,7 +233,7 @@ def _train_by_graphs(torch: Any, portopt_torch: Any, rule: Any, name: str) -> An
         parameters, rule, capturable=True, lr=torch.tensor(0.1, device="cuda") if has_tensor else None
     )
     scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9) if has_tensor else None
-    expected, state = [p.detach().cpu().numpy() for p in parameters], None
+    expected, state = [p.detach().cpu().numpy().copy() for p in parameters], None
     state = rule.init(expected)
 
     def train(x: Any, y: Any) -> None:

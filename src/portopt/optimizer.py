@@ -224,6 +224,13 @@ class Optimizer(DeclaredValue):
 
         Raises:
             ValueError: the parameters are not on a CUDA device.
+
+        Example:
+            >>> import numpy as np, portopt
+            >>> opt, w = portopt.SGD(), np.zeros(2)
+            >>> opt.to_capturable(w, opt.init(w))
+            Traceback (most recent call last):
+            ValueError: a capturable state is for arrays on a CUDA device, ... but arrays of numpy were given
         """
         return step.to_capturable(self, params, state)
 
@@ -235,8 +242,8 @@ class Optimizer(DeclaredValue):
         Example:
             >>> import numpy as np, portopt
             >>> opt = portopt.SGD()
-            >>> opt.from_capturable(opt.init(np.zeros(2))).step  # of a state on the host: nothing changes
-            0
+            >>> opt.from_capturable(opt.init(np.zeros(2)))
+            OptimizerState(step=0, slots={'moment': array([0., 0.])})
         """
         return step.from_capturable(self, state)
 
