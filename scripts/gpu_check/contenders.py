@@ -34,7 +34,8 @@ def contenders(options: Options, rule: str, optimizer: portopt.Optimizer, shapes
     """Yield who steps parameters of these shapes by a rule."""
     if "torch" in options.backends:
         yield Contender("portopt torch", lambda: (_torch_step(options, optimizer, shapes), None))
-        yield Contender("portopt TorchOptimizer", lambda: (_adapter(options, optimizer, shapes), None))
+        if rule == "Adam":
+            yield Contender("portopt TorchOptimizer", lambda: (_adapter(options, optimizer, shapes), None))
         for kind in ("foreach", "fused") if _compared("torch", optimizer) else ():
             make = functools.partial(_native, options, optimizer, shapes, kind)
             yield Contender(f"torch.optim {kind}", lambda make=make: (make(), None))  # type: ignore[misc]  # a default argument

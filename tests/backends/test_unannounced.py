@@ -370,6 +370,23 @@ def test_reduction_that_is_wrong_only_among_others_is_found() -> None:
         optimizer.apply(p, g, optimizer.init(p))
 
 
+def test_quotient_by_a_python_number_may_be_a_product_with_its_reciprocal() -> None:
+    # As torch does on a GPU.
+    def divide(x: Any, y: Any) -> Any:
+        return x * (1 / y) if isinstance(y, float | int) else x / y
+
+    class Means(portopt.Optimizer):
+        def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+            return p - c.lr * xp.mean(g, axis=-1, keepdims=True), {}
+
+    xp = make_library(fresh_name(), operators={"truediv": divide})
+    optimizer = Means(0.5)
+    for dtype in ("float32", "float64"):
+        host, of_host = (ordinary((40, 5), dtype, seed) for seed in (1, 2))
+        new, _ = optimizer.apply(xp.Array(host), xp.Array(of_host), optimizer.init(xp.Array(host)))
+        assert_same_bits(new.data, optimizer.apply(host, of_host, optimizer.init(host))[0])
+
+
 def sum_in_float32(x: Any, **options: Any) -> Any:
     return x.astype(np.float32).sum(**options).astype(x.dtype)
 

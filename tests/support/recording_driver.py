@@ -108,6 +108,20 @@ class Recording:
         finally:
             self.play()
 
+    def fail_once(self, kind: str) -> None:
+        """Let the driver report an error where next something of a kind is queued."""
+        self._library.fail_once(next(number for number, name in _KINDS.items() if name == kind))
+
+    @contextmanager
+    def calling(self, function: Callable[[], None]) -> Iterator[None]:
+        """Call a function whenever a kernel is launched."""
+        called = ctypes.CFUNCTYPE(None)(function)
+        self._library.call_at_launches(called)
+        try:
+            yield
+        finally:
+            self._library.call_at_launches(None)
+
     def run_queued(self) -> None:
         """Do what was queued."""
         self._library.run_queued()

@@ -118,6 +118,9 @@ class Primitives:
         return self.xp.where(tiny, x * 0.0, x)
 
     def divide(self, a: Any, b: Any) -> Any:
+        if isinstance(b, float | int):
+            # Torch multiplies an array on a GPU by the reciprocal of a Python number.
+            b = self.constant(float(b), a)
         # As in `multiply`. One quotient alone needs it: (1 - 2**-p) * 2**-n over a power of two, with p bits of precision.
         tiny = self.xp.abs((a * self.scale) / b) < self.smallest_normal * self.scale
         x = a / b

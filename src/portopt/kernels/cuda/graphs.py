@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 
-from portopt.kernels.cuda.source import THREADS, source_file
+from portopt.kernels.cuda.source import source_file, words_source
 
 WORDS = 480
 """How many words are arguments of one kernel; a kernel may have 4096 bytes of them."""
@@ -12,8 +12,11 @@ WORDS = 480
 
 @functools.cache
 def graphs_source() -> str:
-    """Return the source of the kernels that put words into the device's memory that are their arguments."""
-    return "\n".join([f"#define THREADS {THREADS}", f"#define WORDS {WORDS}", "", source_file("graphs.cuh")])
+    """Return the source of the kernels that put tables into the device's memory.
+
+    A graph keeps the arguments of its kernels, so they are the only memory of the host that each repetition may read.
+    """
+    return "\n".join([words_source(WORDS), source_file("graphs.cuh")])
 
 
 def capture_error(reason: str | None = None) -> RuntimeError:

@@ -20,7 +20,7 @@ from portopt.kernels.cuda.staged_source import chunk_of
 from portopt.kernels.cuda.tables import Chunks, columns_of
 from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.key import KernelKey
-from portopt.kernels.names import ROWS_PUT, SCALARS_OF_NORM, WORDS_PUT
+from portopt.kernels.names import PUT_ROWS, PUT_WORDS, SCALARS_OF_NORM
 from portopt.kernels.norm_dependence import WORDS_OF_PART, GradientNorm
 from portopt.program import Program
 
@@ -193,9 +193,8 @@ class CudaLibrary(ABC):
         """Run the kernels once that put tables into the device's memory, so that nothing is loaded during a capture."""
         with self.on(device):
             _, at = self.workspace(2, device)
-            nothing = array("q", [0] * WORDS)
-            self._launch(graphs_source(), WORDS_PUT, 1, packed([Argument("Q", at), typed(2)], nothing), device)
-            self._launch(graphs_source(), ROWS_PUT, 1, packed([Argument("Q", at)] * 2 + [typed(0)]), device)
+            self._launch(graphs_source(), PUT_WORDS, 1, packed([], [at, 2, *[0] * WORDS]), device)
+            self._launch(graphs_source(), PUT_ROWS, 1, packed([Argument("Q", at)] * 2 + [typed(0)]), device)
 
     def _put(self, at: int, words: array[int], cut: Sequence[tuple[int, Chunks]], device: int) -> None:
         """Put words into the device's memory so that a graph can repeat it; the rows of many chunks a kernel finds.
@@ -214,13 +213,13 @@ class CudaLibrary(ABC):
         for first, end in [*parts, (start, len(words))]:
             for k in range(first, end, WORDS):
                 some = words[k : min(k + WORDS, end)]
-                given = some + array("q", [0] * (WORDS - len(some)))
-                self._launch(module, WORDS_PUT, 1, packed([Argument("Q", at + 8 * k), typed(len(some))], given), device)
+                given = [at + 8 * k, len(some), *some, *[0] * (WORDS - len(some))]
+                self._launch(module, PUT_WORDS, 1, packed([], given), device)
         for begin, chunks in cut:
             if chunks.number > WORDS:
                 first_chunk, row = at + 8 * begin, at + 8 * (begin + chunks.place_of_rows)
                 arguments = [Argument("Q", first_chunk), Argument("Q", row), typed(chunks.rows)]
-                self._launch(module, ROWS_PUT, chunks.rows, packed(arguments), device)
+                self._launch(module, PUT_ROWS, chunks.rows, packed(arguments), device)
 
     def launch(
         self,
