@@ -1,8 +1,13 @@
-"""Repeated steps in place on a GPU: what was found out in the last step is not found out again.
+"""Repeated steps on a GPU: what was found out in the last step is not found out again.
 
 A device plan is to arrays on a GPU what `portopt.kernels.host.plan` is to those in host memory, and looks at them in the same
 way. Its tables stay in the memory of the device. A step queues an upload of 8 bytes a parameter if a gradient is not where it
-was, and the kernels; it waits for nothing, and takes no memory.
+was, and the kernels; it waits for nothing, and in place it takes no memory. Where all arrays are others in each step, the
+addresses of all of a kind of parameters are one upload.
+
+New arrays are the library's own, made for the stream on which the step is queued, like those that its operations make. What the
+caller gives up after the step may be given out again at once: by the library's allocator for the same stream, behind whose queue
+whoever gets it stands.
 
 Tables belong to the stream on which they are used, so that nothing of a plan is shared by two streams. Two steps on the same
 parameters are ordered by the caller, whatever their streams, as all work on the same memory is.
@@ -20,16 +25,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portopt.arithmetic.dtypes import TINY_FLOAT32
-from portopt.backend import Backend, Leaf, is_interpreted, is_set_aside
+from portopt.backend import Backend, Leaf
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.library import Argument, CudaLibrary, Placed, packed, typed
 from portopt.kernels.cuda.source import MOST_BLOCKS, THREADS
-from portopt.kernels.groups import grouped
+from portopt.kernels.cuda.tables import columns_of
+from portopt.kernels.groups import grouped, positions
 from portopt.kernels.host.compiler import default_flush
 from portopt.kernels.host.kernel import Inputs, Work, host_kernel
 from portopt.kernels.host.readers import ArrayReader
-from portopt.kernels.host.watch import Call, Still, Watch, size_of
+from portopt.kernels.host.repeated_step import UNKNOWN_CONTAINERS, RepeatedStep, Trees, parts_of
+from portopt.kernels.host.results import Results
+from portopt.kernels.host.watch import Call, Watch, size_of
 from portopt.kernels.key import KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM, SUM_SQUARES, UPDATE
 from portopt.kernels.norm_dependence import WORDS_OF_PART, GradientNorm, host_program, norm_dependence
@@ -37,7 +45,6 @@ from portopt.kernels.passes import passes_of
 from portopt.nested import rates_of
 from portopt.program import Kind, Op, Program
 from portopt.protocols import Rule
-from portopt.scalars import MOST_STEPS
 from portopt.schedules import is_schedule
 from portopt.state import OptimizerState
 
@@ -45,8 +52,8 @@ _MOST_STREAMS = 4
 """On how many streams the tables of a plan are kept."""
 
 
-class DevicePlan:
-    """One optimizer's step in place on one set of arrays on a device.
+class DevicePlan(RepeatedStep):
+    """One optimizer's step on one set of arrays on a device, or on all that are like one.
 
     Args:
         library: of the arrays.
@@ -57,9 +64,9 @@ class DevicePlan:
         state_type: of the states.
         further: names of further inputs.
         note_written: is told of all written arrays after a step.
+        results: of steps that make new arrays; None for steps in place.
+        same_arrays: whether all but what is read are the same arrays in each step.
     """
-
-    in_place = True
 
     def __init__(
         self,
@@ -71,13 +78,13 @@ class DevicePlan:
         device: int,
         further: tuple[str, ...],
         note_written: Callable[[list[Any]], object] | None,
+        results: Results | None,
+        *,
+        same_arrays: bool,
     ) -> None:
-        self.program = next(iter(programs))
-        self.backend = backend
-        self.inputs = further
-        self.was_used = False
+        super().__init__(backend, programs, further, results)
         self._library = library
-        self._programs = programs
+        self._same_arrays = same_arrays
         self._watch = watch
         self._kinds = kinds
         self._device = driver.device(device)
@@ -92,13 +99,9 @@ class DevicePlan:
         self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
     ) -> tuple[Any, OptimizerState] | None:
         """Do a step and return parameters and the new state; None, with nothing done, if anything is not as it was."""
-        if not self._is_for(state):
+        if not self.is_for(state) or (split := self.split(grads, overrides)) is None:
             return None
-        if self.inputs:
-            if any(overrides.get(name) is None for name in self.inputs):
-                return None
-            grads = (grads, *[overrides[name] for name in self.inputs])
-            overrides = {name: value for name, value in overrides.items() if name not in self.inputs}
+        grads, overrides = split
         stream = self._library.stream(self._device.number)
         call = self._looked((params, grads, state.slots))
         if call is None:
@@ -107,6 +110,12 @@ class DevicePlan:
         # A schedule of a user's may have done anything to the arrays.
         if inputs is None or (self._kept is None and not self._watch.look(params, grads, state.slots, call=call)):
             return None
+        new = None
+        if self.results is not None:
+            with self._library.on(self._device.number):
+                new = self.results.new()
+            if not self._watch.look(params, grads, state.slots, call=call, new=new):
+                return None
         finished, new_scalars = state.step + 1, dict[str, float]()
         with self._lock, self._device.within():
             if self._device.driver.is_capturing(stream):
@@ -130,13 +139,18 @@ class DevicePlan:
         if self._note_written is not None:
             self._note_written(call.written)
         self.was_used = True
-        slots = {**state.slots, **new_scalars} if new_scalars else state.slots
+        slots = state.slots
+        if self.results is not None and new is not None:
+            params, slots = self.results.trees(new, params, slots)
+        if new_scalars:
+            slots = {**slots, **new_scalars}
         return params, OptimizerState(finished, slots)
 
     def fits(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> bool:
-        """Tell whether the plan would do a step without further inputs, doing nothing."""
-        if self.inputs or not self._is_for(state):
+        """Tell whether the plan would do a step, doing nothing."""
+        if not self.is_for(state) or (split := self.split(grads, overrides)) is None:
             return False
+        grads, overrides = split
         try:
             if self._inputs_of(rule, state, overrides) is None:
                 return False
@@ -144,11 +158,6 @@ class DevicePlan:
             # The full check says so in its order.
             return False
         return self._looked((params, grads, state.slots)) is not None
-
-    def _is_for(self, state: Any) -> bool:
-        if type(state) is not OptimizerState or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:
-            return False
-        return not (is_interpreted() or is_set_aside(self.backend))
 
     def _looked(self, trees: tuple[Any, Any, Any]) -> Call | None:
         """Return a call with the arrays, gradients copied that kernels cannot read as they lie; None if they do not fit."""
@@ -163,11 +172,11 @@ class DevicePlan:
         given = "" if not overrides else repr(overrides) if _are_numbers(overrides) else None
         if self._kept is not None and self._kept[1] == given:
             return self._kept[0]
-        checked = rule.check_overrides(overrides) | dict.fromkeys(self.inputs, True)
-        if any(rule.program(checked, shape) is not program for program, shape in self._programs.items()):
+        checked = self.checked(rule, overrides)
+        if not self.does(rule, checked):
             return None
         scalars, _ = rule.step_scalars(
-            self.backend, list(self._programs), state, checked, lambda name, scalars_of: self._own_norm
+            self.backend, list(self.programs), state, checked, lambda name, scalars_of: self._own_norm
         )
         found = [of.inputs for of in scalars]
         if not all(self._is_usable(name, value) for inputs in found for name, value in inputs.items()):
@@ -191,7 +200,7 @@ class DevicePlan:
         library, number = self._library, self._device.number
         with library.on(number):
             kinds = [
-                kind.placed(addresses, number)
+                kind.placed(addresses.tolist(), number)
                 for kind, addresses in zip(self._kinds, self._addresses(call.table), strict=True)
             ]
             norm, at = library.workspace(WORDS_OF_PART * sum(kind.blocks_of_norm for kind in kinds), number)
@@ -202,16 +211,22 @@ class DevicePlan:
         return placed
 
     def _addresses(self, table: array[int]) -> list[Any]:
-        """Return the addresses of the arrays of each parameter, of each kind."""
+        """Return the addresses of the arrays of each parameter, of each kind, one row a parameter."""
         words = np.frombuffer(table, np.int64)
         found = []
         for kind, offset in zip(self._kinds, self._watch.offsets, strict=True):
             size = kind.rows * len(kind.columns)
-            found.append(words[offset // 8 : offset // 8 + size].reshape(kind.rows, -1).tolist())
+            found.append(words[offset // 8 : offset // 8 + size].reshape(kind.rows, -1))
         return found
 
     def _bring(self, table: array[int], placed: _Placed, stream: int) -> None:
         """Queue the upload of the addresses that are not what the device has."""
+        if not self._same_arrays:
+            for kind, at, addresses in zip(self._kinds, placed.kinds, self._addresses(table), strict=True):
+                current = columns_of(addresses)
+                if kind.rows:
+                    self._device.upload(at.tables[0].argument[3], current, stream)
+            return
         for kind, at, offset in zip(self._kinds, placed.kinds, self._watch.offsets, strict=True):
             width, start = len(kind.columns), offset // 8
             for column in kind.read:
@@ -429,12 +444,15 @@ def make_device_plan(
     library: CudaLibrary,
     backend: Backend,
     programs: Sequence[Program],
-    trees: tuple[Any, Any, OptimizerState],
+    trees: Trees,
     arrays: Sequence[Leaf],
     reader: ArrayReader,
     note_written: Callable[[list[Any]], object] | None = None,
-) -> DevicePlan | None:
-    """Return a plan for steps in place on the same C-contiguous arrays on a device; None if there is none for them.
+    *,
+    in_place: bool,
+    same_arrays: bool,
+) -> DevicePlan | str:
+    """Return a plan for steps on C-contiguous arrays on a device, or why there is none.
 
     Args:
         library: of the arrays.
@@ -444,66 +462,56 @@ def make_device_plan(
         arrays: of each parameter that has a gradient, in the order of the tree.
         reader: how arrays are read.
         note_written: a function that, given a list of all written arrays after a step, notes that they were written.
+        in_place: whether the steps are.
+        same_arrays: whether they are on the same parameters and slots, or on any that are like them.
     """
-    params, grads, state = trees
     devices = {library.device(a) for leaf in arrays for a in leaf.values()}
-    if len(devices) != 1 or type(state) is not OptimizerState or type(state.slots) is not dict:
-        return None
-    if not all(map(_is_planned, set(programs))):
-        return None
-    arrays = [leaf.like({n: a if reader.is_plain(a) else reader.dense(a) for n, a in leaf.items()}) for leaf in arrays]
-    scalar_slots = [name for name in state.slots if name in programs[0].scalar_outputs]
-    leaves, _ = backend.trees.flatten(params)
-    kept = {n: backend.trees.flatten(tree)[0] for n, tree in state.slots.items() if n not in scalar_slots}
-    moving = {leaf.number for leaf in arrays}
-    still = [
-        Still(name, number, array)
-        for name, of in {"p": leaves, **kept}.items()
-        for number, array in enumerate(of)
-        if number not in moving
-    ]
-    plain = [a for leaf in arrays for a in leaf.values()] + [of.array for of in still if of.array is not None]
-    if not all(map(reader.is_plain, plain)):
-        return None
+    if len(devices) > 1:
+        return "the arrays are on several devices"
+    for program in set(programs):
+        if (reason := _why_not_planned(program)) is not None:
+            return reason
+    parts = parts_of(backend, programs, trees, arrays, reader, "on their device")
+    if isinstance(parts, str):
+        return parts
     (device,) = devices
-    members: dict[Program, list[int]] = {}
-    for i, program in enumerate(programs):
-        members.setdefault(program, []).append(i)
+    arrays, members = parts.arrays, positions(programs)
     kinds, work = [], []
     for number, (program, chosen) in enumerate(members.items()):
         after = program.after_totals
-        for key, _, places in grouped(after, [arrays[i].dtypes for i in chosen], in_place=True, flush="where"):
+        for key, _, places in grouped(after, [arrays[i].dtypes for i in chosen], in_place=in_place, flush="where"):
             those = [chosen[place] for place in places]
             kind = _Kind(library, number, after, key, [arrays[i] for i in those], device)
-            addresses = np.array([[reader.address(arrays[i][n]) for n in kind.columns] for i in those], np.int64)
+            # Other arrays have others, and new ones have none yet.
+            addresses = [[reader.address(arrays[i][n]) if same_arrays else 0 for n in kind.columns] for i in those]
             sizes = np.array([size_of(arrays[i]["p"]) for i in those], np.int64)
             kinds.append(kind)
-            work.append(Work(_Watched(kind.columns), those, addresses, sizes, 0))  # type: ignore[arg-type]  # it is not run
-    further = tuple(name for name in arrays[0] if name not in ("p", "g") and name not in state.slots)
+            table = np.array(addresses, np.int64)
+            work.append(Work(_Watched(kind.columns), those, table, sizes, 0))  # type: ignore[arg-type]  # it is not run
+    params, grads, state = trees
+    results = None if in_place else parts.results(backend, reader, programs)
     watch = Watch(
-        reader,
-        (params, grads, state.slots),
-        scalar_slots,
-        arrays,
-        still,
-        work,
-        Inputs(work),
-        same_arrays=True,
-        further=further,
-    )
+        reader, (params, grads, state.slots), parts.scalar_slots, arrays, parts.still, work, Inputs(work),
+        same_arrays=same_arrays, new=None if results is None else results.places, further=parts.further,
+    )  # fmt: skip
     if not watch.is_possible:
-        return None
+        return UNKNOWN_CONTAINERS
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
-    return DevicePlan(library, backend, shapes, watch, kinds, device, further, note_written)
+    return DevicePlan(
+        library, backend, shapes, watch, kinds, device, parts.further, note_written if in_place else None, results,
+        same_arrays=same_arrays,
+    )  # fmt: skip
 
 
-def _is_planned(program: Program) -> bool:
-    """Tell whether kernels can do a step for which the host need not wait for the device."""
+def _why_not_planned(program: Program) -> str | None:
+    """Return why kernels cannot do a step for which the host need not wait for the device; None if they can."""
     after = program.after_totals
     if not launch.can_run(after):
-        return False
+        return "no kernel holds all of the program"
     split = norm_dependence(after)
     of_host = [*split.program.scalar_outputs.values(), *split.unrounded]
     norms = [op for op in program.totals.values() if op.args]
     of_gradients = all(op.name == "total_norm" and program.ops[op.args[0]].reads == "g" for op in norms)
-    return of_gradients and len(norms) <= 1 and not any(map(split.needs_norm, of_host))
+    if of_gradients and len(norms) <= 1 and not any(map(split.needs_norm, of_host)):
+        return None
+    return "the host waits for totals over all parameters"
