@@ -16,7 +16,6 @@ parameters are ordered by the caller, whatever their streams, as all work on the
 from __future__ import annotations
 
 import itertools
-import struct
 import threading
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -24,28 +23,41 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portopt.arithmetic.dtypes import TINY_FLOAT32
 from portopt.backend import Backend, Leaf
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver, kernels
-from portopt.kernels.cuda.library import Argument, CudaLibrary, Placed, packed, typed
-from portopt.kernels.cuda.source import MOST_BLOCKS, THREADS
-from portopt.kernels.cuda.tables import columns_of
+from portopt.kernels.cuda.library import CudaLibrary, Placed
+from portopt.kernels.device_queue import (
+    COUNT_OF_NORM,
+    FLOAT,
+    IS_CAPTURING,
+    NEEDS_BLOCK,
+    NORM,
+    OF_KIND,
+    ROUNDED,
+    WORD,
+    Column,
+    Launch,
+    Queue,
+    ScalarKernel,
+)
 from portopt.kernels.groups import grouped, positions
+from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
+from portopt.kernels.host.given import Schedules, changing, same_numbers
 from portopt.kernels.host.kernel import Inputs, Work, host_kernel
+from portopt.kernels.host.look import NOT_BEGUN
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.repeated_step import UNKNOWN_CONTAINERS, RepeatedStep, Trees, parts_of
 from portopt.kernels.host.results import Results
+from portopt.kernels.host.step_inputs import HEAD, StepInputs
 from portopt.kernels.host.watch import Call, Watch, size_of
 from portopt.kernels.key import KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM, SUM_SQUARES, UPDATE
 from portopt.kernels.norm_dependence import WORDS_OF_PART, GradientNorm, host_program, norm_dependence
 from portopt.kernels.passes import passes_of
-from portopt.nested import rates_of
 from portopt.program import Kind, Op, Program
 from portopt.protocols import Rule
-from portopt.schedules import is_schedule
 from portopt.state import OptimizerState
 
 _MOST_STREAMS = 4
@@ -61,11 +73,11 @@ class DevicePlan(RepeatedStep):
         programs: what the kernels do, each with the shape of a parameter that it is for.
         watch: knows the arrays.
         kinds: the parameters by kernel.
-        state_type: of the states.
+        inputs: where the inputs and outputs are of what computes the scalars.
+        device: the number of the device.
         further: names of further inputs.
         note_written: is told of all written arrays after a step.
         results: of steps that make new arrays; None for steps in place.
-        same_arrays: whether all but what is read are the same arrays in each step.
     """
 
     def __init__(
@@ -75,25 +87,30 @@ class DevicePlan(RepeatedStep):
         programs: Mapping[Program, tuple[int, ...]],
         watch: Watch,
         kinds: Sequence[_Kind],
+        inputs: Inputs,
         device: int,
         further: tuple[str, ...],
         note_written: Callable[[list[Any]], object] | None,
         results: Results | None,
-        *,
-        same_arrays: bool,
     ) -> None:
         super().__init__(backend, programs, further, results)
         self._library = library
-        self._same_arrays = same_arrays
         self._watch = watch
         self._kinds = kinds
+        self._is_small = threads.is_small(sum(kind.elements for kind in kinds))
+        self._inputs = inputs
+        self._schedules = Schedules(programs, inputs.length)
         self._device = driver.device(device)
-        self._note_written = note_written
+        self._note_written = note_written if watch.calls_back else None
         self._placed: dict[int, _Placed] = {}
-        self._lock = threading.Lock()
+        # What ends while it is held may be an array whose end does a step.
+        self._lock = threading.RLock()
         self._own_norm = GradientNorm(None, 0, _unknown)
-        # Inputs of the last step, and the hyperparameters that were given for it, as text.
-        self._kept: tuple[list[Mapping[str, Any]], str] | None = None
+        scalars = kinds[0].scalars
+        first = 1 + inputs.places[0][1] // 8
+        self._of_state = {name: first + k for name, k in scalars.of_state.items()}
+        # Inputs of the last step and the hyperparameters that were given for it.
+        self._kept: tuple[StepInputs, dict[str, Any]] | None = None
 
     def step(
         self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
@@ -102,48 +119,29 @@ class DevicePlan(RepeatedStep):
         if not self.is_for(state) or (split := self.split(grads, overrides)) is None:
             return None
         grads, overrides = split
-        stream = self._library.stream(self._device.number)
-        call = self._looked((params, grads, state.slots))
-        if call is None:
-            return None
-        inputs = self._inputs_of(rule, state, overrides)
-        # A schedule of a user's may have done anything to the arrays.
-        if inputs is None or (self._kept is None and not self._watch.look(params, grads, state.slots, call=call)):
-            return None
-        new = None
+        trees, finished = (params, grads, state.slots), state.step + 1
+        call, new = None, None
         if self.results is not None:
+            # Not much memory is asked for before it is known that the step will fill it.
+            if not self._is_small and (call := self._looked(trees)) is None:
+                return None
             with self._library.on(self._device.number):
                 new = self.results.new()
-            if not self._watch.look(params, grads, state.slots, call=call, new=new):
+        stream, slots = self._library.stream(self._device.number), state.slots
+        with self._lock:
+            found = self._step_inputs(rule, trees, state, overrides)
+            if found is None:
                 return None
-        finished, new_scalars = state.step + 1, dict[str, float]()
-        with self._lock, self._device.within():
-            if self._device.driver.is_capturing(stream):
+            inputs, norm = found
+            if not self._queue(trees, inputs.buffer_info()[0] + HEAD, finished, stream, norm, call, new):
                 return None
-            placed = self._placed.get(stream) or self._place(stream, call)
-            self._bring(call.table, placed, stream)
-            norm = self._norm_of(inputs, placed, stream)
-            for kind, at in zip(self._kinds, placed.kinds, strict=True):
-                values = kind.scalars.values(inputs[kind.program], finished)
-                new_scalars |= kind.scalars.of_state(values)
-                results: tuple[int, ...] = ()
-                if kind.scalars.results:
-                    results = (at.results,)
-                    given = kind.scalars.given(norm, values, at.results)
-                    self._device.launch(kind.functions[SCALARS_OF_NORM], 1, THREADS, given, stream)
-                for name, table in zip(kind.names, at.tables, strict=True):
-                    if table.chunks:
-                        arguments = kind.scalars.arguments(table.argument, values, results)
-                        blocks = min(table.chunks, MOST_BLOCKS)
-                        self._device.launch(kind.functions[name], blocks, THREADS, arguments, stream)
-        if self._note_written is not None:
-            self._note_written(call.written)
+        if self._watch.late:
+            self._watch.late.clear()
         self.was_used = True
-        slots = state.slots
         if self.results is not None and new is not None:
             params, slots = self.results.trees(new, params, slots)
-        if new_scalars:
-            slots = {**slots, **new_scalars}
+        if self._of_state:
+            slots = {**slots, **{name: inputs[k] for name, k in self._of_state.items()}}
         return params, OptimizerState(finished, slots)
 
     def fits(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> bool:
@@ -151,13 +149,15 @@ class DevicePlan(RepeatedStep):
         if not self.is_for(state) or (split := self.split(grads, overrides)) is None:
             return False
         grads, overrides = split
-        try:
-            if self._inputs_of(rule, state, overrides) is None:
-                return False
-        except Exception:
-            # The full check says so in its order.
-            return False
-        return self._looked((params, grads, state.slots)) is not None
+        with self._lock:
+            if self._kept is None or not same_numbers(overrides, self._kept[1]):
+                try:
+                    if not self.does(rule, self.checked(rule, overrides)):
+                        return False
+                except Exception:
+                    # The full check says so in its order.
+                    return False
+            return self._looked((params, grads, state.slots)) is not None
 
     def _looked(self, trees: tuple[Any, Any, Any]) -> Call | None:
         """Return a call with the arrays, gradients copied that kernels cannot read as they lie; None if they do not fit."""
@@ -167,149 +167,209 @@ class DevicePlan(RepeatedStep):
         mended = self._watch.mend(call, *trees)
         return mended if mended is not None and self._watch.look(*trees, call=mended) else None
 
-    def _inputs_of(self, rule: Rule, state: Any, overrides: dict[str, Any]) -> list[Mapping[str, Any]] | None:
-        """Return the scalar inputs of each program but the number of the step; None if this step needs others."""
-        given = "" if not overrides else repr(overrides) if _are_numbers(overrides) else None
-        if self._kept is not None and self._kept[1] == given:
-            return self._kept[0]
+    # The inputs of a step -------------------------------------------------------------------------------------------
+
+    def _step_inputs(
+        self, rule: Rule, trees: tuple[Any, Any, Any], state: Any, overrides: dict[str, Any]
+    ) -> tuple[array[float], Any] | None:
+        """Return what a step is given, and the norm of the gradients if it is given one; None if this plan cannot do the step."""
+        if self._kept is not None:
+            given, known = self._kept
+            inputs = None
+            if overrides and overrides.keys() == given.given.keys():
+                inputs = given.of_step(state.slots, overrides)
+            elif (not overrides and not known) or same_numbers(overrides, known):
+                inputs = given.constant or given.of_step(state.slots)
+            if inputs is not None:
+                return inputs, None
+        try:
+            return self._new_inputs(rule, trees, state, overrides)
+        except Exception:
+            # Of several things that are wrong, the full check has an order of its own.
+            if self._watch.look(*trees):
+                raise
+            return None
+
+    def _new_inputs(
+        self, rule: Rule, trees: tuple[Any, Any, Any], state: Any, overrides: dict[str, Any]
+    ) -> tuple[array[float], Any] | None:
         checked = self.checked(rule, overrides)
         if not self.does(rule, checked):
+            return None
+        scheduled = self._schedules.of(rule, checked)
+        # No schedule of a user's is called for a step that another plan does.
+        if not scheduled.is_all and self._looked(trees) is None:
             return None
         scalars, _ = rule.step_scalars(
             self.backend, list(self.programs), state, checked, lambda name, scalars_of: self._own_norm
         )
-        found = [of.inputs for of in scalars]
-        if not all(self._is_usable(name, value) for inputs in found for name, value in inputs.items()):
+        names = [name for name, total in self.program.totals.items() if total.args]
+        norms = [of.inputs[name] for of in scalars for name in names if name in of.inputs]
+        if not all(map(self._is_usable, norms)):
             return None
-        scheduled = any(map(is_schedule, rates_of(rule, checked)))
-        self._kept = None if given is None or scheduled or self.program.scalar_outputs else (found, given)
-        return found
+        values = self._inputs.values([of.inputs for of in scalars])
+        if not all(type(v) in (bool, int, float) for v in values):
+            return None
+        norm = next((norm for norm in norms if norm is not self._own_norm), None)
+        given = StepInputs(
+            self._inputs,
+            values,
+            scheduled.script,
+            {},
+            outputs=tuple(self._of_state),
+            state=tuple(rule.scalar_slots),
+            given=changing(rule, overrides) if scheduled.is_all else {},
+        )
+        self._kept = (given, overrides) if scheduled.is_all and norm is None else None
+        return given.first(), norm
 
-    def _is_usable(self, name: str, value: Any) -> bool:
-        if name in self.program.totals and self.program.totals[name].args:
-            # A number would have to be looked at on the host.
-            return isinstance(value, GradientNorm) and (
-                value is self._own_norm or self._library.device(value.words) == self._device.number
-            )
-        return type(value) in (bool, int, float)
+    def _is_usable(self, norm: Any) -> bool:
+        # A number would have to be looked at on the host.
+        return isinstance(norm, GradientNorm) and (
+            norm is self._own_norm or self._library.device(norm.words) == self._device.number
+        )
 
     # On the device --------------------------------------------------------------------------------------------------
+
+    def _queue(
+        self,
+        trees: tuple[Any, Any, Any],
+        inputs: int,
+        step: int,
+        stream: int,
+        norm: GradientNorm | None,
+        call: Call | None,
+        new: list[Any] | None,
+    ) -> bool:
+        """Queue a step; return whether all was as it was, else nothing was queued.
+
+        Args:
+            trees: of the step.
+            inputs: address of its inputs.
+            step: its number.
+            stream: where to queue it.
+            norm: that of the gradients, if the step is given it.
+            call: that of a look that found all as it was, if there was one.
+            new: the arrays that the step fills, where it makes new ones.
+        """
+        watch, placed = self._watch, self._placed.get(stream)
+        if call is None and self._note_written is not None:
+            call = watch.begin()
+        if placed is None:
+            with self._device.within():
+                if self._device.driver.is_capturing(stream):
+                    return False
+                if (call := self._looked(trees)) is None:
+                    return False
+                placed = self._place(stream, call)
+        queue = placed.queue
+        if self._needs_norm:
+            queue.set_norm(None if norm is None else (self._library.address(norm.words), norm.count))
+        while not watch.look(*trees, inputs, step, call, new, queue.address):
+            outcome = queue.outcome
+            if outcome == NEEDS_BLOCK:
+                with self._device.within():
+                    queue.add_block()
+            elif outcome == NOT_BEGUN:
+                call = watch.mend(call, *trees)
+                if call is None:
+                    return False
+            elif outcome == IS_CAPTURING:
+                return False
+            else:
+                self._device.driver.check(outcome)
+        if self._note_written is not None and call is not None:
+            self._note_written(call.written)
+        return True
 
     def _place(self, stream: int, call: Call) -> _Placed:
         """Put tables into the device's memory, for steps on a stream."""
         library, number = self._library, self._device.number
         with library.on(number):
             kinds = [
-                kind.placed(addresses.tolist(), number)
+                kind.placed(addresses, number)
                 for kind, addresses in zip(self._kinds, self._addresses(call.table), strict=True)
             ]
             norm, at = library.workspace(WORDS_OF_PART * sum(kind.blocks_of_norm for kind in kinds), number)
-        placed = _Placed(kinds, at, norm)
+        placed = _Placed(self._queue_of(stream, kinds, at), kinds, norm)
         while len(self._placed) >= _MOST_STREAMS:
             del self._placed[next(iter(self._placed))]
         self._placed[stream] = placed
         return placed
 
     def _addresses(self, table: array[int]) -> list[Any]:
-        """Return the addresses of the arrays of each parameter, of each kind, one row a parameter."""
+        """Return the addresses of the arrays of each parameter, of each kind."""
         words = np.frombuffer(table, np.int64)
         found = []
         for kind, offset in zip(self._kinds, self._watch.offsets, strict=True):
             size = kind.rows * len(kind.columns)
-            found.append(words[offset // 8 : offset // 8 + size].reshape(kind.rows, -1))
+            found.append(words[offset // 8 : offset // 8 + size].reshape(kind.rows, -1).tolist())
         return found
 
-    def _bring(self, table: array[int], placed: _Placed, stream: int) -> None:
-        """Queue the upload of the addresses that are not what the device has."""
-        if not self._same_arrays:
-            for kind, at, addresses in zip(self._kinds, placed.kinds, self._addresses(table), strict=True):
-                current = columns_of(addresses)
-                if kind.rows:
-                    self._device.upload(at.tables[0].argument[3], current, stream)
-            return
-        for kind, at, offset in zip(self._kinds, placed.kinds, self._watch.offsets, strict=True):
-            width, start = len(kind.columns), offset // 8
-            for column in kind.read:
-                current = table[start + column : start + width * kind.rows : width]
-                if at.known[column] != current:
-                    at.known[column] = None
-                    self._device.upload(at.tables[0].argument[3] + 8 * kind.rows * column, current, stream)
-                    at.known[column] = current
-
-    def _norm_of(self, inputs: Sequence[Mapping[str, Any]], placed: _Placed, stream: int) -> tuple[int, int]:
-        """Return where the parts of the norm of the gradients are, and how many, if the scalars of a step need it."""
-        if not any(kind.scalars.results for kind in self._kinds):
-            return 0, 0
-        norm = next(value for of in inputs for value in of.values() if isinstance(value, GradientNorm))
-        if norm is not self._own_norm:
-            return self._library.address(norm.words), norm.count
-        count = 0
-        for kind, at in zip(self._kinds, placed.kinds, strict=True):
+    def _queue_of(self, stream: int, placed: Sequence[_PlacedKind], norm: int) -> Queue:
+        """Return what queues steps, given what the device has of each kind and where the parts of the norm are put."""
+        programs = {
+            kind.program: ScalarKernel(kind.scalars.address, *self._inputs.places[kind.program]) for kind in self._kinds
+        }
+        columns, of_norm, launches, count = list[Column](), list[Launch](), list[Launch](), 0
+        for kind, at, offset in zip(self._kinds, placed, self._watch.offsets, strict=True):
+            for (column, width), known in zip(kind.changing, at.known, strict=True):
+                place = at.tables[0].argument[3] + 8 * kind.rows * column
+                columns.append(Column(offset + 8 * column, 8 * len(kind.columns), known, place, width))
+            outputs, scalars, results = self._inputs.places[kind.program][1], kind.scalars, tuple[int, ...]()
             if at.blocks_of_norm:
-                parts = Argument("Q", placed.norm + 8 * WORDS_OF_PART * count)
-                arguments = packed([parts, typed(at.blocks_of_norm)], at.gradients.argument)
-                self._device.launch(kind.functions[SUM_SQUARES], at.blocks_of_norm, THREADS, arguments, stream)
+                parts = norm + 8 * WORDS_OF_PART * count
+                of_parts = [*at.gradients.argument, parts, at.blocks_of_norm]
+                of_norm.append(
+                    Launch(kind.functions[SUM_SQUARES], at.blocks_of_norm, of_parts, (), (), outputs, is_of_norm=True)
+                )
                 count += at.blocks_of_norm
-        return placed.norm, count
+            if scalars.results:
+                results = (at.results,)
+                given = [(WORD, NORM), (WORD, COUNT_OF_NORM), *scalars.given]
+                launches.append(Launch(kind.functions[SCALARS_OF_NORM], 1, (), given, results, outputs))
+            launches += [
+                Launch(kind.functions[name], table.chunks, table.argument, scalars.arguments, results, outputs)
+                for name, table in zip(kind.names, at.tables, strict=True)
+                if table.chunks
+            ]
+        return Queue(self._device, stream, list(programs.values()), columns, [*of_norm, *launches], (norm, count))
+
+    @property
+    def _needs_norm(self) -> bool:
+        return any(kind.scalars.results for kind in self._kinds)
 
 
 class _Scalars:
     """The scalars of a program, computed by a function that is compiled for the host, as arguments of its kernels.
 
     Attributes:
+        kernel: computes them.
         results: how many are computed on the device, from the norm of the gradients.
+        of_state: which outputs are scalars of the state, by name.
+        given: how arguments of the kernel that computes scalars from the norm are made, each from an output.
+        arguments: those of the kernels of the step.
     """
 
     def __init__(self, program: Program, real: str) -> None:
         split = norm_dependence(program)
         self.results = len(split.rounded_on_device)
-        self._real = real
         of_host = host_program(split)
         # A kernel has a parameter; this one gets no row of any.
         load = Op("load", Kind.ARRAY, label="p")
         whole = Program(of_host.name, (*of_host.ops, load), {"p": len(of_host.ops)}, of_host.scalar_outputs)
-        self._kernel = host_kernel(whole, KernelKey((("p", "float64"),), in_place=True, flush=default_flush()))
+        self.kernel = host_kernel(whole, KernelKey((("p", "float64"),), in_place=True, flush=default_flush()))
         place = {int(name): k for k, name in enumerate(of_host.scalar_outputs)}
-        self._count = len(place)
-        self._rounded = [place[j] for _, j in split.rounded_on_host]
-        self._unrounded = [(place[j], split.program.ops[j].kind) for j in split.unrounded]
-        self._given = [(place[j], split.program.ops[j].kind) for j in split.given]
-        self._of_state = {name: place[i] for name, i in split.program.scalar_outputs.items()}
-        kinds = "".join(_STRUCT[kind] for _, kind in self._unrounded)
-        real_kinds = ("f" if real == "float32" else "d") * len(self._rounded)
-        self._struct = struct.Struct(f"@6q{real_kinds}{kinds}{'Q' if self.results else ''}")
-        self._struct_of_norm = struct.Struct(f"@Qq{''.join(_STRUCT[kind] for _, kind in self._given)}Q")
+        ops, how = split.program.ops, ROUNDED if real == "float32" else FLOAT
+        self.of_state = {name: place[i] for name, i in split.program.scalar_outputs.items()}
+        self.given = [(OF_KIND[ops[j].kind], place[j]) for j in split.given]
+        self.arguments = [(how, place[j]) for _, j in split.rounded_on_host]
+        self.arguments += [(OF_KIND[ops[j].kind], place[j]) for j in split.unrounded]
 
-    def values(self, inputs: Mapping[str, Any], step: int) -> list[float]:
-        """Return the scalars that kernels and the state need, given the program's inputs and the number of the step."""
-        given = [inputs[name] for name in self._kernel.inputs]
-        memory = array("d", [*given, *[0.0] * (self._count + 1)])
-        at = memory.buffer_info()[0]
-        outputs = at + 8 * len(given)
-        self._kernel.function(at, at, at, at, 0, 0, 0, at, step, outputs)
-        return memory[len(given) :].tolist()
-
-    def of_state(self, values: Sequence[float]) -> dict[str, float]:
-        """Return the new scalars of the state."""
-        return {name: values[k] for name, k in self._of_state.items()}
-
-    def arguments(self, table: Sequence[int], values: Sequence[float], results: Sequence[int]) -> bytes:
-        """Return the arguments of a kernel of the step."""
-        rounded = [values[k] for k in self._rounded]
-        if self._real == "float32":
-            # C rounds to nearest; what is tiny once it is rounded is zero.
-            rounded = [
-                x * 0.0 if abs(x) < TINY_FLOAT32 else y for x, y in zip(rounded, array("f", rounded), strict=True)
-            ]
-        return self._struct.pack(*table, *rounded, *[_TYPES[kind](values[k]) for k, kind in self._unrounded], *results)
-
-    def given(self, norm: tuple[int, int], values: Sequence[float], results: int) -> bytes:
-        """Return the arguments of the kernel that computes scalars from the norm."""
-        return self._struct_of_norm.pack(*norm, *[_TYPES[kind](values[k]) for k, kind in self._given], results)
-
-
-_STRUCT = {Kind.FLOAT: "d", Kind.INTEGER: "q", Kind.TRUTH: "?"}
-_TYPES: Mapping[Kind, Callable[[float], Any]] = {Kind.FLOAT: float, Kind.INTEGER: int, Kind.TRUTH: bool}
+    @property
+    def address(self) -> int:
+        """Of what computes them."""
+        return self.kernel.address
 
 
 class _Kind:
@@ -321,23 +381,36 @@ class _Kind:
         names: of the kernels, in order.
         functions: the kernels of all names, those of the norm too.
         columns: names of the arrays of a parameter.
-        read: the columns of arrays that may be others in each step.
+        changing: the columns of arrays that may be others in each step, as the first and the number of some beside each other.
         rows: number of parameters.
+        elements: of all of them.
     """
 
     def __init__(
-        self, library: CudaLibrary, number: int, program: Program, key: KernelKey, leaves: Sequence[Leaf], device: int
+        self,
+        library: CudaLibrary,
+        number: int,
+        program: Program,
+        key: KernelKey,
+        leaves: Sequence[Leaf],
+        device: int,
+        *,
+        same_arrays: bool,
     ) -> None:
         self.program = number
         self.scalars = _Scalars(program, key.compute_dtype)
         self.columns = key.columns(program)
-        self.read = [k for k, name in enumerate(self.columns) if name == "g" or name in program.further_inputs]
+        self.changing = [(0, len(self.columns))]
+        if same_arrays:
+            read = ("g", *program.further_inputs)
+            self.changing = [(k, 1) for k, name in enumerate(self.columns) if name in read]
         self._library = library
         self.rows = len(leaves)
         self._numbers = [leaf.place.number for leaf in leaves]
         sizes = [library.size(leaf["p"]) for leaf in leaves]
         self._passes = None if program.is_elementwise else passes_of(program)
         self._lengths: list[tuple[int, ...]] = []
+        self.elements = sum(sizes)
         module, of_elements = library.module(program, key), (sizes, library.chunk)
         if self._passes is None:
             self.names, self._cut = [UPDATE], [of_elements]
@@ -372,7 +445,9 @@ class _Kind:
         gradients = Placed(
             chunks, [*argument[:3], argument[3] + 8 * len(rows) * self.columns.index("g"), *argument[4:]], owner
         )
-        known = {column: array("q", [row[column] for row in addresses]) for column in self.read}
+        known = [
+            array("q", [row[first + k] for k in range(width) for row in addresses]) for first, width in self.changing
+        ]
         blocks = library.blocks_of_norm(gradients, device) if self.scalars.results else 0
         owners = memory, results
         return _PlacedKind(tables[: len(self.names)], gradients, blocks, results_at, known, owners)
@@ -382,14 +457,14 @@ class _Placed(NamedTuple):
     """What the device has for steps on a stream.
 
     Attributes:
+        queue: queues a step.
         kinds: of each kind of parameters.
-        norm: where the parts of the norm of the gradients are put.
-        owner: what keeps that memory alive.
+        norm: memory of the parts of the norm of the gradients.
     """
 
+    queue: Queue
     kinds: Sequence[_PlacedKind]
-    norm: int
-    owner: Any
+    norm: Any
 
 
 class _PlacedKind:
@@ -400,7 +475,7 @@ class _PlacedKind:
         gradients: the table of the kernel of the norm.
         blocks_of_norm: in how many blocks that runs; 0 if the step needs no norm.
         results: where the scalars are that are computed from the norm.
-        known: the read columns as they are there, by number; None if that is not known.
+        known: the changing columns as they are there.
     """
 
     def __init__(
@@ -409,35 +484,31 @@ class _PlacedKind:
         gradients: Placed,
         blocks_of_norm: int,
         results: int,
-        known: dict[int, Any],
+        known: Sequence[array[int]],
         owners: Any,
     ) -> None:
         self.tables = tables
         self.gradients = gradients
         self.blocks_of_norm = blocks_of_norm
         self.results = results
-        self.known: dict[int, array[int] | None] = known
+        self.known = known
         self._owners = owners
 
 
 class _Watched:
-    """Stands for a kernel where arrays are only looked at."""
+    """Stands for a kernel where arrays are only looked at: what there is to compute are the scalars."""
 
     address = 0
-    inputs = ()
     stages = None
-    program = Program("", (), {})
 
-    def __init__(self, columns: Sequence[str]) -> None:
+    def __init__(self, columns: Sequence[str], scalars: _Scalars) -> None:
         self.columns = columns
+        self.inputs = scalars.kernel.inputs
+        self.program = scalars.kernel.program
 
 
 def _unknown() -> Sequence[int]:
     raise AssertionError("the host does not ask for it")
-
-
-def _are_numbers(overrides: Mapping[str, Any]) -> bool:
-    return all(type(value) in (int, float) for value in overrides.values())
 
 
 def make_device_plan(
@@ -481,26 +552,25 @@ def make_device_plan(
         after = program.after_totals
         for key, _, places in grouped(after, [arrays[i].dtypes for i in chosen], in_place=in_place, flush="where"):
             those = [chosen[place] for place in places]
-            kind = _Kind(library, number, after, key, [arrays[i] for i in those], device)
+            leaves = [arrays[i] for i in those]
+            kind = _Kind(library, number, after, key, leaves, device, same_arrays=same_arrays)
             # Other arrays have others, and new ones have none yet.
             addresses = [[reader.address(arrays[i][n]) if same_arrays else 0 for n in kind.columns] for i in those]
             sizes = np.array([size_of(arrays[i]["p"]) for i in those], np.int64)
             kinds.append(kind)
-            table = np.array(addresses, np.int64)
-            work.append(Work(_Watched(kind.columns), those, table, sizes, 0))  # type: ignore[arg-type]  # it is not run
+            table, watched = np.array(addresses, np.int64), _Watched(kind.columns, kind.scalars)
+            work.append(Work(watched, those, table, sizes, 0, number))  # type: ignore[arg-type]  # it is not run
     params, grads, state = trees
+    inputs = Inputs(work)
     results = None if in_place else parts.results(backend, reader, programs)
     watch = Watch(
-        reader, (params, grads, state.slots), parts.scalar_slots, arrays, parts.still, work, Inputs(work),
-        same_arrays=same_arrays, new=None if results is None else results.places, further=parts.further,
+        reader, (params, grads, state.slots), parts.scalar_slots, arrays, parts.still, work, inputs, same_arrays=same_arrays,
+        new=None if results is None else results.places, note_written=note_written if in_place else None, further=parts.further,
     )  # fmt: skip
     if not watch.is_possible:
         return UNKNOWN_CONTAINERS
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
-    return DevicePlan(
-        library, backend, shapes, watch, kinds, device, parts.further, note_written if in_place else None, results,
-        same_arrays=same_arrays,
-    )  # fmt: skip
+    return DevicePlan(library, backend, shapes, watch, kinds, inputs, device, parts.further, note_written, results)
 
 
 def _why_not_planned(program: Program) -> str | None:

@@ -47,6 +47,12 @@ and shares no memory with others; the same of one that was made for the step; no
 MISFIT = 8 * 15
 """Where among a look's temporary results the gradient is, as its entry, that kept it from doing the step; -1 if none did."""
 
+OUTCOME = 1
+"""The word of a queue that says how a step went: `DONE`, `NOT_BEGUN` if anything is not as it was, or what the queue's function
+says."""
+DONE, NOT_BEGUN = 0, -1
+_MANY = 1 << 30
+"""An object with fewer references than this has a plain count of them, whatever the version of Python; others Python counts."""
 _AHEAD = 8
 """How many arrays ahead what is looked at is fetched."""
 
@@ -126,6 +132,30 @@ def array_of(entry, written, gradients):
     if entry[3]:
         return gradients[entry[0]]
     return written[entry[0]]
+
+
+def keep(found, count, context):
+    """Keep objects alive."""
+    for i in range(count):
+        references = pointer_to_int64(found[i])
+        if references[0] > 0 and references[0] < {_MANY}:
+            references[0] += 1
+        else:
+            call_1(context[29], found[i])
+
+
+def let_go(found, count, context):
+    """Keep objects alive no longer, but those that nobody else does until Python can end them."""
+    for i in range(count):
+        references = pointer_to_int64(found[i])
+        if references[0] > 1 and references[0] <= {_MANY}:
+            references[0] -= 1
+        elif references[0] != 1:
+            call_1(context[31], found[i])
+        elif call_2(context[57], context[56], found[i]) == 0:
+            call_1(context[31], found[i])
+        else:
+            call_0(context[17])
 
 
 def is_alike(entry, inner, context):
@@ -313,14 +343,19 @@ def are_apart(context):
     return True
 
 
-def kernel(context, params, grads, slots, inputs, step, call, new):
-    """Look, and run the kernels if all is as expected and there are `inputs`; raise an error if anything is not."""
+def kernel(context, params, grads, slots, inputs, step, call, new, queue):
+    """Look, and run the kernels if all is as expected and there are `inputs`; raise an error if anything is not.
+
+    Where there is a `queue`, its function does the step, and says there how it went.
+    """
     written = pointer_to_int64(context[3])
     gradients = pointer_to_int64(context[6])
     table = context[25]
     fields = pointer_to_int64(call)
     misfit = pointer_to_int64(context[19] + {MISFIT})
     misfit[0] = -1
+    if queue != 0:
+        pointer_to_int64(queue)[{OUTCOME}] = {NOT_BEGUN}
     if call == 0 or fields[4] == 0:
         stack = pointer_to_int64(context[20])
         if not walk(pointer_to_int64(context[1]), context[2], params, written, context[22], context, stack):
@@ -379,6 +414,23 @@ def kernel(context, params, grads, slots, inputs, step, call, new):
         if call_7(pointer_to_int64(given)[0], context[19], context[19], given, table, inputs, step, with_totals) != 0:
             fail()
             return
+    if queue != 0:
+        if call == 0:
+            keep(written, context[35], context)
+            keep(gradients, context[36], context)
+        state = object_of_call_0(context[33])
+        place = context[19]
+        call_6(pointer_to_int64(queue)[0], place, place, queue, table, inputs, step)
+        call_1(context[34], state)
+        is_done = pointer_to_int64(queue)[{OUTCOME}] == {DONE}
+        if is_done and context[54] != 0:
+            count_writes(written, context)
+        if call == 0:
+            let_go(written, context[35], context)
+            let_go(gradients, context[36], context)
+        if not is_done:
+            fail()
+        return
     if call != 0 and fields[3] != 0:
         state = object_of_call_0(context[33])
         share(fields[3])
@@ -406,6 +458,7 @@ class PythonFunctions(NamedTuple):
     hold: int
     call: int
     release: int
+    append: int
     save_thread: int
     restore_thread: int
 
@@ -416,7 +469,7 @@ def python_functions() -> PythonFunctions:
     api = ctypes.pythonapi
     functions = (
         api.PyDict_Next, api.PyUnicode_Compare, api.PyObject_RichCompareBool, api.PyErr_Clear, api.PyList_SetItem, api.Py_IncRef,
-        api.PyObject_CallOneArg, api.Py_DecRef, api.PyEval_SaveThread, api.PyEval_RestoreThread,
+        api.PyObject_CallOneArg, api.Py_DecRef, api.PyList_Append, api.PyEval_SaveThread, api.PyEval_RestoreThread,
     )  # fmt: skip
     return PythonFunctions(*map(threads.address_of, functions))
 

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from portopt.backend import Backend, Leaf
-from portopt.hyperparameters import Range
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
+from portopt.kernels.host.given import Schedules, changing, same_numbers
 from portopt.kernels.host.kernel import Inputs, Work, can_run, draws, host_kernel, make_works, places_of, shared_last
 from portopt.kernels.host.norm import GradientTable
 from portopt.kernels.host.norm_stages import MOST_ELEMENTS
@@ -31,17 +31,13 @@ from portopt.kernels.host.planned_totals import PlannedNorm, PlannedTotal
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.repeated_step import UNKNOWN_CONTAINERS, RepeatedStep, Shape, Trees, parts_of
 from portopt.kernels.host.results import Results
-from portopt.kernels.host.scalar_script import ScalarScript, scalar_script
+from portopt.kernels.host.scalar_script import ScalarScript
 from portopt.kernels.host.step_inputs import HEAD, StepInputs
 from portopt.kernels.host.totals import can_be_reduced
 from portopt.kernels.host.watch import Call, Watch
-from portopt.kernels.rates import Rate, rates_program
 from portopt.kernels.totals import reducing
-from portopt.nested import rates_of
 from portopt.program import Op, Program
-from portopt.program.reductions import GRADIENT_NORM
 from portopt.protocols import Rule
-from portopt.schedules import is_ready_made, is_schedule
 from portopt.state import OptimizerState
 
 
@@ -100,8 +96,7 @@ class Plan(RepeatedStep):
         self._needs_call = calls_back or not self._runs_at_once
         # Inputs of the last step and the hyperparameters that were given for it.
         self._kept: tuple[StepInputs, dict[str, Any]] | None = None
-        self._script: tuple[list[Any], ScalarScript | None] = [], None
-        self._asked = {name for program in programs for name in program.scalar_inputs}
+        self._schedules = Schedules(programs, inputs.length)
 
     def step(
         self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
@@ -131,7 +126,7 @@ class Plan(RepeatedStep):
             given, known = kept
             if overrides and overrides.keys() == given.given.keys():
                 inputs = given.of_step(slots, overrides)
-            elif (not overrides and not known) or _same_numbers(overrides, known):
+            elif (not overrides and not known) or same_numbers(overrides, known):
                 inputs = given.constant or given.of_step(slots)
         if inputs is None:
             try:
@@ -189,30 +184,15 @@ class Plan(RepeatedStep):
     def _computed(self, rule: Rule, overrides: Mapping[str, Any]) -> Computed:
         """Return what the step's call computes of the inputs."""
         totals = {name: total for name, total in self._totals.items() if name not in overrides}
-        rates = {
-            name: rate
-            for name, rate in zip(rule.rates, rates_of(rule, overrides), strict=True)
-            if name in self._asked and is_schedule(rate)
-        }
-        if not rates:
-            return Computed(None, totals, is_all=True)
-        known, script = self._script
-        if len(known) != len(rates) or any(a is not b for a, b in zip(known, rates.values(), strict=True)):
-            found = [
-                Rate(name, rate, rule.hyperparameter_named(name).range)
-                for name, rate in rates.items()
-                if is_ready_made(rate)
-            ]
-            script = scalar_script(rates_program(found), self._inputs.length) if len(found) == len(rates) else None
-            self._script = list(rates.values()), script
-        return Computed(script, totals, is_all=script is not None)
+        scheduled = self._schedules.of(rule, overrides)
+        return Computed(scheduled.script, totals, scheduled.is_all)
 
     def fits(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> bool:
         """Tell whether the plan would do a step, doing nothing."""
         if not self.is_for(state) or (split := self.split(grads, overrides)) is None:
             return False
         grads, overrides = split
-        if self._kept is None or not _same_numbers(overrides, self._kept[1]):
+        if self._kept is None or not same_numbers(overrides, self._kept[1]):
             try:
                 if not self.does(rule, self.checked(rule, overrides)):
                     return False
@@ -241,34 +221,8 @@ class Plan(RepeatedStep):
             computed.totals,
             outputs=tuple(self.program.scalar_outputs),
             state=tuple(rule.scalar_slots),
-            given=_changing(rule, named) if computed.is_all else {},
+            given=changing(rule, named) if computed.is_all else {},
         )
-
-
-def _changing(rule: Rule, given: Mapping[str, Any]) -> dict[str, tuple[str, Range]]:
-    """Return the hyperparameters for which numbers are given that may change, and their ranges, by the names that were given.
-
-    There is none unless all that is given are such numbers: whatever else there is decides about more than a number.
-    """
-    found = {}
-    for name, value in given.items():
-        if type(value) is not float:
-            return {}
-        ((own, _),) = rule.check_overrides({name: value}).items()
-        if own == GRADIENT_NORM:
-            return {}
-        found[name] = own, rule.hyperparameter_named(own).range
-    return found
-
-
-def _same_numbers(overrides: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
-    """Tell whether the same hyperparameters have the same values, all of them Python numbers."""
-    if len(overrides) != len(others):
-        return False
-    return all(
-        type(v) in (int, float) and name in others and type(others[name]) is type(v) and repr(v) == repr(others[name])
-        for name, v in overrides.items()
-    )
 
 
 def can_plan(programs: Iterable[Program]) -> bool:

@@ -351,6 +351,7 @@ def float32_to_float16(x: Any) -> Any:
 
 NAMESPACE: dict[str, Any] = {
     "pointer_to_int64": _pointer_to(types.int64),
+    "pointer_to_uint8": _pointer_to(types.uint8),
     "pointer_to_uint32": _pointer_to(types.uint32),
     "pointer_to_float32": _pointer_to(types.float32),
     "pointer_to_float64": _pointer_to(types.float64),
@@ -381,7 +382,9 @@ NAMESPACE: dict[str, Any] = {
     "call_2": _call(2),
     "call_3": _call(3),
     "call_4": _call(4),
+    "call_6": _call(6),
     "call_7": _call(7),
+    "call_11": _call(11),
     "object_of_call_0": _call(0, types.int64),
     "object_of_call_2": _call(2, types.int64),
     "call_kernel": _call(10),
@@ -419,10 +422,12 @@ SIGNATURES = {
     "norm": types.void(_addresses, _count, _count, _addresses, *[_count] * 5),
     # (table, sizes, kernels, groups, start, stop, result, stage, workspace, part, parts)
     "norm_stages": types.void(_count, _count, _addresses, _addresses, _count, _count, _values, *[_count] * 4),
-    # (context, params, grads, slots, inputs, step, call, new)
-    "watch": types.void(_addresses, *[_count] * 7),
+    # (context, params, grads, slots, inputs, step, call, new, queue)
+    "watch": types.void(_addresses, *[_count] * 8),
     # (given, table, inputs, step, with_totals)
     "numbers": types.void(*[_count] * 5),
+    # (record, table, inputs, step)
+    "queue": types.void(*[_count] * 4),
     # (values..., start, stop)
     "lines": types.void(*[_count] * 9),
     # (); the address of its record is the first argument, so that it can be the start of a thread

@@ -80,6 +80,12 @@ class Watch:
 
     Arrays are not kept alive: whoever calls makes sure that the trees exist. Any number of threads may look at once.
 
+    Attributes:
+        is_possible: whether the compiled function knows all containers.
+        calls_back: whether a function is told of what is written.
+        offsets: of the table of each work, in bytes, in the table of all.
+        late: arrays that wait for their end.
+
     Args:
         reader: how arrays are read.
         trees: parameters, gradients and slots (a dict by name) as trees.
@@ -201,6 +207,7 @@ class Watch:
         def at(buffer: array[int]) -> int:
             return buffer.buffer_info()[0]
 
+        self.late = list[Any]()
         self._context = array("q", [
             0,
             at(scripts[0].nodes), len(scripts[0]), at(written),
@@ -215,7 +222,7 @@ class Watch:
             held, len(gradients), *(reader.layout or [0] * len(Layout._fields)),
             len(aside), int(gathers), len(aside) + sum(entry[2] == WRITTEN for entry in entries),
             id(reader.kinds[0]), id(reader.kinds[-1]), reader.device, *reader.alike, id(int), api.compare_objects,
-            *versions,
+            *versions, id(self.late), api.append,
         ])  # fmt: skip
         self.offsets, self.parts = offsets, parts
         self._table, self._lengths = table, (held, len(gradients))
@@ -247,6 +254,7 @@ class Watch:
         step: int = 0,
         call: Call | None = None,
         new: list[Any] | None = None,
+        queue: int = 0,
     ) -> bool:
         """Tell whether all is as it was and the gradients fit, so that no gradient lies in memory that the step writes.
 
@@ -258,11 +266,13 @@ class Watch:
             step: number of the step, from 1.
             call: gets references to the arrays and their addresses. If it already has, the trees are not looked at any more.
             new: the arrays that the step fills, where it makes new ones.
+            queue: address of what does the step in place of the kernels, without the global interpreter lock; nobody else may
+                look meanwhile. Arrays of which only the step had a reference in the end are then in `late`.
         """
         at = self._address
         own = 0 if call is None else call.address
         made = 0 if new is None else id(new)
-        return not self._look(at, at, at, id(params), id(grads), id(slots), inputs, step, own, made)
+        return not self._look(at, at, at, id(params), id(grads), id(slots), inputs, step, own, made, queue)
 
     def mend(self, call: Call | None, params: Any, grads: Any, slots: Any) -> Call | None:
         """Return a call with copies of gradients that did not fit because of how they lie in memory; None if that was not it."""
