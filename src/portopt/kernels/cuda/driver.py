@@ -65,7 +65,12 @@ class Driver:
         self.query = function("cuEventQuery", handle)
         self.copy = function("cuMemcpyHtoDAsync_v2", word, word, size, handle)
         self.launch = function("cuLaunchKernel", handle, *[number] * 7, handle, word, word)
+        function("cuCtxGetDevice", word)
         self.check(function("cuInit", number)(0))
+
+    def addresses_for_launching(self) -> tuple[int, int]:
+        """Return where `cuCtxGetDevice` and `cuLaunchKernel` are, for machine code that calls them."""
+        return self.addresses["cuCtxGetDevice"], self.addresses["cuLaunchKernel"]
 
     def check(self, status: int) -> None:
         """Raise an error if a function of the driver did not return zero."""

@@ -105,14 +105,6 @@ class Plan(RepeatedStep):
 
         A step in place that has begun to write is finished, whatever is raised meanwhile.
         """
-        if self._runs_at_once:
-            return self._step(rule, params, grads, state, overrides)
-        with threads.by(self._team):
-            return self._step(rule, params, grads, state, overrides)
-
-    def _step(
-        self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
-    ) -> tuple[Any, OptimizerState] | None:
         if not self.is_for(state):
             return None
         if self.inputs:
@@ -157,14 +149,15 @@ class Plan(RepeatedStep):
                 # No memory is asked for before it is known that the step will fill it.
                 if results is not None and self._looked(trees, 0, 0, call) is None:
                     return None
-                before = given.passes(inputs, call.table.buffer_info()[0], finished)
-                self._watch.share(call, address, finished, before)
+                self._watch.share(call, address, finished, self._team, given.before)
         new = None if results is None else results.new()
         if not self._watch.look(params, grads, slots, address, finished, call, new) and (
             self._looked(trees, address, finished, call, new) is None
         ):
             return None
         self.was_used = True
+        if call is not None:
+            self._watch.end(call)
         if results is not None and new is not None:
             params, slots = results.trees(new, params, slots)
         names = self.program.scalar_outputs
