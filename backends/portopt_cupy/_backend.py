@@ -182,13 +182,11 @@ class CupyBackend(ArrayAPIBackend):
             return "the numbers of a step are computed by a function that numba compiles, and there is none"
         if not parameters:
             return "no parameter has a gradient"
-        if not (in_place and same_arrays):
-            return "on a GPU only steps in place on the same arrays are planned"
         reader = importlib.import_module("portopt_cupy._layout").reader(int(parameters[0]["p"].device.id))
         if reader is None:
             return "this CuPy keeps its arrays in memory otherwise than the compiled function reads them"
-        found = make_device_plan(self._library, self, programs, trees, described(self, parameters), reader)
-        return "arrays, containers or the program are not such as a plan can watch" if found is None else found
+        given = self._library, self, programs, trees, described(self, parameters), reader
+        return make_device_plan(*given, in_place=in_place, same_arrays=same_arrays)
 
     def memory_range(self, array: Any) -> MemoryRange:
         device = f"cuda:{array.device.id}"

@@ -461,11 +461,8 @@ class TorchBackend(ArrayAPIBackend):
         if (reader := _reader(_text(tensors[0].device))) is None:
             return "this torch (before 2.10) has no functions in C that say where a tensor lies (DLPack's exchange API)"
         if on_device:
-            if not (in_place and same_arrays):
-                return "on a GPU only steps in place on the same arrays are planned"
             given = self._library, self, programs, trees, leaves, reader, _increment_version()
-            found = make_device_plan(*given)
-            return "arrays, containers or the program are not such as a plan can watch" if found is None else found
+            return make_device_plan(*given, in_place=in_place, same_arrays=same_arrays)
         return make_plan(
             self, programs, trees, leaves, reader, _increment_version(), in_place=in_place, same_arrays=same_arrays
         )
@@ -552,7 +549,7 @@ def _reader(device: str) -> readers.ArrayReader | None:
         kinds,
         lambda tensor: type(tensor) in kinds and tensor.device == place and _is_dense(tensor),
         functools.partial(_dense, place),
-        _maker,
+        functools.partial(_maker, place),
         _finished,
         found,
         _team().working_team,
@@ -610,10 +607,16 @@ def _dense(device: Any, gradient: Any) -> Any:
     return gradient.detach().resolve_neg().contiguous()
 
 
-def _maker(tensors: Sequence[Any]) -> Callable[[], list[Any]]:
-    """Return what makes new contiguous tensors like given ones."""
+def _maker(device: Any, tensors: Sequence[Any]) -> Callable[[], list[Any]]:
+    """Return what makes new contiguous tensors like given ones on a device."""
     torch = sys.modules["torch"]
-    models = [_model(tuple(t.shape), t.dtype) for t in tensors]
+    known: dict[Any, Any] = {}
+    models = []
+    for t in tensors:
+        kind = tuple(t.shape), t.dtype
+        models.append(known.get(kind) if kind in known else known.setdefault(kind, _model(*kind, device)))
+    if device.type != "cpu":
+        return lambda: list(map(torch.empty_like, models))
     large = [k for k, t in enumerate(tensors) if memory.is_large(t.numel() * t.element_size())]
 
     def new() -> list[Any]:
@@ -625,12 +628,13 @@ def _maker(tensors: Sequence[Any]) -> Callable[[], list[Any]]:
     return new
 
 
-def _model(shape: tuple[int, ...], dtype: Any) -> Any:
+def _model(shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
     """Return a tensor that a new one may be made like, with no memory of its own if that can be."""
     torch = sys.modules["torch"]
-    small = torch.empty((), dtype=dtype, device="cpu").expand(shape)
-    whole = torch.empty(shape, dtype=dtype, device="cpu")
-    return small if torch.empty_like(small).stride() == whole.stride() else whole
+    small = torch.empty((), dtype=dtype, device=device).expand(shape)
+    whole = torch.empty(shape, dtype=dtype, device="meta")
+    made = torch.empty_like(torch.empty((), dtype=dtype, device="meta").expand(shape))
+    return small if made.stride() == whole.stride() else torch.empty(shape, dtype=dtype, device=device)
 
 
 def _finished(before: Sequence[Any], after: Sequence[Any]) -> None:

@@ -71,6 +71,10 @@ class Driver:
         function("cuCtxGetDevice", word)
         self.check(function("cuInit", number)(0))
 
+    def addresses_for_launching(self) -> tuple[int, int]:
+        """Return where `cuCtxGetDevice` and `cuLaunchKernel` are, for machine code that calls them."""
+        return self.addresses["cuCtxGetDevice"], self.addresses["cuLaunchKernel"]
+
     def check(self, status: int) -> None:
         """Raise an error if a function of the driver did not return zero."""
         if status:
