@@ -78,7 +78,7 @@ def machine() -> _Machine | None:
     many = driver.driver().version() >= 1000 * _MANY_FROM[0] + 10 * _MANY_FROM[1]
     many = many and _release(compiler.version) >= _MANY_FROM and min(of.capability for of in found) >= _MANY_ON
     processors = min(of.multiprocessors for of in found)
-    return _Machine(numbers, processors, driver.driver().launching(), _MANY if many else _SOME)
+    return _Machine(numbers, processors, driver.driver().addresses_for_launching(), _MANY if many else _SOME)
 
 
 def _devices() -> Sequence[Any]:
