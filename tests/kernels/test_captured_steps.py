@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -31,6 +31,27 @@ def played(kernel_directory: Path) -> Iterator[tuple[HostTorch, Recording]]:
 
 def values(seed: int, shapes: Sequence[tuple[int, ...]] = SHAPES, dtype: str = "float32") -> list[Array]:
     return [ordinary(shape, dtype, 100 * seed + i) for i, shape in enumerate(shapes)]
+
+
+class EveryPower(portopt.Optimizer):
+    """Has a product, a scalar of its own, and powers of what a device only knows."""
+
+    slots = ()
+    scalar_slots: ClassVar[dict[str, float]] = {"decayed": 1.0}
+
+    def coefficients(self, t: Any, decayed: Any) -> Any:
+        from portopt.scalars import exp, where
+
+        return {
+            "lr": self.learning_rate_at(t),
+            "rate": 0.5**t + exp(-t) * decayed,
+            "decayed": where(t < 2, decayed * 0.9, 2.0),
+        }
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        if p.ndim == 2:
+            g = (g @ xp.matrix_transpose(g)) @ g
+        return p - c.lr * c.rate * g, {}
 
 
 class Run:
@@ -162,6 +183,32 @@ def test_a_table_of_many_chunks_is_filled_on_the_device(played: tuple[HostTorch,
     run.library.spoil()
     run.repeat(replay)
     run.expect()
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [portopt.Muon(COSINE, clipnorm=0.5), portopt.Shampoo(), EveryPower(0.1)],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_a_step_with_products_asks_for_no_number(
+    optimizer: portopt.Optimizer, played: tuple[HostTorch, Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The played device records no operations of torch's own, so this is what can be said of a capture."""
+    run = Run(optimizer, played, ((5, 4), (7,)))
+
+    def refuse(*arguments: Any) -> Any:
+        raise AssertionError("the host waited for the device")
+
+    for k in range(3):
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "__float__", "__int__", "__bool__", "__index__", "__array__"):
+                patch.setattr(torch.Tensor, name, refuse)
+            if k < 2:
+                run.eager()
+            else:
+                run.new_gradients()
+                run.params, run.state = optimizer.apply(run.params, run.grads, run.state)
+        run.expect()
 
 
 def test_apply_inside_a_graph_makes_a_new_state(played: tuple[HostTorch, Recording]) -> None:
