@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -167,7 +168,8 @@ def test_several_graphs_and_kinds_of_parameters_share_a_state(played: tuple[Host
         replay, grads = graphs[k]
         played[0].spoil()
         replay()
-        wanted = optimizer.apply_(expected, grads, wanted)
+        with portopt.interpreted():
+            wanted = optimizer.apply_(expected, grads, wanted)
         for a, w in zip(params, expected, strict=True):
             assert_same_bits(to_numpy(a), to_numpy(w))
     assert optimizer.from_capturable(state).slots["m_schedule"] == wanted.slots["m_schedule"]
@@ -309,8 +311,13 @@ class Training:
         self.parameters = [torch.nn.Parameter(to_torch(x)) for x in values(0, SHAPES[:4])]
         groups = [{"params": self.parameters[:2]}, {"params": self.parameters[2:]}]
         self.optimizer = TorchOptimizer(groups, rule, lr=lr, capturable=capturable)
+        self.is_capturable = capturable
         for p in self.parameters:
             p.grad = torch.zeros_like(p)
+
+    def step(self) -> None:
+        with contextlib.nullcontext() if self.is_capturable else portopt.interpreted():
+            self.optimizer.step()
 
     def new_gradients(self, seed: int) -> None:
         for p, g in zip(self.parameters, values(seed, SHAPES[:4]), strict=True):
@@ -320,7 +327,7 @@ class Training:
 
 @pytest.mark.parametrize(
     "rule",
-    [portopt.Nadam(clipnorm=0.5), portopt.Adam(COSINE), portopt.Prodigy(), portopt.Adafactor(), EveryDraw()],
+    [portopt.Nadam(clipnorm=0.5), portopt.Adam(COSINE), portopt.Prodigy(), EveryDraw()],
     ids=lambda rule: type(rule).__name__,
 )
 def test_the_optimizer_of_torch_is_repeated(rule: portopt.Optimizer, played: tuple[HostTorch, Recording]) -> None:
@@ -337,7 +344,7 @@ def test_the_optimizer_of_torch_is_repeated(rule: portopt.Optimizer, played: tup
     for seed in (1, 2):
         for training in (captured, beside):
             training.new_gradients(seed)
-            training.optimizer.step()
+            training.step()
     compare()
     library.may_wait = False
     with recording.capture() as replay:
@@ -348,7 +355,7 @@ def test_the_optimizer_of_torch_is_repeated(rule: portopt.Optimizer, played: tup
         replay()
         library.may_wait = True
         beside.new_gradients(seed)
-        beside.optimizer.step()
+        beside.step()
         library.may_wait = False
     compare()
     library.may_wait = True
@@ -361,7 +368,7 @@ def test_the_optimizer_of_torch_is_repeated(rule: portopt.Optimizer, played: tup
             p.data.copy_(q.data)
     for training in (captured, beside, again, host):
         training.new_gradients(5)
-        training.optimizer.step()
+        training.step()
     compare()
     for training in (again, host):
         for a, w in zip(training.parameters, beside.parameters, strict=True):
@@ -379,7 +386,7 @@ def test_schedulers_fill_the_rate_that_a_graph_reads(played: tuple[HostTorch, Re
         for training in (captured, beside):
             training.new_gradients(seed)
         replay()
-        beside.optimizer.step()
+        beside.step()
         for scheduler in kinds:
             scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers warn before a first step
             scheduler.step()
@@ -395,7 +402,7 @@ def test_a_factor_on_a_schedule_is_computed_on_the_device(played: tuple[HostTorc
         for training in (captured, beside):
             training.new_gradients(seed)
         replay()
-        beside.optimizer.step()
+        beside.step()
     for a, w in zip(captured.parameters, beside.parameters, strict=True):
         assert_same_bits(to_numpy(a), to_numpy(w))
 
@@ -408,11 +415,11 @@ def test_parameters_that_stand_still_count_apart(played: tuple[HostTorch, Record
     with played[1].capture(), pytest.raises(RuntimeError, match="as a warm-up"):
         captured.optimizer.step()
     for training in (captured, beside):
-        training.optimizer.step()
+        training.step()
     with played[1].capture() as replay:
         captured.optimizer.step()
     replay()
-    beside.optimizer.step()
+    beside.step()
     for a, w in zip(captured.parameters, beside.parameters, strict=True):
         assert_same_bits(to_numpy(a), to_numpy(w))
         assert int(captured.optimizer.state[a]["step"]) == beside.optimizer.state[w]["step"]
