@@ -212,6 +212,51 @@ def as_before(entries, first, last, written, gradients, table, context):
     return last
 
 
+def own_as_before(entries, first, last, written, gradients, table, context):
+    """Return the first of some entries of whose array, one with fields as a `FieldLayout` says, not all is as it was."""
+    at_shape = context[37]
+    at_contiguous = context[38]
+    at_dtype = context[39]
+    at_data = context[40]
+    at_address = context[41]
+    at_memory = context[42]
+    at_device = context[43]
+    kind = context[47]
+    device = context[49]
+    for e in range(first, last):
+        later = pointer_to_int64(entries + {8 * ENTRY_WORDS} * min(e + {3 * _AHEAD}, last - 1))
+        item = array_of(later, written, gradients)
+        fetch_line(item)
+        fetch_line(item + 64)
+        later = pointer_to_int64(entries + {8 * ENTRY_WORDS} * min(e + {2 * _AHEAD}, last - 1))
+        fields = pointer_to_int64(array_of(later, written, gradients))
+        if fields[1] == kind:
+            fetch_line(fields[at_data])
+            fetch_line(fields[at_shape])
+        later = pointer_to_int64(entries + {8 * ENTRY_WORDS} * min(e + {_AHEAD}, last - 1))
+        fields = pointer_to_int64(array_of(later, written, gradients))
+        if fields[1] == kind:
+            fetch_line(pointer_to_int64(fields[at_data])[at_memory])
+        entry = pointer_to_int64(entries + {8 * ENTRY_WORDS} * e)
+        fields = pointer_to_int64(array_of(entry, written, gradients))
+        if fields[1] != kind:
+            return e
+        data = pointer_to_int64(fields[at_data])
+        axes = entry[5]
+        if data[at_address] != pointer_to_int64(table + entry[1])[0] or fields[at_dtype] != entry[4]:
+            return e
+        if fields[at_shape + 1] - fields[at_shape] != 8 * axes or (fields[at_contiguous] & 0xFFFFFFFF) == 0:
+            return e
+        if (pointer_to_int64(data[at_memory])[at_device] & 0xFFFFFFFF) != device:
+            return e
+        shape = pointer_to_int64(fields[at_shape])
+        expected = pointer_to_int64(entry[6])
+        for axis in range(axes):
+            if shape[axis] != expected[axis]:
+                return e
+    return last
+
+
 def fits(entry, item, table, context):
     """Return whether one array is as expected; put its address into the table if that is not known."""
     kind = entry[2]
@@ -388,8 +433,11 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
     entries = context[21]
     e = context[44]
     while e < entries:
-        if context[51] != 0 and context[22] != 0:
-            e = as_before(context[10], e, entries, written, gradients, table, context)
+        if context[22] != 0:
+            if context[51] != 0:
+                e = as_before(context[10], e, entries, written, gradients, table, context)
+            elif context[14] == {OWN_FIELDS}:
+                e = own_as_before(context[10], e, entries, written, gradients, table, context)
             if e == entries:
                 break
         entry = pointer_to_int64(context[10] + {8 * ENTRY_WORDS} * e)
