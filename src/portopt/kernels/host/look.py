@@ -53,6 +53,8 @@ says."""
 DONE, NOT_BEGUN = 0, -1
 _MANY = 1 << 30
 """An object with fewer references than this has a plain count of them, whatever the version of Python; others Python counts."""
+WORDS_AT_ONCE = 8
+"""How many words are compared at once; as many are compared at least."""
 _AHEAD = 8
 """How many arrays ahead what is looked at is fetched."""
 
@@ -65,7 +67,8 @@ def walk(script, nodes, root, found, known, context, stack):
     """Put the leaves of a tree into `found`; return whether containers, keys and known leaves are as in the script."""
     depth = 0
     node = root
-    for i in range(nodes):
+    i = 0
+    while i < nodes:
         expected = 5 * i
         kind = script[expected]
         if kind == 0:
@@ -88,15 +91,27 @@ def walk(script, nodes, root, found, known, context, stack):
             return i == nodes - 1
         if i == nodes - 1:
             return False
+        i += 1
         top = 4 * (depth - 1)
         container = stack[top]
         position = stack[top + 2]
         stack[top + 3] -= 1
-        if stack[top + 1] == 1:
-            node = pointer_to_int64(pointer_to_int64(container)[3])[position]
-            stack[top + 2] = position + 1
-        elif stack[top + 1] == 2:
-            node = pointer_to_int64(container)[context[27] + position]
+        if stack[top + 1] == 1 or stack[top + 1] == 2:
+            items = container + 8 * context[27]
+            if stack[top + 1] == 1:
+                items = pointer_to_int64(container)[3]
+            # Leaves that are not the last of their container are done with here.
+            while stack[top + 3] > 0 and i < nodes - 1 and script[5 * i] == 0:
+                node = pointer_to_int64(items)[position]
+                leaf = script[5 * i + 3]
+                if leaf >= 0:
+                    found[leaf] = node
+                    if known != 0 and pointer_to_int64(known)[leaf] != node:
+                        return False
+                position += 1
+                i += 1
+                stack[top + 3] -= 1
+            node = pointer_to_int64(items)[position]
             stack[top + 2] = position + 1
         else:
             place = context[19]
@@ -107,7 +122,7 @@ def walk(script, nodes, root, found, known, context, stack):
             stack[top + 2] = entry[0]
             key = entry[1]
             node = entry[2]
-            known_key = script[expected + 5 + 4]
+            known_key = script[5 * i + 4]
             if key != known_key:
                 key_type = pointer_to_int64(key)[1]
                 if key_type != pointer_to_int64(known_key)[1]:
@@ -158,16 +173,15 @@ def let_go(found, count, context):
             call_0(context[17])
 
 
-def is_alike(entry, inner, context):
-    """Return whether a library's own object says of its array what that of the array said that the plan was made with."""
-    if entry[8] == 0:
-        return False
-    known = pointer_to_int64(entry[8])
-    first = context[50]
-    difference = 0
-    for k in range(context[51]):
-        difference |= inner[first + k] ^ known[k]
-    return difference == 0
+def are_equal(words, others, count):
+    """Return whether so many words are equal, no fewer than `WORDS_AT_ONCE`."""
+    last = 8 * (count - {WORDS_AT_ONCE})
+    at = 0
+    while at < last:
+        if differ(words + at, others + at):
+            return False
+        at += {8 * WORDS_AT_ONCE}
+    return not differ(words + last, others + last)
 
 
 def as_before(entries, first, last, written, gradients, table, context):
@@ -197,12 +211,12 @@ def as_before(entries, first, last, written, gradients, table, context):
         if entry[8] == 0 or (fields[1] != kind and fields[1] != other_kind):
             return e
         inner = pointer_to_int64(fields[at_inner])
-        known = pointer_to_int64(entry[8])
-        difference = 0
-        for k in range(words):
-            difference |= inner[at_words + k] ^ known[k]
-        if difference != 0 or (at_counter != 0 and entry[3] == 0 and inner[at_counter] == 0):
+        if not are_equal(fields[at_inner] + 8 * at_words, entry[8], words):
             return e
+        if at_counter != 0 and entry[3] == 0:
+            if inner[at_counter] == 0:
+                return e
+            fetch_line(inner[at_counter])
         storage = pointer_to_int64(inner[at_storage])
         start = entry[9]
         if storage[at_memory] + start != pointer_to_int64(table + entry[1])[0]:
@@ -295,7 +309,7 @@ def fits(entry, item, table, context):
     else:
         inner = pointer_to_int64(pointer_to_int64(item)[context[37]])
         storage = pointer_to_int64(inner[context[41]])
-        if is_alike(entry, inner, context):
+        if entry[8] != 0 and are_equal(pointer_to_int64(item)[context[37]] + 8 * context[50], entry[8], context[51]):
             address = storage[context[42]] + entry[9]
             size = entry[10]
         else:

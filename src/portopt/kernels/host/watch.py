@@ -21,6 +21,7 @@ from portopt.kernels.host.look import (
     MADE,
     MISFIT,
     READ,
+    WORDS_AT_ONCE,
     WRITTEN,
     compiled_look,
     python_functions,
@@ -300,7 +301,7 @@ class _Templates:
     def of(self, a: Any) -> tuple[int, int, int]:
         """Return the last three words of an entry; zeros if nothing can be compared."""
         layout, (first, count) = self._reader.layout, self._reader.alike
-        if not count or not isinstance(layout, Layout) or len(a.shape) > MOST_AXES:
+        if count < WORDS_AT_ONCE or not isinstance(layout, Layout) or len(a.shape) > MOST_AXES:
             return 0, 0, 0
         inner = _word_at(id(a), layout.inner)
         said = ctypes.string_at(inner + 8 * first, 8 * count)
