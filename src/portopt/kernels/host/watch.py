@@ -81,12 +81,6 @@ class Watch:
 
     Arrays are not kept alive: whoever calls makes sure that the trees exist. Any number of threads may look at once.
 
-    Attributes:
-        is_possible: whether the compiled function knows all containers.
-        calls_back: whether a function is told of what is written.
-        offsets: of the table of each work, in bytes, in the table of all.
-        late: arrays that wait for their end.
-
     Args:
         reader: how arrays are read.
         trees: parameters, gradients and slots (a dict by name) as trees.
@@ -100,6 +94,12 @@ class Watch:
         note_written: a function written in C that notes that all arrays of a list were written. None if nobody needs to know. It
             is called after each step unless the library's own count can be raised (`calls_back`); then each step has a `Call`.
         further: names of further inputs. The gradients are then a tuple of them and of the trees of these.
+
+    Attributes:
+        is_possible: whether the compiled function knows all containers.
+        calls_back: whether a function is told of what is written.
+        offsets: of the table of each work, in bytes, in the table of all.
+        late: arrays that wait for their end.
     """
 
     def __init__(
