@@ -65,13 +65,8 @@ class Driver:
         self.query = function("cuEventQuery", handle)
         self.copy = function("cuMemcpyHtoDAsync_v2", word, word, size, handle)
         self.launch = function("cuLaunchKernel", handle, *[number] * 7, handle, word, word)
-        self._current_device = function("cuCtxGetDevice", word)
+        function("cuCtxGetDevice", word)  # which only machine code asks
         self.check(function("cuInit", number)(0))
-
-    def addresses(self) -> tuple[int, int]:
-        """Return where `cuCtxGetDevice` and `cuLaunchKernel` are, for machine code that calls them."""
-        found = [ctypes.cast(of, ctypes.c_void_p).value or 0 for of in (self._current_device, self.launch)]
-        return found[0], found[1]
 
     def check(self, status: int) -> None:
         """Raise an error if a function of the driver did not return zero."""
