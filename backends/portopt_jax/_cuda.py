@@ -78,12 +78,7 @@ def machine() -> _Machine | None:
     many = driver.driver().version() >= 1000 * _MANY_FROM[0] + 10 * _MANY_FROM[1]
     many = many and _release(compiler.version) >= _MANY_FROM and min(of.capability for of in found) >= _MANY_ON
     processors = min(of.multiprocessors for of in found)
-    return _Machine(numbers, processors, addresses_of(driver.driver()), _MANY if many else _SOME)
-
-
-def addresses_of(of: driver.Driver) -> tuple[int, int]:
-    """Return the addresses of the driver's functions that handlers call."""
-    return of.addresses["cuCtxGetDevice"], of.addresses["cuLaunchKernel"]
+    return _Machine(numbers, processors, driver.driver().addresses_for_launching(), _MANY if many else _SOME)
 
 
 def _devices() -> Sequence[Any]:
