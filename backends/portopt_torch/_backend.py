@@ -19,6 +19,7 @@ from portopt.backend import (
     ArrayAPIBackend,
     ArrayInfo,
     Arrays,
+    Graphs,
     Leaf,
     MemoryRange,
     Mode,
@@ -30,7 +31,7 @@ from portopt.imports import imported
 from portopt.interrupts import finish
 from portopt.kernels import launch
 from portopt.kernels import products as gpu_products
-from portopt.kernels.cuda.graphs import capture_error
+from portopt.kernels.captured_step import CudaGraphs
 from portopt.kernels.cuda.library import CudaLibrary
 from portopt.kernels.device_plan import make_device_plan
 from portopt.kernels.host import compiler, joined, kernel, memory, norm, readers, segments, threads, totals, trial
@@ -60,6 +61,13 @@ class TorchBackend(ArrayAPIBackend):
             "torch",
             lambda: importlib.import_module("array_api_compat.torch"),
             install_command='pip install "portopt[torch]"',
+        )
+        self.graphs: Graphs = CudaGraphs(
+            self,
+            lambda: self._library,
+            lambda tensor: self._runs_kernels(tensor),
+            lambda tensors: self._is_captured(tensors),
+            lambda target, value: target.fill_(value),
         )
 
     @property
@@ -251,7 +259,6 @@ class TorchBackend(ArrayAPIBackend):
 
     def total(self, name: str, works: Sequence[Work]) -> Any:
         parameters = [arrays["p"] for work in works for arrays in work.parameters]
-        self.refuse_capture(parameters)
         combine = COMBINE.get()
         # What lacks an axis is the same in the processes that share it.
         if combine is None or any(work.program.ops[work.program.array_outputs["x"]].dims is not None for work in works):
@@ -299,7 +306,6 @@ class TorchBackend(ArrayAPIBackend):
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         parameters = [arrays for work in works for arrays in work.parameters]
-        self.refuse_capture(arrays["p"] for arrays in parameters)
         all_detached = self._detached(works)
         if not all(map(_is_local, all_detached)):
             return self._update_parts(all_detached, works, in_place=in_place)
@@ -356,17 +362,14 @@ class TorchBackend(ArrayAPIBackend):
     def _parts(self) -> Any:
         return importlib.import_module("portopt_torch._parts")
 
-    def refuse_capture(self, tensors: Iterable[Any]) -> None:
-        """Refuse to do a step on tensors of a device whose work is being captured in a CUDA graph.
-
-        Raises:
-            RuntimeError: it is.
-        """
+    def _is_captured(self, tensors: Iterable[Any]) -> bool:
+        """Tell whether the work of one of the devices of tensors is being captured in a CUDA graph."""
         cuda = self._torch.cuda
         for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
             with cuda.device(device):
                 if cuda.is_current_stream_capturing():
-                    raise capture_error()
+                    return True
+        return False
 
     @property
     def _library(self) -> CudaLibrary:
@@ -465,7 +468,6 @@ class TorchBackend(ArrayAPIBackend):
         )
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
-        self.refuse_capture(gradients)
         detached = [g.detach().resolve_neg() for g in gradients]
         combine = COMBINE.get()
         if combine is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import re
@@ -15,7 +16,8 @@ from portopt.arithmetic import HOST
 from portopt.hyperparameters import Alias, Range
 from portopt.nested import value_of
 from portopt.scalars import Scalar
-from portopt.schedules import is_schedule
+from portopt.schedules import Schedule, is_schedule
+from portopt_torch._backend import backend
 
 
 class Resolved(NamedTuple):
@@ -39,7 +41,8 @@ class GroupHyperparameters:
     given.
     """
 
-    def __init__(self, rule: Optimizer) -> None:
+    def __init__(self, rule: Optimizer, *, capturable: bool = False) -> None:
+        self.capturable = capturable
         names = tuple(rule.defaults(getattr(rule, "dialect", None)))
         numeric = rule.numeric_hyperparameters()
         others = {name: value for name in dir(type(rule)) if isinstance(value := getattr(type(rule), name), Alias)}
@@ -132,7 +135,7 @@ class GroupHyperparameters:
             ValueError: a value is outside its range, or does not go together with another.
             TypeError: a value is of a wrong type, or stands under a name that is not read.
         """
-        values = (*(number(n, group[n]) for n in self._held), *(group.get(n) for n in self._options), len(group))
+        values = (*(self._read(n, group[n]) for n in self._held), *(group.get(n) for n in self._options), len(group))
         last = self._last.get(index)
         if last is not None and last[0] == values:
             return last[2]
@@ -144,12 +147,22 @@ class GroupHyperparameters:
         self._last[index] = (values, group["params"], resolved)
         return resolved
 
+    def _read(self, name: str, value: Any) -> Any:
+        """Return a value of a group as a number; a learning rate on the device, which is read there, as where it is."""
+        if self.capturable and isinstance(value, torch.Tensor) and backend.graphs.has_number(value.reshape(-1)[0]):
+            if name == "lr":
+                return OnDevice(name, value)
+            backend.graphs.refuse_capture([value], f"{name} of a group is a tensor on the device, which only lr may be")
+        return number(name, value)
+
     def _resolve(self, group: Mapping[str, Any], before: Optimizer | None) -> Resolved:
         """Return what a group asks for, with the rule of the step before if it serves."""
         given: dict[str, Any] = {}
         for held, names in self._held.items():
-            given |= zip(names, self._parts(held, number(held, group[held])), strict=True)
+            given |= zip(names, self._parts(held, self._read(held, group[held])), strict=True)
         rate = given["learning_rate"]
+        if isinstance(rate, OnDevice):
+            return self._with_rate_on_device(group, before, rate)
         if is_schedule(rate):
             raise TypeError(
                 f"a parameter group was given the schedule {rate!r} as lr: give the schedule to the optimizer, as "
@@ -166,6 +179,9 @@ class GroupHyperparameters:
                 f"constructed, here as {dialect!r}; use one TorchOptimizer for each value"
             )
         rule = self._changed(self._rule, {**given, **options})
+        if self.capturable and self._scheduled and rate != 1.0:
+            # A factor on what kernels compute.
+            return Resolved(rule.replace(learning_rate=_Scaled(rule.learning_rate, rate)), {})
         if before is not None:
             for name in self._at_init:
                 if value_of(rule, name) != value_of(before, name):
@@ -178,6 +194,15 @@ class GroupHyperparameters:
                 overrides = {name: value for name, value in values.items() if value != value_of(before, name)}
                 return Resolved(before, self._with_factor(overrides, rate))
         return Resolved(rule, self._with_factor({}, rate))
+
+    def _with_rate_on_device(self, group: Mapping[str, Any], before: Optimizer | None, rate: OnDevice) -> Resolved:
+        if self._scheduled:
+            raise ValueError(
+                "a parameter group has a tensor on the device as lr, but the optimizer has a schedule, on which lr is a factor: "
+                "give the factor as a number"
+            )
+        resolved = self._resolve({**group, "lr": value_of(self._rule, "learning_rate")}, before)
+        return resolved._replace(overrides={**resolved.overrides, "learning_rate": rate.tensor})
 
     def _changed(self, rule: Optimizer, values: Mapping[str, Any]) -> Optimizer:
         changes = {name: value for name, value in values.items() if value is not value_of(rule, name)}
@@ -217,6 +242,31 @@ class GroupHyperparameters:
         return {**resolved.overrides, "learning_rate": factor * (rate.value if isinstance(rate, Scalar) else rate)}
 
 
+class OnDevice:
+    """A learning rate on the device, equal to another one if that is the same tensor."""
+
+    def __init__(self, name: str, value: torch.Tensor) -> None:
+        self._value = value
+        self.tensor = _of_no_axes(name, value).detach()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OnDevice) and other._value is self._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scaled(Schedule):
+    """A schedule times a number."""
+
+    schedule: Any
+    factor: float
+
+    def at(self, step: Scalar) -> Any:
+        return self.schedule(step) * self.factor
+
+
 class ScaledSchedule(float):
     """The factor of a group on the rule's schedule."""
 
@@ -225,14 +275,16 @@ def number(name: str, value: Any) -> Any:
     """Return a hyperparameter's value; torch also takes tensors of one element, and its schedulers fill them in place."""
     if isinstance(value, tuple | list):
         return tuple(number(name, part) for part in value)
-    if not isinstance(value, torch.Tensor):
-        return value
+    return value if not isinstance(value, torch.Tensor) else _of_no_axes(name, value).item()
+
+
+def _of_no_axes(name: str, value: torch.Tensor) -> torch.Tensor:
     if value.numel() != 1 or value.ndim > 1:
         raise ValueError(
             f"{name} of a parameter group must be a number or a tensor of one, of shape () or (1,), but a tensor of shape "
             f"{tuple(value.shape)} was given"
         )
-    return value.item()
+    return value.reshape(())
 
 
 @functools.cache

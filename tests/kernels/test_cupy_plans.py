@@ -42,7 +42,7 @@ class PlayedCupy(_kernel.CupyLibrary):
 @pytest.fixture
 def recording(kernel_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recording]:
     monkeypatch.setattr(_kernel, "LIBRARY", PlayedCupy())
-    monkeypatch.setattr(CupyBackend, "_refuse_capture", lambda self, arrays: None)
+    monkeypatch.setattr(CupyBackend, "_is_captured", lambda self, arrays: False)
     with recording_driver(kernel_directory) as found:
         yield found
 
