@@ -49,7 +49,12 @@ def work(options: Options, argument: Mapping[str, Any], keep: Keep) -> None:
             for name, make in _STEPS.items():
                 if options.chosen(f"launches {name}"):
                     rows.append(
-                        {"step": name, "tensors": count, "library": "torch", **_counted(make(count), library, recording)}
+                        {
+                            "step": name,
+                            "tensors": count,
+                            "library": "torch",
+                            **_counted(make(count), library, recording),
+                        }
                     )
                     keep({"rows": rows})
 

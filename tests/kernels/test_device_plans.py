@@ -19,8 +19,8 @@ from support.recording_driver import Recording
 from support.torch_on_host import HostTorch, host_torch, to_numpy, to_torch
 
 import portopt
-from portopt.kernels.cuda import driver
 from portopt.kernels import launch
+from portopt.kernels.cuda import driver
 from portopt.kernels.device_plan import DevicePlan
 from portopt_torch import TorchOptimizer
 from portopt_torch import _backend as torch_backend
