@@ -31,6 +31,7 @@ class RepeatedStep:
     """
 
     does_first = False
+    remarks: tuple[str, ...] = ()
 
     def __init__(
         self, backend: Backend, programs: Mapping[Program, Shape], further: tuple[str, ...], results: Results | None
