@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ from portopt.step import totals_of
 from portopt_torch._backend import backend
 from portopt_torch._batches import Batch, Batches, Totals, is_usable, lacking, same, slots_of
 from portopt_torch._conversion import is_native, own_state_dict, to_torch
-from portopt_torch._groups import GroupHyperparameters
+from portopt_torch._groups import GroupHyperparameters, Resolved
+from portopt_torch._repeated import RepeatedStep, is_possible
 from portopt_torch._saved_state import SealedState, checked_state
 from portopt_torch._sharded import (
     gradient_norm,
@@ -86,6 +88,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         self._batches: dict[int, Batches] = {}
         self._known_states: list[Any] = []
         self._is_unchecked = True
+        self._repeated: RepeatedStep | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; their state begins at step 0."""
@@ -155,19 +158,8 @@ class TorchOptimizer(torch.optim.Optimizer):
     def _update(self, inputs: Mapping[str, Mapping[Any, Any]]) -> None:
         # Before a batch on another device has moved.
         backend.refuse_capture(p for group in self.param_groups for p in group["params"][:1])
-        states = list(self.state.values())
-        if not same(states, self._known_states):
-            self._batches.clear()
-        clips, all_gradients, work = False, [], []
-        for index, group in enumerate(self.param_groups):
-            resolved = self._hyperparameters.resolved(index, group)
-            clips = clips or resolved.overrides.get("clipnorm", resolved.rule.clipnorm) is not None
-            parameters, gradients = self._moving(group)
-            all_gradients += gradients
-            for batch in self._batches_of(index, resolved.rule, parameters):
-                overrides = {**self._hyperparameters.at_step(resolved, batch.finished), **batch.inputs(inputs)}
-                work.append((batch, batch.gradients(gradients), overrides))
-        self._known_states = list(self.state.values())
+        found = None if inputs or self._repeated is None else self._repeated_work(self._repeated)
+        clips, all_gradients, work = self._new_work(inputs) if found is None else found
         try:
             totals = None
             # What moves a scalar of the state is known beforehand, so that an interrupted step can be counted.
@@ -190,6 +182,52 @@ class TorchOptimizer(torch.optim.Optimizer):
                 if reason is not None:
                     raise TypeError(reason) from error
             raise
+
+    def _new_work(self, inputs: Mapping[str, Mapping[Any, Any]]) -> tuple[bool, list[Any], list[_Work]]:
+        """Return whether gradients are clipped by their norm, all gradients, and what is done with each batch."""
+        states = list(self.state.values())
+        if not same(states, self._known_states):
+            self._batches.clear()
+        before = list(self._batches.values())
+        clips, all_gradients, work = False, list[Any](), list[_Work]()
+        for index, group in enumerate(self.param_groups):
+            resolved = self._hyperparameters.resolved(index, group)
+            clips = clips or _clips(resolved)
+            parameters, gradients = self._moving(group)
+            all_gradients += gradients
+            for batch in self._batches_of(index, resolved.rule, parameters):
+                overrides = {**self._hyperparameters.at_step(resolved, batch.finished), **batch.inputs(inputs)}
+                work.append((batch, batch.gradients(gradients), overrides))
+        self._known_states = list(self.state.values())
+        self._repeated = self._repetition(list(self._batches.values()), before)
+        return clips, all_gradients, work
+
+    def _repetition(self, batches: list[Batches], before: list[Batches]) -> RepeatedStep | None:
+        """Return what is known of a further step on the same batches, if this one is on those of the one before."""
+        if not same(batches, before) or not is_possible():
+            return None
+        known = [batch for of in batches for batch in of.batches]
+        moving = {p for batch in known for p in batch.parameters}
+        still = [p for group in self.param_groups for p in group["params"] if p not in moving]
+        if not all(type(p) in _PLAIN for p in (*moving, *still)) or any(batch.is_sharded for batch in known):
+            return None
+        return RepeatedStep(self.param_groups, self.state, known, still)
+
+    def _repeated_work(self, repeated: RepeatedStep) -> tuple[bool, list[Any], list[_Work]] | None:
+        """Return what `_new_work` does, if all batches are what they were in the last step."""
+        of_groups = [self._hyperparameters.resolved(index, group) for index, group in enumerate(self.param_groups)]
+        if any(self._batches[index].rule is not resolved.rule for index, resolved in enumerate(of_groups)):
+            return None
+        found = repeated.gradients(self.param_groups, self.state)
+        if found is None:
+            return None
+        gradients = iter(found)
+        work = [
+            (batch, next(gradients), self._hyperparameters.at_step(resolved, batch.finished))
+            for index, resolved in enumerate(of_groups)
+            for batch in self._batches[index].batches
+        ]
+        return any(map(_clips, of_groups)), list(itertools.chain(*found)), work
 
     def _totals(self, work: Sequence[_Work], known: Mapping[str, Any]) -> Totals:
         """Return the totals over all batches, in all processes, given those known already."""
@@ -305,6 +343,11 @@ class TorchOptimizer(torch.optim.Optimizer):
                 group.setdefault(name, value)
 
 
+def _clips(resolved: Resolved) -> bool:
+    return resolved.overrides.get("clipnorm", resolved.rule.clipnorm) is not None
+
+
+_PLAIN = torch.Tensor, torch.nn.Parameter
 _GRADIENT_DTYPES = frozenset(getattr(torch, name) for name in COMPUTE_DTYPE)
 
 
