@@ -117,7 +117,7 @@ class Batch:
 
     def check(self, gradients: Sequence[Any], overrides: Mapping[str, Any], totals: Totals) -> None:
         """Raise what a step would raise; change nothing."""
-        self._rule.check_step(self._leaves, gradients, self._state(), totals=totals, **overrides)
+        self._rule.check_step(self._leaves, gradients, self._state(), **_given(overrides, totals))
 
     def _state(self) -> OptimizerState:
         return OptimizerState(self.finished, {**self.slots, **self._scalars})
@@ -128,9 +128,7 @@ class Batch:
 
     def step(self, gradients: Sequence[Any], overrides: Mapping[str, Any], totals: Totals) -> None:
         """Do one step with the batch's gradients."""
-        # A planned step keeps what numbers make of it, and None is no number.
-        given = overrides if totals is None else {**overrides, "totals": totals}
-        state = self._rule.apply_(self._leaves, gradients, self._state(), **given)
+        state = self._rule.apply_(self._leaves, gradients, self._state(), **_given(overrides, totals))
         self._note(state.step, state.slots)
 
     def finish(self, finished: int, overrides: Mapping[str, Any], totals: Totals) -> None:
@@ -155,6 +153,11 @@ class Batch:
     def _note(self, finished: int, slots: Mapping[str, Any]) -> None:
         self._scalars, self.finished = {name: slots[name] for name in self._scalars}, finished
         put(self.states, self.counted, self.counts())
+
+
+def _given(overrides: Mapping[str, Any], totals: Totals) -> Mapping[str, Any]:
+    # A planned step keeps what numbers make of it, and None is no number.
+    return overrides if totals is None else {**overrides, "totals": totals}
 
 
 class Batches:

@@ -155,9 +155,9 @@ def _word(addresses: Sequence[int], values: Sequence[int], count: int) -> int | 
     return next((k for k in range(count) if [words[k] for words in objects] == list(values)), None)
 
 
-def _words(addresses: Sequence[int], count: int) -> list[Sequence[int]]:
+def _words(addresses: Sequence[int], count: int) -> list[list[int]]:
     """Return the first words of the objects at the addresses."""
-    return [(ctypes.c_uint64 * count).from_address(address) for address in addresses]
+    return [list((ctypes.c_uint64 * count).from_address(address)) for address in addresses]
 
 
 def _signed(bits: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import operator
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -135,15 +136,18 @@ class RepeatedStep:
         parameters = [p for batch in batches for p in batch.parameters]
         lists, dicts = _Containers(), _Containers()
         lists.add(groups, groups)
-        for group in groups:
-            lists.add(group["params"], group["params"])
+        self._lists = [group["params"] for group in groups]
+        for of_group in self._lists:
+            lists.add(of_group, of_group)
         dicts.add(state, [x for item in state.items() for x in item])
         counted = 0
         for batch in batches:
             places = {name: 2 * (counted + k) + 1 for k, name in enumerate(batch.counted)}
             counted += len(places)
             for entry in batch.states:
-                words = [w for n, x in entry.items() for w in (id(n), places.get(n, id(x) if n in batch.slots else _ANY))]
+                words = [
+                    w for n, x in entry.items() for w in (id(n), places.get(n, id(x) if n in batch.slots else _ANY))
+                ]
                 dicts.add(entry, list(entry.items()), words)
         self._counted = array("q", bytes(8 * counted))
         self._scratch = array("q", bytes(24))
@@ -168,6 +172,8 @@ class RepeatedStep:
     def gradients(self, groups: Any, state: Any) -> list[list[Any]] | None:
         """Return the gradients of each batch; None if anything is not as it was."""
         if groups is not self.groups or state is not self.state:
+            return None
+        if not all(map(operator.is_, map(_PARAMETERS, groups), self._lists)):
             return None
         k, counted = 0, self._counted
         for batch in self._batches:
@@ -295,7 +301,7 @@ class _Known:
         return (self.count,)
 
 
-_GRAD = "grad"
+_GRAD, _PARAMETERS = "grad", operator.itemgetter("params")
 
 
 @functools.cache
