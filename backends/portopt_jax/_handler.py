@@ -122,17 +122,18 @@ def make_handler(
     return compiled(call, string.Template(_STEP).safe_substitute(parts), values)
 
 
-def compiled(call: str, body: str, values: Mapping[str, Any], constants: str = "") -> Any:
+def compiled(call: str | None, body: str, values: Mapping[str, Any], constants: str = "") -> Any:
     """Return a handler for XLA as a ctypes function.
 
     Args:
-        call: how the kernel, at the address `$KERNEL`, is called for one chunk.
+        call: how the kernel, at the address `$KERNEL`, is called for one chunk; None if threads share nothing.
         body: what the handler does with the call's operands.
         values: what is put in place of names with a dollar sign.
         constants: definitions of what the two use besides.
     """
     llvm = _llvm()
-    source = string.Template(_SOURCE).safe_substitute(CALL=call, BODY=body, CONSTANTS=constants)
+    sharing = "" if call is None else string.Template(_SHARING_SOURCE).safe_substitute(CALL=call)
+    source = string.Template(_SOURCE).safe_substitute(SHARING=sharing, BODY=body, CONSTANTS=constants)
     module = llvm.parse_assembly(string.Template(source).substitute(_SHARING, **values))
     machine = llvm.Target.from_default_triple().create_target_machine(opt=2, codemodel="jitdefault", jit=True)
     engine = llvm.create_mcjit_compiler(module, machine)
@@ -387,69 +388,11 @@ declare void @free(ptr)
 declare i32 @sched_yield()
 declare i64 @llvm.umin.i64(i64, i64)
 declare i64 @llvm.umax.i64(i64, i64)
-
-define internal void @work(ptr %job) {
-begin:
-  %done = getelementptr %shared, ptr %job, i64 0, i32 1
-  %chunks_at = getelementptr %shared, ptr %job, i64 0, i32 3
-  %chunk_at = getelementptr %shared, ptr %job, i64 0, i32 4
-  %total_at = getelementptr %shared, ptr %job, i64 0, i32 5
-  %step_at = getelementptr %shared, ptr %job, i64 0, i32 6
-  %count_at = getelementptr %shared, ptr %job, i64 0, i32 7
-  %table_at = getelementptr %shared, ptr %job, i64 0, i32 8
-  %sizes_at = getelementptr %shared, ptr %job, i64 0, i32 9
-  %inputs_at = getelementptr %shared, ptr %job, i64 0, i32 10
-  %outputs_at = getelementptr %shared, ptr %job, i64 0, i32 11
-  %unused = getelementptr %shared, ptr %job, i64 0, i32 12
-  %unused_too = getelementptr %shared, ptr %job, i64 0, i32 13
-  %chunks = load i64, ptr %chunks_at
-  br label %take
-take:
-  %i = atomicrmw add ptr %job, i64 1 seq_cst
-  %any = icmp ult i64 %i, %chunks
-  br i1 %any, label %run, label %end
-run:
-  %chunk = load i64, ptr %chunk_at
-  %total = load i64, ptr %total_at
-  %step = load i64, ptr %step_at
-  %count = load i64, ptr %count_at
-  %table = load ptr, ptr %table_at
-  %sizes = load ptr, ptr %sizes_at
-  %inputs = load ptr, ptr %inputs_at
-  %outputs = load ptr, ptr %outputs_at
-  %start = mul i64 %i, %chunk
-  %full = add i64 %start, %chunk
-  %stop = call i64 @llvm.umin.i64(i64 %full, i64 %total)
-  %kernel = inttoptr i64 $KERNEL to ptr
-$CALL  %before = atomicrmw add ptr %done, i64 1 seq_cst
-  br label %take
-end:
-  ret void
-}
-
+$SHARING
 define internal ptr @memory(i64 %bytes) {
   %at_least_one = call i64 @llvm.umax.i64(i64 %bytes, i64 1)
   %memory = call ptr @malloc(i64 %at_least_one)
   ret ptr %memory
-}
-
-define internal void @leave(ptr %job) {
-begin:
-  %references = getelementptr %shared, ptr %job, i64 0, i32 2
-  %before = atomicrmw sub ptr %references, i64 1 seq_cst
-  %last = icmp eq i64 %before, 1
-  br i1 %last, label %last_one, label %end
-last_one:
-  call void @free(ptr %job)
-  ret void
-end:
-  ret void
-}
-
-define internal void @help(ptr %job) {
-  call void @work(ptr %job)
-  call void @leave(ptr %job)
-  ret void
 }
 
 define internal ptr @item(ptr %list, i64 %i) {
@@ -518,6 +461,101 @@ define internal ptr @error(ptr %frame, ptr %message, i32 %code) {
   %create = call ptr @function(ptr %frame, i32 0)
   %error = call ptr %create(ptr %arguments)
   ret ptr %error
+}
+
+define ptr @handler(ptr %frame) {
+begin:
+  %extension_at = getelementptr %frame, ptr %frame, i64 0, i32 1
+  %extension = load ptr, ptr %extension_at
+  %extended = icmp ne ptr %extension, null
+  br i1 %extended, label %look, label %call
+look:
+  %kind_at = getelementptr %extension, ptr %extension, i64 0, i32 1
+  %kind = load i32, ptr %kind_at
+  %asked = icmp eq i32 %kind, 1
+  br i1 %asked, label %describe, label %call
+describe:
+  %metadata_at = getelementptr %extension, ptr %extension, i64 0, i32 3
+  %metadata = load ptr, ptr %metadata_at
+  %api_at = getelementptr %frame, ptr %frame, i64 0, i32 2
+  %api = load ptr, ptr %api_at
+  %minor_at = getelementptr %api, ptr %api, i64 0, i32 2, i32 3
+  %minor = load i32, ptr %minor_at
+  %my_major = getelementptr %metadata, ptr %metadata, i64 0, i32 1, i32 2
+  store i32 0, ptr %my_major
+  %my_minor = getelementptr %metadata, ptr %metadata, i64 0, i32 1, i32 3
+  store i32 %minor, ptr %my_minor
+  %my_traits = getelementptr %metadata, ptr %metadata, i64 0, i32 2
+  store i32 0, ptr %my_traits
+  ret ptr null
+
+call:
+  %context_at = getelementptr %frame, ptr %frame, i64 0, i32 3
+  %context = load ptr, ptr %context_at
+  %operands = getelementptr %frame, ptr %frame, i64 0, i32 5
+  %results = getelementptr %frame, ptr %frame, i64 0, i32 6
+  %operand_count_at = getelementptr %list, ptr %operands, i64 0, i32 2
+  %operand_count = load i64, ptr %operand_count_at
+$BODY}
+"""
+
+_SHARING_SOURCE = r"""
+define internal void @work(ptr %job) {
+begin:
+  %done = getelementptr %shared, ptr %job, i64 0, i32 1
+  %chunks_at = getelementptr %shared, ptr %job, i64 0, i32 3
+  %chunk_at = getelementptr %shared, ptr %job, i64 0, i32 4
+  %total_at = getelementptr %shared, ptr %job, i64 0, i32 5
+  %step_at = getelementptr %shared, ptr %job, i64 0, i32 6
+  %count_at = getelementptr %shared, ptr %job, i64 0, i32 7
+  %table_at = getelementptr %shared, ptr %job, i64 0, i32 8
+  %sizes_at = getelementptr %shared, ptr %job, i64 0, i32 9
+  %inputs_at = getelementptr %shared, ptr %job, i64 0, i32 10
+  %outputs_at = getelementptr %shared, ptr %job, i64 0, i32 11
+  %unused = getelementptr %shared, ptr %job, i64 0, i32 12
+  %unused_too = getelementptr %shared, ptr %job, i64 0, i32 13
+  %chunks = load i64, ptr %chunks_at
+  br label %take
+take:
+  %i = atomicrmw add ptr %job, i64 1 seq_cst
+  %any = icmp ult i64 %i, %chunks
+  br i1 %any, label %run, label %end
+run:
+  %chunk = load i64, ptr %chunk_at
+  %total = load i64, ptr %total_at
+  %step = load i64, ptr %step_at
+  %count = load i64, ptr %count_at
+  %table = load ptr, ptr %table_at
+  %sizes = load ptr, ptr %sizes_at
+  %inputs = load ptr, ptr %inputs_at
+  %outputs = load ptr, ptr %outputs_at
+  %start = mul i64 %i, %chunk
+  %full = add i64 %start, %chunk
+  %stop = call i64 @llvm.umin.i64(i64 %full, i64 %total)
+  %kernel = inttoptr i64 $KERNEL to ptr
+$CALL  %before = atomicrmw add ptr %done, i64 1 seq_cst
+  br label %take
+end:
+  ret void
+}
+
+define internal void @leave(ptr %job) {
+begin:
+  %references = getelementptr %shared, ptr %job, i64 0, i32 2
+  %before = atomicrmw sub ptr %references, i64 1 seq_cst
+  %last = icmp eq i64 %before, 1
+  br i1 %last, label %last_one, label %end
+last_one:
+  call void @free(ptr %job)
+  ret void
+end:
+  ret void
+}
+
+define internal void @help(ptr %job) {
+  call void @work(ptr %job)
+  call void @leave(ptr %job)
+  ret void
 }
 
 define internal i64 @threads(ptr %frame, ptr %context) {
@@ -660,39 +698,4 @@ end:
   call void @leave(ptr %job)
   ret void
 }
-
-define ptr @handler(ptr %frame) {
-begin:
-  %extension_at = getelementptr %frame, ptr %frame, i64 0, i32 1
-  %extension = load ptr, ptr %extension_at
-  %extended = icmp ne ptr %extension, null
-  br i1 %extended, label %look, label %call
-look:
-  %kind_at = getelementptr %extension, ptr %extension, i64 0, i32 1
-  %kind = load i32, ptr %kind_at
-  %asked = icmp eq i32 %kind, 1
-  br i1 %asked, label %describe, label %call
-describe:
-  %metadata_at = getelementptr %extension, ptr %extension, i64 0, i32 3
-  %metadata = load ptr, ptr %metadata_at
-  %api_at = getelementptr %frame, ptr %frame, i64 0, i32 2
-  %api = load ptr, ptr %api_at
-  %minor_at = getelementptr %api, ptr %api, i64 0, i32 2, i32 3
-  %minor = load i32, ptr %minor_at
-  %my_major = getelementptr %metadata, ptr %metadata, i64 0, i32 1, i32 2
-  store i32 0, ptr %my_major
-  %my_minor = getelementptr %metadata, ptr %metadata, i64 0, i32 1, i32 3
-  store i32 %minor, ptr %my_minor
-  %my_traits = getelementptr %metadata, ptr %metadata, i64 0, i32 2
-  store i32 0, ptr %my_traits
-  ret ptr null
-
-call:
-  %context_at = getelementptr %frame, ptr %frame, i64 0, i32 3
-  %context = load ptr, ptr %context_at
-  %operands = getelementptr %frame, ptr %frame, i64 0, i32 5
-  %results = getelementptr %frame, ptr %frame, i64 0, i32 6
-  %operand_count_at = getelementptr %list, ptr %operands, i64 0, i32 2
-  %operand_count = load i64, ptr %operand_count_at
-$BODY}
 """

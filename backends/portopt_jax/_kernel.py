@@ -11,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -35,7 +37,7 @@ from portopt.kernels.key import KernelKey
 from portopt.program import GIVEN, Program
 from portopt.program.draws import Place
 from portopt.program.interpreter import StepScalars
-from portopt_jax import _handler, _norm_handler
+from portopt_jax import _cuda, _handler, _norm_handler
 from portopt_jax._scalars import JaxArithmetic, lowering_for, step_number
 
 InXla = Callable[[Program, StepScalars, Sequence[Mapping[str, Any]], Sequence[Place] | None], list[dict[str, Any]]]
@@ -170,18 +172,31 @@ def _norm_lowered_in_xla(context: Any, *gradients: Any, **parameters: Any) -> An
 
 def _norm_lowered(context: Any, *gradients: Any, **parameters: Any) -> Any:
     elements = sum(of.size for of in context.avals_in)
-    if not _is_for_one_device(context.module_context) or elements >= norm_stages.MOST_ELEMENTS:
+    if not _is_for_one_device(context.module_context, "cpu") or elements >= norm_stages.MOST_ELEMENTS:
         return _norm_lowered_in_xla(context, *gradients, **parameters)
     by_dtype = positions([str(of.dtype) for of in context.avals_in])
     layout = _norm_handler.layout([[context.avals_in[i].size for i in members] for members in by_dtype.values()])
     return jax.ffi.ffi_lowering(_register_norm(tuple(by_dtype)))(context, *gradients, layout=layout)
 
 
+def _norm_lowered_for_cuda(context: Any, *gradients: Any, **parameters: Any) -> Any:
+    elements = sum(of.size for of in context.avals_in)
+    is_for_one = _is_for_one_device(context.module_context, "cuda")
+    if not is_for_one or elements >= norm_stages.MOST_ELEMENTS or not _cuda.usable():
+        return _norm_lowered_in_xla(context, *gradients, **parameters)
+    return mlir.lower_fun(_norm_by_cuda, multiple_results=False)(context, *gradients, **parameters)
+
+
+def _norm_by_cuda(*gradients: Any, in_xla: Any) -> Any:
+    by_dtype = positions([str(g.dtype) for g in gradients])
+    return _cuda.norm([[gradients[i] for i in members] for members in by_dtype.values()], _registered_as)
+
+
 @functools.lru_cache(maxsize=64)
 def _register_norm(dtypes: tuple[str, ...]) -> str:
     """Return the name by which XLA knows the handler of a norm of gradients."""
     sources = [norm_stages.SOURCE, *(norm_source(dtype, default_flush()) for dtype in dtypes)]
-    return _registered_as("\n".join(sources), lambda: _norm_handler.make_norm_handler(dtypes))
+    return _registered_as("\n".join(sources), lambda: _norm_handler.make_norm_handler(dtypes), "cpu")
 
 
 def _rows(key: KernelKey, operands: Sequence[Any]) -> list[dict[str, Any]]:
@@ -195,11 +210,7 @@ def _in_xla(
     *operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla, places: tuple[Place, ...]
 ) -> list[Any]:
     """Do what the kernel does in XLA's operations."""
-    inputs, step = operands[:2]
-    with jax.enable_x64(True):
-        names = [name for name in program.scalar_inputs if name != "t"]
-        values = {**{name: inputs[i] for i, name in enumerate(names)}, "t": step}
-    scalars = StepScalars(program, JaxArithmetic(step), values)
+    scalars = _step_scalars(program, *operands[:2])
     results = in_xla(program, scalars, _rows(kernel_key, operands), places or None)
     with jax.enable_x64(True):
         outputs = [pack(list(scalars.outputs().values()))] if program.scalar_outputs else []
@@ -259,7 +270,7 @@ def _differentiated(operands: Sequence[Any], tangents: Sequence[Any], **paramete
 def _lowered(
     context: Any, *operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla, places: tuple[Place, ...]
 ) -> Any:
-    if not _is_for_one_device(context.module_context):
+    if not _is_for_one_device(context.module_context, "cpu"):
         return _lowered_in_xla(context, *operands, program=program, kernel_key=kernel_key, in_xla=in_xla, places=places)
     target = _register(program, kernel_key)
     names = [name for name, _ in kernel_key.dtypes]
@@ -276,16 +287,70 @@ def _lowered(
     return lowering(context, *operands, **attributes)
 
 
+def _lowered_for_cuda(
+    context: Any, *operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla, places: tuple[Place, ...]
+) -> Any:
+    parameters = {"program": program, "kernel_key": kernel_key, "in_xla": in_xla, "places": places}
+    if not program.is_elementwise or not _is_for_one_device(context.module_context, "cuda") or not _cuda.usable():
+        return _lowered_in_xla(context, *operands, **parameters)
+    key = replace(kernel_key, in_place=kernel_key.in_place and _may_overwrite(context))
+    with lowering_for("cuda"):
+        lowering = mlir.lower_fun(functools.partial(_by_cuda, key=key), multiple_results=True)
+        return lowering(context, *operands, **parameters)
+
+
+def _by_cuda(
+    *operands: Any,
+    program: Program,
+    kernel_key: KernelKey,
+    in_xla: InXla,
+    places: tuple[Place, ...],
+    key: KernelKey,
+) -> list[Any]:
+    inputs, step = operands[:2]
+    program = _cuda.scalars_program(program)
+    scalars = _step_scalars(program, inputs, step)
+    with jax.enable_x64(True):
+        outputs = pack(list(scalars.outputs().values())) if program.scalar_outputs else None
+    return _cuda.step(
+        *operands[2:], program=program, key=key, scalars=scalars, outputs=outputs, registered=_registered_as
+    )
+
+
+def _may_overwrite(context: Any) -> bool:
+    """Tell whether a step may overwrite its operands without XLA copying all of them first.
+
+    If none of the computation's arguments is donated, it would; inside a loop or a function, it need not.
+    """
+    operations: Any = context.module_context.module.body.operations
+    inside = mlir.ir.InsertionPoint.current.block.owner
+    for function in operations:
+        attributes = function.operation.attributes
+        if "sym_name" in attributes and mlir.ir.StringAttr(attributes["sym_name"]).value == "main":
+            given = [mlir.ir.DictAttr(of) for of in attributes["arg_attrs"]] if "arg_attrs" in attributes else []
+            is_donated = any(mark in of for of in given for mark in ("tf.aliasing_output", "jax.buffer_donor"))
+            return is_donated or inside.operation != function.operation
+    return True
+
+
+def _step_scalars(program: Program, inputs: Any, step: Any) -> StepScalars:
+    """Return the scalars of a step, given its inputs in one array, and its number."""
+    with jax.enable_x64(True):
+        names = [name for name in program.scalar_inputs if name != "t"]
+        values = {**{name: inputs[i] for i, name in enumerate(names)}, "t": step}
+    return StepScalars(program, JaxArithmetic(step), values)
+
+
 def _lowered_in_xla(context: Any, *operands: Any, **parameters: Any) -> Any:
     with lowering_for(*(context.platforms or context.module_context.platforms)):
         return mlir.lower_fun(_in_xla, multiple_results=True)(context, *operands, **parameters)
 
 
-def _is_for_one_device(module: Any) -> bool:
+def _is_for_one_device(module: Any, platform: str) -> bool:
     """Tell whether XLA will run the module on one device of this process; what JAX does not say is taken for no."""
     devices = getattr(module.axis_context, "num_devices", None)
     exported = getattr(getattr(module, "lowering_parameters", None), "for_export", True)
-    return devices == 1 and not exported and tuple(module.platforms) == ("cpu",)
+    return devices == 1 and not exported and tuple(module.platforms) == (platform,)
 
 
 @functools.lru_cache(maxsize=512)
@@ -304,10 +369,10 @@ def _register(program: Program, key: KernelKey) -> str:
             shared_steps=() if program.is_elementwise else shared_steps(program, key),
         )
 
-    return _registered_as(f"{key.in_place} {source}", made)
+    return _registered_as(f"{key.in_place} {source}", made, "cpu")
 
 
-def _registered_as(content: str, made: Callable[[], Any]) -> str:
+def _registered_as(content: str, made: Callable[[], Any], platform: str) -> str:
     """Return the name by which XLA knows the handler that calls kernels of some content, after making it if it is new.
 
     It is the same in each process, since JAX may keep compiled computations on disk.
@@ -317,9 +382,15 @@ def _registered_as(content: str, made: Callable[[], Any]) -> str:
         if name not in _registered:
             handler = made()
             ffi: Any = jax.ffi
-            ffi.register_ffi_target(name, ffi.pycapsule(handler), platform="cpu")
+            ffi.register_ffi_target(name, ffi.pycapsule(handler), platform=platform)
             _registered.add(name)
     return name
+
+
+def register_in_place(primitive: Any, rule: Any, platform: str) -> None:
+    """Register a lowering that stands where the primitive does; JAX would take it from another computation, if it may."""
+    may_say = "cacheable" in inspect.signature(mlir.register_lowering).parameters
+    mlir.register_lowering(primitive, rule, platform=platform, **({"cacheable": False} if may_say else {}))
 
 
 _step: Any = Primitive("portopt_step")
@@ -336,6 +407,7 @@ batching.primitive_batchers[_step] = _batched
 ad.primitive_jvps[_step] = _differentiated
 mlir.register_lowering(_step, _lowered_in_xla)
 mlir.register_lowering(_step, _lowered, platform="cpu")
+register_in_place(_step, _lowered_for_cuda, "cuda")
 
 _norm: Any = Primitive("portopt_norm")
 _norm.def_impl(jax.jit(lambda *gradients, **which: _norm.bind(*gradients, **which), static_argnames=("in_xla",)))
@@ -344,3 +416,4 @@ batching.primitive_batchers[_norm] = _norms_batched
 ad.primitive_jvps[_norm] = _norm_differentiated
 mlir.register_lowering(_norm, _norm_lowered_in_xla)
 mlir.register_lowering(_norm, _norm_lowered, platform="cpu")
+register_in_place(_norm, _norm_lowered_for_cuda, "cuda")

@@ -556,6 +556,7 @@ def reader_on(device: str) -> readers.ArrayReader | None:
         _team().working_team,
         readers.HOST if on_host else readers.cuda_device(place.index),
         memory.find_alike(layout),
+        memory.find_versions(),
     )
 
     def zeros(*shape: int, **options: Any) -> Any:

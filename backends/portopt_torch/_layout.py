@@ -13,7 +13,7 @@ import torch
 from portopt.kernels.host.readers import Layout
 
 _Result = TypeVar("_Result")
-_WORDS_OF_OBJECT, _WORDS_OF_TENSOR, _WORDS_OF_STORAGE, _WORDS_OF_AUTOGRAD = 4, 26, 8, 8
+_WORDS_OF_OBJECT, _WORDS_OF_TENSOR, _WORDS_OF_STORAGE, _WORDS_OF_COUNTER, _WORDS_OF_AUTOGRAD = 4, 26, 8, 3, 8
 """How much of each object is read: no more than all versions of torch have."""
 
 
@@ -140,6 +140,62 @@ def _find_gradient(layout: Layout) -> GradientLayout | None:
     if len(absent) != 1:
         return None
     return GradientLayout(layout.inner, of_autograd[0], gradient, absent.pop(), python)
+
+
+def find_versions() -> tuple[int, int]:
+    """Return `ArrayReader.versions` of tensors; zeros if it cannot be told without doubt."""
+    return elsewhere(_find_versions)
+
+
+def _find_versions() -> tuple[int, int]:
+    tensors = [torch.zeros(n, device="cpu") for n in (3, 4, 50)]
+    for k, tensor in enumerate(tensors):
+        for _ in range(3 * k + 2):
+            tensor.zero_()
+    with torch.inference_mode():
+        uncounted = torch.zeros(3, device="cpu")
+    # An alias and a view are counted together with the tensor, a copy of another count with the same memory is not.
+    aliases, views, others = ([of(t) for t in tensors] for of in (_detached, _viewed, _uncoupled))
+    own, same, also, other, without = (
+        [list((ctypes.c_uint64 * _WORDS_OF_TENSOR).from_address(int(t._cdata))) for t in of]
+        for of in (tensors, aliases, views, others, [uncounted])
+    )
+    words = [
+        k
+        for k in range(_WORDS_OF_TENSOR)
+        if without[0][k] == 0
+        and all(a[k] == b[k] == c[k] != d[k] != 0 for a, b, c, d in zip(own, same, also, other, strict=True))
+        and len({words[k] for words in own}) == len(own)
+    ]
+    if len(words) != 1:
+        return 0, 0
+    (word,) = words
+    counters = [of[word] for of in own]
+    count = next(
+        (
+            k
+            for k in range(1, _WORDS_OF_COUNTER)
+            if all(_half_at(at + 8 * k) == t._version for at, t in zip(counters, tensors, strict=True))
+        ),
+        0,
+    )
+    return (word, count) if count else (0, 0)
+
+
+def _detached(tensor: Any) -> Any:
+    return tensor.detach()
+
+
+def _viewed(tensor: Any) -> Any:
+    return tensor[1:]
+
+
+def _uncoupled(tensor: Any) -> Any:
+    return tensor.data
+
+
+def _half_at(address: int) -> int:
+    return ctypes.c_uint32.from_address(address).value
 
 
 def on_device(layout: Layout, device: torch.device) -> Layout:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,10 @@ from support.recording_driver import Recording
 from support.torch_on_host import HostTorch, host_torch, to_numpy, to_torch
 
 import portopt
+from portopt.kernels.cuda import driver
 from portopt.kernels.device_plan import DevicePlan
 from portopt_torch import TorchOptimizer
+from portopt_torch import _backend as torch_backend
 from portopt_torch._backend import TorchBackend
 
 SHAPES: tuple[tuple[int, ...], ...] = ((), (5,), (0, 3), (12, 7), (4100,), (2, 3, 4))
@@ -272,3 +277,78 @@ def test_arrays_that_a_schedule_moves_are_looked_at_after_it(played: tuple[HostT
         state = optimizer.apply_(params, grads, state)
     assert before.tolist() == [0.25] * 5
     assert params[0].tolist() == elsewhere.tolist() == [2.75] * 5
+
+
+def test_what_the_driver_refuses_is_an_error_and_done_in_the_next_step(played: tuple[HostTorch, Recording]) -> None:
+    recording = played[1]
+    run = Run(portopt.SGD(0.5), shapes=((5,), (3,)))
+    warmed_up(run)
+    versions = [p._version for p in run.params]
+    run.grads = list(map(to_torch, values("float32", 9, run.shapes)))
+    for kind in ("upload", "launch"):
+        recording.fail_once(kind)
+        with pytest.raises(RuntimeError, match="CUDA_ERROR_INVALID_VALUE"):
+            run.optimizer.apply_(run.params, run.grads, run.state)
+    assert [p._version for p in run.params] == versions
+    run.compare()
+    recording.clear()
+    # Once launches failed, the gradients had been uploaded.
+    run.step()
+    assert recording.uploaded() == 0
+    run.step(moved=True)
+
+
+@pytest.mark.parametrize("is_found", [True, False])
+def test_autograd_sees_a_step_on_a_device(
+    is_found: bool, played: tuple[HostTorch, Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = torch_backend._reader("cpu")
+    assert reader is not None
+    if not is_found:
+        monkeypatch.setattr(torch_backend, "_reader", lambda device: reader._replace(versions=(0, 0)))
+    run = Run(portopt.SGD(0.5, momentum=0.9))
+    warmed_up(run)
+    written = [*run.params, *run.state.slots["moment"]]
+    before, of_gradients = [t._version for t in written], [g._version for g in run.grads]
+    run.state = run.optimizer.apply_(run.params, run.grads, run.state)
+    assert [t._version for t in written] == [version + 1 for version in before]
+    assert [g._version for g in run.grads] == of_gradients
+    assert run.is_planned
+
+
+@pytest.mark.usefixtures("played")
+def test_pinned_memory_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, pinned = [], driver.Driver.pinned
+
+    def counted(self: driver.Driver, size: int) -> int:
+        asked.append(size)
+        return pinned(self, size)
+
+    monkeypatch.setattr(driver.Driver, "pinned", counted)
+    for _ in range(3):
+        run = Run(portopt.SGD(0.5))
+        for _ in range(6):
+            run.step(moved=True)
+        assert run.is_planned
+        del run
+        gc.collect()
+    assert len(asked) <= 2
+
+
+def test_gradients_that_nobody_else_keeps_live_until_the_step_ends(played: tuple[HostTorch, Recording]) -> None:
+    run = Run(portopt.SGD(0.5), shapes=((5,), (3,)))
+    warmed_up(run)
+    counts = [sys.getrefcount(tensor) for tensor in (*run.grads, *run.params)]
+    run.step()
+    assert [sys.getrefcount(tensor) for tensor in (*run.grads, *run.params)] == counts
+    gradients, alive = [weakref.ref(g) for g in run.grads], list[bool]()
+
+    def let_go() -> None:
+        run.grads.clear()
+        alive.extend(g() is not None for g in gradients)
+
+    with played[1].calling(let_go):
+        run.state = run.optimizer.apply_(run.params, run.grads, run.state)
+    assert alive == [True, True]
+    assert [g() for g in gradients] == [None, None]
+    assert run.state.step == run.steps + 1

@@ -21,6 +21,7 @@ from support.processes import started_python
 
 import portopt
 from portopt.kernels.host import threads
+from portopt_torch import _backend as torch_backend
 
 SHAPES: dict[str, tuple[int, ...]] = {"a": (4, 5), "b": (7,), "c": (), "d": (0, 3), "e": (2, 1, 3)}
 DTYPES = {"a": "float32", "b": "float32", "c": "bfloat16", "d": "float32", "e": "float64"}
@@ -326,11 +327,29 @@ def test_gradient_in_the_memory_of_a_parameter_is_read_before_it_changes() -> No
     assert memory.tolist() == [-1.0, -1.0, -1.0, -1.0, 5.0, 6.0, 7.0, 8.0]
 
 
-def test_autograd_sees_a_planned_step() -> None:
+@pytest.mark.parametrize("is_found", [True, False])
+def test_autograd_sees_a_planned_step(is_found: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = torch_backend._reader("cpu")
+    assert reader is not None
+    assert reader.versions != (0, 0)
+    if not is_found:
+        monkeypatch.setattr(torch_backend, "_reader", lambda device: reader._replace(versions=(0, 0)))
     optimizer, params, grads, state = ready(BY_NAME["torch"])
-    versions = [t._version for t in (params["a"], state.slots["m"]["b"])]
+    versions = [t._version for t in (params["a"], state.slots["m"]["b"], grads["a"])]
     state = optimizer.apply_(params, grads, state)
-    assert [t._version for t in (params["a"], state.slots["m"]["b"])] == [v + 1 for v in versions]
+    after = [t._version for t in (params["a"], state.slots["m"]["b"], grads["a"])]
+    assert [new - old for old, new in zip(versions, after, strict=True)] == [1, 1, 0]
+
+
+def test_tensors_whose_writes_nobody_counts_are_planned() -> None:
+    optimizer = portopt.SGD(learning_rate=1.0)
+    with torch.inference_mode():
+        w = torch.zeros(3)
+    state = optimizer.init(w)
+    for _ in range(4):
+        state = optimizer.apply_(w, torch.ones(3), state)
+    assert w.tolist() == [-4.0] * 3
+    assert optimizer._cache.plans[0].was_used
 
 
 @each_planned

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from support.twins import Twin
 import portopt
 from portopt import schedules
 from portopt.hyperparameters import Range
-from portopt.kernels.host import threads
+from portopt.kernels.host import plan, threads
 from portopt.kernels.host.scalar_script import scalar_script
 from portopt.kernels.rates import ARE_ALLOWED, Rate, rates_program
 from portopt.program.interpreter import StepScalars
@@ -230,14 +232,19 @@ def test_whatever_is_given_for_a_step_counts_for_it(library: Library) -> None:
         assert_same_bits(library.numpy(w), before)
 
 
-class NormOfGradients(portopt.Optimizer):
-    """Puts the norm of all gradients into every element."""
+class TotalsOfGradients(portopt.Optimizer):
+    """Puts the norm of all gradients into every element, and other totals into the state."""
+
+    scalar_slots = {"added": 0.0, "root": 0.0, "most": 0.0}  # noqa: RUF012  # a mapping that nothing writes to
 
     def totals(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
-        return {"size": xp.linalg.vector_norm(g)}
+        found = {"size": xp.linalg.vector_norm(g), "total": xp.sum(xp.where(p == p, g, g))}
+        return {**found, "norm": xp.linalg.vector_norm(g - p), "largest": xp.max(g - p)}
 
-    def coefficients(self, t: Any, size: Any) -> Any:
-        return {"size": size}
+    def coefficients(
+        self, t: Any, added: Any, root: Any, most: Any, size: Any, total: Any, norm: Any, largest: Any
+    ) -> Any:
+        return {"size": size, "added": total, "root": norm, "most": largest}
 
     def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
         return xp.where(p == p, c.size, c.size) + 0.0 * p, {}
@@ -260,21 +267,33 @@ GRADIENTS: dict[str, list[Array]] = {
     "zeros": [np.zeros(9, np.float32), np.zeros(0, np.float32)],
     "infinity": [outlier("float32", 5000, 4097, math.inf), np.ones(3)],
     "NaN after infinity": [outlier("float32", 5000, 4097, math.inf), np.asarray([math.nan])],
+    "infinities of both signs": [outlier("float32", 50, 7, math.inf), -outlier("float32", 50, 7, math.inf)],
     "large": [outlier("float32", LARGE, LARGE - 5, 40), np.ones(7)],
+    "large, parts in other bins": [np.arange(LARGE, dtype=np.float32) ** 2 / 2**21 + np.float32(0.1), np.ones(7)],
     "large, of two dtypes": [outlier("float32", LARGE, 5, 3), outlier("float64", LARGE, LARGE - 5, 900)],
     "large with infinity": [outlier("float32", LARGE, LARGE // 2 + 1, math.inf), np.ones(7)],
 }
 
 
+@functools.cache
+def totals_by_python(case: str) -> tuple[float, Mapping[str, float]]:
+    """Return the norm of a case, and what its totals are, operation by operation."""
+    params = [np.zeros(g.shape) for g in GRADIENTS[case]]
+    optimizer = TotalsOfGradients()
+    with portopt.interpreted(), np.errstate(all="ignore"):
+        params, state = optimizer.apply(params, GRADIENTS[case], optimizer.init(params))
+    return float(BY_NAME["numpy"].backend.gradient_norm(GRADIENTS[case])), state.slots
+
+
 @each_planned
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("case", GRADIENTS)
-def test_the_norm_is_that_of_python(case: str, count: int, library: Library) -> None:
+def test_totals_are_those_of_python(case: str, count: int, library: Library) -> None:
+    norm, slots = totals_by_python(case)
     gradients = GRADIENTS[case]
-    expected = float(BY_NAME["numpy"].backend.gradient_norm(gradients))
     params = library.arrays([np.zeros(g.shape) for g in gradients])
     grads = library.arrays(gradients)
-    optimizer = NormOfGradients()
+    optimizer = TotalsOfGradients()
     portopt.set_num_threads(count)
     try:
         state = optimizer.init(params)
@@ -284,6 +303,22 @@ def test_the_norm_is_that_of_python(case: str, count: int, library: Library) -> 
             state = optimizer.apply_(params, grads, state)
     finally:
         portopt.set_num_threads(None)
-    assert len(optimizer._cache.plans) == 1
+    (planned,) = optimizer._cache.plans
+    assert planned.was_used
     for p in params:
-        assert_same_bits(library.numpy(p), np.full(p.shape, expected))
+        assert_same_bits(library.numpy(p), np.full(p.shape, norm))
+    for name, value in slots.items():
+        assert_same_bits(np.float64(state.slots[name]), np.float64(value), name)
+
+
+def test_totals_too_large_for_integers_are_left_to_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "MOST_ELEMENTS", 4)
+    for optimizer in (portopt.DoG(), portopt.SGD(clipnorm=1.0)):
+        w = np.ones(4)
+        state = optimizer.init(w)
+        for _ in range(3):
+            state = optimizer.apply_(w, w.copy(), state)
+        found = portopt.explain(optimizer, w, w.copy(), state, in_place=True)
+        assert str(found) == (
+            "checked: of 4 elements and more, Python adds up the integers that make a total over all parameters"
+        )

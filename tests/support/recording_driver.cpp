@@ -44,8 +44,18 @@ std::vector<Entry> entries;
 std::vector<std::function<void()>> queued;
 bool is_running = true, is_delayed = false;
 void *captured = nullptr;
+int failing = 0;
+void (*called)() = nullptr;
 unsigned int most_blocks = 3, most_threads = 4;
 thread_local std::vector<void *> contexts;
+
+bool fails(int kind)
+{
+    const bool is_next = failing == kind;
+    if (is_next)
+        failing = 0;
+    return is_next;
+}
 
 void run(const Kernel &kernel, const std::string &arguments, unsigned int blocks, unsigned int threads)
 {
@@ -86,6 +96,10 @@ void set_playing(int running, int delayed, void *stream)
     is_delayed = delayed;
     captured = stream;
 }
+
+void fail_once(int kind) { failing = kind; }
+
+void call_at_launches(void (*function)()) { called = function; }
 
 void set_limits(unsigned int blocks, unsigned int threads)
 {
@@ -161,6 +175,15 @@ int cuCtxGetCurrent(void **context)
     return SUCCESS;
 }
 
+// Only XLA's threads ask, which have a context by then.
+int cuCtxGetDevice(int *device)
+{
+    if (contexts.empty())
+        contexts.push_back((void *)0x1000);
+    *device = (int)((intptr_t)contexts.back() - 0x1000);
+    return SUCCESS;
+}
+
 int cuCtxPushCurrent_v2(void *context)
 {
     contexts.push_back(context);
@@ -226,7 +249,7 @@ int cuStreamIsCapturing(void *stream, int *status)
 
 int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t size, void *stream)
 {
-    if (contexts.empty())
+    if (contexts.empty() || fails(UPLOAD))
         return INVALID;
     queue({UPLOAD, (long long)(intptr_t)stream, (long long)size, 0, ""}, [=] {
         if (is_running)
@@ -239,8 +262,10 @@ int cuLaunchKernel(
     void *function, unsigned int blocks, unsigned int, unsigned int, unsigned int threads, unsigned int, unsigned int,
     unsigned int, void *stream, void **parameters, void **extra)
 {
-    if (contexts.empty() || parameters || (intptr_t)extra[0] != 1 || (intptr_t)extra[2] != 2 || extra[4])
+    if (contexts.empty() || fails(LAUNCH) || parameters || (intptr_t)extra[0] != 1 || (intptr_t)extra[2] != 2 || extra[4])
         return INVALID;
+    if (called)
+        called();
     auto *kernel = (Kernel *)function;
     const std::string arguments((const char *)extra[1], *(size_t *)extra[3]);
     queue({LAUNCH, (long long)(intptr_t)stream, (long long)arguments.size(), blocks, kernel->name.c_str()}, [=] {

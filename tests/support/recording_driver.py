@@ -9,7 +9,7 @@ import ctypes
 import functools
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -97,6 +97,20 @@ class Recording:
     def play(self, *, running: bool = True, delayed: bool = False, captured: int = 0) -> None:
         """Say whether kernels and uploads do anything, and when: at once or in `run_queued`; and which stream is captured."""
         self._library.set_playing(int(running), int(delayed), ctypes.c_void_p(captured))
+
+    def fail_once(self, kind: str) -> None:
+        """Let the driver report an error where next something of a kind is queued."""
+        self._library.fail_once(next(number for number, name in _KINDS.items() if name == kind))
+
+    @contextmanager
+    def calling(self, function: Callable[[], None]) -> Iterator[None]:
+        """Call a function whenever a kernel is launched."""
+        called = ctypes.CFUNCTYPE(None)(function)
+        self._library.call_at_launches(called)
+        try:
+            yield
+        finally:
+            self._library.call_at_launches(None)
 
     def run_queued(self) -> None:
         """Do what was queued."""

@@ -11,7 +11,6 @@ parameters are ordered by the caller, whatever their streams, as all work on the
 from __future__ import annotations
 
 import itertools
-import struct
 import threading
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -19,26 +18,39 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portopt.arithmetic.dtypes import TINY_FLOAT32
 from portopt.backend import Backend, Leaf, is_interpreted, is_set_aside
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver, kernels
-from portopt.kernels.cuda.library import Argument, CudaLibrary, Placed, packed, typed
-from portopt.kernels.cuda.source import MOST_BLOCKS, THREADS
+from portopt.kernels.cuda.library import CudaLibrary, Placed
+from portopt.kernels.device_queue import (
+    COUNT_OF_NORM,
+    FLOAT,
+    IS_CAPTURING,
+    NEEDS_BLOCK,
+    NORM,
+    OF_KIND,
+    ROUNDED,
+    WORD,
+    Column,
+    Launch,
+    Queue,
+    ScalarKernel,
+)
 from portopt.kernels.groups import grouped
 from portopt.kernels.host.compiler import default_flush
+from portopt.kernels.host.given import Schedules, changing, same_numbers
 from portopt.kernels.host.kernel import Inputs, Work, host_kernel
+from portopt.kernels.host.look import NOT_BEGUN
 from portopt.kernels.host.readers import ArrayReader
+from portopt.kernels.host.step_inputs import HEAD, StepInputs
 from portopt.kernels.host.watch import Call, Still, Watch, size_of
 from portopt.kernels.key import KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM, SUM_SQUARES, UPDATE
 from portopt.kernels.norm_dependence import WORDS_OF_PART, GradientNorm, host_program, norm_dependence
 from portopt.kernels.passes import passes_of
-from portopt.nested import rates_of
 from portopt.program import Kind, Op, Program
 from portopt.protocols import Rule
 from portopt.scalars import MOST_STEPS
-from portopt.schedules import is_schedule
 from portopt.state import OptimizerState
 
 _MOST_STREAMS = 4
@@ -54,7 +66,8 @@ class DevicePlan:
         programs: what the kernels do, each with the shape of a parameter that it is for.
         watch: knows the arrays.
         kinds: the parameters by kernel.
-        state_type: of the states.
+        inputs: where the inputs and outputs are of what computes the scalars.
+        device: the number of the device.
         further: names of further inputs.
         note_written: is told of all written arrays after a step.
     """
@@ -68,6 +81,7 @@ class DevicePlan:
         programs: Mapping[Program, tuple[int, ...]],
         watch: Watch,
         kinds: Sequence[_Kind],
+        inputs: Inputs,
         device: int,
         further: tuple[str, ...],
         note_written: Callable[[list[Any]], object] | None,
@@ -80,13 +94,19 @@ class DevicePlan:
         self._programs = programs
         self._watch = watch
         self._kinds = kinds
+        self._inputs = inputs
+        self._schedules = Schedules(programs, inputs.length)
         self._device = driver.device(device)
-        self._note_written = note_written
+        self._note_written = note_written if watch.calls_back else None
         self._placed: dict[int, _Placed] = {}
-        self._lock = threading.Lock()
+        # What ends while it is held may be an array whose end does a step.
+        self._lock = threading.RLock()
         self._own_norm = GradientNorm(None, 0, _unknown)
-        # Inputs of the last step, and the hyperparameters that were given for it, as text.
-        self._kept: tuple[list[Mapping[str, Any]], str] | None = None
+        scalars = kinds[0].scalars
+        first = 1 + inputs.places[0][1] // 8
+        self._of_state = {name: first + k for name, k in scalars.of_state.items()}
+        # Inputs of the last step and the hyperparameters that were given for it.
+        self._kept: tuple[StepInputs, dict[str, Any]] | None = None
 
     def step(
         self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
@@ -99,51 +119,34 @@ class DevicePlan:
                 return None
             grads = (grads, *[overrides[name] for name in self.inputs])
             overrides = {name: value for name, value in overrides.items() if name not in self.inputs}
-        stream = self._library.stream(self._device.number)
-        call = self._looked((params, grads, state.slots))
-        if call is None:
-            return None
-        inputs = self._inputs_of(rule, state, overrides)
-        # A schedule of a user's may have done anything to the arrays.
-        if inputs is None or (self._kept is None and not self._watch.look(params, grads, state.slots, call=call)):
-            return None
-        finished, new_scalars = state.step + 1, dict[str, float]()
-        with self._lock, self._device.within():
-            if self._device.driver.is_capturing(stream):
+        stream, slots, finished = self._library.stream(self._device.number), state.slots, state.step + 1
+        with self._lock:
+            found = self._step_inputs(rule, (params, grads, slots), state, overrides)
+            if found is None:
                 return None
-            placed = self._placed.get(stream) or self._place(stream, call)
-            self._bring(call.table, placed, stream)
-            norm = self._norm_of(inputs, placed, stream)
-            for kind, at in zip(self._kinds, placed.kinds, strict=True):
-                values = kind.scalars.values(inputs[kind.program], finished)
-                new_scalars |= kind.scalars.of_state(values)
-                results: tuple[int, ...] = ()
-                if kind.scalars.results:
-                    results = (at.results,)
-                    given = kind.scalars.given(norm, values, at.results)
-                    self._device.launch(kind.functions[SCALARS_OF_NORM], 1, THREADS, given, stream)
-                for name, table in zip(kind.names, at.tables, strict=True):
-                    if table.chunks:
-                        arguments = kind.scalars.arguments(table.argument, values, results)
-                        blocks = min(table.chunks, MOST_BLOCKS)
-                        self._device.launch(kind.functions[name], blocks, THREADS, arguments, stream)
-        if self._note_written is not None:
-            self._note_written(call.written)
+            inputs, norm = found
+            if not self._queue((params, grads, slots), inputs.buffer_info()[0] + HEAD, finished, stream, norm):
+                return None
+            if self._of_state:
+                slots = {**slots, **{name: inputs[k] for name, k in self._of_state.items()}}
+        if self._watch.late:
+            self._watch.late.clear()
         self.was_used = True
-        slots = {**state.slots, **new_scalars} if new_scalars else state.slots
         return params, OptimizerState(finished, slots)
 
     def fits(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> bool:
         """Tell whether the plan would do a step without further inputs, doing nothing."""
         if self.inputs or not self._is_for(state):
             return False
-        try:
-            if self._inputs_of(rule, state, overrides) is None:
-                return False
-        except Exception:
-            # The full check says so in its order.
-            return False
-        return self._looked((params, grads, state.slots)) is not None
+        with self._lock:
+            if self._kept is None or not same_numbers(overrides, self._kept[1]):
+                try:
+                    if not self._runs(rule, self._checked(rule, overrides)):
+                        return False
+                except Exception:
+                    # The full check says so in its order.
+                    return False
+            return self._looked((params, grads, state.slots)) is not None
 
     def _is_for(self, state: Any) -> bool:
         if type(state) is not OptimizerState or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:
@@ -158,33 +161,110 @@ class DevicePlan:
         mended = self._watch.mend(call, *trees)
         return mended if mended is not None and self._watch.look(*trees, call=mended) else None
 
-    def _inputs_of(self, rule: Rule, state: Any, overrides: dict[str, Any]) -> list[Mapping[str, Any]] | None:
-        """Return the scalar inputs of each program but the number of the step; None if this step needs others."""
-        given = "" if not overrides else repr(overrides) if _are_numbers(overrides) else None
-        if self._kept is not None and self._kept[1] == given:
-            return self._kept[0]
-        checked = rule.check_overrides(overrides) | dict.fromkeys(self.inputs, True)
-        if any(rule.program(checked, shape) is not program for program, shape in self._programs.items()):
+    # The inputs of a step -------------------------------------------------------------------------------------------
+
+    def _step_inputs(
+        self, rule: Rule, trees: tuple[Any, Any, Any], state: Any, overrides: dict[str, Any]
+    ) -> tuple[array[float], Any] | None:
+        """Return what a step is given, and the norm of the gradients if it is given one; None if this plan cannot do the step."""
+        if self._kept is not None:
+            given, known = self._kept
+            inputs = None
+            if overrides and overrides.keys() == given.given.keys():
+                inputs = given.of_step(state.slots, overrides)
+            elif (not overrides and not known) or same_numbers(overrides, known):
+                inputs = given.constant or given.of_step(state.slots)
+            if inputs is not None:
+                return inputs, None
+        try:
+            return self._new_inputs(rule, trees, state, overrides)
+        except Exception:
+            # Of several things that are wrong, the full check has an order of its own.
+            if self._watch.look(*trees):
+                raise
+            return None
+
+    def _new_inputs(
+        self, rule: Rule, trees: tuple[Any, Any, Any], state: Any, overrides: dict[str, Any]
+    ) -> tuple[array[float], Any] | None:
+        checked = self._checked(rule, overrides)
+        if not self._runs(rule, checked):
+            return None
+        scheduled = self._schedules.of(rule, checked)
+        # No schedule of a user's is called for a step that another plan does.
+        if not scheduled.is_all and self._looked(trees) is None:
             return None
         scalars, _ = rule.step_scalars(
             self.backend, list(self._programs), state, checked, lambda name, scalars_of: self._own_norm
         )
-        found = [of.inputs for of in scalars]
-        if not all(self._is_usable(name, value) for inputs in found for name, value in inputs.items()):
+        names = [name for name, total in self.program.totals.items() if total.args]
+        norms = [of.inputs[name] for of in scalars for name in names if name in of.inputs]
+        if not all(map(self._is_usable, norms)):
             return None
-        scheduled = any(map(is_schedule, rates_of(rule, checked)))
-        self._kept = None if given is None or scheduled or self.program.scalar_outputs else (found, given)
-        return found
+        values = self._inputs.values([of.inputs for of in scalars])
+        if not all(type(v) in (bool, int, float) for v in values):
+            return None
+        norm = next((norm for norm in norms if norm is not self._own_norm), None)
+        given = StepInputs(
+            self._inputs,
+            values,
+            scheduled.script,
+            {},
+            outputs=tuple(self._of_state),
+            state=tuple(rule.scalar_slots),
+            given=changing(rule, overrides) if scheduled.is_all else {},
+        )
+        self._kept = (given, overrides) if scheduled.is_all and norm is None else None
+        return given.first(), norm
 
-    def _is_usable(self, name: str, value: Any) -> bool:
-        if name in self.program.totals and self.program.totals[name].args:
-            # A number would have to be looked at on the host.
-            return isinstance(value, GradientNorm) and (
-                value is self._own_norm or self._library.device(value.words) == self._device.number
-            )
-        return type(value) in (bool, int, float)
+    def _checked(self, rule: Rule, overrides: dict[str, Any]) -> dict[str, Any]:
+        return rule.check_overrides(overrides) | dict.fromkeys(self.inputs, True)
+
+    def _runs(self, rule: Rule, overrides: Mapping[str, Any]) -> bool:
+        """Tell whether a step with these hyperparameters does what the kernels do."""
+        return all(rule.program(overrides, shape) is program for program, shape in self._programs.items())
+
+    def _is_usable(self, norm: Any) -> bool:
+        # A number would have to be looked at on the host.
+        return isinstance(norm, GradientNorm) and (
+            norm is self._own_norm or self._library.device(norm.words) == self._device.number
+        )
 
     # On the device --------------------------------------------------------------------------------------------------
+
+    def _queue(
+        self, trees: tuple[Any, Any, Any], inputs: int, step: int, stream: int, norm: GradientNorm | None
+    ) -> bool:
+        """Queue a step, given the address of its inputs; returns whether all was as it was, else nothing was queued."""
+        watch, placed = self._watch, self._placed.get(stream)
+        call = None if self._note_written is None else watch.begin()
+        if placed is None:
+            with self._device.within():
+                if self._device.driver.is_capturing(stream):
+                    return False
+                call = self._looked(trees)
+                if call is None:
+                    return False
+                placed = self._place(stream, call)
+        queue = placed.queue
+        if self._needs_norm:
+            queue.set_norm(None if norm is None else (self._library.address(norm.words), norm.count))
+        while not watch.look(*trees, inputs, step, call, queue=queue.address):
+            outcome = queue.outcome
+            if outcome == NEEDS_BLOCK:
+                with self._device.within():
+                    queue.add_block()
+            elif outcome == NOT_BEGUN:
+                call = watch.mend(call, *trees)
+                if call is None:
+                    return False
+            elif outcome == IS_CAPTURING:
+                return False
+            else:
+                self._device.driver.check(outcome)
+        if self._note_written is not None and call is not None:
+            self._note_written(call.written)
+        return True
 
     def _place(self, stream: int, call: Call) -> _Placed:
         """Put tables into the device's memory, for steps on a stream."""
@@ -195,7 +275,7 @@ class DevicePlan:
                 for kind, addresses in zip(self._kinds, self._addresses(call.table), strict=True)
             ]
             norm, at = library.workspace(WORDS_OF_PART * sum(kind.blocks_of_norm for kind in kinds), number)
-        placed = _Placed(kinds, at, norm)
+        placed = _Placed(self._queue_of(stream, kinds, at), kinds, norm)
         while len(self._placed) >= _MOST_STREAMS:
             del self._placed[next(iter(self._placed))]
         self._placed[stream] = placed
@@ -210,91 +290,70 @@ class DevicePlan:
             found.append(words[offset // 8 : offset // 8 + size].reshape(kind.rows, -1).tolist())
         return found
 
-    def _bring(self, table: array[int], placed: _Placed, stream: int) -> None:
-        """Queue the upload of the addresses that are not what the device has."""
-        for kind, at, offset in zip(self._kinds, placed.kinds, self._watch.offsets, strict=True):
-            width, start = len(kind.columns), offset // 8
-            for column in kind.read:
-                current = table[start + column : start + width * kind.rows : width]
-                if at.known[column] != current:
-                    at.known[column] = None
-                    self._device.upload(at.tables[0].argument[3] + 8 * kind.rows * column, current, stream)
-                    at.known[column] = current
-
-    def _norm_of(self, inputs: Sequence[Mapping[str, Any]], placed: _Placed, stream: int) -> tuple[int, int]:
-        """Return where the parts of the norm of the gradients are, and how many, if the scalars of a step need it."""
-        if not any(kind.scalars.results for kind in self._kinds):
-            return 0, 0
-        norm = next(value for of in inputs for value in of.values() if isinstance(value, GradientNorm))
-        if norm is not self._own_norm:
-            return self._library.address(norm.words), norm.count
-        count = 0
-        for kind, at in zip(self._kinds, placed.kinds, strict=True):
+    def _queue_of(self, stream: int, placed: Sequence[_PlacedKind], norm: int) -> Queue:
+        """Return what queues steps, given what the device has of each kind and where the parts of the norm are put."""
+        programs = {
+            kind.program: ScalarKernel(kind.scalars.address, *self._inputs.places[kind.program]) for kind in self._kinds
+        }
+        columns, of_norm, launches, count = list[Column](), list[Launch](), list[Launch](), 0
+        for kind, at, offset in zip(self._kinds, placed, self._watch.offsets, strict=True):
+            for column, known in at.known.items():
+                place = at.tables[0].argument[3] + 8 * kind.rows * column
+                columns.append(Column(offset + 8 * column, 8 * len(kind.columns), known, place))
+            outputs, scalars, results = self._inputs.places[kind.program][1], kind.scalars, tuple[int, ...]()
             if at.blocks_of_norm:
-                parts = Argument("Q", placed.norm + 8 * WORDS_OF_PART * count)
-                arguments = packed([parts, typed(at.blocks_of_norm)], at.gradients.argument)
-                self._device.launch(kind.functions[SUM_SQUARES], at.blocks_of_norm, THREADS, arguments, stream)
+                parts = norm + 8 * WORDS_OF_PART * count
+                of_parts = [*at.gradients.argument, parts, at.blocks_of_norm]
+                of_norm.append(
+                    Launch(kind.functions[SUM_SQUARES], at.blocks_of_norm, of_parts, (), (), outputs, is_of_norm=True)
+                )
                 count += at.blocks_of_norm
-        return placed.norm, count
+            if scalars.results:
+                results = (at.results,)
+                given = [(WORD, NORM), (WORD, COUNT_OF_NORM), *scalars.given]
+                launches.append(Launch(kind.functions[SCALARS_OF_NORM], 1, (), given, results, outputs))
+            launches += [
+                Launch(kind.functions[name], table.chunks, table.argument, scalars.arguments, results, outputs)
+                for name, table in zip(kind.names, at.tables, strict=True)
+                if table.chunks
+            ]
+        return Queue(self._device, stream, list(programs.values()), columns, [*of_norm, *launches], (norm, count))
+
+    @property
+    def _needs_norm(self) -> bool:
+        return any(kind.scalars.results for kind in self._kinds)
 
 
 class _Scalars:
     """The scalars of a program, computed by a function that is compiled for the host, as arguments of its kernels.
 
     Attributes:
+        kernel: computes them.
         results: how many are computed on the device, from the norm of the gradients.
+        of_state: which outputs are scalars of the state, by name.
+        given: how arguments of the kernel that computes scalars from the norm are made, each from an output.
+        arguments: those of the kernels of the step.
     """
 
     def __init__(self, program: Program, real: str) -> None:
         split = norm_dependence(program)
         self.results = len(split.rounded_on_device)
-        self._real = real
         of_host = host_program(split)
         # A kernel has a parameter; this one gets no row of any.
         load = Op("load", Kind.ARRAY, label="p")
         whole = Program(of_host.name, (*of_host.ops, load), {"p": len(of_host.ops)}, of_host.scalar_outputs)
-        self._kernel = host_kernel(whole, KernelKey((("p", "float64"),), in_place=True, flush=default_flush()))
+        self.kernel = host_kernel(whole, KernelKey((("p", "float64"),), in_place=True, flush=default_flush()))
         place = {int(name): k for k, name in enumerate(of_host.scalar_outputs)}
-        self._count = len(place)
-        self._rounded = [place[j] for _, j in split.rounded_on_host]
-        self._unrounded = [(place[j], split.program.ops[j].kind) for j in split.unrounded]
-        self._given = [(place[j], split.program.ops[j].kind) for j in split.given]
-        self._of_state = {name: place[i] for name, i in split.program.scalar_outputs.items()}
-        kinds = "".join(_STRUCT[kind] for _, kind in self._unrounded)
-        real_kinds = ("f" if real == "float32" else "d") * len(self._rounded)
-        self._struct = struct.Struct(f"@6q{real_kinds}{kinds}{'Q' if self.results else ''}")
-        self._struct_of_norm = struct.Struct(f"@Qq{''.join(_STRUCT[kind] for _, kind in self._given)}Q")
+        ops, how = split.program.ops, ROUNDED if real == "float32" else FLOAT
+        self.of_state = {name: place[i] for name, i in split.program.scalar_outputs.items()}
+        self.given = [(OF_KIND[ops[j].kind], place[j]) for j in split.given]
+        self.arguments = [(how, place[j]) for _, j in split.rounded_on_host]
+        self.arguments += [(OF_KIND[ops[j].kind], place[j]) for j in split.unrounded]
 
-    def values(self, inputs: Mapping[str, Any], step: int) -> list[float]:
-        """Return the scalars that kernels and the state need, given the program's inputs and the number of the step."""
-        given = [inputs[name] for name in self._kernel.inputs]
-        memory = array("d", [*given, *[0.0] * (self._count + 1)])
-        at = memory.buffer_info()[0]
-        outputs = at + 8 * len(given)
-        self._kernel.function(at, at, at, at, 0, 0, 0, at, step, outputs)
-        return memory[len(given) :].tolist()
-
-    def of_state(self, values: Sequence[float]) -> dict[str, float]:
-        """Return the new scalars of the state."""
-        return {name: values[k] for name, k in self._of_state.items()}
-
-    def arguments(self, table: Sequence[int], values: Sequence[float], results: Sequence[int]) -> bytes:
-        """Return the arguments of a kernel of the step."""
-        rounded = [values[k] for k in self._rounded]
-        if self._real == "float32":
-            # C rounds to nearest; what is tiny once it is rounded is zero.
-            rounded = [
-                x * 0.0 if abs(x) < TINY_FLOAT32 else y for x, y in zip(rounded, array("f", rounded), strict=True)
-            ]
-        return self._struct.pack(*table, *rounded, *[_TYPES[kind](values[k]) for k, kind in self._unrounded], *results)
-
-    def given(self, norm: tuple[int, int], values: Sequence[float], results: int) -> bytes:
-        """Return the arguments of the kernel that computes scalars from the norm."""
-        return self._struct_of_norm.pack(*norm, *[_TYPES[kind](values[k]) for k, kind in self._given], results)
-
-
-_STRUCT = {Kind.FLOAT: "d", Kind.INTEGER: "q", Kind.TRUTH: "?"}
-_TYPES: Mapping[Kind, Callable[[float], Any]] = {Kind.FLOAT: float, Kind.INTEGER: int, Kind.TRUTH: bool}
+    @property
+    def address(self) -> int:
+        """Of what computes them."""
+        return self.kernel.address
 
 
 class _Kind:
@@ -367,14 +426,14 @@ class _Placed(NamedTuple):
     """What the device has for steps on a stream.
 
     Attributes:
+        queue: queues a step.
         kinds: of each kind of parameters.
-        norm: where the parts of the norm of the gradients are put.
-        owner: what keeps that memory alive.
+        norm: memory of the parts of the norm of the gradients.
     """
 
+    queue: Queue
     kinds: Sequence[_PlacedKind]
-    norm: int
-    owner: Any
+    norm: Any
 
 
 class _PlacedKind:
@@ -385,7 +444,7 @@ class _PlacedKind:
         gradients: the table of the kernel of the norm.
         blocks_of_norm: in how many blocks that runs; 0 if the step needs no norm.
         results: where the scalars are that are computed from the norm.
-        known: the read columns as they are there, by number; None if that is not known.
+        known: the read columns as they are there, by number.
     """
 
     def __init__(
@@ -394,35 +453,31 @@ class _PlacedKind:
         gradients: Placed,
         blocks_of_norm: int,
         results: int,
-        known: dict[int, Any],
+        known: dict[int, array[int]],
         owners: Any,
     ) -> None:
         self.tables = tables
         self.gradients = gradients
         self.blocks_of_norm = blocks_of_norm
         self.results = results
-        self.known: dict[int, array[int] | None] = known
+        self.known = known
         self._owners = owners
 
 
 class _Watched:
-    """Stands for a kernel where arrays are only looked at."""
+    """Stands for a kernel where arrays are only looked at: what there is to compute are the scalars."""
 
     address = 0
-    inputs = ()
     stages = None
-    program = Program("", (), {})
 
-    def __init__(self, columns: Sequence[str]) -> None:
+    def __init__(self, columns: Sequence[str], scalars: _Scalars) -> None:
         self.columns = columns
+        self.inputs = scalars.kernel.inputs
+        self.program = scalars.kernel.program
 
 
 def _unknown() -> Sequence[int]:
     raise AssertionError("the host does not ask for it")
-
-
-def _are_numbers(overrides: Mapping[str, Any]) -> bool:
-    return all(type(value) in (int, float) for value in overrides.values())
 
 
 def make_device_plan(
@@ -443,7 +498,7 @@ def make_device_plan(
         trees: a step's parameters, gradients and state; where there are further inputs, a tuple of gradients and these.
         arrays: of each parameter that has a gradient, in the order of the tree.
         reader: how arrays are read.
-        note_written: a function that, given a list of all written arrays after a step, notes that they were written.
+        note_written: a function written in C that, given a list of all written arrays after a step, notes that they were written.
     """
     params, grads, state = trees
     devices = {library.device(a) for leaf in arrays for a in leaf.values()}
@@ -478,8 +533,10 @@ def make_device_plan(
             addresses = np.array([[reader.address(arrays[i][n]) for n in kind.columns] for i in those], np.int64)
             sizes = np.array([size_of(arrays[i]["p"]) for i in those], np.int64)
             kinds.append(kind)
-            work.append(Work(_Watched(kind.columns), those, addresses, sizes, 0))  # type: ignore[arg-type]  # it is not run
+            watched = _Watched(kind.columns, kind.scalars)
+            work.append(Work(watched, those, addresses, sizes, 0, number))  # type: ignore[arg-type]  # it is not run
     further = tuple(name for name in arrays[0] if name not in ("p", "g") and name not in state.slots)
+    inputs = Inputs(work)
     watch = Watch(
         reader,
         (params, grads, state.slots),
@@ -487,14 +544,15 @@ def make_device_plan(
         arrays,
         still,
         work,
-        Inputs(work),
+        inputs,
         same_arrays=True,
+        note_written=note_written,
         further=further,
     )
     if not watch.is_possible:
         return None
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
-    return DevicePlan(library, backend, shapes, watch, kinds, device, further, note_written)
+    return DevicePlan(library, backend, shapes, watch, kinds, inputs, device, further, note_written)
 
 
 def _is_planned(program: Program) -> bool:

@@ -12,11 +12,11 @@ import functools
 import sys
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 NOT_READY = 600
-_LARGEST_DEFAULT_STREAM = 1
+LARGEST_DEFAULT_STREAM = 1
 """The legacy default stream, 0 or 1, cannot be captured, nor be asked while another one is."""
 _MAJOR, _MINOR, _MULTIPROCESSORS = 75, 76, 16
 """Attributes of a device: its compute capability, and what it has of multiprocessors."""
@@ -30,15 +30,21 @@ class Driver:
 
     Args:
         library: the driver.
+
+    Attributes:
+        addresses: of the driver's functions, by name.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         word, number, handle = ctypes.c_void_p, ctypes.c_uint, ctypes.c_void_p
         size = ctypes.c_size_t
 
+        self.addresses: dict[str, int] = {}
+
         def function(name: str, *types: Any) -> Any:
             found = getattr(library, name)
             found.argtypes, found.restype = types, ctypes.c_int
+            self.addresses[name] = ctypes.cast(found, ctypes.c_void_p).value or 0
             return found
 
         self._error_name = function("cuGetErrorName", ctypes.c_int, word)
@@ -59,7 +65,13 @@ class Driver:
         self.query = function("cuEventQuery", handle)
         self.copy = function("cuMemcpyHtoDAsync_v2", word, word, size, handle)
         self.launch = function("cuLaunchKernel", handle, *[number] * 7, handle, word, word)
+        self._current_device = function("cuCtxGetDevice", word)
         self.check(function("cuInit", number)(0))
+
+    def addresses(self) -> tuple[int, int]:
+        """Return where `cuCtxGetDevice` and `cuLaunchKernel` are, for machine code that calls them."""
+        found = [ctypes.cast(of, ctypes.c_void_p).value or 0 for of in (self._current_device, self.launch)]
+        return found[0], found[1]
 
     def check(self, status: int) -> None:
         """Raise an error if a function of the driver did not return zero."""
@@ -127,7 +139,7 @@ class Driver:
 
     def is_capturing(self, stream: int) -> bool:
         """Tell whether what is queued on a stream is being recorded for a graph."""
-        if stream <= _LARGEST_DEFAULT_STREAM:
+        if stream <= LARGEST_DEFAULT_STREAM:
             return False
         found = ctypes.c_int()
         self.check(self._is_capturing(stream, ctypes.byref(found)))
@@ -140,10 +152,11 @@ class Driver:
         return found
 
 
-class _Block(NamedTuple):
-    """Pinned memory, and the event after which the device has read it."""
+class Block(NamedTuple):
+    """Pinned memory, its size in bytes, and the event after which the device has read it."""
 
     address: int
+    size: int
     event: int
 
 
@@ -161,8 +174,9 @@ class Device:
         self.context = driver.context(number)
         self.capability = driver.capability(number)
         self.multiprocessors = driver.multiprocessors(number)
-        self._lock = threading.Lock()
-        self._blocks: dict[int, collections.deque[_Block]] = {}
+        # What ends while it is held may give back memory.
+        self._lock = threading.RLock()
+        self._blocks: dict[int, collections.deque[Block]] = {}
 
     def within(self) -> contextlib.AbstractContextManager[None]:
         """Make the device this thread's for a while."""
@@ -178,18 +192,17 @@ class Device:
     def upload(self, at: int, words: array[int], stream: int) -> None:
         """Queue a copy of words to the device's memory; they may be changed as soon as this returns."""
         size = len(words) * words.itemsize
-        capacity = max(_SMALLEST_BLOCK, 1 << (size - 1).bit_length())
-        block = self._free_block(capacity)
+        block = self.block(size)
         ctypes.memmove(block.address, words.buffer_info()[0], size)
         try:
             self.driver.check(self.driver.copy(at, block.address, size, stream))
             self.driver.check(self.driver.record(block.event, stream))
         finally:
-            with self._lock:
-                self._blocks[capacity].append(block)
+            self.take_back([block])
 
-    def _free_block(self, capacity: int) -> _Block:
-        """Return pinned memory that the device does not read any more; the first one used, or a new one if it still does."""
+    def block(self, size: int) -> Block:
+        """Return pinned memory that the device does not read any more: the first given back, or new one if it still does."""
+        capacity = max(_SMALLEST_BLOCK, 1 << (size - 1).bit_length())
         with self._lock:
             blocks = self._blocks.setdefault(capacity, collections.deque())
             if blocks:
@@ -198,7 +211,13 @@ class Device:
                     return blocks.popleft()
                 if status != NOT_READY:
                     self.driver.check(status)
-        return _Block(self.driver.pinned(capacity), self.driver.event())
+        return Block(self.driver.pinned(capacity), capacity, self.driver.event())
+
+    def take_back(self, blocks: Sequence[Block]) -> None:
+        """Have pinned memory back, also while the device still reads it."""
+        with self._lock:
+            for block in blocks:
+                self._blocks[block.size].append(block)
 
 
 def _address_of(content: bytes) -> int | None:

@@ -12,6 +12,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from portopt.kernels.key import NEW, KernelKey
@@ -62,6 +63,32 @@ def cuda_source(program: Program, key: KernelKey, on_device: frozenset[str] = fr
     parts += scalars_sources(writer, split)
     parts += functions_source(writer)
     return "\n".join([*parts, _update(writer, split, in_place=key.in_place)])
+
+
+def source_for_given_scalars(program: Program, key: KernelKey) -> str:
+    """Return the source of the kernel that runs an elementwise `program` with rounded scalars that lie on the device.
+
+    They are those that `rounded_scalars` says, in its order, in the compute dtype.
+    """
+    split = norm_dependence(program)
+    rounded = split.program.rounded_scalars
+    split = replace(split, rounded_on_host=(), rounded_on_device=rounded, unrounded=(), unrounded_on_device=())
+    writer = Writer(LANGUAGE, split.program, key)
+    about = (
+        f"// {program.name} on {writer.dtypes['p']}, computed in {writer.real}, with scalars of another computation."
+    )
+    parts = [about, common_source(), *functions_source(writer)]
+    return "\n".join([*parts, _update(writer, split, in_place=key.in_place)])
+
+
+def words_source(count: int) -> str:
+    """Return the source of the kernel that writes words into the device's memory, of which a launch carries so many."""
+    return "\n".join([*_defines({"THREADS": THREADS, "WORDS": count}), "", source_file("words.cuh")])
+
+
+def norm_of_parts_source() -> str:
+    """Return the source of the kernel that makes the norm of what blocks have found of it."""
+    return "\n".join([common_source(), reductions_source(), source_file("norm_of_parts.cuh")])
 
 
 def common_source() -> str:

@@ -50,7 +50,8 @@ _PROTOTYPES = {
         _POINTER, _POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER, _POINTER, *[_INTEGER] * 4,
     ),
     # Looks at Python objects, so it holds the GIL.
-    "watch": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 8),
+    "watch": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 9),
+    "queue": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 4),
     "numbers": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 5),
     "lines": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 9),
     "part": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER),

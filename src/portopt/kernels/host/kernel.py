@@ -185,9 +185,16 @@ class Inputs:
             end += len(kernel.program.scalar_outputs)
         self.length = max(end, 1)
 
-    def values(self, scalars: Sequence[StepScalars]) -> list[Any]:
-        """Return the inputs of all programs, given the scalars of each; there is room for outputs after them."""
-        found = [scalars[number].inputs[name] for number, kernel in self._kernels.items() for name in kernel.inputs]
+    def values(self, scalars: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Return the inputs of all programs, given those of each by name; there is room for outputs after them.
+
+        Programs beyond these are of parts of the first ones, whose inputs they have.
+        """
+        found = [
+            scalars[number if number < len(scalars) else 0][name]
+            for number, kernel in self._kernels.items()
+            for name in kernel.inputs
+        ]
         return [*found, *[0.0] * (self.length - len(found))]
 
     def numbers_of(self, name: str) -> list[int]:
@@ -235,18 +242,23 @@ class Passes:
         self, tables: int, inputs: int, step: int, outputs: int, before: Sequence[threads.Pass] = ()
     ) -> threads.Job:
         """Return the job that does them, and others before; its memory is the workspaces of the parts."""
+        passes, memory = self.passes(tables, inputs, step, outputs)
+        return threads.Job([*before, *passes], memory, max(map(threads.worth, self._totals)))
+
+    def passes(self, tables: int, inputs: int, step: int, outputs: int) -> tuple[list[threads.Pass], Any]:
+        """Return the passes, and the workspaces of the parts, words that must live as long."""
         counts = tuple(map(threads.worth, self._totals))
         if (layout := self._layouts.get(counts)) is None:
             layout = self._layouts[counts] = self._layout()
         tables_of_records, words = layout
         memory = np.empty(words, np.int64)
-        passes, at = [*before], _address(memory)
+        passes, at = list[threads.Pass](), _address(memory)
         for known in tables_of_records:
             records = known.copy()
             records[:, 4:8] = tables, inputs, step, outputs
             records[:, 9] += at
             passes.append(threads.Pass(compiled_part(), array("q", records.tobytes()), RECORD_WORDS))
-        return threads.Job(passes, memory, max(counts))
+        return passes, memory
 
     def _layout(self) -> tuple[list[Any], int]:
         """Return the records of each pass, without what a call has, and how many words of memory the parts need."""
@@ -292,7 +304,7 @@ def run(
         The scalars of the state that the step replaces, as each program computes them, by its number.
     """
     inputs = Inputs(work)
-    values = array("d", inputs.values(scalars))
+    values = array("d", inputs.values([of.inputs for of in scalars]))
     values_at = values.buffer_info()[0]
     step, total = int(scalars[0].inputs.get("t", 0)), sum([item.total for item in work])
     calls: list[Callable[[], object]]

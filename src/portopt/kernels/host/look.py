@@ -12,7 +12,8 @@ with the objects that are known, if any are, and asks each array for its memory:
 The function runs no Python code while it looks, and so nothing else either, for it holds the global interpreter lock. What it
 found is its return value. What the kernels' inputs need yet is computed when all is as it was (`step_inputs.py`). A step on few
 elements is done before it lets go of the lock. For all other steps it puts references to the arrays into lists of the call, lets
-go, runs the kernels, and only then returns to Python, which may raise something.
+go, runs the kernels, and only then returns to Python, which may raise something. Where the library counts how often an array was
+written, the function counts too.
 """
 
 from __future__ import annotations
@@ -45,6 +46,15 @@ KNOWN, READ, WRITTEN, MADE, ASIDE, ABSENT = range(6)
 and shares no memory with others; the same of one that was made for the step; nothing but its dtype and shape; that it is None."""
 MISFIT = 8 * 15
 """Where among a look's temporary results the gradient is, as its entry, that kept it from doing the step; -1 if none did."""
+
+OUTCOME = 1
+"""The word of a queue that says how a step went: `DONE`, `NOT_BEGUN` if anything is not as it was, or what the queue's function
+says."""
+DONE, NOT_BEGUN = 0, -1
+_MANY = 1 << 30
+"""An object with fewer references than this has a plain count of them, whatever the version of Python; others Python counts."""
+_AHEAD = 8
+"""How many arrays ahead what is looked at is fetched."""
 
 _SOURCE = f'''"""Compare trees of arrays with what a plan expects of them, and run its kernels if all is as expected."""
 
@@ -117,16 +127,89 @@ def hold(leaves, found, count, context):
         call_3(context[28], leaves, i, found[i])
 
 
+def array_of(entry, written, gradients):
+    """Return the object of an entry."""
+    if entry[3]:
+        return gradients[entry[0]]
+    return written[entry[0]]
+
+
+def keep(found, count, context):
+    """Keep objects alive."""
+    for i in range(count):
+        references = pointer_to_int64(found[i])
+        if references[0] > 0 and references[0] < {_MANY}:
+            references[0] += 1
+        else:
+            call_1(context[29], found[i])
+
+
+def let_go(found, count, context):
+    """Keep objects alive no longer, but those that nobody else does until Python can end them."""
+    for i in range(count):
+        references = pointer_to_int64(found[i])
+        if references[0] > 1 and references[0] <= {_MANY}:
+            references[0] -= 1
+        elif references[0] != 1:
+            call_1(context[31], found[i])
+        elif call_2(context[57], context[56], found[i]) == 0:
+            call_1(context[31], found[i])
+        else:
+            call_0(context[17])
+
+
 def is_alike(entry, inner, context):
     """Return whether a library's own object says of its array what that of the array said that the plan was made with."""
     if entry[8] == 0:
         return False
     known = pointer_to_int64(entry[8])
     first = context[50]
+    difference = 0
     for k in range(context[51]):
-        if inner[first + k] != known[k]:
-            return False
-    return True
+        difference |= inner[first + k] ^ known[k]
+    return difference == 0
+
+
+def as_before(entries, first, last, written, gradients, table, context):
+    """Return the first of some entries for whose array a library's own object does not say that all is as it was.
+
+    It returns the end if there is none. There are no calls and nothing is written here, so that what the context says stays in
+    registers.
+    """
+    at_inner = context[37]
+    at_storage = context[41]
+    at_memory = context[42]
+    at_size = context[43]
+    kind = context[47]
+    other_kind = context[48]
+    at_words = context[50]
+    words = context[51]
+    at_counter = context[54]
+    for e in range(first, last):
+        later = pointer_to_int64(entries + {8 * ENTRY_WORDS} * min(e + {_AHEAD}, last - 1))
+        fields = pointer_to_int64(array_of(later, written, gradients))
+        if fields[1] == kind or fields[1] == other_kind:
+            fetch_line(fields[at_inner])
+            fetch_line(fields[at_inner] + 64)
+            fetch_line(fields[at_inner] + 128)
+        entry = pointer_to_int64(entries + {8 * ENTRY_WORDS} * e)
+        fields = pointer_to_int64(array_of(entry, written, gradients))
+        if entry[8] == 0 or (fields[1] != kind and fields[1] != other_kind):
+            return e
+        inner = pointer_to_int64(fields[at_inner])
+        known = pointer_to_int64(entry[8])
+        difference = 0
+        for k in range(words):
+            difference |= inner[at_words + k] ^ known[k]
+        if difference != 0 or (at_counter != 0 and entry[3] == 0 and inner[at_counter] == 0):
+            return e
+        storage = pointer_to_int64(inner[at_storage])
+        start = entry[9]
+        if storage[at_memory] + start != pointer_to_int64(table + entry[1])[0]:
+            return e
+        if entry[10] > 0 and (start < 0 or start + entry[10] * entry[7] > storage[at_size]):
+            return e
+    return last
 
 
 def fits(entry, item, table, context):
@@ -196,6 +279,8 @@ def fits(entry, item, table, context):
                         if strides[axis] != dense:
                             return False
                         dense *= shape[axis]
+        if context[54] != 0 and kind != {READ} and kind != {ASIDE} and inner[context[54]] == 0:
+            return False
         memory = storage[context[42]]
         if size > 0 and (address < memory or address + size * entry[7] > memory + storage[context[43]]):
             return False
@@ -208,7 +293,8 @@ def fits(entry, item, table, context):
         starts[context[13]] = address
         ends[context[13]] = address + size * entry[7]
         context[13] += 1
-    if kind == {READ} and size > 0:
+    # Where one of this shape lay before there is nothing that is written, unless that changes.
+    if kind == {READ} and size > 0 and (cell[0] != address or context[45]):
         first = 0
         last = context[13]
         while first < last:
@@ -221,6 +307,16 @@ def fits(entry, item, table, context):
             return False
     cell[0] = address
     return True
+
+
+def count_writes(written, context):
+    """Add one to what the library counts of the writes of each array."""
+    count = context[35]
+    for k in range(count):
+        ahead = pointer_to_int64(written[min(k + {_AHEAD}, count - 1)])
+        fetch_line(pointer_to_int64(ahead[context[37]])[context[54]] + 8 * context[55])
+        inner = pointer_to_int64(pointer_to_int64(written[k])[context[37]])
+        count_up(inner[context[54]] + 8 * context[55])
 
 
 def are_apart(context):
@@ -247,14 +343,19 @@ def are_apart(context):
     return True
 
 
-def kernel(context, params, grads, slots, inputs, step, call, new):
-    """Look, and run the kernels if all is as expected and there are `inputs`; raise an error if anything is not."""
+def kernel(context, params, grads, slots, inputs, step, call, new, queue):
+    """Look, and run the kernels if all is as expected and there are `inputs`; raise an error if anything is not.
+
+    Where there is a `queue`, its function does the step, and says there how it went.
+    """
     written = pointer_to_int64(context[3])
     gradients = pointer_to_int64(context[6])
     table = context[25]
     fields = pointer_to_int64(call)
     misfit = pointer_to_int64(context[19] + {MISFIT})
     misfit[0] = -1
+    if queue != 0:
+        pointer_to_int64(queue)[{OUTCOME}] = {NOT_BEGUN}
     if call == 0 or fields[4] == 0:
         stack = pointer_to_int64(context[20])
         if not walk(pointer_to_int64(context[1]), context[2], params, written, context[22], context, stack):
@@ -268,7 +369,7 @@ def kernel(context, params, grads, slots, inputs, step, call, new):
             return
         for e in range(context[44]):
             entry = pointer_to_int64(context[10] + {8 * ENTRY_WORDS} * e)
-            if not fits(entry, gradients[entry[0]] if entry[3] else written[entry[0]], table, context):
+            if not fits(entry, array_of(entry, written, gradients), table, context):
                 fail()
                 return
     if call != 0:
@@ -284,7 +385,13 @@ def kernel(context, params, grads, slots, inputs, step, call, new):
         fresh = pointer_to_int64(pointer_to_int64(new)[3])
     if context[45]:
         context[13] = 0
-    for e in range(context[44], context[21]):
+    entries = context[21]
+    e = context[44]
+    while e < entries:
+        if context[51] != 0 and context[22] != 0:
+            e = as_before(context[10], e, entries, written, gradients, table, context)
+            if e == entries:
+                break
         entry = pointer_to_int64(context[10] + {8 * ENTRY_WORDS} * e)
         if e == context[46] and context[45] and not are_apart(context):
             fail()
@@ -293,19 +400,37 @@ def kernel(context, params, grads, slots, inputs, step, call, new):
             if inputs != 0 and not fits(entry, fresh[entry[0]], table, context):
                 fail()
                 return
-        elif not fits(entry, gradients[entry[0]] if entry[3] else written[entry[0]], table, context):
+        elif not fits(entry, array_of(entry, written, gradients), table, context):
             if entry[3]:
                 misfit[0] = e
             fail()
             return
+        e += 1
     if inputs == 0:
         return
     given = pointer_to_int64(inputs - {HEAD})[0]
     if given != 0:
-        with_norm = 0 if call != 0 and fields[3] != 0 else 1
-        if call_7(pointer_to_int64(given)[0], context[19], context[19], given, table, inputs, step, with_norm) != 0:
+        with_totals = 0 if call != 0 and fields[3] != 0 else 1
+        if call_7(pointer_to_int64(given)[0], context[19], context[19], given, table, inputs, step, with_totals) != 0:
             fail()
             return
+    if queue != 0:
+        if call == 0:
+            keep(written, context[35], context)
+            keep(gradients, context[36], context)
+        state = object_of_call_0(context[33])
+        place = context[19]
+        call_6(pointer_to_int64(queue)[0], place, place, queue, table, inputs, step)
+        call_1(context[34], state)
+        is_done = pointer_to_int64(queue)[{OUTCOME}] == {DONE}
+        if is_done and context[54] != 0:
+            count_writes(written, context)
+        if call == 0:
+            let_go(written, context[35], context)
+            let_go(gradients, context[36], context)
+        if not is_done:
+            fail()
+        return
     if call != 0 and fields[3] != 0:
         state = object_of_call_0(context[33])
         share(fields[3])
@@ -313,7 +438,9 @@ def kernel(context, params, grads, slots, inputs, step, call, new):
     else:
         for group in range(context[23]):
             part = pointer_to_int64(context[24] + {8 * GROUP_WORDS} * group)
-{_CALL}    if context[32] != 0:
+{_CALL}    if context[54] != 0:
+        count_writes(written, context)
+    elif context[32] != 0:
         result = object_of_call_2(context[30], context[32], fields[0])
         if result != 0:
             call_1(context[31], result)
@@ -331,6 +458,7 @@ class PythonFunctions(NamedTuple):
     hold: int
     call: int
     release: int
+    append: int
     save_thread: int
     restore_thread: int
 
@@ -341,7 +469,7 @@ def python_functions() -> PythonFunctions:
     api = ctypes.pythonapi
     functions = (
         api.PyDict_Next, api.PyUnicode_Compare, api.PyObject_RichCompareBool, api.PyErr_Clear, api.PyList_SetItem, api.Py_IncRef,
-        api.PyObject_CallOneArg, api.Py_DecRef, api.PyEval_SaveThread, api.PyEval_RestoreThread,
+        api.PyObject_CallOneArg, api.Py_DecRef, api.PyList_Append, api.PyEval_SaveThread, api.PyEval_RestoreThread,
     )  # fmt: skip
     return PythonFunctions(*map(threads.address_of, functions))
 

@@ -89,6 +89,23 @@ def power_of_two(exponent):
     return float64_of_bits(uint64(exponent + 1023) << uint64(52))
 
 
+def significand_of(first, second, third):
+    """Return a sum, given its three integers, in units of the first."""
+    carry = (third + {2 ** (WIDTH - 1)}) >> {WIDTH}
+    low = numpy_float64(third - (carry << {WIDTH})) * {2.0**-64!r}
+    second += carry
+    carry = (second + {2 ** (WIDTH - 1)}) >> {WIDTH}
+    small = low + numpy_float64(second - (carry << {WIDTH})) * {2.0**-32!r}
+    return small + numpy_float64(first + carry)
+
+
+def root_of(significand, exponent):
+    """Return the root of a sum of squares in bins of an exponent."""
+    half = {SCALING} if exponent > {2 * UNSCALED} else {-SCALING} if exponent <= {-2 * UNSCALED} else 0
+    scaled = product_float64(significand, power_of_two(exponent - 2 * half - 31))
+    return product_float64(sqrt(scaled), power_of_two(half))
+
+
 def root_of_parts(found, parts, exponent):
     """Return the norm, given what all parts have found in bins of one exponent."""
     first = 0
@@ -99,14 +116,7 @@ def root_of_parts(found, parts, exponent):
         first += result[2]
         second += result[3]
         third += result[4]
-    carry = (third + {2 ** (WIDTH - 1)}) >> {WIDTH}
-    low = numpy_float64(third - (carry << {WIDTH})) * {2.0**-64!r}
-    second += carry
-    carry = (second + {2 ** (WIDTH - 1)}) >> {WIDTH}
-    small = low + numpy_float64(second - (carry << {WIDTH})) * {2.0**-32!r}
-    half = {SCALING} if exponent > {2 * UNSCALED} else {-SCALING} if exponent <= {-2 * UNSCALED} else 0
-    scaled = product_float64(small + numpy_float64(first + carry), power_of_two(exponent - 2 * half - 31))
-    return product_float64(sqrt(scaled), power_of_two(half))
+    return root_of(significand_of(first, second, third), exponent)
 
 
 def norm_of_parts(found, again, parts, exponent):

@@ -20,29 +20,24 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from portopt.backend import Backend, Leaf, is_interpreted, is_set_aside
-from portopt.hyperparameters import Range
 from portopt.kernels.groups import grouped
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
+from portopt.kernels.host.given import Schedules, changing, same_numbers
 from portopt.kernels.host.kernel import Inputs, Work, can_run, draws, host_kernel, make_works, places_of, shared_last
-from portopt.kernels.host.norm import GradientTable, gradient_norm
+from portopt.kernels.host.norm import GradientTable
 from portopt.kernels.host.norm_stages import MOST_ELEMENTS
-from portopt.kernels.host.planned_norm import PlannedNorm
+from portopt.kernels.host.planned_totals import PlannedNorm, PlannedTotal
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.results import Results
-from portopt.kernels.host.scalar_script import ScalarScript, scalar_script
+from portopt.kernels.host.scalar_script import ScalarScript
 from portopt.kernels.host.step_inputs import HEAD, StepInputs
-from portopt.kernels.host.totals import PlannedTotal, can_be_reduced
+from portopt.kernels.host.totals import can_be_reduced
 from portopt.kernels.host.watch import Call, Still, Watch
-from portopt.kernels.rates import Rate, rates_program
 from portopt.kernels.totals import reducing
-from portopt.nested import rates_of
-from portopt.program import Program
-from portopt.program.interpreter import StepScalars
-from portopt.program.reductions import GRADIENT_NORM
+from portopt.program import Op, Program
 from portopt.protocols import Rule
 from portopt.scalars import MOST_STEPS
-from portopt.schedules import is_ready_made, is_schedule
 from portopt.state import OptimizerState
 
 Trees = tuple[Any, Any, OptimizerState]
@@ -50,20 +45,18 @@ Trees = tuple[Any, Any, OptimizerState]
 Shape = tuple[int, ...]
 
 
-_TOTALS = {"total_norm": gradient_norm}
-"""What computes each of a program's totals."""
-
-
 class Computed(NamedTuple):
     """What a step's call computes of the inputs.
 
     Attributes:
         rates: a script for the learning rates that are schedules, if any are.
-        norms: the norm of all gradients, by the name of the input, if it is needed.
+        totals: those over all arrays, by the name of the input.
+        is_all: whether that is all that changes from step to step: no schedule is a user's.
     """
 
     rates: ScalarScript | None
-    norms: Mapping[str, PlannedNorm]
+    totals: Mapping[str, PlannedNorm | PlannedTotal]
+    is_all: bool
 
 
 class Plan:
@@ -76,9 +69,9 @@ class Plan:
         watch: knows the arrays.
         work: kernels and their parameters.
         inputs: where the kernels' inputs and outputs are.
-        totals: what computes those that are not of arrays as they are, by name.
+        totals: what computes those over all arrays, by name, each after those that it needs.
         further: names of further inputs.
-        is_noted: whether somebody is told of the written arrays.
+        calls_back: whether a function is told of the written arrays.
         results: of steps that make new arrays; None for steps in place.
         team: returns threads that should do a large step.
     """
@@ -91,10 +84,10 @@ class Plan:
         watch: Watch,
         work: Sequence[Work],
         inputs: Inputs,
-        totals: Mapping[str, PlannedTotal],
+        totals: Mapping[str, PlannedNorm | PlannedTotal],
         further: tuple[str, ...],
         *,
-        is_noted: bool,
+        calls_back: bool,
         results: Results | None,
         team: Callable[[], threads.Team | None],
     ) -> None:
@@ -109,23 +102,14 @@ class Plan:
         self._results = results
         self.in_place = results is None
         self.was_used = False
-        # Kernels with stages take a parameter without elements for one of one element.
-        self._sizes = [
-            part.sizes
-            if (stages := part.kernel.stages) is None
-            else part.table[:, len(part.kernel.columns) :][:, : len(stages.space)].prod(axis=1)
-            for part in work
-        ]
         self._state_type: type[OptimizerState] = type(trees[2])
         self._total = sum(part.total for part in work)
         self._runs_at_once = threads.is_small(self._total)
         self._team = team
-        self._needs_call = is_noted or not self._runs_at_once
+        self._needs_call = calls_back or not self._runs_at_once
         # Inputs of the last step and the hyperparameters that were given for it.
         self._kept: tuple[StepInputs, dict[str, Any]] | None = None
-        self._script: tuple[list[Any], ScalarScript | None] = [], None
-        self._asked = {name for program in programs for name in program.scalar_inputs}
-        self._norms = self._planned_norms()
+        self._schedules = Schedules(programs, inputs.length)
 
     def step(
         self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
@@ -155,7 +139,7 @@ class Plan:
             given, known = kept
             if overrides and overrides.keys() == given.given.keys():
                 inputs = given.of_step(slots, overrides)
-            elif (not overrides and not known) or _same_numbers(overrides, known):
+            elif (not overrides and not known) or same_numbers(overrides, known):
                 inputs = given.constant or given.of_step(slots)
         if inputs is None:
             try:
@@ -163,12 +147,12 @@ class Plan:
                 if not self._runs(rule, checked):
                     return None
                 computed = self._computed(rule, checked)
-                if computed is None:
+                if not computed.is_all:
                     # No schedule of a user's is called for a step that another plan does.
                     call = self._looked((params, grads, slots), 0, 0, self._watch.begin())
                     if call is None:
                         return None
-                new_inputs = self._new_inputs(rule, state, checked, call, computed, overrides)
+                new_inputs = self._new_inputs(rule, state, checked, computed, overrides)
             except Exception:
                 # Of several things that are wrong, the full check has an order of its own.
                 if self._watch.look(params, grads, slots):
@@ -177,7 +161,7 @@ class Plan:
             if new_inputs is None:
                 return None
             given, inputs = new_inputs, new_inputs.first()
-            self._kept = None if computed is None else (given, overrides)
+            self._kept = (given, overrides) if computed.is_all else None
         address = inputs.buffer_info()[0] + HEAD
         results, trees = self._results, (params, grads, slots)
         if self._needs_call:
@@ -186,7 +170,7 @@ class Plan:
                 # No memory is asked for before it is known that the step will fill it.
                 if results is not None and self._looked(trees, 0, 0, call) is None:
                     return None
-                before = given.passes(inputs, call.table.buffer_info()[0])
+                before = given.passes(inputs, call.table.buffer_info()[0], finished)
                 self._watch.share(call, address, finished, before)
         new = None if results is None else results.new()
         if not self._watch.look(params, grads, slots, address, finished, call, new) and (
@@ -210,55 +194,11 @@ class Plan:
         call = self._watch.mend(call, *trees)
         return call if call is not None and self._watch.look(*trees, inputs, step, call, new) else None
 
-    def _over_all(self, total: str, scalars_of: Callable[[Program], StepScalars], call: Call) -> float:
-        """Return one of the program's totals over the arrays of a call, given what returns the scalars of a part of a program."""
-        if total in self._totals:
-            return self._totals[total].over(call.table, scalars_of)
-        return _TOTALS[self.program.totals[total].name](self._tables(total, call.table.buffer_info()[0]))
-
-    def _tables(self, total: str, first: int) -> list[GradientTable]:
-        """Return the arrays that a total is of as they are, given where the table of addresses begins."""
-        name = str(self.program.ops[self.program.totals[total].args[0]].reads)
-        return [
-            GradientTable(
-                dict(kernel.key.dtypes)[name],
-                first + offset,
-                kernel.width,
-                kernel.columns.index(name),
-                sizes,
-            )
-            for (kernel, *_), sizes, offset in zip(self._work, self._sizes, self._watch.offsets, strict=True)
-        ]
-
-    def _planned_norms(self) -> dict[str, PlannedNorm]:
-        """Return the totals that the step's call computes, by name, if it can compute all of them."""
-        names = _totals_of(self._programs)
-        if len(names) != 1 or self._totals or self._total >= MOST_ELEMENTS:
-            return {}
-        return {name: PlannedNorm(self._tables(name, 0)) for name in names}
-
-    def _computed(self, rule: Rule, overrides: Mapping[str, Any]) -> Computed | None:
-        """Return what the step's call computes of the inputs; None if something is left that changes from step to step."""
-        norms = {name: norm for name, norm in self._norms.items() if name not in overrides}
-        if any(name not in overrides and name not in norms for name in _totals_of(self._programs)):
-            return None
-        rates = {
-            name: rate
-            for name, rate in zip(rule.rates, rates_of(rule, overrides), strict=True)
-            if name in self._asked and is_schedule(rate)
-        }
-        if not rates:
-            return Computed(None, norms)
-        known, script = self._script
-        if len(known) != len(rates) or any(a is not b for a, b in zip(known, rates.values(), strict=True)):
-            found = [
-                Rate(name, rate, rule.hyperparameter_named(name).range)
-                for name, rate in rates.items()
-                if is_ready_made(rate)
-            ]
-            script = scalar_script(rates_program(found), self._inputs.length) if len(found) == len(rates) else None
-            self._script = list(rates.values()), script
-        return None if script is None else Computed(script, norms)
+    def _computed(self, rule: Rule, overrides: Mapping[str, Any]) -> Computed:
+        """Return what the step's call computes of the inputs."""
+        totals = {name: total for name, total in self._totals.items() if name not in overrides}
+        scheduled = self._schedules.of(rule, overrides)
+        return Computed(scheduled.script, totals, scheduled.is_all)
 
     def _runs(self, rule: Rule, overrides: Mapping[str, Any]) -> bool:
         """Tell whether a step with these hyperparameters does what the kernels do."""
@@ -269,7 +209,7 @@ class Plan:
         if not self._is_for(state) or (split := self._given(grads, overrides)) is None:
             return False
         grads, overrides = split
-        if self._kept is None or not _same_numbers(overrides, self._kept[1]):
+        if self._kept is None or not same_numbers(overrides, self._kept[1]):
             try:
                 if not self._runs(rule, self._checked(rule, overrides)):
                     return False
@@ -302,57 +242,22 @@ class Plan:
         rule: Rule,
         state: Any,
         overrides: Mapping[str, Any],
-        call: Call | None,
-        computed: Computed | None,
+        computed: Computed,
         named: Mapping[str, Any],
     ) -> StepInputs | None:
-        norms = {} if computed is None else computed.norms
-
-        def total(name: str, scalars_of: Callable[[Program], StepScalars]) -> float:
-            if name in norms:
-                return 1.0
-            assert call is not None  # there is one where there are totals
-            return self._over_all(name, scalars_of, call)
-
-        scalars, _ = rule.step_scalars(self.backend, list(self._programs), state, overrides, total)
-        values = self._inputs.values(scalars)
+        scalars, _ = rule.step_scalars(self.backend, list(self._programs), state, overrides, lambda *_: 1.0)
+        values = self._inputs.values([of.inputs for of in scalars])
         if not all(type(v) in (int, float) for v in values):
             return None
         return StepInputs(
             self._inputs,
             values,
-            None if computed is None else computed.rates,
-            norms,
+            computed.rates,
+            computed.totals,
             outputs=tuple(self.program.scalar_outputs),
             state=tuple(rule.scalar_slots),
-            given={} if computed is None else _changing(rule, named),
+            given=changing(rule, named) if computed.is_all else {},
         )
-
-
-def _changing(rule: Rule, given: Mapping[str, Any]) -> dict[str, tuple[str, Range]]:
-    """Return the hyperparameters for which numbers are given that may change, and their ranges, by the names that were given.
-
-    There is none unless all that is given are such numbers: whatever else there is decides about more than a number.
-    """
-    found = {}
-    for name, value in given.items():
-        if type(value) is not float:
-            return {}
-        ((own, _),) = rule.check_overrides({name: value}).items()
-        if own == GRADIENT_NORM:
-            return {}
-        found[name] = own, rule.hyperparameter_named(own).range
-    return found
-
-
-def _same_numbers(overrides: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
-    """Tell whether the same hyperparameters have the same values, all of them Python numbers."""
-    if len(overrides) != len(others):
-        return False
-    return all(
-        type(v) in (int, float) and name in others and type(others[name]) is type(v) and repr(v) == repr(others[name])
-        for name, v in overrides.items()
-    )
 
 
 def can_plan(programs: Iterable[Program]) -> bool:
@@ -415,7 +320,10 @@ def make_plan(
             work += make_works(kernel, number, those, addresses, shapes_of_those, own)
     work = shared_last(work)
     scalar_slots = [name for name in state.slots if name in programs[0].scalar_outputs]
-    inputs = Inputs(work)
+    of_totals = _works_of_totals(members, dtypes, [tuple(leaf["p"].shape) for leaf in arrays])
+    if of_totals is None:
+        return "no kernel computes a total over all parameters"
+    inputs = Inputs([*work, *itertools.chain.from_iterable(of_totals.values())])
     leaves, definition = backend.trees.flatten(params)
     kept = {n: backend.trees.flatten(tree)[0] for n, tree in state.slots.items() if n not in scalar_slots}
     moving = {leaf.number for leaf in arrays}
@@ -437,16 +345,15 @@ def make_plan(
         reader, (params, grads, state.slots), scalar_slots, arrays, still, work, inputs,
         same_arrays=same_arrays, new=None if results is None else results.places, note_written=note_written, further=further,
     )  # fmt: skip
-    totals = _planned_totals(members, work, watch.offsets, dtypes, arrays)
     if not watch.is_possible:
         return (
             "there are containers other than dict, OrderedDict, list, tuple and NamedTuple, or too deep ones, which the compiled "
             "function does not know"
         )
-    if totals is None:
-        return "no kernel computes a total over all parameters"
+    totals = _planned_totals(members, of_totals, work, watch.offsets, inputs)
+    if isinstance(totals, str):
+        return totals
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
-    is_noted = note_written is not None
     return Plan(
         backend,
         shapes,
@@ -456,7 +363,7 @@ def make_plan(
         inputs,
         totals,
         further,
-        is_noted=is_noted,
+        calls_back=watch.calls_back,
         results=results,
         team=reader.team,
     )
@@ -470,57 +377,105 @@ def _not_plain(backend: Backend, params: Any, name: str, number: int, a: Any, re
     )
 
 
-def _planned_totals(
-    members: Mapping[Program, Sequence[int]],
-    work: Sequence[Work],
-    offsets: Sequence[int],
-    dtypes: Sequence[Mapping[str, str]],
-    arrays: Sequence[Mapping[str, Any]],
-) -> dict[str, PlannedTotal] | None:
-    """Return the totals that are not norms of arrays as they are; None if there is no kernel for one of them.
+def _works_of_totals(
+    members: Mapping[Program, Sequence[int]], dtypes: Sequence[Mapping[str, str]], shapes: Sequence[tuple[int, ...]]
+) -> dict[str, list[Work]] | None:
+    """Return by name the kernels of the totals that are not norms of arrays as they are; None if there is none for one of them.
 
     Args:
         members: of each program.
+        dtypes: name to dtype name, of each parameter.
+        shapes: of each parameter.
+    """
+    found: dict[str, list[Work]] = {}
+    number = len(members)
+    for total in _totals_of(members):
+        if _is_norm(members, total):
+            continue
+        found[total] = []
+        for program, chosen in members.items():
+            op = program.totals[total]
+            reduction, part = _reduction(op), program.part(op.args[0])
+            if not can_be_reduced(part, reduction):
+                return None
+            reduced = reducing(part, reduction)
+            for key, _, places in grouped(reduced, [dtypes[i] for i in chosen], in_place=True, flush=default_flush()):
+                kernel, those = host_kernel(reduced, key), [chosen[place] for place in places]
+                # The addresses come from the table of the step.
+                unknown = [[0] * len(kernel.columns)] * len(those)
+                found[total] += make_works(kernel, number, those, unknown, [shapes[i] for i in those])
+            number += 1
+    return found
+
+
+def _planned_totals(
+    members: Mapping[Program, Sequence[int]],
+    of_totals: Mapping[str, Sequence[Work]],
+    work: Sequence[Work],
+    offsets: Sequence[int],
+    inputs: Inputs,
+) -> dict[str, PlannedNorm | PlannedTotal] | str:
+    """Return what computes the totals, or why nothing does.
+
+    Args:
+        members: of each program.
+        of_totals: the kernels of totals, by name.
         work: of the plan.
         offsets: of the table of each, in bytes, in the table of all.
-        dtypes: name to dtype name, of each parameter.
-        arrays: name to array, of each parameter.
+        inputs: where the kernels' inputs are.
     """
-    names = [n for n in _totals_of(members) if not all(map(_reads, members, itertools.repeat(n)))]
-    if not names:
-        return {}
-    places = {
+    names, total = _totals_of(members), sum(item.total for item in work)
+    if names and total >= MOST_ELEMENTS:
+        return (
+            f"of {MOST_ELEMENTS} elements and more, Python adds up the integers that make a total over all parameters"
+        )
+    cells = {
         (i, name): offset // 8 + row * item.kernel.width + column
         for item, offset in zip(work, offsets, strict=True)
         for row, i in enumerate(item.members)
         for column, name in enumerate(item.kernel.columns)
     }
-    found = {}
-    for total in names:
-        works: list[tuple[Program, list[tuple[Work, Any]]]] = []
-        for program, chosen in members.items():
-            op = program.totals[total]
-            reduction, part = op.name.removeprefix("total_"), program.part(op.args[0])
-            if not can_be_reduced(part, reduction):
-                return None
-            reduced, own = reducing(part, reduction), list[tuple[Work, Any]]()
-            for key, _, chosen_here in grouped(
-                reduced, [dtypes[i] for i in chosen], in_place=True, flush=default_flush()
-            ):
-                kernel, those = host_kernel(reduced, key), [chosen[place] for place in chosen_here]
-                if any((i, name) not in places for name in kernel.columns for i in those):
-                    return None
-                at = [[places[i, name] for name in kernel.columns] for i in those]
-                for item in make_works(kernel, 0, range(len(those)), at, [tuple(arrays[i]["p"].shape) for i in those]):
-                    own.append((item, item.table[:, : len(kernel.columns)].copy()))
-            works.append((reduced, own))
-        found[total] = PlannedTotal(reduction, works)
+    program, found = next(iter(members)), dict[str, PlannedNorm | PlannedTotal]()
+    for name in names:
+        op = program.totals[name]
+        if name not in of_totals:
+            read = str(program.ops[op.args[0]].reads)
+            if any(read not in kernel.columns for kernel, *_ in work):
+                return "no kernel reads an array of which a total over all parameters is"
+            found[name] = PlannedNorm(_tables(work, offsets, read))
+            continue
+        if any((i, of) not in cells for item in of_totals[name] for of in item.kernel.columns for i in item.members):
+            return "no kernel reads an array of which a total over all parameters is"
+        found[name] = PlannedTotal(
+            _reduction(op), of_totals[name], cells, inputs, in_passes=not threads.is_small(total)
+        )
     return found
+
+
+def _tables(work: Sequence[Work], offsets: Sequence[int], name: str) -> list[GradientTable]:
+    """Return where the arrays of a name are in the table of all."""
+    found = []
+    for (kernel, _, table, sizes, *_), offset in zip(work, offsets, strict=True):
+        if kernel.stages is not None:
+            # Such kernels take a parameter without elements for one of one element.
+            sizes = table[:, len(kernel.columns) :][:, : len(kernel.stages.space)].prod(axis=1)
+        column = kernel.columns.index(name)
+        found.append(GradientTable(dict(kernel.key.dtypes)[name], offset, kernel.width, column, sizes))
+    return found
+
+
+def _reduction(total: Op) -> str:
+    return total.name.removeprefix("total_")
 
 
 def _totals_of(programs: Iterable[Program]) -> list[str]:
     return list(dict.fromkeys(name for program in programs for name in program.totals))
 
 
-def _reads(program: Program, total: str) -> bool:
-    return program.is_given_or_gradient_norm(program.totals[total])
+def _is_norm(programs: Iterable[Program], total: str) -> bool:
+    """Tell whether a total is the norm of arrays as they are read, of one name."""
+    operations = [(program, program.totals[total]) for program in programs]
+    return (
+        all(program.is_given_or_gradient_norm(op) for program, op in operations)
+        and len({program.ops[op.args[0]].reads for program, op in operations}) == 1
+    )

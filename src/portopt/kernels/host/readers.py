@@ -90,6 +90,8 @@ class ArrayReader(NamedTuple):
         device: where the arrays are, as DLPack says it; the number of the device for a `FieldLayout`.
         alike: first and number of the words of a library's own object that are equal in arrays that differ in their memory only,
             if they have few axes, and in no others; none if that is not known.
+        versions: word of a library's own object with the address of what counts how often an array was written, zero where nobody
+            does, and word of that whose lower half is the number; zeros if that is not known.
     """
 
     function: int
@@ -104,6 +106,7 @@ class ArrayReader(NamedTuple):
     team: Callable[[], Team | None] = lambda: None
     device: int = HOST
     alike: tuple[int, int] = (0, 0)
+    versions: tuple[int, int] = (0, 0)
 
 
 _DLPACK_TYPES = {"float16": (2, 16), "bfloat16": (4, 16), "float32": (2, 32), "float64": (2, 64)}

@@ -1,4 +1,4 @@
-"""The inputs of a planned step's kernels, and what the step's own call computes of them: learning rates of schedules, the norm.
+"""The inputs of a planned step's kernels, and what the step's own call computes of them: learning rates of schedules, totals.
 
 Inputs are in memory that belongs to one step. Before them is a word that says where it is written what is to be computed yet, and
 behind them is what that needs. None of it is Python's, so the look that precedes the kernels comes after all that is.
@@ -15,8 +15,7 @@ from portopt.hyperparameters import Range
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function
 from portopt.kernels.host.kernel import Inputs
-from portopt.kernels.host.norm_stages import NORM
-from portopt.kernels.host.planned_norm import PlannedNorm
+from portopt.kernels.host.planned_totals import TOTAL_WORDS, TOTALS, PlannedNorm, PlannedTotal, Where
 from portopt.kernels.host.scalar_script import RUN_SCRIPT, ScalarScript
 from portopt.kernels.rates import ARE_ALLOWED
 
@@ -28,10 +27,11 @@ _SOURCE = f'''"""What a planned step computes of its kernels' inputs."""
 
 {RUN_SCRIPT}
 
-{NORM}
+{TOTALS}
 
-def kernel(given, table, inputs, step, with_norm):
-    """Compute learning rates, and the norm; raise an error, having written no array, if a rate is not allowed."""
+def kernel(given, table, inputs, step, with_totals):
+    """Compute learning rates, and totals; raise an error, having written no array, if a rate is not allowed."""
+    unused = first_argument()
     words = pointer_to_int64(given)
     numbers = pointer_to_float64(inputs)
     if words[2] != 0:
@@ -43,11 +43,9 @@ def kernel(given, table, inputs, step, with_norm):
         rates = pointer_to_int64(words[5])
         for k in range(words[6]):
             numbers[rates[2 * k]] = numbers[rates[2 * k + 1]]
-    if words[8] != 0 and with_norm != 0:
-        norm = norm_of_all(words[7], words[8], words[9], table, inputs + 8 * words[10])
-        places = pointer_to_int64(words[11])
-        for k in range(words[12]):
-            numbers[places[k]] = norm
+    if with_totals != 0:
+        for k in range(words[8]):
+            put_total(words[7] + {8 * TOTAL_WORDS} * k, unused, table, inputs, step)
 '''
 
 
@@ -63,7 +61,7 @@ class StepInputs:
         inputs: where the kernels' inputs are.
         values: of the inputs; of those that are computed, any.
         rates: a script that computes the learning rates that are schedules, with numbers of its own from `inputs.length` on.
-        norms: what computes the norm of all gradients, by the name of the input; none or one.
+        totals: what computes those over all arrays, by the names of the inputs, each after those that it needs.
         outputs: the names of the scalars of the state that the kernels compute.
         state: the names of all scalars of the state.
         given: names under which numbers are given for a step that may change, and of each the input and what it may be.
@@ -78,7 +76,7 @@ class StepInputs:
         inputs: Inputs,
         values: Sequence[float],
         rates: ScalarScript | None,
-        norms: Mapping[str, PlannedNorm],
+        totals: Mapping[str, PlannedNorm | PlannedTotal],
         outputs: Sequence[str],
         state: Sequence[str],
         given: Mapping[str, tuple[str, Range]],
@@ -89,12 +87,11 @@ class StepInputs:
         self.given = {n: ([1 + k for k in inputs.numbers_of(own)], allowed) for n, (own, allowed) in given.items()}
         self._values = array("d", (0.0, *values))
         self.constant: array[float] | None = None
-        self._norm: PlannedNorm | None = None
-        self._norm_at: list[int] = []
-        if rates is None and not norms:
+        self._totals: list[tuple[PlannedNorm | PlannedTotal, int, array[int]]] = []
+        if rates is None and not totals:
             self.constant = None if outputs else self._values
             return
-        words = array("q", bytes(8 * 13))
+        words = array("q", bytes(8 * 9))
         words[0] = _compiled()
         self._keep_alive: list[Any] = [words, rates]
         if rates is not None and len(rates) > 0:
@@ -107,15 +104,14 @@ class StepInputs:
             words[3], words[4] = rates.places["t"], rates.places[ARE_ALLOWED]
             words[5], words[6] = moves.buffer_info()[0], len(moves) // 2
             self._keep_alive.append(moves)
-        for name, norm in norms.items():
-            self._norm, self._norm_at = norm, inputs.numbers_of(name)
-            places = array("q", self._norm_at)
-            words[7:13] = array(
-                "q",
-                (norm.address, len(norm), norm.total, len(self._values) - 1, places.buffer_info()[0], len(places)),
-            )
-            self._values.extend([0.0] * norm.memory_words)
-            self._keep_alive += [norm, places]
+        of_totals = array("q")
+        for name, total in totals.items():
+            memory, places = 8 * (len(self._values) - 1), array("q", inputs.numbers_of(name))
+            of_totals.extend(total.words(memory, places))
+            self._values.frombytes(total.memory.tobytes())
+            self._totals.append((total, memory, places))
+        words[7], words[8] = of_totals.buffer_info()[0], len(totals)
+        self._keep_alive.append(of_totals)
         with memoryview(self._values) as numbers, numbers.cast("B") as octets, octets.cast("q") as whole:
             whole[0] = words.buffer_info()[0]
 
@@ -150,13 +146,17 @@ class StepInputs:
         """Return the new scalars of the state that the kernels have left in a step's memory."""
         return dict(zip(self._outputs, values[self._outputs_at], strict=True))
 
-    def passes(self, values: array[float], table: int) -> list[threads.Pass]:
+    def passes(self, values: array[float], table: int, step: int) -> list[threads.Pass]:
         """Return the passes to do before all others, if threads do a step.
 
         Args:
             values: the step's memory.
             table: address of the table of addresses.
+            step: the number of the step.
         """
-        if self._norm is None:
-            return []
-        return self._norm.passes(table, [values.buffer_info()[0] + HEAD + 8 * place for place in self._norm_at])
+        address = values.buffer_info()[0] + HEAD
+        return [
+            one
+            for total, memory, places in self._totals
+            for one in total.passes(Where(table, address, memory, places, step))
+        ]

@@ -12,6 +12,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from portopt.arithmetic.dtypes import TINY_FLOAT32
+from portopt.kernels.host.llvm_support import fetch
 from portopt.kernels.host.translation_support import translatable
 
 _inline = translatable(inline="never", forceinline=True)
@@ -128,6 +129,29 @@ def read_of_all(typing_context: Any, address: Any) -> Any:
         return builder.load_atomic(builder.inttoptr(args[0], ir.IntType(64).as_pointer()), "seq_cst", 8)
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic
+def count_up(typing_context: Any, address: Any) -> Any:
+    """Add one to the 32-bit number at an address that several threads change."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = builder.inttoptr(args[0], ir.IntType(32).as_pointer())
+        builder.atomic_rmw("add", place, ir.Constant(ir.IntType(32), 1), "monotonic")
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
+
+
+@intrinsic
+def fetch_line(typing_context: Any, address: Any) -> Any:
+    """Fetch the line of the cache at an address, which need not be one."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        fetch(builder, builder.inttoptr(args[0], ir.IntType(8).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.none(types.int64), codegen
 
 
 @intrinsic
@@ -327,6 +351,7 @@ def float32_to_float16(x: Any) -> Any:
 
 NAMESPACE: dict[str, Any] = {
     "pointer_to_int64": _pointer_to(types.int64),
+    "pointer_to_uint8": _pointer_to(types.uint8),
     "pointer_to_uint32": _pointer_to(types.uint32),
     "pointer_to_float32": _pointer_to(types.float32),
     "pointer_to_float64": _pointer_to(types.float64),
@@ -350,12 +375,16 @@ NAMESPACE: dict[str, Any] = {
     "read_of_all": read_of_all,
     "fail": fail,
     "pause": pause,
+    "count_up": count_up,
+    "fetch_line": fetch_line,
     "call_0": _call(0),
     "call_1": _call(1),
     "call_2": _call(2),
     "call_3": _call(3),
     "call_4": _call(4),
+    "call_6": _call(6),
     "call_7": _call(7),
+    "call_11": _call(11),
     "object_of_call_0": _call(0, types.int64),
     "object_of_call_2": _call(2, types.int64),
     "call_kernel": _call(10),
@@ -393,10 +422,12 @@ SIGNATURES = {
     "norm": types.void(_addresses, _count, _count, _addresses, *[_count] * 5),
     # (table, sizes, kernels, groups, start, stop, result, stage, workspace, part, parts)
     "norm_stages": types.void(_count, _count, _addresses, _addresses, _count, _count, _values, *[_count] * 4),
-    # (context, params, grads, slots, inputs, step, call, new)
-    "watch": types.void(_addresses, *[_count] * 7),
-    # (given, table, inputs, step, with_norm)
+    # (context, params, grads, slots, inputs, step, call, new, queue)
+    "watch": types.void(_addresses, *[_count] * 8),
+    # (given, table, inputs, step, with_totals)
     "numbers": types.void(*[_count] * 5),
+    # (record, table, inputs, step)
+    "queue": types.void(*[_count] * 4),
     # (values..., start, stop)
     "lines": types.void(*[_count] * 9),
     # (); the address of its record is the first argument, so that it can be the start of a thread

@@ -10,7 +10,7 @@ import functools
 import math
 import struct
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,7 @@ def parts_of(works: Sequence[Work], scalars: StepScalars) -> list[Any]:
     found: list[Any] = []
     for work in works:
         inputs = Inputs([work])
-        values = array("d", inputs.values([scalars]))
+        values = array("d", inputs.values([scalars.inputs]))
         at, step = values.buffer_info()[0], int(scalars.inputs.get("t", 0))
         op = work.kernel.program.ops[-1]
         first = first_words(op.name, work.kernel.key.compute_dtype)
@@ -100,32 +100,6 @@ def parts_of(works: Sequence[Work], scalars: StepScalars) -> list[Any]:
             job.call()()
         found += [_partial(op.name, work.kernel.key.compute_dtype, memory[k : k + len(first)]) for k in kept]
     return found
-
-
-class PlannedTotal:
-    """A total over the arrays of a plan, whose addresses are in a table of it.
-
-    Args:
-        name: of the reduction.
-        works: of each program of the plan, the kernels and parameters, and where in the plan's table the addresses are.
-    """
-
-    def __init__(self, name: str, works: Sequence[tuple[Program, Sequence[tuple[Work, Any]]]]) -> None:
-        self._name = name
-        self._works = works
-
-    def over(self, table: array[int], scalars_of: Callable[[Program], StepScalars]) -> float:
-        """Return the total over the arrays at the addresses of a table, given what returns the scalars of a program."""
-        addresses = np.frombuffer(table, np.int64)
-        parts: list[Any] = []
-        for program, works in self._works:
-            given = []
-            for work, places in works:
-                rows = work.table.copy()
-                rows[:, : places.shape[1]] = addresses[places]
-                given.append(work._replace(table=rows))
-            parts += parts_of(given, scalars_of(program))
-        return of_numbers(self._name, parts)
 
 
 def _partial(name: str, real: str, words: Sequence[int]) -> Any:

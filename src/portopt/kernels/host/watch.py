@@ -80,6 +80,12 @@ class Watch:
 
     Arrays are not kept alive: whoever calls makes sure that the trees exist. Any number of threads may look at once.
 
+    Attributes:
+        is_possible: whether the compiled function knows all containers.
+        calls_back: whether a function is told of what is written.
+        offsets: of the table of each work, in bytes, in the table of all.
+        late: arrays that wait for their end.
+
     Args:
         reader: how arrays are read.
         trees: parameters, gradients and slots (a dict by name) as trees.
@@ -90,8 +96,8 @@ class Watch:
         inputs: where the kernels' inputs and outputs are.
         same_arrays: whether parameters and slots are the same arrays in each step.
         new: for steps that make new arrays, the number of each among them by slot, or `"p"`, and parameter; else None.
-        note_written: a function written in C that is called with the list of all written arrays after each step; then each step
-            has a `Call`. None if nobody needs to know.
+        note_written: a function written in C that notes that all arrays of a list were written. None if nobody needs to know. It
+            is called after each step unless the library's own count can be raised (`calls_back`); then each step has a `Call`.
         further: names of further inputs. The gradients are then a tuple of them and of the trees of these.
     """
 
@@ -148,6 +154,8 @@ class Watch:
             )  # fmt: skip
         shapes: dict[tuple[int, ...], array[int]] = {}
         templates = _Templates(reader)
+        versions = reader.versions if note_written is not None and _are_counted(reader, objects[:held]) else (0, 0)
+        self.calls_back = note_written is not None and versions == (0, 0)
         table, offsets = array("q"), []
 
         def entry(a: Any, place: int, offset: int, kind: int, of: int) -> tuple[int, ...]:
@@ -171,7 +179,8 @@ class Watch:
                     else:
                         kind = KNOWN if same_arrays else READ if new is not None else WRITTEN
                         entries.append(entry(a[name], places[name, n], offset, kind, 0))
-                    table.append(int(addresses[row, column]))
+                    # Whether what is read lies apart from what is written is not known yet.
+                    table.append(0 if name in only_read else int(addresses[row, column]))
                 table.extend(map(int, addresses[row, len(kernel.columns) :]))
         # One cell for the addresses of arrays that no kernel gets.
         aside, spare = list[tuple[int, ...]](), 8 * len(table)
@@ -198,6 +207,7 @@ class Watch:
         def at(buffer: array[int]) -> int:
             return buffer.buffer_info()[0]
 
+        self.late = list[Any]()
         self._context = array("q", [
             0,
             at(scripts[0].nodes), len(scripts[0]), at(written),
@@ -208,10 +218,11 @@ class Watch:
             id(str), at(scratch), at(stack), len(words) // ENTRY_WORDS, at(known) if same_arrays else 0,
             len(work), at(parts), at(table), memory.ctypes.data,
             tuple.__basicsize__ // 8, api.set_item, api.hold, api.call, api.release,
-            0 if note_written is None else id(note_written), api.save_thread, api.restore_thread,
+            id(note_written) if self.calls_back else 0, api.save_thread, api.restore_thread,
             held, len(gradients), *(reader.layout or [0] * len(Layout._fields)),
             len(aside), int(gathers), len(aside) + sum(entry[2] == WRITTEN for entry in entries),
             id(reader.kinds[0]), id(reader.kinds[-1]), reader.device, *reader.alike, id(int), api.compare_objects,
+            *versions, id(self.late), api.append,
         ])  # fmt: skip
         self.offsets, self.parts = offsets, parts
         self._table, self._lengths = table, (held, len(gradients))
@@ -243,6 +254,7 @@ class Watch:
         step: int = 0,
         call: Call | None = None,
         new: list[Any] | None = None,
+        queue: int = 0,
     ) -> bool:
         """Tell whether all is as it was and the gradients fit, so that no gradient lies in memory that the step writes.
 
@@ -254,11 +266,13 @@ class Watch:
             step: number of the step, from 1.
             call: gets references to the arrays and their addresses. If it already has, the trees are not looked at any more.
             new: the arrays that the step fills, where it makes new ones.
+            queue: address of what does the step in place of the kernels, without the global interpreter lock; nobody else may
+                look meanwhile. Arrays of which only the step had a reference in the end are then in `late`.
         """
         at = self._address
         own = 0 if call is None else call.address
         made = 0 if new is None else id(new)
-        return not self._look(at, at, at, id(params), id(grads), id(slots), inputs, step, own, made)
+        return not self._look(at, at, at, id(params), id(grads), id(slots), inputs, step, own, made, queue)
 
     def mend(self, call: Call | None, params: Any, grads: Any, slots: Any) -> Call | None:
         """Return a call with copies of gradients that did not fit because of how they lie in memory; None if that was not it."""
@@ -293,6 +307,14 @@ class _Templates:
         known = self._known.setdefault(said, array("q", said))
         memory = _word_at(_word_at(inner, layout.storage), layout.memory)
         return known.buffer_info()[0], self._reader.address(a) - memory, size_of(a)
+
+
+def _are_counted(reader: ArrayReader, arrays: Sequence[Any]) -> bool:
+    """Tell whether the library is known to count the writes of all of these arrays."""
+    layout, (word, _) = reader.layout, reader.versions
+    return (
+        word != 0 and isinstance(layout, Layout) and all(_word_at(_word_at(id(a), layout.inner), word) for a in arrays)
+    )
 
 
 def _word_at(address: int, word: int) -> int:

@@ -1,0 +1,280 @@
+"""Steps and norms on a GPU as calls of kernels in CUDA C, of all arrays at once, inside an XLA computation.
+
+XLA makes a loop of each parameter, and takes long to compile many. The scalars stay its own; a kernel takes them from the
+device's memory. Where a first trial does not go well, XLA's operations do it all.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from portopt.arithmetic.dtypes import round_scalar
+from portopt.kernels.cuda import driver, kernels, nvrtc
+from portopt.kernels.cuda.norm import norm_source
+from portopt.kernels.cuda.source import (
+    BLOCKS_PER_MULTIPROCESSOR,
+    CHUNK,
+    MOST_BLOCKS,
+    norm_of_parts_source,
+    source_for_given_scalars,
+    words_source,
+)
+from portopt.kernels.cuda.tables import Chunks
+from portopt.kernels.key import KernelKey
+from portopt.kernels.names import NORM_OF_PARTS, PUT_WORDS, SUM_SQUARES, UPDATE
+from portopt.kernels.norm_dependence import WORDS_OF_PART, norm_dependence
+from portopt.program import Program
+from portopt_jax import _launching
+from portopt_jax._launching import Word
+from portopt_jax._scalars import round_traced
+
+_FEW, _SOME, _MANY = 60, 500, 4000
+"""How many words a launch carries. The last is more than older drivers, compilers and devices take."""
+_MANY_FROM, _MANY_ON = (12, 1), 70
+_MOST_SECONDS = 120.0
+"""How long a trial may take."""
+
+_Array: Any = jax.ShapeDtypeStruct
+Registered = Callable[[str, Callable[[], Any], str], str]
+
+_trying: ContextVar[bool] = ContextVar("portopt_jax_trying", default=False)
+
+
+class _Machine(NamedTuple):
+    """What kernels are launched on.
+
+    Attributes:
+        devices: the numbers of the devices, as the driver has them.
+        multiprocessors: of the smallest one.
+        addresses: of the driver's functions that handlers call.
+        words_at_once: the most words that a launch carries.
+    """
+
+    devices: tuple[int, ...]
+    multiprocessors: int
+    addresses: tuple[int, int]
+    words_at_once: int
+
+
+@functools.cache
+def machine() -> _Machine | None:
+    """Return what there is to launch kernels on; None where handlers cannot launch any."""
+    try:
+        numbers = tuple(sorted(device.local_hardware_id or 0 for device in _devices()))
+        found = [driver.device(number) for number in numbers]
+        compiler = nvrtc.compiler(driver.driver().version() // 1000)
+    except RuntimeError:
+        return None
+    many = driver.driver().version() >= 1000 * _MANY_FROM[0] + 10 * _MANY_FROM[1]
+    many = many and _release(compiler.version) >= _MANY_FROM and min(of.capability for of in found) >= _MANY_ON
+    processors = min(of.multiprocessors for of in found)
+    return _Machine(numbers, processors, driver.driver().addresses(), _MANY if many else _SOME)
+
+
+def _devices() -> Sequence[Any]:
+    found: Sequence[Any] = jax.local_devices(backend="cuda")
+    return found
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
+
+
+def usable() -> bool:
+    """Tell whether computations for a GPU may call kernels: there is all that it needs, and a trial has had the right bits."""
+    return machine() is not None and (_trying.get() or _tried())
+
+
+@functools.cache
+def _tried() -> bool:
+    found: list[str] = []
+    # A thread of its own, for JAX is tracing in this one.
+    thread = threading.Thread(target=lambda: found.append(_found_in_trial()), daemon=True)
+    thread.start()
+    thread.join(_MOST_SECONDS)
+    if found != [""]:
+        reason = "".join(found) or "a trial did not end"
+        message = f"JAX's computations call no kernels of portopt on this GPU, and take longer, for {reason}"
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+    return found == [""]
+
+
+def _found_in_trial() -> str:
+    """Return what is wrong with kernels on the first device; nothing if all is right."""
+    optimizers: Any = importlib.import_module("portopt")
+    token = _trying.set(True)
+    try:
+        rng = np.random.default_rng(0)
+        params, grads = ([rng.standard_normal(n, np.float32) for n in (5, 1, 70001)] for _ in range(2))
+        optimizer = optimizers.SGD(0.1, momentum=0.9, clipnorm=1.0)
+        device = _devices()[0]
+        state, host_state = optimizer.init(jax.device_put(params, device)), optimizer.init(params)
+        host, given = params, jax.device_put((params, grads), device)
+        jitted = jax.jit(optimizer.apply)
+        for _ in range(2):
+            on_device, state = jitted(*given, state)
+            host, host_state = optimizer.apply(host, grads, host_state)
+            given = (on_device, given[1])
+        wrong = any(np.asarray(a).tobytes() != b.tobytes() for a, b in zip(given[0], host, strict=True))
+        return "a step has wrong bits" if wrong else ""
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        _trying.reset(token)
+
+
+def step(
+    *operands: Any,
+    program: Program,
+    key: KernelKey,
+    scalars: Any,
+    outputs: Any,
+    registered: Registered,
+) -> list[Any]:
+    """Do a step on arrays.
+
+    Args:
+        operands: the arrays of each parameter, as the key orders them.
+        program: an elementwise one, its elementary functions written out.
+        key: of the kernel.
+        scalars: of the step, by the program's indices.
+        outputs: the new scalars of the state; None if there are none.
+        registered: returns the name of a handler of some content for a platform, made by a function if it is new.
+
+    Returns:
+        Outputs, then parameter and slots of each parameter.
+    """
+    columns, results = len(key.dtypes), len(program.array_outputs)
+    rows = [operands[i : i + columns] for i in range(0, len(operands), columns)]
+    names = [name for name, _ in key.dtypes]
+    chunks = Chunks([row[0].size for row in rows], CHUNK)
+    words = len(rows) * len(key.columns(program))
+    at_once = _words_at_once(words)
+    with jax.enable_x64(True):
+        rounded = _rounded(program, scalars, key.compute_dtype)
+        static = np.frombuffer(chunks.words.tobytes(), np.int64)
+        written = [names.index(name) for name in program.array_outputs]
+        types = [_Array((max(words, 1),), jnp.int64)]
+        types += [_Array(row[i].shape, row[i].dtype) for row in rows for i in written]
+        aliases = {2 + r * columns + i: 1 + r * results + k for r in range(len(rows)) for k, i in enumerate(written)}
+        target = _handler_of_step(program, key, at_once, registered)
+        call = jax.ffi.ffi_call(
+            target, types, has_side_effect=True, input_output_aliases=aliases if key.in_place else None
+        )
+        found = call(static, rounded, *operands, layout=np.array([chunks.number, min(chunks.number, MOST_BLOCKS)]))
+    return [*([] if outputs is None else [outputs]), *found[1:]]
+
+
+def scalars_program(program: Program) -> Program:
+    """Return the program whose scalars `step` takes."""
+    return norm_dependence(program).program
+
+
+def _rounded(program: Program, scalars: Any, compute_dtype: str) -> Any:
+    """Return the scalars that a kernel takes, rounded, as one array; of one element at least."""
+    values = [scalars[j] for _, j in program.rounded_scalars]
+    rounded = [
+        jnp.asarray(round_scalar(float(value), compute_dtype), compute_dtype)
+        if isinstance(value, int | float)
+        else round_traced(value, compute_dtype)
+        for value in values
+    ]
+    return jnp.stack(rounded) if rounded else jnp.zeros(1, compute_dtype)
+
+
+def norm(groups: Sequence[Sequence[Any]], registered: Registered) -> Any:
+    """Return the norm of all gradients together, float64, given those of each dtype."""
+    known = machine()
+    assert known is not None
+    with jax.enable_x64(True):
+        parts = []
+        for gradients in groups:
+            chunks = Chunks([g.size for g in gradients], CHUNK)
+            blocks = min(chunks.number, BLOCKS_PER_MULTIPROCESSOR * known.multiprocessors, MOST_BLOCKS)
+            static = np.frombuffer(chunks.words.tobytes(), np.int64)
+            types = [_Array(shape, jnp.int64) for shape in ((len(gradients),), (blocks, WORDS_OF_PART))]
+            target = _handler_of_squares(str(gradients[0].dtype), _words_at_once(len(gradients)), registered)
+            call = jax.ffi.ffi_call(target, types, has_side_effect=True)
+            parts.append(call(static, *gradients, layout=np.array([chunks.number, blocks]))[1])
+        whole = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+        norm_of: Any = jax.ffi.ffi_call(_handler_of_norm(registered), _Array((), jnp.float64))
+        return norm_of(whole, layout=np.array([len(whole)]))
+
+
+def _words_at_once(words: int) -> int:
+    known = machine()
+    assert known is not None
+    return next((size for size in (_FEW, _SOME) if words <= size), known.words_at_once)
+
+
+def _handler_of_step(program: Program, key: KernelKey, at_once: int, registered: Registered) -> str:
+    source = source_for_given_scalars(program, key)
+
+    def made() -> Any:
+        return _launching.make_launching_handler(
+            _functions((words_source(at_once), PUT_WORDS), (source, UPDATE)),
+            _addresses(),
+            [("operand", 1)],
+            fixed=2,
+            operands=len(key.dtypes),
+            results=len(program.array_outputs),
+            in_place=key.in_place,
+            words_at_once=at_once,
+        )
+
+    return registered(f"{key.in_place} {at_once} {source}", made, "CUDA")
+
+
+def _handler_of_squares(dtype: str, at_once: int, registered: Registered) -> str:
+    source = norm_source(dtype)
+    arguments: list[Word] = [("result", 1), ("layout", 1)]
+
+    def made() -> Any:
+        return _launching.make_launching_handler(
+            _functions((words_source(at_once), PUT_WORDS), (source, SUM_SQUARES)),
+            _addresses(),
+            arguments,
+            fixed=1,
+            operands=1,
+            results=0,
+            in_place=False,
+            words_at_once=at_once,
+        )
+
+    return registered(f"{at_once} {source}", made, "CUDA")
+
+
+def _handler_of_norm(registered: Registered) -> str:
+    source = norm_of_parts_source()
+    arguments: list[Word] = [("operand", 0), ("layout", 0), ("result", 0)]
+
+    def made() -> Any:
+        return _launching.make_call_handler(_functions((source, NORM_OF_PARTS)), _addresses(), arguments)
+
+    return registered(source, made, "CUDA")
+
+
+def _addresses() -> tuple[int, int]:
+    known = machine()
+    assert known is not None
+    return known.addresses
+
+
+def _functions(*named: tuple[str, str]) -> list[list[int]]:
+    """Return the kernels of each device by its number; zeros where there is none."""
+    known = machine()
+    assert known is not None
+    return [
+        [kernels.function(source, name, number) if number in known.devices else 0 for source, name in named]
+        for number in range(max(known.devices) + 1)
+    ]

@@ -1,0 +1,333 @@
+"""What a planned step queues on a stream of a device: one compiled function does it all, which the look calls.
+
+It computes the scalars, lays out the kernels' arguments, uploads the addresses that are not what the device has, and launches,
+through the addresses of the driver's functions. What it needs stands in memory of 64-bit words, the record; nothing there is
+Python's. One step at a time uses a record.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from array import array
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from portopt.kernels.cuda import driver
+from portopt.kernels.cuda.source import MOST_BLOCKS, THREADS
+from portopt.kernels.host import threads
+from portopt.kernels.host.compiler import compile_function
+from portopt.kernels.host.look import DONE, OUTCOME
+from portopt.program import Kind
+
+IS_CAPTURING, NEEDS_BLOCK = -2, -3
+"""Outcomes, beside those of the look and the errors of the driver: the stream is recorded for a graph, and nothing was done; a
+column has no pinned memory that the device does not read any more, and nothing was queued yet."""
+ROUNDED, FLOAT, INTEGER, TRUTH, WORD = range(5)
+"""How a number becomes an argument: rounded to float32, or in a type of its own; a word of the record is taken as it is."""
+OF_KIND = {Kind.FLOAT: FLOAT, Kind.INTEGER: INTEGER, Kind.TRUTH: TRUTH}
+_BYTES = {ROUNDED: 4, FLOAT: 8, INTEGER: 8, TRUTH: 1, WORD: 8}
+
+NORM, COUNT_OF_NORM = 3, 4
+"""The words of the record with the address of the parts of the norm and with their number."""
+_STREAM, _CONTEXT, _OWN_NORM, _ASKED = 2, 5, 6, 7
+_PROGRAMS, _COLUMNS, _LAUNCHES, _FUNCTIONS = 8, 10, 12, 14
+_FUNCTIONS_USED = (
+    "cuStreamIsCapturing",
+    "cuCtxGetCurrent",
+    "cuCtxPushCurrent_v2",
+    "cuCtxPopCurrent_v2",
+    "cuEventQuery",
+    "cuMemcpyHtoDAsync_v2",
+    "cuEventRecord",
+    "cuLaunchKernel",
+)
+_WORDS = _FUNCTIONS + len(_FUNCTIONS_USED)
+_CAPTURING, _CURRENT, _PUSH, _POP, _QUERY, _COPY, _RECORD, _LAUNCH = range(_FUNCTIONS, _WORDS)
+_PROGRAM_WORDS, _COLUMN_WORDS, _LAUNCH_WORDS = 3, 9, 8
+_IS_KNOWN, _IS_MOVED, _BLOCKS = 4, 6, 7
+_TABLE_WORDS = 6
+"""Of the struct `Table`, with which arguments begin."""
+
+_SOURCE = f'''"""A planned step on a device."""
+
+
+def lay_out(script, count, arguments, numbers, words):
+    """Put numbers into the arguments of a kernel."""
+    for k in range(count):
+        how = script[3 * k]
+        which = script[3 * k + 1]
+        place = arguments + script[3 * k + 2]
+        if how == {ROUNDED}:
+            pointer_to_float32(place)[0] = float64_to_float32(numbers[which])
+        elif how == {FLOAT}:
+            pointer_to_float64(place)[0] = numbers[which]
+        elif how == {INTEGER}:
+            pointer_to_int64(place)[0] = numpy_int64(numbers[which])
+        elif how == {TRUTH}:
+            pointer_to_uint8(place)[0] = 1 if numbers[which] != 0.0 else 0
+        else:
+            pointer_to_int64(place)[0] = words[which]
+
+
+def is_moved(column, table):
+    """Tell whether the addresses of a column are not what the device has."""
+    if column[{_IS_KNOWN}] == 0:
+        return True
+    known = pointer_to_int64(column[3])
+    difference = 0
+    for row in range(column[2]):
+        difference |= pointer_to_int64(table + column[0] + column[1] * row)[0] ^ known[row]
+    return difference != 0
+
+
+def upload(column, table, words):
+    """Queue the upload of a column; it is known what the device has once that is done."""
+    ring = pointer_to_int64(column[{_BLOCKS}])
+    block = pointer_to_int64(ring[2] + 16 * ring[1])
+    known = pointer_to_int64(column[3])
+    column[{_IS_KNOWN}] = 0
+    for row in range(column[2]):
+        word = pointer_to_int64(table + column[0] + column[1] * row)[0]
+        known[row] = word
+        pointer_to_int64(block[0])[row] = word
+    status = call_4(words[{_COPY}], column[5], block[0], 8 * column[2], words[{_STREAM}])
+    if status != 0:
+        return numpy_int64(status)
+    ring[1] = (ring[1] + 1) % ring[0]
+    status = call_2(words[{_RECORD}], block[1], words[{_STREAM}])
+    if status == 0:
+        column[{_IS_KNOWN}] = 1
+    return numpy_int64(status)
+
+
+def queue(record, words, place, table, inputs, step):
+    """Queue a step in the device's context; return the outcome."""
+    found = pointer_to_int64(place)
+    if words[{_STREAM}] > {driver.LARGEST_DEFAULT_STREAM}:
+        found[0] = 0
+        status = call_2(words[{_CAPTURING}], words[{_STREAM}], place)
+        if status != 0:
+            return numpy_int64(status)
+        if found[0] & 0xFFFFFFFF:
+            return {IS_CAPTURING}
+    for k in range(words[{_COLUMNS + 1}]):
+        column = pointer_to_int64(words[{_COLUMNS}] + {8 * _COLUMN_WORDS} * k)
+        column[{_IS_MOVED}] = 0
+        if is_moved(column, table):
+            ring = pointer_to_int64(column[{_BLOCKS}])
+            if ring[0] == 0:
+                status = {driver.NOT_READY}
+            else:
+                status = call_1(words[{_QUERY}], pointer_to_int64(ring[2] + 16 * ring[1])[1])
+            if status == {driver.NOT_READY}:
+                words[{_ASKED}] = k
+                return {NEEDS_BLOCK}
+            if status != 0:
+                return numpy_int64(status)
+            column[{_IS_MOVED}] = 1
+    for k in range(words[{_PROGRAMS + 1}]):
+        program = pointer_to_int64(words[{_PROGRAMS}] + {8 * _PROGRAM_WORDS} * k)
+        call_kernel(program[0], place, place, place, place, 0, 0, 0, inputs + program[1], step, inputs + program[2])
+    for k in range(words[{_COLUMNS + 1}]):
+        column = pointer_to_int64(words[{_COLUMNS}] + {8 * _COLUMN_WORDS} * k)
+        if column[{_IS_MOVED}]:
+            status = upload(column, table, words)
+            if status != 0:
+                return numpy_int64(status)
+    for k in range(words[{_LAUNCHES + 1}]):
+        launch = pointer_to_int64(words[{_LAUNCHES}] + {8 * _LAUNCH_WORDS} * k)
+        if launch[7] == 0 or words[{_OWN_NORM}]:
+            lay_out(pointer_to_int64(launch[3]), launch[4], launch[5], pointer_to_float64(inputs + launch[6]), words)
+            status = call_11(
+                words[{_LAUNCH}], launch[0], launch[1], 1, 1, {THREADS}, 1, 1, 0, words[{_STREAM}], 0, launch[2]
+            )
+            if status != 0:
+                return numpy_int64(status)
+    return {DONE}
+
+
+def kernel(record, table, inputs, step):
+    """Queue a step, and say how it went."""
+    words = pointer_to_int64(record)
+    place = record + {8 * _WORDS}
+    found = pointer_to_int64(place)
+    entered = False
+    status = numpy_int64(call_1(words[{_CURRENT}], place))
+    if status == 0 and found[0] != words[{_CONTEXT}]:
+        entered = True
+        status = numpy_int64(call_1(words[{_PUSH}], words[{_CONTEXT}]))
+        if status != 0:
+            entered = False
+    if status == 0:
+        status = queue(record, words, place, table, inputs, step)
+    if entered:
+        popped = numpy_int64(call_1(words[{_POP}], place))
+        if status == 0:
+            status = popped
+    words[{OUTCOME}] = status
+'''
+
+
+@functools.cache
+def _compiled() -> int:
+    return threads.address_of(compile_function(_SOURCE, "queue"))
+
+
+class ScalarKernel(NamedTuple):
+    """What computes the scalars of a program.
+
+    Attributes:
+        address: of the compiled function.
+        inputs: where its inputs are among those of a step, in bytes.
+        outputs: where its outputs are.
+    """
+
+    address: int
+    inputs: int
+    outputs: int
+
+
+class Column(NamedTuple):
+    """Addresses that may be others in each step.
+
+    Attributes:
+        first: where the first is in the table of addresses, in bytes.
+        stride: bytes from one to the next.
+        known: those that the device has.
+        at: where it has them.
+    """
+
+    first: int
+    stride: int
+    known: array[int]
+    at: int
+
+
+class Launch(NamedTuple):
+    """A kernel that is launched.
+
+    Attributes:
+        function: as the driver knows it.
+        blocks: how many, `MOST_BLOCKS` at most.
+        table: the words with which its arguments begin.
+        arguments: of each of the others how it is made, and of which output of the program or word of the record.
+        constants: addresses with which the arguments end.
+        outputs: where the outputs of the program are among the inputs of a step, in bytes.
+        is_of_norm: whether it finds a part of the norm of the gradients, which is not done if that is given.
+    """
+
+    function: int
+    blocks: int
+    table: Sequence[int]
+    arguments: Sequence[tuple[int, int]]
+    constants: Sequence[int]
+    outputs: int
+    is_of_norm: bool = False
+
+
+class Queue:
+    """The record of the steps on a stream of a device.
+
+    Args:
+        device: the device.
+        stream: the stream.
+        programs: what computes the scalars.
+        columns: the addresses that may change.
+        launches: the kernels in order.
+        norm: address of the parts of the norm that the steps find, and their number.
+
+    Attributes:
+        address: of the record.
+    """
+
+    def __init__(
+        self,
+        device: driver.Device,
+        stream: int,
+        programs: Sequence[ScalarKernel],
+        columns: Sequence[Column],
+        launches: Sequence[Launch],
+        norm: tuple[int, int],
+    ) -> None:
+        self._device = device
+        self._own_norm = norm
+        self._rings = [_Ring(device, 8 * len(column.known)) for column in columns]
+        self._keep_alive: list[array[int]] = [column.known for column in columns]
+        of_columns, of_launches = array("q"), array("q")
+        for (first, stride, known, at), ring in zip(columns, self._rings, strict=True):
+            of_columns.extend((first, stride, len(known), _at(known), 1, at, 0, ring.address, 0))
+        for launch in launches:
+            of_launches.extend(self._laid_out(launch))
+        of_programs = array("q", [word for program in programs for word in program])
+        self._keep_alive += [of_columns, of_launches, of_programs]
+        addresses = [device.driver.addresses[name] for name in _FUNCTIONS_USED]
+        # The last word is for what the driver's functions return.
+        self._words = array(
+            "q",
+            [
+                _compiled(), DONE, stream, *norm, device.context, 1, 0,
+                _at(of_programs), len(programs), _at(of_columns), len(columns), _at(of_launches), len(launches), *addresses, 0,
+            ],
+        )  # fmt: skip
+        self.address = _at(self._words)
+
+    @property
+    def outcome(self) -> int:
+        """How the last step went."""
+        return self._words[OUTCOME]
+
+    def set_norm(self, norm: tuple[int, int] | None) -> None:
+        """Say where the parts of the norm are, and how many; None for the norm that the steps find."""
+        self._words[_OWN_NORM] = norm is None
+        self._words[NORM : COUNT_OF_NORM + 1] = array("q", self._own_norm if norm is None else norm)
+
+    def add_block(self) -> None:
+        """Give the column that needs it another block of pinned memory."""
+        self._rings[self._words[_ASKED]].add()
+
+    def _laid_out(self, launch: Launch) -> tuple[int, ...]:
+        at, script = 8 * len(launch.table), array("q")
+        for how, which in launch.arguments:
+            at += -at % _BYTES[how]
+            script.extend((how, which, at))
+            at += _BYTES[how]
+        at += -at % 8 if launch.constants else 0
+        arguments = array("q", [*launch.table, *[0] * (at // 8 + 1)])
+        arguments = arguments[: -(-at // 8)]
+        arguments.extend(launch.constants)
+        size = array("q", [at + 8 * len(launch.constants)])
+        # The marks of a buffer, of its size, and of the end.
+        extra = array("q", (1, _at(arguments), 2, _at(size), 0))
+        self._keep_alive += [script, arguments, size, extra]
+        return (
+            launch.function, min(launch.blocks, MOST_BLOCKS), _at(extra), _at(script), len(launch.arguments), _at(arguments),
+            launch.outputs, int(launch.is_of_norm),
+        )  # fmt: skip
+
+
+class _Ring:
+    """Blocks of pinned memory from which a column is uploaded, the one used first next.
+
+    Attributes:
+        address: of three words: the number of blocks, which is next, and where addresses of their memory and events are.
+    """
+
+    def __init__(self, device: driver.Device, size: int) -> None:
+        self._device, self._size = device, size
+        self._blocks: list[driver.Block] = []
+        self._words = array("q", bytes(24))
+        self._places = array("q")
+        self.address = _at(self._words)
+        weakref.finalize(self, device.take_back, self._blocks).atexit = False
+
+    def add(self) -> None:
+        """Have another block, which is next."""
+        after = self._words[1]
+        self._blocks.insert(after, self._device.block(self._size))
+        self._places = array("q", [word for block in self._blocks for word in (block.address, block.event)])
+        self._words[:] = array("q", (len(self._blocks), after, _at(self._places)))
+
+
+def _at(words: array[int]) -> int:
+    return words.buffer_info()[0]

@@ -1,0 +1,114 @@
+"""Steps on JAX arrays by kernels in CUDA C: XLA's calls are those of its CPU, CUDA's driver is played."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.interpreters import mlir
+from support.bits import assert_same_bits
+from support.recording_driver import STREAM, Recording, recording_driver
+
+import portopt
+from portopt_jax import _cuda, _kernel, _launching
+
+HAVING_STREAM = f"  %stream = inttoptr i64 {STREAM} to ptr\n"
+clear_caches: Any = jax.clear_caches
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
+    """Have the CPU's computations call what a GPU's would."""
+    one_device, registered = _kernel._is_for_one_device, _kernel._registered_as
+    with recording_driver(tmp_path_factory.mktemp("played")) as found, pytest.MonkeyPatch.context() as patch:
+        # A table takes several launches.
+        machine = _cuda._Machine((0,), 2, found.driver.addresses(), 7)
+        patch.setattr(_cuda, "_FEW", 5)
+        patch.setattr(_cuda, "_SOME", 6)
+        patch.setattr(_cuda, "machine", lambda: machine)
+        patch.setattr(_cuda, "usable", lambda: True)
+        patch.setattr(_launching, "_STREAM", HAVING_STREAM)
+        patch.setattr(_kernel, "_is_for_one_device", lambda module, platform: one_device(module, "cpu"))
+        patch.setattr(
+            _kernel, "_registered_as", lambda content, made, platform: registered(f"played {content}", made, "cpu")
+        )
+        clear_caches()
+        _kernel.register_in_place(_kernel._step, _kernel._lowered_for_cuda, "cpu")
+        _kernel.register_in_place(_kernel._norm, _kernel._norm_lowered_for_cuda, "cpu")
+        yield found
+        mlir.register_lowering(_kernel._step, _kernel._lowered, platform="cpu")
+        mlir.register_lowering(_kernel._norm, _kernel._norm_lowered, platform="cpu")
+        clear_caches()
+
+
+def trees(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    rng = np.random.default_rng(count)
+    shapes = [(3, 5), (), (4097,), (0,), (2, 1, 7)]
+    dtypes = ["float32", "float32", "bfloat16", "float32", "bfloat16"]
+
+    def one() -> dict[str, Any]:
+        arrays = {}
+        for k in range(count):
+            dtype = jnp.dtype(dtypes[k % 5])
+            arrays[f"w{k}"] = np.asarray(3 * rng.standard_normal(shapes[k % 5]), dtype)
+        return arrays
+
+    return one(), one()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "way"),
+    [
+        *((portopt.Adam(0.1, clipnorm=1.0), way) for way in ("jit", "donated", "eager", "scan")),
+        (portopt.Nadam(0.1), "donated"),
+        (portopt.SophiaG(0.1), "jit"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else type(given).__name__,
+)
+def test_steps_have_the_bits_of_the_host(optimizer: Any, way: str, played: Recording) -> None:
+    params, grads = trees(12)
+    inputs = dict.fromkeys(optimizer.inputs, grads)
+    state, on_device = optimizer.init(params), jax.tree.map(jnp.asarray, params)
+    given = jax.tree.map(jnp.asarray, grads)
+    further = dict.fromkeys(optimizer.inputs, given)
+    found_state = optimizer.init(on_device)
+
+    def step(p: Any, g: Any, s: Any, further: Any) -> Any:
+        return optimizer.apply(p, g, s, **further)
+
+    played.clear()
+    if way == "scan":
+
+        def steps(p: Any, s: Any) -> Any:
+            return jax.lax.scan(lambda carry, _: (step(carry[0], given, carry[1], further), None), (p, s), None, 3)[0]
+
+        found_state = found_state._replace(step=jnp.asarray(0, jnp.int32))
+        on_device, found_state = jax.jit(steps)(on_device, found_state)
+    else:
+        jitted = step if way == "eager" else jax.jit(step, donate_argnums=(0, 2) if way == "donated" else ())
+        for _ in range(3):
+            on_device, found_state = jitted(on_device, given, found_state, further)
+    for _ in range(3):
+        params, state = optimizer.apply(params, grads, state, **inputs)
+    for name, array in params.items():
+        assert_same_bits(np.asarray(on_device[name]), array)
+    for slot, arrays in state.slots.items():
+        if isinstance(arrays, dict):
+            for name, array in arrays.items():
+                assert_same_bits(np.asarray(found_state.slots[slot][name]), array)
+    assert played.kernels().count("update") == 3 * 2
+
+
+def test_the_trial_finds_nothing_wrong_where_all_is_right_and_says_what_is(
+    played: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cuda, "_devices", lambda: jax.devices("cpu"))
+    assert _cuda._found_in_trial() == ""
+    played.play(running=False)
+    found = _cuda._found_in_trial()
+    played.play()
+    assert found == "a step has wrong bits"
