@@ -43,7 +43,7 @@ def gradient_of(parameter, context):
     return object_of_call_2(context[9], parameter, context[1])
 
 
-def kernel(context, gradients, unused1, unused2, unused3, unused4, unused5, unused6):
+def kernel(context, gradients, unused1, unused2):
     """Put the gradients of all that move into lists; raise an error if anything is not as it was."""
     # First, for an attribute may run code that changes the containers.
     found = pointer_to_int64(pointer_to_int64(gradients)[3])
@@ -103,7 +103,7 @@ def kernel(context, gradients, unused1, unused2, unused3, unused4, unused5, unus
 _COUNT_SOURCE = '''"""Give all dicts of a list the same values for the same keys."""
 
 
-def kernel(context, dicts, keys, values, unused1, unused2, unused3, unused4):
+def kernel(context, dicts, keys, values):
     """Set the values of keys that are there; the second word of the context is the address of `PyDict_SetItem`."""
     of = pointer_to_int64(pointer_to_int64(dicts)[3])
     names = pointer_to_int64(pointer_to_int64(keys)[3])
@@ -183,7 +183,7 @@ class RepeatedStep:
         found = [[None] * n for n in self._counts]
         # What the function returns, or says when it fails, goes to the first two.
         at = self._place
-        return None if self._look(at, at, self._address, id(found), 0, 0, 0, 0, 0, 0) else found
+        return None if self._look(at, at, self._address, id(found), 0, 0) else found
 
 
 class _Containers:
@@ -222,7 +222,7 @@ def put(dicts: list[dict[str, Any]], keys: list[str], values: list[Any]) -> None
 
 def _put_compiled(dicts: list[dict[str, Any]], keys: list[str], values: list[Any]) -> None:
     at = _at(_set_item())
-    _compiled_count()(at, at, at, id(dicts), id(keys), id(values), 0, 0, 0, 0)
+    _compiled_count()(at, at, at, id(dicts), id(keys), id(values))
 
 
 @functools.cache
@@ -312,12 +312,12 @@ def _set_item() -> array[int]:
 
 @functools.cache
 def _compiled_look() -> Any:
-    return compiler.compile_function(_LOOK_SOURCE, "watch")
+    return compiler.compile_function(_LOOK_SOURCE, "containers")
 
 
 @functools.cache
 def _compiled_count() -> Any:
-    return compiler.compile_function(_COUNT_SOURCE, "watch")
+    return compiler.compile_function(_COUNT_SOURCE, "containers")
 
 
 def _at(buffer: array[int]) -> int:

@@ -139,7 +139,7 @@ def test_gradients_of_the_backward_pass_are_read(repeated: list[bool]) -> None:
     state = rule.init(others)
     for _ in range(6):
         for of in (params, others):
-            sum((p * p).sum() for p in of).backward()  # type: ignore[union-attr]  # a tensor
+            sum((p * p).sum() for p in of).backward()
         optimizer.step()
         state = rule.apply_(others, [p.grad for p in others], state)
         for p in (*params, *others):
