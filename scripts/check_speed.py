@@ -26,6 +26,7 @@ import torch  # noqa: TID253  # what is compared with
 import portopt
 from portopt_tools.bench import measuring
 from portopt_tools.bench.measuring import Step
+from portopt_tools.bench.pure import adam_by_hand
 
 TRIES, SAMPLES, SAMPLE_SECONDS = 4, 9, 0.01
 SHARE = 0.5
@@ -75,7 +76,7 @@ def pure_steps_of_numpy() -> tuple[Step, Step]:
 
     def by_hand() -> None:
         nonlocal params, slots
-        new = [_adam(*arrays) for arrays in zip(params, grads, *slots, strict=True)]
+        new = [adam_by_hand(*arrays, 1) for arrays in zip(params, grads, *slots, strict=True)]
         params, slots = [p for p, _, _ in new], ([m for _, m, _ in new], [v for _, _, v in new])
 
     return _pure(list(params), grads), by_hand
@@ -156,12 +157,6 @@ def _pure(params: object, grads: object) -> Step:
         params, state = optimizer.apply(params, grads, state)
 
     return step
-
-
-def _adam(p: Any, g: Any, m: Any, v: Any) -> tuple[Any, Any, Any]:
-    m = np.float32(0.9) * m + np.float32(0.1) * g
-    v = np.float32(0.999) * v + np.float32(0.001) * (g * g)
-    return p - np.float32(0.001) * m / (np.sqrt(v) + np.float32(1e-7)), m, v
 
 
 def _torch_fused(grads: Sequence[torch.Tensor]) -> Step:

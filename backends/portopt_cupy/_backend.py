@@ -16,6 +16,7 @@ from portopt.backend import (
     ArrayAPIBackend,
     ArrayInfo,
     Arrays,
+    Graphs,
     MemoryRange,
     Mode,
     Work,
@@ -24,7 +25,7 @@ from portopt.backend import (
 )
 from portopt.imports import imported
 from portopt.kernels import launch, products
-from portopt.kernels.cuda.graphs import capture_error
+from portopt.kernels.captured_step import CudaGraphs
 from portopt.kernels.cuda.library import CudaLibrary
 from portopt.kernels.device_plan import make_device_plan
 from portopt.kernels.host import compiler
@@ -42,6 +43,9 @@ class CupyBackend(ArrayAPIBackend):
 
     def __init__(self) -> None:
         super().__init__("cupy", lambda: importlib.import_module("array_api_compat.cupy"))
+        self.graphs: Graphs = CudaGraphs(
+            self, lambda: self._library, lambda array: True, lambda arrays: self._is_captured(arrays), self.assign
+        )
 
     @property
     def install_command(self) -> str:
@@ -126,18 +130,18 @@ class CupyBackend(ArrayAPIBackend):
         found: CudaLibrary = importlib.import_module("portopt_cupy._kernel").LIBRARY
         return found
 
-    def _refuse_capture(self, arrays: Iterable[Any]) -> None:
-        """Refuse to do a step on arrays of a device whose work is being captured in a CUDA graph."""
+    def _is_captured(self, arrays: Iterable[Any]) -> bool:
+        """Tell whether the work of one of the devices of arrays is being captured in a CUDA graph."""
         cuda = self._cupy.cuda
         for number in {array.device.id for array in arrays}:
             with cuda.Device(number):
                 stream = cuda.get_current_stream()
                 # The legacy default stream, 0 or 1, cannot be captured, nor be asked while another is.
                 if stream.ptr > 1 and stream.is_capturing():
-                    raise capture_error()
+                    return True
+        return False
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
-        self._refuse_capture(gradients)
         if not is_interpreted():
             norm = launch.gradient_norm(self._library, gradients)
             if norm is not None:
@@ -145,7 +149,6 @@ class CupyBackend(ArrayAPIBackend):
         return super().gradient_norm(gradients)
 
     def total(self, name: str, works: Sequence[Work]) -> Any:
-        self._refuse_capture(arrays["p"] for work in works for arrays in work.parameters)
         found = None if is_interpreted() else launch.total(self._library, name.removeprefix("total_"), works)
         return super().total(name, works) if found is None else found
 
@@ -153,7 +156,6 @@ class CupyBackend(ArrayAPIBackend):
         return value if isinstance(value, GradientNorm) else super().scalar(value)
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
-        self._refuse_capture(arrays["p"] for work in works for arrays in work.parameters)
         if not is_interpreted():
             # What has no kernel is done operation by operation; none of it is written before all is read.
             interpreted = functools.partial(super().update, in_place=False)
@@ -180,13 +182,11 @@ class CupyBackend(ArrayAPIBackend):
             return "the numbers of a step are computed by a function that numba compiles, and there is none"
         if not parameters:
             return "no parameter has a gradient"
-        if not (in_place and same_arrays):
-            return "on a GPU only steps in place on the same arrays are planned"
         reader = importlib.import_module("portopt_cupy._layout").reader(int(parameters[0]["p"].device.id))
         if reader is None:
             return "this CuPy keeps its arrays in memory otherwise than the compiled function reads them"
-        found = make_device_plan(self._library, self, programs, trees, described(self, parameters), reader)
-        return "arrays, containers or the program are not such as a plan can watch" if found is None else found
+        given = self._library, self, programs, trees, described(self, parameters), reader
+        return make_device_plan(*given, in_place=in_place, same_arrays=same_arrays)
 
     def memory_range(self, array: Any) -> MemoryRange:
         device = f"cuda:{array.device.id}"

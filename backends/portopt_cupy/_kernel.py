@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
+from portopt.kernels.cuda import driver
 from portopt.kernels.cuda.library import CudaLibrary
 
 
@@ -52,12 +56,27 @@ class CupyLibrary(CudaLibrary):
     def on(self, device: int) -> Any:
         return _cupy().cuda.Device(device)
 
+    @contextlib.contextmanager
+    def kept(self, device: int, owner: Any) -> Iterator[None]:
+        if not self.is_capturing(device):
+            yield
+            return
+        # CuPy gives memory to others that is freed after a capture, though the graph has its address.
+        pool = _cupy().cuda.MemoryPool()
+        with driver.device(device).driver.uncaptured(), _cupy().cuda.using_allocator(pool.malloc):
+            yield
+        weakref.finalize(owner, _let_go, pool).atexit = False
+
     def words(self, memory: Any, count: int) -> list[int]:
         found: list[int] = _cupy().asnumpy(memory[:count]).tolist()
         return found
 
     def stream(self, device: int) -> int:
         return int(_cupy().cuda.get_current_stream(device).ptr)
+
+
+def _let_go(pool: Any) -> None:
+    """Let memory go, of which this function had the last reference."""
 
 
 def _cupy() -> Any:

@@ -77,7 +77,9 @@ def _dense(device: int, gradient: Any) -> Any:
 
 
 def _maker(arrays: Sequence[Any]) -> Callable[[], list[Any]]:
-    return lambda: [_cupy().empty(a.shape, a.dtype) for a in arrays]
+    empty, shapes, dtypes = _cupy().empty, [a.shape for a in arrays], [a.dtype for a in arrays]
+    # On the current device, of the current stream.
+    return lambda: list(map(empty, shapes, dtypes))
 
 
 def _find_layout() -> FieldLayout | None:

@@ -55,6 +55,7 @@ class JaxBackend:
     name = "jax"
     install_command = 'pip install "portopt[jax]"'
     trees = JaxTrees()
+    graphs = None
 
     def __repr__(self) -> str:
         return "<portopt backend jax>"

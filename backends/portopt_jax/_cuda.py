@@ -1,7 +1,7 @@
 """Steps and norms on a GPU as calls of kernels in CUDA C, of all arrays at once, inside an XLA computation.
 
-XLA makes a loop of each parameter, and takes long to compile many. The scalars stay its own; a kernel takes them from the
-device's memory. Where a first trial does not go well, XLA's operations do it all.
+XLA makes a loop of each parameter, and takes long to compile many, and the scalars. Where a first trial does not go well, XLA's
+operations do it all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from portopt.arithmetic.dtypes import round_scalar
 from portopt.kernels.cuda import driver, kernels, nvrtc
 from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.source import (
@@ -26,21 +25,22 @@ from portopt.kernels.cuda.source import (
     CHUNK,
     MOST_BLOCKS,
     norm_of_parts_source,
-    source_for_given_scalars,
+    source_for_inputs_on_device,
     words_source,
 )
 from portopt.kernels.cuda.tables import Chunks
 from portopt.kernels.key import KernelKey
-from portopt.kernels.names import NORM_OF_PARTS, PUT_WORDS, SUM_SQUARES, UPDATE
-from portopt.kernels.norm_dependence import WORDS_OF_PART, norm_dependence
+from portopt.kernels.names import NORM_OF_PARTS, PUT_WORDS, SCALARS, SUM_SQUARES, UPDATE
+from portopt.kernels.norm_dependence import WORDS_OF_PART
 from portopt.program import Program
 from portopt_jax import _launching
 from portopt_jax._launching import Word
-from portopt_jax._scalars import round_traced
 
 _FEW, _SOME, _MANY = 60, 500, 4000
 """How many words a launch carries. The last is more than older drivers, compilers and devices take."""
 _MANY_FROM, _MANY_ON = (12, 1), 70
+_MOST_OPERANDS = 1000
+"""Of a call, where it may be divided."""
 _MOST_SECONDS = 120.0
 """How long a trial may take."""
 
@@ -78,7 +78,7 @@ def machine() -> _Machine | None:
     many = driver.driver().version() >= 1000 * _MANY_FROM[0] + 10 * _MANY_FROM[1]
     many = many and _release(compiler.version) >= _MANY_FROM and min(of.capability for of in found) >= _MANY_ON
     processors = min(of.multiprocessors for of in found)
-    return _Machine(numbers, processors, driver.driver().addresses(), _MANY if many else _SOME)
+    return _Machine(numbers, processors, driver.driver().addresses_for_launching(), _MANY if many else _SOME)
 
 
 def _devices() -> Sequence[Any]:
@@ -133,63 +133,61 @@ def _found_in_trial() -> str:
         _trying.reset(token)
 
 
-def step(
-    *operands: Any,
-    program: Program,
-    key: KernelKey,
-    scalars: Any,
-    outputs: Any,
-    registered: Registered,
-) -> list[Any]:
-    """Do a step on arrays.
+def step(inputs: Any, number: Any, *arrays: Any, program: Program, key: KernelKey, registered: Registered) -> list[Any]:
+    """Do a step.
 
     Args:
-        operands: the arrays of each parameter, as the key orders them.
-        program: an elementwise one, its elementary functions written out.
-        key: of the kernel.
-        scalars: of the step, by the program's indices.
-        outputs: the new scalars of the state; None if there are none.
+        inputs: the scalar inputs but for the number of the step, in one float64 array.
+        number: of the step, int32.
+        arrays: those of each parameter, as the key orders them.
+        program: an elementwise one.
+        key: of the kernels.
         registered: returns the name of a handler of some content for a platform, made by a function if it is new.
 
     Returns:
-        Outputs, then parameter and slots of each parameter.
+        The new scalars of the state in one float64 array, if there are any, then parameter and slots of each parameter.
     """
-    columns, results = len(key.dtypes), len(program.array_outputs)
-    rows = [operands[i : i + columns] for i in range(0, len(operands), columns)]
-    names = [name for name, _ in key.dtypes]
+    columns, source = len(key.dtypes), source_for_inputs_on_device(program, key)
+    rows = [arrays[i : i + columns] for i in range(0, len(arrays), columns)]
+    # XLA's time grows as the square of a call's operands.
+    calls = -(-len(arrays) // _MOST_OPERANDS)
+    with jax.enable_x64(True):
+        types = [_Array((max(len(program.rounded_scalars), 1),), jnp.dtype(key.compute_dtype))]
+        types += [_Array((max(len(program.scalar_outputs), 1),), jnp.float64)]
+        given = inputs if inputs.size else jnp.zeros(1, jnp.float64)
+        scalars: Any = jax.ffi.ffi_call(_handler_of_scalars(source, registered), types)
+        rounded, outputs = scalars(given, number)
+        found = [outputs] if program.scalar_outputs else []
+        for k in range(calls):
+            part = rows[k * len(rows) // calls : (k + 1) * len(rows) // calls]
+            found += _updated(rounded, part, program, key, source, registered)
+    return found
+
+
+def _updated(
+    rounded: Any,
+    rows: Sequence[Sequence[Any]],
+    program: Program,
+    key: KernelKey,
+    source: str,
+    registered: Registered,
+) -> list[Any]:
+    """Return parameter and slots of each parameter, given the rounded scalars."""
     chunks = Chunks([row[0].size for row in rows], CHUNK)
     words = len(rows) * len(key.columns(program))
-    at_once = _words_at_once(words)
-    with jax.enable_x64(True):
-        rounded = _rounded(program, scalars, key.compute_dtype)
-        static = np.frombuffer(chunks.words.tobytes(), np.int64)
-        written = [names.index(name) for name in program.array_outputs]
-        types = [_Array((max(words, 1),), jnp.int64)]
-        types += [_Array(row[i].shape, row[i].dtype) for row in rows for i in written]
-        aliases = {2 + r * columns + i: 1 + r * results + k for r in range(len(rows)) for k, i in enumerate(written)}
-        target = _handler_of_step(program, key, at_once, registered)
-        call = jax.ffi.ffi_call(
-            target, types, has_side_effect=True, input_output_aliases=aliases if key.in_place else None
-        )
-        found = call(static, rounded, *operands, layout=np.array([chunks.number, min(chunks.number, MOST_BLOCKS)]))
-    return [*([] if outputs is None else [outputs]), *found[1:]]
+    names = [name for name, _ in key.dtypes]
+    written = [names.index(name) for name in program.array_outputs]
+    types = [_Array((words,), jnp.int64), *(_Array(row[i].shape, row[i].dtype) for row in rows for i in written)]
+    pairs = enumerate((r, i) for r in range(len(rows)) for i in written)
+    aliases = {2 + r * len(names) + i: 1 + k for k, (r, i) in pairs} if key.in_place else None
+    target = _handler_of_step(program, key, source, _words_at_once(words), registered)
+    call: Any = jax.ffi.ffi_call(target, types, has_side_effect=True, input_output_aliases=aliases)
+    layout = np.array([chunks.number, min(chunks.number, MOST_BLOCKS)])
+    return list(call(_words_of(chunks), rounded, *(array for row in rows for array in row), layout=layout)[1:])
 
 
-def scalars_program(program: Program) -> Program:
-    """Return the program whose scalars `step` takes."""
-    return norm_dependence(program).program
-
-
-def _rounded(program: Program, scalars: Any, compute_dtype: str) -> Any:
-    """Return the scalars that a kernel takes, rounded, as one array; of one element at least."""
-    values = [scalars[j] for _, j in program.rounded_scalars]
-    rounded = [
-        jnp.asarray(round_scalar(float(value), compute_dtype), compute_dtype)
-        if isinstance(value, int | float)
-        else round_traced(value, compute_dtype)
-        for value in values
-    ]
-    return jnp.stack(rounded) if rounded else jnp.zeros(1, compute_dtype)
+def _words_of(chunks: Chunks) -> Any:
+    return np.frombuffer(chunks.words.tobytes(), np.int64)
 
 
 def norm(groups: Sequence[Sequence[Any]], registered: Registered) -> Any:
@@ -201,11 +199,10 @@ def norm(groups: Sequence[Sequence[Any]], registered: Registered) -> Any:
         for gradients in groups:
             chunks = Chunks([g.size for g in gradients], CHUNK)
             blocks = min(chunks.number, BLOCKS_PER_MULTIPROCESSOR * known.multiprocessors, MOST_BLOCKS)
-            static = np.frombuffer(chunks.words.tobytes(), np.int64)
             types = [_Array(shape, jnp.int64) for shape in ((len(gradients),), (blocks, WORDS_OF_PART))]
             target = _handler_of_squares(str(gradients[0].dtype), _words_at_once(len(gradients)), registered)
             call = jax.ffi.ffi_call(target, types, has_side_effect=True)
-            parts.append(call(static, *gradients, layout=np.array([chunks.number, blocks]))[1])
+            parts.append(call(_words_of(chunks), *gradients, layout=np.array([chunks.number, blocks]))[1])
         whole = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
         norm_of: Any = jax.ffi.ffi_call(_handler_of_norm(registered), _Array((), jnp.float64))
         return norm_of(whole, layout=np.array([len(whole)]))
@@ -217,9 +214,16 @@ def _words_at_once(words: int) -> int:
     return next((size for size in (_FEW, _SOME) if words <= size), known.words_at_once)
 
 
-def _handler_of_step(program: Program, key: KernelKey, at_once: int, registered: Registered) -> str:
-    source = source_for_given_scalars(program, key)
+def _handler_of_scalars(source: str, registered: Registered) -> str:
+    arguments: list[Word] = [("operand", 0), ("operand", 1), ("result", 0), ("result", 1)]
 
+    def made() -> Any:
+        return _launching.make_call_handler(_functions((source, SCALARS)), _addresses(), arguments)
+
+    return registered(f"{SCALARS} {source}", made, "CUDA")
+
+
+def _handler_of_step(program: Program, key: KernelKey, source: str, at_once: int, registered: Registered) -> str:
     def made() -> Any:
         return _launching.make_launching_handler(
             _functions((words_source(at_once), PUT_WORDS), (source, UPDATE)),

@@ -210,7 +210,11 @@ def _in_xla(
     *operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla, places: tuple[Place, ...]
 ) -> list[Any]:
     """Do what the kernel does in XLA's operations."""
-    scalars = _step_scalars(program, *operands[:2])
+    inputs, step = operands[:2]
+    with jax.enable_x64(True):
+        names = [name for name in program.scalar_inputs if name != "t"]
+        values = {**{name: inputs[i] for i, name in enumerate(names)}, "t": step}
+    scalars = StepScalars(program, JaxArithmetic(step), values)
     results = in_xla(program, scalars, _rows(kernel_key, operands), places or None)
     with jax.enable_x64(True):
         outputs = [pack(list(scalars.outputs().values()))] if program.scalar_outputs else []
@@ -294,27 +298,8 @@ def _lowered_for_cuda(
     if not program.is_elementwise or not _is_for_one_device(context.module_context, "cuda") or not _cuda.usable():
         return _lowered_in_xla(context, *operands, **parameters)
     key = replace(kernel_key, in_place=kernel_key.in_place and _may_overwrite(context))
-    with lowering_for("cuda"):
-        lowering = mlir.lower_fun(functools.partial(_by_cuda, key=key), multiple_results=True)
-        return lowering(context, *operands, **parameters)
-
-
-def _by_cuda(
-    *operands: Any,
-    program: Program,
-    kernel_key: KernelKey,
-    in_xla: InXla,
-    places: tuple[Place, ...],
-    key: KernelKey,
-) -> list[Any]:
-    inputs, step = operands[:2]
-    program = _cuda.scalars_program(program)
-    scalars = _step_scalars(program, inputs, step)
-    with jax.enable_x64(True):
-        outputs = pack(list(scalars.outputs().values())) if program.scalar_outputs else None
-    return _cuda.step(
-        *operands[2:], program=program, key=key, scalars=scalars, outputs=outputs, registered=_registered_as
-    )
+    by_cuda = functools.partial(_cuda.step, program=program, key=key, registered=_registered_as)
+    return mlir.lower_fun(by_cuda, multiple_results=True)(context, *operands)
 
 
 def _may_overwrite(context: Any) -> bool:
@@ -331,14 +316,6 @@ def _may_overwrite(context: Any) -> bool:
             is_donated = any(mark in of for of in given for mark in ("tf.aliasing_output", "jax.buffer_donor"))
             return is_donated or inside.operation != function.operation
     return True
-
-
-def _step_scalars(program: Program, inputs: Any, step: Any) -> StepScalars:
-    """Return the scalars of a step, given its inputs in one array, and its number."""
-    with jax.enable_x64(True):
-        names = [name for name in program.scalar_inputs if name != "t"]
-        values = {**{name: inputs[i] for i, name in enumerate(names)}, "t": step}
-    return StepScalars(program, JaxArithmetic(step), values)
 
 
 def _lowered_in_xla(context: Any, *operands: Any, **parameters: Any) -> Any:

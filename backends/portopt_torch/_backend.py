@@ -19,6 +19,7 @@ from portopt.backend import (
     ArrayAPIBackend,
     ArrayInfo,
     Arrays,
+    Graphs,
     Leaf,
     MemoryRange,
     Mode,
@@ -30,7 +31,7 @@ from portopt.imports import imported
 from portopt.interrupts import finish
 from portopt.kernels import launch
 from portopt.kernels import products as gpu_products
-from portopt.kernels.cuda.graphs import capture_error
+from portopt.kernels.captured_step import CudaGraphs
 from portopt.kernels.cuda.library import CudaLibrary
 from portopt.kernels.device_plan import make_device_plan
 from portopt.kernels.host import compiler, joined, kernel, memory, norm, readers, segments, threads, totals, trial
@@ -60,6 +61,13 @@ class TorchBackend(ArrayAPIBackend):
             "torch",
             lambda: importlib.import_module("array_api_compat.torch"),
             install_command='pip install "portopt[torch]"',
+        )
+        self.graphs: Graphs = CudaGraphs(
+            self,
+            lambda: self._library,
+            lambda tensor: self._runs_kernels(tensor),
+            lambda tensors: self._is_captured(tensors),
+            lambda target, value: target.fill_(value),
         )
 
     @property
@@ -251,7 +259,6 @@ class TorchBackend(ArrayAPIBackend):
 
     def total(self, name: str, works: Sequence[Work]) -> Any:
         parameters = [arrays["p"] for work in works for arrays in work.parameters]
-        self.refuse_capture(parameters)
         combine = COMBINE.get()
         # What lacks an axis is the same in the processes that share it.
         if combine is None or any(work.program.ops[work.program.array_outputs["x"]].dims is not None for work in works):
@@ -299,7 +306,6 @@ class TorchBackend(ArrayAPIBackend):
 
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         parameters = [arrays for work in works for arrays in work.parameters]
-        self.refuse_capture(arrays["p"] for arrays in parameters)
         all_detached = self._detached(works)
         if not all(map(_is_local, all_detached)):
             return self._update_parts(all_detached, works, in_place=in_place)
@@ -356,17 +362,14 @@ class TorchBackend(ArrayAPIBackend):
     def _parts(self) -> Any:
         return importlib.import_module("portopt_torch._parts")
 
-    def refuse_capture(self, tensors: Iterable[Any]) -> None:
-        """Refuse to do a step on tensors of a device whose work is being captured in a CUDA graph.
-
-        Raises:
-            RuntimeError: it is.
-        """
+    def _is_captured(self, tensors: Iterable[Any]) -> bool:
+        """Tell whether the work of one of the devices of tensors is being captured in a CUDA graph."""
         cuda = self._torch.cuda
         for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
             with cuda.device(device):
                 if cuda.is_current_stream_capturing():
-                    raise capture_error()
+                    return True
+        return False
 
     @property
     def _library(self) -> CudaLibrary:
@@ -458,17 +461,13 @@ class TorchBackend(ArrayAPIBackend):
         if (reader := reader_on(_text(tensors[0].device))) is None:
             return "this torch (before 2.10) has no functions in C that say where a tensor lies (DLPack's exchange API)"
         if on_device:
-            if not (in_place and same_arrays):
-                return "on a GPU only steps in place on the same arrays are planned"
             given = self._library, self, programs, trees, leaves, reader, _increment_version()
-            found = make_device_plan(*given)
-            return "arrays, containers or the program are not such as a plan can watch" if found is None else found
+            return make_device_plan(*given, in_place=in_place, same_arrays=same_arrays)
         return make_plan(
             self, programs, trees, leaves, reader, _increment_version(), in_place=in_place, same_arrays=same_arrays
         )
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
-        self.refuse_capture(gradients)
         detached = [g.detach().resolve_neg() for g in gradients]
         combine = COMBINE.get()
         if combine is not None:
@@ -550,7 +549,7 @@ def reader_on(device: str) -> readers.ArrayReader | None:
         kinds,
         lambda tensor: type(tensor) in kinds and tensor.device == place and _is_dense(tensor),
         functools.partial(_dense, place),
-        _maker,
+        functools.partial(_maker, place),
         _finished,
         found,
         _team().working_team,
@@ -608,10 +607,16 @@ def _dense(device: Any, gradient: Any) -> Any:
     return gradient.detach().resolve_neg().contiguous()
 
 
-def _maker(tensors: Sequence[Any]) -> Callable[[], list[Any]]:
-    """Return what makes new contiguous tensors like given ones."""
+def _maker(device: Any, tensors: Sequence[Any]) -> Callable[[], list[Any]]:
+    """Return what makes new contiguous tensors like given ones on a device."""
     torch = sys.modules["torch"]
-    models = [_model(tuple(t.shape), t.dtype) for t in tensors]
+    known: dict[Any, Any] = {}
+    models = []
+    for t in tensors:
+        kind = tuple(t.shape), t.dtype
+        models.append(known.get(kind) if kind in known else known.setdefault(kind, _model(*kind, device)))
+    if device.type != "cpu":
+        return lambda: list(map(torch.empty_like, models))
     large = [k for k, t in enumerate(tensors) if memory.is_large(t.numel() * t.element_size())]
 
     def new() -> list[Any]:
@@ -623,12 +628,13 @@ def _maker(tensors: Sequence[Any]) -> Callable[[], list[Any]]:
     return new
 
 
-def _model(shape: tuple[int, ...], dtype: Any) -> Any:
+def _model(shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
     """Return a tensor that a new one may be made like, with no memory of its own if that can be."""
     torch = sys.modules["torch"]
-    small = torch.empty((), dtype=dtype, device="cpu").expand(shape)
-    whole = torch.empty(shape, dtype=dtype, device="cpu")
-    return small if torch.empty_like(small).stride() == whole.stride() else whole
+    small = torch.empty((), dtype=dtype, device=device).expand(shape)
+    whole = torch.empty(shape, dtype=dtype, device="meta")
+    made = torch.empty_like(torch.empty((), dtype=dtype, device="meta").expand(shape))
+    return small if made.stride() == whole.stride() else torch.empty(shape, dtype=dtype, device=device)
 
 
 def _finished(before: Sequence[Any], after: Sequence[Any]) -> None:

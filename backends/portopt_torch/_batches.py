@@ -12,8 +12,9 @@ from portopt.arithmetic.dtypes import slot_dtypes
 from portopt.slot import are_plain, slots_of_shape
 from portopt.step import Part
 from portopt_torch._backend import backend
+from portopt_torch._capturable import count, is_count
 from portopt_torch._repeated import put
-from portopt_torch._saved_state import finished_steps, number_of, tensor_of
+from portopt_torch._saved_state import tensor_of
 from portopt_torch._sharded import input_part, is_sharded, local_part, place_of
 
 Totals = Mapping[str, Any] | None
@@ -36,6 +37,7 @@ class Batch:
         indices: the places of the parameters among those of the group that move.
         numbers: of the parameters among all of the optimizer.
         everything: whether these are all of them.
+        capturable: whether the states may count on the device.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Batch:
         numbers: Sequence[int],
         *,
         everything: bool,
+        capturable: bool = False,
     ) -> None:
         self._rule = rule
         self.counted = ["step", *rule.scalar_slots]
@@ -66,9 +69,9 @@ class Batch:
                     local_part(state[name]) if name in names else None
                     for state, names in zip(states, held, strict=True)
                 ]
-        self._scalars = {name: number_of("the state", name, states[0][name]) for name in rule.scalar_slots}
+        self._scalars = {name: count(name, states[0][name], capturable=capturable) for name in rule.scalar_slots}
         self._leaves = list(map(local_part, parameters))
-        self.finished = finished_steps("the state", states[0]["step"])
+        self.finished = count("step", states[0]["step"], capturable=capturable)
         self.is_sharded = any(map(is_sharded, parameters))
 
     def arrays(self) -> list[dict[str, Any]]:
@@ -133,6 +136,8 @@ class Batch:
 
     def finish(self, finished: int, overrides: Mapping[str, Any], totals: Totals) -> None:
         """Count a step, after so many, that has written its arrays but was interrupted before it was counted."""
+        if is_count(finished):
+            return  # the kernels that wrote have counted
         if self.finished == finished:
             rule = self._rule
             given = {name: True for name in rule.inputs if name in overrides}
@@ -169,6 +174,7 @@ class Batches:
         parameters: the parameters that move.
         states: the state of each.
         numbers: of the parameters among all of the optimizer.
+        capturable: whether the states may count on the device.
     """
 
     def __init__(
@@ -178,12 +184,14 @@ class Batches:
         parameters: Sequence[Any],
         states: Sequence[dict[str, Any]],
         numbers: Sequence[int],
+        *,
+        capturable: bool = False,
     ) -> None:
         parts: dict[Any, list[int]] = {}
         for i, (p, state) in enumerate(zip(parameters, states, strict=True)):
-            scalars = (number_of("the state", name, state[name]) for name in rule.scalar_slots)
+            scalars = (count(name, state[name], capturable=capturable) for name in rule.scalar_slots)
             dtypes = (tensor_of("the state", name, state[name]).dtype for name in slots_of(rule, p))
-            finished = finished_steps("the state", state["step"])
+            finished = count("step", state["step"], capturable=capturable)
             parts.setdefault((finished, *scalars, p.dtype, p.device, *dtypes), []).append(i)
         copies += [copy.copy(rule) for _ in range(len(parts) - len(copies))]
         self.rule, self.copies = rule, copies
@@ -196,6 +204,7 @@ class Batches:
                 part,
                 [numbers[i] for i in part],
                 everything=len(parts) == 1,
+                capturable=capturable,
             )
             for own, part in zip(copies, parts.values(), strict=False)
         ]
@@ -216,7 +225,7 @@ def is_usable(rule: Optimizer, parameter: Any, state: Mapping[str, Any] | None) 
     """Tell whether a parameter has a state, and need not begin anew as it, or its group, was changed before its first step."""
     if not state:
         return False
-    if state.get("step") != 0:
+    if is_count(step := state.get("step")) or step != 0:
         return True
     slots = (slot for slot in state.values() if backend.owns(slot))
     allowed = slot_dtypes(backend.dtype_name(parameter))

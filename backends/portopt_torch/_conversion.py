@@ -20,6 +20,7 @@ from portopt.interchange.states import native_leaf
 from portopt.schedules import is_schedule
 from portopt.slot import slot_shape, slots_of_shape
 from portopt_torch._backend import backend
+from portopt_torch._capturable import is_count
 from portopt_torch._groups import GroupHyperparameters, hyperparameter_names
 from portopt_torch._saved_state import finished_steps
 from portopt_torch._translation import VOCABULARY
@@ -57,6 +58,8 @@ def to_torch(
                 )
         labels = {n: v for n, v in group.items() if n not in hyperparameter_names() and n != "params"}
         values = _arguments(correspondence, lambda n, group=group, one=one: reader.value(group, one.rule, n))  # type: ignore[misc]  # binds both
+        if reader.capturable and "capturable" in _defaults(name)[0]:
+            values["capturable"] = True
         if isinstance(values["lr"], torch.Tensor):
             values["lr"] = values["lr"].detach().clone()
         groups.append({"params": list(group["params"]), **values, **labels})
@@ -81,7 +84,12 @@ def is_native(state_dict: Mapping[str, Any]) -> bool:
 
 
 def own_state_dict(
-    rule: Optimizer, state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], slot_dtype: str | None
+    rule: Optimizer,
+    state_dict: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    slot_dtype: str | None,
+    *,
+    capturable: bool = False,
 ) -> dict[str, Any]:
     """Return a state_dict of the class of `torch.optim` that corresponds to a rule as one of `TorchOptimizer`.
 
@@ -90,6 +98,7 @@ def own_state_dict(
         state_dict: of `torch.optim`.
         groups: those that it is loaded into.
         slot_dtype: dtype of the slots.
+        capturable: whether CUDA graphs can repeat the steps of the one that it is loaded into.
 
     Raises:
         ValueError: it is one of another class, or the rule is in another dialect.
@@ -125,18 +134,22 @@ def own_state_dict(
         for k, entry in state_dict["state"].items()
         if entry
     }
-    saved_groups = [own_group(correspondence, saved) for saved in state_dict["param_groups"]]
+    saved_groups = [own_group(correspondence, saved, capturable=capturable) for saved in state_dict["param_groups"]]
     return {**state_dict, "state": state, "param_groups": saved_groups}
 
 
-def own_group(correspondence: Correspondence, group: Mapping[str, Any]) -> dict[str, Any]:
+def own_group(correspondence: Correspondence, group: Mapping[str, Any], *, capturable: bool = False) -> dict[str, Any]:
     """Return a group of `torch.optim` under the rule's names, without what says how, rather than what, torch computes."""
-    for flag in ("capturable", "differentiable"):
-        if group.get(flag):
-            raise ValueError(
-                f"portopt has no counterpart of {flag}={group[flag]!r} of {correspondence.name}: a step is neither captured in a "
-                f"CUDA graph nor differentiated. Where neither is needed, set group[{flag!r}] = False in each of param_groups"
-            )
+    if group.get("differentiable"):
+        raise ValueError(
+            f"portopt has no counterpart of differentiable=True of {correspondence.name}: a step is not differentiated. Where "
+            "that is not needed, set group['differentiable'] = False in each of param_groups"
+        )
+    if group.get("capturable") and not capturable:
+        raise ValueError(
+            f"a group of {correspondence.name} has capturable=True: load it into a TorchOptimizer with capturable=True, or, "
+            "where no graph is to repeat its steps, set group['capturable'] = False in each of param_groups"
+        )
     names, (defaults, arguments) = correspondence.hyperparameters, _defaults(correspondence.name)
     own: dict[str, Any] = {}
     for key, value in group.items():
@@ -207,7 +220,9 @@ def _native_state(correspondence: Correspondence, entry: Mapping[str, Any], para
         if ours not in entry:
             continue
         value = entry[ours]
-        if isinstance(value, torch.Tensor):
+        if is_count(value) and ours in (STEP, *correspondence.optimizer({}).scalar_slots):
+            native[theirs] = value.to(torch.get_default_dtype(), copy=True)
+        elif isinstance(value, torch.Tensor):
             value = native_leaf(correspondence, correspondence.optimizer({}), ours, value, parameter)
             copied = value.detach().to(parameter.dtype, copy=True)
             native[theirs] = -copied if negated else copied

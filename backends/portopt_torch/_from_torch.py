@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from portopt.interchange.matching import corresponding
+from portopt_torch._capturable import put_on_device
 from portopt_torch._conversion import attach, own_group, own_state, schedulers_of
 from portopt_torch._optimizer import TorchOptimizer
 from portopt_torch._translation import VOCABULARY, name_of
@@ -61,16 +62,17 @@ def from_torch(
             stacklevel=2,
         )
     known = set(correspondence.hyperparameters.values())
-    own = {n: v for n, v in own_group(correspondence, optimizer.defaults).items() if n in known}
+    capturable = any(group.get("capturable") for group in optimizer.param_groups)
+    own = {n: v for n, v in own_group(correspondence, optimizer.defaults, capturable=True).items() if n in known}
     rate = own.pop("learning_rate")
     rule = correspondence.optimizer(own)
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
-        own = own_group(correspondence, group)
+        own = own_group(correspondence, group, capturable=True)
         if isinstance(own["learning_rate"], torch.Tensor):
             own["learning_rate"] = own["learning_rate"].detach().clone()
         groups.append({**correspondence.fixed, **own, "params": list(group["params"])})
-    converted = TorchOptimizer(groups, rule, lr=rate, slot_dtype=slot_dtype)
+    converted = TorchOptimizer(groups, rule, lr=rate, slot_dtype=slot_dtype, capturable=capturable)
     for i, group in enumerate(optimizer.param_groups):
         for j, p in enumerate(group["params"]):
             if optimizer.state.get(p):
@@ -78,5 +80,7 @@ def from_torch(
                     correspondence, optimizer.state[p], p, slot_dtype, f"the state of parameter {j} of group {i}"
                 )
                 converted.state[p] = entry
+    if capturable:
+        put_on_device(rule, converted.state.items())
     attach(attached, optimizer, converted)
     return converted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import operator
@@ -16,7 +17,8 @@ from portopt.arithmetic import HOST
 from portopt.hyperparameters import Alias, Range
 from portopt.nested import value_of
 from portopt.scalars import Scalar
-from portopt.schedules import is_schedule
+from portopt.schedules import Schedule, is_schedule
+from portopt_torch._backend import backend
 
 
 class Resolved(NamedTuple):
@@ -56,7 +58,8 @@ class GroupHyperparameters:
     given.
     """
 
-    def __init__(self, rule: Optimizer) -> None:
+    def __init__(self, rule: Optimizer, *, capturable: bool = False) -> None:
+        self.capturable = capturable
         names = tuple(rule.defaults(getattr(rule, "dialect", None)))
         numeric = rule.numeric_hyperparameters()
         others = {name: value for name in dir(type(rule)) if isinstance(value := getattr(type(rule), name), Alias)}
@@ -79,7 +82,7 @@ class GroupHyperparameters:
         self._at_init = tuple(name for name in self._options if getattr(type(rule), name).at_init)
         self._optional = {n: rule.hyperparameter_named(n).off for n in numeric if rule.is_optional(n)}
         self._known = hyperparameter_names() | set(inspect.signature(type(rule)).parameters)
-        self._read = (*self._held, *self._options)
+        self._watched = (*self._held, *self._options)
         self._ranges = {n: rule.hyperparameter_named(n).range for n in numeric}
         # Whether any values may go together that are in their ranges.
         self._is_free = type(rule).check_combination is Optimizer.check_combination
@@ -161,25 +164,25 @@ class GroupHyperparameters:
                     return last.resolved
                 overrides = self._with_numbers(last.resolved, changed)
                 if overrides is not None:
-                    read = self._read if last.values is not None else [name for name, _ in changed]
+                    read = self._watched if last.values is not None else [name for name, _ in changed]
                     return self._remembered(index, group, Resolved(last.resolved.rule, overrides), read)
             if any(x is group["params"] for x in last.objects):
                 before = last.resolved.rule
         self.check_names(group)
-        return self._remembered(index, group, self._resolve(group, before), self._read)
+        return self._remembered(index, group, self._resolve(group, before), self._watched)
 
     def _changes(self, group: Mapping[str, Any], last: _Last) -> list[tuple[str, Any]]:
         """Return the values that may be others than at the last step, by name, given a group of the same names."""
         if last.values is not None:
-            found = zip(self._read, self._values(group), last.values, strict=True)
+            found = zip(self._watched, self._values(group), last.values, strict=True)
             return [(name, x) for name, x, y in found if x != y]
         if all(map(operator.is_, group.values(), last.objects)):
             return []
         objects = zip(group.items(), last.objects, strict=True)
-        return [(name, x) for (name, x), y in objects if x is not y and name in self._read]
+        return [(name, x) for (name, x), y in objects if x is not y and name in self._watched]
 
     def _values(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
-        return (*(number(n, group[n]) for n in self._held), *map(group.get, self._options))
+        return (*(self._read(n, group[n]) for n in self._held), *map(group.get, self._options))
 
     def _remembered(self, index: int, group: Mapping[str, Any], resolved: Resolved, read: Sequence[str]) -> Resolved:
         """Remember a group for the next step, and return what it asks for; all values but those of `read` are constants."""
@@ -193,7 +196,7 @@ class GroupHyperparameters:
             return None
         rule, overrides = resolved.rule, resolved.overrides.copy()
         for held, value in changed:
-            names, now = self._held.get(held, ()), number(held, value)
+            names, now = self._held.get(held, ()), self._read(held, value)
             parts = now if type(now) is tuple else (now,)
             if len(parts) != len(names) or (held in self._several) != (type(now) is tuple):
                 return None
@@ -207,12 +210,22 @@ class GroupHyperparameters:
                     del overrides[name]
         return overrides if self._is_free or _go_together(rule, overrides) else None
 
+    def _read(self, name: str, value: Any) -> Any:
+        """Return a value of a group as a number; a learning rate on the device, which is read there, as where it is."""
+        if self.capturable and isinstance(value, torch.Tensor) and backend.graphs.has_number(value.reshape(-1)[0]):
+            if name == "lr":
+                return OnDevice(name, value)
+            backend.graphs.refuse_capture([value], f"{name} of a group is a tensor on the device, which only lr may be")
+        return number(name, value)
+
     def _resolve(self, group: Mapping[str, Any], before: Optimizer | None) -> Resolved:
         """Return what a group asks for, with the rule of the step before if it serves."""
         given: dict[str, Any] = {}
         for held, names in self._held.items():
-            given |= zip(names, self._parts(held, number(held, group[held])), strict=True)
+            given |= zip(names, self._parts(held, self._read(held, group[held])), strict=True)
         rate = given["learning_rate"]
+        if isinstance(rate, OnDevice):
+            return self._with_rate_on_device(group, before, rate)
         if is_schedule(rate):
             raise TypeError(
                 f"a parameter group was given the schedule {rate!r} as lr: give the schedule to the optimizer, as "
@@ -229,6 +242,9 @@ class GroupHyperparameters:
                 f"constructed, here as {dialect!r}; use one TorchOptimizer for each value"
             )
         rule = self._changed(self._rule, {**given, **options})
+        if self.capturable and self._scheduled and rate != 1.0:
+            # A factor on what kernels compute.
+            return Resolved(rule.replace(learning_rate=_Scaled(rule.learning_rate, rate)), {})
         if before is not None:
             for name in self._at_init:
                 if value_of(rule, name) != value_of(before, name):
@@ -241,6 +257,15 @@ class GroupHyperparameters:
                 overrides = {name: value for name, value in values.items() if value != value_of(before, name)}
                 return Resolved(before, self._with_factor(overrides, rate))
         return Resolved(rule, self._with_factor({}, rate))
+
+    def _with_rate_on_device(self, group: Mapping[str, Any], before: Optimizer | None, rate: OnDevice) -> Resolved:
+        if self._scheduled:
+            raise ValueError(
+                "a parameter group has a tensor on the device as lr, but the optimizer has a schedule, on which lr is a factor: "
+                "give the factor as a number"
+            )
+        resolved = self._resolve({**group, "lr": value_of(self._rule, "learning_rate")}, before)
+        return resolved._replace(overrides={**resolved.overrides, "learning_rate": rate.tensor})
 
     def _changed(self, rule: Optimizer, values: Mapping[str, Any]) -> Optimizer:
         changes = {name: value for name, value in values.items() if value is not value_of(rule, name)}
@@ -280,6 +305,31 @@ class GroupHyperparameters:
         return {**resolved.overrides, "learning_rate": factor * (rate.value if isinstance(rate, Scalar) else rate)}
 
 
+class OnDevice:
+    """A learning rate on the device, equal to another one if that is the same tensor."""
+
+    def __init__(self, name: str, value: torch.Tensor) -> None:
+        self._value = value
+        self.tensor = _of_no_axes(name, value).detach()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OnDevice) and other._value is self._value
+
+    def __hash__(self) -> int:
+        return id(self._value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scaled(Schedule):
+    """A schedule times a number."""
+
+    schedule: Any
+    factor: float
+
+    def at(self, step: Scalar) -> Any:
+        return self.schedule(step) * self.factor
+
+
 def _go_together(rule: Optimizer, values: Mapping[str, Any]) -> bool:
     changed = object.__new__(type(rule))
     vars(changed).update(vars(rule), **values)
@@ -304,14 +354,16 @@ def number(name: str, value: Any) -> Any:
     """Return a hyperparameter's value; torch also takes tensors of one element, and its schedulers fill them in place."""
     if isinstance(value, tuple | list):
         return tuple(number(name, part) for part in value)
-    if not isinstance(value, torch.Tensor):
-        return value
+    return value if not isinstance(value, torch.Tensor) else _of_no_axes(name, value).item()
+
+
+def _of_no_axes(name: str, value: torch.Tensor) -> torch.Tensor:
     if value.numel() != 1 or value.ndim > 1:
         raise ValueError(
             f"{name} of a parameter group must be a number or a tensor of one, of shape () or (1,), but a tensor of shape "
             f"{tuple(value.shape)} was given"
         )
-    return value.item()
+    return value.reshape(())
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from portopt.slot import slot_dims
 from portopt.step import totals_of
 from portopt_torch._backend import backend
 from portopt_torch._batches import Batch, Batches, Totals, is_usable, lacking, same, slots_of
+from portopt_torch._capturable import put_on_device, separate
 from portopt_torch._conversion import is_native, own_state_dict, to_torch
 from portopt_torch._groups import GroupHyperparameters, Resolved
 from portopt_torch._repeated import RepeatedStep, is_possible
@@ -57,9 +58,12 @@ class TorchOptimizer(torch.optim.Optimizer):
         lr: what groups have that give no `lr` of their own, by default the optimizer's learning rate: a number, or a tensor of
             one, which schedulers fill in place.
         slot_dtype: dtype of the slots, see `portopt.Optimizer.init`.
+        capturable: whether a CUDA graph can repeat the steps: the states then count on the device, and `lr` may be a tensor
+            there, which each repetition reads.
 
     Raises:
-        ValueError: a hyperparameter of a group is outside its range, or what torch's own optimizers raise it for.
+        ValueError: a hyperparameter of a group is outside its range, or what torch's own optimizers raise it for; or `capturable`
+            is True and a parameter is not on a CUDA device.
         TypeError: a group has a hyperparameter that the rule has not, or `optimizer` is no portopt optimizer.
 
     Example:
@@ -76,7 +80,15 @@ class TorchOptimizer(torch.optim.Optimizer):
         https://docs.pytorch.org/docs/stable/optim.html
     """
 
-    def __init__(self, params: Any, optimizer: Optimizer, *, lr: Any = None, slot_dtype: str | None = None) -> None:
+    def __init__(
+        self,
+        params: Any,
+        optimizer: Optimizer,
+        *,
+        lr: Any = None,
+        slot_dtype: str | None = None,
+        capturable: bool = False,
+    ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
                 "TorchOptimizer takes a portopt optimizer, such as portopt.Adam() or portopt.get('adam'), but "
@@ -84,13 +96,14 @@ class TorchOptimizer(torch.optim.Optimizer):
             )
         self.rule = optimizer
         self._slot_dtype = slot_dtype
+        self._capturable = capturable
         self._forget()
         defaults = self._hyperparameters.defaults()
         super().__init__(params, defaults if lr is None else {**defaults, "lr": lr})
 
     def _forget(self) -> None:
         """Drop all that was derived from parameters, groups and state."""
-        self._hyperparameters = GroupHyperparameters(self.rule)
+        self._hyperparameters = GroupHyperparameters(self.rule, capturable=self._capturable)
         self._batches: dict[int, Batches] = {}
         self._known_states: list[Any] = []
         self._is_unchecked = True
@@ -124,7 +137,8 @@ class TorchOptimizer(torch.optim.Optimizer):
             TypeError: a gradient is sparse or of no supported dtype, a hyperparameter of a group is no number, or the rule has no
                 such input.
             ValueError: a hyperparameter of a group is outside its range. Nothing is changed if one of these is raised.
-            RuntimeError: the step is being captured in a CUDA graph. Nothing is changed by that either.
+            RuntimeError: the step is being captured in a CUDA graph, but the optimizer was made without `capturable=True`, or the
+                step cannot be repeated there. Nothing is changed by that either.
         """
         if type(self).step is not TorchOptimizer.step:
             # Of a class derived from this one, whose own step torch has wrapped.
@@ -197,6 +211,10 @@ class TorchOptimizer(torch.optim.Optimizer):
         """Do the steps of all batches, or none; whether gradients are clipped by their norm, and all of them, are given."""
         try:
             totals = None
+            if self._capturable and (clips or self.rule.totals) and any(batch.is_sharded for batch, _, _ in work):
+                backend.graphs.refuse_capture(
+                    itertools.chain(*gradients), "a total is over parameters of which other processes hold parts"
+                )
             # What moves a scalar of the state is known beforehand, so that an interrupted step can be counted.
             if self.rule.totals or (clips and (len(work) > 1 or any(batch.is_sharded for batch, _, _ in work))):
                 known = {GRADIENT_NORM: gradient_norm([*itertools.chain(*gradients)])} if clips else {}
@@ -221,8 +239,9 @@ class TorchOptimizer(torch.optim.Optimizer):
 
     def _new_work(self, inputs: Mapping[str, Mapping[Any, Any]]) -> tuple[bool, list[list[Any]], list[_Work]]:
         """Return whether gradients are clipped by their norm, all gradients, and what is done with each batch."""
-        # Before a batch on another device has moved.
-        backend.refuse_capture(p for group in self.param_groups for p in group["params"][:1])
+        if not self._capturable:
+            # Before a batch on another device has moved.
+            backend.graphs.refuse_capture(p for group in self.param_groups for p in group["params"][:1])
         states = list(self.state.values())
         if not same(states, self._known_states):
             self._batches.clear()
@@ -313,12 +332,28 @@ class TorchOptimizer(torch.optim.Optimizer):
                     "is added, such a value (a scheduler that sets momentum takes cycle_momentum=False)"
                 )
             self._create_state(rule, fresh)
+            if self._capturable:
+                self._separate(rule, parameters)
             self._is_unchecked = True
             known = {p: number for number, p in enumerate(p for group in self.param_groups for p in group["params"])}
             batches = self._batches[index] = Batches(
-                rule, copies, parameters, [self.state[p] for p in parameters], [known[p] for p in parameters]
+                rule,
+                copies,
+                parameters,
+                [self.state[p] for p in parameters],
+                [known[p] for p in parameters],
+                capturable=self._capturable,
             )
         return batches.batches
+
+    def _separate(self, rule: Optimizer, parameters: Sequence[Any]) -> None:
+        """Let parameters count apart from those that do not move with them."""
+        put_on_device(rule, [(p, self.state[p]) for p in parameters])
+        moving, parts = set(parameters), dict[Any, list[dict[str, Any]]]()
+        for p in parameters:
+            dtypes = (self.state[p][name].dtype for name in slots_of(rule, p))
+            parts.setdefault((id(self.state[p]["step"]), p.dtype, p.device, *dtypes), []).append(self.state[p])
+        separate(rule, list(parts.values()), [state for p, state in self.state.items() if p not in moving])
 
     def _create_state(self, rule: Optimizer, parameters: Sequence[Any]) -> None:
         if not parameters:
@@ -334,6 +369,8 @@ class TorchOptimizer(torch.optim.Optimizer):
                 for name in slots_of(rule, p)
             }
             self.state[p] = {"step": fresh.step, **scalars, **arrays}
+        if self._capturable:
+            put_on_device(rule, [(p, self.state[p]) for p in parameters])
 
     def to_torch(self, *, schedulers: Iterable[Any] | None = None) -> torch.optim.Optimizer:
         """Return the optimizer of `torch.optim` that goes on where this one is, with its groups, labels and a copy of its state.
@@ -374,7 +411,8 @@ class TorchOptimizer(torch.optim.Optimizer):
             handle.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "rule": self.rule, "_slot_dtype": self._slot_dtype}
+        own = {"rule": self.rule, "_slot_dtype": self._slot_dtype, "_capturable": self._capturable}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # torch's load_state_dict comes here too, with state and groups only.
@@ -383,6 +421,8 @@ class TorchOptimizer(torch.optim.Optimizer):
             if isinstance(entry, SealedState):
                 self.state[parameter] = entry.entry
         self._forget()
+        if self._capturable:
+            put_on_device(self.rule, self.state.items())
         for group in self.param_groups:
             for name, value in self._hyperparameters.defaults().items():
                 group.setdefault(name, value)
@@ -426,7 +466,13 @@ def _step_all(work: Sequence[_Work], totals: Totals) -> None:
 def _sealed(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     assert isinstance(optimizer, TorchOptimizer)
     if is_native(state_dict):
-        state_dict = own_state_dict(optimizer.rule, state_dict, optimizer.param_groups, optimizer._slot_dtype)  # noqa: SLF001  # of this module
+        state_dict = own_state_dict(
+            optimizer.rule,
+            state_dict,
+            optimizer.param_groups,
+            optimizer._slot_dtype,  # noqa: SLF001  # of this module
+            capturable=optimizer._capturable,  # noqa: SLF001  # of this module
+        )
     saved_groups = [optimizer._hyperparameters.renamed(group) for group in state_dict["param_groups"]]  # noqa: SLF001  # of this module
     rules = map(optimizer._hyperparameters.rule_of, saved_groups)  # noqa: SLF001  # of this module
     owners = {

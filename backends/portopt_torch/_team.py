@@ -23,6 +23,8 @@ from portopt.kernels.host.threads import Team, address_of
 _SOON = 0.005
 """Seconds from one step to the next within which threads that were woken for the one are awake at the other."""
 _MOST_SKIPPED = 1 << 10
+_CLOCK_OF_THREAD = 6
+"""What Linux has in the lowest three bits of the number of a clock of the time that a thread has run for."""
 _FORKED = 0x40
 """Linux's flag of a process that was forked and runs the same program."""
 
@@ -37,6 +39,32 @@ def kernel():
 '''
 
 
+_LOOK_SOURCE = '''"""Whether a team can work, in one call: after products Python has little in the caches, and takes 60 µs."""
+
+
+def kernel():
+    """Write whether process, thread and number of threads are as they were, and whether another thread runs; -1 if it ended."""
+    address = first_argument()
+    words = pointer_to_int64(address)
+    words[8] = 0
+    if call_0(words[1]) == words[2] and call_0(words[3]) == words[4] and call_0(words[5]) == words[6]:
+        words[8] = 1
+    words[9] = 0
+    for look in range(32):
+        if call_2(words[7], words[10], address + 88) != 0:
+            words[9] = -1
+            return
+        # Of a thread that runs, the time that it has run for has grown.
+        if look > 0 and (words[11] != words[13] or words[12] != words[14]):
+            words[9] = 1
+            return
+        words[13] = words[11]
+        words[14] = words[12]
+        for _ in range(16):
+            pause()
+'''
+
+
 class _Known:
     """The team that a runtime keeps for the thread that calls it.
 
@@ -48,34 +76,40 @@ class _Known:
         self.size = size
         self.process, self.thread = os.getpid(), threading.get_native_id()
         self.team: Team | None = None
-        self._state: int | None = None
         if worker := _worker(size):
+            system = ctypes.CDLL(None)
+            # Functions and what they return; what is found; the clock of the thread's time, and room for it.
+            words = address_of(system.getpid), self.process, address_of(system.gettid), self.thread
+            more = _functions()[2], size, address_of(system.clock_gettime), 0, 0, _clock_of(worker)
+            self._words = array("q", (0, *words, *more, 0, 0, 0, 0))
+            self._at = self._words.buffer_info()[0]
+            self._look = compile_function(_LOOK_SOURCE, "part")
             with contextlib.suppress(OSError):
-                self._state = os.open(f"/proc/self/task/{worker}/stat", os.O_RDONLY | os.O_CLOEXEC)
-                self.team = Team(_parallel(), size)
+                self.look()
+                self.team = Team(*_functions()[:2], size)
         self._last, self._last_was_by_team = 0.0, False
         self._skip, self._skipped = 0, 0
-
-    def __del__(self) -> None:
-        if self._state is not None:
-            os.close(self._state)
 
     def has_its_thread(self) -> bool:
         """Tell whether the thread that has the team is still there."""
         return Path(f"/proc/self/task/{self.thread}").exists()
 
-    def should_work(self) -> bool:
-        """Tell whether the next step should be done by the team.
+    def look(self) -> tuple[bool, bool]:
+        """Return whether this is its process and its thread, with the same number of threads, and whether they are awake.
 
         Raises:
-            OSError: its threads have ended.
+            OSError: they have ended.
         """
-        if self._state is None:
-            return False
-        now = time.perf_counter()
+        self._look(self._at, self._at)
+        is_same, runs = self._words[8:10]
+        if runs < 0:
+            raise ProcessLookupError
+        return bool(is_same), bool(runs)
+
+    def should_work(self, *, awake: bool) -> bool:
+        """Tell whether the next step should be done by the team, given whether its threads are awake."""
+        now, works = time.perf_counter(), awake
         follows, self._last = now - self._last < _SOON, now
-        # The state stands behind the name, which is in parentheses.
-        works = os.pread(self._state, 64, 0).rpartition(b")")[2][1:2] == b"R"
         if not works and follows:
             if self._last_was_by_team:
                 # They did not stay awake, as it is with OMP_WAIT_POLICY=PASSIVE.
@@ -95,17 +129,24 @@ def team() -> Team | None:
     None for threads of portopt's own: with an OpenMP runtime that is not known, after a fork, where another thread has the team.
     """
     size = torch.get_num_threads()
-    return Team(0, 1) if size == 1 else _team(size)
+    return Team(0, 0, 1) if size == 1 else _team(size)
 
 
 def working_team() -> Team | None:
     """Return the same if the threads are awake, or should be woken."""
-    size = torch.get_num_threads()
-    if size == 1:
-        return Team(0, 1)
-    found = _team(size)
+    known = _known
     try:
-        return found if found is not None and _known is not None and _known.should_work() else None
+        if known is not None and known.team is not None:
+            is_same, awake = known.look()
+            if is_same:
+                return known.team if known.should_work(awake=awake) else None
+        size = torch.get_num_threads()
+        if size == 1:
+            return Team(0, 0, 1)
+        found = _team(size)
+        if found is None or _known is None:
+            return None
+        return found if _known.should_work(awake=_known.look()[1]) else None
     except OSError:
         _forget()
         return None
@@ -113,7 +154,7 @@ def working_team() -> Team | None:
 
 def _team(size: int) -> Team | None:
     global _known
-    if os.getpid() != _process or not _parallel():
+    if os.getpid() != _process or not _functions()[0]:
         return None
     known, is_own = _known, _known is not None and _known.thread == threading.get_native_id()
     if known is not None and not is_own and known.has_its_thread():
@@ -136,10 +177,14 @@ def _worker(size: int) -> int:
         return 0
     # The first word is for what the function returns.
     words = array("q", (0, get_number, 0, *[0] * size))
-    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(_parallel())
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(_functions()[0])
     function(address_of(_come()), words.buffer_info()[0], size, 0)
     workers = set(words[3:]) - {threading.get_native_id()}
     return max(workers) if words[2] == size == len(workers) + 1 else 0
+
+
+def _clock_of(thread: int) -> int:
+    return (~thread << 3) | _CLOCK_OF_THREAD
 
 
 @functools.cache
@@ -160,9 +205,12 @@ _process = -1 if _was_forked() else os.getpid()
 
 
 @functools.cache
-def _parallel() -> int:
+def _functions() -> tuple[int, int, int]:
+    """Return the addresses of the functions of `Team`, and of what returns how many threads there are; zeros without them."""
     try:
         # What the library of torch's operations is linked with, whichever other runtimes there are in the process.
-        return address_of(ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel)
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        functions = library.GOMP_parallel, library.omp_get_thread_num, library.omp_get_max_threads
+        return address_of(functions[0]), address_of(functions[1]), address_of(functions[2])
     except (AttributeError, OSError):
-        return 0
+        return 0, 0, 0

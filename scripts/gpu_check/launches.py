@@ -92,6 +92,17 @@ def _step(count: int, optimizer: portopt.Optimizer, *, moving: bool = False) -> 
     return step
 
 
+def _pure_step(count: int, optimizer: portopt.Optimizer) -> Callable[[], object]:
+    params, gradients = _tensors(count), _tensors(count)
+    state = optimizer.init(params)
+
+    def step() -> None:
+        nonlocal params, state
+        params, state = optimizer.apply(params, gradients, state)
+
+    return step
+
+
 def _adapter(count: int) -> Callable[[], object]:
     torch = importlib.import_module("torch")
     parameters = [torch.nn.Parameter(tensor) for tensor in _tensors(count)]
@@ -107,5 +118,7 @@ _STEPS: Mapping[str, Callable[[int], Callable[[], object]]] = {
     "Adam, apply_": lambda count: _step(count, portopt.Adam()),
     "Adam, apply_, other gradients each time": lambda count: _step(count, portopt.Adam(), moving=True),
     "Adam with clipnorm, apply_": lambda count: _step(count, portopt.Adam(clipnorm=1.0)),
+    "Adam, apply": lambda count: _pure_step(count, portopt.Adam()),
+    "Adam with clipnorm, apply": lambda count: _pure_step(count, portopt.Adam(clipnorm=1.0)),
     "Adam, TorchOptimizer": _adapter,
 }

@@ -57,7 +57,7 @@ def work(options: Options, argument: Mapping[str, Any], keep: Keep) -> None:
     """Run one case."""
     try:
         found = _CASES[argument["name"]].run(options)
-        keep({"found": found, "wrong": "differs" in json.dumps(found) or "captured" in found})
+        keep({"found": found, "wrong": "differs" in json.dumps(found)})
     except Exception:
         keep({"text": failure()})
 
@@ -138,35 +138,180 @@ def _torch_two_streams(options: Options) -> Any:
 
 
 def _torch_graph(options: Options) -> Any:
-    """A step inside the capture of a graph is refused, and changes nothing."""
+    """Ten repetitions of a step that a graph holds, with new gradients each, and eager steps before and after."""
     torch = importlib.import_module("torch")
-    portopt_torch = importlib.import_module("portopt_torch")
-    start, gradients = _run_on_host(steps=4)
-    optimizer = portopt.Adam(0.01)
-    p, g = torch.from_numpy(start.copy()).cuda(), torch.from_numpy(gradients[0]).cuda()
-    state = optimizer.init([p])
-    parameter = torch.nn.Parameter(torch.from_numpy(start.copy()).cuda())
-    parameter.grad = g.clone()
-    adapter = portopt_torch.TorchOptimizer([parameter], optimizer)
-    side = torch.cuda.Stream()
-    for x in gradients[:2]:
-        g.copy_(torch.from_numpy(x))
-        state = optimizer.apply_([p], [g], state)
-    torch.cuda.synchronize()
-    found: dict[str, Any] = {}
-    for name, step in (("apply_", lambda: optimizer.apply_([p], [g], state)), ("TorchOptimizer", adapter.step)):
+
+    def run(optimizer: Any, start: Any, gradients: Any) -> Any:
+        p, g = ([torch.from_numpy(x.copy()).cuda() for x in arrays] for arrays in (start, gradients[0]))
+        state, side, graph = optimizer.init(p, capturable=True), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            state = optimizer.apply_(p, g, state)
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph):
+            optimizer.apply_(p, g, state)
+        for k, arrays in enumerate(gradients[1:]):
+            for target, x in zip(g, arrays, strict=True):
+                target.copy_(torch.from_numpy(x))
+            if k < _REPETITIONS:
+                graph.replay()
+            else:
+                state = optimizer.apply_(p, g, state)
+        return [x.cpu().numpy() for x in p], optimizer.from_capturable(state)
+
+    found: dict[str, Any] = _compare_graphs(run)
+    optimizer, p = portopt.Adam(), torch.ones(5, device="cuda")
+    try:
+        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+            optimizer.apply_(p, p.clone(), optimizer.init(p))
+        found["a state on the host"] = "was captured: differs"
+    except RuntimeError as error:
+        found["a state on the host"] = str(error)[:60]
+    return found
+
+
+_REPETITIONS = 10
+
+
+def _rules() -> Mapping[str, Any]:
+    cosine = portopt.schedules.CosineDecay(0.1, 20)
+    return {
+        "SGD momentum": portopt.SGD(0.1, momentum=0.9),
+        "Adam cosine": portopt.Adam(cosine),
+        "Nadam": portopt.Nadam(),
+        "Adam clipnorm": portopt.Adam(cosine, clipnorm=0.5),
+        "Adafactor": portopt.Adafactor(),
+        "NoisySGD": portopt.NoisySGD(),
+        "Prodigy": portopt.Prodigy(),
+        "Muon": portopt.Muon(),
+    }
+
+
+def _compare_graphs(run: Callable[[Any, Any, Any], Any]) -> dict[str, Any]:
+    """Compare what `run` makes of an optimizer, parameters and the gradients of twelve steps with NumPy's steps."""
+    rng, found = np.random.default_rng(0), dict[str, Any]()
+    shapes = ((20_003,), (30, 70), (64,))
+    start = [rng.standard_normal(shape, np.float32) for shape in shapes]
+    gradients = [[rng.standard_normal(shape, np.float32) for shape in shapes] for _ in range(_REPETITIONS + 2)]
+    for name, optimizer in _rules().items():
         try:
-            with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=side):
-                step()
-            found["captured"] = name
-        except RuntimeError as error:
-            found[name] = str(error)
-    torch.cuda.synchronize()
-    for x in gradients[2:]:
-        g.copy_(torch.from_numpy(x))
-        state = optimizer.apply_([p], [g], state)
-    found["bits afterwards"] = _compare(p.cpu().numpy(), start, gradients)
-    found["parameter"] = _compare(parameter.detach().cpu().numpy(), start, [])
+            actual, after = run(optimizer, start, gradients)
+            expected, state = start, optimizer.init(start)
+            with portopt.interpreted(), np.errstate(all="ignore"):
+                for arrays in gradients:
+                    expected, state = optimizer.apply(expected, arrays, state)
+            wrong: dict[int, Any] = {
+                k: d for k, pair in enumerate(zip(actual, expected, strict=True)) if (d := differing(*pair))
+            }
+            scalars = {n: (after.slots[n], state.slots[n]) for n in optimizer.scalar_slots}
+            if after.step != state.step or any(a != b for a, b in scalars.values()):
+                wrong[-1] = f"step {after.step} for {state.step}, scalars {scalars}"
+            found[name] = {"differs": wrong} if wrong else "same"
+        except Exception:
+            found[name] = {"differs": failure()}
+    return found
+
+
+def _torch_graph_network(options: Options) -> Any:
+    """A network trained by two graphs, of two batch sizes, that hold forward and backward pass and `TorchOptimizer`'s step."""
+    torch, portopt_torch = importlib.import_module("torch"), importlib.import_module("portopt_torch")
+    found = {}
+    for name, rule in _rules().items():
+        try:
+            found[name] = _train_by_graphs(torch, portopt_torch, rule, name)
+        except Exception:
+            found[name] = {"differs": failure()}
+    return found
+
+
+def _train_by_graphs(torch: Any, portopt_torch: Any, rule: Any, name: str) -> Any:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(20, 16), torch.nn.Tanh(), torch.nn.Linear(16, 1)).cuda()
+    parameters, criterion = list(model.parameters()), torch.nn.MSELoss()
+    has_tensor = name == "SGD momentum"
+    optimizer = portopt_torch.TorchOptimizer(
+        parameters, rule, capturable=True, lr=torch.tensor(0.1, device="cuda") if has_tensor else None
+    )
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9) if has_tensor else None
+    expected, state = [p.detach().cpu().numpy().copy() for p in parameters], None
+    state = rule.init(expected)
+
+    def train(x: Any, y: Any) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        criterion(model(x), y).backward()
+        optimizer.step()
+
+    def follow(gradients: list[Any]) -> None:
+        """Let NumPy do the step with the gradients that there were, and the scheduler its own."""
+        nonlocal expected, state
+        given = [g.cpu().numpy() for g in gradients]
+        options = {"learning_rate": float(optimizer.param_groups[0]["lr"])} if has_tensor else {}
+        with portopt.interpreted(), np.errstate(all="ignore"):
+            expected, state = rule.apply(expected, given, state, **options)
+        if scheduler is not None:
+            scheduler.step()
+
+    batches = [tuple(torch.randn(n, k, device="cuda") for k in (20, 1)) for n in (32, 8)]
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for batch in batches:
+            train(*batch)
+            follow([p.grad for p in parameters])
+    torch.cuda.current_stream().wait_stream(side)
+    graphs = []
+    for batch in batches:
+        graph = torch.cuda.CUDAGraph()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.cuda.graph(graph):
+            train(*batch)
+        graphs.append((graph, batch, [p.grad for p in parameters]))
+    for k in range(_REPETITIONS):
+        graph, batch, gradients = graphs[k % 3 % 2]
+        for x in batch:
+            x.copy_(torch.randn_like(x))
+        graph.replay()
+        follow(gradients)
+    train(*batches[0])
+    follow([p.grad for p in parameters])
+    saved = optimizer.state_dict()["state"][0]["step"]
+    wrong: dict[int, Any] = {
+        k: d
+        for k, (p, e) in enumerate(zip(parameters, expected, strict=True))
+        if (d := differing(p.detach().cpu().numpy(), e))
+    }
+    if int(saved) != state.step:
+        wrong[-1] = f"step {int(saved)} for {state.step}"
+    return {"differs": wrong} if wrong else "same"
+
+
+def _torch_graph_time(options: Options) -> Any:
+    """Microseconds of a step that a graph repeats, of portopt and of torch's fused optimizer."""
+    torch, portopt_torch = importlib.import_module("torch"), importlib.import_module("portopt_torch")
+    found = {}
+    for count, size in ((200, 256), (1000, 256), (10, 1_000_000)):
+        for name in ("portopt", "torch fused", "torch foreach"):
+            parameters = [torch.nn.Parameter(torch.ones(size, device="cuda")) for _ in range(count)]
+            for p in parameters:
+                p.grad = torch.ones_like(p)
+            if name == "portopt":
+                optimizer: Any = portopt_torch.TorchOptimizer(parameters, portopt.Adam(), capturable=True)
+            else:
+                optimizer = torch.optim.Adam(parameters, capturable=True, **{name.split()[1]: True})
+            optimizer.step()
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                optimizer.step()
+            times = []
+            for _ in range(5):
+                torch.cuda.synchronize()
+                begin = time.perf_counter()
+                for _ in range(20):
+                    graph.replay()
+                torch.cuda.synchronize()
+                times.append((time.perf_counter() - begin) / 20 * 1e6)
+            found[f"{count} x {size} {name} us"] = round(sorted(times)[2], 1)
     return found
 
 
@@ -231,31 +376,33 @@ def _cupy_stream(options: Options) -> Any:
 
 
 def _cupy_graph(options: Options) -> Any:
-    """A step inside the capture of a graph is refused, and changes nothing."""
+    """As for torch; other arrays take what memory they can between the repetitions."""
     cupy = importlib.import_module("cupy")
-    start, gradients = _run_on_host(steps=4)
-    p, g, optimizer = cupy.asarray(start), cupy.asarray(gradients[0]), portopt.Adam(0.01)
-    state = optimizer.init([p])
-    for x in gradients[:2]:
-        g.set(x)
-        state = optimizer.apply_([p], [g], state)
-    cupy.cuda.Device(0).synchronize()
-    found: dict[str, Any] = {}
     stream = cupy.cuda.Stream(non_blocking=True)
-    with stream:
-        stream.begin_capture()
-        try:
-            optimizer.apply_([p], [g], state)
-            found["captured"] = "apply_"
-        except RuntimeError as error:
-            found["apply_"] = str(error)
-        finally:
-            stream.end_capture()
-    for x in gradients[2:]:
-        g.set(x)
-        state = optimizer.apply_([p], [g], state)
-    found["bits afterwards"] = _compare(cupy.asnumpy(p), start, gradients)
-    return found
+
+    def run(optimizer: Any, start: Any, gradients: Any) -> Any:
+        with stream:
+            p, g = ([cupy.asarray(x) for x in arrays] for arrays in (start, gradients[0]))
+            state = optimizer.apply_(p, g, optimizer.init(p, capturable=True))
+            stream.synchronize()
+            stream.begin_capture()
+            try:
+                optimizer.apply_(p, g, state)
+            finally:
+                graph = stream.end_capture()
+            others = []
+            for k, arrays in enumerate(gradients[1:]):
+                for target, x in zip(g, arrays, strict=True):
+                    target.set(x)
+                others += [cupy.full(n, -1, np.int64) for n in (1, 8, 64, 512, 4096)]
+                if k < _REPETITIONS:
+                    graph.launch(stream)
+                else:
+                    state = optimizer.apply_(p, g, state)
+            stream.synchronize()
+            return [cupy.asnumpy(x) for x in p], optimizer.from_capturable(state)
+
+    return _compare_graphs(run)
 
 
 # Both ---------------------------------------------------------------------------------------------------------------
@@ -332,6 +479,8 @@ def _cases() -> Iterator[tuple[str, _Case]]:
     yield "torch stream", _Case(_torch_stream)
     yield "torch two streams", _Case(_torch_two_streams, needs_gpu=True)
     yield "torch graph", _Case(_torch_graph, needs_gpu=True)
+    yield "torch graph network", _Case(_torch_graph_network, needs_gpu=True)
+    yield "torch graph time", _Case(_torch_graph_time, needs_gpu=True, alone=True)
     yield "torch threads", _Case(lambda options: _threads("torch", options))
     yield "torch products", _Case(lambda options: compare_products("torch", options))
     yield "torch totals", _Case(lambda options: compare_totals("torch", options))

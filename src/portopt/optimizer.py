@@ -193,7 +193,7 @@ class Optimizer(DeclaredValue):
 
     # Steps -------------------------------------------------------------------------------------------------------
 
-    def init(self, params: object, *, slot_dtype: str | None = None) -> OptimizerState:
+    def init(self, params: object, *, slot_dtype: str | None = None, capturable: bool = False) -> OptimizerState:
         """Return the state before the first step.
 
         Args:
@@ -201,10 +201,13 @@ class Optimizer(DeclaredValue):
                 float16, bfloat16, float32 or float64.
             slot_dtype: dtype of the slots: by default `"float32"`, and `"float64"` for float64 parameters. For parameters that
                 are not float64, `"float16"` and `"bfloat16"` save memory and round the slots after each step.
+            capturable: whether a CUDA graph can repeat the steps: `step` and the scalars of the state are then arrays on the
+                device of the parameters, which steps in place overwrite.
 
         Raises:
             TypeError: a leaf is no array, or of an unsupported dtype.
-            ValueError: there is no array in `params`, or it has arrays that cannot have slots of `slot_dtype`.
+            ValueError: there is no array in `params`, or it has arrays that cannot have slots of `slot_dtype`; or `capturable`
+                is True and the parameters are not on a CUDA device.
 
         Example:
             >>> import numpy as np, portopt
@@ -212,7 +215,37 @@ class Optimizer(DeclaredValue):
             >>> state.step, state.slots["m"]
             (0, {'w': array([0., 0.])})
         """
-        return step.first_state(self, params, slot_dtype, self._cache.places)
+        return step.first_state(self, params, slot_dtype, self._cache.places, capturable=capturable)
+
+    def to_capturable(self, params: object, state: OptimizerState) -> OptimizerState:
+        """Return a state that goes on where another one is, with steps that a CUDA graph can repeat; see `init`.
+
+        The slots are those of the given state. `from_capturable` is the other direction.
+
+        Raises:
+            ValueError: the parameters are not on a CUDA device.
+
+        Example:
+            >>> import numpy as np, portopt
+            >>> opt, w = portopt.SGD(), np.zeros(2)
+            >>> opt.to_capturable(w, opt.init(w))
+            Traceback (most recent call last):
+            ValueError: a capturable state is for arrays on a CUDA device, ... but arrays of numpy were given
+        """
+        return step.to_capturable(self, params, state)
+
+    def from_capturable(self, state: OptimizerState) -> OptimizerState:
+        """Return a state that goes on where a capturable one is, its step number and scalars as Python numbers.
+
+        The host waits for them. The slots are those of the given state.
+
+        Example:
+            >>> import numpy as np, portopt
+            >>> opt = portopt.SGD()
+            >>> opt.from_capturable(opt.init(np.zeros(2)))
+            OptimizerState(step=0, slots={'moment': array([0., 0.])})
+        """
+        return step.from_capturable(self, state)
 
     def apply(
         self,

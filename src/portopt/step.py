@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, round_scalar
-from portopt.backend import Backend, Leaf, PlannedStep, Work
+from portopt.backend import Backend, DeviceNumber, DeviceScalars, Graphs, Leaf, PlannedStep, Work
 from portopt.backend.totals import total
 from portopt.leaves import (
     Leaves,
@@ -62,7 +62,12 @@ class _Arguments(NamedTuple):
 
 
 def first_state(
-    rule: Rule, params: object, slot_dtype: str | None, places: Sequence[Place] | None = None
+    rule: Rule,
+    params: object,
+    slot_dtype: str | None,
+    places: Sequence[Place] | None = None,
+    *,
+    capturable: bool = False,
 ) -> OptimizerState:
     """Return the state before the first step; see `Optimizer.init`."""
     found = leaves_of(params)
@@ -84,7 +89,35 @@ def first_state(
         return backend.trees.unflatten(found.definition, new)
 
     scalars = {name: backend.stored_scalar(value) for name, value in rule.scalar_slots.items()}
-    return OptimizerState(0, {**scalars, **{str(name): first(name) for name in shapes}})
+    state = OptimizerState(0, {**scalars, **{str(name): first(name) for name in shapes}})
+    return to_capturable(rule, params, state) if capturable else state
+
+
+def to_capturable(rule: Rule, params: object, state: OptimizerState) -> OptimizerState:
+    """Return a state whose step number and scalars are on the device of the parameters; see `Optimizer.to_capturable`."""
+    found = leaves_of(params)
+    backend, graphs = found.backend, found.backend.graphs
+    if graphs is None:
+        raise ValueError(
+            "a capturable state is for arrays on a CUDA device, whose graphs repeat steps, but arrays of "
+            f"{backend.name} were given"
+        )
+    if graphs.has_step(state.step):
+        return state
+    like = next(array for array, info in zip(found.arrays, found.infos, strict=True) if info is not None)
+    scalars = {name: graphs.put(float(backend.scalar(state.slots[name])), like) for name in rule.scalar_slots}
+    return OptimizerState(graphs.put(finished_steps(state.step), like), {**state.slots, **scalars})
+
+
+def from_capturable(rule: Rule, state: OptimizerState) -> OptimizerState:
+    """Return a state whose step number and scalars are on the host; see `Optimizer.from_capturable`."""
+    scalars = {name: float(x) for name in rule.scalar_slots if getattr(x := state.slots[name], "shape", None) == ()}
+    finished = int(state.step) if getattr(state.step, "shape", None) == () else state.step
+    return OptimizerState(finished, {**state.slots, **scalars})
+
+
+def _is_capturable(backend: Backend, state: OptimizerState) -> bool:
+    return type(state.step) is not int and backend.graphs is not None and backend.graphs.has_step(state.step)
 
 
 def first_array(
@@ -147,11 +180,17 @@ def do_step(
 ) -> tuple[Tree, OptimizerState]:
     """Do one step; see `Optimizer.apply` and `Optimizer.apply_`."""
     given = overrides
-    found, slots, overrides, moving, parameters = _check_arguments(
-        rule, params, grads, state, given, in_place=in_place, places=cache.places
-    )
-    backend, definition, leaves, _ = found
+    arguments = _check_arguments(rule, params, grads, state, given, in_place=in_place, places=cache.places)
+    found, _, overrides, _, parameters = arguments
+    backend = found.backend
     groups = grouped_by_program(rule, overrides, parameters, found)
+    if _is_capturable(backend, state):
+        reason = _why_not_on_device(rule, backend, groups, state, overrides)
+        if reason is None:
+            return _step_on_device(rule, params, state, arguments, groups, in_place=in_place)
+        _refuse_capture(backend, parameters, reason)
+        return _step_from_host(rule, cache, params, grads, state, given, in_place=in_place)
+    _refuse_capture(backend, parameters)
     scalars, step = step_scalars(
         rule,
         backend,
@@ -165,8 +204,24 @@ def do_step(
     _plan_next_step(cache, backend, groups, (params, grads, state), further, parameters, in_place=in_place)
     works = [Work(of.program, of, group.parameters) for of, group in zip(scalars, groups, strict=True)]
     results = backend.update(works, in_place=in_place)
+    new_scalars = {name: backend.stored_scalar(value) for name, value in scalars[0].outputs().items()}
+    return _finished(params, state, arguments, groups, results, step, new_scalars, in_place=in_place)
 
-    new_slots: dict[str, Any] = {name: backend.stored_scalar(value) for name, value in scalars[0].outputs().items()}
+
+def _finished(
+    params: Tree,
+    state: OptimizerState,
+    arguments: _Arguments,
+    groups: Sequence[Group],
+    results: Sequence[Mapping[str, Any]],
+    step: Any,
+    new_slots: dict[str, Any],
+    *,
+    in_place: bool,
+) -> tuple[Tree, OptimizerState]:
+    """Return parameters and state after a step, given what it made of each parameter, and the new scalars of the state."""
+    found, slots, _, moving, _ = arguments
+    backend, definition, leaves, _ = found
     places = [moving[member] for group in groups for member in group.members]
     for i, result in zip(places, results, strict=True):
         leaves[i] = result["p"]
@@ -178,6 +233,82 @@ def do_step(
     new_params = params if in_place else backend.trees.unflatten(definition, leaves)
     # In the order of the given state, as a planned step leaves it.
     return new_params, OptimizerState(step, {name: new_slots[name] for name in state.slots})
+
+
+# Steps that a graph repeats -----------------------------------------------------------------------------------------
+
+
+def _step_on_device(
+    rule: Rule,
+    params: Tree,
+    state: OptimizerState,
+    arguments: _Arguments,
+    groups: Sequence[Group],
+    *,
+    in_place: bool,
+) -> tuple[Tree, OptimizerState]:
+    """Do a step of which kernels compute the scalars, so that a graph can repeat it."""
+    backend, graphs = arguments.found.backend, _graphs(arguments.found.backend)
+    before = {"t": state.step, **{name: state.slots[name] for name in rule.scalar_slots}}
+    after = before if in_place else {name: graphs.empty(number) for name, number in before.items()}
+    with graphs.kept(after["t"]):
+        scalars, _ = step_scalars(
+            rule,
+            backend,
+            [group.program for group in groups],
+            state,
+            arguments.overrides,
+            lambda name, scalars_of: total(backend, name, [(g.program, g.parameters, scalars_of) for g in groups]),
+            {name: graphs.place(number) for name, number in after.items()},
+        )
+        works = [Work(of.program, of, group.parameters) for of, group in zip(scalars, groups, strict=True)]
+        results = backend.update(works, in_place=in_place)
+    step = after.pop("t")
+    return _finished(params, state, arguments, groups, results, step, after, in_place=in_place)
+
+
+def _step_from_host(
+    rule: Rule,
+    cache: StepCache,
+    params: Tree,
+    grads: object,
+    state: OptimizerState,
+    overrides: Mapping[str, Any],
+    *,
+    in_place: bool,
+) -> tuple[Tree, OptimizerState]:
+    """Do a step of which the host computes the scalars, which are brought to the host for it, and back."""
+    before = from_capturable(rule, state)
+    params, after = do_step(rule, cache, params, grads, before, overrides, in_place=in_place)
+    if not in_place:
+        return params, to_capturable(rule, params, after)
+    graphs = _graphs(leaves_of(params).backend)
+    graphs.assign(state.step, after.step)
+    for name in rule.scalar_slots:
+        graphs.assign(state.slots[name], after.slots[name])
+    return params, state
+
+
+def _graphs(backend: Backend) -> Graphs:
+    assert backend.graphs is not None  # or no state would be on a device
+    return backend.graphs
+
+
+def _refuse_capture(backend: Backend, parameters: Sequence[Leaf], reason: str | None = None) -> None:
+    if backend.graphs is not None:
+        backend.graphs.refuse_capture([leaf["p"] for leaf in parameters], reason)
+
+
+def _why_not_on_device(
+    rule: Rule, backend: Backend, groups: Sequence[Group], state: OptimizerState, overrides: Mapping[str, Any]
+) -> str | None:
+    """Return why kernels cannot do a step whose number is on a device; None if they can."""
+    graphs = _graphs(backend)
+    for name in rule.scalar_slots:
+        if not graphs.has_number(state.slots[name]):
+            return f"state.slots[{name!r}] is not on the device of state.step; see opt.to_capturable"
+    schedules = [rate for rate in rates_of(rule, overrides) if is_schedule(rate)]
+    return graphs.why_not([(group.program, group.parameters) for group in groups], schedules)
 
 
 def grouped_by_program(
@@ -221,10 +352,11 @@ def check_step(
     plan = None
     if overrides.keys().isdisjoint(rule.inputs):
         plan = next((p for p in cache.plans if p.fits(rule, params, grads, state, dict(overrides))), None)
-    finished_steps(state.step, further=1)
     if plan is None:
         checked = _check_arguments(rule, params, grads, state, overrides, in_place=True, places=cache.places)
         backend, overrides = checked.found.backend, checked.overrides
+        if not _is_capturable(backend, state):
+            finished_steps(state.step, further=1)
         programs = [group.program for group in grouped_by_program(rule, overrides, checked.parameters, checked.found)]
     else:
         backend, programs = plan.backend, [plan.program]
@@ -295,10 +427,12 @@ def step_scalars(
     state: OptimizerState,
     overrides: Mapping[str, Any],
     total_of: TotalOf,
+    written: Mapping[str, DeviceNumber] | None = None,
 ) -> tuple[list[StepScalars], Any]:
     """Return the scalars of a step for each of its programs, checked, and the number of finished steps afterwards.
 
-    The programs are returned as they are when the totals are known, `StepScalars.program`.
+    The programs are returned as they are when the totals are known, `StepScalars.program`. Those of a step whose number is on a
+    device are `DeviceScalars`.
 
     Args:
         rule: the optimizer.
@@ -307,6 +441,7 @@ def step_scalars(
         state: before the step.
         overrides: what `check_overrides` returned.
         total_of: returns the value of a total that is not among `overrides`.
+        written: where kernels put the new step number, `"t"`, and the new scalars of a state that is on a device.
     """
     given: dict[str, Any] = {name: state.slots[name] for name in rule.scalar_slots}
     totals: dict[str, Op] = {}
@@ -325,6 +460,11 @@ def step_scalars(
     for name in rule.rates:
         if name in given and is_schedule(given[name]):
             schedules[name] = given[name]
+    if _is_capturable(backend, state):
+        found = _scalars_on_device(rule, backend, programs, state, overrides, total_of, (given, schedules, totals))
+        for of in found:
+            of.written = written or {}
+        return [*found], state.step
     values = [state.step, *(v for n, v in given.items() if n not in schedules)]
     values += [overrides[name] for name in totals if name in overrides]
     arithmetic = backend.arithmetic(values)
@@ -354,6 +494,42 @@ def step_scalars(
     if totals:
         programs = [program.after_totals for program in programs]
     return [StepScalars(program, arithmetic, inputs) for program in programs], finished
+
+
+def _scalars_on_device(
+    rule: Rule,
+    backend: Backend,
+    programs: Sequence[Program],
+    state: OptimizerState,
+    overrides: Mapping[str, Any],
+    total_of: TotalOf,
+    named: tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Op]],
+) -> list[DeviceScalars]:
+    """Return the scalars of a step whose number is on a device, given its scalar inputs, those with schedules, and totals."""
+    given, schedules, totals = named
+    graphs = _graphs(backend)
+    places, inputs = {"t": graphs.place(state.step)}, dict[str, Any]()
+
+    def take(name: str, value: Any) -> None:
+        if isinstance(value, DeviceNumber):
+            places[name] = value
+        elif graphs.has_number(value):
+            places[name] = graphs.place(value)
+        else:
+            inputs[name] = value = backend.scalar(value)
+            if name in overrides and name not in totals and isinstance(value, int | float):
+                rule.check_value(f"{type(rule).__name__}.apply", name, value)
+
+    for name, value in given.items():
+        if name not in schedules:
+            take(name, value)
+    for name in totals:
+        known = DeviceScalars(programs[0], inputs.copy(), places.copy(), schedules, {})
+        take(name, overrides[name] if name in overrides else total_of(name, known.of))
+    return [
+        DeviceScalars(program.after_totals if totals else program, inputs, places, schedules, {})
+        for program in programs
+    ]
 
 
 def _check_arguments(

@@ -12,7 +12,6 @@ import torch
 
 import portopt
 import portopt_torch
-from portopt.kernels.cuda.graphs import capture_error
 from portopt_torch import TorchOptimizer
 from portopt_torch._backend import TorchBackend
 
@@ -27,21 +26,22 @@ def test_capture_is_refused_for_tensors_on_a_gpu(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     for capturing in (False, True):
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
-        portopt_torch.backend.refuse_capture([played_tensor(on_gpu=False)])
-        refused = pytest.raises(RuntimeError, match=r"CUDA graph.*nothing was changed.*graph\.replay\(\)")
-        with refused if capturing else contextlib.nullcontext():
-            portopt_torch.backend.refuse_capture([played_tensor(on_gpu=False), played_tensor(on_gpu=True)])
+        graphs = portopt_torch.backend.graphs
+        graphs.refuse_capture([played_tensor(on_gpu=False)])
+        for reason, text in (
+            (None, r"nothing was changed.*capturable=True"),
+            ("why", r"why; nothing.*graph\.replay\(\)"),
+        ):
+            refused = pytest.raises(RuntimeError, match=f"CUDA graph.*{text}")
+            with refused if capturing else contextlib.nullcontext():
+                graphs.refuse_capture([played_tensor(on_gpu=False), played_tensor(on_gpu=True)], reason)
 
 
 @pytest.fixture
 def _capturing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take every tensor for one of a GPU whose stream is being captured."""
 
-    def refuse(self: TorchBackend, tensors: Any) -> None:
-        assert list(tensors)
-        raise capture_error()
-
-    monkeypatch.setattr(TorchBackend, "refuse_capture", refuse)
+    monkeypatch.setattr(TorchBackend, "_is_captured", lambda self, tensors: bool(list(tensors)))
 
 
 @pytest.mark.usefixtures("_capturing")

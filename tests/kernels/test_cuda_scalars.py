@@ -14,7 +14,7 @@ from support.gpu_cases import EveryDraw, key_of, staged_key
 import portopt
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar
-from portopt.kernels.cuda.source import CHUNK, cuda_source
+from portopt.kernels.cuda.source import CHUNK, NUMBERS, cuda_source
 from portopt.kernels.cuda.staged_source import staged_source
 from portopt.kernels.cuda.tables import Chunks, columns_of
 from portopt.kernels.norm_dependence import STEP, NormDependence, norm_dependence
@@ -48,14 +48,18 @@ class Graph:
         hyperparameters = {name: getattr(optimizer, name, 0.5) for name in program.scalar_inputs}
         self.inputs = {**hyperparameters, **optimizer.scalar_slots}
         self.norm = of_numbers([[-2128, 0, 0, 0, 0]] * 2, "int64")
-        self.step, self.kept = of_numbers([0], "int64"), of_numbers([self.inputs[name] for name in split.kept])
+        self.step = of_numbers([0], "int64")
+        kept = dict.fromkeys((*split.numbers_on_device, *split.state_outputs))
+        self.kept = {name: of_numbers([self.inputs[name]]) for name in kept}
         self.rounded = of_numbers([0] * len(split.rounded_on_device), dtype)
         self.unrounded = of_numbers([0] * len(split.unrounded_on_device))
         known = split.host_scalars({name: x for name, x in self.inputs.items() if name not in split.on_device})
         self.given = typed([known[i] for i in split.given])
         self.arguments = (
             *((self.norm, np.int64(2)) if program.uses_gradient_norm else ()),
-            *(self.step, self.kept, self.step, self.kept),
+            *(self.step, self.step),
+            *(x for name in split.numbers_on_device for x in (self.kept[name], np.int64(0))),
+            *(self.kept[name] for name in split.state_outputs),
             *self.given,
             *((self.rounded,) if split.rounded_on_device else ()),
             *((self.unrounded,) if split.unrounded_on_device else ()),
@@ -83,12 +87,12 @@ def test_each_repetition_has_the_scalars_of_its_own_step(
         assert_same_bits(np.asarray(graph.rounded), np.asarray(wanted, dtype), f"step {step}")
         assert graph.unrounded.tolist() == [float(expected[i]) for i in split.unrounded_on_device]
         inputs |= {name: float(expected[i]) for name, i in split.program.scalar_outputs.items()}
-        assert graph.kept.tolist() == [inputs[name] for name in split.kept]
+        assert {name: x.item() for name, x in graph.kept.items()} == {name: inputs[name] for name in graph.kept}
         assert graph.step.tolist() == [step]
     assert bool(split.unrounded_on_device) == isinstance(optimizer, EveryDraw)
 
 
-def test_the_learning_rate_can_change_between_repetitions_and_results_may_lie_elsewhere(tmp_path: Path) -> None:
+def test_numbers_of_any_dtype_change_between_repetitions_and_results_may_lie_elsewhere(tmp_path: Path) -> None:
     optimizer = portopt.Nadam()
     program, names = optimizer.program(), on_the_device(optimizer)
     split = norm_dependence(program, names)
@@ -96,15 +100,23 @@ def test_the_learning_rate_can_change_between_repetitions_and_results_may_lie_el
     kernel = Kernel(
         compile_on_host(cuda_source(program, key_of(optimizer, "float32"), names), tmp_path), "scalars_of_norm"
     )
-    before, new_step, new_kept = graph.kept.tolist(), of_numbers([0], "int64"), of_numbers([0] * len(graph.kept))
-    kernel((1,), (256,), (graph.step, graph.kept, new_step, new_kept, *graph.given, graph.rounded))
-    first = graph.rounded.tolist()
-    assert (graph.step.tolist(), new_step.tolist(), graph.kept.tolist()) == ([0], [1], before)
-    place = split.kept.index("learning_rate")
-    graph.kept[place] = 2 * graph.kept[place]
+    new_step, new, rate = of_numbers([0], "int64"), of_numbers([0]), graph.kept["learning_rate"]
+    others = {"learning_rate": rate, "m_schedule": graph.kept["m_schedule"]}
+    found = []
+    for dtype in (*NUMBERS, "float64"):
+        number = np.asarray([2], "uint16" if dtype == "bfloat16" else dtype).view(HostArray)
+        if dtype == "bfloat16":
+            number[...] = 0x4000
+        places = {**others, "learning_rate": number}
+        inputs = [x for name in split.numbers_on_device for x in (places[name], np.int64(0))]
+        inputs[1 + 2 * split.numbers_on_device.index("learning_rate")] = np.int64(NUMBERS.index(dtype))
+        kernel((1,), (256,), (graph.step, new_step, *inputs, new, *graph.given, graph.rounded))
+        found.append(graph.rounded.tolist())
+    assert all(rounded == found[0] for rounded in found)
+    assert (graph.step.item(), new_step.item(), graph.kept["m_schedule"].item()) == (0, 1, 1.0)
+    assert new.item() not in (0.0, 1.0)
     kernel((1,), (256,), graph.arguments)
-    assert graph.kept.tolist() == [2 * x if k == place else x for k, x in enumerate(new_kept.tolist())]
-    assert graph.rounded.tolist() != first
+    assert graph.rounded.tolist() != found[0]
 
 
 @pytest.mark.parametrize("in_place", [True, False])

@@ -29,6 +29,9 @@ class PlayedCupy(_kernel.CupyLibrary):
     def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
         return _layout.played(shape, device, dtype)
 
+    def empty_like(self, array: Any, dtype: str | None = None) -> Any:
+        return _layout.played(array.shape, self.device(array), dtype or array.dtype.name)
+
     def on(self, device: int) -> Any:
         return contextlib.nullcontext()
 
@@ -39,7 +42,7 @@ class PlayedCupy(_kernel.CupyLibrary):
 @pytest.fixture
 def recording(kernel_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recording]:
     monkeypatch.setattr(_kernel, "LIBRARY", PlayedCupy())
-    monkeypatch.setattr(CupyBackend, "_refuse_capture", lambda self, arrays: None)
+    monkeypatch.setattr(CupyBackend, "_is_captured", lambda self, arrays: False)
     with recording_driver(kernel_directory) as found:
         yield found
 
@@ -79,6 +82,27 @@ def test_planned_steps_have_the_bits_of_the_interpreter(recording: Recording) ->
             assert recording.kernels() == ["sum_squares", "scalars_of_norm", "update"]
             assert recording.uploaded() == 8 * len(SHAPES) * moved
     assert isinstance(optimizer._cache.plans[0], DevicePlan)
+
+
+def test_planned_steps_make_new_arrays(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("cupy"), "empty", lambda shape, dtype: _layout.played(shape, 1, dtype))
+    optimizer = portopt.SGD(0.1, momentum=0.9)
+    expected = [ordinary(shape, "float32", i) for i, shape in enumerate(SHAPES)]
+    expected_state = optimizer.init(expected)
+    params = list(map(to_cupy, expected))
+    state = OptimizerState(0, {name: list(map(to_cupy, of)) for name, of in expected_state.slots.items()})
+    for step in range(3):
+        values = [ordinary(shape, "float32", 100 * step + i) for i, shape in enumerate(SHAPES)]
+        recording.clear()
+        params, state = optimizer.apply(params, list(map(to_cupy, values)), state)
+        with portopt.interpreted():
+            expected, expected_state = optimizer.apply(expected, values, expected_state)
+        for actual, wanted in zip(params, expected, strict=True):
+            assert_same_bits(content(actual), wanted)
+    assert isinstance(optimizer._cache.pure_plans[0], DevicePlan)
+    assert optimizer._cache.pure_plans[0].was_used
+    assert recording.kernels() == ["update"]
+    assert recording.uploaded() == 8 * 5 * len(SHAPES)
 
 
 def test_arrays_that_are_not_as_they_were_are_told_apart(recording: Recording) -> None:

@@ -23,7 +23,6 @@ from portopt.kernels.cuda import driver
 from portopt.kernels.device_plan import DevicePlan
 from portopt_torch import TorchOptimizer
 from portopt_torch import _backend as torch_backend
-from portopt_torch._backend import TorchBackend
 
 SHAPES: tuple[tuple[int, ...], ...] = ((), (5,), (0, 3), (12, 7), (4100,), (2, 3, 4))
 
@@ -50,7 +49,7 @@ class Run:
         self.grads = list(map(to_torch, values(dtype, 1, shapes)))
         self.steps = 0
 
-    def step(self, *, moved: bool = False, compared: bool = True, **overrides: Any) -> None:
+    def step(self, *, moved: bool = False, compared: bool = True, in_place: bool = True, **overrides: Any) -> None:
         self.steps += 1
         new = values(self.dtype, self.steps, self.shapes)
         if moved:
@@ -58,7 +57,10 @@ class Run:
         else:
             for g, x in zip(self.grads, new, strict=True):
                 g.copy_(to_torch(x))
-        self.state = self.optimizer.apply_(self.params, self.grads, self.state, **overrides)
+        if in_place:
+            self.state = self.optimizer.apply_(self.params, self.grads, self.state, **overrides)
+        else:
+            self.params, self.state = self.optimizer.apply(self.params, self.grads, self.state, **overrides)
         with portopt.interpreted(), np.errstate(all="ignore"):
             self.expected, self.expected_state = self.optimizer.apply(
                 self.expected, new, self.expected_state, **overrides
@@ -81,7 +83,7 @@ class Run:
 
     @property
     def is_planned(self) -> bool:
-        plans = self.optimizer._cache.plans
+        plans = self.optimizer._cache.plans or self.optimizer._cache.pure_plans
         return bool(plans) and isinstance(plans[0], DevicePlan) and plans[0].was_used
 
 
@@ -105,6 +107,74 @@ def test_planned_steps_have_the_bits_of_the_interpreter(
     for moved in (False, False, False, True, False):
         run.step(moved=moved)
     assert run.is_planned != has_totals
+
+
+# Steps that make new arrays, and steps on ever other arrays ------------------------------------------------------------
+
+
+PURE = [portopt.SGD(0.1, momentum=0.9), portopt.LAMB(clipnorm=0.5), portopt.Nadam(clipnorm=0.5)]
+
+
+@pytest.mark.parametrize("optimizer", PURE, ids=lambda x: type(x).__name__)
+def test_planned_steps_that_make_new_arrays_have_the_bits_of_the_interpreter(
+    optimizer: portopt.Optimizer, played: tuple[HostTorch, Recording]
+) -> None:
+    _, recording = played
+    run = Run(optimizer)
+    before = []
+    for moved in (False, False, True, False):
+        before.append((run.params, [to_numpy(p).copy() for p in run.params]))
+        recording.clear()
+        run.step(moved=moved, in_place=False)
+    assert run.is_planned
+    # Of each parameter, it and slots before and after the step, and the gradient.
+    columns = 3 + 2 * len([of for of in run.state.slots.values() if isinstance(of, list)])
+    assert recording.uploaded() == 8 * columns * len(SHAPES)
+    assert [entry.kind for entry in recording.entries()].count("upload") == 1
+    for params, values_before in before:
+        for p, value in zip(params, values_before, strict=True):
+            assert_same_bits(to_numpy(p), value)
+
+
+def test_models_share_a_plan_of_steps_that_make_new_arrays(played: tuple[HostTorch, Recording]) -> None:
+    runs = [Run(portopt.SGD(0.1, momentum=0.9))]
+    runs += [Run(runs[0].optimizer) for _ in range(3)]
+    allocated = []
+    for _ in range(3):
+        for run in runs:
+            run.step(in_place=False)
+            allocated.append(played[0].allocated)
+    assert len(runs[0].optimizer._cache.pure_plans) == 1
+    # Tables for the first step, and for the plan in the second.
+    assert allocated[0] < allocated[1] == allocated[-1]
+
+
+def test_steps_in_place_on_ever_other_arrays_are_planned(played: tuple[HostTorch, Recording]) -> None:
+    optimizer = portopt.SGD(0.1, momentum=0.9, clipnorm=0.5)
+    for k in range(22):
+        run = Run(optimizer)
+        run.grads = list(map(to_torch, values("float32", k, SHAPES)))
+        before = [p._version for p in run.params]
+        played[1].clear()
+        run.step()
+        assert [p._version for p in run.params] == [version + 1 for version in before]
+    assert run.is_planned
+    assert played[1].kernels() == ["sum_squares", "scalars_of_norm", "update"]
+    assert played[1].uploaded() == 8 * 3 * len(SHAPES)
+
+
+def test_what_shares_memory_with_others_is_refused_though_its_like_was_stepped(
+    played: tuple[HostTorch, Recording],
+) -> None:
+    optimizer = portopt.SGD(0.1, momentum=0.9)
+    for _ in range(22):
+        run = Run(optimizer)
+        run.step(compared=False)
+    assert run.is_planned
+    run = Run(optimizer)
+    run.params[3] = run.params[4].flatten()[:84].reshape(12, 7)
+    with pytest.raises(ValueError, match="share memory"):
+        optimizer.apply_(run.params, run.grads, run.state)
 
 
 # What is queued -----------------------------------------------------------------------------------------------------
@@ -174,17 +244,16 @@ def test_gradients_that_move_while_the_device_is_behind(played: tuple[HostTorch,
     run.compare()
 
 
-def test_a_planned_step_is_not_captured(played: tuple[HostTorch, Recording], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_planned_step_is_not_captured(played: tuple[HostTorch, Recording]) -> None:
     library, recording = played
     run = Run(portopt.Adam())
     warmed_up(run)
-    recording.play(captured=library.current_stream)
-    asked = []
-    monkeypatch.setattr(TorchBackend, "refuse_capture", lambda self, tensors: asked.append(list(tensors)))
     recording.clear()
+    with recording.capture(library.current_stream), pytest.raises(RuntimeError, match="state is on the host"):
+        run.optimizer.apply_(run.params, run.grads, run.state)
+    assert not recording.entries()
+    run.compare()
     run.step()
-    # The plan left the step to the full check, which refuses it.
-    assert asked
 
 
 def test_what_does_not_fit_is_left_to_the_full_check(played: tuple[HostTorch, Recording]) -> None:

@@ -26,7 +26,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
     one_device, registered = _kernel._is_for_one_device, _kernel._registered_as
     with recording_driver(tmp_path_factory.mktemp("played")) as found, pytest.MonkeyPatch.context() as patch:
         # A table takes several launches.
-        machine = _cuda._Machine((0,), 2, found.driver.addresses(), 7)
+        machine = _cuda._Machine((0,), 2, found.driver.addresses_for_launching(), 7)
         patch.setattr(_cuda, "_FEW", 5)
         patch.setattr(_cuda, "_SOME", 6)
         patch.setattr(_cuda, "machine", lambda: machine)

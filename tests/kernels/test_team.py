@@ -34,7 +34,7 @@ def some_team(size: int) -> threads.Team:
         torch.set_num_threads(one)
     assert found is not None
     assert found.size == 2
-    return threads.Team(found.parallel, size)
+    return found._replace(size=size)
 
 
 @pytest.mark.parametrize(("size", "parts"), [(2, 2), (4, 3), (3, 3)])
@@ -77,6 +77,29 @@ def test_no_more_threads_of_a_team_take_part_than_it_has_or_may(size: int, most:
         portopt.set_num_threads(None)
     assert sorted(number for number, _ in done) == list(range(9))
     assert len({thread for _, thread in done}) <= min(most, size)
+
+
+def test_a_job_is_done_again_by_threads_of_a_team_that_begin_with_the_same_parts() -> None:
+    both = threading.Barrier(2, timeout=600)
+    done: list[tuple[int, int]] = []
+
+    def note(record: Any, _: Any) -> int:
+        both.wait()
+        done.append((record[0], threading.get_native_id()))
+        return 0
+
+    part = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)(note)
+    portopt.set_num_threads(2)
+    try:
+        team = some_team(2)
+        with threads.by(lambda: team):
+            job = threads.Job([threads.Pass(threads.address_of(part), array("q", range(4)), 1)])
+        for _ in range(5):
+            job.call()()
+    finally:
+        portopt.set_num_threads(None)
+    assert sorted(done)[:10] == [(0, threading.get_native_id())] * 5 + [(1, threading.get_native_id())] * 5
+    assert [number for number, _ in sorted(done)[10:]] == [2] * 5 + [3] * 5
 
 
 @pytest.mark.parametrize("find", [_team.team, _team.working_team])
@@ -135,50 +158,100 @@ def test_a_team_is_found_anew_when_its_thread_has_ended_or_torch_has_more(monkey
 
 
 @pytest.mark.usefixtures("_two_threads")
-def test_a_team_works_when_it_is_awake_and_is_woken_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each event is the time since the last step, the state of the team's threads, and whether they are to do the step."""
+@pytest.mark.parametrize("is_same", [True, False])
+def test_a_team_works_when_it_is_awake_and_is_woken_where_that_pays(
+    is_same: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each event is the time since the last step, whether the team's threads are awake, and whether they are to do the step."""
     events = [
-        (1.0, "S", False),
-        (1.0, "R", True),
-        (1.0, "S", False),
+        (1.0, False, False),
+        (1.0, True, True),
+        (1.0, False, False),
         # One step follows the other, and then they are awake.
-        (0.001, "S", True),
-        (0.001, "R", True),
-        (1.0, "S", False),
+        (0.001, False, True),
+        (0.001, True, True),
+        (1.0, False, False),
         # They are not, which is tried less and less often.
-        (0.001, "S", True),
-        (0.001, "S", False),
-        (0.001, "S", True),
-        *[(0.001, "S", False)] * 3,
-        (0.001, "S", True),
-        (0.001, "S", False),
-        (0.001, "R", True),
+        (0.001, False, True),
+        (0.001, False, False),
+        (0.001, False, True),
+        *[(0.001, False, False)] * 3,
+        (0.001, False, True),
+        (0.001, False, False),
+        (0.001, True, True),
     ]
-    now, state = 100.0, "S"
+    now, awake = 100.0, False
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    monkeypatch.setattr(os, "pread", lambda *_: f"12 (a ) name) {state} 1 2 3".encode())
+    monkeypatch.setattr(_team._Known, "look", lambda _: (is_same, awake))
     found = []
     for passed, seen, _ in events:
-        now, state = now + passed, seen
+        now, awake = now + passed, seen
         found.append(_team.working_team() is not None)
     assert found == [does for *_, does in events]
 
 
 @pytest.mark.usefixtures("_two_threads")
+def test_a_look_tells_a_thread_that_runs_from_one_that_waits_and_one_that_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether the team's threads are awake is asked of the system, by the time that one of them has run for."""
+    before, end, run = threading.Event(), threading.Event(), threading.Event()
+
+    def other() -> None:
+        before.wait()
+        run.set()
+        while not end.is_set():
+            pass
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert thread.native_id is not None
+    monkeypatch.setattr(_team, "_worker", lambda size: thread.native_id)
+    known = _team._Known(torch.get_num_threads())
+    assert known.team is not None
+    found = {known.look()[1] for _ in range(5)}
+    before.set()
+    run.wait()
+    # Another one may have the processor at times.
+    while not known.look()[1]:
+        time.sleep(0.001)
+    end.set()
+    thread.join()
+    assert found == {False}
+    with pytest.raises(ProcessLookupError):
+        known.look()
+
+
+def test_a_look_tells_whether_process_thread_and_number_of_threads_are_the_same() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        known = _team._Known(2)
+        assert known.look()[0]
+        assert not in_another_thread(known.look)[0]
+        torch.set_num_threads(3)
+        assert not known.look()[0]
+        torch.set_num_threads(2)
+        assert known.look()[0]
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_two_threads")
 def test_a_team_whose_threads_have_ended_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ended(*_: Any) -> bytes:
+    def ended(_: Any) -> tuple[bool, bool]:
         raise ProcessLookupError
 
     assert _team.team() is not None
     with monkeypatch.context() as context:
-        context.setattr(os, "pread", ended)
+        context.setattr(_team._Known, "look", ended)
         assert _team.working_team() is None
     assert _team._known is None
 
 
 @pytest.mark.usefixtures("_two_threads")
 def test_a_team_whose_threads_end_at_once_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_team, "_worker", lambda size: 2**31 - 1)
+    monkeypatch.setattr(_team, "_worker", lambda size: 2**25)
     assert _team.team() is None
     assert _team.working_team() is None
 
@@ -191,7 +264,8 @@ def test_a_runtime_that_does_not_what_it_is_asked_for_has_no_team(come: int, mon
             ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)(data)
 
     runtime = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(parallel)
-    monkeypatch.setattr(_team, "_parallel", lambda: threads.address_of(runtime))
+    others = _team._functions()[1:]
+    monkeypatch.setattr(_team, "_functions", lambda: (threads.address_of(runtime), *others))
     assert _team.team() is None
     assert _team.working_team() is None
 

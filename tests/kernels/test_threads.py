@@ -12,6 +12,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,7 +227,25 @@ def test_threads_take_parts_as_they_come_for_them() -> None:
     do_job([6], work)
     assert sorted(i for i, _ in done) == list(range(6))
     assert done[-1][0] == 0
-    assert [thread for _, thread in done].count(done[-1][1]) == 1
+
+
+def test_a_job_is_done_again_by_threads_that_begin_with_the_same_parts() -> None:
+    """Each finds in its processor's caches what it has left there."""
+    portopt.set_num_threads(2)
+    both = threading.Barrier(2, timeout=600)
+    done: list[tuple[int, bool]] = []
+
+    def note(record: Any, _: Any) -> int:
+        # None takes a part of the other's.
+        both.wait()
+        done.append((record[0], threading.get_ident() == threading.main_thread().ident))
+        return 0
+
+    part = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)(note)
+    job = threads.Job([threads.Pass(threads.address_of(part), array("q", range(4)), 1)])
+    for _ in range(5):
+        job.call()()
+    assert sorted(done) == [(0, True)] * 5 + [(1, True)] * 5 + [(2, False)] * 5 + [(3, False)] * 5
 
 
 def test_large_work_is_done_by_several_threads() -> None:

@@ -156,6 +156,16 @@ class HostStream:
         return self.captured
 
 
+class HostPool:
+    """Memory of its own, as of CuPy, which never gives it to others."""
+
+    def __init__(self) -> None:
+        self.memory: list[Any] = []
+
+    def malloc(self, size: int) -> None:
+        """Stands for the pool."""
+
+
 def copied_to_host(array: HostArray) -> Any:
     assert array.may_wait, "the host waited for the device"
     return np.array(array)
@@ -207,7 +217,21 @@ def host_cupy(directory: Path) -> Iterator[Any]:
     backend = HostBackend()
     cupy: Any = ModuleType("cupy")
     cupy.ndarray = HostArray
-    cupy.empty = lambda shape, dtype: np.empty(shape, dtype).view(HostArray)
+    pools: list[HostPool] = []
+
+    def empty(shape: Any, dtype: Any) -> HostArray:
+        made = np.empty(shape, dtype).view(HostArray)
+        if pools:
+            pools[-1].memory.append(made)
+        return made
+
+    @contextmanager
+    def using_allocator(malloc: Any) -> Iterator[None]:
+        pools.append(malloc.__self__)
+        yield
+        pools.pop()
+
+    cupy.empty = empty
     cupy.zeros = lambda shape, dtype: np.zeros(shape, dtype).view(HostArray)
     cupy.full = lambda shape, value, dtype: np.full(shape, value, dtype).view(HostArray)
     cupy.array = cupy.asarray = lambda x: np.array(x, copy=True).view(HostArray)
@@ -221,6 +245,7 @@ def host_cupy(directory: Path) -> Iterator[Any]:
     cuda: Any = ModuleType("cupy.cuda")
     cuda.Device = HostDevice
     cuda.get_current_stream = HostStream
+    cuda.MemoryPool, cuda.using_allocator = HostPool, using_allocator
     cuda.runtime = SimpleNamespace(getDeviceCount=lambda: 1, CUDARuntimeError=RuntimeError)
     cupy.cuda = cuda
     with pytest.MonkeyPatch.context() as patch:

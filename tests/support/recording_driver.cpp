@@ -11,11 +11,12 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace {
 
-enum { SUCCESS, INVALID = 1, NOT_READY = 600, LAUNCH, UPLOAD, RECORD };
+enum { SUCCESS, INVALID = 1, NOT_READY = 600, LAUNCH, UPLOAD, RECORD, FORBIDDEN = 900 };
 
 struct Module {
     void *library;
@@ -44,6 +45,8 @@ std::vector<Entry> entries;
 std::vector<std::function<void()>> queued;
 bool is_running = true, is_delayed = false;
 void *captured = nullptr;
+std::vector<std::vector<std::function<void()>>> graphs;
+thread_local int mode = 0;  // of captures: 0 forbids a thread what is none of a graph, 2 nothing
 int failing = 0;
 void (*called)() = nullptr;
 unsigned int most_blocks = 3, most_threads = 4;
@@ -78,11 +81,15 @@ void queue(const Entry &entry, std::function<void()> work)
 {
     std::lock_guard<std::recursive_mutex> own(lock);
     entries.push_back(entry);
-    if (is_delayed)
+    if (captured && (void *)(intptr_t)entry.stream == captured)
+        graphs.back().push_back(work);
+    else if (is_delayed)
         queued.push_back(work);
     else
         work();
 }
+
+bool is_forbidden() { return captured && mode == 0; }
 
 }  // namespace
 
@@ -95,6 +102,17 @@ void set_playing(int running, int delayed, void *stream)
     is_running = running;
     is_delayed = delayed;
     captured = stream;
+    if (captured)
+        graphs.emplace_back();
+}
+
+long long count_graphs() { return (long long)graphs.size(); }
+
+void replay(long long number)
+{
+    std::lock_guard<std::recursive_mutex> own(lock);
+    for (auto &work : graphs[number])
+        work();
 }
 
 void fail_once(int kind) { failing = kind; }
@@ -199,6 +217,8 @@ int cuCtxPopCurrent_v2(void **context)
 
 int cuModuleLoadData(void **module, const void *image)
 {
+    if (is_forbidden())
+        return FORBIDDEN;
     void *library = dlopen((const char *)image, RTLD_NOW | RTLD_LOCAL);
     if (!library || contexts.empty())
         return INVALID;
@@ -223,7 +243,7 @@ int cuModuleGetFunction(void **function, void *module, const char *name)
 int cuMemHostAlloc(void **memory, size_t size, unsigned int)
 {
     *memory = malloc(size);
-    return SUCCESS;
+    return is_forbidden() ? FORBIDDEN : SUCCESS;
 }
 
 int cuEventCreate(void **event, unsigned int)
@@ -239,7 +259,16 @@ int cuEventRecord(void *event, void *stream)
     return SUCCESS;
 }
 
-int cuEventQuery(void *event) { return ((Event *)event)->done ? SUCCESS : NOT_READY; }
+int cuEventQuery(void *event)
+{
+    return is_forbidden() ? FORBIDDEN : ((Event *)event)->done ? SUCCESS : NOT_READY;
+}
+
+int cuThreadExchangeStreamCaptureMode(int *other)
+{
+    std::swap(mode, *other);
+    return SUCCESS;
+}
 
 int cuStreamIsCapturing(void *stream, int *status)
 {

@@ -69,7 +69,7 @@ class Recording:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         library.read_entry.restype = ctypes.c_char_p
-        library.count_entries.restype = ctypes.c_longlong
+        library.count_entries.restype = library.count_graphs.restype = ctypes.c_longlong
         self.driver = driver.Driver(library)
 
     def clear(self) -> None:
@@ -97,6 +97,16 @@ class Recording:
     def play(self, *, running: bool = True, delayed: bool = False, captured: int = 0) -> None:
         """Say whether kernels and uploads do anything, and when: at once or in `run_queued`; and which stream is captured."""
         self._library.set_playing(int(running), int(delayed), ctypes.c_void_p(captured))
+
+    @contextmanager
+    def capture(self, stream: int = STREAM) -> Iterator[Callable[[], None]]:
+        """Record what is queued on a stream, of which nothing is done; gives what does it, as often as it is called."""
+        self.play(captured=stream)
+        number = self._library.count_graphs() - 1
+        try:
+            yield lambda: self._library.replay(ctypes.c_longlong(number))
+        finally:
+            self.play()
 
     def fail_once(self, kind: str) -> None:
         """Let the driver report an error where next something of a kind is queued."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support.bits import Array
 from support.recording_driver import STREAM, Recording, recording_driver
 
@@ -32,10 +33,18 @@ class HostTorch(_cuda.TorchLibrary):
     def __init__(self) -> None:
         # As in torch's own allocator of a device, memory is not taken away from what is queued.
         self._kept: list[Any] = []
+        self._of_graphs: list[Any] = []
 
     def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
         self._kept.append(super().empty(shape, dtype, device))
+        if self.is_capturing(device):
+            self._of_graphs.append(self._kept[-1])
         return self._kept[-1]
+
+    def spoil(self) -> None:
+        """Let other work have written what is in the memory of graphs, as it may between two replays."""
+        for tensor in self._of_graphs:
+            tensor.view(torch.uint8).fill_(0x55)
 
     def device(self, tensor: Any) -> int:
         return 0
@@ -71,6 +80,7 @@ def host_torch(directory: Path) -> Iterator[tuple[HostTorch, Recording]]:
     with pytest.MonkeyPatch.context() as patch, recording_driver(directory) as recording:
         patch.setattr(_cuda, "LIBRARY", library)
         patch.setattr(TorchBackend, "_runs_kernels", lambda self, tensor: True)
+        patch.setattr(TorchBackend, "_is_captured", lambda self, tensors: library.is_capturing(0))
         refuse("rounded_scalars")
         refuse("parts_of_total")
         yield library, recording

@@ -23,6 +23,7 @@ from portopt.backend import get_backend
 from portopt_tools.bench import benchmark, cases, contenders, first_step, machine, measuring
 from portopt_tools.bench.contenders import PEERS, Inputs, portopt_contenders
 from portopt_tools.bench.markdown import as_markdown, nearest_ratio
+from portopt_tools.bench.pure import adam_by_hand
 from portopt_tools.bench.shapes import QUICK_ELEMENTS, QUICK_TENSORS, SHAPE_SETS, ShapeSet
 from portopt_tools.bench.wording import duration
 
@@ -50,6 +51,7 @@ class TestShapes:
             ("one-50M", 1, 50_000_000),
             ("resnet50", 161, 25_557_032),
             ("gpt2-small", 148, 124_439_808),
+            ("200x600", 200, 120_000),
             ("1000x256", 1000, 256_000),
             ("mlp-digits", 4, 2_410),
         ],
@@ -60,7 +62,7 @@ class TestShapes:
         assert (len(SHAPE_SETS[name].shapes), SHAPE_SETS[name].parameters) == (tensors, parameters)
 
     def test_there_are_no_other_sets(self) -> None:
-        assert list(SHAPE_SETS) == ["one-10M", "one-50M", "resnet50", "gpt2-small", "1000x256", "mlp-digits"]
+        assert list(SHAPE_SETS) == ["one-10M", "one-50M", "resnet50", "gpt2-small", "200x600", "1000x256", "mlp-digits"]
 
     @pytest.mark.parametrize("name", SHAPE_SETS)
     def test_quick_sets_are_small(self, name: str) -> None:
@@ -369,6 +371,40 @@ def test_a_backward_pass_comes_before_each_step_where_there_is_one(
     for text in printed.replace("\n", " "), markdown:
         assert "each step after a backward pass" in text
         assert "OMP_WAIT_POLICY=PASSIVE" in text
+
+
+@pytest.mark.usefixtures("known_first_steps")
+@pytest.mark.parametrize(("rule", "by_hand"), [("adam", True), ("sgd", False)])
+def test_steps_that_make_new_arrays_are_compared_with_copying_and_adam_by_hand(
+    rule: str, by_hand: bool, tmp_path: Path, capsys: OUTPUT
+) -> None:
+    report = report_of(
+        "--rule", rule, "--backend", "numpy", "--backend", "torch", "--against", "torch", "--pure", tmp_path=tmp_path
+    )
+    (group,) = report["groups"]
+    assert group["pure"]
+    names = [c["name"] for c in group["contenders"] if c["library"] != "torch.optim"]
+    assert names == [
+        "portopt numpy apply",
+        *["NumPy by hand"] * by_hand,
+        "copying numpy parameters and slots",
+        "portopt torch apply",
+        "copying torch parameters and slots",
+    ]
+    printed, markdown = capsys.readouterr().out, as_markdown(report)
+    for text in printed.replace("\n", " "), markdown:
+        assert "portopt makes new arrays" in text
+
+
+def test_adam_by_hand_is_adam() -> None:
+    rng = np.random.default_rng(0)
+    p, g = (rng.standard_normal(100, np.float32) for _ in range(2))
+    optimizer = portopt.Adam()
+    expected, state, found = p, optimizer.init(p), (p, p * 0, p * 0)
+    for step in range(1, 4):
+        expected, state = optimizer.apply(expected, g, state)
+        found = adam_by_hand(found[0], g, *found[1:], step)
+        np.testing.assert_allclose(found[0], expected, rtol=1e-6)
 
 
 def test_a_backward_pass_gives_gradients_to_a_model_of_torch() -> None:

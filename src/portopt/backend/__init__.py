@@ -8,6 +8,9 @@ a library that follows the array API standard, so a backend usually overrides on
 from portopt.backend import registry, unannounced
 from portopt.backend.array_api import ArrayAPIBackend as ArrayAPIBackend
 from portopt.backend.array_api import beside_numbers as beside_numbers
+from portopt.backend.graphs import DeviceNumber as DeviceNumber
+from portopt.backend.graphs import DeviceScalars as DeviceScalars
+from portopt.backend.graphs import Graphs as Graphs
 from portopt.backend.modes import IN_PLACE as IN_PLACE
 from portopt.backend.modes import INTERPRETED as INTERPRETED
 from portopt.backend.modes import PURE as PURE

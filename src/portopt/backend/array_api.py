@@ -13,6 +13,7 @@ from typing import Any
 
 from portopt.arithmetic import HOST, Arithmetic
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, round_scalar
+from portopt.backend.graphs import Graphs
 from portopt.backend.modes import IN_PLACE, PURE
 from portopt.backend.protocol import ArrayInfo, Arrays, Leaf, MemoryRange, Mode, PlannedStep, Work, described
 from portopt.program import Program
@@ -37,6 +38,7 @@ class ArrayAPIBackend:
     modes: Mapping[str, Mode] = {"apply": PURE, "apply_": IN_PLACE}
     extra_modes: Mapping[str, Mode] = {}
     settings: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {}
+    graphs: Graphs | None = None
 
     def __init__(
         self, name: str, namespace: Callable[[], Any], *, root: str | None = None, install_command: str | None = None

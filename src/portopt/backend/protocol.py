@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from portopt.arithmetic import Arithmetic
+from portopt.backend.graphs import Graphs
 from portopt.program import Program
 from portopt.program.draws import Place
 from portopt.protocols import Rule
@@ -167,6 +168,10 @@ class Backend(Protocol):
     """Further ways, which the conformance suite tests but `portopt compare` does not list."""
     settings: Mapping[str, Callable[[], AbstractContextManager[Any]]]
     """Settings of the library, as contexts, under each of which the bits must be the same."""
+
+    @property
+    def graphs(self) -> Graphs | None:
+        """How steps are done that a graph repeats; None where there are none."""
 
     def owns(self, leaf: object) -> bool:
         """Tell whether `leaf` is an array of this library, or a container that only this library can flatten."""

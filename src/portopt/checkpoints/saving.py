@@ -48,6 +48,7 @@ def save(path: str | os.PathLike[str], opt: Optimizer, params: Any, state: Optim
     file_format.require_libraries()
     if not isinstance(opt, Optimizer):
         raise TypeError(f"opt must be a portopt.Optimizer, but {type(opt).__name__} was given")
+    state = opt.from_capturable(state)
     backend, step = check_state(opt, params, state)
     document = {
         "portopt": __version__,

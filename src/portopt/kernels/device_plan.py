@@ -1,8 +1,13 @@
-"""Repeated steps in place on a GPU: what was found out in the last step is not found out again.
+"""Repeated steps on a GPU: what was found out in the last step is not found out again.
 
 A device plan is to arrays on a GPU what `portopt.kernels.host.plan` is to those in host memory, and looks at them in the same
 way. Its tables stay in the memory of the device. A step queues an upload of 8 bytes a parameter if a gradient is not where it
-was, and the kernels; it waits for nothing, and takes no memory.
+was, and the kernels; it waits for nothing, and in place it takes no memory. Where all arrays are others in each step, the
+addresses of all of a kind of parameters are one upload.
+
+New arrays are the library's own, made for the stream on which the step is queued, like those that its operations make. What the
+caller gives up after the step may be given out again at once: by the library's allocator for the same stream, behind whose queue
+whoever gets it stands.
 
 Tables belong to the stream on which they are used, so that nothing of a plan is shared by two streams. Two steps on the same
 parameters are ordered by the caller, whatever their streams, as all work on the same memory is.
@@ -18,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portopt.backend import Backend, Leaf, is_interpreted, is_set_aside
+from portopt.backend import Backend, Leaf
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.library import CudaLibrary, Placed
@@ -36,29 +41,31 @@ from portopt.kernels.device_queue import (
     Queue,
     ScalarKernel,
 )
-from portopt.kernels.groups import grouped
+from portopt.kernels.groups import grouped, positions
+from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
 from portopt.kernels.host.given import Schedules, changing, same_numbers
 from portopt.kernels.host.kernel import Inputs, Work, host_kernel
 from portopt.kernels.host.look import NOT_BEGUN
 from portopt.kernels.host.readers import ArrayReader
+from portopt.kernels.host.repeated_step import UNKNOWN_CONTAINERS, RepeatedStep, Trees, parts_of
+from portopt.kernels.host.results import Results
 from portopt.kernels.host.step_inputs import HEAD, StepInputs
-from portopt.kernels.host.watch import Call, Still, Watch, size_of
+from portopt.kernels.host.watch import Call, Watch, size_of
 from portopt.kernels.key import KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM, SUM_SQUARES, UPDATE
 from portopt.kernels.norm_dependence import WORDS_OF_PART, GradientNorm, host_program, norm_dependence
 from portopt.kernels.passes import passes_of
 from portopt.program import Kind, Op, Program
 from portopt.protocols import Rule
-from portopt.scalars import MOST_STEPS
 from portopt.state import OptimizerState
 
 _MOST_STREAMS = 4
 """On how many streams the tables of a plan are kept."""
 
 
-class DevicePlan:
-    """One optimizer's step in place on one set of arrays on a device.
+class DevicePlan(RepeatedStep):
+    """One optimizer's step on one set of arrays on a device, or on all that are like one.
 
     Args:
         library: of the arrays.
@@ -70,9 +77,8 @@ class DevicePlan:
         device: the number of the device.
         further: names of further inputs.
         note_written: is told of all written arrays after a step.
+        results: of steps that make new arrays; None for steps in place.
     """
-
-    in_place = True
 
     def __init__(
         self,
@@ -85,15 +91,13 @@ class DevicePlan:
         device: int,
         further: tuple[str, ...],
         note_written: Callable[[list[Any]], object] | None,
+        results: Results | None,
     ) -> None:
-        self.program = next(iter(programs))
-        self.backend = backend
-        self.inputs = further
-        self.was_used = False
+        super().__init__(backend, programs, further, results)
         self._library = library
-        self._programs = programs
         self._watch = watch
         self._kinds = kinds
+        self._is_small = threads.is_small(sum(kind.elements for kind in kinds))
         self._inputs = inputs
         self._schedules = Schedules(programs, inputs.length)
         self._device = driver.device(device)
@@ -112,46 +116,48 @@ class DevicePlan:
         self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
     ) -> tuple[Any, OptimizerState] | None:
         """Do a step and return parameters and the new state; None, with nothing done, if anything is not as it was."""
-        if not self._is_for(state):
+        if not self.is_for(state) or (split := self.split(grads, overrides)) is None:
             return None
-        if self.inputs:
-            if any(overrides.get(name) is None for name in self.inputs):
+        grads, overrides = split
+        trees, finished = (params, grads, state.slots), state.step + 1
+        call, new = None, None
+        if self.results is not None:
+            # Not much memory is asked for before it is known that the step will fill it.
+            if not self._is_small and (call := self._looked(trees)) is None:
                 return None
-            grads = (grads, *[overrides[name] for name in self.inputs])
-            overrides = {name: value for name, value in overrides.items() if name not in self.inputs}
-        stream, slots, finished = self._library.stream(self._device.number), state.slots, state.step + 1
+            with self._library.on(self._device.number):
+                new = self.results.new()
+        stream, slots = self._library.stream(self._device.number), state.slots
         with self._lock:
-            found = self._step_inputs(rule, (params, grads, slots), state, overrides)
+            found = self._step_inputs(rule, trees, state, overrides)
             if found is None:
                 return None
             inputs, norm = found
-            if not self._queue((params, grads, slots), inputs.buffer_info()[0] + HEAD, finished, stream, norm):
+            if not self._queue(trees, inputs.buffer_info()[0] + HEAD, finished, stream, norm, call, new):
                 return None
-            if self._of_state:
-                slots = {**slots, **{name: inputs[k] for name, k in self._of_state.items()}}
         if self._watch.late:
             self._watch.late.clear()
         self.was_used = True
+        if self.results is not None and new is not None:
+            params, slots = self.results.trees(new, params, slots)
+        if self._of_state:
+            slots = {**slots, **{name: inputs[k] for name, k in self._of_state.items()}}
         return params, OptimizerState(finished, slots)
 
     def fits(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> bool:
-        """Tell whether the plan would do a step without further inputs, doing nothing."""
-        if self.inputs or not self._is_for(state):
+        """Tell whether the plan would do a step, doing nothing."""
+        if not self.is_for(state) or (split := self.split(grads, overrides)) is None:
             return False
+        grads, overrides = split
         with self._lock:
             if self._kept is None or not same_numbers(overrides, self._kept[1]):
                 try:
-                    if not self._runs(rule, self._checked(rule, overrides)):
+                    if not self.does(rule, self.checked(rule, overrides)):
                         return False
                 except Exception:
                     # The full check says so in its order.
                     return False
             return self._looked((params, grads, state.slots)) is not None
-
-    def _is_for(self, state: Any) -> bool:
-        if type(state) is not OptimizerState or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:
-            return False
-        return not (is_interpreted() or is_set_aside(self.backend))
 
     def _looked(self, trees: tuple[Any, Any, Any]) -> Call | None:
         """Return a call with the arrays, gradients copied that kernels cannot read as they lie; None if they do not fit."""
@@ -187,15 +193,15 @@ class DevicePlan:
     def _new_inputs(
         self, rule: Rule, trees: tuple[Any, Any, Any], state: Any, overrides: dict[str, Any]
     ) -> tuple[array[float], Any] | None:
-        checked = self._checked(rule, overrides)
-        if not self._runs(rule, checked):
+        checked = self.checked(rule, overrides)
+        if not self.does(rule, checked):
             return None
         scheduled = self._schedules.of(rule, checked)
         # No schedule of a user's is called for a step that another plan does.
         if not scheduled.is_all and self._looked(trees) is None:
             return None
         scalars, _ = rule.step_scalars(
-            self.backend, list(self._programs), state, checked, lambda name, scalars_of: self._own_norm
+            self.backend, list(self.programs), state, checked, lambda name, scalars_of: self._own_norm
         )
         names = [name for name, total in self.program.totals.items() if total.args]
         norms = [of.inputs[name] for of in scalars for name in names if name in of.inputs]
@@ -217,13 +223,6 @@ class DevicePlan:
         self._kept = (given, overrides) if scheduled.is_all and norm is None else None
         return given.first(), norm
 
-    def _checked(self, rule: Rule, overrides: dict[str, Any]) -> dict[str, Any]:
-        return rule.check_overrides(overrides) | dict.fromkeys(self.inputs, True)
-
-    def _runs(self, rule: Rule, overrides: Mapping[str, Any]) -> bool:
-        """Tell whether a step with these hyperparameters does what the kernels do."""
-        return all(rule.program(overrides, shape) is program for program, shape in self._programs.items())
-
     def _is_usable(self, norm: Any) -> bool:
         # A number would have to be looked at on the host.
         return isinstance(norm, GradientNorm) and (
@@ -233,23 +232,40 @@ class DevicePlan:
     # On the device --------------------------------------------------------------------------------------------------
 
     def _queue(
-        self, trees: tuple[Any, Any, Any], inputs: int, step: int, stream: int, norm: GradientNorm | None
+        self,
+        trees: tuple[Any, Any, Any],
+        inputs: int,
+        step: int,
+        stream: int,
+        norm: GradientNorm | None,
+        call: Call | None,
+        new: list[Any] | None,
     ) -> bool:
-        """Queue a step, given the address of its inputs; returns whether all was as it was, else nothing was queued."""
+        """Queue a step; return whether all was as it was, else nothing was queued.
+
+        Args:
+            trees: of the step.
+            inputs: address of its inputs.
+            step: its number.
+            stream: where to queue it.
+            norm: that of the gradients, if the step is given it.
+            call: that of a look that found all as it was, if there was one.
+            new: the arrays that the step fills, where it makes new ones.
+        """
         watch, placed = self._watch, self._placed.get(stream)
-        call = None if self._note_written is None else watch.begin()
+        if call is None and self._note_written is not None:
+            call = watch.begin()
         if placed is None:
             with self._device.within():
                 if self._device.driver.is_capturing(stream):
                     return False
-                call = self._looked(trees)
-                if call is None:
+                if (call := self._looked(trees)) is None:
                     return False
                 placed = self._place(stream, call)
         queue = placed.queue
         if self._needs_norm:
             queue.set_norm(None if norm is None else (self._library.address(norm.words), norm.count))
-        while not watch.look(*trees, inputs, step, call, queue=queue.address):
+        while not watch.look(*trees, inputs, step, call, new, queue.address):
             outcome = queue.outcome
             if outcome == NEEDS_BLOCK:
                 with self._device.within():
@@ -297,9 +313,9 @@ class DevicePlan:
         }
         columns, of_norm, launches, count = list[Column](), list[Launch](), list[Launch](), 0
         for kind, at, offset in zip(self._kinds, placed, self._watch.offsets, strict=True):
-            for column, known in at.known.items():
+            for (column, width), known in zip(kind.changing, at.known, strict=True):
                 place = at.tables[0].argument[3] + 8 * kind.rows * column
-                columns.append(Column(offset + 8 * column, 8 * len(kind.columns), known, place))
+                columns.append(Column(offset + 8 * column, 8 * len(kind.columns), known, place, width))
             outputs, scalars, results = self._inputs.places[kind.program][1], kind.scalars, tuple[int, ...]()
             if at.blocks_of_norm:
                 parts = norm + 8 * WORDS_OF_PART * count
@@ -365,23 +381,36 @@ class _Kind:
         names: of the kernels, in order.
         functions: the kernels of all names, those of the norm too.
         columns: names of the arrays of a parameter.
-        read: the columns of arrays that may be others in each step.
+        changing: the columns of arrays that may be others in each step, as the first and the number of some beside each other.
         rows: number of parameters.
+        elements: of all of them.
     """
 
     def __init__(
-        self, library: CudaLibrary, number: int, program: Program, key: KernelKey, leaves: Sequence[Leaf], device: int
+        self,
+        library: CudaLibrary,
+        number: int,
+        program: Program,
+        key: KernelKey,
+        leaves: Sequence[Leaf],
+        device: int,
+        *,
+        same_arrays: bool,
     ) -> None:
         self.program = number
         self.scalars = _Scalars(program, key.compute_dtype)
         self.columns = key.columns(program)
-        self.read = [k for k, name in enumerate(self.columns) if name == "g" or name in program.further_inputs]
+        self.changing = [(0, len(self.columns))]
+        if same_arrays:
+            read = ("g", *program.further_inputs)
+            self.changing = [(k, 1) for k, name in enumerate(self.columns) if name in read]
         self._library = library
         self.rows = len(leaves)
         self._numbers = [leaf.place.number for leaf in leaves]
         sizes = [library.size(leaf["p"]) for leaf in leaves]
         self._passes = None if program.is_elementwise else passes_of(program)
         self._lengths: list[tuple[int, ...]] = []
+        self.elements = sum(sizes)
         module, of_elements = library.module(program, key), (sizes, library.chunk)
         if self._passes is None:
             self.names, self._cut = [UPDATE], [of_elements]
@@ -416,7 +445,9 @@ class _Kind:
         gradients = Placed(
             chunks, [*argument[:3], argument[3] + 8 * len(rows) * self.columns.index("g"), *argument[4:]], owner
         )
-        known = {column: array("q", [row[column] for row in addresses]) for column in self.read}
+        known = [
+            array("q", [row[first + k] for k in range(width) for row in addresses]) for first, width in self.changing
+        ]
         blocks = library.blocks_of_norm(gradients, device) if self.scalars.results else 0
         owners = memory, results
         return _PlacedKind(tables[: len(self.names)], gradients, blocks, results_at, known, owners)
@@ -444,7 +475,7 @@ class _PlacedKind:
         gradients: the table of the kernel of the norm.
         blocks_of_norm: in how many blocks that runs; 0 if the step needs no norm.
         results: where the scalars are that are computed from the norm.
-        known: the read columns as they are there, by number.
+        known: the changing columns as they are there.
     """
 
     def __init__(
@@ -453,7 +484,7 @@ class _PlacedKind:
         gradients: Placed,
         blocks_of_norm: int,
         results: int,
-        known: dict[int, array[int]],
+        known: Sequence[array[int]],
         owners: Any,
     ) -> None:
         self.tables = tables
@@ -484,12 +515,15 @@ def make_device_plan(
     library: CudaLibrary,
     backend: Backend,
     programs: Sequence[Program],
-    trees: tuple[Any, Any, OptimizerState],
+    trees: Trees,
     arrays: Sequence[Leaf],
     reader: ArrayReader,
     note_written: Callable[[list[Any]], object] | None = None,
-) -> DevicePlan | None:
-    """Return a plan for steps in place on the same C-contiguous arrays on a device; None if there is none for them.
+    *,
+    in_place: bool,
+    same_arrays: bool,
+) -> DevicePlan | str:
+    """Return a plan for steps on C-contiguous arrays on a device, or why there is none.
 
     Args:
         library: of the arrays.
@@ -498,70 +532,56 @@ def make_device_plan(
         trees: a step's parameters, gradients and state; where there are further inputs, a tuple of gradients and these.
         arrays: of each parameter that has a gradient, in the order of the tree.
         reader: how arrays are read.
-        note_written: a function written in C that, given a list of all written arrays after a step, notes that they were written.
+        note_written: a function that, given a list of all written arrays after a step, notes that they were written.
+        in_place: whether the steps are.
+        same_arrays: whether they are on the same parameters and slots, or on any that are like them.
     """
-    params, grads, state = trees
     devices = {library.device(a) for leaf in arrays for a in leaf.values()}
-    if len(devices) != 1 or type(state) is not OptimizerState or type(state.slots) is not dict:
-        return None
-    if not all(map(_is_planned, set(programs))):
-        return None
-    arrays = [leaf.like({n: a if reader.is_plain(a) else reader.dense(a) for n, a in leaf.items()}) for leaf in arrays]
-    scalar_slots = [name for name in state.slots if name in programs[0].scalar_outputs]
-    leaves, _ = backend.trees.flatten(params)
-    kept = {n: backend.trees.flatten(tree)[0] for n, tree in state.slots.items() if n not in scalar_slots}
-    moving = {leaf.number for leaf in arrays}
-    still = [
-        Still(name, number, array)
-        for name, of in {"p": leaves, **kept}.items()
-        for number, array in enumerate(of)
-        if number not in moving
-    ]
-    plain = [a for leaf in arrays for a in leaf.values()] + [of.array for of in still if of.array is not None]
-    if not all(map(reader.is_plain, plain)):
-        return None
+    if len(devices) > 1:
+        return "the arrays are on several devices"
+    for program in set(programs):
+        if (reason := _why_not_planned(program)) is not None:
+            return reason
+    parts = parts_of(backend, programs, trees, arrays, reader, "on their device")
+    if isinstance(parts, str):
+        return parts
     (device,) = devices
-    members: dict[Program, list[int]] = {}
-    for i, program in enumerate(programs):
-        members.setdefault(program, []).append(i)
+    arrays, members = parts.arrays, positions(programs)
     kinds, work = [], []
     for number, (program, chosen) in enumerate(members.items()):
         after = program.after_totals
-        for key, _, places in grouped(after, [arrays[i].dtypes for i in chosen], in_place=True, flush="where"):
+        for key, _, places in grouped(after, [arrays[i].dtypes for i in chosen], in_place=in_place, flush="where"):
             those = [chosen[place] for place in places]
-            kind = _Kind(library, number, after, key, [arrays[i] for i in those], device)
-            addresses = np.array([[reader.address(arrays[i][n]) for n in kind.columns] for i in those], np.int64)
+            leaves = [arrays[i] for i in those]
+            kind = _Kind(library, number, after, key, leaves, device, same_arrays=same_arrays)
+            # Other arrays have others, and new ones have none yet.
+            addresses = [[reader.address(arrays[i][n]) if same_arrays else 0 for n in kind.columns] for i in those]
             sizes = np.array([size_of(arrays[i]["p"]) for i in those], np.int64)
             kinds.append(kind)
-            watched = _Watched(kind.columns, kind.scalars)
-            work.append(Work(watched, those, addresses, sizes, 0, number))  # type: ignore[arg-type]  # it is not run
-    further = tuple(name for name in arrays[0] if name not in ("p", "g") and name not in state.slots)
+            table, watched = np.array(addresses, np.int64), _Watched(kind.columns, kind.scalars)
+            work.append(Work(watched, those, table, sizes, 0, number))  # type: ignore[arg-type]  # it is not run
+    params, grads, state = trees
     inputs = Inputs(work)
+    results = None if in_place else parts.results(backend, reader, programs)
     watch = Watch(
-        reader,
-        (params, grads, state.slots),
-        scalar_slots,
-        arrays,
-        still,
-        work,
-        inputs,
-        same_arrays=True,
-        note_written=note_written,
-        further=further,
-    )
+        reader, (params, grads, state.slots), parts.scalar_slots, arrays, parts.still, work, inputs, same_arrays=same_arrays,
+        new=None if results is None else results.places, note_written=note_written if in_place else None, further=parts.further,
+    )  # fmt: skip
     if not watch.is_possible:
-        return None
+        return UNKNOWN_CONTAINERS
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
-    return DevicePlan(library, backend, shapes, watch, kinds, inputs, device, further, note_written)
+    return DevicePlan(library, backend, shapes, watch, kinds, inputs, device, parts.further, note_written, results)
 
 
-def _is_planned(program: Program) -> bool:
-    """Tell whether kernels can do a step for which the host need not wait for the device."""
+def _why_not_planned(program: Program) -> str | None:
+    """Return why kernels cannot do a step for which the host need not wait for the device; None if they can."""
     after = program.after_totals
     if not launch.can_run(after):
-        return False
+        return "no kernel holds all of the program"
     split = norm_dependence(after)
     of_host = [*split.program.scalar_outputs.values(), *split.unrounded]
     norms = [op for op in program.totals.values() if op.args]
     of_gradients = all(op.name == "total_norm" and program.ops[op.args[0]].reads == "g" for op in norms)
-    return of_gradients and len(norms) <= 1 and not any(map(split.needs_norm, of_host))
+    if of_gradients and len(norms) <= 1 and not any(map(split.needs_norm, of_host)):
+        return None
+    return "the host waits for totals over all parameters"

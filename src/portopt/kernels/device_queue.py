@@ -74,10 +74,13 @@ def is_moved(column, table):
     """Tell whether the addresses of a column are not what the device has."""
     if column[{_IS_KNOWN}] == 0:
         return True
-    known = pointer_to_int64(column[3])
+    rows = column[2]
     difference = 0
-    for row in range(column[2]):
-        difference |= pointer_to_int64(table + column[0] + column[1] * row)[0] ^ known[row]
+    for beside in range(column[8]):
+        known = pointer_to_int64(column[3] + 8 * rows * beside)
+        first = table + column[0] + 8 * beside
+        for row in range(rows):
+            difference |= pointer_to_int64(first + column[1] * row)[0] ^ known[row]
     return difference != 0
 
 
@@ -85,13 +88,17 @@ def upload(column, table, words):
     """Queue the upload of a column; it is known what the device has once that is done."""
     ring = pointer_to_int64(column[{_BLOCKS}])
     block = pointer_to_int64(ring[2] + 16 * ring[1])
-    known = pointer_to_int64(column[3])
+    rows = column[2]
     column[{_IS_KNOWN}] = 0
-    for row in range(column[2]):
-        word = pointer_to_int64(table + column[0] + column[1] * row)[0]
-        known[row] = word
-        pointer_to_int64(block[0])[row] = word
-    status = call_4(words[{_COPY}], column[5], block[0], 8 * column[2], words[{_STREAM}])
+    for beside in range(column[8]):
+        known = pointer_to_int64(column[3] + 8 * rows * beside)
+        pinned = pointer_to_int64(block[0] + 8 * rows * beside)
+        first = table + column[0] + 8 * beside
+        for row in range(rows):
+            word = pointer_to_int64(first + column[1] * row)[0]
+            known[row] = word
+            pinned[row] = word
+    status = call_4(words[{_COPY}], column[5], block[0], 8 * rows * column[8], words[{_STREAM}])
     if status != 0:
         return numpy_int64(status)
     ring[1] = (ring[1] + 1) % ring[0]
@@ -189,19 +196,21 @@ class ScalarKernel(NamedTuple):
 
 
 class Column(NamedTuple):
-    """Addresses that may be others in each step.
+    """Addresses that may be others in each step, of one column of a table or of some beside each other.
 
     Attributes:
         first: where the first is in the table of addresses, in bytes.
         stride: bytes from one to the next.
-        known: those that the device has.
+        known: those that the device has, one column after the other.
         at: where it has them.
+        width: the number of columns.
     """
 
     first: int
     stride: int
     known: array[int]
     at: int
+    width: int
 
 
 class Launch(NamedTuple):
@@ -255,8 +264,8 @@ class Queue:
         self._rings = [_Ring(device, 8 * len(column.known)) for column in columns]
         self._keep_alive: list[array[int]] = [column.known for column in columns]
         of_columns, of_launches = array("q"), array("q")
-        for (first, stride, known, at), ring in zip(columns, self._rings, strict=True):
-            of_columns.extend((first, stride, len(known), _at(known), 1, at, 0, ring.address, 0))
+        for (first, stride, known, at, width), ring in zip(columns, self._rings, strict=True):
+            of_columns.extend((first, stride, len(known) // width, _at(known), 1, at, 0, ring.address, width))
         for launch in launches:
             of_launches.extend(self._laid_out(launch))
         of_programs = array("q", [word for program in programs for word in program])

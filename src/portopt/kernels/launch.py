@@ -15,13 +15,15 @@ import numpy as np
 
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar
-from portopt.backend.protocol import Leaf, Work
+from portopt.backend import DeviceNumber, DeviceScalars, Leaf, Work
 from portopt.kernels.cuda.library import Argument, CudaLibrary, real_numbers, typed
+from portopt.kernels.cuda.source import NUMBERS
 from portopt.kernels.groups import grouped, positions
-from portopt.kernels.key import NEW
+from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.names import LARGEST_JOINED, SUM_SQUARES, SUMS_JOINED, UPDATE
-from portopt.kernels.norm_dependence import GradientNorm, NormDependence, norm_dependence, with_given_totals
+from portopt.kernels.norm_dependence import STEP, GradientNorm, NormDependence, norm_dependence, with_given_totals
 from portopt.kernels.passes import Pass, Passes, can_pass, passes_of, words_of
+from portopt.kernels.rates import with_rates
 from portopt.kernels.totals import can_total, reducing
 from portopt.program import Program
 from portopt.program.bins import Bins
@@ -88,17 +90,19 @@ def update(
     others = [work for k, work in enumerate(works) if k not in jobs]
     further = iter(interpreted(others) if others else ())
     for job in jobs.values():
-        if job.split.rounded_on_device:
+        if job.split.rounded_on_device and not job.split.on_device:
             job.scalars.provide(job.split.state_scalars(job.scalars.inputs))
     if in_place:
         of_jobs = [(arrays, job.split.program) for job in jobs.values() for arrays in job.dense]
         for i, name in overwritten(of_jobs, library.memory):
             of_jobs[i][0][name] = library.copied(of_jobs[i][0][name])
     results: list[dict[str, Any]] = []
+    # What lies on the device is read by all kernels before it is written.
+    writing = next((k for k in reversed(jobs) if jobs[k].dense), None)
     for k, work in enumerate(works):
         names = tuple(work.program.array_outputs)
         if k in jobs:
-            outputs: Sequence[Arrays] = jobs[k].run(library, in_place=in_place)
+            outputs: Sequence[Arrays] = jobs[k].run(library, in_place=in_place, writes_state=k == writing)
         else:
             outputs = [next(further) for _ in work.parameters]
         if in_place:
@@ -111,11 +115,11 @@ def update(
     return results
 
 
-def total(library: CudaLibrary, name: str, works: Sequence[Work]) -> float | None:
+def total(library: CudaLibrary, name: str, works: Sequence[Work]) -> float | DeviceNumber | None:
     """Return a total over all parameters, by a launch for each kind of them and few more; None if there are no kernels for it.
 
     Each block leaves what it finds in one row of memory, where one block combines it, or some before it if there is much of it.
-    The host waits for the result.
+    The host waits for the result, but not in a step whose scalars lie on the device: there it stays.
 
     Args:
         library: of the arrays.
@@ -124,7 +128,7 @@ def total(library: CudaLibrary, name: str, works: Sequence[Work]) -> float | Non
     """
     reduced = [Work(reducing(program, name), scalars, parameters) for program, scalars, parameters in works]
     jobs = [
-        _Job.of(library, work._replace(scalars=StepScalars(work.program, work.scalars.arithmetic, work.scalars.inputs)))
+        _Job.of(library, work._replace(scalars=work.scalars.of(work.program)))
         for work in reduced
         if isinstance(work.scalars, StepScalars) and can_total(work.program)
     ]
@@ -137,8 +141,12 @@ def total(library: CudaLibrary, name: str, works: Sequence[Work]) -> float | Non
         launches = [launch for job in found for launch in job.launches(library, job.dense, in_place=True)]
         # Of sums, parts in all dtypes are alike.
         kinds = positions(launch.real if name == "max" else None for launch in launches)
-        values = [_total_of(library, [launches[i] for i in members], device) for members in kinds.values()]
-    return of_numbers(name, values) if len(values) > 1 else values[0]
+        places = [_total_of(library, [launches[i] for i in members], device) for members in kinds.values()]
+        if len(places) == 1 and all(isinstance(job.scalars, DeviceScalars) for job in found):
+            memory, at = places[0]
+            return DeviceNumber(at, "float64", memory)
+        values = [struct.unpack("d", struct.pack("q", *library.words(memory, 1)))[0] for memory, _ in places]
+    return of_numbers(name, values) if len(values) > 1 else float(values[0])
 
 
 def segment(
@@ -183,6 +191,8 @@ class _Job:
         program, scalars, parameters = work
         if not isinstance(scalars, StepScalars) or not can_run(program):
             return None
+        if isinstance(scalars, DeviceScalars):
+            return cls._repeated(library, work, scalars)
         split = norm_dependence(program)
         norm = split.norm(scalars.inputs)
         if not split.rounded_on_device and not split.unrounded_on_device:
@@ -202,14 +212,30 @@ class _Job:
         scalars = StepScalars(program, scalars.arithmetic, inputs)
         return cls(library, Work(program, scalars, parameters), scalars, norm_dependence(program), None)
 
-    def run(self, library: CudaLibrary, *, in_place: bool) -> list[dict[str, Any]]:
-        """Launch the kernels; returns the arrays with the results."""
+    @classmethod
+    def _repeated(cls, library: CudaLibrary, work: Work, scalars: DeviceScalars) -> _Job:
+        """Return what kernels do of a step whose number lies on the device."""
+        program = with_rates(work.program, scalars.schedules)
+        norm = norm_dependence(program).norm(scalars.inputs)
+        if not isinstance(norm, GradientNorm):
+            program, norm = with_given_totals(program), None
+        split = norm_dependence(program, frozenset({STEP, *scalars.places}))
+        return cls(library, work._replace(program=program), scalars, split, norm)
+
+    def run(self, library: CudaLibrary, *, in_place: bool, writes_state: bool = False) -> list[dict[str, Any]]:
+        """Launch the kernels; returns the arrays with the results.
+
+        Args:
+            library: of the arrays.
+            in_place: write the results into the given arrays.
+            writes_state: write what of the state lies on the device; before, all kernels have read it.
+        """
         program, dense = self._program, self.dense
         outputs = dense
         if not in_place:
             names = tuple(program.array_outputs)
             outputs = [{name: library.empty_like(arrays[name]) for name in names} for arrays in dense]
-        for of in self.launches(library, outputs, in_place=in_place):
+        for of in self.launches(library, outputs, in_place=in_place, writes_state=writes_state):
             with library.on(of.device):
                 if of.passes is None:
                     sizes = [library.size(dense[i]["p"]) for i in of.members]
@@ -219,33 +245,78 @@ class _Job:
                     _run_passes(library, of, of.passes)
         return outputs
 
-    def launches(self, library: CudaLibrary, outputs: Sequence[Arrays], *, in_place: bool) -> Iterator[_Launches]:
+    def launches(
+        self, library: CudaLibrary, outputs: Sequence[Arrays], *, in_place: bool, writes_state: bool = False
+    ) -> Iterator[_Launches]:
         """Yield what is launched for each kind of parameters."""
         program, split, dense = self._program, self.split, self.dense
         values = split.host_scalars(self.scalars.inputs)
-        groups = grouped(
-            program,
-            ({name: library.dtype(array) for name, array in arrays.items()} for arrays in dense),
-            in_place=in_place,
-            flush="where",
-            devices=(library.device(arrays["p"]) for arrays in dense),
+        groups = list(
+            grouped(
+                program,
+                ({name: library.dtype(array) for name, array in arrays.items()} for arrays in dense),
+                in_place=in_place,
+                flush="where",
+                devices=(library.device(arrays["p"]) for arrays in dense),
+            )
         )
-        for key, device, members in groups:
-            module, real = library.module(program, key), key.compute_dtype
+        for number, (key, device, members) in enumerate(groups, 1):
+            module, real = library.module(program, key, split.on_device), key.compute_dtype
             rounded = [round_scalar(float(values[j]), real) for _, j in split.rounded_on_host]
             with library.on(device):
                 arguments = real_numbers(rounded, real)
                 if not program.is_elementwise:
                     arguments += [typed(values[i]) for i in split.unrounded]
-                if isinstance(self._norm, GradientNorm) and split.rounded_on_device:
-                    given, count = [values[i] for i in split.given], len(split.rounded_on_device)
-                    arguments.append(library.scalars_of_norm(module, self._norm, given, count, real, device))
+                is_last = number == len(groups)
+                arguments += self._on_device(library, module, key, values, device, writes=writes_state and is_last)
                 columns = key.columns(program)
                 addresses = [_addresses(library, columns, dense[i], outputs[i]) for i in members]
             passes = None if program.is_elementwise else passes_of(program)
             lengths = [] if passes is None else [passes.stages.lengths(self._shapes[i]) for i in members]
             numbers = [self._numbers[i] for i in members]
             yield _Launches(module, real, device, members, addresses, arguments, passes, lengths, numbers)
+
+    def _on_device(
+        self,
+        library: CudaLibrary,
+        module: str,
+        key: KernelKey,
+        values: Mapping[int, Any],
+        device: int,
+        *,
+        writes: bool,
+    ) -> list[Argument]:
+        """Launch the kernel that computes scalars on the device, if there are any; return where kernels read them."""
+        split, norm = self.split, self._norm
+        found = []
+        if split.rounded_on_device:
+            found.append(library.room(len(split.rounded_on_device), key.compute_dtype, device))
+        if split.unrounded_on_device:
+            found.append(library.room(len(split.unrounded_on_device), "float64", device))
+        if not found and not (writes and split.on_device):
+            return []
+        arguments = [] if norm is None else library.parts_of(norm, 0, norm.count)
+        if isinstance(self.scalars, DeviceScalars):
+            arguments += _places(library, self.scalars, split, device, writes=writes)
+        arguments += [typed(values[i]) for i in split.given]
+        library.compute_scalars(module, [*arguments, *found], device)
+        return found
+
+
+def _places(
+    library: CudaLibrary, scalars: DeviceScalars, split: NormDependence, device: int, *, writes: bool
+) -> list[Argument]:
+    """Return where numbers on the device are, and where those of the new state are put: aside if it is not to be written yet."""
+    outputs, aside = split.state_outputs, library.room(1, "int64", device)
+    new = scalars.written if writes else dict.fromkeys((STEP, *outputs), DeviceNumber(aside.value, "", aside.owner))
+    found = [_address(scalars.places[STEP]), _address(new[STEP])]
+    for name in split.numbers_on_device:
+        found += [_address(scalars.places[name]), typed(NUMBERS.index(scalars.places[name].dtype))]
+    return found + [_address(new[name]) for name in outputs]
+
+
+def _address(number: DeviceNumber) -> Argument:
+    return Argument("Q", number.address, number.owner)
 
 
 class _Launches(NamedTuple):
@@ -311,8 +382,11 @@ def _run_pass(
     library.launch(of.module, step.name, table, of.arguments, of.device)
 
 
-def _total_of(library: CudaLibrary, launches: Sequence[_Launches], device: Any) -> float:
-    """Return the total over the parameters of launches, of which kernels combine the parts alike."""
+def _total_of(library: CudaLibrary, launches: Sequence[_Launches], device: Any) -> tuple[Any, int]:
+    """Return memory that begins with the total over the parameters of launches, of which kernels combine the parts alike.
+
+    And where it is.
+    """
     last = launches[-1]
     assert last.passes is not None
     (partial,) = last.passes.partial
@@ -337,8 +411,7 @@ def _total_of(library: CudaLibrary, launches: Sequence[_Launches], device: Any) 
     all_of = (number * library.chunk, *[1] * (len(last.passes.stages.space) - 1))
     row = [*[0] * (len(last.addresses[0])), *all_of, at, 0]
     _run_pass(library, last, last.passes, last.passes.passes[1], [row], [all_of])
-    (word,) = library.words(memory, 1)
-    return float(struct.unpack("d", struct.pack("q", word))[0])
+    return memory, at
 
 
 def _addresses(library: CudaLibrary, columns: Sequence[str], arrays: Arrays, outputs: Arrays) -> list[int]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from portopt.arithmetic import HOST
-from portopt.program import DRAWS, TOTALS, Op, Program
+from portopt.program import DRAWS, GIVEN, TOTALS, Op, Program
 from portopt.program.bins import NO_SQUARES, Bins, combined, root_of
 from portopt.program.expansion import expand_elementary
 from portopt.program.interpreter import StepScalars
@@ -90,9 +90,15 @@ class NormDependence:
     unrounded_on_device: tuple[int, ...]
 
     @property
-    def kept(self) -> tuple[str, ...]:
-        """Names of the float64 numbers that are kept on the device between steps: the number of the step is an integer beside."""
-        return tuple(sorted((self.on_device - {STEP}) | self.program.scalar_outputs.keys())) if self.on_device else ()
+    def numbers_on_device(self) -> tuple[str, ...]:
+        """Names of the inputs that lie on the device, in the order in which kernels are told where; without that of the step."""
+        return tuple(sorted(self.on_device.intersection(self.program.scalar_inputs) - {STEP}))
+
+    @property
+    def state_outputs(self) -> Mapping[str, int]:
+        """Name and operation of each new scalar of the state that the device writes, in that order."""
+        outputs = self.program.scalar_outputs.items() if self.on_device else ()
+        return {name: i for name, i in outputs if i not in self.program.parameter_scalars}
 
     def norm(self, inputs: Mapping[str, Any]) -> Any:
         """Return the norm among the program's scalar inputs by name; None if it needs none."""
@@ -101,7 +107,7 @@ class NormDependence:
     def needs_norm(self, i: int) -> bool:
         """Tell whether scalar `i` needs the norm, or an input that lies on the device."""
         op = self.program.ops[i]
-        return i in self.dependent or _is_norm(op) or (op.name == "input" and op.label in self.on_device)
+        return i in self.dependent or _is_norm(op) or _is_on_device(op, self.on_device)
 
     def host_scalars(self, inputs: Mapping[str, Any]) -> dict[int, Any]:
         """Return the scalars that are computed on the host: those given to the device or rounded for it, by index.
@@ -124,7 +130,7 @@ def norm_dependence(program: Program, on_device: frozenset[str] = frozenset()) -
     """Return which scalars of a program need the norm of the gradients, or scalar inputs of these names."""
     program = expand_elementary(program)
     ops = program.ops
-    reached = {i for i, op in enumerate(ops) if _is_norm(op) or (op.name == "input" and op.label in on_device)}
+    reached = {i for i, op in enumerate(ops) if _is_norm(op) or _is_on_device(op, on_device)}
     dependent: list[int] = []
     for i, op in enumerate(ops):
         if op.kind.is_scalar and i not in program.parameter_scalars and reached.intersection(op.args):
@@ -132,7 +138,7 @@ def norm_dependence(program: Program, on_device: frozenset[str] = frozenset()) -
             dependent.append(i)
     unrounded = _unrounded(program)
     # What lies on the device between steps is written there, also if the host could say what it is.
-    results = program.scalar_outputs.values() if on_device else ()
+    results = {*program.scalar_outputs.values()} - program.parameter_scalars if on_device else ()
     arguments = sorted({*(j for i in dependent for j in ops[i].args), *results})
     return NormDependence(
         program=program,
@@ -172,3 +178,7 @@ def host_program(split: NormDependence) -> Program:
 
 def _is_norm(op: Op) -> bool:
     return op.name == "total_norm" and bool(op.args)
+
+
+def _is_on_device(op: Op, names: frozenset[str]) -> bool:
+    return op.name in GIVEN and not op.args and op.label in names

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.names import array_names, identifiers
 from portopt.kernels.norm_dependence import NormDependence
-from portopt.program import FUNCTIONS, TOTALS, Kind, Op, Program
+from portopt.program import FUNCTIONS, GIVEN, TOTALS, Kind, Op, Program
 from portopt.program.expansion import function_program
 
 
@@ -234,7 +234,7 @@ class Writer:
         for i, op in enumerate(self.program.ops):
             if op.name in TOTALS and op.args:
                 lines.append(self.assigned(i, norm))
-            elif op.name == "input" and op.label in inputs:
+            elif op.name in GIVEN and op.label in inputs:
                 lines.append(self.assigned(i, inputs[str(op.label)]))
             elif i in split.dependent:
                 lines.append(self.scalar(i))

@@ -35,6 +35,10 @@ class StepScalars(Sequence[Any]):
         self._values: list[Any] | None = None
         self._provided: Mapping[str, Any] = {}
 
+    def of(self, program: Program) -> StepScalars:
+        """Return the scalars of another program of the same step."""
+        return StepScalars(program, self.arithmetic, self.inputs)
+
     def provide(self, outputs: Mapping[str, Any]) -> None:
         """Take the new scalars of the state from a kernel that computed them."""
         self._provided = outputs

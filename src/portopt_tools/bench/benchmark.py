@@ -35,6 +35,7 @@ class Settings:
         threads: how many threads each library uses; None leaves each its default.
         interpreted: whether portopt's steps without fused kernels take part.
         backward: whether there is a backward pass before each step, which is not timed.
+        pure: whether portopt's steps are those that make new arrays, beside copying and NumPy's operations.
         quick: small sets, short samples and few of them.
     """
 
@@ -46,6 +47,7 @@ class Settings:
     threads: int | None = None
     interpreted: bool = False
     backward: bool = False
+    pure: bool = False
     quick: bool = False
 
 
@@ -108,6 +110,7 @@ def measure(settings: Settings, command: str, watch: Watch) -> tuple[dict[str, A
                     not_run,
                     interpreted=settings.interpreted,
                     backward=settings.backward,
+                    pure=settings.pure,
                 )
                 measured = group.measure(streams, effort.sample_seconds, repeats, watch)
                 groups += [measured] if measured is not None else []

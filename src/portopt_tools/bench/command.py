@@ -61,6 +61,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="before each step do a forward and a backward pass, whose time does not count; only on arrays of torch",
     )
     parser.add_argument(
+        "--pure",
+        action="store_true",
+        help="only steps of portopt that make new arrays; beside them, copying parameters and slots, and Adam in NumPy's "
+        "operations",
+    )
+    parser.add_argument(
         "--quick",
         action="store_true",
         help="small arrays and few samples, by default Adam on the smallest set: shows that all works, not how fast",
@@ -84,6 +90,7 @@ def _run(arguments: argparse.Namespace, command: str) -> int:
         threads=arguments.threads,
         interpreted=arguments.interpreted,
         backward=arguments.backward,
+        pure=arguments.pure,
         quick=arguments.quick,
     )
     with progress(quiet=arguments.quiet) as shown:

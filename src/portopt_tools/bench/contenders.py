@@ -73,7 +73,11 @@ class Inputs:
 
     def arrays(self, backend: Backend, seed: int) -> list[Any]:
         """Return new arrays of a backend, with ordinary values."""
-        return [self.array(backend, array) for array in _host_arrays(self.shapes, seed)]
+        return [self.array(backend, array) for array in self.host_arrays(seed)]
+
+    def host_arrays(self, seed: int) -> list[npt.NDArray[np.float32]]:
+        """Return new NumPy arrays, with ordinary values."""
+        return list(_host_arrays(self.shapes, seed))
 
     def array(self, backend: Backend, array: Any) -> Any:
         """Return a NumPy array as one of a backend, on its first device."""

@@ -19,6 +19,7 @@ from portopt_tools.bench.contenders import (
     why_not_compared,
 )
 from portopt_tools.bench.participants import NotMeasured, not_measured
+from portopt_tools.bench.pure import pure_contenders
 from portopt_tools.bench.shapes import ShapeSet
 from portopt_tools.progress import Watch
 
@@ -41,13 +42,21 @@ class Group:
         *,
         interpreted: bool,
         backward: bool,
+        pure: bool,
     ) -> None:
         self.case = case
         self.shapes = shapes
         self.not_run = not_run
         self.name = name_of(case, shapes)
+        self.pure = pure
         self.contenders = [
-            c for name in backends for c in portopt_contenders(get_backend(name), interpreted=interpreted)
+            c
+            for backend in map(get_backend, backends)
+            for c in (
+                pure_contenders(case.optimizer, backend)
+                if pure
+                else portopt_contenders(backend, interpreted=interpreted)
+            )
         ]
         for peer in peers:
             reason = why_not_compared(peer, case.optimizer)
@@ -134,6 +143,7 @@ class Group:
             "options": dict(self.case.options),
             "shapes": self.shapes.name,
             "backward": bool(self._before),
+            "pure": self.pure,
             "tensors": len(self.shapes.shapes),
             "parameters": self.shapes.parameters,
             "bytes_per_step": self.bytes_moved,

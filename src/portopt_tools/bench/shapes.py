@@ -79,6 +79,7 @@ _MAKERS: Mapping[str, Callable[[], list[Shape]]] = {
     "one-50M": lambda: [(50_000_000,)],
     "resnet50": _resnet50,
     "gpt2-small": _gpt2_small,
+    "200x600": lambda: [(20, 30)] * 200,
     "1000x256": lambda: [(256,)] * 1000,
     # The model of `portopt compare`: two layers with biases, 2,410 parameters.
     "mlp-digits": lambda: [(64, 32), (32,), (32, 10), (10,)],

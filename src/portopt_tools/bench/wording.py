@@ -43,10 +43,11 @@ def rule_name(group: Report) -> str:
 
 
 def set_title(group: Report) -> str:
-    """Return a shape set's name and size, and what was done before each step."""
+    """Return a shape set's name and size, what steps make, and what was done before each."""
     tensors = f"{group['tensors']:,} tensor" + "s" * (group["tensors"] != 1)
     before = ", each step after a backward pass" if group.get("backward") else ""
-    return f"{group['shapes']}: {tensors}, {group['parameters']:,} parameters{before}"
+    pure = ", portopt makes new arrays" if group.get("pure") else ""
+    return f"{group['shapes']}: {tensors}, {group['parameters']:,} parameters{pure}{before}"
 
 
 def environment_line(report: Report) -> str | None:

@@ -22,6 +22,8 @@ _MAJOR, _MINOR, _MULTIPROCESSORS = 75, 76, 16
 """Attributes of a device: its compute capability, and what it has of multiprocessors."""
 _PINNED = 1
 _WITHOUT_TIMING = 2
+_RELAXED = 2
+"""The mode of a thread in which the capture of a stream forbids it nothing."""
 _SMALLEST_BLOCK = 4096
 
 
@@ -32,7 +34,7 @@ class Driver:
         library: the driver.
 
     Attributes:
-        addresses: of the driver's functions, by name.
+        addresses: of the driver's functions, by name, for machine code that calls them.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -61,17 +63,17 @@ class Driver:
         self._allocate = function("cuMemHostAlloc", word, size, number)
         self._create_event = function("cuEventCreate", word, number)
         self._is_capturing = function("cuStreamIsCapturing", handle, word)
+        self._exchange_mode = function("cuThreadExchangeStreamCaptureMode", word)
         self.record = function("cuEventRecord", handle, handle)
         self.query = function("cuEventQuery", handle)
         self.copy = function("cuMemcpyHtoDAsync_v2", word, word, size, handle)
         self.launch = function("cuLaunchKernel", handle, *[number] * 7, handle, word, word)
-        self._current_device = function("cuCtxGetDevice", word)
+        function("cuCtxGetDevice", word)
         self.check(function("cuInit", number)(0))
 
-    def addresses(self) -> tuple[int, int]:
+    def addresses_for_launching(self) -> tuple[int, int]:
         """Return where `cuCtxGetDevice` and `cuLaunchKernel` are, for machine code that calls them."""
-        found = [ctypes.cast(of, ctypes.c_void_p).value or 0 for of in (self._current_device, self.launch)]
-        return found[0], found[1]
+        return self.addresses["cuCtxGetDevice"], self.addresses["cuLaunchKernel"]
 
     def check(self, status: int) -> None:
         """Raise an error if a function of the driver did not return zero."""
@@ -144,6 +146,16 @@ class Driver:
         found = ctypes.c_int()
         self.check(self._is_capturing(stream, ctypes.byref(found)))
         return found.value != 0
+
+    @contextlib.contextmanager
+    def uncaptured(self) -> Iterator[None]:
+        """Let this thread do for a while what queues nothing, and is none of a graph, while one of its streams is captured."""
+        mode = ctypes.c_int(_RELAXED)
+        self.check(self._exchange_mode(ctypes.byref(mode)))
+        try:
+            yield
+        finally:
+            self.check(self._exchange_mode(ctypes.byref(mode)))
 
     def _asked(self, result: Any, function: Any, *arguments: Any) -> int:
         """Return what a function puts into its first argument."""

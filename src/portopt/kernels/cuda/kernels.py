@@ -14,9 +14,10 @@ from portopt.program import Program
 
 
 @functools.lru_cache(maxsize=512)
-def update_source(program: Program, key: KernelKey) -> str:
-    """Return the source of the kernels that run a program."""
-    return cuda_source(program, key) if program.is_elementwise else staged_source(program, key)
+def update_source(program: Program, key: KernelKey, on_device: frozenset[str] = frozenset()) -> str:
+    """Return the source of the kernels that run a program, given the names of the scalar inputs that lie on the device."""
+    source = cuda_source if program.is_elementwise else staged_source
+    return source(program, key, on_device)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -38,5 +39,6 @@ def _module(source: str, device: int) -> int:
     if code is None:
         code = compiler.compile(source, target)
         cache.store(key, code)
-    with found.within():
+    # Also while a stream is captured: a load is none of what a graph repeats.
+    with found.within(), found.driver.uncaptured():
         return found.driver.load(code)

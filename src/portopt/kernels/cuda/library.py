@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import struct
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from portopt.kernels.cuda import driver, kernels
+from portopt.kernels.cuda.graphs import WORDS, graphs_source
 from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.products import products_source
 from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, CHUNK, MOST_BLOCKS, THREADS
@@ -17,7 +20,7 @@ from portopt.kernels.cuda.staged_source import chunk_of
 from portopt.kernels.cuda.tables import Chunks, columns_of
 from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.key import KernelKey
-from portopt.kernels.names import SCALARS_OF_NORM
+from portopt.kernels.names import PUT_ROWS, PUT_WORDS, SCALARS_OF_NORM
 from portopt.kernels.norm_dependence import WORDS_OF_PART, GradientNorm
 from portopt.program import Program
 
@@ -138,9 +141,9 @@ class CudaLibrary(ABC):
 
     # What CUDA C does -----------------------------------------------------------------------------------------------
 
-    def module(self, program: Program, key: KernelKey) -> str:
-        """Return the kernels that run a program."""
-        return kernels.update_source(program, key)
+    def module(self, program: Program, key: KernelKey, on_device: frozenset[str] = frozenset()) -> str:
+        """Return the kernels that run a program, given the names of the scalar inputs that lie on the device."""
+        return kernels.update_source(program, key, on_device)
 
     def norm_module(self, dtype: str) -> str:
         """Return the kernels that reduce gradients of a dtype to what their norm is computed from."""
@@ -176,12 +179,47 @@ class CudaLibrary(ABC):
             starts.append(len(words))
         memory, at = self.workspace(len(words), device)
         if words:
-            with driver.device(device).within():
-                driver.device(device).upload(at, words, self.stream(device))
+            if self.is_capturing(device):
+                self._put(at, words, list(zip(starts[:-1], chunks, strict=True)), device)
+            else:
+                with driver.device(device).within():
+                    driver.device(device).upload(at, words, self.stream(device))
         return [
             Placed(one.number, one.argument(at + 8 * start, at), memory)
             for one, start in zip(chunks, starts[:-1], strict=True)
         ]
+
+    def prepare_graphs(self, device: int) -> None:
+        """Run the kernels once that put tables into the device's memory, so that nothing is loaded during a capture."""
+        with self.on(device):
+            _, at = self.workspace(2, device)
+            self._launch(graphs_source(), PUT_WORDS, 1, packed([], [at, 2, *[0] * WORDS]), device)
+            self._launch(graphs_source(), PUT_ROWS, 1, packed([Argument("Q", at)] * 2 + [typed(0)]), device)
+
+    def _put(self, at: int, words: array[int], cut: Sequence[tuple[int, Chunks]], device: int) -> None:
+        """Put words into the device's memory so that a graph can repeat it; the rows of many chunks a kernel finds.
+
+        Args:
+            at: where.
+            words: what.
+            cut: the ways in which elements are cut into chunks, each with the place of its words.
+            device: the current device.
+        """
+        module, parts, start = graphs_source(), [], 0
+        for begin, chunks in cut:
+            if chunks.number > WORDS:
+                parts.append((start, begin + chunks.place_of_rows))
+                start = begin + len(chunks.words)
+        for first, end in [*parts, (start, len(words))]:
+            for k in range(first, end, WORDS):
+                some = words[k : min(k + WORDS, end)]
+                given = [at + 8 * k, len(some), *some, *[0] * (WORDS - len(some))]
+                self._launch(module, PUT_WORDS, 1, packed([], given), device)
+        for begin, chunks in cut:
+            if chunks.number > WORDS:
+                first_chunk, row = at + 8 * begin, at + 8 * (begin + chunks.place_of_rows)
+                arguments = [Argument("Q", first_chunk), Argument("Q", row), typed(chunks.rows)]
+                self._launch(module, PUT_ROWS, chunks.rows, packed(arguments), device)
 
     def launch(
         self,
@@ -202,15 +240,25 @@ class CudaLibrary(ABC):
         given = [typed(a) if isinstance(a, int) else Argument("Q", self.address(a)) for a in arguments]
         self._launch(module, kernel, blocks, packed(given), device)
 
-    def scalars_of_norm(
-        self, module: str, norm: GradientNorm, given: Sequence[Any], count: int, dtype: str, device: int
-    ) -> Argument:
-        """Return an array, made on the device, of the rounded scalars that need the norm, given those of the host they need."""
-        results = self.empty((count,), dtype, device)
-        found = Argument("Q", self.address(results), results)
-        arguments = [*self.parts_of(norm, 0, norm.count), *map(typed, given), found]
+    def compute_scalars(self, module: str, arguments: Sequence[Argument], device: int) -> None:
+        """Run the kernel that computes scalars of a step."""
         self._launch(module, SCALARS_OF_NORM, 1, packed(arguments), device)
-        return found
+
+    def room(self, count: int, dtype: str, device: int) -> Argument:
+        """Return memory of the current device for numbers of a dtype, as an argument of a kernel."""
+        memory = self.empty((count,), dtype, device)
+        return Argument("Q", self.address(memory), memory)
+
+    def is_capturing(self, device: int) -> bool:
+        """Tell whether what the library queues on a device now is captured for a graph."""
+        return driver.device(device).driver.is_capturing(self.stream(device))
+
+    def kept(self, device: int, owner: Any) -> AbstractContextManager[Any]:
+        """Return a context in which the library allocates for a graph, whose memory lives as long as `owner`.
+
+        As it is here, the library sees to it by itself that a graph has the memory that was allocated during its capture.
+        """
+        return contextlib.nullcontext()
 
     def blocks_of_norm(self, table: Placed, device: int) -> int:
         """Return in how many blocks the gradients of a table are reduced, each of which leaves a part."""

@@ -20,3 +20,22 @@ __device__ __forceinline__ long long floor_divide(long long a, long long b)
 {
     return a / b - (a % b != 0 && (a < 0) != (b < 0));
 }
+
+// A number in the device's memory, of a dtype that the launch says.
+__device__ __forceinline__ double number_at(const void *at, long long dtype)
+{
+    switch (dtype) {
+    case 0:
+        return *(const double *)at;
+    case 1:
+        return *(const float *)at;
+    case 2:
+        return float16_to_float32(*(const float16_word *)at);
+    case 3:
+        return bfloat16_to_float32(*(const bfloat16_word *)at);
+    case 4:
+        return (double)*(const long long *)at;
+    default:
+        return *(const int *)at;
+    }
+}

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from portopt.kernels.key import NEW, KernelKey
-from portopt.kernels.names import SCALARS_OF_NORM, UPDATE
+from portopt.kernels.names import SCALARS, SCALARS_OF_NORM, UPDATE
 from portopt.kernels.norm_dependence import STEP, NormDependence, norm_dependence
 from portopt.kernels.writer import Language, Writer, functions_for_conversions
 from portopt.program import GIVEN, Kind, Label, Op, Program, bins
@@ -31,6 +31,8 @@ PLACE = "{0}_four.at[k]"
 """The template of an element of an array in the loop of `loop_of_fours`."""
 MOST_BLOCKS = 65535
 """Of a grid; blocks take further chunks when there are more."""
+NUMBERS = ("float64", "float32", "float16", "bfloat16", "int64", "int32")
+"""The dtypes of numbers that lie on the device, in the order of `number_at`."""
 _BINS = {
     "BIN_WIDTH": bins.WIDTH,
     "BIN_OFFSET": bins.OFFSET,
@@ -65,20 +67,45 @@ def cuda_source(program: Program, key: KernelKey, on_device: frozenset[str] = fr
     return "\n".join([*parts, _update(writer, split, in_place=key.in_place)])
 
 
-def source_for_given_scalars(program: Program, key: KernelKey) -> str:
-    """Return the source of the kernel that runs an elementwise `program` with rounded scalars that lie on the device.
+def source_for_inputs_on_device(program: Program, key: KernelKey) -> str:
+    """Return the source of the kernels of a step of an elementwise `program` of which all that is given lies on the device.
 
-    They are those that `rounded_scalars` says, in its order, in the compute dtype.
+    `scalars`, in one block, makes of the inputs but for the number of the step, float64, and of that number, 32 bits, the rounded
+    scalars that `update` takes, and the new scalars of the state.
     """
     split = norm_dependence(program)
     rounded = split.program.rounded_scalars
     split = replace(split, rounded_on_host=(), rounded_on_device=rounded, unrounded=(), unrounded_on_device=())
     writer = Writer(LANGUAGE, split.program, key)
     about = (
-        f"// {program.name} on {writer.dtypes['p']}, computed in {writer.real}, with scalars of another computation."
+        f"// {program.name} on {writer.dtypes['p']}, computed in {writer.real}, all that is given lying on the device."
     )
-    parts = [about, common_source(), *functions_source(writer)]
+    parts = [about, common_source(), source_file("scalars.cuh"), *functions_source(writer), _scalars(writer)]
     return "\n".join([*parts, _update(writer, split, in_place=key.in_place)])
+
+
+def _scalars(writer: Writer) -> str:
+    lines, position = [], 0
+    for i, op in enumerate(writer.program.ops):
+        if not op.kind.is_scalar or op.name == "constant":
+            continue
+        if op.name not in GIVEN:
+            lines.append(writer.scalar(i))
+        elif op.label == STEP:
+            lines.append(writer.assigned(i, "*step"))
+        else:
+            lines.append(writer.assigned(i, f"flush(inputs[{position}])"))
+            position += 1
+    lines += [f"rounded[{k}] = {writer.rounded(i)};" for k, (_, i) in enumerate(writer.program.rounded_scalars)]
+    lines += [f"outputs[{k}] = {writer.operand(i)};" for k, i in enumerate(writer.program.scalar_outputs.values())]
+    parameters = [
+        "const double *inputs",
+        "const int *step",
+        f"{LANGUAGE.storage[writer.real]} *rounded",
+        "double *outputs",
+    ]
+    body = ["{", "    if (threadIdx.x == 0) {", *(f"        {line}" for line in lines), "    }", "}"]
+    return "\n".join([f"{kernel_head(SCALARS)}({listed(parameters)})", *body]) + "\n"
 
 
 def words_source(count: int) -> str:
@@ -240,23 +267,24 @@ def scalars_source(writer: Writer, split: NormDependence) -> str:
     """Return the kernel that computes the scalars that need what is known on the device only, in one block.
 
     Its arguments are, as far as the program and `split` make them necessary: what blocks have found of the norm, and how many;
-    the number of the last step, what is kept between steps, and the places for the new number and what is kept then, which may be
-    the same; the scalars of the host; and the places for the rounded results and for those that are not rounded.
+    where the number of the last step is, where the new one is put, which may be the same place, where each input is that lies on
+    the device, and its dtype, by number among `NUMBERS`, and where each new scalar of the state is put; the scalars of the host;
+    and the places for the rounded results and for those that are not rounded.
     """
     ops, types = writer.program.ops, LANGUAGE.types
-    inputs = {name: f"kept[{k}]" for k, name in enumerate(split.kept) if name in split.on_device}
-    if STEP in split.on_device:
-        inputs[STEP] = "*step + 1"
-    lines = writer.scalars_on_device(split, "root_of(sum)", inputs)
+    inputs = {name: f"flush(number_at(number_{k}_of, dtype_{k}_of))" for k, name in enumerate(split.numbers_on_device)}
+    lines = writer.scalars_on_device(split, "root_of(sum)", {**inputs, STEP: "*step + 1"} if split.on_device else {})
     parameters = []
     if writer.program.uses_gradient_norm:
         parameters += ["const Sum *squares", "const long long count"]
     if split.on_device:
-        parameters += ["const long long *step", "const double *kept", "long long *new_step", "double *new_kept"]
+        parameters += ["const long long *step", "long long *new_step"]
         lines.append("*new_step = *step + 1;")
-    for k, name in enumerate(split.kept):
-        i = writer.program.scalar_outputs.get(name)
-        lines.append(f"new_kept[{k}] = {f'kept[{k}]' if i is None else writer.operand(i)};")
+    for k in range(len(inputs)):
+        parameters += [f"const void *number_{k}_of", f"const long long dtype_{k}_of"]
+    for k, i in enumerate(split.state_outputs.values()):
+        parameters.append(f"double *new_{k}_of")
+        lines.append(f"*new_{k}_of = {writer.operand(i)};")
     parameters += [f"const {types[ops[i].kind]} {writer.names[i]}" for i in split.given]
     if split.rounded_on_device:
         parameters.append(f"{LANGUAGE.storage[writer.real]} *rounded")
@@ -340,7 +368,7 @@ LANGUAGE = Language(
             "public register return short signed sizeof static struct switch template this throw true try "
             "typedef typeid typename union unsigned using virtual void volatile while xor table chunk row start "
             "end i k aligned beside whole memory_at "
-            "squares count sum rounded unrounded step kept new_step new_kept "
+            "squares count sum rounded unrounded step new_step number_at inputs outputs scalars "
             "results flush product quotient square_root absolute update load gradient fabs "
             "fabsf floor sqrt sqrtf copysign copysignf integer_power floor_divide root_of over_parts no_sum",
         )

@@ -19,20 +19,21 @@ class Chunks:
         words: what kernels have of it in the device's memory, int64 words.
         rows: number of parameters.
         number: of all chunks.
+        place_of_rows: where among the words the parameter of each chunk stands.
     """
 
     def __init__(self, sizes: Sequence[int], chunk: int) -> None:
         own = np.asarray(sizes, np.int64)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-own // chunk))])
         self.rows, self.number = len(own), int(starts[-1])
+        self.place_of_rows = 2 * self.rows + 1
         of_chunks = np.zeros(self.number + self.number % 2, np.int32)
         of_chunks[: self.number] = np.repeat(np.arange(self.rows, dtype=np.int32), np.diff(starts))
         self.words = array("q", np.concatenate([starts, own, of_chunks.view(np.int64)]).tobytes())
 
     def argument(self, at: int, addresses: int) -> tuple[int, ...]:
         """Return the struct as words, given where the memory begins and where that of the addresses does."""
-        size = at + 8 * (self.rows + 1)
-        return at, size, size + 8 * self.rows, addresses, self.rows, self.number
+        return at, at + 8 * (self.rows + 1), at + 8 * self.place_of_rows, addresses, self.rows, self.number
 
 
 def columns_of(rows: Sequence[Sequence[int]]) -> array[int]:

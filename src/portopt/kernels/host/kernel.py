@@ -26,12 +26,13 @@ GROUP_WORDS = 8
 """Words that tell compiled code of a group of parameters: address of the kernel, offset of the table, sizes, their number and
 sum, whether the kernel has stages, offsets of its inputs and outputs."""
 
-RECORD_WORDS = threads.HEAD + 10
-"""Words of a thread's record: what follows the head are address and number of groups, tables, inputs, step, outputs; and for
-kernels with stages the stage, or -1 for all of them, a workspace, the part's number, and the number of parts."""
+RECORD_WORDS = threads.HEAD + 9
+"""Words of a part's record: what follows the head are address and number of groups; for kernels with stages the stage, or -1 for
+all of them, the offset of a workspace, the part's number, and the number of parts; then which word of the call's the tables begin
+with, and their offset from there, and which one the workspaces begin with."""
 
-_OF_CALL = (0, 0, 0, 0)
-"""In the place of what a call has."""
+_TABLES, _INPUTS, _STEP, _OUTPUTS, _WORKSPACES, _ZERO = range(6)
+"""Words that a call is given."""
 
 CALL_SOURCE = """        if part[5] == 0:
             call_kernel(
@@ -49,8 +50,9 @@ CALL_SOURCE = """        if part[5] == 0:
 _PART_CALL = "".join(
     f"    {line}\n"
     for line in CALL_SOURCE.format(
-        unused="address", tables="record[4]", first="first", last="last", inputs="record[5]", step="record[6]",
-        outputs="record[7]", stage="record[8]", workspace="record[9]", part="record[10]", parts="record[11]",
+        unused="address", tables="given[record[8]] + record[9]", first="first", last="last", inputs=f"given[{_INPUTS}]",
+        step=f"given[{_STEP}]", outputs=f"given[{_OUTPUTS}]", stage="record[4]",
+        workspace="given[record[10]] + record[5]", part="record[6]", parts="record[7]",
     ).splitlines()
 )  # fmt: skip
 
@@ -61,6 +63,7 @@ def kernel():
     """Run the kernels on the elements, counted through all groups, that the record names."""
     address = first_argument()
     record = pointer_to_int64(address)
+    given = pointer_to_int64(second_argument())
     offset = 0
     for group in range(record[3]):
         part = pointer_to_int64(record[2] + {8 * GROUP_WORDS} * group)
@@ -218,6 +221,40 @@ def group_words(work: Sequence[Work], offsets: Sequence[int], inputs: Inputs) ->
     return words
 
 
+class Before(NamedTuple):
+    """What threads do before the kernels.
+
+    Attributes:
+        key: the same where the passes are.
+        passes: returns them.
+    """
+
+    key: tuple[Any, ...]
+    passes: Callable[[], Sequence[threads.Pass]]
+
+
+_MOST_RESTING = 8
+"""Kinds of jobs that are kept: with and without a norm, by few teams."""
+
+
+class StepJob(threads.Job):
+    """The job of a step.
+
+    Args:
+        passes: what is done.
+        at_most: how many threads are worth their while.
+        key: what it was made for.
+        memory_words: how much memory a call needs.
+    """
+
+    __slots__ = ("key", "memory_words")
+
+    def __init__(self, passes: Sequence[threads.Pass], at_most: int, key: Any, memory_words: int) -> None:
+        super().__init__(passes, at_most)
+        self.key = key
+        self.memory_words = memory_words
+
+
 class Passes:
     """What threads do of a step, one pass after the other, each of which is split among them.
 
@@ -235,49 +272,102 @@ class Passes:
         self._memory = max((item.memory.words(1) for item in self._alone), default=0)
         alone = [sum(item.total for item in self._alone)] if self._alone else []
         self._totals = [*alone, *(item.total for item in self._shared)]
-        # For each number of threads that there were.
-        self._layouts: dict[tuple[int, ...], tuple[list[Any], int]] = {}
+        self._resting: dict[Any, list[StepJob]] = {}
 
-    def job(
-        self, tables: int, inputs: int, step: int, outputs: int, before: Sequence[threads.Pass] = ()
-    ) -> threads.Job:
-        """Return the job that does them, and others before; its memory is the workspaces of the parts."""
-        passes, memory = self.passes(tables, inputs, step, outputs)
-        return threads.Job([*before, *passes], memory, max(map(threads.worth, self._totals)))
+    def job(self, tables: int, inputs: int, step: int, outputs: int) -> StepJob:
+        """Return the job that does them; its memory is the workspaces of the parts.
 
-    def passes(self, tables: int, inputs: int, step: int, outputs: int) -> tuple[list[threads.Pass], Any]:
-        """Return the passes, and the workspaces of the parts, words that must live as long."""
-        counts = tuple(map(threads.worth, self._totals))
-        if (layout := self._layouts.get(counts)) is None:
-            layout = self._layouts[counts] = self._layout()
-        tables_of_records, words = layout
-        memory = np.empty(words, np.int64)
-        passes, at = list[threads.Pass](), _address(memory)
-        for known in tables_of_records:
-            records = known.copy()
-            records[:, 4:8] = tables, inputs, step, outputs
-            records[:, 9] += at
-            passes.append(threads.Pass(compiled_part(), array("q", records.tobytes()), RECORD_WORDS))
-        return passes, memory
+        Args:
+            tables: address of the tables.
+            inputs: address of the inputs.
+            step: number of the step.
+            outputs: address of the outputs.
+        """
+        return _given(self._new((), ()), tables, inputs, step, outputs)
 
-    def _layout(self) -> tuple[list[Any], int]:
-        """Return the records of each pass, without what a call has, and how many words of memory the parts need."""
-        found, words = [], [0]
+    def job_by(
+        self,
+        find: Callable[[], threads.Team | None],
+        tables: int,
+        inputs: int,
+        step: int,
+        outputs: int,
+        before: Before,
+    ) -> StepJob:
+        """Return the same, with other passes before, for the team that a function finds: one that rests, or else a new one.
+
+        To make one takes 0.2 ms between products, which leave little of Python in the caches.
+
+        Args:
+            find: finds the team.
+            tables: address of the tables.
+            inputs: address of the inputs.
+            step: number of the step.
+            outputs: address of the outputs.
+            before: what the other passes do, and what returns them.
+        """
+        team = find()
+        key = before.key, team, threads.changes
+        try:
+            job = self._resting[key].pop()
+        except LookupError:
+            with threads.by(lambda: team):
+                job = self._new(key, before.passes())
+        return _given(job, tables, inputs, step, outputs)
+
+    def rest(self, job: StepJob) -> None:
+        """Keep a job of `job_by` that was done."""
+        job.memory = None
+        if len(self._resting) >= _MOST_RESTING:
+            self._resting.clear()
+        self._resting.setdefault(job.key, []).append(job)
+
+    def _new(self, key: Any, before: Sequence[threads.Pass]) -> StepJob:
+        at_most = max(map(threads.worth, self._totals))
+        return StepJob([*before, *self.passes()], at_most, key, self.memory_words())
+
+    def passes(self, tables: int | None = None, workspaces: int = 0) -> list[threads.Pass]:
+        """Return the passes.
+
+        Args:
+            tables: offset of the tables from the inputs; None if they are where a call says.
+            workspaces: address of the workspaces; 0 if they are where a call says.
+        """
+        bases = (_TABLES, 0) if tables is None else (_INPUTS, tables)
+        memory = _ZERO if workspaces else _WORKSPACES
+        passes = []
+        for known in self._layout()[0]:
+            words = array("q")
+            for *first, offset, part, parts in known:
+                words.extend((*first, workspaces + offset, part, parts, *bases, memory))
+            passes.append(threads.Pass(compiled_part(), words, RECORD_WORDS))
+        return passes
+
+    def memory_words(self) -> int:
+        """Return how many words the workspaces have."""
+        return self._layout()[1]
+
+    def _layout(self) -> tuple[list[list[tuple[int, ...]]], int]:
+        """Return of each pass how its records begin, and how many words of memory the parts need."""
+        found, words = list[list[tuple[int, ...]]](), [0]
         parts = [threads.parts(total) for total in self._totals]
         if self._alone:
-            own = 8 * self._memory
-            count = len(self._alone)
-            found.append(
-                [(*part, self._groups, count, *_OF_CALL, -1, own * k, 0, 1) for k, part in enumerate(parts[0])]
-            )
+            own, count = 8 * self._memory, len(self._alone)
+            found.append([(*part, self._groups, count, -1, own * k, 0, 1) for k, part in enumerate(parts[0])])
             words.append(self._memory * len(parts.pop(0)))
         for number, (item, ranges) in enumerate(zip(self._shared, parts, strict=True)):
             group = self._groups + 8 * GROUP_WORDS * (len(self._alone) + number)
             words.append(item.memory.words(len(ranges)))
             for stage, is_shared in enumerate(item.kernel.shared_steps):
                 chosen = ranges if is_shared else [(0, item.total)]
-                found.append([(*part, group, 1, *_OF_CALL, stage, 0, k, len(ranges)) for k, part in enumerate(chosen)])
-        return [np.array(records, np.int64) for records in found], max(words)
+                found.append([(*part, group, 1, stage, 0, k, len(ranges)) for k, part in enumerate(chosen)])
+        return found, max(words)
+
+
+def _given(job: StepJob, tables: int, inputs: int, step: int, outputs: int) -> StepJob:
+    memory = np.empty(job.memory_words, np.int64) if job.memory_words else None
+    job.give((tables, inputs, step, outputs, 0 if memory is None else _address(memory), 0), memory)
+    return job
 
 
 def shared_last(work: Sequence[Work]) -> list[Work]:

@@ -397,7 +397,7 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
             fail()
             return
         if entry[2] == {MADE}:
-            if inputs != 0 and not fits(entry, fresh[entry[0]], table, context):
+            if new != 0 and not fits(entry, fresh[entry[0]], table, context):
                 fail()
                 return
         elif not fits(entry, array_of(entry, written, gradients), table, context):

@@ -16,11 +16,11 @@ What a step needs besides, it has to itself, so that any number of threads may u
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from portopt.backend import Backend, Leaf, is_interpreted, is_set_aside
-from portopt.kernels.groups import grouped
+from portopt.backend import Backend, Leaf
+from portopt.kernels.groups import grouped, positions
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
 from portopt.kernels.host.given import Schedules, changing, same_numbers
@@ -29,20 +29,16 @@ from portopt.kernels.host.norm import GradientTable
 from portopt.kernels.host.norm_stages import MOST_ELEMENTS
 from portopt.kernels.host.planned_totals import PlannedNorm, PlannedTotal
 from portopt.kernels.host.readers import ArrayReader
+from portopt.kernels.host.repeated_step import UNKNOWN_CONTAINERS, RepeatedStep, Shape, Trees, parts_of
 from portopt.kernels.host.results import Results
 from portopt.kernels.host.scalar_script import ScalarScript
 from portopt.kernels.host.step_inputs import HEAD, StepInputs
 from portopt.kernels.host.totals import can_be_reduced
-from portopt.kernels.host.watch import Call, Still, Watch
+from portopt.kernels.host.watch import Call, Watch
 from portopt.kernels.totals import reducing
 from portopt.program import Op, Program
 from portopt.protocols import Rule
-from portopt.scalars import MOST_STEPS
 from portopt.state import OptimizerState
-
-Trees = tuple[Any, Any, OptimizerState]
-"""Parameters, gradients and the state, as a step was given them."""
-Shape = tuple[int, ...]
 
 
 class Computed(NamedTuple):
@@ -59,13 +55,12 @@ class Computed(NamedTuple):
     is_all: bool
 
 
-class Plan:
+class Plan(RepeatedStep):
     """One optimizer's step on one set of arrays, or on all that are like one.
 
     Args:
         backend: of the arrays.
         programs: what the kernels do, each with the shape of a parameter that it is for.
-        trees: the step's arguments.
         watch: knows the arrays.
         work: kernels and their parameters.
         inputs: where the kernels' inputs and outputs are.
@@ -80,7 +75,6 @@ class Plan:
         self,
         backend: Backend,
         programs: Mapping[Program, Shape],
-        trees: Trees,
         watch: Watch,
         work: Sequence[Work],
         inputs: Inputs,
@@ -91,18 +85,11 @@ class Plan:
         results: Results | None,
         team: Callable[[], threads.Team | None],
     ) -> None:
-        self.program = next(iter(programs))
-        self.backend = backend
-        self.inputs = further
-        self._programs = programs
+        super().__init__(backend, programs, further, results)
         self._watch = watch
         self._work = work
         self._inputs = inputs
         self._totals = totals
-        self._results = results
-        self.in_place = results is None
-        self.was_used = False
-        self._state_type: type[OptimizerState] = type(trees[2])
         self._total = sum(part.total for part in work)
         self._runs_at_once = threads.is_small(self._total)
         self._team = team
@@ -118,18 +105,10 @@ class Plan:
 
         A step in place that has begun to write is finished, whatever is raised meanwhile.
         """
-        if self._runs_at_once:
-            return self._step(rule, params, grads, state, overrides)
-        with threads.by(self._team):
-            return self._step(rule, params, grads, state, overrides)
-
-    def _step(
-        self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
-    ) -> tuple[Any, OptimizerState] | None:
-        if not self._is_for(state):
+        if not self.is_for(state):
             return None
         if self.inputs:
-            split = self._given(grads, overrides)
+            split = self.split(grads, overrides)
             if split is None:
                 return None
             grads, overrides = split
@@ -143,8 +122,8 @@ class Plan:
                 inputs = given.constant or given.of_step(slots)
         if inputs is None:
             try:
-                checked = self._checked(rule, overrides)
-                if not self._runs(rule, checked):
+                checked = self.checked(rule, overrides)
+                if not self.does(rule, checked):
                     return None
                 computed = self._computed(rule, checked)
                 if not computed.is_all:
@@ -163,27 +142,28 @@ class Plan:
             given, inputs = new_inputs, new_inputs.first()
             self._kept = (given, overrides) if computed.is_all else None
         address = inputs.buffer_info()[0] + HEAD
-        results, trees = self._results, (params, grads, slots)
+        results, trees = self.results, (params, grads, slots)
         if self._needs_call:
             call = call or self._watch.begin()
             if not self._runs_at_once:
                 # No memory is asked for before it is known that the step will fill it.
                 if results is not None and self._looked(trees, 0, 0, call) is None:
                     return None
-                before = given.passes(inputs, call.table.buffer_info()[0], finished)
-                self._watch.share(call, address, finished, before)
+                self._watch.share(call, address, finished, self._team, given.before)
         new = None if results is None else results.new()
         if not self._watch.look(params, grads, slots, address, finished, call, new) and (
             self._looked(trees, address, finished, call, new) is None
         ):
             return None
         self.was_used = True
+        if call is not None:
+            self._watch.end(call)
         if results is not None and new is not None:
             params, slots = results.trees(new, params, slots)
         names = self.program.scalar_outputs
         if names:
             slots = {**slots, **given.outputs(inputs)}
-        return params, self._state_type(finished, slots)
+        return params, OptimizerState(finished, slots)
 
     def _looked(
         self, trees: tuple[Any, Any, Any], inputs: int, step: int, call: Call | None, new: list[Any] | None = None
@@ -200,42 +180,20 @@ class Plan:
         scheduled = self._schedules.of(rule, overrides)
         return Computed(scheduled.script, totals, scheduled.is_all)
 
-    def _runs(self, rule: Rule, overrides: Mapping[str, Any]) -> bool:
-        """Tell whether a step with these hyperparameters does what the kernels do."""
-        return all(rule.program(overrides, shape) is program for program, shape in self._programs.items())
-
     def fits(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> bool:
         """Tell whether the plan would do a step, doing nothing."""
-        if not self._is_for(state) or (split := self._given(grads, overrides)) is None:
+        if not self.is_for(state) or (split := self.split(grads, overrides)) is None:
             return False
         grads, overrides = split
         if self._kept is None or not same_numbers(overrides, self._kept[1]):
             try:
-                if not self._runs(rule, self._checked(rule, overrides)):
+                if not self.does(rule, self.checked(rule, overrides)):
                     return False
             except Exception:
                 # The full check says so in its order.
                 return False
         trees = params, grads, state.slots
         return self._watch.look(*trees) or self._looked(trees, 0, 0, None) is not None
-
-    def _given(self, grads: Any, overrides: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
-        """Return gradients with further inputs, and the other hyperparameters; None if an input is missing."""
-        if not self.inputs:
-            return grads, overrides
-        if any(overrides.get(name) is None for name in self.inputs):
-            return None
-        others = {name: value for name, value in overrides.items() if name not in self.inputs}
-        return (grads, *[overrides[name] for name in self.inputs]), others
-
-    def _checked(self, rule: Rule, overrides: dict[str, Any]) -> dict[str, Any]:
-        checked = rule.check_overrides(overrides)
-        return checked | dict.fromkeys(self.inputs, True) if self.inputs else checked
-
-    def _is_for(self, state: Any) -> bool:
-        if type(state) is not self._state_type or type(state.step) is not int or not 0 <= state.step < MOST_STEPS:
-            return False
-        return not (is_interpreted() or is_set_aside(self.backend))
 
     def _new_inputs(
         self,
@@ -245,7 +203,7 @@ class Plan:
         computed: Computed,
         named: Mapping[str, Any],
     ) -> StepInputs | None:
-        scalars, _ = rule.step_scalars(self.backend, list(self._programs), state, overrides, lambda *_: 1.0)
+        scalars, _ = rule.step_scalars(self.backend, list(self.programs), state, overrides, lambda *_: 1.0)
         values = self._inputs.values([of.inputs for of in scalars])
         if not all(type(v) in (int, float) for v in values):
             return None
@@ -288,23 +246,13 @@ def make_plan(
         in_place: whether the steps are.
         same_arrays: whether they are on the same parameters and slots, or on any that are like them.
     """
-    params, grads, state = trees
-    if not arrays:
-        return "no parameter has a gradient"
-    if type(state) is not OptimizerState or type(state.slots) is not dict:
-        return "the state is no OptimizerState with a dict of slots"
-    if not can_plan(programs):
+    if arrays and not can_plan(programs):
         return "no kernel holds all of the program"
-    further = tuple(name for name in arrays[0] if name not in ("p", "g") and name not in state.slots)
-    read = ("g", *further)
-    arrays = [leaf.like({n: reader.dense(a) if n in read else a for n, a in leaf.items()}) for leaf in arrays]
-    for leaf in arrays:
-        for name, a in leaf.items():
-            if not reader.is_plain(a):
-                return _not_plain(backend, params, name, leaf.number, a, read)
-    members: dict[Program, list[int]] = {}
-    for i, program in enumerate(programs):
-        members.setdefault(program, []).append(i)
+    parts = parts_of(backend, programs, trees, arrays, reader, "in host memory")
+    if isinstance(parts, str):
+        return parts
+    arrays = parts.arrays
+    members = positions(programs)
     work: list[Work] = []
     dtypes = [leaf.dtypes for leaf in arrays]
     for number, (program, chosen) in enumerate(members.items()):
@@ -319,37 +267,18 @@ def make_plan(
             shapes_of_those = [tuple(arrays[i]["p"].shape) for i in those]
             work += make_works(kernel, number, those, addresses, shapes_of_those, own)
     work = shared_last(work)
-    scalar_slots = [name for name in state.slots if name in programs[0].scalar_outputs]
     of_totals = _works_of_totals(members, dtypes, [tuple(leaf["p"].shape) for leaf in arrays])
     if of_totals is None:
         return "no kernel computes a total over all parameters"
     inputs = Inputs([*work, *itertools.chain.from_iterable(of_totals.values())])
-    leaves, definition = backend.trees.flatten(params)
-    kept = {n: backend.trees.flatten(tree)[0] for n, tree in state.slots.items() if n not in scalar_slots}
-    moving = {leaf.number for leaf in arrays}
-    still = [
-        Still(name, number, array)
-        for name, of in {"p": leaves, **kept}.items()
-        for number, array in enumerate(of)
-        if number not in moving
-    ]
-    for of in still:
-        if of.array is not None and not reader.is_plain(of.array):
-            return _not_plain(backend, params, of.name, of.number, of.array, read)
-    results = None
-    if not in_place:
-        note_written = None
-        outputs = [(n, i) for n in ("p", *kept) for i, p in zip(arrays, programs, strict=True) if n in p.array_outputs]
-        results = Results(reader, backend.trees, definition, len(leaves), tuple(kept), outputs)
+    results = None if in_place else parts.results(backend, reader, programs)
+    params, grads, state = trees
     watch = Watch(
-        reader, (params, grads, state.slots), scalar_slots, arrays, still, work, inputs,
-        same_arrays=same_arrays, new=None if results is None else results.places, note_written=note_written, further=further,
+        reader, (params, grads, state.slots), parts.scalar_slots, arrays, parts.still, work, inputs, same_arrays=same_arrays,
+        new=None if results is None else results.places, note_written=note_written if in_place else None, further=parts.further,
     )  # fmt: skip
     if not watch.is_possible:
-        return (
-            "there are containers other than dict, OrderedDict, list, tuple and NamedTuple, or too deep ones, which the compiled "
-            "function does not know"
-        )
+        return UNKNOWN_CONTAINERS
     totals = _planned_totals(members, of_totals, work, watch.offsets, inputs)
     if isinstance(totals, str):
         return totals
@@ -357,23 +286,14 @@ def make_plan(
     return Plan(
         backend,
         shapes,
-        trees,
         watch,
         work,
         inputs,
         totals,
-        further,
+        parts.further,
         calls_back=watch.calls_back,
         results=results,
         team=reader.team,
-    )
-
-
-def _not_plain(backend: Backend, params: Any, name: str, number: int, a: Any, read: Collection[str]) -> str:
-    tree = "params" if name == "p" else "grads" if name == "g" else name if name in read else f"state.slots[{name!r}]"
-    return (
-        f"{tree}{backend.trees.paths(params)[number]}, of type {type(a).__name__}, is no C-contiguous array of {backend.name} "
-        "itself in host memory"
     )
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 from array import array
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+import numpy as np
 
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function, default_flush
@@ -133,67 +135,67 @@ def put_total(given, unused, table, inputs, step):
 '''
 """Source of the functions of totals."""
 
-_RECORD_WORDS = threads.HEAD + 11
-"""Words of a record of a pass: first and last element; the pass; of the norm address and number of groups, table, memory, number
-of the part and of all parts; of others kind, where parts are and their number, table, address and number of moves, rows.
-At the end, the same for both: the step's memory, address and number of the places of the result."""
+_RECORD_WORDS = threads.HEAD + 10
+"""Words of a record of a pass: first and last element; the pass; of the norm address and number of groups, memory, number of the
+part and of all parts; of others kind, where parts are and their number, or address and number of moves, offset of the rows from
+the inputs, address and number of what says how parts begin. At the end, the same for both: address and number of the places of
+the result. A call is given the table and the inputs."""
 _GUESS, _ADD, _AGAIN, _ROOT_OF_PARTS, _GATHER, _COMBINE = range(6)
+_BEGIN_WORDS = 5
+"""Words that say how parts begin: where the first is, how far apart they are, how many; the first word, and how many words."""
 
 _PART_SOURCE = f'''"""One thread's part of a pass for a total over all arrays."""
 
 
 {TOTALS}
 
+def begin(works, count):
+    """Write what kernels add to."""
+    for k in range(count):
+        work = pointer_to_int64(works + {8 * _BEGIN_WORDS} * k)
+        for part in range(work[2]):
+            kept = pointer_to_int64(work[0] + work[1] * part)
+            kept[0] = work[3]
+            for i in range(1, work[4]):
+                kept[i] = 0
+
+
 def kernel():
     """Guess the norm's exponent, add up, add up again if the guess was wrong, find the norm; copy addresses; or find a total."""
     address = first_argument()
     record = pointer_to_int64(address)
+    given = pointer_to_int64(second_argument())
+    table = given[0]
+    inputs = given[1]
     if record[2] == {_GATHER}:
-        gathered(record[7], record[8], record[6], record[9])
+        gathered(record[3], record[4], table, inputs + record[5])
+        begin(record[6], record[7])
         return
     if record[2] == {_COMBINE}:
-        put(total_of_parts(record[3], record[4], record[5], 0), record[10], record[11], record[12])
+        put(total_of_parts(record[3], record[4], record[5], 0), inputs, record[10], record[11])
         return
-    memory = record[6]
+    memory = record[5]
     head = pointer_to_int64(memory)
     found = memory + {8 * HEAD_WORDS}
-    own = found + {8 * PART_WORDS} * record[7]
-    again = {8 * PART_WORDS} * record[8]
+    own = found + {8 * PART_WORDS} * record[6]
+    again = {8 * PART_WORDS} * record[7]
     if record[2] == {_GUESS}:
-        head[0] = guessed(record[3], record[4], record[5], memory)
+        head[0] = guessed(record[3], record[4], table, memory)
     elif record[2] == {_ADD}:
-        add_part(record[3], record[4], record[5], record[0], record[1], head[0], own)
+        add_part(record[3], record[4], table, record[0], record[1], head[0], own)
     elif record[2] == {_AGAIN}:
-        wanted, special = needed(found, record[8])
+        wanted, special = needed(found, record[7])
         if special == 0 and wanted > head[0]:
-            add_part(record[3], record[4], record[5], record[0], record[1], wanted, own + again)
+            add_part(record[3], record[4], table, record[0], record[1], wanted, own + again)
     else:
-        norm = norm_of_parts(found, found + again, record[8], head[0])
-        put(norm, record[10], record[11], record[12])
+        norm = norm_of_parts(found, found + again, record[7], head[0])
+        put(norm, inputs, record[10], record[11])
 '''
 
 
 @functools.cache
 def _part() -> int:
     return threads.address_of(compile_function(_PART_SOURCE, "part"))
-
-
-class Where(NamedTuple):
-    """Where a total of a step is computed.
-
-    Attributes:
-        table: address of the step's table of addresses.
-        inputs: address of its memory.
-        memory: offset of the total's own memory there, in bytes.
-        places: of the inputs that the total is, by number.
-        step: the number of the step.
-    """
-
-    table: int
-    inputs: int
-    memory: int
-    places: array[int]
-    step: int
 
 
 class PlannedNorm:
@@ -227,18 +229,18 @@ class PlannedNorm:
         """Return what tells of the total, given where its memory is in that of the step, and the places of the result."""
         return _NORM, *self._of_groups(), self._total, 0, memory, places.buffer_info()[0], len(places), 0
 
-    def passes(self, where: Where) -> list[threads.Pass]:
-        """Return the passes that find the norm."""
+    def passes(self, memory: int, places: array[int]) -> list[threads.Pass]:
+        """Return the passes that find the norm, given where its memory is in that of the step, and the places of the result."""
         parts = threads.parts(self._total)
-        memory = array("q", bytes(8 * (HEAD_WORDS + 2 * PART_WORDS * len(parts))))
-        given = *self._of_groups(), where.table, memory.buffer_info()[0]
-        results = 0, where.inputs, where.places.buffer_info()[0], len(where.places)
+        own = array("q", bytes(8 * (HEAD_WORDS + 2 * PART_WORDS * len(parts))))
+        given = *self._of_groups(), own.buffer_info()[0]
+        results = 0, 0, places.buffer_info()[0], len(places)
         found = []
         for number, ranges in ((_GUESS, [(0, 0)]), (_ADD, parts), (_AGAIN, parts), (_ROOT_OF_PARTS, [(0, 0)])):
             records = array("q")
             for k, part in enumerate(ranges):
                 records.extend((*part, number, *given, k, len(parts), *results))
-            found.append(threads.Pass(_part(), records, _RECORD_WORDS, (memory, where, self)))
+            found.append(threads.Pass(_part(), records, _RECORD_WORDS, (own, places, self)))
         return found
 
 
@@ -289,25 +291,25 @@ class PlannedTotal:
         results = places.buffer_info()[0], len(places), self._found.buffer_info()[0]
         return self._kind, self._words.buffer_info()[0], len(self._works), *moves, memory, *results
 
-    def passes(self, where: Where) -> list[threads.Pass]:
-        """Return the passes that find the total."""
-        memory = where.inputs + where.memory
-        moves = self._moves.buffer_info()[0], len(self._moves) // 2
-        gather = 0, 0, _GATHER, 0, 0, 0, where.table, *moves, memory, 0, 0, 0
-        passes, keep_alive, found = [self._pass(gather)], list[Any](), array("q")
+    def passes(self, memory: int, places: array[int]) -> list[threads.Pass]:
+        """Return the passes that find the total, given where its memory is in that of the step, and the places of the result."""
+        passes, begin, found, keep_alive = list[threads.Pass](), array("q"), array("q"), list[Any]()
         for work, first, own in zip(self._works, self._first, self._passes, strict=True):
-            made, workspaces = own.passes(memory, where.inputs, where.step, where.inputs)
+            workspaces = np.empty(own.memory_words(), np.int64)
+            made = own.passes(memory, workspaces.ctypes.data)
             parts = max(one.parts for one in made)
             stride = work.memory.part if work.is_shared else work.memory.words(1)
-            for k in range(parts):
-                workspaces[stride * k : stride * k + len(first)] = first
-            found.extend((ABOVE[work.kernel.key.compute_dtype], workspaces.ctypes.data, 8 * stride, parts))
+            at = workspaces.ctypes.data, 8 * stride, parts
+            begin.extend((*at, first[0], len(first)))
+            found.extend((ABOVE[work.kernel.key.compute_dtype], *at))
             passes += made
             keep_alive.append(workspaces)
-        of_parts = self._kind, found.buffer_info()[0], len(self._works)
-        results = where.inputs, where.places.buffer_info()[0], len(where.places)
-        combine = 0, 0, _COMBINE, *of_parts, 0, 0, 0, 0, *results
-        return [*passes, self._pass(combine, (self, where, found, keep_alive))]
+        count = len(self._works)
+        moves = self._moves.buffer_info()[0], len(self._moves) // 2
+        gather = 0, 0, _GATHER, *moves, memory, begin.buffer_info()[0], count, 0, 0, 0, 0
+        results = places.buffer_info()[0], len(places)
+        combine = 0, 0, _COMBINE, self._kind, found.buffer_info()[0], count, 0, 0, 0, 0, *results
+        return [self._pass(gather), *passes, self._pass(combine, (self, places, begin, found, keep_alive))]
 
     @staticmethod
     def _pass(record: Sequence[int], keep_alive: Any = None) -> threads.Pass:

@@ -14,8 +14,8 @@ from typing import Any
 from portopt.hyperparameters import Range
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function
-from portopt.kernels.host.kernel import Inputs
-from portopt.kernels.host.planned_totals import TOTAL_WORDS, TOTALS, PlannedNorm, PlannedTotal, Where
+from portopt.kernels.host.kernel import Before, Inputs
+from portopt.kernels.host.planned_totals import TOTAL_WORDS, TOTALS, PlannedNorm, PlannedTotal
 from portopt.kernels.host.scalar_script import RUN_SCRIPT, ScalarScript
 from portopt.kernels.rates import ARE_ALLOWED
 
@@ -69,6 +69,7 @@ class StepInputs:
     Attributes:
         constant: the memory of all steps, if nothing changes and nothing is written into it.
         given: where each of the numbers goes that may change, and what it may be, by the name under which it is given.
+        before: what threads do before the kernels.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class StepInputs:
         self._values = array("d", (0.0, *values))
         self.constant: array[float] | None = None
         self._totals: list[tuple[PlannedNorm | PlannedTotal, int, array[int]]] = []
+        self.before = Before((), self._passes)
         if rates is None and not totals:
             self.constant = None if outputs else self._values
             return
@@ -110,6 +112,7 @@ class StepInputs:
             of_totals.extend(total.words(memory, places))
             self._values.frombytes(total.memory.tobytes())
             self._totals.append((total, memory, places))
+        self.before = Before(tuple((id(total), memory) for total, memory, _ in self._totals), self._passes)
         words[7], words[8] = of_totals.buffer_info()[0], len(totals)
         self._keep_alive.append(of_totals)
         with memoryview(self._values) as numbers, numbers.cast("B") as octets, octets.cast("q") as whole:
@@ -146,17 +149,5 @@ class StepInputs:
         """Return the new scalars of the state that the kernels have left in a step's memory."""
         return dict(zip(self._outputs, values[self._outputs_at], strict=True))
 
-    def passes(self, values: array[float], table: int, step: int) -> list[threads.Pass]:
-        """Return the passes to do before all others, if threads do a step.
-
-        Args:
-            values: the step's memory.
-            table: address of the table of addresses.
-            step: the number of the step.
-        """
-        address = values.buffer_info()[0] + HEAD
-        return [
-            one
-            for total, memory, places in self._totals
-            for one in total.passes(Where(table, address, memory, places, step))
-        ]
+    def _passes(self) -> list[threads.Pass]:
+        return [one for total, memory, places in self._totals for one in total.passes(memory, places)]

@@ -112,6 +112,16 @@ def first_argument(typing_context: Any) -> Any:
 
 
 @intrinsic
+def second_argument(typing_context: Any) -> Any:
+    """Return what the function was called with second, which numba takes for the address where errors go."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(builder.function.args[1], ir.IntType(64))
+
+    return types.int64(), codegen
+
+
+@intrinsic
 def add_for_all(typing_context: Any, address: Any, amount: Any) -> Any:
     """Add to the number at an address that several threads change; return what it was."""
 
@@ -371,6 +381,7 @@ NAMESPACE: dict[str, Any] = {
     "numpy_int64": np.int64,
     "numpy_float64": np.float64,
     "first_argument": first_argument,
+    "second_argument": second_argument,
     "add_for_all": add_for_all,
     "read_of_all": read_of_all,
     "fail": fail,

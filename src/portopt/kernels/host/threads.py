@@ -37,29 +37,36 @@ HEAD = 2
 
 _APART = 16
 """Words from one counter to the next: a processor hands over two lines of its cache together."""
-_JOB_WORDS, _CAME = 2 * _APART, 8 * _APART
-"""Words of a job, as `Job` writes them, and where among them the number of threads is that have come, in bytes."""
+_JOB_WORDS, _GIVEN = 2 * _APART, 11
+"""Words of a job, as `Job` writes them, and where among them is what a call is given."""
 _DONE, _TAKEN = 8 * _APART, 8 * 2 * _APART
 """Where a pass has the number of parts that are done and, for each thread, of parts taken of those that are its own, in bytes."""
+_THREAD_WORDS, _ANY = 4, -1
+"""Words of a thread: the system's name for it, one that its end clears, the job, and the thread's number or that it is any of a
+team."""
 _SPINS = 1 << 11
 """How often a thread looks whether others are done before it lets the system run something else: some 50 µs."""
 
 SHARE = f'''def share(job):
     """Do all passes of a job, in as many threads as it wants and as there can be; return when all is done."""
     words = pointer_to_int64(job)
+    behind = job + 8 * ({_JOB_WORDS} + words[10] * words[1])
+    for k in range(words[1]):
+        counters = pointer_to_int64(job + 8 * ({_JOB_WORDS} + words[10] * k))
+        for counter in range(1, words[2] + 2):
+            counters[{_APART} * counter] = 0
     if words[7] != 0:
-        call_4(words[7], words[3], job, words[8], 0)
+        call_4(words[7], words[3], behind + {8 * _THREAD_WORDS} * words[2] + 8, words[8], 0)
         return
-    behind = job + 8 * ({_JOB_WORDS} + words[9] * words[1])
-    threads = pointer_to_int64(behind)
-    started = 0
-    while started < words[2] - 1 and words[5] != 0:
-        if call_4(words[5], behind + 8 * started, 0, words[3], job) != 0:
+    started = 1
+    while started < words[2] and words[5] != 0:
+        thread = behind + {8 * _THREAD_WORDS} * started
+        if call_4(words[5], thread, 0, words[3], thread + 8) != 0:
             break
         started += 1
-    call_2(words[3], job, job)
-    for k in range(started):
-        call_2(words[6], threads[k], 0)
+    call_2(words[3], behind + 8, behind + 8)
+    for k in range(1, started):
+        call_2(words[6], pointer_to_int64(behind)[{_THREAD_WORDS} * k], 0)
 '''
 """Source of the function that does a job."""
 
@@ -78,14 +85,17 @@ _WORK_SOURCE = f'''"""What each thread does of a job."""
 
 def kernel():
     """Do parts of each pass as long as there are any, first those that are its own, and wait for those of other threads."""
-    address = first_argument()
+    thread = pointer_to_int64(first_argument())
+    address = thread[1]
+    own = thread[2]
     job = pointer_to_int64(address)
     threads = job[2]
-    own = add_for_all(address + {_CAME}, 1)
+    if own == {_ANY}:
+        own = numpy_int64(call_0(job[9]))
     if own >= threads:
         return
     for k in range(job[1]):
-        at = address + 8 * ({_JOB_WORDS} + job[9] * k)
+        at = address + 8 * ({_JOB_WORDS} + job[10] * k)
         given = pointer_to_int64(at)
         part = given[3]
         count = given[2]
@@ -97,7 +107,10 @@ def kernel():
             number = first + add_for_all(taken, 1)
             while number < last:
                 record = given[0] + 8 * given[1] * number
-                call_2(part, record, record)
+                # Its end clears the first word.
+                begin = pointer_to_int64(record)[0]
+                call_2(part, record, address + {8 * _GIVEN})
+                pointer_to_int64(record)[0] = begin
                 add_for_all(at + {_DONE}, 1)
                 number = first + add_for_all(taken, 1)
         looked = 0
@@ -110,6 +123,8 @@ def kernel():
 '''
 
 _chosen: int | None = None
+changes = 0
+"""How often `set_num_threads` was called: who has found how many threads there are need not ask the system again before."""
 
 
 def get_num_threads() -> int:
@@ -156,10 +171,10 @@ def set_num_threads(count: int | None) -> None:
         2
         >>> portopt.set_num_threads(None)
     """
-    global _chosen
+    global _chosen, changes
     if count is not None and (type(count) is not int or count < 1):
         raise ValueError(f"the number of threads must be an integer of at least 1 or None, but {count!r} was given")
-    _chosen = count
+    _chosen, changes = count, changes + 1
 
 
 def is_small(total: int) -> bool:
@@ -193,19 +208,18 @@ def make_records(total: int, values: Sequence[int]) -> array[int]:
     return array("q", [word for part in ranges(total) for word in (*part, *values)])
 
 
-class Team:
+class Team(NamedTuple):
     """Threads of a library's OpenMP runtime, for work between calls of that library: they are awake, and on every processor.
 
-    Args:
+    Attributes:
         parallel: address of `GOMP_parallel`, which LLVM's and Intel's runtimes have, too; 0 for threads of portopt's own.
+        number: address of `omp_get_thread_num`.
         size: how many threads the library uses, and so no more of portopt's own either.
     """
 
-    __slots__ = ("parallel", "size")
-
-    def __init__(self, parallel: int, size: int) -> None:
-        self.parallel = parallel
-        self.size = size
+    parallel: int
+    number: int
+    size: int
 
 
 class _Lent:
@@ -262,7 +276,8 @@ class Pass(NamedTuple):
     """What threads do before they wait for each other.
 
     Attributes:
-        part: address of a compiled function of the prototype `"part"`, which is called with the address of a record.
+        part: address of a compiled function of the prototype `"part"`, which is called with the address of a record and that of
+            what the call of the job is given.
         records: one after the other, for each part of the pass.
         words: how many words a record has.
         memory: what else must live as long as the pass.
@@ -282,40 +297,58 @@ class Pass(NamedTuple):
 class Job:
     """Passes of work, one after the other, the parts of each of which are shared among threads as they come for them.
 
-    A thread that is late, or slow, does fewer of them; all wait for the end of a pass before they begin the next.
+    Each thread begins with parts of its own, the same in each call, so that it finds in its processor's caches what it left
+    there. One that is late, or slow, does fewer of them; all wait for the end of a pass before they begin the next. A job can be
+    done any number of times, one after the other.
 
     Args:
         passes: what is done.
-        memory: what else must live as long as the job.
         at_most: how many threads are worth their while; 0 for as many as there are parts.
 
     Attributes:
         address: of the job, for `share`.
-        memory: as given.
         parts: how many the pass of most has.
+        memory: of the call, as given.
     """
 
     __slots__ = ("_passes", "_words", "address", "memory", "parts")
 
-    def __init__(self, passes: Sequence[Pass], memory: Any = None, at_most: int = 0) -> None:
+    def __init__(self, passes: Sequence[Pass], at_most: int = 0) -> None:
         lent = _lent()
+        team = lent.team
         self.parts = max(given.parts for given in passes)
         threads = min(self.parts, lent.most, at_most or self.parts)
-        parallel, size = 0, 0
-        if threads > 1 and lent.team is not None:
+        parallel, number, size = 0, 0, 0
+        if threads > 1 and team is not None:
             # All of them come, and some leave again: asked for fewer, GNU's runtime ends the others, which torch starts anew.
-            parallel, size = lent.team.parallel, lent.team.size
+            parallel, number, size = team
         pass_words = (2 + threads) * _APART
-        # A word that the end of a thread clears; how many passes and threads there are, functions and sizes; how many came. Then
-        # of each pass the records, their length, number and function, and the counters; then the threads.
-        job = array("q", bytes(8 * (_JOB_WORDS + pass_words * len(passes) + threads)))
-        words = 0, len(passes), threads, address_of(_work()), *system_functions(), parallel, size, pass_words
+        behind = _JOB_WORDS + pass_words * len(passes)
+        # A word that the end of a call clears; how many passes and threads there are, functions and sizes; what a call is given.
+        # Then of each pass the records, their length, number and function, and the counters; then the threads.
+        job = array("q", bytes(8 * (behind + _THREAD_WORDS * (threads + 1))))
+        address = job.buffer_info()[0]
+        words = 0, len(passes), threads, address_of(_work()), *system_functions(), parallel, size, number, pass_words
         job[: len(words)] = array("q", words)
         for k, given in enumerate(passes):
             at = _JOB_WORDS + pass_words * k
-            job[at : at + 4] = array("q", (given.records.buffer_info()[0], given.words, given.parts, given.part))
-        self._words, self._passes, self.memory = job, passes, memory
-        self.address = job.buffer_info()[0]
+            records = given.records.buffer_info()[0]
+            job[at : at + 4] = array("q", (records, given.words, given.parts, given.part))
+        for k, own in enumerate((*range(threads), _ANY)):
+            at = behind + _THREAD_WORDS * k
+            job[at + 2 : at + 4] = array("q", (address, own))
+        self._words, self._passes, self.address = job, passes, address
+        self.memory: Any = None
+
+    def give(self, values: Sequence[int], memory: Any = None) -> None:
+        """Say what the next call is given.
+
+        Args:
+            values: integers that parts read; a dozen at most.
+            memory: what else must live as long as the call.
+        """
+        self._words[_GIVEN : _GIVEN + len(values)] = array("q", values)
+        self.memory = memory
 
     def call(self) -> Callable[[], object]:
         """Return what does it, once: a partial of a function in C."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from portopt.backend import Leaf
 from portopt.kernels.host import threads
-from portopt.kernels.host.kernel import Inputs, Passes, Work, group_words
+from portopt.kernels.host.kernel import Before, Inputs, Passes, StepJob, Work, group_words
 from portopt.kernels.host.look import (
     ABSENT,
     ASIDE,
@@ -37,23 +37,24 @@ class Call:
         written: parameters, then slots, once the call has been used to look.
         gradients: the gradients.
         table: the addresses, all groups' tables one after the other.
+        job: of threads, if they do the work.
     """
 
-    __slots__ = ("_fields", "_keep_alive", "address", "gradients", "table", "written")
+    __slots__ = ("_fields", "address", "gradients", "job", "table", "written")
 
     def __init__(self, written: int, gradients: int, table: array[int]) -> None:
         self.written: list[Any] = [None] * written
         self.gradients: list[Any] = [None] * gradients
         self.table = table
+        self.job: StepJob | None = None
         # Both lists, the table, the job of threads, and whether the lists are filled.
         self._fields = array("q", (id(self.written), id(self.gradients), table.buffer_info()[0], 0, 0))
         self.address = self._fields.buffer_info()[0]
 
-    def share(self, passes: Passes, inputs: int, step: int, outputs: int, before: Sequence[threads.Pass] = ()) -> None:
-        """Let threads do the work, after some other passes."""
-        job = passes.job(self.table.buffer_info()[0], inputs, step, outputs, before)
+    def share(self, job: StepJob) -> None:
+        """Let threads do the work."""
+        self.job = job
         self._fields[3] = job.address
-        self._keep_alive = job
 
     @property
     def is_filled(self) -> bool:
@@ -241,9 +242,21 @@ class Watch:
         """Return what a call needs that lets go of the global interpreter lock, or is followed by another one."""
         return Call(*self._lengths, self._table[:])
 
-    def share(self, call: Call, inputs: int, step: int, before: Sequence[threads.Pass] = ()) -> None:
-        """Let threads do the step of a call, after some other passes."""
-        call.share(self._passes, inputs, step, inputs, before)
+    def share(
+        self,
+        call: Call,
+        inputs: int,
+        step: int,
+        find: Callable[[], threads.Team | None],
+        before: Before,
+    ) -> None:
+        """Let the threads that a function finds do the step of a call, after some other passes."""
+        call.share(self._passes.job_by(find, call.table.buffer_info()[0], inputs, step, inputs, before))
+
+    def end(self, call: Call) -> None:
+        """Keep what the next call can use of one that is done."""
+        if call.job is not None:
+            self._passes.rest(call.job)
 
     def look(
         self,

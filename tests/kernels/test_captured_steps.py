@@ -1,0 +1,372 @@
+"""Steps that a CUDA graph repeats, on a played device: the bits of each repetition, and what is refused."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.bits import Array, assert_same_bits, ordinary
+from support.cuda_on_host import HostArray, HostPool, HostStream, host_cupy, on_device
+from support.gpu_cases import EveryDraw
+from support.recording_driver import Recording
+from support.torch_on_host import HostTorch, host_torch, to_numpy, to_torch
+
+import portopt
+from portopt import schedules
+from portopt_torch import TorchOptimizer
+
+SHAPES: tuple[tuple[int, ...], ...] = ((), (5,), (0, 3), (12, 7), (4100,), (2, 3, 4))
+
+
+@pytest.fixture
+def played(kernel_directory: Path) -> Iterator[tuple[HostTorch, Recording]]:
+    with host_torch(kernel_directory) as found:
+        yield found
+
+
+def values(seed: int, shapes: Sequence[tuple[int, ...]] = SHAPES, dtype: str = "float32") -> list[Array]:
+    return [ordinary(shape, dtype, 100 * seed + i) for i, shape in enumerate(shapes)]
+
+
+class Run:
+    """Steps on tensors, eager or repeated by graphs, and the interpreter's on NumPy arrays beside them."""
+
+    def __init__(self, optimizer: portopt.Optimizer, played: tuple[HostTorch, Recording], shapes: Any = SHAPES) -> None:
+        self.library, self.recording = played
+        self.optimizer, self.shapes = optimizer, shapes
+        self.expected = values(0, shapes)
+        self.expected_state = optimizer.init(self.expected)
+        self.params = list(map(to_torch, self.expected))
+        self.state = optimizer.init(self.params, capturable=True)
+        self.grads = list(map(to_torch, values(1, shapes)))
+        self.steps = 0
+
+    def new_gradients(self, grads: Sequence[Any] | None = None) -> None:
+        self.steps += 1
+        for g, x in zip(self.grads if grads is None else grads, values(self.steps, self.shapes), strict=True):
+            g.copy_(to_torch(x))
+
+    def expect(self, **overrides: Any) -> None:
+        """Let NumPy do the step, and compare."""
+        with portopt.interpreted(), np.errstate(all="ignore"):
+            self.expected, self.expected_state = self.optimizer.apply(
+                self.expected, values(self.steps, self.shapes), self.expected_state, **overrides
+            )
+        for actual, wanted in zip(self.params, self.expected, strict=True):
+            assert_same_bits(to_numpy(actual), wanted)
+        state = self.optimizer.from_capturable(self.state)
+        assert state.step == self.expected_state.step
+        for name, wanted in self.expected_state.slots.items():
+            if isinstance(wanted, list):
+                for a, w in zip(state.slots[name], wanted, strict=True):
+                    assert (a is None) == (w is None)
+                    if w is not None:
+                        assert_same_bits(to_numpy(a), w)
+            else:
+                assert state.slots[name].hex() == float(wanted).hex()
+
+    def eager(self, **overrides: Any) -> None:
+        self.new_gradients()
+        self.state = self.optimizer.apply_(self.params, self.grads, self.state, **overrides)
+
+    def capture(self, **overrides: Any) -> Callable[[], None]:
+        with self.recording.capture() as replay:
+            state = self.optimizer.apply_(self.params, self.grads, self.state, **overrides)
+        assert state.step is self.state.step
+        return replay
+
+    def repeat(self, replay: Callable[[], None]) -> None:
+        self.new_gradients()
+        replay()
+
+
+COSINE = schedules.CosineDecay(0.1, 10)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        portopt.SGD(0.1, momentum=0.9),
+        portopt.Adam(COSINE),
+        portopt.Nadam(),
+        portopt.Adam(COSINE, clipnorm=0.5, clipvalue=0.1),
+        portopt.ScheduleFree(learning_rate=0.1),
+        portopt.Adafactor(),
+        portopt.LAMB(clipnorm=0.5),
+        EveryDraw(),
+        portopt.Prodigy(),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_each_repetition_is_a_step(optimizer: portopt.Optimizer, played: tuple[HostTorch, Recording]) -> None:
+    run = Run(optimizer, played)
+    run.eager()
+    run.expect()
+    replay = run.capture()
+    for _ in range(3):
+        run.library.spoil()
+        run.repeat(replay)
+        run.expect()
+    run.eager()
+    run.expect()
+    run.repeat(replay)
+    run.expect()
+
+
+def test_a_rate_on_the_device_is_read_by_each_repetition(played: tuple[HostTorch, Recording]) -> None:
+    run, rate = Run(portopt.Adam(), played, ((7,), (3, 2))), torch.tensor(0.25)
+    replay = run.capture(learning_rate=rate)
+    for value in (0.25, 0.125, float(np.float32(0.3))):
+        rate.fill_(value)
+        run.repeat(replay)
+        run.expect(learning_rate=value)
+
+
+def test_several_graphs_and_kinds_of_parameters_share_a_state(played: tuple[HostTorch, Recording]) -> None:
+    optimizer, dtypes = portopt.Nadam(clipnorm=0.5), ("float32", "bfloat16", "float64")
+    params = [to_torch(ordinary((7,), dtype, i)) for i, dtype in enumerate(dtypes)]
+    expected = [p.clone() for p in params]
+    state = optimizer.init(params, capturable=True)
+    wanted = optimizer.init(expected)
+    graphs = []
+    for k in range(2):
+        grads = [to_torch(ordinary((7,), dtype, 10 + i + 3 * k)) for i, dtype in enumerate(dtypes)]
+        played[1].clear()
+        with played[1].capture() as replay:
+            optimizer.apply_(params, grads, state)
+        assert played[1].kernels().count("scalars_of_norm") == len(dtypes)
+        assert played[1].uploaded() == 0
+        graphs.append((replay, grads))
+    for k in (0, 1, 1, 0):
+        replay, grads = graphs[k]
+        played[0].spoil()
+        replay()
+        wanted = optimizer.apply_(expected, grads, wanted)
+        for a, w in zip(params, expected, strict=True):
+            assert_same_bits(to_numpy(a), to_numpy(w))
+    assert optimizer.from_capturable(state).slots["m_schedule"] == wanted.slots["m_schedule"]
+    back = optimizer.to_capturable(params, wanted)
+    assert (int(back.step), float(back.slots["m_schedule"])) == (4, wanted.slots["m_schedule"])
+
+
+def test_a_table_of_many_chunks_is_filled_on_the_device(played: tuple[HostTorch, Recording]) -> None:
+    run = Run(portopt.SGD(0.5), played, ((5,), (2_000_000,), (3,)))
+    played[1].clear()
+    replay = run.capture()
+    assert played[1].kernels() == ["scalars_of_norm", "put_words", "put_rows", "update"]
+    run.library.spoil()
+    run.repeat(replay)
+    run.expect()
+
+
+def test_apply_inside_a_graph_makes_a_new_state(played: tuple[HostTorch, Recording]) -> None:
+    run = Run(portopt.Nadam(), played, ((5,),))
+    with run.recording.capture() as replay:
+        params, state = run.optimizer.apply(run.params, run.grads, run.state)
+    replay()
+    assert (int(run.state.step), int(state.step)) == (0, 1)
+    run.params, run.state, run.steps = params, state, 1
+    run.expect()
+
+
+def test_what_needs_the_host_is_refused_in_a_capture_and_done_outside(played: tuple[HostTorch, Recording]) -> None:
+    def reads_its_step(step: Any) -> float:
+        return 0.5 if int(step) < 2 else 0.25
+
+    for optimizer, reason in (
+        (portopt.SGD(reads_its_step), "portopt.scalars on the step"),
+        (portopt.SGD(lambda step: 0.5), "does not depend on the step"),
+    ):
+        run = Run(optimizer, played, ((5,),))
+        run.eager()
+        run.expect()
+        with run.recording.capture(), pytest.raises(RuntimeError, match=reason):
+            optimizer.apply_(run.params, run.grads, run.state)
+        run.expected_state = run.expected_state._replace(step=0)
+        run.eager()
+        assert int(run.state.step) == 2
+    run = Run(portopt.Nadam(), played, ((5,),))
+    with portopt.interpreted():
+        run.eager()
+        run.expect()
+        with run.recording.capture(), pytest.raises(RuntimeError, match="interpreted"):
+            run.optimizer.apply_(run.params, run.grads, run.state)
+    with run.recording.capture(), pytest.raises(RuntimeError, match="no parameter has a gradient"):
+        run.optimizer.apply_(run.params, [None], run.state)
+    run.eager()
+    run.expect()
+    host = run.optimizer.init(run.params)
+    with run.recording.capture(), pytest.raises(RuntimeError, match="init\\(params, capturable=True\\)"):
+        run.optimizer.apply_(run.params, run.grads, host)
+
+
+def test_a_capturable_state_is_for_devices_with_graphs() -> None:
+    with pytest.raises(ValueError, match="on a CUDA device"):
+        portopt.SGD().init([np.zeros(2)], capturable=True)
+    with pytest.raises(ValueError, match="on a CUDA device"):
+        portopt.SGD().init([torch.zeros(2)], capturable=True)
+    with pytest.raises(ValueError, match="on a CUDA device"):
+        TorchOptimizer([torch.nn.Parameter(torch.zeros(2))], portopt.SGD(), capturable=True)
+
+
+# CuPy ---------------------------------------------------------------------------------------------------------------
+
+
+def test_cupy_keeps_the_memory_of_a_graph_as_long_as_the_state(
+    kernel_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HostArray, "may_wait", True)
+    shapes, optimizer = ((5,), (12, 7)), portopt.Nadam(clipnorm=0.5)
+    with host_cupy(kernel_directory) as backend:
+        params, grads = (list(map(on_device, values(seed, shapes))) for seed in (0, 1))
+        expected, wanted = values(0, shapes), optimizer.init(values(0, shapes))
+        state = optimizer.init(params, capturable=True)
+        monkeypatch.setattr(HostStream, "captured", True)
+        with pytest.raises(RuntimeError, match="state is on the host"):
+            optimizer.apply_(params, grads, optimizer.init(params))
+        with backend.recording.capture() as replay:
+            optimizer.apply_(params, grads, state)
+        monkeypatch.setattr(HostStream, "captured", False)
+        for seed in (1, 2, 3):
+            for g, x in zip(grads, values(seed, shapes), strict=True):
+                g[...] = x
+            if seed < 3:
+                replay()
+            else:
+                state = optimizer.apply_(params, grads, state)
+            with portopt.interpreted():
+                expected, wanted = optimizer.apply(expected, values(seed, shapes), wanted)
+            for a, w in zip(params, expected, strict=True):
+                assert_same_bits(np.asarray(a), w)
+        found = optimizer.from_capturable(state)
+    assert (found.step, found.slots["m_schedule"]) == (3, wanted.slots["m_schedule"])
+    kept = [pool for pool in gc.get_objects() if type(pool) is HostPool]
+    assert [bool(pool.memory) for pool in kept] == [True]
+    del kept, state, replay
+    gc.collect()
+    assert not [pool for pool in gc.get_objects() if type(pool) is HostPool]
+
+
+# TorchOptimizer -----------------------------------------------------------------------------------------------------
+
+
+class Training:
+    """An optimizer of torch's kind beside one that counts on the host."""
+
+    def __init__(self, rule: portopt.Optimizer, *, capturable: bool, lr: Any = None) -> None:
+        self.parameters = [torch.nn.Parameter(to_torch(x)) for x in values(0, SHAPES[:4])]
+        groups = [{"params": self.parameters[:2]}, {"params": self.parameters[2:]}]
+        self.optimizer = TorchOptimizer(groups, rule, lr=lr, capturable=capturable)
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p)
+
+    def new_gradients(self, seed: int) -> None:
+        for p, g in zip(self.parameters, values(seed, SHAPES[:4]), strict=True):
+            assert p.grad is not None
+            p.grad.copy_(to_torch(g))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [portopt.Nadam(clipnorm=0.5), portopt.Adam(COSINE), portopt.Prodigy(), portopt.Adafactor(), EveryDraw()],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_the_optimizer_of_torch_is_repeated(rule: portopt.Optimizer, played: tuple[HostTorch, Recording]) -> None:
+    library, recording = played
+    captured, beside = Training(rule, capturable=True), Training(rule, capturable=False)
+    library.may_wait = True
+
+    def compare() -> None:
+        for a, w in zip(captured.parameters, beside.parameters, strict=True):
+            assert_same_bits(to_numpy(a), to_numpy(w))
+            ours, theirs = captured.optimizer.state[a], beside.optimizer.state[w]
+            assert int(ours["step"]) == theirs["step"]
+
+    for seed in (1, 2):
+        for training in (captured, beside):
+            training.new_gradients(seed)
+            training.optimizer.step()
+    compare()
+    library.may_wait = False
+    with recording.capture() as replay:
+        captured.optimizer.step()
+    for seed in (3, 4):
+        captured.new_gradients(seed)
+        library.spoil()
+        replay()
+        library.may_wait = True
+        beside.new_gradients(seed)
+        beside.optimizer.step()
+        library.may_wait = False
+    compare()
+    library.may_wait = True
+    # The step that a state_dict has is that of the device, for either kind of optimizer.
+    saved = captured.optimizer.state_dict()
+    again, host = Training(rule, capturable=True), Training(rule, capturable=False)
+    for training in (again, host):
+        training.optimizer.load_state_dict(saved)
+        for p, q in zip(training.parameters, captured.parameters, strict=True):
+            p.data.copy_(q.data)
+    for training in (captured, beside, again, host):
+        training.new_gradients(5)
+        training.optimizer.step()
+    compare()
+    for training in (again, host):
+        for a, w in zip(training.parameters, beside.parameters, strict=True):
+            assert_same_bits(to_numpy(a), to_numpy(w))
+
+
+def test_schedulers_fill_the_rate_that_a_graph_reads(played: tuple[HostTorch, Recording]) -> None:
+    rule = portopt.SGD(0.5, momentum=0.9)
+    captured = Training(rule, capturable=True, lr=torch.tensor(0.5))
+    beside = Training(rule, capturable=False, lr=torch.tensor(0.5))
+    kinds = [torch.optim.lr_scheduler.ExponentialLR(of.optimizer, 0.5) for of in (captured, beside)]
+    with played[1].capture() as replay:
+        captured.optimizer.step()
+    for seed in (1, 2, 3):
+        for training in (captured, beside):
+            training.new_gradients(seed)
+        replay()
+        beside.optimizer.step()
+        for scheduler in kinds:
+            scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers warn before a first step
+            scheduler.step()
+    for a, w in zip(captured.parameters, beside.parameters, strict=True):
+        assert_same_bits(to_numpy(a), to_numpy(w))
+
+
+def test_a_factor_on_a_schedule_is_computed_on_the_device(played: tuple[HostTorch, Recording]) -> None:
+    captured, beside = (Training(portopt.SGD(COSINE), capturable=kind, lr=0.5) for kind in (True, False))
+    with played[1].capture() as replay:
+        captured.optimizer.step()
+    for seed in (1, 2, 3):
+        for training in (captured, beside):
+            training.new_gradients(seed)
+        replay()
+        beside.optimizer.step()
+    for a, w in zip(captured.parameters, beside.parameters, strict=True):
+        assert_same_bits(to_numpy(a), to_numpy(w))
+
+
+def test_parameters_that_stand_still_count_apart(played: tuple[HostTorch, Recording]) -> None:
+    captured, beside = (Training(portopt.Adam(), capturable=kind) for kind in (True, False))
+    for training in (captured, beside):
+        training.new_gradients(1)
+        training.parameters[1].grad = None
+    with played[1].capture(), pytest.raises(RuntimeError, match="as a warm-up"):
+        captured.optimizer.step()
+    for training in (captured, beside):
+        training.optimizer.step()
+    with played[1].capture() as replay:
+        captured.optimizer.step()
+    replay()
+    beside.optimizer.step()
+    for a, w in zip(captured.parameters, beside.parameters, strict=True):
+        assert_same_bits(to_numpy(a), to_numpy(w))
+        assert int(captured.optimizer.state[a]["step"]) == beside.optimizer.state[w]["step"]
+    assert [beside.optimizer.state[w]["step"] for w in beside.parameters] == [2, 0, 2, 2]
