@@ -142,6 +142,8 @@ class PlannedStep(Protocol):
     """Whether the steps overwrite parameters and slots."""
     was_used: bool
     """Whether it has done a step."""
+    remarks: tuple[str, ...]
+    """What else `portopt.explain` says of its steps; a clause each."""
 
     def step(
         self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]

@@ -51,8 +51,12 @@ OUTCOME = 1
 """The word of a queue that says how a step went: `DONE`, `NOT_BEGUN` if anything is not as it was, or what the queue's function
 says."""
 DONE, NOT_BEGUN = 0, -1
+WRITES = 8
+"""The word of a queue that says whether it writes the arrays."""
 _MANY = 1 << 30
 """An object with fewer references than this has a plain count of them, whatever the version of Python; others Python counts."""
+WORDS_AT_ONCE = 8
+"""How many words are compared at once; as many are compared at least."""
 _AHEAD = 8
 """How many arrays ahead what is looked at is fetched."""
 
@@ -65,7 +69,8 @@ def walk(script, nodes, root, found, known, context, stack):
     """Put the leaves of a tree into `found`; return whether containers, keys and known leaves are as in the script."""
     depth = 0
     node = root
-    for i in range(nodes):
+    i = 0
+    while i < nodes:
         expected = 5 * i
         kind = script[expected]
         if kind == 0:
@@ -88,15 +93,27 @@ def walk(script, nodes, root, found, known, context, stack):
             return i == nodes - 1
         if i == nodes - 1:
             return False
+        i += 1
         top = 4 * (depth - 1)
         container = stack[top]
         position = stack[top + 2]
         stack[top + 3] -= 1
-        if stack[top + 1] == 1:
-            node = pointer_to_int64(pointer_to_int64(container)[3])[position]
-            stack[top + 2] = position + 1
-        elif stack[top + 1] == 2:
-            node = pointer_to_int64(container)[context[27] + position]
+        if stack[top + 1] == 1 or stack[top + 1] == 2:
+            items = container + 8 * context[27]
+            if stack[top + 1] == 1:
+                items = pointer_to_int64(container)[3]
+            # Leaves that are not the last of their container are done with here.
+            while stack[top + 3] > 0 and i < nodes - 1 and script[5 * i] == 0:
+                node = pointer_to_int64(items)[position]
+                leaf = script[5 * i + 3]
+                if leaf >= 0:
+                    found[leaf] = node
+                    if known != 0 and pointer_to_int64(known)[leaf] != node:
+                        return False
+                position += 1
+                i += 1
+                stack[top + 3] -= 1
+            node = pointer_to_int64(items)[position]
             stack[top + 2] = position + 1
         else:
             place = context[19]
@@ -107,7 +124,7 @@ def walk(script, nodes, root, found, known, context, stack):
             stack[top + 2] = entry[0]
             key = entry[1]
             node = entry[2]
-            known_key = script[expected + 5 + 4]
+            known_key = script[5 * i + 4]
             if key != known_key:
                 key_type = pointer_to_int64(key)[1]
                 if key_type != pointer_to_int64(known_key)[1]:
@@ -158,16 +175,15 @@ def let_go(found, count, context):
             call_0(context[17])
 
 
-def is_alike(entry, inner, context):
-    """Return whether a library's own object says of its array what that of the array said that the plan was made with."""
-    if entry[8] == 0:
-        return False
-    known = pointer_to_int64(entry[8])
-    first = context[50]
-    difference = 0
-    for k in range(context[51]):
-        difference |= inner[first + k] ^ known[k]
-    return difference == 0
+def are_equal(words, others, count):
+    """Return whether so many words are equal, no fewer than `WORDS_AT_ONCE`."""
+    last = 8 * (count - {WORDS_AT_ONCE})
+    at = 0
+    while at < last:
+        if differ(words + at, others + at):
+            return False
+        at += {8 * WORDS_AT_ONCE}
+    return not differ(words + last, others + last)
 
 
 def as_before(entries, first, last, written, gradients, table, context):
@@ -197,18 +213,63 @@ def as_before(entries, first, last, written, gradients, table, context):
         if entry[8] == 0 or (fields[1] != kind and fields[1] != other_kind):
             return e
         inner = pointer_to_int64(fields[at_inner])
-        known = pointer_to_int64(entry[8])
-        difference = 0
-        for k in range(words):
-            difference |= inner[at_words + k] ^ known[k]
-        if difference != 0 or (at_counter != 0 and entry[3] == 0 and inner[at_counter] == 0):
+        if not are_equal(fields[at_inner] + 8 * at_words, entry[8], words):
             return e
+        if at_counter != 0 and entry[3] == 0:
+            if inner[at_counter] == 0:
+                return e
+            fetch_line(inner[at_counter])
         storage = pointer_to_int64(inner[at_storage])
         start = entry[9]
         if storage[at_memory] + start != pointer_to_int64(table + entry[1])[0]:
             return e
         if entry[10] > 0 and (start < 0 or start + entry[10] * entry[7] > storage[at_size]):
             return e
+    return last
+
+
+def own_as_before(entries, first, last, written, gradients, table, context):
+    """Return the first of some entries of whose array, one with fields as a `FieldLayout` says, not all is as it was."""
+    at_shape = context[37]
+    at_contiguous = context[38]
+    at_dtype = context[39]
+    at_data = context[40]
+    at_address = context[41]
+    at_memory = context[42]
+    at_device = context[43]
+    kind = context[47]
+    device = context[49]
+    for e in range(first, last):
+        later = pointer_to_int64(entries + {8 * ENTRY_WORDS} * min(e + {3 * _AHEAD}, last - 1))
+        item = array_of(later, written, gradients)
+        fetch_line(item)
+        fetch_line(item + 64)
+        later = pointer_to_int64(entries + {8 * ENTRY_WORDS} * min(e + {2 * _AHEAD}, last - 1))
+        fields = pointer_to_int64(array_of(later, written, gradients))
+        if fields[1] == kind:
+            fetch_line(fields[at_data])
+            fetch_line(fields[at_shape])
+        later = pointer_to_int64(entries + {8 * ENTRY_WORDS} * min(e + {_AHEAD}, last - 1))
+        fields = pointer_to_int64(array_of(later, written, gradients))
+        if fields[1] == kind:
+            fetch_line(pointer_to_int64(fields[at_data])[at_memory])
+        entry = pointer_to_int64(entries + {8 * ENTRY_WORDS} * e)
+        fields = pointer_to_int64(array_of(entry, written, gradients))
+        if fields[1] != kind:
+            return e
+        data = pointer_to_int64(fields[at_data])
+        axes = entry[5]
+        if data[at_address] != pointer_to_int64(table + entry[1])[0] or fields[at_dtype] != entry[4]:
+            return e
+        if fields[at_shape + 1] - fields[at_shape] != 8 * axes or (fields[at_contiguous] & 0xFFFFFFFF) == 0:
+            return e
+        if (pointer_to_int64(data[at_memory])[at_device] & 0xFFFFFFFF) != device:
+            return e
+        shape = pointer_to_int64(fields[at_shape])
+        expected = pointer_to_int64(entry[6])
+        for axis in range(axes):
+            if shape[axis] != expected[axis]:
+                return e
     return last
 
 
@@ -250,7 +311,7 @@ def fits(entry, item, table, context):
     else:
         inner = pointer_to_int64(pointer_to_int64(item)[context[37]])
         storage = pointer_to_int64(inner[context[41]])
-        if is_alike(entry, inner, context):
+        if entry[8] != 0 and are_equal(pointer_to_int64(item)[context[37]] + 8 * context[50], entry[8], context[51]):
             address = storage[context[42]] + entry[9]
             size = entry[10]
         else:
@@ -388,8 +449,11 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
     entries = context[21]
     e = context[44]
     while e < entries:
-        if context[51] != 0 and context[22] != 0:
-            e = as_before(context[10], e, entries, written, gradients, table, context)
+        if context[22] != 0:
+            if context[51] != 0:
+                e = as_before(context[10], e, entries, written, gradients, table, context)
+            elif context[14] == {OWN_FIELDS}:
+                e = own_as_before(context[10], e, entries, written, gradients, table, context)
             if e == entries:
                 break
         entry = pointer_to_int64(context[10] + {8 * ENTRY_WORDS} * e)
@@ -423,7 +487,7 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
         call_6(pointer_to_int64(queue)[0], place, place, queue, table, inputs, step)
         call_1(context[34], state)
         is_done = pointer_to_int64(queue)[{OUTCOME}] == {DONE}
-        if is_done and context[54] != 0:
+        if is_done and context[54] != 0 and pointer_to_int64(queue)[{WRITES}]:
             count_writes(written, context)
         if call == 0:
             let_go(written, context[35], context)

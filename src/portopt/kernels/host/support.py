@@ -165,6 +165,20 @@ def fetch_line(typing_context: Any, address: Any) -> Any:
 
 
 @intrinsic
+def differ(typing_context: Any, address: Any, other: Any) -> Any:
+    """Return whether any of eight words at an address is not what it is at another one."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector = ir.VectorType(ir.IntType(64), 8)
+        one, two = (builder.load(builder.inttoptr(at, vector.as_pointer()), align=8) for at in args)
+        return builder.icmp_unsigned(
+            "!=", builder.bitcast(builder.icmp_unsigned("!=", one, two), ir.IntType(8)), ir.IntType(8)(0)
+        )
+
+    return types.boolean(types.int64, types.int64), codegen
+
+
+@intrinsic
 def pause(typing_context: Any) -> Any:
     """Tell the processor that a thread waits for another one."""
 
@@ -387,6 +401,7 @@ NAMESPACE: dict[str, Any] = {
     "fail": fail,
     "pause": pause,
     "count_up": count_up,
+    "differ": differ,
     "fetch_line": fetch_line,
     "call_0": _call(0),
     "call_1": _call(1),

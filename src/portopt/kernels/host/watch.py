@@ -21,6 +21,7 @@ from portopt.kernels.host.look import (
     MADE,
     MISFIT,
     READ,
+    WORDS_AT_ONCE,
     WRITTEN,
     compiled_look,
     python_functions,
@@ -81,12 +82,6 @@ class Watch:
 
     Arrays are not kept alive: whoever calls makes sure that the trees exist. Any number of threads may look at once.
 
-    Attributes:
-        is_possible: whether the compiled function knows all containers.
-        calls_back: whether a function is told of what is written.
-        offsets: of the table of each work, in bytes, in the table of all.
-        late: arrays that wait for their end.
-
     Args:
         reader: how arrays are read.
         trees: parameters, gradients and slots (a dict by name) as trees.
@@ -100,6 +95,12 @@ class Watch:
         note_written: a function written in C that notes that all arrays of a list were written. None if nobody needs to know. It
             is called after each step unless the library's own count can be raised (`calls_back`); then each step has a `Call`.
         further: names of further inputs. The gradients are then a tuple of them and of the trees of these.
+
+    Attributes:
+        is_possible: whether the compiled function knows all containers.
+        calls_back: whether a function is told of what is written.
+        offsets: of the table of each work, in bytes, in the table of all.
+        late: arrays that wait for their end.
     """
 
     def __init__(
@@ -313,7 +314,7 @@ class _Templates:
     def of(self, a: Any) -> tuple[int, int, int]:
         """Return the last three words of an entry; zeros if nothing can be compared."""
         layout, (first, count) = self._reader.layout, self._reader.alike
-        if not count or not isinstance(layout, Layout) or len(a.shape) > MOST_AXES:
+        if count < WORDS_AT_ONCE or not isinstance(layout, Layout) or len(a.shape) > MOST_AXES:
             return 0, 0, 0
         inner = _word_at(id(a), layout.inner)
         said = ctypes.string_at(inner + 8 * first, 8 * count)
