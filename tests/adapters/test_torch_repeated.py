@@ -114,7 +114,7 @@ def test_what_changes_between_two_steps_is_noticed(
 ) -> None:
     found = []
     for possible in (True, False):
-        monkeypatch.setattr(portopt_torch._optimizer, "is_possible", lambda possible=possible: possible)  # noqa: SLF001  # what is tested
+        monkeypatch.setattr(portopt_torch._optimizer, "is_possible", lambda possible=possible: possible)
         params = parameters()
         optimizer = optimizer_of(params)
         for step in range(8):
