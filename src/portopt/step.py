@@ -370,7 +370,8 @@ def check_step(
             finished_steps(state.step, further=1)
         programs = [group.program for group in grouped_by_program(rule, overrides, checked.parameters, checked.found)]
     else:
-        backend, overrides, programs = plan.backend, rule.check_overrides(overrides), [plan.program]
+        backend, programs = plan.backend, [plan.program]
+        overrides = rule.check_overrides(overrides) if overrides else {}
     if any(map(is_schedule, rates_of(rule, overrides))):
         step_scalars(rule, backend, programs, state, overrides, lambda *_: 1.0)
 
