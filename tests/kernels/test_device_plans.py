@@ -408,10 +408,10 @@ def test_what_the_driver_refuses_is_an_error_and_done_in_the_next_step(played: t
 def test_autograd_sees_a_step_on_a_device(
     is_found: bool, played: tuple[HostTorch, Recording], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = torch_backend._reader("cpu")
+    reader = torch_backend.reader_on("cpu")
     assert reader is not None
     if not is_found:
-        monkeypatch.setattr(torch_backend, "_reader", lambda device: reader._replace(versions=(0, 0)))
+        monkeypatch.setattr(torch_backend, "reader_on", lambda device: reader._replace(versions=(0, 0)))
     run = Run(portopt.SGD(0.5, momentum=0.9))
     warmed_up(run)
     written = [*run.params, *run.state.slots["moment"]]

@@ -30,6 +30,7 @@ class RepeatedStep:
         results: of steps that make new arrays; None for steps in place.
     """
 
+    does_first = False
     remarks: tuple[str, ...] = ()
 
     def __init__(
