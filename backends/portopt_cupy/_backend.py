@@ -16,7 +16,7 @@ from portopt.backend import (
     ArrayAPIBackend,
     ArrayInfo,
     Arrays,
-    Graphs,
+    DeviceScalars,
     MemoryRange,
     Mode,
     Work,
@@ -27,6 +27,7 @@ from portopt.imports import imported
 from portopt.kernels import launch, products
 from portopt.kernels.captured_step import CudaGraphs
 from portopt.kernels.cuda.library import CudaLibrary
+from portopt.kernels.device_arithmetic import DeviceOperations
 from portopt.kernels.device_plan import make_device_plan
 from portopt.kernels.host import compiler
 from portopt.kernels.norm_dependence import GradientNorm
@@ -43,8 +44,13 @@ class CupyBackend(ArrayAPIBackend):
 
     def __init__(self) -> None:
         super().__init__("cupy", lambda: importlib.import_module("array_api_compat.cupy"))
-        self.graphs: Graphs = CudaGraphs(
-            self, lambda: self._library, lambda array: True, lambda arrays: self._is_captured(arrays), self.assign
+        self.graphs: CudaGraphs = CudaGraphs(
+            self,
+            lambda: self._library,
+            lambda array: True,
+            lambda arrays: self._is_captured(arrays),
+            self.assign,
+            _OnDevice,
         )
 
     @property
@@ -158,10 +164,13 @@ class CupyBackend(ArrayAPIBackend):
     def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
         if not is_interpreted():
             # What has no kernel is done operation by operation; none of it is written before all is read.
-            interpreted = functools.partial(super().update, in_place=False)
+            repeated = any(isinstance(work.scalars, DeviceScalars) for work in works)
+            interpreted = self.graphs.results if repeated else functools.partial(super().update, in_place=False)
             results = launch.update(self._library, works, interpreted, in_place=in_place)
             if results is not None:
                 return results
+            if repeated:
+                return self.graphs.update(works, in_place=in_place)
         return super().update(works, in_place=in_place)
 
     def why_not_fused(self, program: Program, parameters: Sequence[Arrays]) -> str | None:
@@ -194,6 +203,10 @@ class CupyBackend(ArrayAPIBackend):
 
     def share_memory(self, a: Any, b: Any) -> bool:
         return bool(self._cupy.shares_memory(a, b))
+
+
+class _OnDevice(DeviceOperations, CupyBackend):
+    """CuPy where the host waits for no scalar."""
 
 
 backend = CupyBackend()

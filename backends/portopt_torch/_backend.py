@@ -19,7 +19,7 @@ from portopt.backend import (
     ArrayAPIBackend,
     ArrayInfo,
     Arrays,
-    Graphs,
+    DeviceScalars,
     Leaf,
     MemoryRange,
     Mode,
@@ -33,6 +33,7 @@ from portopt.kernels import launch
 from portopt.kernels import products as gpu_products
 from portopt.kernels.captured_step import CudaGraphs
 from portopt.kernels.cuda.library import CudaLibrary
+from portopt.kernels.device_arithmetic import DeviceOperations
 from portopt.kernels.device_plan import make_device_plan
 from portopt.kernels.host import compiler, joined, kernel, memory, norm, readers, segments, threads, totals, trial
 from portopt.kernels.host import products as host_products
@@ -62,12 +63,13 @@ class TorchBackend(ArrayAPIBackend):
             lambda: importlib.import_module("array_api_compat.torch"),
             install_command='pip install "portopt[torch]"',
         )
-        self.graphs: Graphs = CudaGraphs(
+        self.graphs: CudaGraphs = CudaGraphs(
             self,
             lambda: self._library,
             lambda tensor: self._runs_kernels(tensor),
             lambda tensors: self._is_captured(tensors),
             lambda target, value: target.fill_(value),
+            _OnDevice,
         )
 
     @property
@@ -313,7 +315,8 @@ class TorchBackend(ArrayAPIBackend):
         results: list[dict[str, Any]] | None = None
         if isinstance(scalars, StepScalars) and not is_interpreted():
             if self._all_run_kernels(all_detached):
-                interpreted = functools.partial(super().update, in_place=False)
+                repeated = isinstance(scalars, DeviceScalars)
+                interpreted = self.graphs.results if repeated else functools.partial(super().update, in_place=False)
                 results = launch.update(self._library, all_detached, interpreted, in_place=in_place)
                 if in_place and results is not None:
                     written = [tensor for outputs in results for tensor in outputs.values()]
@@ -324,6 +327,8 @@ class TorchBackend(ArrayAPIBackend):
                 and any(map(self._runs_on_host, works))
             ):
                 results = self._update_on_host(all_detached, in_place=in_place)
+        if results is None and isinstance(scalars, DeviceScalars):
+            results = self.graphs.update(all_detached, in_place=in_place)
         if results is None:
             with memory.reused(), threads.by(_team().team):
                 results = super().update(all_detached, in_place=in_place)
@@ -458,7 +463,7 @@ class TorchBackend(ArrayAPIBackend):
         leaves = described(self, parameters)
         if any(leaf.is_part for leaf in leaves) and not all(p.is_elementwise for p in programs):
             return "results depend on what other processes hold of the parameters"
-        if (reader := _reader(_text(tensors[0].device))) is None:
+        if (reader := reader_on(_text(tensors[0].device))) is None:
             return "this torch (before 2.10) has no functions in C that say where a tensor lies (DLPack's exchange API)"
         if on_device:
             given = self._library, self, programs, trees, leaves, reader, _increment_version()
@@ -530,7 +535,7 @@ def _increment_version() -> Any:
 
 
 @functools.cache
-def _reader(device: str) -> readers.ArrayReader | None:
+def reader_on(device: str) -> readers.ArrayReader | None:
     """Return how the compiled look reads tensors on a device; None where torch (before 2.10) has no DLPack exchange API."""
     torch, memory = sys.modules["torch"], _layout()
     layout = memory.find_layout()
@@ -737,6 +742,10 @@ def _why_without_elements(tensor: Any) -> str | None:
     if needed > (held := tensor.untyped_storage().nbytes()):
         return f"its elements need {needed} bytes, but its storage was resized to {held}; resize it back, or make a new tensor"
     return None
+
+
+class _OnDevice(DeviceOperations, TorchBackend):
+    """Torch where the host waits for no scalar."""
 
 
 backend = TorchBackend()

@@ -7,19 +7,26 @@ the tables that tell kernels where arrays lie come as kernels' arguments (`porto
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
-from portopt.backend import Backend, DeviceNumber, is_interpreted
+from portopt.backend import Backend, DeviceNumber, DeviceScalars, Work, is_interpreted
 from portopt.kernels import launch
 from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.cuda.library import CudaLibrary
-from portopt.kernels.cuda.source import NUMBERS
+from portopt.kernels.cuda.source import NUMBERS, norm_of_parts_source
+from portopt.kernels.device_arithmetic import DeviceOperations
+from portopt.kernels.names import NORM_OF_PARTS
+from portopt.kernels.norm_dependence import STEP, GradientNorm
 from portopt.kernels.rates import with_rates
 from portopt.program import Program
+from portopt.program.interpreter import StepScalars
+from portopt.scalars import Scalar
+from portopt.schedules import rate_at
 
 
 class CudaGraphs:
@@ -31,6 +38,7 @@ class CudaGraphs:
         runs_kernels: tells whether an array is on a device that has kernels.
         is_captured: tells of arrays whether what is queued on their devices is being captured.
         assign: writes a number into an array of no axes.
+        operations: returns a backend like this one, for which the host waits for no scalar.
     """
 
     def __init__(
@@ -40,12 +48,14 @@ class CudaGraphs:
         runs_kernels: Callable[[Any], bool],
         is_captured: Callable[[Iterable[Any]], bool],
         assign: Callable[[Any, float], object],
+        operations: Callable[[], DeviceOperations],
     ) -> None:
         self._backend = backend
         self._library = library
         self._runs_kernels = runs_kernels
         self._is_captured = is_captured
         self._assign = assign
+        self._operations = functools.cache(operations)
 
     def has_number(self, value: Any) -> bool:
         return self._backend.owns(value) and tuple(value.shape) == () and self._runs_kernels(value)
@@ -90,8 +100,9 @@ class CudaGraphs:
         if len({self._library().device(leaf["p"]) for leaf in parameters}) > 1:
             return "the parameters are on several devices, but the number of the step is on one"
         for program, _ in programs:
-            if not launch.can_run(program.after_totals):
-                return f"no kernel holds all of the program of {program.name}"
+            totals = [op for op in program.totals.values() if not program.is_given_or_gradient_norm(op)]
+            if totals and not launch.can_run(program.after_totals):
+                return f"no kernel holds all of the program of {program.name}, which has totals over all parameters"
         try:
             with_rates(programs[0][0], {str(k): schedule for k, schedule in enumerate(schedules)})
         except ValueError as error:
@@ -105,3 +116,56 @@ class CudaGraphs:
     def kept(self, owner: Any) -> AbstractContextManager[Any]:
         library = self._library()
         return library.kept(library.device(owner), owner)
+
+    # Steps that are done operation by operation ---------------------------------------------------------------------
+
+    def results(self, works: Sequence[Work]) -> list[dict[str, Any]]:
+        """Return what works make of their parameters, operation by operation, with scalars that stay on the device."""
+        return self._operations().results(
+            [work._replace(scalars=self._values(work.scalars)) for work in works], in_place=False
+        )
+
+    def update(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        """Do a whole step so, its number and the scalars of its state too."""
+        operations = self._operations()
+        results = self.results(works)
+        scalars = works[0].scalars
+        assert isinstance(scalars, DeviceScalars)
+        values = self._values(scalars)
+        with operations.quiet():
+            new = {STEP: values.inputs[STEP], **values.outputs()}
+            for name, value in new.items():
+                operations.assign(scalars.written[name].owner, value)
+            if not in_place:
+                return results
+            parameters = [arrays for work in works for arrays in work.parameters]
+            for arrays, outputs in zip(parameters, results, strict=True):
+                for name, value in outputs.items():
+                    operations.assign(arrays[name], value)
+        return [{name: arrays[name] for name in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
+
+    def _values(self, scalars: Any) -> StepScalars:
+        """Return the scalars of a step as arrays of the device."""
+        assert isinstance(scalars, DeviceScalars)
+        operations, step = self._operations(), scalars.places[STEP].owner
+        arithmetic = operations.arithmetic([step])
+        with operations.quiet():
+            inputs = {
+                name: self._norm(value) if isinstance(value, GradientNorm) else value
+                for name, value in scalars.inputs.items()
+            }
+            inputs |= {name: number.owner for name, number in scalars.places.items()}
+            for name, schedule in scalars.schedules.items():
+                inputs[name] = rate_at(schedule, Scalar(step, arithmetic))
+            inputs[STEP] = arithmetic.add(step, 1)
+            values = StepScalars(scalars.program, arithmetic, inputs)
+            values.outputs()  # evaluated here, before anything is written
+            return values
+
+    def _norm(self, norm: GradientNorm) -> Any:
+        library = self._library()
+        device = library.device(norm.words)
+        with library.on(device):
+            found = library.empty((1,), "float64", device)
+            library.call(norm_of_parts_source(), NORM_OF_PARTS, 1, [norm.words, norm.count, found], device)
+        return found.reshape(())
