@@ -131,6 +131,7 @@ def get_num_threads() -> int:
     """Return how many threads large steps use: what `set_num_threads` set, else `PORTOPT_NUM_THREADS`, else the CPUs allowed.
 
     Allowed are the CPUs that the process may run on, and no more than a container's control group gives it the time of.
+    A loop of steps that has begun keeps its number until `set_num_threads` is called.
 
     Example:
         >>> import portopt
