@@ -139,6 +139,8 @@ class Plan:
     """
 
     in_place = False
+    does_first = True
+    remarks: tuple[str, ...] = ()
 
     def __init__(self, backend: Any, steps: Steps, devices_of: Callable[[Any], str | None]) -> None:
         self.backend = backend

@@ -463,7 +463,7 @@ class TorchBackend(ArrayAPIBackend):
         leaves = described(self, parameters)
         if any(leaf.is_part for leaf in leaves) and not all(p.is_elementwise for p in programs):
             return "results depend on what other processes hold of the parameters"
-        if (reader := _reader(_text(tensors[0].device))) is None:
+        if (reader := reader_on(_text(tensors[0].device))) is None:
             return "this torch (before 2.10) has no functions in C that say where a tensor lies (DLPack's exchange API)"
         if on_device:
             given = self._library, self, programs, trees, leaves, reader, _increment_version()
@@ -535,7 +535,7 @@ def _increment_version() -> Any:
 
 
 @functools.cache
-def _reader(device: str) -> readers.ArrayReader | None:
+def reader_on(device: str) -> readers.ArrayReader | None:
     """Return how the compiled look reads tensors on a device; None where torch (before 2.10) has no DLPack exchange API."""
     torch, memory = sys.modules["torch"], _layout()
     layout = memory.find_layout()

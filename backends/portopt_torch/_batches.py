@@ -13,6 +13,7 @@ from portopt.slot import are_plain, slots_of_shape
 from portopt.step import Part
 from portopt_torch._backend import backend
 from portopt_torch._capturable import count, is_count
+from portopt_torch._repeated import put
 from portopt_torch._saved_state import tensor_of
 from portopt_torch._sharded import input_part, is_sharded, local_part, place_of
 
@@ -23,10 +24,16 @@ Totals = Mapping[str, Any] | None
 class Batch:
     """Parameters of equal step count, dtype and device.
 
+    Attributes:
+        parameters: the parameters.
+        states: the state of each, as `torch.optim.Optimizer.state` holds it.
+        counted: names of what each state holds and a step changes: the number of finished steps, and the rule's scalars.
+        slots: by name, of all parameters: the tensors in this process, None for a parameter that has none.
+
     Args:
         rule: an optimizer of this batch's own, for it keeps what it found out about the arrays of the last step.
         parameters: the parameters.
-        states: the state of each, as `torch.optim.Optimizer.state` holds it.
+        states: the state of each.
         indices: the places of the parameters among those of the group that move.
         numbers: of the parameters among all of the optimizer.
         everything: whether these are all of them.
@@ -37,7 +44,7 @@ class Batch:
         self,
         rule: Optimizer,
         parameters: Sequence[Any],
-        states: Sequence[dict[str, Any]],
+        states: list[dict[str, Any]],
         indices: Sequence[int],
         numbers: Sequence[int],
         *,
@@ -45,19 +52,20 @@ class Batch:
         capturable: bool = False,
     ) -> None:
         self._rule = rule
+        self.counted = ["step", *rule.scalar_slots]
         if rule.draws or any(map(is_sharded, parameters)):
             rule.place_parameters(list(map(place_of, numbers, parameters)))
-        self._parameters = parameters
-        self._states = states
+        self.parameters = parameters
+        self.states = states
         self._indices = None if everything else indices
-        self._having, self._held, self._slots = {}, {}, {}
+        self._having, self._held, self.slots = {}, {}, dict[str, list[Any]]()
         held = [slots_of(rule, p) for p in parameters]
         for name in rule.slots:
             having = [state for state, names in zip(states, held, strict=True) if name in names]
             if having:
                 self._having[name] = having
                 self._held[name] = [state[name] for state in having]
-                self._slots[name] = [
+                self.slots[name] = [
                     local_part(state[name]) if name in names else None
                     for state, names in zip(states, held, strict=True)
                 ]
@@ -68,7 +76,7 @@ class Batch:
 
     def arrays(self) -> list[dict[str, Any]]:
         """Return what a step writes, for each parameter."""
-        columns = {"p": self._leaves, **self._slots}
+        columns = {"p": self._leaves, **self.slots}
         rows = zip(*columns.values(), strict=True)
         return [{n: x for n, x in zip(columns, row, strict=True) if x is not None} for row in rows]
 
@@ -77,8 +85,8 @@ class Batch:
         try:
             return (
                 all(same(map(operator.itemgetter(n), self._having[n]), held) for n, held in self._held.items())
-                and set(map(operator.itemgetter("step"), self._states)) == {self.finished}
-                and all(set(map(operator.itemgetter(n), self._states)) == {x} for n, x in self._scalars.items())
+                and set(map(operator.itemgetter("step"), self.states)) == {self.finished}
+                and all(set(map(operator.itemgetter(n), self.states)) == {x} for n, x in self._scalars.items())
             )
         except KeyError:
             return False
@@ -89,21 +97,21 @@ class Batch:
             gradients = [gradients[i] for i in self._indices]
         if self.is_sharded:
             gradients = list(map(local_part, gradients))
-            self._leaves = list(map(_current_part, self._parameters, self._leaves))
+            self._leaves = list(map(_current_part, self.parameters, self._leaves))
         return gradients
 
     def inputs(self, inputs: Mapping[str, Mapping[Any, Any]]) -> dict[str, list[Any]]:
         """Return the inputs that the batch has, by name: one for each parameter or None, given those by parameter."""
-        found = {name: [of.get(p) for p in self._parameters] for name, of in inputs.items()}
+        found = {name: [of.get(p) for p in self.parameters] for name, of in inputs.items()}
         if self.is_sharded:
-            placed = {n: zip(self._parameters, given, strict=True) for n, given in found.items()}
+            placed = {n: zip(self.parameters, given, strict=True) for n, given in found.items()}
             found = {n: [None if x is None else input_part(n, x, p) for p, x in of] for n, of in placed.items()}
         return {name: given for name, given in found.items() if any(x is not None for x in given)}
 
     def local_arrays(self, gradients: Sequence[Any]) -> list[tuple[Any, Any]]:
         """Return what a step reads in this process, each array with the parameter that it is a part of, or of the shape of."""
-        columns = (self._leaves, gradients, *self._slots.values())
-        pairs = (pair for column in columns for pair in zip(self._parameters, column, strict=True))
+        columns = (self._leaves, gradients, *self.slots.values())
+        pairs = (pair for column in columns for pair in zip(self.parameters, column, strict=True))
         return [(parameter, array) for parameter, array in pairs if array is not None]
 
     def part(self, gradients: Sequence[Any], overrides: Mapping[str, Any]) -> Part:
@@ -112,10 +120,10 @@ class Batch:
 
     def check(self, gradients: Sequence[Any], overrides: Mapping[str, Any], totals: Totals) -> None:
         """Raise what a step would raise; change nothing."""
-        self._rule.check_step(self._leaves, gradients, self._state(), totals=totals, **overrides)
+        self._rule.check_step(self._leaves, gradients, self._state(), **_given(overrides, totals))
 
     def _state(self) -> OptimizerState:
-        return OptimizerState(self.finished, {**self._slots, **self._scalars})
+        return OptimizerState(self.finished, {**self.slots, **self._scalars})
 
     def version(self) -> int:
         """Return a number that a step changes as it writes, whether or not it returns."""
@@ -123,9 +131,7 @@ class Batch:
 
     def step(self, gradients: Sequence[Any], overrides: Mapping[str, Any], totals: Totals) -> None:
         """Do one step with the batch's gradients."""
-        # A planned step keeps what numbers make of it, and None is no number.
-        given = overrides if totals is None else {**overrides, "totals": totals}
-        state = self._rule.apply_(self._leaves, gradients, self._state(), **given)
+        state = self._rule.apply_(self._leaves, gradients, self._state(), **_given(overrides, totals))
         self._note(state.step, state.slots)
 
     def finish(self, finished: int, overrides: Mapping[str, Any], totals: Totals) -> None:
@@ -138,18 +144,25 @@ class Batch:
             numbers = {name: value for name, value in overrides.items() if name not in given}
             checked = rule.check_overrides({**numbers, "totals": totals}) | given
             # The scalars of the state are the same for all parameters.
-            program = rule.program(checked, tuple(self._parameters[0].shape))
+            program = rule.program(checked, tuple(self.parameters[0].shape))
             # Of no norm that was not given does a scalar of the state depend.
             (scalars, *_), step = rule.step_scalars(backend, [program], self._state(), checked, lambda *_: 1.0)
             self._note(step, scalars.outputs())
         else:
             self._note(self.finished, self._scalars)
 
+    def counts(self) -> list[Any]:
+        """Return what all states hold under the `counted` names."""
+        return [self.finished, *self._scalars.values()]
+
     def _note(self, finished: int, slots: Mapping[str, Any]) -> None:
         self._scalars, self.finished = {name: slots[name] for name in self._scalars}, finished
-        for entry in self._states:
-            entry["step"] = self.finished
-            entry.update(self._scalars)
+        put(self.states, self.counted, self.counts())
+
+
+def _given(overrides: Mapping[str, Any], totals: Totals) -> Mapping[str, Any]:
+    # A planned step keeps what numbers make of it, and None is no number.
+    return overrides if totals is None else {**overrides, "totals": totals}
 
 
 class Batches:

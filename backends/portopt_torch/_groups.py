@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,22 @@ class Resolved(NamedTuple):
 
     rule: Optimizer
     overrides: dict[str, Any]
+
+
+class _Last(NamedTuple):
+    """What was found out about a group at the last step.
+
+    Attributes:
+        names: of all that it held.
+        objects: all that it held.
+        values: then, of its hyperparameters; None if these can only change with the objects.
+        resolved: what it asked for.
+    """
+
+    names: tuple[str, ...]
+    objects: tuple[Any, ...]
+    values: tuple[Any, ...] | None
+    resolved: Resolved
 
 
 class GroupHyperparameters:
@@ -65,7 +82,11 @@ class GroupHyperparameters:
         self._at_init = tuple(name for name in self._options if getattr(type(rule), name).at_init)
         self._optional = {n: rule.hyperparameter_named(n).off for n in numeric if rule.is_optional(n)}
         self._known = hyperparameter_names() | set(inspect.signature(type(rule)).parameters)
-        self._last: dict[int, tuple[tuple[Any, ...], Any, Resolved]] = {}
+        self._watched = (*self._held, *self._options)
+        self._ranges = {n: rule.hyperparameter_named(n).range for n in numeric}
+        # Whether any values may go together that are in their ranges.
+        self._is_free = type(rule).check_combination is Optimizer.check_combination
+        self._last: dict[int, _Last] = {}
 
     def defaults(self) -> dict[str, Any]:
         """Return what a group has that gives no values of its own."""
@@ -135,17 +156,59 @@ class GroupHyperparameters:
             ValueError: a value is outside its range, or does not go together with another.
             TypeError: a value is of a wrong type, or stands under a name that is not read.
         """
-        values = (*(self._read(n, group[n]) for n in self._held), *(group.get(n) for n in self._options), len(group))
-        last = self._last.get(index)
-        if last is not None and last[0] == values:
-            return last[2]
+        last, names, before = self._last.get(index), tuple(group), None
+        if last is not None:
+            if last.names == names:
+                changed = self._changes(group, last)
+                if not changed:
+                    return last.resolved
+                overrides = self._with_numbers(last.resolved, changed)
+                if overrides is not None:
+                    read = self._watched if last.values is not None else [name for name, _ in changed]
+                    return self._remembered(index, group, Resolved(last.resolved.rule, overrides), read)
+            if any(x is group["params"] for x in last.objects):
+                before = last.resolved.rule
         self.check_names(group)
-        before = None
-        if last is not None and last[1] is group["params"]:
-            before = last[2].rule
-        resolved = self._resolve(group, before)
-        self._last[index] = (values, group["params"], resolved)
+        return self._remembered(index, group, self._resolve(group, before), self._watched)
+
+    def _changes(self, group: Mapping[str, Any], last: _Last) -> list[tuple[str, Any]]:
+        """Return the values that may be others than at the last step, by name, given a group of the same names."""
+        if last.values is not None:
+            found = zip(self._watched, self._values(group), last.values, strict=True)
+            return [(name, x) for name, x, y in found if x != y]
+        if all(map(operator.is_, group.values(), last.objects)):
+            return []
+        objects = zip(group.items(), last.objects, strict=True)
+        return [(name, x) for (name, x), y in objects if x is not y and name in self._watched]
+
+    def _values(self, group: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (*(self._read(n, group[n]) for n in self._held), *map(group.get, self._options))
+
+    def _remembered(self, index: int, group: Mapping[str, Any], resolved: Resolved, read: Sequence[str]) -> Resolved:
+        """Remember a group for the next step, and return what it asks for; all values but those of `read` are constants."""
+        values = None if all(map(_is_constant, map(group.get, read))) else self._values(group)
+        self._last[index] = _Last(tuple(group), tuple(group.values()), values, resolved)
         return resolved
+
+    def _with_numbers(self, resolved: Resolved, changed: Sequence[tuple[str, Any]]) -> dict[str, Any] | None:
+        """Return a step's values if only numbers changed, as by a scheduler; None if more may have, or one is not allowed."""
+        if self._scheduled or self._rule.nested:
+            return None
+        rule, overrides = resolved.rule, resolved.overrides.copy()
+        for held, value in changed:
+            names, now = self._held.get(held, ()), self._read(held, value)
+            parts = now if type(now) is tuple else (now,)
+            if len(parts) != len(names) or (held in self._several) != (type(now) is tuple):
+                return None
+            for name, part in zip(names, parts, strict=True):
+                own = value_of(rule, name)
+                is_switched = name in self._optional and self._optional[name] in (own, part)
+                if type(part) is not float or is_switched or part not in self._ranges[name]:
+                    return None
+                overrides[name] = part
+                if part == own:
+                    del overrides[name]
+        return overrides if self._is_free or _go_together(rule, overrides) else None
 
     def _read(self, name: str, value: Any) -> Any:
         """Return a value of a group as a number; a learning rate on the device, which is read there, as where it is."""
@@ -265,6 +328,22 @@ class _Scaled(Schedule):
 
     def at(self, step: Scalar) -> Any:
         return self.schedule(step) * self.factor
+
+
+def _go_together(rule: Optimizer, values: Mapping[str, Any]) -> bool:
+    changed = object.__new__(type(rule))
+    vars(changed).update(vars(rule), **values)
+    try:
+        changed.check_combination()
+    except ValueError:
+        return False
+    return True
+
+
+def _is_constant(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(map(_is_constant, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 class ScaledSchedule(float):

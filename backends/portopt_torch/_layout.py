@@ -6,14 +6,14 @@ import ctypes
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from portopt.kernels.host.readers import Layout
 
 _Result = TypeVar("_Result")
-_WORDS_OF_OBJECT, _WORDS_OF_TENSOR, _WORDS_OF_STORAGE, _WORDS_OF_COUNTER = 4, 26, 8, 3
+_WORDS_OF_OBJECT, _WORDS_OF_TENSOR, _WORDS_OF_STORAGE, _WORDS_OF_COUNTER, _WORDS_OF_AUTOGRAD = 4, 26, 8, 3, 8
 """How much of each object is read: no more than all versions of torch have."""
 
 
@@ -78,6 +78,68 @@ def find_alike(layout: Layout) -> tuple[int, int]:
     if word is None or word >= layout.kind or layout.storage > word:
         return 0, 0
     return word + 1, layout.kind - word
+
+
+class GradientLayout(NamedTuple):
+    """Where this torch keeps the gradient of a tensor; words are counted from the start of an object.
+
+    Attributes:
+        inner: word of a Python object with the address of torch's own.
+        autograd: word of that with the address of what autograd keeps of the tensor, 0 if there is nothing.
+        gradient: word of that with the address of the gradient, as torch's own object.
+        absent: what is there if there is no gradient.
+        object: word of torch's own object with the address of the Python object, 0 if there is none.
+    """
+
+    inner: int
+    autograd: int
+    gradient: int
+    absent: int
+    object: int
+
+
+@functools.cache
+def find_gradient() -> GradientLayout | None:
+    """Return where gradients are kept; None if it cannot be told without doubt."""
+    layout = find_layout()
+    if layout is None:
+        return None
+    try:
+        return elsewhere(lambda: _find_gradient(layout))
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+
+
+def _find_gradient(layout: Layout) -> GradientLayout | None:
+    parameters = [torch.nn.Parameter(torch.zeros(n, device="cpu")) for n in (3, 50, 700)]
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    plain = [torch.zeros(n, device="cpu") for n in (3, 50, 700)]
+    own = [int(p._cdata) for p in parameters]
+    # Behind the dispatch keys there may be nothing of the tensor any more.
+    found, without = _words(own, layout.kind), _words([int(t._cdata) for t in plain], layout.kind)
+    # Only what autograd keeps is there for all that have gradients, for each its own, and for no others: an address.
+    of_autograd = [
+        k
+        for k in range(layout.kind)
+        if not any(words[k] for words in without)
+        and len({words[k] for words in found}) == len(found)
+        and all(words[k] > 1 << 16 and words[k] % 8 == 0 and words[k] >> 47 == 0 for words in found)
+    ]
+    if len(of_autograd) != 1:
+        return None
+    kept = [words[of_autograd[0]] for words in found]
+    gradient = _word(kept, [int(g._cdata) for g in gradients], _WORDS_OF_AUTOGRAD)
+    python = _word(own, list(map(id, parameters)), layout.kind)
+    if gradient is None or python is None:
+        return None
+    for p in parameters:
+        p.grad = None
+    absent = {words[gradient] for words in _words(kept, _WORDS_OF_AUTOGRAD)}
+    if len(absent) != 1:
+        return None
+    return GradientLayout(layout.inner, of_autograd[0], gradient, absent.pop(), python)
 
 
 def find_versions() -> tuple[int, int]:
@@ -145,8 +207,13 @@ def on_device(layout: Layout, device: torch.device) -> Layout:
 
 def _word(addresses: Sequence[int], values: Sequence[int], count: int) -> int | None:
     """Return the first word that has the values in the objects at the addresses, all of them."""
-    objects = [(ctypes.c_uint64 * count).from_address(address) for address in addresses]
+    objects = _words(addresses, count)
     return next((k for k in range(count) if [words[k] for words in objects] == list(values)), None)
+
+
+def _words(addresses: Sequence[int], count: int) -> list[list[int]]:
+    """Return the first words of the objects at the addresses."""
+    return [list((ctypes.c_uint64 * count).from_address(address)) for address in addresses]
 
 
 def _signed(bits: int) -> int:

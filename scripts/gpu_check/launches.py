@@ -29,7 +29,7 @@ def run(options: Options) -> Mapping[str, Any]:
     rows = result.get("rows", [])
     (options.out / "launches.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     for row in rows:
-        counts = ", ".join(f"{row[name]} {name}" for name in ("launches", "uploads", "bytes"))
+        counts = ", ".join(f"{row[name]} {name}" for name in ("launches", "uploads", "bytes", "waits"))
         print(f"  {row['tensors']:5} tensors, {row['step']}: {counts}; Python {row['python_us']:.1f} us", flush=True)
     if "text" not in result:
         return {"rows": len(rows)}
@@ -43,28 +43,35 @@ def work(options: Options, argument: Mapping[str, Any], keep: Keep) -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     on_host = importlib.import_module("support.torch_on_host")
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder, on_host.host_torch(Path(folder)) as (_, recording):
+    with tempfile.TemporaryDirectory() as folder, on_host.host_torch(Path(folder)) as (library, recording):
+        library.may_wait = True
         for count in _TENSORS:
             for name, make in _STEPS.items():
                 if options.chosen(f"launches {name}"):
                     rows.append(
-                        {"step": name, "tensors": count, "library": "torch", **_counted(make(count), recording)}
+                        {
+                            "step": name,
+                            "tensors": count,
+                            "library": "torch",
+                            **_counted(make(count), library, recording),
+                        }
                     )
                     keep({"rows": rows})
 
 
-def _counted(step: Callable[[], object], recording: Any) -> dict[str, Any]:
+def _counted(step: Callable[[], object], library: Any, recording: Any) -> dict[str, Any]:
     recording.play()
     for _ in range(_WARMING):
         step()
     recording.clear()
+    waits = library.waits
     step()
     kinds = [entry.kind for entry in recording.entries()]
     found = {
         "launches": kinds.count("launch"),
         "uploads": kinds.count("upload"),
         "bytes": recording.uploaded(),
-        "waits": 0,
+        "waits": library.waits - waits,
     }
     recording.play(running=False)
     times = []
@@ -120,5 +127,6 @@ _STEPS: Mapping[str, Callable[[int], Callable[[], object]]] = {
     "Adam with clipnorm, apply_": lambda count: _step(count, portopt.Adam(clipnorm=1.0)),
     "Adam, apply": lambda count: _pure_step(count, portopt.Adam()),
     "Adam with clipnorm, apply": lambda count: _pure_step(count, portopt.Adam(clipnorm=1.0)),
+    "Prodigy, apply_": lambda count: _step(count, portopt.Prodigy()),
     "Adam, TorchOptimizer": _adapter,
 }

@@ -77,6 +77,6 @@ def explain(
     if isinstance(plan, str):
         return Explanation("checked", (plan,))
     if plan is not None:
-        return Explanation("planned", ("an earlier step was like it",))
+        return Explanation("planned", ("an earlier step was like it", *plan.remarks))
     once = "a second one on the same arrays makes a plan" if in_place else "this one makes a plan"
     return Explanation("checked", (f"no earlier step of this optimizer was like it; {once}",))

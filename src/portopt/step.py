@@ -191,6 +191,17 @@ def do_step(
         _refuse_capture(backend, parameters, reason)
         return _step_from_host(rule, cache, params, grads, state, given, in_place=in_place)
     _refuse_capture(backend, parameters)
+    further = {name: tree for name in rule.inputs if (tree := given.get(name)) is not None}
+    plan_next = functools.partial(
+        _plan_next_step, cache, backend, groups, (params, grads, state), further, parameters, in_place=in_place
+    )
+    if not in_place:
+        plan = plan_next()
+        if plan is not None and plan.does_first:
+            named = {name: value for name, value in given.items() if name not in rule.inputs or value is not None}
+            done = plan.step(rule, params, grads, state, named)
+            if done is not None:
+                return done
     scalars, step = step_scalars(
         rule,
         backend,
@@ -199,9 +210,9 @@ def do_step(
         overrides,
         lambda name, scalars_of: total(backend, name, [(g.program, g.parameters, scalars_of) for g in groups]),
     )
-    # Before this step, which must not fail once it is done.
-    further = {name: tree for name in rule.inputs if (tree := given.get(name)) is not None}
-    _plan_next_step(cache, backend, groups, (params, grads, state), further, parameters, in_place=in_place)
+    if in_place:
+        # Before this step, which must not fail once it is done.
+        plan_next()
     works = [Work(of.program, of, group.parameters) for of, group in zip(scalars, groups, strict=True)]
     results = backend.update(works, in_place=in_place)
     new_scalars = {name: backend.stored_scalar(value) for name, value in scalars[0].outputs().items()}
@@ -359,7 +370,8 @@ def check_step(
             finished_steps(state.step, further=1)
         programs = [group.program for group in grouped_by_program(rule, overrides, checked.parameters, checked.found)]
     else:
-        backend, overrides, programs = plan.backend, rule.check_overrides(overrides), [plan.program]
+        backend, programs = plan.backend, [plan.program]
+        overrides = rule.check_overrides(overrides) if overrides else {}
     if any(map(is_schedule, rates_of(rule, overrides))):
         step_scalars(rule, backend, programs, state, overrides, lambda *_: 1.0)
 
@@ -599,8 +611,8 @@ def _plan_next_step(
     parameters: list[Leaf],
     *,
     in_place: bool,
-) -> None:
-    """Let the backend prepare the next step like this one.
+) -> PlannedStep | None:
+    """Let the backend prepare the next step like this one; return the plan, if one was made.
 
     A step in place is prepared once a second one on the same arrays shows that there is a loop, or if all are on other arrays.
     """
@@ -612,12 +624,14 @@ def _plan_next_step(
         looping = hash((*(group.program for group in groups), *((*ids[:1], *ids[first:]) for ids in arrays)))
         same_arrays = cache.has_seen(looping)
         if not same_arrays and not cache.sees_only_new_arrays:
-            return
+            return None
     elif not cache.expects_repetition():
-        return
+        return None
     plan = _plan(backend, groups, trees, further, parameters, in_place=in_place, same_arrays=same_arrays)
-    if not isinstance(plan, str):
-        cache.add(plan)
+    if isinstance(plan, str):
+        return None
+    cache.add(plan)
+    return plan
 
 
 def _plan(

@@ -83,3 +83,25 @@ def test_planned_pure_step_calls_as_many_functions_however_many_arrays_there_are
     found = calls_of(lambda: optimizer.apply(params, grads, state))
     # As many again for the new arrays and their trees.
     assert len([name for name in found if "<" not in name]) <= 15, found
+
+
+@pytest.mark.needs("numba", "torch")
+@pytest.mark.parametrize("copies", [1, 50])
+@pytest.mark.parametrize(("of_group", "most"), [(4, 40), (2, 80)], ids=["one group", "two groups"])
+def test_step_of_an_optimizer_of_torch_calls_as_many_functions_however_many_parameters_there_are(
+    copies: int, of_group: int, most: int
+) -> None:
+    import torch
+
+    from portopt_torch import TorchOptimizer
+
+    params = [torch.nn.Parameter(torch.ones(shape)) for shape in SHAPES for _ in range(copies)]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    size = of_group * copies
+    groups = [{"params": params[k : k + size], "lr": 0.5**k} for k in range(0, len(params), size)]
+    optimizer = TorchOptimizer(groups, portopt.Nadam())
+    for _ in range(4):
+        optimizer.step()
+    found = calls_of(optimizer.step)
+    assert len([name for name in found if "<" not in name]) <= most, (len(found), found)

@@ -19,6 +19,7 @@ from support.recording_driver import Recording
 from support.torch_on_host import HostTorch, host_torch, to_numpy, to_torch
 
 import portopt
+from portopt.kernels import launch
 from portopt.kernels.cuda import driver
 from portopt.kernels.device_plan import DevicePlan
 from portopt_torch import TorchOptimizer
@@ -102,11 +103,47 @@ def test_planned_steps_have_the_bits_of_the_interpreter(
     optimizer: portopt.Optimizer, played: tuple[HostTorch, Recording]
 ) -> None:
     library, _ = played
-    library.may_wait = has_totals = bool(optimizer.replace(clipnorm=None).program(shape=(3, 4)).totals)
+    library.may_wait = bool(optimizer.replace(clipnorm=None).program(shape=(3, 4)).totals)
     run = Run(optimizer)
     for moved in (False, False, False, True, False):
         run.step(moved=moved)
-    assert run.is_planned != has_totals
+    assert run.is_planned
+
+
+# Totals for which the host waits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_totals_that_host_scalars_need(
+    in_place: bool, played: tuple[HostTorch, Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, recording = played
+    library.may_wait = True
+    # There are more parts than one block combines, and kinds.
+    monkeypatch.setattr(launch, "JOINED", 4)
+    run = Run(portopt.Prodigy(d0=0.01, clipnorm=0.5))
+    run.grads[1] = run.grads[1].double()
+    allocated = 0
+    for moved in (False, False, False, True, False):
+        allocated = library.allocated
+        recording.clear()
+        run.grads = [g.clone() for g in run.grads] if moved else run.grads
+        run.step(in_place=in_place)
+    assert run.is_planned
+    assert library.allocated == allocated or not in_place
+    kernels = recording.kernels()
+    assert kernels.count("update") == 2
+    assert kernels.count("sums_joined") == 3
+    found = portopt.explain(run.optimizer, run.params, run.grads, run.state, in_place=in_place)
+    assert str(found) == "planned: an earlier step was like it; the host waits for totals over all parameters"
+
+
+def test_given_totals_take_the_place_of_computed_ones(played: tuple[HostTorch, Recording]) -> None:
+    played[0].may_wait = True
+    run = Run(portopt.DoG(clipnorm=0.5))
+    for norm in (None, None, None, 4.0, None, 4.0, 8.0, None):
+        run.step(gradient_norm=norm)
+    assert run.is_planned
 
 
 # Steps that make new arrays, and steps on ever other arrays ------------------------------------------------------------
@@ -371,10 +408,10 @@ def test_what_the_driver_refuses_is_an_error_and_done_in_the_next_step(played: t
 def test_autograd_sees_a_step_on_a_device(
     is_found: bool, played: tuple[HostTorch, Recording], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = torch_backend._reader("cpu")
+    reader = torch_backend.reader_on("cpu")
     assert reader is not None
     if not is_found:
-        monkeypatch.setattr(torch_backend, "_reader", lambda device: reader._replace(versions=(0, 0)))
+        monkeypatch.setattr(torch_backend, "reader_on", lambda device: reader._replace(versions=(0, 0)))
     run = Run(portopt.SGD(0.5, momentum=0.9))
     warmed_up(run)
     written = [*run.params, *run.state.slots["moment"]]

@@ -59,6 +59,19 @@ def test_new_steps_values_schedules_and_optimizers_compile_nothing(traces: list[
     assert len(traces) == 2
 
 
+def test_a_first_step_compiles_what_all_steps_run_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend: Any = portopt.get_backend("jax")
+    for name in ("_update_compiled", "_compiled_norm"):
+        monkeypatch.setattr(backend, name, lambda *arguments: pytest.fail("something else was run"), raising=False)
+    optimizer, params = portopt.Nadam(0.1, clipnorm=1.0), tree(0)
+    host, host_state = on_host(params), optimizer.init(on_host(params))
+    state = optimizer.init(params)
+    for _ in range(2):
+        params, state = optimizer.apply(params, params, state)
+        host, host_state = optimizer.apply(host, host, host_state)
+        assert_same_trees(params, host)
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [

@@ -329,11 +329,11 @@ def test_gradient_in_the_memory_of_a_parameter_is_read_before_it_changes() -> No
 
 @pytest.mark.parametrize("is_found", [True, False])
 def test_autograd_sees_a_planned_step(is_found: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    reader = torch_backend._reader("cpu")
+    reader = torch_backend.reader_on("cpu")
     assert reader is not None
     assert reader.versions != (0, 0)
     if not is_found:
-        monkeypatch.setattr(torch_backend, "_reader", lambda device: reader._replace(versions=(0, 0)))
+        monkeypatch.setattr(torch_backend, "reader_on", lambda device: reader._replace(versions=(0, 0)))
     optimizer, params, grads, state = ready(BY_NAME["torch"])
     versions = [t._version for t in (params["a"], state.slots["m"]["b"], grads["a"])]
     state = optimizer.apply_(params, grads, state)

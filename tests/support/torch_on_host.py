@@ -23,6 +23,7 @@ class HostTorch(_cuda.TorchLibrary):
     """Torch on the played device, which waits for nothing unless a test says so."""
 
     may_wait = False
+    waits = 0
     current_stream = STREAM
 
     @property
@@ -60,6 +61,7 @@ class HostTorch(_cuda.TorchLibrary):
 
     def words(self, memory: Any, count: int) -> list[int]:
         assert self.may_wait, "the host waited for the device"
+        self.waits += 1
         return super().words(memory, count)
 
 

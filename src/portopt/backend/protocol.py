@@ -142,6 +142,10 @@ class PlannedStep(Protocol):
     """Whether the steps overwrite parameters and slots."""
     was_used: bool
     """Whether it has done a step."""
+    does_first: bool
+    """Whether it does the step too that it was made in, if that makes new arrays: what it compiles for others is enough then."""
+    remarks: tuple[str, ...]
+    """What else `portopt.explain` says of its steps; a clause each."""
 
     def step(
         self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]

@@ -29,34 +29,40 @@ from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.library import CudaLibrary, Placed
 from portopt.kernels.device_queue import (
     COUNT_OF_NORM,
-    FLOAT,
     IS_CAPTURING,
     NEEDS_BLOCK,
     NORM,
-    OF_KIND,
-    ROUNDED,
     WORD,
     Column,
     Launch,
     Queue,
     ScalarKernel,
 )
+from portopt.kernels.device_totals import (
+    DeviceTotals,
+    PlacedTotals,
+    Rows,
+    TotalOfKind,
+    can_be_found,
+    reduced,
+    reduction_of,
+)
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.host import threads
-from portopt.kernels.host.compiler import default_flush
 from portopt.kernels.host.given import Schedules, changing, same_numbers
-from portopt.kernels.host.kernel import Inputs, Work, host_kernel
+from portopt.kernels.host.kernel import Inputs, Work
 from portopt.kernels.host.look import NOT_BEGUN
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.repeated_step import UNKNOWN_CONTAINERS, RepeatedStep, Trees, parts_of
 from portopt.kernels.host.results import Results
 from portopt.kernels.host.step_inputs import HEAD, StepInputs
 from portopt.kernels.host.watch import Call, Watch, size_of
+from portopt.kernels.host_scalars import HostScalars
 from portopt.kernels.key import KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM, SUM_SQUARES, UPDATE
-from portopt.kernels.norm_dependence import WORDS_OF_PART, GradientNorm, host_program, norm_dependence
+from portopt.kernels.norm_dependence import WORDS_OF_PART, GradientNorm, norm_dependence, with_given_totals
 from portopt.kernels.passes import passes_of
-from portopt.program import Kind, Op, Program
+from portopt.program import Program
 from portopt.protocols import Rule
 from portopt.state import OptimizerState
 
@@ -78,6 +84,7 @@ class DevicePlan(RepeatedStep):
         further: names of further inputs.
         note_written: is told of all written arrays after a step.
         results: of steps that make new arrays; None for steps in place.
+        totals: over all parameters, for which the host waits; None if there are none.
     """
 
     def __init__(
@@ -92,8 +99,12 @@ class DevicePlan(RepeatedStep):
         further: tuple[str, ...],
         note_written: Callable[[list[Any]], object] | None,
         results: Results | None,
+        totals: DeviceTotals | None,
     ) -> None:
         super().__init__(backend, programs, further, results)
+        if totals is not None:
+            self.remarks = ("the host waits for totals over all parameters",)
+        self._totals = totals
         self._library = library
         self._watch = watch
         self._kinds = kinds
@@ -132,8 +143,7 @@ class DevicePlan(RepeatedStep):
             found = self._step_inputs(rule, trees, state, overrides)
             if found is None:
                 return None
-            inputs, norm = found
-            if not self._queue(trees, inputs.buffer_info()[0] + HEAD, finished, stream, norm, call, new):
+            if not self._queue(trees, found, finished, stream, call, new):
                 return None
         if self._watch.late:
             self._watch.late.clear()
@@ -141,7 +151,7 @@ class DevicePlan(RepeatedStep):
         if self.results is not None and new is not None:
             params, slots = self.results.trees(new, params, slots)
         if self._of_state:
-            slots = {**slots, **{name: inputs[k] for name, k in self._of_state.items()}}
+            slots = {**slots, **{name: found.inputs[k] for name, k in self._of_state.items()}}
         return params, OptimizerState(finished, slots)
 
     def fits(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> bool:
@@ -171,8 +181,8 @@ class DevicePlan(RepeatedStep):
 
     def _step_inputs(
         self, rule: Rule, trees: tuple[Any, Any, Any], state: Any, overrides: dict[str, Any]
-    ) -> tuple[array[float], Any] | None:
-        """Return what a step is given, and the norm of the gradients if it is given one; None if this plan cannot do the step."""
+    ) -> _Given | None:
+        """Return what a step is given; None if this plan cannot do the step."""
         if self._kept is not None:
             given, known = self._kept
             inputs = None
@@ -181,7 +191,7 @@ class DevicePlan(RepeatedStep):
             elif (not overrides and not known) or same_numbers(overrides, known):
                 inputs = given.constant or given.of_step(state.slots)
             if inputs is not None:
-                return inputs, None
+                return _Given(inputs)
         try:
             return self._new_inputs(rule, trees, state, overrides)
         except Exception:
@@ -192,7 +202,7 @@ class DevicePlan(RepeatedStep):
 
     def _new_inputs(
         self, rule: Rule, trees: tuple[Any, Any, Any], state: Any, overrides: dict[str, Any]
-    ) -> tuple[array[float], Any] | None:
+    ) -> _Given | None:
         checked = self.checked(rule, overrides)
         if not self.does(rule, checked):
             return None
@@ -200,11 +210,12 @@ class DevicePlan(RepeatedStep):
         # No schedule of a user's is called for a step that another plan does.
         if not scheduled.is_all and self._looked(trees) is None:
             return None
-        scalars, _ = rule.step_scalars(
-            self.backend, list(self.programs), state, checked, lambda name, scalars_of: self._own_norm
-        )
+        unknown: Any = self._own_norm if self._totals is None else 1.0
+        scalars, _ = rule.step_scalars(self.backend, list(self.programs), state, checked, lambda *_: unknown)
         names = [name for name, total in self.program.totals.items() if total.args]
         norms = [of.inputs[name] for of in scalars for name in names if name in of.inputs]
+        if self._totals is not None:
+            norms = []
         if not all(map(self._is_usable, norms)):
             return None
         values = self._inputs.values([of.inputs for of in scalars])
@@ -220,8 +231,9 @@ class DevicePlan(RepeatedStep):
             state=tuple(rule.scalar_slots),
             given=changing(rule, overrides) if scheduled.is_all else {},
         )
-        self._kept = (given, overrides) if scheduled.is_all and norm is None else None
-        return given.first(), norm
+        known = frozenset(names).intersection(checked)
+        self._kept = (given, overrides) if scheduled.is_all and not known else None
+        return _Given(given.first(), norm, known)
 
     def _is_usable(self, norm: Any) -> bool:
         # A number would have to be looked at on the host.
@@ -234,10 +246,9 @@ class DevicePlan(RepeatedStep):
     def _queue(
         self,
         trees: tuple[Any, Any, Any],
-        inputs: int,
+        given: _Given,
         step: int,
         stream: int,
-        norm: GradientNorm | None,
         call: Call | None,
         new: list[Any] | None,
     ) -> bool:
@@ -245,10 +256,9 @@ class DevicePlan(RepeatedStep):
 
         Args:
             trees: of the step.
-            inputs: address of its inputs.
+            given: what it is given.
             step: its number.
             stream: where to queue it.
-            norm: that of the gradients, if the step is given it.
             call: that of a look that found all as it was, if there was one.
             new: the arrays that the step fills, where it makes new ones.
         """
@@ -262,22 +272,38 @@ class DevicePlan(RepeatedStep):
                 if (call := self._looked(trees)) is None:
                     return False
                 placed = self._place(stream, call)
-        queue = placed.queue
-        if self._needs_norm:
-            queue.set_norm(None if norm is None else (self._library.address(norm.words), norm.count))
-        while not watch.look(*trees, inputs, step, call, new, queue.address):
-            outcome = queue.outcome
-            if outcome == NEEDS_BLOCK:
-                with self._device.within():
-                    queue.add_block()
-            elif outcome == NOT_BEGUN:
-                call = watch.mend(call, *trees)
-                if call is None:
+        inputs, norm, known = given
+        at = inputs.buffer_info()[0] + HEAD
+
+        def queued(queue: Queue, made: list[Any] | None) -> bool:
+            nonlocal call
+            while not watch.look(*trees, at, step, call, made, queue.address):
+                outcome = queue.outcome
+                if outcome == NEEDS_BLOCK:
+                    with self._device.within():
+                        queue.add_block()
+                elif outcome == NOT_BEGUN:
+                    call = watch.mend(call, *trees)
+                    if call is None:
+                        return False
+                elif outcome == IS_CAPTURING:
                     return False
-            elif outcome == IS_CAPTURING:
+                else:
+                    self._device.driver.check(outcome)
+            return True
+
+        for totals in placed.totals:
+            if known.issuperset(totals.names):
+                continue
+            if not queued(totals.queue, None):
                 return False
-            else:
-                self._device.driver.check(outcome)
+            for name, value in totals.values(self._library).items():
+                for k in () if name in known else self._inputs.numbers_of(name):
+                    inputs[1 + k] = value
+        if self._needs_norm:
+            placed.queue.set_norm(None if norm is None else (self._library.address(norm.words), norm.count))
+        if not queued(placed.queue, new):
+            return False
         if self._note_written is not None and call is not None:
             self._note_written(call.written)
         return True
@@ -291,7 +317,9 @@ class DevicePlan(RepeatedStep):
                 for kind, addresses in zip(self._kinds, self._addresses(call.table), strict=True)
             ]
             norm, at = library.workspace(WORDS_OF_PART * sum(kind.blocks_of_norm for kind in kinds), number)
-        placed = _Placed(self._queue_of(stream, kinds, at), kinds, norm)
+            words = np.frombuffer(call.table, np.int64)
+            totals = [] if self._totals is None else self._totals.placed(stream, words, self._inputs)
+        placed = _Placed(self._queue_of(stream, kinds, at), kinds, norm, totals)
         while len(self._placed) >= _MOST_STREAMS:
             del self._placed[next(iter(self._placed))]
         self._placed[stream] = placed
@@ -340,38 +368,6 @@ class DevicePlan(RepeatedStep):
         return any(kind.scalars.results for kind in self._kinds)
 
 
-class _Scalars:
-    """The scalars of a program, computed by a function that is compiled for the host, as arguments of its kernels.
-
-    Attributes:
-        kernel: computes them.
-        results: how many are computed on the device, from the norm of the gradients.
-        of_state: which outputs are scalars of the state, by name.
-        given: how arguments of the kernel that computes scalars from the norm are made, each from an output.
-        arguments: those of the kernels of the step.
-    """
-
-    def __init__(self, program: Program, real: str) -> None:
-        split = norm_dependence(program)
-        self.results = len(split.rounded_on_device)
-        of_host = host_program(split)
-        # A kernel has a parameter; this one gets no row of any.
-        load = Op("load", Kind.ARRAY, label="p")
-        whole = Program(of_host.name, (*of_host.ops, load), {"p": len(of_host.ops)}, of_host.scalar_outputs)
-        self.kernel = host_kernel(whole, KernelKey((("p", "float64"),), in_place=True, flush=default_flush()))
-        place = {int(name): k for k, name in enumerate(of_host.scalar_outputs)}
-        ops, how = split.program.ops, ROUNDED if real == "float32" else FLOAT
-        self.of_state = {name: place[i] for name, i in split.program.scalar_outputs.items()}
-        self.given = [(OF_KIND[ops[j].kind], place[j]) for j in split.given]
-        self.arguments = [(how, place[j]) for _, j in split.rounded_on_host]
-        self.arguments += [(OF_KIND[ops[j].kind], place[j]) for j in split.unrounded]
-
-    @property
-    def address(self) -> int:
-        """Of what computes them."""
-        return self.kernel.address
-
-
 class _Kind:
     """Parameters that one kernel updates.
 
@@ -398,7 +394,7 @@ class _Kind:
         same_arrays: bool,
     ) -> None:
         self.program = number
-        self.scalars = _Scalars(program, key.compute_dtype)
+        self.scalars = HostScalars(program, key.compute_dtype)
         self.columns = key.columns(program)
         self.changing = [(0, len(self.columns))]
         if same_arrays:
@@ -453,6 +449,20 @@ class _Kind:
         return _PlacedKind(tables[: len(self.names)], gradients, blocks, results_at, known, owners)
 
 
+class _Given(NamedTuple):
+    """What a step is given.
+
+    Attributes:
+        inputs: the memory of its inputs.
+        norm: the norm of the gradients on the device, if that is given.
+        known: the names of totals that are given.
+    """
+
+    inputs: array[float]
+    norm: GradientNorm | None = None
+    known: frozenset[str] = frozenset()
+
+
 class _Placed(NamedTuple):
     """What the device has for steps on a stream.
 
@@ -460,11 +470,13 @@ class _Placed(NamedTuple):
         queue: queues a step.
         kinds: of each kind of parameters.
         norm: memory of the parts of the norm of the gradients.
+        totals: those for which the host waits, in order.
     """
 
     queue: Queue
     kinds: Sequence[_PlacedKind]
     norm: Any
+    totals: Sequence[PlacedTotals]
 
 
 class _PlacedKind:
@@ -501,7 +513,7 @@ class _Watched:
     address = 0
     stages = None
 
-    def __init__(self, columns: Sequence[str], scalars: _Scalars) -> None:
+    def __init__(self, columns: Sequence[str], scalars: HostScalars) -> None:
         self.columns = columns
         self.inputs = scalars.kernel.inputs
         self.program = scalars.kernel.program
@@ -539,9 +551,11 @@ def make_device_plan(
     devices = {library.device(a) for leaf in arrays for a in leaf.values()}
     if len(devices) > 1:
         return "the arrays are on several devices"
-    for program in set(programs):
-        if (reason := _why_not_planned(program)) is not None:
-            return reason
+    if not all(launch.can_run(program.after_totals) for program in set(programs)):
+        return "no kernel holds all of the program"
+    waits = any(map(_host_waits, set(programs)))
+    if waits and not can_be_found(programs):
+        return "no kernel computes a total over all parameters"
     parts = parts_of(backend, programs, trees, arrays, reader, "on their device")
     if isinstance(parts, str):
         return parts
@@ -549,7 +563,7 @@ def make_device_plan(
     arrays, members = parts.arrays, positions(programs)
     kinds, work = [], []
     for number, (program, chosen) in enumerate(members.items()):
-        after = program.after_totals
+        after = with_given_totals(program.after_totals) if waits else program.after_totals
         for key, _, places in grouped(after, [arrays[i].dtypes for i in chosen], in_place=in_place, flush="where"):
             those = [chosen[place] for place in places]
             leaves = [arrays[i] for i in those]
@@ -561,7 +575,15 @@ def make_device_plan(
             table, watched = np.array(addresses, np.int64), _Watched(kind.columns, kind.scalars)
             work.append(Work(watched, those, table, sizes, 0, number))  # type: ignore[arg-type]  # it is not run
     params, grads, state = trees
-    inputs = Inputs(work)
+    totals = _totals(library, list(members), work, kinds, arrays, device, same_arrays=same_arrays) if waits else {}
+    if isinstance(totals, str):
+        return totals
+    of_totals = [
+        Work(_Watched(kind.columns, kind.scalars), (), None, None, 0, kind.number)  # type: ignore[arg-type]  # it is not run
+        for _, kinds_of_total in totals.values()
+        for kind in kinds_of_total
+    ]
+    inputs = Inputs([*work, *of_totals])
     results = None if in_place else parts.results(backend, reader, programs)
     watch = Watch(
         reader, (params, grads, state.slots), parts.scalar_slots, arrays, parts.still, work, inputs, same_arrays=same_arrays,
@@ -570,18 +592,56 @@ def make_device_plan(
     if not watch.is_possible:
         return UNKNOWN_CONTAINERS
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
-    return DevicePlan(library, backend, shapes, watch, kinds, inputs, device, parts.further, note_written, results)
+    return DevicePlan(
+        library, backend, shapes, watch, kinds, inputs, device, parts.further, note_written, results,
+        DeviceTotals(library, device, totals) if waits else None,
+    )  # fmt: skip
 
 
-def _why_not_planned(program: Program) -> str | None:
-    """Return why kernels cannot do a step for which the host need not wait for the device; None if they can."""
-    after = program.after_totals
-    if not launch.can_run(after):
-        return "no kernel holds all of the program"
-    split = norm_dependence(after)
+def _totals(
+    library: CudaLibrary,
+    programs: Sequence[Program],
+    work: Sequence[Work],
+    kinds: Sequence[_Kind],
+    arrays: Sequence[Leaf],
+    device: int,
+    *,
+    same_arrays: bool,
+) -> dict[str, tuple[str, list[TotalOfKind]]] | str:
+    """Return what finds each total, by name, as `DeviceTotals` has it, or why nothing does.
+
+    Args:
+        library: of the arrays.
+        programs: of the step.
+        work: the parameters of each kind.
+        kinds: of parameters.
+        arrays: of each parameter.
+        device: the device.
+        same_arrays: whether all but what is read are the same arrays in each step.
+    """
+    rows, offset = list[Rows](), 0
+    for item, kind in zip(work, kinds, strict=True):
+        changing = [kind.columns[k] for first, width in kind.changing for k in range(first, first + width)]
+        rows.append(Rows(offset, kind.columns, changing, [arrays[i] for i in item.members]))
+        offset += 8 * kind.rows * len(kind.columns)
+    found: dict[str, tuple[str, list[TotalOfKind]]] = {}
+    numbers = itertools.count(len(programs))
+    for name in dict.fromkeys(name for program in programs for name in program.totals):
+        of_programs = {i: (next(numbers), reduced(program, program.totals[name])) for i, program in enumerate(programs)}
+        own = []
+        for kind, of in zip(kinds, rows, strict=True):
+            number, program = of_programs[kind.program]
+            own.append(TotalOfKind(library, number, program, of, device))
+            if not set(own[-1].columns) <= set(kind.columns):
+                return "no kernel reads an array of which a total over all parameters is"
+        found[name] = reduction_of(programs[0].totals[name]), own
+    return found
+
+
+def _host_waits(program: Program) -> bool:
+    """Tell whether the host needs a total that only the device knows."""
+    split = norm_dependence(program.after_totals)
     of_host = [*split.program.scalar_outputs.values(), *split.unrounded]
     norms = [op for op in program.totals.values() if op.args]
     of_gradients = all(op.name == "total_norm" and program.ops[op.args[0]].reads == "g" for op in norms)
-    if of_gradients and len(norms) <= 1 and not any(map(split.needs_norm, of_host)):
-        return None
-    return "the host waits for totals over all parameters"
+    return not of_gradients or len(norms) > 1 or any(map(split.needs_norm, of_host))

@@ -31,7 +31,7 @@ _BYTES = {ROUNDED: 4, FLOAT: 8, INTEGER: 8, TRUTH: 1, WORD: 8}
 NORM, COUNT_OF_NORM = 3, 4
 """The words of the record with the address of the parts of the norm and with their number."""
 _STREAM, _CONTEXT, _OWN_NORM, _ASKED = 2, 5, 6, 7
-_PROGRAMS, _COLUMNS, _LAUNCHES, _FUNCTIONS = 8, 10, 12, 14
+_PROGRAMS, _COLUMNS, _LAUNCHES, _FUNCTIONS = 9, 11, 13, 15
 _FUNCTIONS_USED = (
     "cuStreamIsCapturing",
     "cuCtxGetCurrent",
@@ -245,6 +245,7 @@ class Queue:
         columns: the addresses that may change.
         launches: the kernels in order.
         norm: address of the parts of the norm that the steps find, and their number.
+        writes: whether kernels write parameters and slots.
 
     Attributes:
         address: of the record.
@@ -258,6 +259,8 @@ class Queue:
         columns: Sequence[Column],
         launches: Sequence[Launch],
         norm: tuple[int, int],
+        *,
+        writes: bool = True,
     ) -> None:
         self._device = device
         self._own_norm = norm
@@ -275,7 +278,7 @@ class Queue:
         self._words = array(
             "q",
             [
-                _compiled(), DONE, stream, *norm, device.context, 1, 0,
+                _compiled(), DONE, stream, *norm, device.context, 1, 0, int(writes),
                 _at(of_programs), len(programs), _at(of_columns), len(columns), _at(of_launches), len(launches), *addresses, 0,
             ],
         )  # fmt: skip

@@ -49,9 +49,10 @@ _PROTOTYPES = {
         ctypes.c_int, _POINTER, _POINTER,
         _POINTER, _POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER, _POINTER, *[_INTEGER] * 4,
     ),
-    # Looks at Python objects, so it holds the GIL.
+    # They look at Python objects, so they hold the GIL.
     "watch": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 9),
     "queue": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 4),
+    "containers": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 4),
     "numbers": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 5),
     "lines": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 9),
     "part": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER),
@@ -153,7 +154,7 @@ def compile_kernel(program: Program, key: KernelKey) -> Any:
 def compile_function(source: str, prototype: str) -> Any:
     """Return the function called `kernel` in a source, of the named prototype, as ctypes calls it.
 
-    All but `"watch"` run without the GIL.
+    All but `"watch"` and `"containers"` run without the GIL.
     """
     with _lock:
         cache_key = {**_environment(), "source": source}

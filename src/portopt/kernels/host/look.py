@@ -51,6 +51,8 @@ OUTCOME = 1
 """The word of a queue that says how a step went: `DONE`, `NOT_BEGUN` if anything is not as it was, or what the queue's function
 says."""
 DONE, NOT_BEGUN = 0, -1
+WRITES = 8
+"""The word of a queue that says whether it writes the arrays."""
 _MANY = 1 << 30
 """An object with fewer references than this has a plain count of them, whatever the version of Python; others Python counts."""
 WORDS_AT_ONCE = 8
@@ -485,7 +487,7 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
         call_6(pointer_to_int64(queue)[0], place, place, queue, table, inputs, step)
         call_1(context[34], state)
         is_done = pointer_to_int64(queue)[{OUTCOME}] == {DONE}
-        if is_done and context[54] != 0:
+        if is_done and context[54] != 0 and pointer_to_int64(queue)[{WRITES}]:
             count_writes(written, context)
         if call == 0:
             let_go(written, context[35], context)

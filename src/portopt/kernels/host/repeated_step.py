@@ -30,6 +30,9 @@ class RepeatedStep:
         results: of steps that make new arrays; None for steps in place.
     """
 
+    does_first = False
+    remarks: tuple[str, ...] = ()
+
     def __init__(
         self, backend: Backend, programs: Mapping[Program, Shape], further: tuple[str, ...], results: Results | None
     ) -> None:

@@ -450,6 +450,8 @@ SIGNATURES = {
     "norm_stages": types.void(_count, _count, _addresses, _addresses, _count, _count, _values, *[_count] * 4),
     # (context, params, grads, slots, inputs, step, call, new, queue)
     "watch": types.void(_addresses, *[_count] * 8),
+    # (context, objects...)
+    "containers": types.void(_addresses, *[_count] * 3),
     # (given, table, inputs, step, with_totals)
     "numbers": types.void(*[_count] * 5),
     # (record, table, inputs, step)

@@ -1,0 +1,324 @@
+"""Repeated steps of a `TorchOptimizer`: what was found out in the last one is not found out again.
+
+A model may have a thousand parameters, and Python takes longer to look at each of their gradients and states than kernels take
+for a step. So two functions are compiled, like the look of a planned step (`portopt.kernels.host.look`): one reads the gradients
+where torch keeps them, and compares containers with what they held in the last step; the other one writes the number of the step
+into the states. Neither runs Python code between its first comparison and its last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import operator
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from portopt.kernels.host import compiler, threads
+from portopt_torch._backend import reader_on
+from portopt_torch._layout import elsewhere, find_gradient
+
+_LOOK_SOURCE = '''"""Read the gradients of parameters, and compare lists and dicts with what they held."""
+
+
+def gradient_of(parameter, context):
+    """Return a new reference to the gradient of a parameter, or to None; 0 if an error was raised."""
+    if context[2]:
+        kept = pointer_to_int64(pointer_to_int64(parameter)[context[3]])[context[4]]
+        found = context[6]
+        if kept != 0:
+            found = pointer_to_int64(kept)[context[5]]
+        if found == context[6]:
+            call_1(context[8], context[0])
+            return context[0]
+        item = pointer_to_int64(found)[context[7]]
+        # The lowest bit says that torch keeps the object alive, and not the object torch's own.
+        if item != 0 and item & 1 == 0:
+            call_1(context[8], item)
+            return item
+    return object_of_call_2(context[9], parameter, context[1])
+
+
+def kernel(context, gradients, unused1, unused2):
+    """Put the gradients of all that move into lists; raise an error if anything is not as it was."""
+    # First, for an attribute may run code that changes the containers.
+    found = pointer_to_int64(pointer_to_int64(gradients)[3])
+    parameters = pointer_to_int64(context[11])
+    counts = pointer_to_int64(context[12])
+    k = 0
+    for batch in range(context[13]):
+        for i in range(counts[batch]):
+            item = gradient_of(parameters[k], context)
+            if item == 0:
+                fail()
+                return
+            call_3(context[10], found[batch], i, item)
+            if item == context[0]:
+                fail()
+                return
+            k += 1
+    for still in range(context[14]):
+        item = gradient_of(parameters[k + still], context)
+        if item != 0:
+            call_1(context[23], item)
+        if item != context[0]:
+            fail()
+            return
+    expected = pointer_to_int64(context[19])
+    for number in range(context[15]):
+        known = pointer_to_int64(context[16] + 24 * number)
+        container = pointer_to_int64(known[0])
+        if container[2] != known[1]:
+            fail()
+            return
+        items = pointer_to_int64(container[3])
+        for i in range(known[1]):
+            if items[i] != expected[known[2] + i]:
+                fail()
+                return
+    counted = pointer_to_int64(context[20])
+    place = context[22]
+    cursor = pointer_to_int64(place)
+    for number in range(context[17]):
+        known = pointer_to_int64(context[18] + 24 * number)
+        if pointer_to_int64(known[0])[2] != known[1]:
+            fail()
+            return
+        cursor[0] = 0
+        for i in range(known[1]):
+            if call_4(context[21], known[0], place, place + 8, place + 16) == 0:
+                fail()
+                return
+            value = expected[known[2] + 2 * i + 1]
+            if value & 1:
+                value = counted[value >> 1]
+            if cursor[1] != expected[known[2] + 2 * i] or (value != 0 and cursor[2] != value):
+                fail()
+                return
+'''
+_COUNT_SOURCE = '''"""Give all dicts of a list the same values for the same keys."""
+
+
+def kernel(context, dicts, keys, values):
+    """Set the values of keys that are there; the second word of the context is the address of `PyDict_SetItem`."""
+    of = pointer_to_int64(pointer_to_int64(dicts)[3])
+    names = pointer_to_int64(pointer_to_int64(keys)[3])
+    given = pointer_to_int64(pointer_to_int64(values)[3])
+    for i in range(pointer_to_int64(dicts)[2]):
+        for k in range(pointer_to_int64(keys)[2]):
+            call_3(context[1], of[i], names[k], given[k])
+'''
+_FEW = 4
+"""So many dicts are changed as fast by Python."""
+_ANY = 0
+"""What is expected of a value that no step looks at."""
+
+
+class RepeatedStep:
+    """What must be as it was for a step to be done on the same batches as the last one.
+
+    All containers and what they are expected to hold are kept alive, so that no other object can take the place of one.
+
+    Args:
+        groups: the optimizer's list of groups.
+        state: the optimizer's dict of states.
+        batches: those that move: parameters, their states, and under which names these have what; a step changes the values of
+            the `counted` names, to those that `counts` returns.
+        still: the parameters that had no gradient.
+    """
+
+    def __init__(self, groups: Any, state: Any, batches: Sequence[Any], still: Sequence[Any]) -> None:
+        self.groups, self.state, self._batches = groups, state, batches
+        parameters = [p for batch in batches for p in batch.parameters]
+        lists, dicts = _Containers(), _Containers()
+        lists.add(groups, groups)
+        self._lists = [group["params"] for group in groups]
+        for of_group in self._lists:
+            lists.add(of_group, of_group)
+        dicts.add(state, [x for item in state.items() for x in item])
+        counted = 0
+        for batch in batches:
+            places = {name: 2 * (counted + k) + 1 for k, name in enumerate(batch.counted)}
+            counted += len(places)
+            for entry in batch.states:
+                words = [
+                    w for n, x in entry.items() for w in (id(n), places.get(n, id(x) if n in batch.slots else _ANY))
+                ]
+                dicts.add(entry, list(entry.items()), words)
+        self._counted = array("q", bytes(8 * counted))
+        self._scratch = array("q", bytes(24))
+        moved = array("q", map(id, [*parameters, *still]))
+        counts = array("q", [len(batch.parameters) for batch in batches])
+        expected = lists.expected + dicts.expected
+        tables = lists.table(0), dicts.table(len(lists.expected))
+        layout, api = find_gradient(), ctypes.pythonapi
+        functions = api.Py_IncRef, api.PyObject_GetAttr, api.PyList_SetItem, api.PyDict_Next, api.Py_DecRef
+        hold, get, set_item, get_next, release = map(threads.address_of, functions)
+        self._context = array("q", [
+            id(None), id(_GRAD), int(layout is not None), *(layout or [0] * 5), hold, get, set_item,
+            _at(moved), _at(counts), len(counts), len(still),
+            len(lists.sizes), _at(tables[0]), len(dicts.sizes), _at(tables[1]), _at(expected),
+            _at(self._counted), get_next, _at(self._scratch), release,
+        ])  # fmt: skip
+        self._address, self._place = _at(self._context), _at(self._scratch)
+        self._counts = list(counts)
+        self._keep_alive = lists, dicts, parameters, still, moved, counts, expected, tables
+        self._look = _compiled_look()
+
+    def gradients(self, groups: Any, state: Any) -> list[list[Any]] | None:
+        """Return the gradients of each batch; None if anything is not as it was."""
+        if groups is not self.groups or state is not self.state:
+            return None
+        if not all(map(operator.is_, map(_PARAMETERS, groups), self._lists)):
+            return None
+        k, counted = 0, self._counted
+        for batch in self._batches:
+            for value in batch.counts():
+                counted[k] = id(value)
+                k += 1
+        found = [[None] * n for n in self._counts]
+        # What the function returns, or says when it fails, goes to the first two.
+        at = self._place
+        return None if self._look(at, at, self._address, id(found), 0, 0) else found
+
+
+class _Containers:
+    """Lists or dicts with what they are expected to hold."""
+
+    def __init__(self) -> None:
+        self.sizes: list[tuple[Any, int]] = []
+        self.expected = array("q")
+        self._starts: list[int] = []
+        self._keep_alive: list[Any] = []
+
+    def add(self, container: Any, held: Iterable[Any], words: Iterable[int] | None = None) -> None:
+        """Expect a container to hold these objects, or for which these words stand."""
+        held = list(held)
+        self.sizes.append((container, len(container)))
+        self._starts.append(len(self.expected))
+        self.expected.extend(map(id, held) if words is None else words)
+        self._keep_alive.append(held)
+
+    def table(self, start: int) -> array[int]:
+        """Return three words for each container: where it is, its size, and where its words are, the first ones' place given."""
+        return array(
+            "q",
+            [w for (c, n), k in zip(self.sizes, self._starts, strict=True) for w in (id(c), n, start + k)],
+        )
+
+
+def put(dicts: list[dict[str, Any]], keys: list[str], values: list[Any]) -> None:
+    """Give all dicts the same values for keys that they have."""
+    if len(dicts) < _FEW or not is_possible():
+        for entry in dicts:
+            entry.update(zip(keys, values, strict=True))
+    else:
+        _put_compiled(dicts, keys, values)
+
+
+def _put_compiled(dicts: list[dict[str, Any]], keys: list[str], values: list[Any]) -> None:
+    at = _at(_set_item())
+    _compiled_count()(at, at, at, id(dicts), id(keys), id(values))
+
+
+@functools.cache
+def is_possible() -> bool:
+    """Tell whether the compiled functions read this Python and this torch aright, tried on known parameters."""
+    if not compiler.available() or reader_on("cpu") is None:
+        return False
+    return elsewhere(_works)
+
+
+def _works() -> bool:
+    first, used, known, without = (torch.nn.Parameter(torch.ones(n, device="cpu")) for n in (3, 2, 5, 4))
+    first.grad, used.grad, known.grad = (torch.zeros(n, device="cpu") for n in (3, 2, 5))
+    used.grad = None
+    state: Any = defaultdict(dict)
+    parameters = [first, known]
+    for p in parameters:
+        state[p] = {"step": 1, "m": p, "other": 1.0}
+    batch = _Known(parameters, [state[p] for p in parameters])
+    groups = [{"params": [first, used, known, without]}]
+    step = RepeatedStep(groups, state, [batch], [used, without])
+    found = step.gradients(groups, state)
+    if found is None or list(map(id, found[0])) != list(map(id, (first.grad, known.grad))):
+        return False
+    state[known]["other"] = 2.0
+    if step.gradients(groups, state) is None:
+        return False
+    _put_compiled([state[p] for p in parameters], ["step"], [1234567])
+    batch.count = state[known]["step"]
+    if batch.count != 1234567 or state[first] != {"step": 1234567, "m": first, "other": 1.0}:
+        return False
+    if step.gradients(groups, state) is None:
+        return False
+
+    def without_gradient() -> None:
+        known.grad = None
+
+    changes = [
+        lambda: state[known].update(m=used),
+        lambda: state[known].update(step=int("1234567")),
+        lambda: state.update({used: {}}),
+        lambda: groups[0]["params"].pop(),
+        without_gradient,
+    ]
+    return all(_is_noticed(change, step, groups, state) for change in changes)
+
+
+def _is_noticed(change: Any, step: RepeatedStep, groups: Any, state: Any) -> bool:
+    before = [list(group["params"]) for group in groups], {p: dict(entry) for p, entry in state.items()}
+    gradients = {p: p.grad for group in groups for p in group["params"]}
+    change()
+    noticed = step.gradients(groups, state) is None
+    for group, parameters in zip(groups, before[0], strict=True):
+        group["params"][:] = parameters
+    for p in list(state):
+        if p not in before[1]:
+            del state[p]
+        else:
+            state[p].update(before[1][p])
+    for p, g in gradients.items():
+        p.grad = g
+    return noticed and step.gradients(groups, state) is not None
+
+
+class _Known:
+    """A batch of known parameters."""
+
+    counted = ("step",)
+    slots = ("m",)
+
+    def __init__(self, parameters: Sequence[Any], states: Sequence[Mapping[str, Any]]) -> None:
+        self.parameters, self.states = parameters, states
+        self.count = 1
+
+    def counts(self) -> tuple[Any, ...]:
+        return (self.count,)
+
+
+_GRAD, _PARAMETERS = "grad", operator.itemgetter("params")
+
+
+@functools.cache
+def _set_item() -> array[int]:
+    # What the function returns goes to the first word.
+    return array("q", [0, threads.address_of(ctypes.pythonapi.PyDict_SetItem)])
+
+
+@functools.cache
+def _compiled_look() -> Any:
+    return compiler.compile_function(_LOOK_SOURCE, "containers")
+
+
+@functools.cache
+def _compiled_count() -> Any:
+    return compiler.compile_function(_COUNT_SOURCE, "containers")
+
+
+def _at(buffer: array[int]) -> int:
+    return buffer.buffer_info()[0]
