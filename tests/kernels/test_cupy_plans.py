@@ -111,13 +111,20 @@ def test_arrays_that_are_not_as_they_were_are_told_apart(recording: Recording) -
         to_cupy(np.ones((3, 4), np.float32)),
         OptimizerState(0, {"moment": to_cupy(np.zeros((3, 4), np.float32))}),
     )
-    for _ in range(3):
+    for _ in range(5):
         state = optimizer.apply_(p, g, state)
     (plan,) = optimizer._cache.plans
     assert plan.fits(optimizer, p, g, state, {})
     offset = importlib.import_module("cupy").ndarray((3, 4), "float32", to_cupy(np.ones((7, 4), np.float32)).data + 16)
     assert plan.fits(optimizer, p, offset, state, {})
+    new, memory = importlib.import_module("cupy").ndarray, g.data.mem
+    elsewhere = importlib.import_module("cupy").cuda.UnownedMemory(memory.ptr, 48, memory._owner, 0)
     for wrong in (
+        # Those that begin where the last gradient did.
+        new((4, 3), "float32", g.data),
+        new((12,), "float32", g.data),
+        new((3, 4), "int32", g.data),
+        new((3, 4), "float32", importlib.import_module("cupy").cuda.MemoryPointer(elsewhere, 0)),
         to_cupy(np.ones((4, 3), np.float32)),
         to_cupy(np.ones((3, 4), np.float64)),
         to_cupy(np.ones((3, 4), np.float32), device=0),
@@ -126,3 +133,6 @@ def test_arrays_that_are_not_as_they_were_are_told_apart(recording: Recording) -
     ):
         assert not plan.fits(optimizer, p, wrong, state, {})
     assert not plan.fits(optimizer, to_cupy(np.ones((3, 4), np.float32)), g, state, {})
+    # A step would copy it, which takes a device.
+    assert isinstance(plan, DevicePlan)
+    assert not plan._watch.look(p, new((3, 4), "float32", g.data, order="F"), state.slots)

@@ -343,7 +343,16 @@ def test_gradients_that_lie_otherwise_than_those_of_the_plan_are_told_apart(
         run.grads = [gradient]
         run.step()
     assert run.optimizer._cache.plans == (plan,)
+    (last,) = run.grads = [torch.zeros(3, 4)]
+    run.step()
+    assert plan.fits(run.optimizer, run.params, run.grads, run.state, {})
+    assert plan.fits(run.optimizer, run.params, [last.as_strided((3, 4), (1, 3))], run.state, {})
     for gradient in (
+        # Those that begin where the last gradient did.
+        last.view(4, 3),
+        last.view(12),
+        last.view(torch.int32),
+        last[:, :3],
         torch.zeros(4, 3),
         torch.zeros(12),
         torch.zeros(3, 4, dtype=torch.int32),

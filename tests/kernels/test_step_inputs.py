@@ -51,7 +51,9 @@ def ready(optimizer: portopt.Optimizer, library: Library, shape: tuple[int, ...]
 
 
 def test_every_ready_made_schedule_is_among_those_tested() -> None:
-    assert {type(s) for s in SCHEDULES} == set(schedules.Schedule.__subclasses__())
+    # Adapters have some of their own.
+    ready_made = {kind for kind in schedules.Schedule.__subclasses__() if kind.__module__ == schedules.__name__}
+    assert {type(s) for s in SCHEDULES} == ready_made
 
 
 @each_planned

@@ -239,6 +239,7 @@ def test_a_job_is_done_again_by_threads_that_begin_with_the_same_parts() -> None
         # None takes a part of the other's.
         both.wait()
         done.append((record[0], threading.get_ident() == threading.main_thread().ident))
+        record[0] = 0  # as the end of a compiled function does
         return 0
 
     part = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)(note)
@@ -246,6 +247,32 @@ def test_a_job_is_done_again_by_threads_that_begin_with_the_same_parts() -> None
     for _ in range(5):
         job.call()()
     assert sorted(done) == [(0, True)] * 5 + [(1, True)] * 5 + [(2, False)] * 5 + [(3, False)] * 5
+
+
+def test_planned_steps_keep_their_job_until_the_number_of_threads_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    portopt.set_num_threads(2)
+    made: list[int] = []
+    new = threads.Job.__init__
+
+    def count(job: threads.Job, passes: Any, at_most: int = 0) -> None:
+        new(job, passes, at_most)
+        made.append(job._words[2])
+
+    monkeypatch.setattr(threads.Job, "__init__", count)
+    optimizer, w = portopt.SGD(1.0), np.zeros(SIZE, np.float32)
+    state = optimizer.init(w)
+    for _ in range(8):
+        state = optimizer.apply_(w, np.ones(SIZE, np.float32), state)
+    planned = len(made)
+    for _ in range(3):
+        state = optimizer.apply_(w, np.ones(SIZE, np.float32), state)
+    assert made == [2] * planned
+    assert planned < 8
+    portopt.set_num_threads(3)
+    for _ in range(3):
+        state = optimizer.apply_(w, np.ones(SIZE, np.float32), state)
+    assert made == [*[2] * planned, 3]
+    assert (w == -14).all()
 
 
 def test_large_work_is_done_by_several_threads() -> None:
