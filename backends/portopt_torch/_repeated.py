@@ -52,6 +52,14 @@ def kernel(context, gradients, unused1, unused2):
     k = 0
     for batch in range(context[13]):
         for i in range(counts[batch]):
+            if context[2] and i + 12 < counts[batch]:
+                # A gradient is found through three objects, each of which lies elsewhere.
+                fetch_line(parameters[k + 12])
+                inner = pointer_to_int64(parameters[k + 8])[context[3]]
+                fetch_line(inner + 8 * context[4])
+                kept = pointer_to_int64(pointer_to_int64(parameters[k + 4])[context[3]])[context[4]]
+                if kept != 0:
+                    fetch_line(kept + 8 * context[5])
             item = gradient_of(parameters[k], context)
             if item == 0:
                 fail()
@@ -85,6 +93,11 @@ def kernel(context, gradients, unused1, unused2):
     cursor = pointer_to_int64(place)
     for number in range(context[17]):
         known = pointer_to_int64(context[18] + 24 * number)
+        # Small dicts lie here and there; the fifth word of one is where its entries are.
+        if number + 8 < context[17]:
+            fetch_line(known[24])
+            fetch_line(pointer_to_int64(known[12])[4])
+            fetch_line(pointer_to_int64(known[12])[4] + 64)
         if pointer_to_int64(known[0])[2] != known[1]:
             fail()
             return
@@ -108,7 +121,12 @@ def kernel(context, dicts, keys, values):
     of = pointer_to_int64(pointer_to_int64(dicts)[3])
     names = pointer_to_int64(pointer_to_int64(keys)[3])
     given = pointer_to_int64(pointer_to_int64(values)[3])
-    for i in range(pointer_to_int64(dicts)[2]):
+    count = pointer_to_int64(dicts)[2]
+    for i in range(count):
+        if i + 8 < count:
+            fetch_line(of[i + 8])
+            fetch_line(pointer_to_int64(of[i + 4])[4])
+            fetch_line(pointer_to_int64(of[i + 4])[4] + 64)
         for k in range(pointer_to_int64(keys)[2]):
             call_3(context[1], of[i], names[k], given[k])
 '''

@@ -688,6 +688,8 @@ def way_of(part: Part, *, in_place: bool) -> Way:
     groups = grouped_by_program(rule, checked.overrides, checked.parameters, checked.found)
     reasons = [backend.why_not_fused(group.program.after_totals, group.parameters) for group in groups]
     found = tuple(dict.fromkeys(reason for reason in reasons if reason is not None))
+    if _is_capturable(backend, state):
+        return Way(found, "steps of a capturable state are checked in full where no graph repeats them")
     for plan in cache.plans if in_place else cache.pure_plans:
         if plan.fits(rule, params, grads, state, dict(overrides)):
             return Way(found, plan)

@@ -173,6 +173,7 @@ def test_several_graphs_and_kinds_of_parameters_share_a_state(played: tuple[Host
         for a, w in zip(params, expected, strict=True):
             assert_same_bits(to_numpy(a), to_numpy(w))
     assert optimizer.from_capturable(state).slots["m_schedule"] == wanted.slots["m_schedule"]
+    assert "capturable" in str(portopt.explain(optimizer, params, graphs[0][1], state))
     back = optimizer.to_capturable(params, wanted)
     assert (int(back.step), float(back.slots["m_schedule"])) == (4, wanted.slots["m_schedule"])
 

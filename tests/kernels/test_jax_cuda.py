@@ -112,3 +112,16 @@ def test_the_trial_finds_nothing_wrong_where_all_is_right_and_says_what_is(
     found = _cuda._found_in_trial()
     played.play()
     assert found == "a step has wrong bits"
+
+
+@pytest.mark.parametrize("donated", [False, True])
+def test_operands_are_overwritten_only_where_xla_need_not_copy_them(donated: bool, played: Recording) -> None:
+    optimizer, p = portopt.SGD(0.1), jnp.ones(5)
+
+    def inside(p: Any, state: Any) -> Any:
+        return jax.lax.fori_loop(0, 2, lambda _, carry: optimizer.apply(carry[0], p, carry[1]), (p, state))
+
+    state = optimizer.init(p)._replace(step=jnp.asarray(0, jnp.int32))
+    jitted = jax.jit(optimizer.apply, donate_argnums=(0,) if donated else ())
+    assert ("operand_index" in jitted.lower(p, p + 1, state).as_text()) == donated
+    assert "operand_index" in jax.jit(inside).lower(p, state).as_text()

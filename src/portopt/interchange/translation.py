@@ -109,7 +109,7 @@ def to_native(opt: Optimizer, state: OptimizerState, framework: str, params: Any
     """
     translator = _translator(framework)
     correspondence, arguments = matched(translator.vocabulary, framework, opt)
-    return translator.release(correspondence, arguments, opt, state, params)
+    return translator.release(correspondence, arguments, opt, opt.from_capturable(state), params)
 
 
 def _gives_rate(hyperparameters: Mapping[str, Any]) -> bool:
