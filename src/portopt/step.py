@@ -195,13 +195,13 @@ def do_step(
     plan_next = functools.partial(
         _plan_next_step, cache, backend, groups, (params, grads, state), further, parameters, in_place=in_place
     )
-    if not in_place:
-        plan = plan_next()
-        if plan is not None and plan.does_first:
-            named = {name: value for name, value in given.items() if name not in rule.inputs or value is not None}
-            done = plan.step(rule, params, grads, state, named)
-            if done is not None:
-                return done
+    plan = None if in_place else plan_next()
+    if plan is not None and plan.does_first:
+        named = {name: value for name, value in given.items() if name not in rule.inputs or value is not None}
+        done = plan.step(rule, params, grads, state, named)
+        if done is not None:
+            cache.add(plan)
+            return done
     scalars, step = step_scalars(
         rule,
         backend,
@@ -210,9 +210,10 @@ def do_step(
         overrides,
         lambda name, scalars_of: total(backend, name, [(g.program, g.parameters, scalars_of) for g in groups]),
     )
-    if in_place:
-        # Before this step, which must not fail once it is done.
-        plan_next()
+    # Before this step, which must not fail once it is done.
+    plan = plan_next() if in_place else plan
+    if plan is not None:
+        cache.add(plan)
     works = [Work(of.program, of, group.parameters) for of, group in zip(scalars, groups, strict=True)]
     results = backend.update(works, in_place=in_place)
     new_scalars = {name: backend.stored_scalar(value) for name, value in scalars[0].outputs().items()}
@@ -628,10 +629,7 @@ def _plan_next_step(
     elif not cache.expects_repetition():
         return None
     plan = _plan(backend, groups, trees, further, parameters, in_place=in_place, same_arrays=same_arrays)
-    if isinstance(plan, str):
-        return None
-    cache.add(plan)
-    return plan
+    return None if isinstance(plan, str) else plan
 
 
 def _plan(
