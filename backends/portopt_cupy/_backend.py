@@ -51,6 +51,7 @@ class CupyBackend(ArrayAPIBackend):
             lambda arrays: self._is_captured(arrays),
             self.assign,
             _OnDevice,
+            "CuPy calls no cuBLAS, which multiplies its matrices, while a stream is captured",
         )
 
     @property

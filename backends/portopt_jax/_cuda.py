@@ -226,7 +226,7 @@ def _handler_of_step(program: Program, key: KernelKey, source: str, at_once: int
         return _launching.make_launching_handler(
             _functions((words_source(at_once), PUT_WORDS), (source, UPDATE)),
             _addresses(),
-            [("operand", 1)],
+            [("operand", 1)] if program.rounded_scalars else [],
             fixed=2,
             operands=len(key.dtypes),
             results=len(program.array_outputs),

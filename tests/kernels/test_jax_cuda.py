@@ -45,6 +45,13 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
         clear_caches()
 
 
+class WithoutScalars(portopt.Optimizer):
+    """Its kernel is given arrays, and no number."""
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        return p - g, {}
+
+
 def trees(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
     rng = np.random.default_rng(count)
     shapes = [(3, 5), (), (4097,), (0,), (2, 1, 7)]
@@ -66,6 +73,7 @@ def trees(count: int) -> tuple[dict[str, Any], dict[str, Any]]:
         *((portopt.Adam(0.1, clipnorm=1.0), way) for way in ("jit", "donated", "eager", "scan")),
         (portopt.Nadam(0.1), "donated"),
         (portopt.SophiaG(0.1), "jit"),
+        (WithoutScalars(0.1), "jit"),
     ],
     ids=lambda given: given if isinstance(given, str) else type(given).__name__,
 )

@@ -28,6 +28,7 @@ struct Module {
 struct Kernel {
     const Module *module;
     void (*call)(const char *);
+    size_t size;
     std::string name;
 };
 
@@ -234,9 +235,10 @@ int cuModuleLoadData(void **module, const void *image)
 int cuModuleGetFunction(void **function, void *module, const char *name)
 {
     auto *call = (void (*)(const char *))dlsym(((Module *)module)->library, (std::string("packed_") + name).c_str());
-    if (!call)
+    auto *size = (size_t (*)())dlsym(((Module *)module)->library, (std::string("size_") + name).c_str());
+    if (!call || !size)
         return INVALID;
-    *function = new Kernel{(Module *)module, call, name};
+    *function = new Kernel{(Module *)module, call, size(), name};
     return SUCCESS;
 }
 
@@ -297,6 +299,8 @@ int cuLaunchKernel(
         called();
     auto *kernel = (Kernel *)function;
     const std::string arguments((const char *)extra[1], *(size_t *)extra[3]);
+    if (arguments.size() != kernel->size)
+        return INVALID;
     queue({LAUNCH, (long long)(intptr_t)stream, (long long)arguments.size(), blocks, kernel->name.c_str()}, [=] {
         // A block of one thread stays one; a larger one shrinks, which a kernel must not notice.
         if (is_running)

@@ -40,6 +40,13 @@ template <typename... Values> static void call_packed(void (*kernel)(Values...),
     std::tuple<std::decay_t<Values>...> values{taken<std::decay_t<Values>>(arguments, at)...};
     std::apply(kernel, values);
 }
+
+template <typename... Values> static size_t packed_size(void (*)(Values...))
+{
+    size_t at = 0;
+    ((at = (at + alignof(Values) - 1) / alignof(Values) * alignof(Values) + sizeof(Values)), ...);
+    return at;
+}
 """
 STREAM = 7
 """A stream of the played device."""
@@ -138,7 +145,8 @@ class _HostCompiler:
         assert target == "sm_90"
         names = dict.fromkeys(_KERNEL.findall(source))
         calls = [
-            f'extern "C" void packed_{name}(const char *arguments) {{ call_packed({name}, arguments); }}'
+            f'extern "C" void packed_{name}(const char *arguments) {{ call_packed({name}, arguments); }}\n'
+            f'extern "C" size_t size_{name}() {{ return packed_size({name}); }}'
             for name in names
         ]
         return str(compiled("\n".join([source, _PACKED, *calls]), self._directory)).encode() + b"\0"

@@ -25,6 +25,7 @@ from portopt.kernels.norm_dependence import STEP, GradientNorm
 from portopt.kernels.rates import with_rates
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
+from portopt.program.ir import PRODUCTS
 from portopt.scalars import Scalar
 from portopt.schedules import rate_at
 
@@ -39,6 +40,7 @@ class CudaGraphs:
         is_captured: tells of arrays whether what is queued on their devices is being captured.
         assign: writes a number into an array of no axes.
         operations: returns a backend like this one, for which the host waits for no scalar.
+        why_no_products: why the library multiplies no matrices while a stream is captured; None if it does.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class CudaGraphs:
         is_captured: Callable[[Iterable[Any]], bool],
         assign: Callable[[Any, float], object],
         operations: Callable[[], DeviceOperations],
+        why_no_products: str | None = None,
     ) -> None:
         self._backend = backend
         self._library = library
@@ -56,6 +59,7 @@ class CudaGraphs:
         self._is_captured = is_captured
         self._assign = assign
         self._operations = functools.cache(operations)
+        self._why_no_products = why_no_products
 
     def has_number(self, value: Any) -> bool:
         return self._backend.owns(value) and tuple(value.shape) == () and self._runs_kernels(value)
@@ -103,6 +107,9 @@ class CudaGraphs:
             totals = [op for op in program.totals.values() if not program.is_given_or_gradient_norm(op)]
             if totals and not launch.can_run(program.after_totals):
                 return f"no kernel holds all of the program of {program.name}, which has totals over all parameters"
+        multiplies = any(op.name in PRODUCTS for program, _ in programs for op in program.ops)
+        if multiplies and self._why_no_products is not None:
+            return self._why_no_products
         try:
             with_rates(programs[0][0], {str(k): schedule for k, schedule in enumerate(schedules)})
         except ValueError as error:
