@@ -27,12 +27,12 @@ def test_steps_are_those_of_the_interpreter(first: int) -> None:
 
 def stale_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan that does not see that other values are given for a step."""
-    monkeypatch.setattr(plan, "_same_numbers", lambda overrides, others: True)
+    monkeypatch.setattr(plan, "same_numbers", lambda overrides, others: True)
 
 
 def any_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan that does not look at the number of steps."""
-    monkeypatch.setattr(plan.Plan, "_is_for", lambda self, state: not is_interpreted())
+    monkeypatch.setattr(plan.Plan, "is_for", lambda self, state: not is_interpreted())
 
 
 def half_steps(monkeypatch: pytest.MonkeyPatch) -> None:
