@@ -180,6 +180,8 @@ def _escaped(text: str) -> str:
 
 
 def _rounded(value: Any) -> str:
+    if isinstance(value, Mapping) and isinstance(value.get("differs"), str):
+        return f"FAILED: {last_line(value['differs'])}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

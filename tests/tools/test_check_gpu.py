@@ -122,7 +122,9 @@ FOUND = {
         "conformance": {"torch": {"cases": 9, "run": 8, "passed": 7, "failed": 1}, "wrong": 1},
         "semantics": {
             "torch totals": {"found": {"a": "same", "b": "same"}},
-            "torch stream": {"found": {"bits": "same", "returned_ms": 1.25}},
+            "torch stream": {
+                "found": {"bits": "same", "returned_ms": 1.25, "a rule": {"differs": "Traceback\n  /a/path\nE: no"}}
+            },
             "torch graph": {"text": "Traceback\nRuntimeError: a|b"},
             "wrong": ["torch graph"],
         },
@@ -164,7 +166,7 @@ def test_a_page_says_what_the_sections_found(tmp_path: Path) -> None:
         "| torch float32 | 4 | 0 | 1 |",
         "| torch | 9 | 8 | 7 | 1 |",
         "| torch totals | the same bits in 2 cases |",
-        "| torch stream | bits same, returned_ms 1.25 |",
+        "| torch stream | bits same, returned_ms 1.25, a rule FAILED: E: no |",
         "| torch graph | FAILED: RuntimeError: a\\|b |",
         "- operations: KeyError: 'x'",
     ):
