@@ -11,7 +11,7 @@ from fuzzing.episodes import Episode
 from fuzzing.worlds import Difference
 from portopt import step
 from portopt.backend import is_interpreted
-from portopt.kernels.host import plan
+from portopt.kernels.host import plan, repeated_step
 from portopt.trees import STANDARD_TREES
 
 EPISODES = 8
@@ -27,7 +27,7 @@ def test_steps_are_those_of_the_interpreter(first: int) -> None:
 
 def stale_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan that does not see that other values are given for a step."""
-    monkeypatch.setattr(plan, "same_numbers", lambda overrides, others: True)
+    monkeypatch.setattr(repeated_step, "same_numbers", lambda overrides, others: True)
 
 
 def any_state(monkeypatch: pytest.MonkeyPatch) -> None:

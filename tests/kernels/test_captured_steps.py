@@ -395,36 +395,39 @@ def test_the_optimizer_of_torch_is_repeated(rule: portopt.Optimizer, played: tup
             assert_same_bits(to_numpy(a), to_numpy(w))
 
 
+def repeat(
+    captured: Training, beside: Training, recording: Recording, after: Callable[[], None] = lambda: None
+) -> None:
+    """Capture a step, replay it with three sets of gradients, and compare with steps that are not captured."""
+    with recording.capture() as replay:
+        captured.optimizer.step()
+    for seed in (1, 2, 3):
+        for training in (captured, beside):
+            training.new_gradients(seed)
+        replay()
+        beside.step()
+        after()
+    for a, w in zip(captured.parameters, beside.parameters, strict=True):
+        assert_same_bits(to_numpy(a), to_numpy(w))
+
+
 def test_schedulers_fill_the_rate_that_a_graph_reads(played: tuple[HostTorch, Recording]) -> None:
     rule = portopt.SGD(0.5, momentum=0.9)
     captured = Training(rule, capturable=True, lr=torch.tensor(0.5))
     beside = Training(rule, capturable=False, lr=torch.tensor(0.5))
     kinds = [torch.optim.lr_scheduler.ExponentialLR(of.optimizer, 0.5) for of in (captured, beside)]
-    with played[1].capture() as replay:
-        captured.optimizer.step()
-    for seed in (1, 2, 3):
-        for training in (captured, beside):
-            training.new_gradients(seed)
-        replay()
-        beside.step()
+
+    def schedule() -> None:
         for scheduler in kinds:
             scheduler.optimizer._opt_called = True  # type: ignore[attr-defined]  # schedulers warn before a first step
             scheduler.step()
-    for a, w in zip(captured.parameters, beside.parameters, strict=True):
-        assert_same_bits(to_numpy(a), to_numpy(w))
+
+    repeat(captured, beside, played[1], schedule)
 
 
 def test_a_factor_on_a_schedule_is_computed_on_the_device(played: tuple[HostTorch, Recording]) -> None:
     captured, beside = (Training(portopt.SGD(COSINE), capturable=kind, lr=0.5) for kind in (True, False))
-    with played[1].capture() as replay:
-        captured.optimizer.step()
-    for seed in (1, 2, 3):
-        for training in (captured, beside):
-            training.new_gradients(seed)
-        replay()
-        beside.step()
-    for a, w in zip(captured.parameters, beside.parameters, strict=True):
-        assert_same_bits(to_numpy(a), to_numpy(w))
+    repeat(captured, beside, played[1])
 
 
 def test_parameters_that_stand_still_count_apart(played: tuple[HostTorch, Recording]) -> None:

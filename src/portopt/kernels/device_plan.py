@@ -49,7 +49,7 @@ from portopt.kernels.device_totals import (
 )
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.host import threads
-from portopt.kernels.host.given import Schedules, changing, same_numbers
+from portopt.kernels.host.given import Schedules, changing
 from portopt.kernels.host.kernel import Inputs, Work
 from portopt.kernels.host.look import NOT_BEGUN
 from portopt.kernels.host.readers import ArrayReader
@@ -120,8 +120,6 @@ class DevicePlan(RepeatedStep):
         scalars = kinds[0].scalars
         first = 1 + inputs.places[0][1] // 8
         self._of_state = {name: first + k for name, k in scalars.of_state.items()}
-        # Inputs of the last step and the hyperparameters that were given for it.
-        self._kept: tuple[StepInputs, dict[str, Any]] | None = None
 
     def step(
         self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]
@@ -160,14 +158,7 @@ class DevicePlan(RepeatedStep):
             return False
         grads, overrides = split
         with self._lock:
-            if self._kept is None or not same_numbers(overrides, self._kept[1]):
-                try:
-                    if not self.does(rule, self.checked(rule, overrides)):
-                        return False
-                except Exception:
-                    # The full check says so in its order.
-                    return False
-            return self._looked((params, grads, state.slots)) is not None
+            return self.would_do(rule, overrides) and self._looked((params, grads, state.slots)) is not None
 
     def _looked(self, trees: tuple[Any, Any, Any]) -> Call | None:
         """Return a call with the arrays, gradients copied that kernels cannot read as they lie; None if they do not fit."""
@@ -183,15 +174,9 @@ class DevicePlan(RepeatedStep):
         self, rule: Rule, trees: tuple[Any, Any, Any], state: Any, overrides: dict[str, Any]
     ) -> _Given | None:
         """Return what a step is given; None if this plan cannot do the step."""
-        if self._kept is not None:
-            given, known = self._kept
-            inputs = None
-            if overrides and overrides.keys() == given.given.keys():
-                inputs = given.of_step(state.slots, overrides)
-            elif (not overrides and not known) or same_numbers(overrides, known):
-                inputs = given.constant or given.of_step(state.slots)
-            if inputs is not None:
-                return _Given(inputs)
+        found = self.inputs_from_last(state.slots, overrides)
+        if found is not None:
+            return _Given(found[1])
         try:
             return self._new_inputs(rule, trees, state, overrides)
         except Exception:
@@ -232,7 +217,7 @@ class DevicePlan(RepeatedStep):
             given=changing(rule, overrides) if scheduled.is_all else {},
         )
         known = frozenset(names).intersection(checked)
-        self._kept = (given, overrides) if scheduled.is_all and not known else None
+        self.kept = (given, overrides) if scheduled.is_all and not known else None
         return _Given(given.first(), norm, known)
 
     def _is_usable(self, norm: Any) -> bool:

@@ -23,7 +23,7 @@ from portopt.backend import Backend, Leaf
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import default_flush
-from portopt.kernels.host.given import Schedules, changing, same_numbers
+from portopt.kernels.host.given import Schedules, changing
 from portopt.kernels.host.kernel import Inputs, Work, can_run, draws, host_kernel, make_works, places_of, shared_last
 from portopt.kernels.host.norm import GradientTable
 from portopt.kernels.host.norm_stages import MOST_ELEMENTS
@@ -94,8 +94,6 @@ class Plan(RepeatedStep):
         self._runs_at_once = threads.is_small(self._total)
         self._team = team
         self._needs_call = calls_back or not self._runs_at_once
-        # Inputs of the last step and the hyperparameters that were given for it.
-        self._kept: tuple[StepInputs, dict[str, Any]] | None = None
         self._schedules = Schedules(programs, inputs.length)
 
     def step(
@@ -113,14 +111,10 @@ class Plan(RepeatedStep):
                 return None
             grads, overrides = split
         slots, finished = state.slots, state.step + 1
-        kept, call, inputs = self._kept, None, None
-        if kept is not None:
-            given, known = kept
-            if overrides and overrides.keys() == given.given.keys():
-                inputs = given.of_step(slots, overrides)
-            elif (not overrides and not known) or same_numbers(overrides, known):
-                inputs = given.constant or given.of_step(slots)
-        if inputs is None:
+        found, call = self.inputs_from_last(slots, overrides), None
+        if found is not None:
+            given, inputs = found
+        else:
             try:
                 checked = self.checked(rule, overrides)
                 if not self.does(rule, checked):
@@ -140,7 +134,7 @@ class Plan(RepeatedStep):
             if new_inputs is None:
                 return None
             given, inputs = new_inputs, new_inputs.first()
-            self._kept = (given, overrides) if computed.is_all else None
+            self.kept = (given, overrides) if computed.is_all else None
         address = inputs.buffer_info()[0] + HEAD
         results, trees = self.results, (params, grads, slots)
         if self._needs_call:
@@ -185,13 +179,8 @@ class Plan(RepeatedStep):
         if not self.is_for(state) or (split := self.split(grads, overrides)) is None:
             return False
         grads, overrides = split
-        if self._kept is None or not same_numbers(overrides, self._kept[1]):
-            try:
-                if not self.does(rule, self.checked(rule, overrides)):
-                    return False
-            except Exception:
-                # The full check says so in its order.
-                return False
+        if not self.would_do(rule, overrides):
+            return False
         trees = params, grads, state.slots
         return self._watch.look(*trees) or self._looked(trees, 0, 0, None) is not None
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from portopt.backend import Backend, Leaf, is_interpreted, is_set_aside
+from portopt.kernels.host.given import same_numbers
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.host.results import Results
+from portopt.kernels.host.step_inputs import StepInputs
 from portopt.kernels.host.watch import Still
 from portopt.program import Program
 from portopt.protocols import Rule
@@ -28,6 +31,9 @@ class RepeatedStep:
         programs: what the kernels do, each with the shape of a parameter that it is for.
         further: names of further inputs.
         results: of steps that make new arrays; None for steps in place.
+
+    Attributes:
+        kept: the inputs of the last step and the hyperparameters that were given for it; None if another step needs others.
     """
 
     does_first = False
@@ -43,6 +49,7 @@ class RepeatedStep:
         self.was_used = False
         self.programs = programs
         self.results = results
+        self.kept: tuple[StepInputs, dict[str, Any]] | None = None
 
     def is_for(self, state: Any) -> bool:
         """Tell whether steps after a state can be done, and by kernels."""
@@ -67,6 +74,30 @@ class RepeatedStep:
     def does(self, rule: Rule, checked: Mapping[str, Any]) -> bool:
         """Tell whether a step with these hyperparameters does what the kernels do."""
         return all(rule.program(checked, shape) is program for program, shape in self.programs.items())
+
+    def would_do(self, rule: Rule, overrides: dict[str, Any]) -> bool:
+        """Tell whether a step that is given these hyperparameters does what the kernels do; False if one is wrong."""
+        if self.kept is not None and same_numbers(overrides, self.kept[1]):
+            return True
+        try:
+            return self.does(rule, self.checked(rule, overrides))
+        except Exception:
+            # The full check says so in its order.
+            return False
+
+    def inputs_from_last(
+        self, slots: Mapping[str, Any], overrides: dict[str, Any]
+    ) -> tuple[StepInputs, array[float]] | None:
+        """Return the inputs that were kept, and those of this step; None if they must be found anew."""
+        if self.kept is None:
+            return None
+        given, known = self.kept
+        inputs = None
+        if overrides and overrides.keys() == given.given.keys():
+            inputs = given.of_step(slots, overrides)
+        elif (not overrides and not known) or same_numbers(overrides, known):
+            inputs = given.constant or given.of_step(slots)
+        return None if inputs is None else (given, inputs)
 
 
 class Parts(NamedTuple):
@@ -133,9 +164,9 @@ def parts_of(
         if number not in moving
     ]
     given = [(name, leaf.number, array) for leaf in arrays for name, array in leaf.items()]
-    for name, number, array in (*given, *still):
-        if array is not None and not reader.is_plain(array):
-            return _not_plain(backend, params, name, number, array, read, where)
+    for name, number, held in (*given, *still):
+        if held is not None and not reader.is_plain(held):
+            return _not_plain(backend, params, name, number, held, read, where)
     return Parts(list(arrays), still, scalar_slots, further, tuple(kept), definition, len(leaves))
 
 
