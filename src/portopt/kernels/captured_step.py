@@ -78,7 +78,8 @@ class CudaGraphs:
         device = self._backend.describe(like).device
         if not self._runs_kernels(like):
             raise ValueError(
-                f"capturable=True is for arrays on a CUDA device, whose graphs repeat steps, but an array on {device} was given"
+                f"capturable=True is for arrays on a CUDA device, whose graphs repeat steps, but an array on {device} was given; "
+                "it takes a state on the host, capturable=False"
             )
         self._library().prepare_graphs(self._library().device(like))
         return self._backend.from_numpy(np.asarray(value, np.int64 if type(value) is int else np.float64), device)
