@@ -230,7 +230,7 @@ class Optimizer(DeclaredValue):
             >>> opt, w = portopt.SGD(), np.zeros(2)
             >>> opt.to_capturable(w, opt.init(w))
             Traceback (most recent call last):
-            ValueError: a capturable state is for arrays on a CUDA device, ... but arrays of numpy were given
+            ValueError: a capturable state is for arrays on a CUDA device, ... but arrays of numpy were given; ...
         """
         return step.to_capturable(self, params, state)
 

@@ -100,7 +100,7 @@ def to_capturable(rule: Rule, params: object, state: OptimizerState) -> Optimize
     if graphs is None:
         raise ValueError(
             "a capturable state is for arrays on a CUDA device, whose graphs repeat steps, but arrays of "
-            f"{backend.name} were given"
+            f"{backend.name} were given; these take a state on the host, capturable=False"
         )
     if graphs.has_step(state.step):
         return state
