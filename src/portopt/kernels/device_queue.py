@@ -46,8 +46,6 @@ _WORDS = _FUNCTIONS + len(_FUNCTIONS_USED)
 _CAPTURING, _CURRENT, _PUSH, _POP, _QUERY, _COPY, _RECORD, _LAUNCH = range(_FUNCTIONS, _WORDS)
 _PROGRAM_WORDS, _COLUMN_WORDS, _LAUNCH_WORDS = 3, 9, 8
 _IS_KNOWN, _IS_MOVED, _BLOCKS = 4, 6, 7
-_TABLE_WORDS = 6
-"""Of the struct `Table`, with which arguments begin."""
 
 _SOURCE = f'''"""A planned step on a device."""
 
