@@ -30,6 +30,7 @@ from portopt.kernels.cuda.library import CudaLibrary
 from portopt.kernels.device_arithmetic import DeviceOperations
 from portopt.kernels.device_plan import make_device_plan
 from portopt.kernels.host import compiler
+from portopt.kernels.host.readers import reader_over
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program
 from portopt.program.primitives import Primitives
@@ -192,10 +193,11 @@ class CupyBackend(ArrayAPIBackend):
             return "the numbers of a step are computed by a function that numba compiles, and there is none"
         if not parameters:
             return "no parameter has a gradient"
-        reader = importlib.import_module("portopt_cupy._layout").reader(int(parameters[0]["p"].device.id))
-        if reader is None:
+        read, library = importlib.import_module("portopt_cupy._layout").reader, self._library
+        found = {number: read(number) for number in dict.fromkeys(library.device(arrays["p"]) for arrays in parameters)}
+        if None in found.values():
             return "this CuPy keeps its arrays in memory otherwise than the compiled function reads them"
-        given = self._library, self, programs, trees, described(self, parameters), reader
+        given = library, self, programs, trees, described(self, parameters), reader_over(found, library.device)
         return make_device_plan(*given, in_place=in_place, same_arrays=same_arrays)
 
     def memory_range(self, array: Any) -> MemoryRange:
