@@ -88,7 +88,7 @@ class TotalOfKind:
         module = library.module(program, key)
         self.first, self.last = (kernels.function(module, step.name, device) for step in self.passes.passes)
         self.lengths = [self.passes.stages.lengths(tuple(leaf["p"].shape)) for leaf in rows.leaves]
-        self.chunks = [-(-math.prod(lengths) // library.chunk) for lengths in self.lengths]
+        self.chunks = [-(-math.prod(lengths) // library.reduced_chunk) for lengths in self.lengths]
 
     @property
     def width(self) -> int:
@@ -230,7 +230,7 @@ class DeviceTotals:
                 on_root.launches.append(
                     Launch(function, count, [of_parts, at, before, launch.JOINED], (), (), 0, phase=phase)
                 )
-            all_of = (count * library.chunk, *[1] * (len(root.passes.stages.space) - 1))
+            all_of = (count * library.reduced_chunk, *[1] * (len(root.passes.stages.space) - 1))
             row = [*[0] * len(root.columns), *all_of, at, 0]
             placed = library.tables([row], launch.cuts(library, root.passes, [all_of])[1:], root.device)[0]
         owners.append(placed.owner)

@@ -45,7 +45,7 @@ def gradient_norm(library: CudaLibrary, gradients: Sequence[Any]) -> GradientNor
             for dtype, members in positions(map(library.dtype, dense)).items():
                 addresses = [[library.address(dense[i])] for i in members]
                 (table,) = library.tables(
-                    addresses, [([library.size(dense[i]) for i in members], library.chunk)], device
+                    addresses, [([library.size(dense[i]) for i in members], library.reduced_chunk)], device
                 )
                 launches.append((device, library.norm_module(dtype), table, library.blocks_of_norm(table, device)))
                 counts[device] += launches[-1][-1]
@@ -347,7 +347,7 @@ class _Launches(NamedTuple):
 
 
 def _run_passes(library: CudaLibrary, of: _Launches, passes: Passes) -> None:
-    words = [passes.words(lengths, library.chunk) for lengths in of.lengths]
+    words = [passes.words(lengths, library.reduced_chunk) for lengths in of.lengths]
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(words)]).tolist()
     memory, at = library.workspace(starts[-1], of.device)
     rows = [
@@ -392,7 +392,7 @@ def _total_of(library: CudaLibrary, launches: Sequence[_Launches]) -> tuple[Any,
     assert root.passes is not None
     (partial,) = root.passes.partial
     width = words_of(root.passes.stages.program.ops[partial].name)
-    chunks = [[-(-math.prod(lengths) // library.chunk) for lengths in of.lengths] for of in launches]
+    chunks = [[-(-math.prod(lengths) // library.reduced_chunk) for lengths in of.lengths] for of in launches]
     number = sum(map(sum, chunks))
     # The result comes first, then the parts of all parameters as if they were those of one.
     with library.on(root.device):
@@ -422,7 +422,7 @@ def _total_of(library: CudaLibrary, launches: Sequence[_Launches]) -> tuple[Any,
             memory, at = library.workspace(1 + width * number, root.device)
             kernel = SUMS_JOINED if width > 1 else LARGEST_JOINED
             library.call(library.totals_module(), kernel, number, [parts, memory, count, JOINED], root.device)
-        all_of = (number * library.chunk, *[1] * (len(root.passes.stages.space) - 1))
+        all_of = (number * library.reduced_chunk, *[1] * (len(root.passes.stages.space) - 1))
         row = [*[0] * (len(root.addresses[0])), *all_of, at, 0]
         _run_pass(library, root, root.passes, root.passes.passes[1], [row], [all_of])
     return memory, at
