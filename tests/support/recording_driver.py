@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -170,10 +171,12 @@ class _HostCompiler:
 
 @functools.cache
 def _library(directory: Path) -> ctypes.CDLL:
-    target = directory / "recording_driver.so"
-    command = [find_compiler(), "-std=gnu++17", "-O1", "-shared", "-fPIC", "-pthread", str(_SOURCE), "-o", str(target)]
+    # Several processes may do so at once.
+    target, own = directory / "recording_driver.so", directory / f"recording_driver.{os.getpid()}"
+    command = [find_compiler(), "-std=gnu++17", "-O1", "-shared", "-fPIC", "-pthread", str(_SOURCE), "-o", str(own)]
     done = subprocess.run(command, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+    own.replace(target)
     return ctypes.CDLL(str(target))
 
 
