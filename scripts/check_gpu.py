@@ -9,8 +9,9 @@ under --out as it grows: `summary.json`, and a file a section. What is printed i
 their whole text. With `--device cpu` the same code runs on NumPy, torch's and JAX's CPU, which tries the check itself.
 
 Sections: versions, launches (what a step asks of the driver, counted by one that runs nothing), profile (where a step's time on
-the host goes, with warm and with cold caches), host (the kernels' CUDA C, compiled for the host), operations (single operations of each library), timings, semantics (streams, graphs, threads, memory;
-products of matrices and totals of all parameters by themselves), bits (a step on a million words against NumPy), conformance.
+the host goes, with warm and with cold caches), host (the kernels' CUDA C, compiled for the host), operations (single operations
+of each library), timings, semantics (streams, graphs, threads, memory; products of matrices and totals of all parameters by
+themselves), bits (a step on a million words against NumPy), conformance.
 What may end a process runs in one of its own.
 """
 

@@ -1,4 +1,4 @@
-"""Where the time of a step goes on the host: to Python, the look, packing and the driver's calls; with warm caches and with cold ones.
+"""Where the time of a step goes on the host: Python, look, packing, calls of the driver; with warm caches and with cold ones.
 
 Where there is a GPU the steps are on it, elsewhere on the driver that is played. The parts are timed one by one, each as often as
 the whole, so that they add up to it roughly. What an optimizer of torch finds out besides is timed as the groups' values, the
