@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from portopt.arithmetic import HOST
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
+
+if TYPE_CHECKING:
+    from portopt.backend.protocol import Leaf, PlannedStep
 
 
 class DeviceNumber(NamedTuple):
@@ -84,6 +87,25 @@ class Graphs(Protocol):
         Args:
             programs: what the step runs, each with the parameters that it is for.
             schedules: those that give the step's rates.
+        """
+
+    def plan(
+        self,
+        programs: Sequence[Program],
+        trees: tuple[Any, Any, Any],
+        parameters: Sequence[Leaf],
+        overrides: Mapping[str, Any],
+        scalars_of: Callable[[Any, Sequence[tuple[Program, Sequence[Leaf]]]], Sequence[DeviceScalars]],
+    ) -> PlannedStep | str:
+        """Return what does further steps in place like one outside of a graph, as `Backend.plan` does, or why nothing does.
+
+        Args:
+            programs: what the steps run on each parameter.
+            trees: parameters, gradients, or a tuple of these and further inputs, and state.
+            parameters: the arrays of each parameter that has a gradient.
+            overrides: the hyperparameters that are given for the step alone.
+            scalars_of: returns the scalars of the step for each program, given what finds totals, and the programs with their
+                parameters.
         """
 
     def refuse_capture(self, arrays: Iterable[Any], reason: str | None = None) -> None:
