@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from portopt.arithmetic import HOST
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
-
-if TYPE_CHECKING:
-    from portopt.backend.protocol import Leaf, PlannedStep
 
 
 class DeviceNumber(NamedTuple):
@@ -93,11 +90,11 @@ class Graphs(Protocol):
         self,
         programs: Sequence[Program],
         trees: tuple[Any, Any, Any],
-        parameters: Sequence[Leaf],
+        parameters: Sequence[Any],
         overrides: Mapping[str, Any],
-        scalars_of: Callable[[Any, Sequence[tuple[Program, Sequence[Leaf]]]], Sequence[DeviceScalars]],
-    ) -> PlannedStep | str:
-        """Return what does further steps in place like one outside of a graph, as `Backend.plan` does, or why nothing does.
+        scalars_of: Callable[[Any, Sequence[tuple[Program, Sequence[Any]]]], Sequence[DeviceScalars]],
+    ) -> Any:
+        """Return a plan of further steps in place like one outside of a graph, as `Backend.plan` does, or why there is none.
 
         Args:
             programs: what the steps run on each parameter.
