@@ -312,7 +312,8 @@ def _planned_on_device(
             return [scalars for scalars in found if isinstance(scalars, DeviceScalars)]
 
         overrides = {name: value for name, value in given.items() if name not in rule.inputs}
-        return graphs.plan(programs, trees, parameters, overrides, scalars_of)
+        made: PlannedStep | str = graphs.plan(programs, trees, parameters, overrides, scalars_of)
+        return made
 
     return plan
 
