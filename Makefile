@@ -225,8 +225,9 @@ gpu-static: $(INSTALLED) $(XLA_GPU) $(NVRTC_13) ## look at what GPU compilers ma
 	$(COMPILERS)/nvrtc-13/bin/python -m pytest tests/kernels/test_cuda_source.py -k 'ptx or inexact or machine' \
 	    --junitxml=$(RESULTS)/gpu-static-nvrtc.xml $(PYTEST_ARGS)
 
+# With the newest Python that there is: older ones get no new JAX.
 $(XLA_GPU): pyproject.toml
-	$(PYTHON) -m venv --clear $(COMPILERS)/xla
+	$(or $(NEWEST_PYTHON),$(PYTHON)) -m venv --clear $(COMPILERS)/xla
 	$(COMPILERS)/xla/bin/python $(PIP_NEWEST) -e '.[fused]' jax jax-cuda13-plugin ml-dtypes hypothesis pytest pytest-timeout
 	@touch $@
 
