@@ -24,6 +24,7 @@ from portopt.kernels.cuda.source import (
     BLOCKS_PER_MULTIPROCESSOR,
     CHUNK,
     MOST_BLOCKS,
+    REDUCED_CHUNK,
     norm_of_parts_source,
     source_for_inputs_on_device,
     words_source,
@@ -195,7 +196,7 @@ def norm(groups: Sequence[Sequence[Any]], registered: Registered) -> Any:
     with jax.enable_x64(True):
         parts = []
         for gradients in groups:
-            chunks = Chunks([g.size for g in gradients], CHUNK)
+            chunks = Chunks([g.size for g in gradients], REDUCED_CHUNK)
             blocks = min(chunks.number, BLOCKS_PER_MULTIPROCESSOR * known.multiprocessors, MOST_BLOCKS)
             types = [_Array(shape, jnp.int64) for shape in ((len(gradients),), (blocks, WORDS_OF_PART))]
             target = _handler_of_squares(str(gradients[0].dtype), _words_at_once(len(gradients)), registered)

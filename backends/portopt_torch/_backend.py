@@ -70,6 +70,8 @@ class TorchBackend(ArrayAPIBackend):
             lambda tensors: self._is_captured(tensors),
             lambda target, value: target.fill_(value),
             _OnDevice,
+            lambda tensor: self._reader(tensor),
+            _increment_version,
         )
 
     @property
@@ -463,14 +465,20 @@ class TorchBackend(ArrayAPIBackend):
         leaves = described(self, parameters)
         if any(leaf.is_part for leaf in leaves) and not all(p.is_elementwise for p in programs):
             return "results depend on what other processes hold of the parameters"
-        if (reader := reader_on(_text(tensors[0].device))) is None:
-            return "this torch (before 2.10) has no functions in C that say where a tensor lies (DLPack's exchange API)"
+        if isinstance(reader := self._reader(tensors[0]), str):
+            return reader
         if on_device:
             given = self._library, self, programs, trees, leaves, reader, _increment_version()
             return make_device_plan(*given, in_place=in_place, same_arrays=same_arrays)
         return make_plan(
             self, programs, trees, leaves, reader, _increment_version(), in_place=in_place, same_arrays=same_arrays
         )
+
+    def _reader(self, tensor: Any) -> readers.ArrayReader | str:
+        found = reader_on(_text(tensor.device))
+        if found is None:
+            return "this torch (before 2.10) has no functions in C that say where a tensor lies (DLPack's exchange API)"
+        return found
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         detached = [g.detach().resolve_neg() for g in gradients]

@@ -330,7 +330,7 @@ class DevicePlan(RepeatedStep):
                 place = at.tables[0].argument[3] + 8 * kind.rows * column
                 columns.append(Column(offset + 8 * column, 8 * len(kind.columns), known, place, width))
             outputs, scalars, results = self._inputs.places[kind.program][1], kind.scalars, tuple[int, ...]()
-            if at.blocks_of_norm:
+            if at.gradients is not None and at.blocks_of_norm:
                 parts = norm + 8 * WORDS_OF_PART * count
                 of_parts = [*at.gradients.argument, parts, at.blocks_of_norm]
                 of_norm.append(
@@ -392,16 +392,17 @@ class _Kind:
         self._passes = None if program.is_elementwise else passes_of(program)
         self._lengths: list[tuple[int, ...]] = []
         self.elements = sum(sizes)
-        module, of_elements = library.module(program, key), (sizes, library.chunk)
+        module = library.module(program, key)
         if self._passes is None:
-            self.names, self._cut = [UPDATE], [of_elements]
+            self.names, self._cut = [UPDATE], [(sizes, library.chunk)]
         else:
             self._lengths = [self._passes.stages.lengths(tuple(leaf["p"].shape)) for leaf in leaves]
             self.names = [step.name for step in self._passes.passes]
-            self._cut = [*launch.cuts(library, self._passes, self._lengths), of_elements]
+            self._cut = launch.cuts(library, self._passes, self._lengths)
         self.functions = {name: kernels.function(module, name, device) for name in self.names}
         if self.scalars.results:
             self.functions[SCALARS_OF_NORM] = kernels.function(module, SCALARS_OF_NORM, device)
+            self._cut.append((sizes, library.reduced_chunk))
             of_norm = library.norm_module(dict(key.dtypes)["g"])
             self.functions[SUM_SQUARES] = kernels.function(of_norm, SUM_SQUARES, device)
 
@@ -410,7 +411,7 @@ class _Kind:
         library, memory = self._library, None
         rows = addresses
         if self._passes is not None:
-            words = [self._passes.words(lengths, library.chunk) for lengths in self._lengths]
+            words = [self._passes.words(lengths, library.reduced_chunk) for lengths in self._lengths]
             starts = list(itertools.accumulate(words, initial=0))
             memory, at = library.workspace(starts[-1], device)
             rows = [
@@ -421,17 +422,19 @@ class _Kind:
             ]
         tables = library.tables(rows, self._cut, device)
         results, results_at = library.workspace(self.scalars.results, device)
-        # The norm is of one column.
-        chunks, argument, owner = tables[-1]
-        gradients = Placed(
-            chunks, [*argument[:3], argument[3] + 8 * len(rows) * self.columns.index("g"), *argument[4:]], owner
-        )
+        of_norm = self._of_norm(tables[-1]) if self.scalars.results else None
         known = [
             array("q", [row[first + k] for k in range(width) for row in addresses]) for first, width in self.changing
         ]
-        blocks = library.blocks_of_norm(gradients, device) if self.scalars.results else 0
+        blocks = library.blocks_of_norm(of_norm, device) if of_norm is not None else 0
         owners = memory, results
-        return _PlacedKind(tables[: len(self.names)], gradients, blocks, results_at, known, owners)
+        return _PlacedKind(tables[: len(self.names)], of_norm, blocks, results_at, known, owners)
+
+    def _of_norm(self, table: Placed) -> Placed:
+        """Return a table of all columns as one of the gradients, of which the norm is."""
+        chunks, argument, owner = table
+        gradients = argument[3] + 8 * self.rows * self.columns.index("g")
+        return Placed(chunks, [*argument[:3], gradients, *argument[4:]], owner)
 
 
 class _Given(NamedTuple):
@@ -469,8 +472,8 @@ class _PlacedKind:
 
     Attributes:
         tables: of each kernel.
-        gradients: the table of the kernel of the norm.
-        blocks_of_norm: in how many blocks that runs; 0 if the step needs no norm.
+        gradients: the table of the kernel of the norm; None if the step needs no norm.
+        blocks_of_norm: in how many blocks that runs.
         results: where the scalars are that are computed from the norm.
         known: the changing columns as they are there.
     """
@@ -478,7 +481,7 @@ class _PlacedKind:
     def __init__(
         self,
         tables: Sequence[Placed],
-        gradients: Placed,
+        gradients: Placed | None,
         blocks_of_norm: int,
         results: int,
         known: Sequence[array[int]],

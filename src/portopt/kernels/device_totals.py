@@ -87,7 +87,7 @@ class TotalOfKind:
         module = library.module(program, key)
         self.first, self.last = (kernels.function(module, step.name, device) for step in self.passes.passes)
         self.lengths = [self.passes.stages.lengths(tuple(leaf["p"].shape)) for leaf in rows.leaves]
-        self.chunks = [-(-math.prod(lengths) // library.chunk) for lengths in self.lengths]
+        self.chunks = [-(-math.prod(lengths) // library.reduced_chunk) for lengths in self.lengths]
 
     @property
     def width(self) -> int:
@@ -219,7 +219,7 @@ class DeviceTotals:
             queued.owners.append(parts)
             queued.launches.append(Launch(function, count, [of_parts, at, before, launch.JOINED], (), (), 0))
         last = kinds[-1]
-        all_of = (count * library.chunk, *[1] * (len(last.passes.stages.space) - 1))
+        all_of = (count * library.reduced_chunk, *[1] * (len(last.passes.stages.space) - 1))
         row = [*[0] * len(last.columns), *all_of, at, 0]
         placed = library.tables([row], launch.cuts(library, last.passes, [all_of])[1:], number)[0]
         queued.owners.append(placed.owner)

@@ -46,7 +46,7 @@ def gradient_norm(library: CudaLibrary, gradients: Sequence[Any]) -> GradientNor
         launches = []
         for dtype, members in positions(map(library.dtype, dense)).items():
             addresses, sizes = [[library.address(dense[i])] for i in members], [library.size(dense[i]) for i in members]
-            (table,) = library.tables(addresses, [(sizes, library.chunk)], device)
+            (table,) = library.tables(addresses, [(sizes, library.reduced_chunk)], device)
             launches.append((library.norm_module(dtype), table))
         blocks = [library.blocks_of_norm(table, device) for _, table in launches]
         norm = library.new_norm(sum(blocks), device)
@@ -346,7 +346,7 @@ class _Launches(NamedTuple):
 
 
 def _run_passes(library: CudaLibrary, of: _Launches, passes: Passes) -> None:
-    words = [passes.words(lengths, library.chunk) for lengths in of.lengths]
+    words = [passes.words(lengths, library.reduced_chunk) for lengths in of.lengths]
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(words)]).tolist()
     memory, at = library.workspace(starts[-1], of.device)
     rows = [
@@ -391,7 +391,7 @@ def _total_of(library: CudaLibrary, launches: Sequence[_Launches], device: Any) 
     assert last.passes is not None
     (partial,) = last.passes.partial
     width = words_of(last.passes.stages.program.ops[partial].name)
-    chunks = [[-(-math.prod(lengths) // library.chunk) for lengths in of.lengths] for of in launches]
+    chunks = [[-(-math.prod(lengths) // library.reduced_chunk) for lengths in of.lengths] for of in launches]
     number = sum(map(sum, chunks))
     # The result comes first, then the parts of all parameters as if they were those of one.
     memory, at = library.workspace(1 + width * number, device)
@@ -408,7 +408,7 @@ def _total_of(library: CudaLibrary, launches: Sequence[_Launches], device: Any) 
         memory, at = library.workspace(1 + width * number, device)
         kernel = SUMS_JOINED if width > 1 else LARGEST_JOINED
         library.call(library.totals_module(), kernel, number, [parts, memory, count, JOINED], device)
-    all_of = (number * library.chunk, *[1] * (len(last.passes.stages.space) - 1))
+    all_of = (number * library.reduced_chunk, *[1] * (len(last.passes.stages.space) - 1))
     row = [*[0] * (len(last.addresses[0])), *all_of, at, 0]
     _run_pass(library, last, last.passes, last.passes.passes[1], [row], [all_of])
     return memory, at

@@ -15,7 +15,7 @@ from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.graphs import WORDS, graphs_source
 from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.products import products_source
-from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, CHUNK, MOST_BLOCKS, THREADS
+from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, CHUNK, MOST_BLOCKS, REDUCED_CHUNK, THREADS
 from portopt.kernels.cuda.staged_source import chunk_of
 from portopt.kernels.cuda.tables import Chunks, columns_of
 from portopt.kernels.cuda.totals import totals_source
@@ -76,9 +76,11 @@ class CudaLibrary(ABC):
 
     Attributes:
         chunk: how many elements a chunk is, where a kernel has something to do for each.
+        reduced_chunk: how many it is where it is reduced to one part.
     """
 
     chunk = CHUNK
+    reduced_chunk = REDUCED_CHUNK
     chunk_of = staticmethod(chunk_of)
 
     # What libraries of arrays do ------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) sum_squares(
     for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {
         const int row = table.row[chunk];
         const gradient *const g = memory_at<const gradient>(table.address[row]);
-        const long long start = (chunk - table.first_chunk[row]) * CHUNK;
-        const long long end = start + CHUNK < table.size[row] ? start + CHUNK : table.size[row];
+        const long long start = (chunk - table.first_chunk[row]) * REDUCED_CHUNK;
+        const long long end = start + REDUCED_CHUNK < table.size[row] ? start + REDUCED_CHUNK : table.size[row];
         const bool aligned = is_aligned(g);
         const long long beside = aligned ? 1 : blockDim.x;
 #pragma unroll 1

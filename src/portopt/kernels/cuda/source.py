@@ -23,8 +23,10 @@ from portopt.program import GIVEN, Kind, Label, Op, Program, bins
 
 THREADS = 256
 """Threads in a block, and the most that a block may have."""
-CHUNK = 16 * THREADS
-"""Elements that a block works on before it looks for the next ones."""
+CHUNK = 8 * THREADS
+"""Elements that a block works on before it looks for the next ones, where each is done for itself."""
+REDUCED_CHUNK = 16 * THREADS
+"""The same where the block reduces them: a thread of the norm looks at sixteen before it adds their squares."""
 BLOCKS_PER_MULTIPROCESSOR = 4
 """How many blocks a device is given for each of its multiprocessors where each block leaves a part of a result."""
 PLACE = "{0}_four.at[k]"
@@ -120,7 +122,7 @@ def norm_of_parts_source() -> str:
 
 def common_source() -> str:
     """Return what all modules begin with."""
-    constants = {"THREADS": THREADS, "CHUNK": CHUNK}
+    constants = {"THREADS": THREADS, "CHUNK": CHUNK, "REDUCED_CHUNK": REDUCED_CHUNK}
     return "\n".join([*_defines(constants), "", *map(source_file, ("arithmetic.cuh", "table.cuh", "vectors.cuh"))])
 
 

@@ -16,6 +16,7 @@ from portopt.kernels.cuda.source import (
     CHUNK,
     LANGUAGE,
     PLACE,
+    REDUCED_CHUNK,
     common_source,
     from_double,
     functions_source,
@@ -35,7 +36,7 @@ from portopt.program import DRAWS, SUMS, Kind, Program
 
 _FOURTH = "of four"
 """The place of an element in the loop of `loop_of_fours`, in arrays that have all of them."""
-chunk_of = functools.partial(passes.chunk_of, elements=CHUNK)
+chunk_of = functools.partial(passes.chunk_of, elements=CHUNK, reduced=REDUCED_CHUNK)
 
 _LANGUAGE = dataclasses.replace(
     LANGUAGE,
@@ -107,7 +108,7 @@ class _Source(PassWriter):
         for space in self.spaces():
             product = " * ".join(map(length, space)) or "1"
             found.append((size(space), f"const long long {size(space)} = {product};"))
-        chunks = f"({size(self.stages.space)} + CHUNK - 1) / CHUNK"
+        chunks = f"({size(self.stages.space)} + REDUCED_CHUNK - 1) / REDUCED_CHUNK"
         found.append(("chunks_of", f"const long long chunks_of = {chunks};"))
         place = [str(len(self.places))]
         for i in self.passes.partial:
@@ -217,7 +218,7 @@ class _Source(PassWriter):
         return [*self.rounded(step), *self._extent("CHUNK"), *self._each(step, written)]
 
     def _chunks(self, step: Pass) -> list[str]:
-        lines = [*self.rounded(step), *self._extent("CHUNK")]
+        lines = [*self.rounded(step), *self._extent("REDUCED_CHUNK")]
         lines += [self._begun(i) for i in step.reductions]
         lines += self._each(step, {})
         for i in step.reductions:
