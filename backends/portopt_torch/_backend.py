@@ -72,6 +72,8 @@ class TorchBackend(ArrayAPIBackend):
             lambda tensors: self._is_captured(tensors),
             lambda target, value: target.fill_(value),
             _OnDevice,
+            lambda tensor: self._reader([tensor]),
+            _increment_version,
         )
 
     @property
@@ -465,18 +467,22 @@ class TorchBackend(ArrayAPIBackend):
         leaves = described(self, parameters)
         if any(leaf.is_part for leaf in leaves) and not all(p.is_elementwise for p in programs):
             return "results depend on what other processes hold of the parameters"
+        if isinstance(reader := self._reader(tensors), str):
+            return reader
+        if on_device:
+            given = self._library, self, programs, trees, leaves, reader, _increment_version()
+            return make_device_plan(*given, in_place=in_place, same_arrays=same_arrays)
+        return make_plan(
+            self, programs, trees, leaves, reader, _increment_version(), in_place=in_place, same_arrays=same_arrays
+        )
+
+    def _reader(self, tensors: Sequence[Any]) -> readers.ArrayReader | str:
         library = self._library
         found = {number: reader_on(library.place(number)) for number in dict.fromkeys(map(library.device, tensors))}
         known = {number: reader for number, reader in found.items() if reader is not None}
         if len(known) < len(found):
             return "this torch (before 2.10) has no functions in C that say where a tensor lies (DLPack's exchange API)"
-        reader = readers.reader_over(known, library.device)
-        if on_device:
-            given = library, self, programs, trees, leaves, reader, _increment_version()
-            return make_device_plan(*given, in_place=in_place, same_arrays=same_arrays)
-        return make_plan(
-            self, programs, trees, leaves, reader, _increment_version(), in_place=in_place, same_arrays=same_arrays
-        )
+        return readers.reader_over(known, library.device)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         detached = [g.detach().resolve_neg() for g in gradients]
@@ -567,6 +573,7 @@ def reader_on(device: str) -> readers.ArrayReader | None:
         readers.HOST if on_host else readers.cuda_device(place.index),
         memory.find_alike(layout),
         memory.find_versions(),
+        memory.find_gradient_fields(),
     )
 
     def zeros(*shape: int, **options: Any) -> Any:

@@ -285,6 +285,7 @@ class Launch(NamedTuple):
         constants: addresses with which the arguments end.
         outputs: where the outputs of the program are among the inputs of a step, in bytes.
         is_of_norm: whether it finds a part of the norm of the gradients, which is not done if that is given.
+        size: of all arguments in bytes, where the table has them all and is padded; None elsewhere.
         phase: `FINDING`, or `JOINING` if it needs what other devices have found.
     """
 
@@ -295,6 +296,7 @@ class Launch(NamedTuple):
     constants: Sequence[int]
     outputs: int
     is_of_norm: bool = False
+    size: int | None = None
     phase: int = FINDING
 
 
@@ -420,7 +422,7 @@ class Queue:
         arguments = array("q", [*launch.table, *[0] * (at // 8 + 1)])
         arguments = arguments[: -(-at // 8)]
         arguments.extend(launch.constants)
-        size = array("q", [at + 8 * len(launch.constants)])
+        size = array("q", [at + 8 * len(launch.constants) if launch.size is None else launch.size])
         # The marks of a buffer, of its size, and of the end.
         extra = array("q", (1, _at(arguments), 2, _at(size), 0))
         self._keep_alive += [script, arguments, size, extra]
