@@ -569,6 +569,7 @@ def reader_on(device: str) -> readers.ArrayReader | None:
         readers.HOST if on_host else readers.cuda_device(place.index),
         memory.find_alike(layout),
         memory.find_versions(),
+        memory.find_gradient_fields(),
     )
 
     def zeros(*shape: int, **options: Any) -> Any:
