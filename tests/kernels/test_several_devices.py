@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support.bits import Array, assert_same_bits, ordinary
-from support.recording_driver import Recording, device_of
+from support.recording_driver import Recording, device_of, stream_of
 from support.torch_on_host import HostTorch, host_torch, to_numpy, to_torch
 
 import portopt
 from portopt.kernels import launch
+from portopt.kernels.cuda import driver
 from portopt.kernels.device_plan import DevicePlan
+from portopt_torch import TorchOptimizer
 
 SHAPES: tuple[tuple[int, ...], ...] = ((5,), (12, 7), (4100,), (2, 3, 4), ())
 DEVICES = (0, 1, 1, 0, 2)
@@ -142,3 +146,62 @@ def test_totals_for_which_the_host_waits(played: tuple[HostTorch, Recording], mo
         run.step(moved=moved)
     assert run.is_planned
     assert recording.kernels().count("update") == 3
+
+
+def test_the_played_driver_tells_contexts_apart(played: tuple[HostTorch, Recording]) -> None:
+    library, recording = played
+    run = Run(portopt.SGD(0.5), library)
+    first, second = driver.device(0), driver.device(1)
+    table = array("q", [run.params[0].data_ptr()])
+    memory = library.empty((4,), "int64", 1)
+    wrong = [
+        (first, lambda: first.upload(memory.data_ptr(), array("q", [0]), stream_of(0)), "ILLEGAL_ADDRESS"),
+        (second, lambda: second.upload(memory.data_ptr(), table, stream_of(1)), "ILLEGAL_ADDRESS"),
+        (second, lambda: second.upload(memory.data_ptr(), array("q", [0]), stream_of(0)), "INVALID_HANDLE"),
+        (
+            first,
+            lambda: recording.driver.check(recording.driver.record(second.event(), stream_of(0))),
+            "INVALID_HANDLE",
+        ),
+    ]
+    with second.within():
+        event = second.event()
+    second.take_back_events([event])
+    for device, misuse, error in wrong:
+        with device.within(), pytest.raises(RuntimeError, match=error):
+            misuse()
+    with pytest.raises(RuntimeError, match="INVALID_CONTEXT"):
+        first.upload(memory.data_ptr(), array("q", [0]), stream_of(0))
+
+
+def test_a_capture_on_one_of_several_devices_is_refused(played: tuple[HostTorch, Recording]) -> None:
+    library, recording = played
+    run = Run(portopt.Adam(clipnorm=0.5), library)
+    for _ in range(3):
+        run.step()
+    recording.clear()
+    with recording.capture(stream_of(1)), pytest.raises(RuntimeError, match="cannot be captured"):
+        run.optimizer.apply_(run.params, run.grads, run.state)
+    assert not recording.entries()
+    run.compare()
+    run.step()
+
+
+def test_groups_share_a_norm_over_several_devices(played: tuple[HostTorch, Recording]) -> None:
+    run = Run(portopt.Adam(0.1, clipnorm=0.5), played[0])
+    parameters = [torch.nn.Parameter(p.clone()) for p in run.params]
+    for p, device in zip(parameters, DEVICES, strict=True):
+        played[0].put(p.data, device)
+    optimizer = TorchOptimizer([{"params": parameters[:2]}, {"params": parameters[2:]}], run.optimizer.replace())
+    for _ in range(4):
+        run.step(moved=True)
+        for p, g, device in zip(parameters, run.grads, DEVICES, strict=True):
+            p.grad = played[0].put(g.clone(), device)
+        optimizer.step()
+        if run.steps == 1:
+            for p, device in zip(parameters, DEVICES, strict=True):
+                for slot in optimizer.state[p].values():
+                    if isinstance(slot, torch.Tensor):
+                        played[0].put(slot, device)
+    for p, wanted in zip(parameters, run.expected, strict=True):
+        assert_same_bits(to_numpy(p), wanted)
