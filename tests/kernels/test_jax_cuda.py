@@ -40,7 +40,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
         _kernel.register_in_place(_kernel._step, _kernel._lowered_for_cuda, "cpu")
         _kernel.register_in_place(_kernel._norm, _kernel._norm_lowered_for_cuda, "cpu")
         yield found
-        mlir.register_lowering(_kernel._step, _kernel._lowered, platform="cpu")
+        _kernel.register_in_place(_kernel._step, _kernel._lowered, "cpu")
         mlir.register_lowering(_kernel._norm, _kernel._norm_lowered, platform="cpu")
         clear_caches()
 
