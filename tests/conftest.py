@@ -60,6 +60,8 @@ def float64_scalars() -> Iterator[None]:
 def pytest_configure() -> None:
     if problem := absent.check():
         raise pytest.UsageError(problem)
+    # Importing and collecting makes next to no garbage, but much that each collection of garbage would walk through.
+    gc.disable()
 
 
 class LeftOut(pytest.Module):
@@ -87,9 +89,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # What thousands of tests are made of stays to the end; each collection of garbage would walk through it.
+    # What thousands of tests are made of stays to the end.
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 import portopt
 import portopt_torch._optimizer
 from portopt_torch import TorchOptimizer
-from portopt_torch._layout import find_gradient
+from portopt_torch._layout import find_gradient, leave_in_memory
 from portopt_torch._repeated import RepeatedStep, is_possible
 
 SHAPES = ((3, 4), (5,), (), (2, 2), (7,))
@@ -40,14 +40,20 @@ def repeated(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Return a list that gets, for each step that may be a repeated one, whether it was."""
     assert is_possible()  # which tries the class itself
     seen: list[bool] = []
-    gradients = RepeatedStep.gradients
+    gradients, note = RepeatedStep.gradients, RepeatedStep.note
 
     def noted(self: RepeatedStep, *given: Any) -> Any:
         found = gradients(self, *given)
         seen.append(found is not None)
         return found
 
+    def without_objects(self: RepeatedStep, done: bool) -> None:
+        note(self, done)
+        if done:
+            seen.append(True)
+
     monkeypatch.setattr(RepeatedStep, "gradients", noted)
+    monkeypatch.setattr(RepeatedStep, "note", without_objects)
     return seen
 
 
@@ -132,20 +138,49 @@ def test_what_changes_between_two_steps_is_noticed(
 
 
 @pytest.mark.needs("numba")
-def test_gradients_of_the_backward_pass_are_read(repeated: list[bool]) -> None:
+def test_gradients_of_the_backward_pass_are_read_without_objects_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     # torch makes no Python object of them before somebody asks for it.
     params, others = parameters(), parameters()
     optimizer, rule = TorchOptimizer(params, portopt.Adam(0.1)), portopt.Adam(0.1)
-    state = rule.init(others)
-    for _ in range(6):
+    state, asked = rule.init(others), list[object]()
+    monkeypatch.setattr(RepeatedStep, "gradients", lambda *given: asked.append(given))
+    for step in range(8):
         for of in (params, others):
             sum((p * p).sum() for p in of).backward()
+        if step == 4:
+            asked.clear()
         optimizer.step()
         state = rule.apply_(others, [p.grad for p in others], state)
         for p in (*params, *others):
             p.grad = None
-    assert repeated == [True] * 4
+    assert asked == []
     torch_parameters.assert_same(params, others)
+
+
+@pytest.mark.needs("numba")
+def test_gradients_that_no_plan_reads_are_soon_read_as_objects_at_once(repeated: list[bool]) -> None:
+    params = parameters()
+    optimizer = TorchOptimizer(params, portopt.Adam())
+    for step in range(8):
+        give_gradients(params, step)
+        params[0].grad = torch.ones(4, 3).T
+        optimizer.step()
+    assert repeated == [True] * 6
+    assert optimizer._repeated is not None
+    assert optimizer._repeated.needs_gradients
+
+
+@pytest.mark.needs("numba")
+def test_bits_that_torch_does_not_set_say_nothing_of_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    params, asked = parameters(), list[object]()
+    optimizer = TorchOptimizer(params, portopt.Adam())
+    for step in range(8):
+        leave_in_memory(0xFF * (step % 2))
+        give_gradients(params, step)
+        if step == 5:
+            monkeypatch.setattr(RepeatedStep, "gradients", lambda *given: asked.append(given))
+        optimizer.step()
+    assert asked == []
 
 
 @pytest.mark.needs("numba")

@@ -8,21 +8,24 @@ the tables that tell kernels where arrays lie come as kernels' arguments (`porto
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
-from portopt.backend import Backend, DeviceNumber, DeviceScalars, Work, is_interpreted
+from portopt.backend import Backend, DeviceNumber, DeviceScalars, Leaf, Work, is_interpreted
 from portopt.kernels import launch
 from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.cuda.library import CudaLibrary
 from portopt.kernels.cuda.source import NUMBERS, norm_of_parts_source
 from portopt.kernels.device_arithmetic import DeviceOperations
+from portopt.kernels.host import compiler
+from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.names import NORM_OF_PARTS
 from portopt.kernels.norm_dependence import STEP, GradientNorm
 from portopt.kernels.rates import with_rates
+from portopt.kernels.recorded_plan import RecordedPlan, ScalarsOf, make_recorded_plan
 from portopt.program import Program
 from portopt.program.interpreter import StepScalars
 from portopt.program.ir import PRODUCTS
@@ -40,6 +43,8 @@ class CudaGraphs:
         is_captured: tells of arrays whether what is queued on their devices is being captured.
         assign: writes a number into an array of no axes.
         operations: returns a backend like this one, for which the host waits for no scalar.
+        reader: returns how the compiled look reads arrays on the device of one, or why it cannot.
+        note_written: returns what is told of all written arrays after a planned step; None if nobody needs to know.
         why_no_products: why the library multiplies no matrices while a stream is captured; None if it does.
     """
 
@@ -51,6 +56,8 @@ class CudaGraphs:
         is_captured: Callable[[Iterable[Any]], bool],
         assign: Callable[[Any, float], object],
         operations: Callable[[], DeviceOperations],
+        reader: Callable[[Any], ArrayReader | str],
+        note_written: Callable[[], Callable[[list[Any]], object] | None],
         why_no_products: str | None = None,
     ) -> None:
         self._backend = backend
@@ -59,6 +66,8 @@ class CudaGraphs:
         self._is_captured = is_captured
         self._assign = assign
         self._operations = functools.cache(operations)
+        self._reader = reader
+        self._note_written = note_written
         self._why_no_products = why_no_products
 
     def has_number(self, value: Any) -> bool:
@@ -117,6 +126,26 @@ class CudaGraphs:
             return str(error)
         return None
 
+    def plan(
+        self,
+        programs: Sequence[Program],
+        trees: tuple[Any, Any, Any],
+        parameters: Sequence[Leaf],
+        overrides: Mapping[str, Any],
+        scalars_of: ScalarsOf,
+    ) -> RecordedPlan | str:
+        if is_interpreted() or not compiler.available():
+            return "not all of the step is done by kernels"
+        if not parameters:
+            return "no parameter has a gradient"
+        if self._is_captured([leaf["p"] for leaf in parameters]):
+            return "it is being captured in a CUDA graph"
+        reader = self._reader(parameters[0]["p"])
+        if isinstance(reader, str):
+            return reader
+        given = self._library(), self._backend, programs, trees, parameters, overrides, scalars_of, reader
+        return make_recorded_plan(*given, self._note_written())
+
     def refuse_capture(self, arrays: Iterable[Any], reason: str | None = None) -> None:
         if self._is_captured(arrays):
             raise capture_error(reason)
@@ -172,8 +201,8 @@ class CudaGraphs:
 
     def _norm(self, norm: GradientNorm) -> Any:
         library = self._library()
-        device = library.device(norm.words)
+        ((device, words),) = norm.words.items()
         with library.on(device):
             found = library.empty((1,), "float64", device)
-            library.call(norm_of_parts_source(), NORM_OF_PARTS, 1, [norm.words, norm.count, found], device)
+            library.call(norm_of_parts_source(), NORM_OF_PARTS, 1, [words, norm.count, found], device)
         return found.reshape(())
