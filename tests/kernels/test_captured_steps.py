@@ -286,11 +286,11 @@ def test_a_step_with_products_asks_for_no_number(
     assert seen.counted["mul"] + seen.counted["where"] < 40
 
 
-class _Operations(TorchDispatchMode):
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch says nothing of its subclasses
     """Counts torch's operations by name."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.counted: Counter[str] = Counter()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

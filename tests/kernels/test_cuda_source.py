@@ -494,7 +494,7 @@ extern "C" __global__ void read(const Sum *parts, long long count, double *resul
         tmp_path,
     )
     result = np.zeros(1)
-    Kernel(library, "read")((1,), (256,), (found.words, np.int64(found.count), on_view(result)))
+    Kernel(library, "read")((1,), (256,), (found.words[0], np.int64(found.count), on_view(result)))
     return float(result[0])
 
 

@@ -1,7 +1,7 @@
 """Scalars on a device, and array operations that wait for none of them: for programs that no kernel holds.
 
-Scalars are arrays of no axes: those of the step a kernel computes, those of a parameter the library's own operations. Kernels take
-them from there. So a graph can repeat a step that is done product by product.
+Scalars are arrays of no axes: those of the step a kernel computes, those of a parameter the library's own operations. Kernels
+take them from there. So a graph can repeat a step that is done product by product.
 """
 
 from __future__ import annotations
