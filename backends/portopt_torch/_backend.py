@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,7 +32,6 @@ from portopt.interrupts import finish
 from portopt.kernels import launch
 from portopt.kernels import products as gpu_products
 from portopt.kernels.captured_step import CudaGraphs
-from portopt.kernels.cuda.library import CudaLibrary
 from portopt.kernels.device_arithmetic import DeviceOperations
 from portopt.kernels.device_plan import make_device_plan
 from portopt.kernels.host import compiler, joined, kernel, memory, norm, readers, segments, threads, totals, trial
@@ -45,6 +44,9 @@ from portopt.program.interpreter import StepScalars, interpret
 from portopt.program.primitives import Primitives
 from portopt.program.reductions import Reductions
 from portopt.program.segments import Segment
+
+if TYPE_CHECKING:
+    from portopt_torch._cuda import TorchLibrary
 
 COMBINE: ContextVar[Callable[[str, Sequence[Any], Sequence[Any]], Any] | None] = ContextVar(
     "portopt_torch_combine", default=None
@@ -70,7 +72,7 @@ class TorchBackend(ArrayAPIBackend):
             lambda tensors: self._is_captured(tensors),
             lambda target, value: target.fill_(value),
             _OnDevice,
-            lambda tensor: self._reader(tensor),
+            lambda tensor: self._reader([tensor]),
             _increment_version,
         )
 
@@ -379,8 +381,8 @@ class TorchBackend(ArrayAPIBackend):
         return False
 
     @property
-    def _library(self) -> CudaLibrary:
-        found: CudaLibrary = importlib.import_module("portopt_torch._cuda").LIBRARY
+    def _library(self) -> TorchLibrary:
+        found: TorchLibrary = importlib.import_module("portopt_torch._cuda").LIBRARY
         return found
 
     def _runs_kernels(self, tensor: Any) -> bool:
@@ -465,7 +467,7 @@ class TorchBackend(ArrayAPIBackend):
         leaves = described(self, parameters)
         if any(leaf.is_part for leaf in leaves) and not all(p.is_elementwise for p in programs):
             return "results depend on what other processes hold of the parameters"
-        if isinstance(reader := self._reader(tensors[0]), str):
+        if isinstance(reader := self._reader(tensors), str):
             return reader
         if on_device:
             given = self._library, self, programs, trees, leaves, reader, _increment_version()
@@ -474,11 +476,13 @@ class TorchBackend(ArrayAPIBackend):
             self, programs, trees, leaves, reader, _increment_version(), in_place=in_place, same_arrays=same_arrays
         )
 
-    def _reader(self, tensor: Any) -> readers.ArrayReader | str:
-        found = reader_on(_text(tensor.device))
-        if found is None:
+    def _reader(self, tensors: Sequence[Any]) -> readers.ArrayReader | str:
+        library = self._library
+        found = {number: reader_on(library.place(number)) for number in dict.fromkeys(map(library.device, tensors))}
+        known = {number: reader for number, reader in found.items() if reader is not None}
+        if len(known) < len(found):
             return "this torch (before 2.10) has no functions in C that say where a tensor lies (DLPack's exchange API)"
-        return found
+        return readers.reader_over(known, library.device)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         detached = [g.detach().resolve_neg() for g in gradients]

@@ -23,7 +23,7 @@ Totals = Mapping[str, Any] | None
 
 
 class Batch:
-    """Parameters of equal step count, dtype and device.
+    """Parameters of equal step count and dtype, all on the host or all on GPUs; on one GPU if their states count there.
 
     Attributes:
         parameters: the parameters.
@@ -207,7 +207,8 @@ class Batches:
             scalars = (count(name, state[name], capturable=capturable) for name in rule.scalar_slots)
             dtypes = (tensor_of("the state", name, state[name]).dtype for name in slots_of(rule, p))
             finished = count("step", state["step"], capturable=capturable)
-            parts.setdefault((finished, *scalars, p.dtype, p.device, *dtypes), []).append(i)
+            place = p.device if is_count(finished) else p.device.type
+            parts.setdefault((finished, *scalars, p.dtype, place, *dtypes), []).append(i)
         copies += [copy.copy(rule) for _ in range(len(parts) - len(copies))]
         self.rule, self.copies = rule, copies
         self._parameters = list(parameters)

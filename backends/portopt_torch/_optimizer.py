@@ -223,6 +223,11 @@ class TorchOptimizer(torch.optim.Optimizer):
                 backend.graphs.refuse_capture(
                     itertools.chain(*gradients), "a total is over parameters of which other processes hold parts"
                 )
+            if self._capturable and len({batch.parameters[0].device for batch, _, _ in work}) > 1:
+                backend.graphs.refuse_capture(
+                    itertools.chain(*gradients),
+                    "the parameters are on several devices, of which a graph may hold one only: give each device an optimizer",
+                )
             # What moves a scalar of the state is known beforehand, so that an interrupted step can be counted.
             if self.rule.totals or (clips and (len(work) > 1 or any(batch.is_sharded for batch, _, _ in work))):
                 known = {GRADIENT_NORM: gradient_norm([*itertools.chain(*gradients)])} if clips else {}
@@ -249,7 +254,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         """Return whether gradients are clipped by their norm, all gradients, and what is done with each batch."""
         if not self._capturable:
             # Before a batch on another device has moved.
-            backend.graphs.refuse_capture(p for group in self.param_groups for p in group["params"][:1])
+            backend.graphs.refuse_capture(p for group in self.param_groups for p in group["params"])
         states = list(self.state.values())
         if not same(states, self._known_states):
             self._batches.clear()
@@ -278,7 +283,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         known = [batch for of in batches if of is not None for batch in of.batches]
         moving = {p for batch in known for p in batch.parameters}
         still = [p for group in self.param_groups for p in group["params"] if p not in moving]
-        devices = {p.device for p in moving}
+        devices = {frozenset(p.device for p in batch.parameters) for batch in known}
         is_plain = all(type(p) in _PLAIN for p in (*moving, *still))
         if not is_plain or len(devices) != 1 or any(batch.is_sharded for batch in known):
             return None
@@ -287,7 +292,7 @@ class TorchOptimizer(torch.optim.Optimizer):
     def _known_work(self) -> tuple[bool, list[tuple[Batch, Mapping[str, Any]]]] | None:
         """Return what `_new_work` does without gradients, of the batches of the last step; None if groups ask for others.
 
-        They are on one device, so that the first of them refuses to be captured, before any has moved.
+        They are on the same devices, so that the first of them refuses to be captured, before any has moved.
         """
         clips, known = False, []
         for index, group in enumerate(self.param_groups):

@@ -188,7 +188,7 @@ def do_step(
         reason = _why_not_on_device(rule, backend, groups, state, overrides)
         if reason is None:
             return _step_on_device(rule, cache, (params, grads, state), arguments, groups, given, in_place=in_place)
-        _refuse_capture(backend, parameters, reason)
+        _graphs(backend).refuse_capture([state.step, *(leaf["p"] for leaf in parameters)], reason)
         return _step_from_host(rule, cache, params, grads, state, given, in_place=in_place)
     _refuse_capture(backend, parameters)
     further = {name: tree for name in rule.inputs if (tree := given.get(name)) is not None}
@@ -345,9 +345,9 @@ def _graphs(backend: Backend) -> Graphs:
     return backend.graphs
 
 
-def _refuse_capture(backend: Backend, parameters: Sequence[Leaf], reason: str | None = None) -> None:
+def _refuse_capture(backend: Backend, parameters: Sequence[Leaf]) -> None:
     if backend.graphs is not None:
-        backend.graphs.refuse_capture([leaf["p"] for leaf in parameters], reason)
+        backend.graphs.refuse_capture([leaf["p"] for leaf in parameters])
 
 
 def _why_not_on_device(

@@ -201,8 +201,8 @@ class CudaGraphs:
 
     def _norm(self, norm: GradientNorm) -> Any:
         library = self._library()
-        device = library.device(norm.words)
+        ((device, words),) = norm.words.items()
         with library.on(device):
             found = library.empty((1,), "float64", device)
-            library.call(norm_of_parts_source(), NORM_OF_PARTS, 1, [norm.words, norm.count, found], device)
+            library.call(norm_of_parts_source(), NORM_OF_PARTS, 1, [words, norm.count, found], device)
         return found.reshape(())

@@ -21,7 +21,7 @@ from portopt.backend.totals import Totals
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.library import CudaLibrary, Placed
-from portopt.kernels.device_queue import IS_CAPTURING, NEEDS_BLOCK, Column, Launch, Queue
+from portopt.kernels.device_queue import IS_CAPTURING, NEEDS_BLOCK, Column, Launch, OnDevice, Queue
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.host.given import same_numbers
 from portopt.kernels.host.kernel import Inputs
@@ -140,8 +140,7 @@ class RecordedPlan(RepeatedStep):
         while not watch.look(*trees, at, 1, call, None, queue.address):
             outcome = queue.outcome
             if outcome == NEEDS_BLOCK:
-                with device.within():
-                    queue.add_block()
+                queue.add_block()
             elif outcome == NOT_BEGUN:
                 call = watch.mend(call, *trees)
                 if call is None:
@@ -223,7 +222,7 @@ def make_recorded_plan(
     if not watch.is_possible:
         return UNKNOWN_CONTAINERS
     place = number, library.stream(number)
-    queue = Queue(driver.device(number), place[1], [], recorder.columns, recorder.launches, (0, 0))
+    queue = Queue([], [OnDevice(driver.device(number), place[1], recorder.columns, recorder.launches)])
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
     return RecordedPlan(
         library, backend, shapes, watch, queue, state, dict(overrides), place, parts.further, note_written,

@@ -28,10 +28,10 @@ from portopt.kernels.host.kernel import CALL_SOURCE, GROUP_WORDS
 from portopt.kernels.host.readers import NUMPY_FIELDS, OWN_FIELDS
 from portopt.kernels.host.step_inputs import HEAD
 
-ENTRY_WORDS = 11
+ENTRY_WORDS = 12
 """Words that tell the compiled function of an array: where its object and its address are put, what it is for, in which list it
 is, dtype, number of axes, shape, bytes of an element; and of the object that the plan was made with what `is_alike` compares, how
-far from the start of the memory the array begins, and the number of its elements."""
+far from the start of the memory the array begins, the number of its elements, and where `ArrayReader.place` stands."""
 
 _CALL = "".join(
     f"    {line}\n"
@@ -236,7 +236,7 @@ def as_before(entries, first, last, written, gradients, table, context):
     other_kind = context[48]
     at_words = context[50]
     words = context[51]
-    bits = context[64]
+    bits = context[49]
     at_counter = context[54]
     for e in range(first, last):
         later = pointer_to_int64(entries + {8 * ENTRY_WORDS} * min(e + {_AHEAD}, last - 1))
@@ -275,7 +275,6 @@ def own_as_before(entries, first, last, written, gradients, table, context):
     at_memory = context[42]
     at_device = context[43]
     kind = context[47]
-    device = context[49]
     for e in range(first, last):
         later = pointer_to_int64(entries + {8 * ENTRY_WORDS} * min(e + {3 * _AHEAD}, last - 1))
         item = array_of(later, written, gradients)
@@ -300,7 +299,7 @@ def own_as_before(entries, first, last, written, gradients, table, context):
             return e
         if fields[at_shape + 1] - fields[at_shape] != 8 * axes or (fields[at_contiguous] & 0xFFFFFFFF) == 0:
             return e
-        if (pointer_to_int64(data[at_memory])[at_device] & 0xFFFFFFFF) != device:
+        if (pointer_to_int64(data[at_memory])[at_device] & 0xFFFFFFFF) != pointer_to_int64(entry[11])[0]:
             return e
         shape = pointer_to_int64(fields[at_shape])
         expected = pointer_to_int64(entry[6])
@@ -338,7 +337,7 @@ def fits(entry, item, table, context):
         dimensions = (fields[context[37] + 1] - fields[context[37]]) >> 3
         if fields[context[39]] != entry[4] or dimensions != entry[5] or (fields[context[38]] & 0xFFFFFFFF) == 0:
             return False
-        if (pointer_to_int64(data[context[42]])[context[43]] & 0xFFFFFFFF) != context[49]:
+        if (pointer_to_int64(data[context[42]])[context[43]] & 0xFFFFFFFF) != pointer_to_int64(entry[11])[0]:
             return False
         shape = pointer_to_int64(fields[context[37]])
         for axis in range(dimensions):
@@ -349,12 +348,12 @@ def fits(entry, item, table, context):
         inner = pointer_to_int64(pointer_to_int64(item)[context[37]])
         storage = pointer_to_int64(inner[context[41]])
         words = pointer_to_int64(item)[context[37]] + 8 * context[50]
-        if entry[8] != 0 and are_equal(words, entry[8], context[64], context[51]):
+        if entry[8] != 0 and are_equal(words, entry[8], context[49], context[51]):
             address = storage[context[42]] + entry[9]
             size = entry[10]
         else:
             # What stands for a gradient is no object that the library may be asked about.
-            if (inner[context[38]] & context[39]) != context[40] or (context[63] and entry[3]):
+            if (inner[context[38]] & context[39]) != pointer_to_int64(entry[11])[1] or (context[63] and entry[3]):
                 return False
             place = context[19] + 32
             fields = pointer_to_int64(place)
@@ -363,7 +362,7 @@ def fits(entry, item, table, context):
                 return False
             address = fields[0] + fields[5]
             dimensions = fields[2] & 0xFFFFFFFF
-            if fields[1] != context[49] or (fields[2] >> 32) != entry[4] or dimensions != entry[5]:
+            if fields[1] != pointer_to_int64(entry[11])[0] or (fields[2] >> 32) != entry[4] or dimensions != entry[5]:
                 return False
             shape = pointer_to_int64(fields[3])
             for axis in range(dimensions):

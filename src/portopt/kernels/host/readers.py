@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -139,6 +139,51 @@ class ArrayReader(NamedTuple):
     alike: Alike = Alike()
     versions: tuple[int, int] = (0, 0)
     gradients: GradientFields | None = None
+    of: Callable[[Any], ArrayReader] | None = None
+
+    def place(self, array: Any) -> tuple[int, int]:
+        """Return what the look expects of where an array is: its device, and `Layout.expected`."""
+        own = self if self.of is None else self.of(array)
+        return own.device, own.layout.expected if isinstance(own.layout, Layout) else 0
+
+
+def reader_over(readers: Mapping[int, ArrayReader], device: Callable[[Any], int]) -> ArrayReader:
+    """Return how arrays on several devices are read.
+
+    Args:
+        readers: how those on each device are, by its number.
+        device: returns the number of an array's device.
+    """
+    first = next(iter(readers.values()))
+    if len(readers) == 1:
+        return first
+
+    def of(array: Any) -> ArrayReader | None:
+        return readers.get(device(array)) if type(array) in first.kinds else None
+
+    def dense(gradient: Any) -> Any:
+        found = of(gradient)
+        return gradient if found is None else found.dense(gradient)
+
+    def maker(arrays: Sequence[Any]) -> Callable[[], list[Any]]:
+        places = [(number, [k for k, a in enumerate(arrays) if device(a) == number]) for number in readers]
+        makers = [(readers[number].maker([arrays[k] for k in of_device]), of_device) for number, of_device in places]
+
+        def new() -> list[Any]:
+            found = [None] * len(arrays)
+            for make, of_device in makers:
+                for k, made in zip(of_device, make(), strict=True):
+                    found[k] = made
+            return found
+
+        return new
+
+    return first._replace(
+        is_plain=lambda array: (found := of(array)) is not None and found.is_plain(array),
+        dense=dense,
+        maker=maker,
+        of=lambda array: readers[device(array)],
+    )
 
 
 _DLPACK_TYPES = {"float16": (2, 16), "bfloat16": (4, 16), "float32": (2, 32), "float64": (2, 64)}

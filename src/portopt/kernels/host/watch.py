@@ -155,6 +155,7 @@ class Watch:
                 ]
             )  # fmt: skip
         shapes: dict[tuple[int, ...], array[int]] = {}
+        where: dict[tuple[int, int], array[int]] = {}
         templates = _Templates(reader)
         versions = reader.versions if note_written is not None and _are_counted(reader, objects[:held]) else (0, 0)
         self.calls_back = note_written is not None and versions == (0, 0)
@@ -164,8 +165,9 @@ class Watch:
             shape = tuple(a.shape)
             if shape not in shapes:
                 shapes[shape] = array("q", shape or (0,))
-            at_shape, seen = shapes[shape].buffer_info()[0], templates.of(a)
-            return place, offset, kind, of, reader.dtype(a), len(shape), at_shape, _itemsize(a), *seen
+            at_shape, seen, expected = shapes[shape].buffer_info()[0], templates.of(a), reader.place(a)
+            at_place = where.setdefault(expected, array("q", expected)).buffer_info()[0]
+            return place, offset, kind, of, reader.dtype(a), len(shape), at_shape, _itemsize(a), *seen, at_place
 
         entries = list[tuple[int, ...]]()
         for kernel, members, addresses, *_ in work:
@@ -228,10 +230,10 @@ class Watch:
             id(note_written) if self.calls_back else 0, api.save_thread, api.restore_thread,
             held, len(gradients), *(reader.layout or [0] * len(Layout._fields)),
             len(aside), int(gathers), len(aside) + sum(entry[2] == WRITTEN for entry in entries),
-            id(reader.kinds[0]), id(reader.kinds[-1]), reader.device, reader.alike.first, len(reader.alike.bits), id(int),
+            id(reader.kinds[0]), id(reader.kinds[-1]), at(templates.bits), reader.alike.first, len(reader.alike.bits), id(int),
             api.compare_objects,
             *versions, id(self.late), api.append,
-            id(OWN_GRADIENTS), *own_gradients, at(standing) if standing else 0, 0, at(templates.bits),
+            id(OWN_GRADIENTS), *own_gradients, at(standing) if standing else 0, 0,
         ])  # fmt: skip
         self.offsets, self.parts = offsets, parts
         self._table, self._lengths = table, (held, len(gradients))
@@ -241,7 +243,7 @@ class Watch:
         dtypes = [a[n].dtype for a in arrays for n in a]
         self._keep_alive = (
             scripts, written, gradients, known, templates,
-            starts, ends, shapes, words, stack, work, dtypes, note_written, memory, inputs, standing,
+            starts, ends, shapes, where, words, stack, work, dtypes, note_written, memory, inputs, standing,
         )  # fmt: skip
         self._look = compiled_look()
         self._address = at(self._context)
@@ -320,7 +322,7 @@ class _Templates:
         self.bits = array("q", reader.alike.bits)
 
     def of(self, a: Any) -> tuple[int, int, int]:
-        """Return the last three words of an entry; zeros if nothing can be compared."""
+        """Return the words of an entry before the last; zeros if nothing can be compared."""
         layout, (first, bits) = self._reader.layout, self._reader.alike
         count = len(bits)
         if count < WORDS_AT_ONCE or not isinstance(layout, Layout) or len(a.shape) > MOST_AXES:
