@@ -394,7 +394,7 @@ def test_machine_code_is_made() -> None:
         assert nvrtc.compile_source(source, "sm_80")[:4] == b"\x7fELF"
 
 
-@pytest.mark.usefixtures("_nvrtc")
+@pytest.mark.needs("cupy")
 def test_a_product_in_a_capture_keeps_its_sums_in_registers() -> None:
     ptx = nvrtc.compile_source(multiplied_source(), "compute_90").decode()
     # Every sum is exact, so what is contracted is the same.
