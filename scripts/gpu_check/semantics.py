@@ -408,6 +408,27 @@ def _cupy_graph(options: Options) -> Any:
 # Both ---------------------------------------------------------------------------------------------------------------
 
 
+def _counted_on_device(name: str) -> Any:
+    """Eager steps of states whose number is on the device, planned from the third on; gradients are elsewhere in half of them."""
+    backend: Any = portopt.get_backend(name)
+
+    def run(optimizer: Any, start: Any, gradients: Any) -> Any:
+        p, g = ([backend.from_numpy(x, "cuda:0") for x in arrays] for arrays in (start, gradients[0]))
+        state, kept = optimizer.init(p, capturable=True), []
+        for k, arrays in enumerate(gradients):
+            new = [backend.from_numpy(x, "cuda:0") for x in arrays]
+            if k % 2:
+                kept.append(g)
+                g = new
+            else:
+                for target, x in zip(g, new, strict=True):
+                    backend.assign(target, x)
+            state = optimizer.apply_(p, g, state)
+        return [backend.to_numpy(x) for x in p], optimizer.from_capturable(state)
+
+    return _compare_graphs(run)
+
+
 def _threads(name: str, options: Options) -> Any:
     """Four threads, each with a stream and arrays of its own."""
     backend: Any = portopt.get_backend("numpy" if name == "cupy" and not options.on_gpu else name)
@@ -480,6 +501,7 @@ def _cases() -> Iterator[tuple[str, _Case]]:
     yield "torch two streams", _Case(_torch_two_streams, needs_gpu=True)
     yield "torch graph", _Case(_torch_graph, needs_gpu=True)
     yield "torch graph network", _Case(_torch_graph_network, needs_gpu=True)
+    yield "torch counted on the device", _Case(lambda options: _counted_on_device("torch"), needs_gpu=True)
     yield "torch graph time", _Case(_torch_graph_time, needs_gpu=True, alone=True)
     yield "torch threads", _Case(lambda options: _threads("torch", options))
     yield "torch products", _Case(lambda options: compare_products("torch", options))
@@ -489,6 +511,7 @@ def _cases() -> Iterator[tuple[str, _Case]]:
     yield "torch zero gradients", _Case(lambda options: _zero_gradients("torch", options), alone=True)
     yield "cupy stream", _Case(_cupy_stream, needs_gpu=True)
     yield "cupy graph", _Case(_cupy_graph, needs_gpu=True)
+    yield "cupy counted on the device", _Case(lambda options: _counted_on_device("cupy"), needs_gpu=True)
     yield "cupy threads", _Case(lambda options: _threads("cupy", options))
     yield "cupy products", _Case(lambda options: compare_products("cupy", options))
     yield "cupy totals", _Case(lambda options: compare_totals("cupy", options))
