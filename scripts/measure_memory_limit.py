@@ -67,12 +67,17 @@ def main(shapes: str = "one-10M", library: str = "numpy", *rules: str) -> None:
         found, moved = steps(text, shapes, library)
         # Of several, an untimed one comes first: torch's threads do not end their wait for more work within the time of the next.
         counts = [max(2, steps_per_sample(step, SECONDS)) for step in found.values()]
-        taken = dict(zip(found, map(median, alternate(list(found.values()), counts, REPEATS, lambda: None)), strict=True))
+        taken = dict(
+            zip(found, map(median, alternate(list(found.values()), counts, REPEATS, lambda: None)), strict=True)
+        )
         own = taken["step"]
         shares = [f"{name} {taken[name] / own:.2f}" for name in ("additions", "in place", "copy")]
         mode = min(taken.keys() - {"step", "additions", "in place", "copy"}, key=taken.__getitem__)
         shares.append(f"torch.optim {mode} {taken[mode] / own:.2f} ({moved / taken[mode] / 1e9:.1f} GB/s)")
-        print(f"{shapes} {library} {text:8} {duration(own):>8} {moved / own / 1e9:6.1f} GB/s; {', '.join(shares)}", flush=True)
+        print(
+            f"{shapes} {library} {text:8} {duration(own):>8} {moved / own / 1e9:6.1f} GB/s; {', '.join(shares)}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 Usage: python scripts/time_planned_steps.py [numpy | torch]
 
-The arrays are those of mlp-digits, float32. Gradients are of the one sign in one step and of the other in the next: from gradients
-that always point the same way, rules that estimate their rate leave float32 within some dozen steps, and to add up infinities
-takes other time. Printed are medians, of steps in turns in one process, and how many times the first the others take.
+The arrays are those of mlp-digits, float32. Gradients are of the one sign in one step and of the other in the next: from
+gradients that always point the same way, rules that estimate their rate leave float32 within some dozen steps, and to add up
+infinities takes other time. Printed are medians, of steps in turns in one process, and how many times the first the others take.
 """
 
 from __future__ import annotations

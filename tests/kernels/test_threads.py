@@ -23,6 +23,7 @@ from support.elsewhere import Elsewhere
 import portopt
 from portopt.kernels.host import threads
 from portopt.kernels.host.cgroups import cpu_quota
+from portopt.kernels.host.reserve import have_leave
 
 SIZE = 4 * threads.ELEMENTS_PER_THREAD + 1
 
@@ -273,7 +274,7 @@ def test_a_thread_stays_for_further_jobs_until_nothing_comes_or_the_process_fork
     # One that is late in going to sleep may find another in its place.
     assert len(set(found)) < len(found) == 5
     if why == "a fork":
-        threads._before_fork()
+        have_leave()
     deadline = time.monotonic() + 60
     while any(Path(f"/proc/self/task/{thread}").exists() for thread in found):
         assert time.monotonic() < deadline

@@ -1,14 +1,12 @@
 """Threads for large steps.
 
-Kernels run without the GIL on threads of the operating system rather than of an OpenMP runtime of portopt's own: two runtimes in
-one process (torch brings its own) can deadlock or oversubscribe, and GNU's does not survive `fork`. A call is one compiled function,
-which returns when no thread does anything for it any more, so nothing can be raised while they write, and no thread writes later. A
-step of several passes is one call: between them threads wait awake, since to start one takes as long as to update many elements.
-How the elements are split never changes a bit: each is computed alone.
+Kernels run without the GIL on threads of the operating system rather than of an OpenMP runtime of portopt's own: two runtimes
+in one process (torch brings its own) can deadlock or oversubscribe, and GNU's does not survive `fork`. A call is one compiled
+function, which returns when no thread does anything for it any more, so nothing can be raised while they write, and no thread
+writes later. A step of several passes is one call: between them threads wait awake, since to wake one takes as long as to
+update many elements. How the elements are split never changes a bit: each is computed alone.
 
-A thread waits a moment for the next call (`_Reserve`), asleep: to start one takes the caller 40 µs, to wake one 15, and a new one
-often begins on the processor on which its caller is at work, some milliseconds late. Before a fork those without work leave; a
-process that was forked has none of them.
+Threads that have done their part wait a moment for the next call, asleep (`reserve.py`).
 
 A library whose own threads wait awake on every processor lends them (`Team`). There are more parts of the work than threads, so
 that nobody waits long for one that comes late or is slow.
@@ -26,6 +24,26 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
+
+from portopt.kernels.host.reserve import (
+    BEGUN,
+    CLAIM,
+    CLAIMED,
+    CREATE,
+    DETACH,
+    GET_PROCESS,
+    IS_DONE,
+    IS_THERE,
+    LIVE,
+    MOST,
+    NAME,
+    PLACE_WORDS,
+    PROCESS,
+    RESERVE_WORDS,
+    reserve_of,
+    system_functions,
+)
+from portopt.kernels.host.reserve import address_of as address_of
 
 ELEMENTS_PER_THREAD = 1 << 18
 """A thread gets at least so many elements: starting one costs about 50 µs, in which Adam updates this many."""
@@ -46,47 +64,12 @@ _JOB_WORDS, _GIVEN = 2 * _APART, 10
 _DONE, _TAKEN = 8 * _APART, 8 * 2 * _APART
 """Where a pass has the number of parts that are done and, for each thread, of parts taken of those that are its own, in bytes."""
 _THREAD_WORDS, _ANY = 4, -1
-"""Words of a thread: its place, one that the end of its part clears, the job, and the thread's number or that it is any of a team."""
+"""Words of a thread: its place, one that the end of its part clears, the job, and the thread's number or that it is any of a
+team."""
 _SPINS = 1 << 11
 """How often a thread looks whether others are done before it lets the system run something else: some 50 µs."""
 
-# Words of a reserve, after one that the end of a function clears: whose process it is, how many places there are, and functions: what tells the process, starts a thread and lets it
-# go, locks and unlocks, wakes, waits, tells the time and hides signals; what a thread does, and what it does of a job; the signals, and
-# how they are hidden.
-_PROCESS, _MOST, _GET_PROCESS, _CREATE, _DETACH, _LOCK, _UNLOCK, _WAKE, _AWAIT, _CLOCK, _HIDE, _LIVE, _WORK, _SIGNALS, _HOW = range(1, 16)
-_RESERVE_WORDS = 32
-# Words of a place, after one that the end of its thread clears: how many want it, of whom the first has it; whether a thread is there; its
-# job, whether that waits for it, was begun or called off, and is done; the system's name for the thread; a time of two words; the
-# reserve; and what threads wait with.
-_CLAIMED, _IS_THERE, _JOB, _WAITS, _BEGUN, _IS_DONE, _NAME, _TIME, _, _RESERVE = range(1, 11)
-_LOCKED, _WOKEN, _PLACE_WORDS = 16, 32, 48
-_PLACES = 256
-"""Of threads that a reserve has at most. A job looks at twice as many as it wants: who was called off keeps its place until it has come,
-and where many have not, every processor is taken."""
-_STAYS = 1
-"""Seconds for which a thread without work stays."""
-
-_CLAIM = f'''def has_claimed(place):
-    """Take a place if nobody has it; return whether that was so."""
-    if add_for_all(place + {8 * _CLAIMED}, 1) == 0:
-        return True
-    add_for_all(place + {8 * _CLAIMED}, -1)
-    return False
-
-
-def wake(reserve, place, job):
-    """Give the thread of a claimed place a job, or none for it to leave."""
-    own = pointer_to_int64(place)
-    own[{_JOB}] = job
-    own[{_BEGUN}] = 0
-    own[{_IS_DONE}] = 0
-    call_1(reserve[{_LOCK}], place + {8 * _LOCKED})
-    own[{_WAITS}] = 1
-    call_1(reserve[{_UNLOCK}], place + {8 * _LOCKED})
-    call_1(reserve[{_WAKE}], place + {8 * _WOKEN})
-'''
-
-SHARE = f'''{_CLAIM}
+SHARE = f'''{CLAIM}
 
 def share(job):
     """Do all passes of a job, in as many threads as it wants and as there can be; return when all is done."""
@@ -103,40 +86,40 @@ def share(job):
     if words[2] > 1 and words[5] != 0:
         reserve = pointer_to_int64(words[5])
         # Those of a process that was forked are not in the new one.
-        there = min(reserve[{_MOST}], 2 * words[2]) if call_0(reserve[{_GET_PROCESS}]) == reserve[{_PROCESS}] else 0
+        there = min(reserve[{MOST}], 2 * words[2]) if call_0(reserve[{GET_PROCESS}]) == reserve[{PROCESS}] else 0
         number = 0
         while started < words[2] and number < there:
-            place = words[5] + {8 * _RESERVE_WORDS} + {8 * _PLACE_WORDS} * number
+            place = words[5] + {8 * RESERVE_WORDS} + {8 * PLACE_WORDS} * number
             number += 1
             if has_claimed(place):
                 own = pointer_to_int64(place)
                 wake(reserve, place, behind + {8 * _THREAD_WORDS} * started + 8)
-                if own[{_IS_THERE}] == 0:
-                    own[{_IS_THERE}] = 1
-                    if call_4(reserve[{_CREATE}], place + {8 * _NAME}, 0, reserve[{_LIVE}], place) != 0:
-                        own[{_IS_THERE}] = 0
-                        add_for_all(place + {8 * _CLAIMED}, -1)
+                if own[{IS_THERE}] == 0:
+                    own[{IS_THERE}] = 1
+                    if call_4(reserve[{CREATE}], place + {8 * NAME}, 0, reserve[{LIVE}], place) != 0:
+                        own[{IS_THERE}] = 0
+                        add_for_all(place + {8 * CLAIMED}, -1)
                         break
-                    call_1(reserve[{_DETACH}], own[{_NAME}])
+                    call_1(reserve[{DETACH}], own[{NAME}])
                 pointer_to_int64(behind)[{_THREAD_WORDS} * started] = place
                 started += 1
     call_2(words[3], behind + 8, behind + 8)
     for k in range(1, started):
         place = pointer_to_int64(behind)[{_THREAD_WORDS} * k]
         # One that has not come by now is called off, and not waited for.
-        if add_for_all(place + {8 * _BEGUN}, 1) != 0:
+        if add_for_all(place + {8 * BEGUN}, 1) != 0:
             looked = 0
-            while read_of_all(place + {8 * _IS_DONE}) == 0:
+            while read_of_all(place + {8 * IS_DONE}) == 0:
                 looked += 1
                 if looked < {_SPINS} or words[4] == 0:
                     pause()
                 else:
                     call_0(words[4])
-            add_for_all(place + {8 * _CLAIMED}, -1)
+            add_for_all(place + {8 * CLAIMED}, -1)
 '''
 """Source of the function that does a job."""
 
-_SHARE_SOURCE = f'''"""Work shared among threads that end with it."""
+_SHARE_SOURCE = f'''"""Work shared among threads."""
 
 
 {SHARE}
@@ -186,66 +169,6 @@ def kernel():
                 pause()
             else:
                 call_0(job[4])
-'''
-
-_LIVE_SOURCE = f'''"""What a thread of a reserve does."""
-
-
-{_CLAIM}
-
-def is_woken(reserve, place):
-    """Wait for a job; return whether there is one."""
-    own = pointer_to_int64(place)
-    call_1(reserve[{_LOCK}], place + {8 * _LOCKED})
-    if own[{_WAITS}] == 0:
-        call_2(reserve[{_CLOCK}], 0, place + {8 * _TIME})
-        own[{_TIME}] += {_STAYS}
-        while own[{_WAITS}] == 0:
-            if call_3(reserve[{_AWAIT}], place + {8 * _WOKEN}, place + {8 * _LOCKED}, place + {8 * _TIME}) != 0:
-                break
-    found = own[{_WAITS}] != 0
-    own[{_WAITS}] = 0
-    call_1(reserve[{_UNLOCK}], place + {8 * _LOCKED})
-    return found
-
-
-def kernel():
-    """Do what there is to be done, and wait for more; leave if nothing comes, or if told so."""
-    place = first_argument()
-    own = pointer_to_int64(place)
-    reserve = pointer_to_int64(own[{_RESERVE}])
-    call_3(reserve[{_HIDE}], reserve[{_HOW}], reserve[{_SIGNALS}], 0)
-    while True:
-        if is_woken(reserve, place):
-            if add_for_all(place + {8 * _BEGUN}, 1) != 0:
-                add_for_all(place + {8 * _CLAIMED}, -1)
-            elif own[{_JOB}] != 0:
-                call_2(reserve[{_WORK}], own[{_JOB}], own[{_JOB}])
-                add_for_all(place + {8 * _IS_DONE}, 1)
-            else:
-                break
-        elif has_claimed(place):
-            break
-    own[{_IS_THERE}] = 0
-    add_for_all(place + {8 * _CLAIMED}, -1)
-'''
-
-_LEAVE_SOURCE = f'''"""What has threads of a reserve leave that have nothing to do."""
-
-
-{_CLAIM}
-
-def kernel():
-    """Wake them without a job."""
-    address = first_argument()
-    reserve = pointer_to_int64(address)
-    for number in range(reserve[{_MOST}]):
-        place = address + {8 * _RESERVE_WORDS} + {8 * _PLACE_WORDS} * number
-        if has_claimed(place):
-            if pointer_to_int64(place)[{_IS_THERE}] != 0:
-                wake(reserve, place, 0)
-            else:
-                add_for_all(place + {8 * _CLAIMED}, -1)
 '''
 
 _chosen: int | None = None
@@ -455,9 +378,9 @@ class Job:
         # Then of each pass the records, their length, number and function, and the counters; then the threads.
         job = array("q", bytes(8 * (behind + _THREAD_WORDS * (threads + 1))))
         address = job.buffer_info()[0]
-        functions = system_functions()
-        reserve = _reserve(functions) if threads > 1 and not parallel else 0
-        words = 0, len(passes), threads, address_of(_work()), functions[0], reserve, parallel, size, number, pass_words
+        functions, work = system_functions(), address_of(_work())
+        reserve = reserve_of(functions, work) if threads > 1 and not parallel else 0
+        words = 0, len(passes), threads, work, functions[0], reserve, parallel, size, number, pass_words
         job[: len(words)] = array("q", words)
         for k, given in enumerate(passes):
             at = _JOB_WORDS + pass_words * k
@@ -510,107 +433,3 @@ def compiled_share() -> Any:
     from portopt.kernels.host.compiler import compile_function
 
     return compile_function(_SHARE_SOURCE, "share")
-
-
-_NONE = (0,) * 12
-
-
-@functools.cache
-def system_functions() -> tuple[int, ...]:
-    """Return the addresses of the system's functions for threads, zeros without POSIX threads.
-
-    They are what lets other threads run; what tells the process, starts a thread and lets it go, locks, unlocks, wakes, waits, tells the
-    time and hides signals, and what makes a lock and what threads wait for.
-    """
-    import ctypes
-
-    names = (
-        *("sched_yield", "getpid", "pthread_create", "pthread_detach", "pthread_mutex_lock", "pthread_mutex_unlock"),
-        *("pthread_cond_signal", "pthread_cond_timedwait", "clock_gettime", "pthread_sigmask", "pthread_mutex_init"),
-        "pthread_cond_init",
-    )
-    try:
-        library = ctypes.CDLL(None)
-        return tuple(address_of(getattr(library, name)) for name in names)
-    except (AttributeError, OSError, TypeError):
-        return _NONE
-
-
-_reserves: list[_Reserve] = []
-
-
-@functools.cache
-def _reserve(functions: tuple[int, ...]) -> int:
-    """Return the address of the threads that are started with some functions of the system's; 0 if none can be."""
-    if 0 in functions:
-        return 0
-    _reserves.append(_Reserve(functions))
-    return _reserves[-1].address
-
-
-class _Reserve:
-    """Threads that have done a job and wait a moment for the next one, each in a place of its own.
-
-    Its memory is never given back: threads may wait in it while the interpreter ends.
-
-    Args:
-        functions: of the system.
-
-    Attributes:
-        address: of the memory.
-    """
-
-    def __init__(self, functions: tuple[int, ...]) -> None:
-        import ctypes
-        import signal
-
-        from portopt.kernels.host.compiler import compile_function
-
-        self._live, self._leave = compile_function(_LIVE_SOURCE, "part"), compile_function(_LEAVE_SOURCE, "part")
-        words = _RESERVE_WORDS + _PLACES * _PLACE_WORDS
-        library = ctypes.CDLL(None)
-        library.calloc.restype, library.calloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t, ctypes.c_size_t]
-        self.address = int(library.calloc(words, 8))
-        self._words = (ctypes.c_int64 * words).from_address(self.address)
-        self._init = [ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(f) for f in functions[-2:]]
-        signals = self.address + 8 * _APART
-        library.sigfillset(ctypes.c_void_p(signals))
-        self._words[_MOST : _HOW + 1] = [
-            _PLACES, *functions[1:-2], address_of(self._live), address_of(_work()), signals, signal.SIG_BLOCK,
-        ]  # fmt: skip
-        self.begin()
-
-    def begin(self) -> None:
-        """Have no threads, as in a new process."""
-        for k in range(_PLACES):
-            at = _RESERVE_WORDS + _PLACE_WORDS * k
-            self._words[at : at + _PLACE_WORDS] = [0] * _PLACE_WORDS
-            self._words[at + _RESERVE] = self.address
-            for init, place in zip(self._init, (_LOCKED, _WOKEN), strict=True):
-                init(self.address + 8 * (at + place), None)
-        self._words[_PROCESS] = os.getpid()
-
-    def leave(self) -> None:
-        """Have threads end that have nothing to do."""
-        self._leave(self.address, self.address)
-
-
-def _before_fork() -> None:
-    for reserve in _reserves:
-        reserve.leave()
-
-
-def _after_fork_in_child() -> None:
-    for reserve in _reserves:
-        reserve.begin()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
-
-
-def address_of(function: Any) -> int:
-    """Return the address of a function as ctypes has it."""
-    import ctypes
-
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
