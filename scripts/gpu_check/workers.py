@@ -30,12 +30,13 @@ Work = Callable[[Options, Mapping[str, Any], Keep], None]
 
 def work(options: Options) -> None:
     """Be the worker that the options name."""
-    from gpu_check import bits, conformance, launches, semantics, timings
+    from gpu_check import bits, conformance, launches, profile, semantics, timings
 
     works: Mapping[str, Work] = {
         "bits": bits.work,
         "conformance": conformance.work,
         "launches": launches.work,
+        "profile": profile.work,
         "semantics": semantics.work,
         "timings": timings.work,
     }
