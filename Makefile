@@ -48,7 +48,7 @@ $(INSTALLED) $(INSTALLED_DEMO): pyproject.toml constraints.txt
 	        "$$($(PYTHON) -c 'import sys; print(sys.version.split()[0])' 2>/dev/null || echo 'not a Python that runs')." \
 	        "Name another: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --no-compile --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
 # What the tests need has what the demo needs.
 	@touch $@ $(INSTALLED_DEMO)
 
@@ -59,9 +59,10 @@ demo: $(INSTALLED_DEMO) ## train with every installed backend and compare the bi
 .PHONY: test
 test: alone speed unit conform ## everything that must hold
 
-# What one process does. All output of a step stands where it ends.
+# What one process does, and as such the environments: while $(VENV) is installed, those of other versions are, and tested. All
+# output of a step stands where it ends.
 .PHONY: alone
-alone: $(INSTALLED)
+alone:
 	$(MAKE) SIDE_BY_SIDE=1 -j 2 --output-sync=target lint mypy basedpyright doctest $(VERSIONS) wheel
 
 .PHONY: lint
@@ -186,7 +187,7 @@ build/%-venv/.installed: pyproject.toml constraints.txt scripts/version_requirem
 	@python='$(VERSION_PYTHON)'; test -n "$$python" || exit 0; set -e; \
 	    $$python -m venv $(@D); \
 	    $(@D)/bin/python scripts/version_requirements.py $(REQUIRED) --tools $(VERSION_TOOLS) > $(@D)/requirements.txt; \
-	    $(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $(@D)/requirements.txt; \
+	    $(@D)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -r $(@D)/requirements.txt; \
 	    $(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .; \
 	    touch $@
 
@@ -224,8 +225,9 @@ gpu-static: $(INSTALLED) $(XLA_GPU) $(NVRTC_13) ## look at what GPU compilers ma
 	$(COMPILERS)/nvrtc-13/bin/python -m pytest tests/kernels/test_cuda_source.py -k 'ptx or inexact or machine' \
 	    --junitxml=$(RESULTS)/gpu-static-nvrtc.xml $(PYTEST_ARGS)
 
+# With the newest Python that there is: older ones get no new JAX.
 $(XLA_GPU): pyproject.toml
-	$(PYTHON) -m venv --clear $(COMPILERS)/xla
+	$(or $(NEWEST_PYTHON),$(PYTHON)) -m venv --clear $(COMPILERS)/xla
 	$(COMPILERS)/xla/bin/python $(PIP_NEWEST) -e '.[fused]' jax jax-cuda13-plugin ml-dtypes hypothesis pytest pytest-timeout
 	@touch $@
 
@@ -239,7 +241,7 @@ wheel: $(INSTALLED) ## build the wheel and use it from an empty environment
 	@mkdir -p $(RESULTS) && rm -rf dist $(WHEEL_VENV) $(RESULTS)/conform-wheel.json
 	$(BIN)/python -m build --wheel --no-isolation
 	$(BIN)/python -m venv $(WHEEL_VENV)
-	$(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	$(WHEEL_VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt dist/*.whl
 	cd / && '$(CURDIR)/$(WHEEL_VENV)/bin/python' '$(CURDIR)/scripts/check_wheel.py' \
 	    --json '$(CURDIR)/$(RESULTS)/conform-wheel.json'
 

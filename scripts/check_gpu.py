@@ -8,9 +8,10 @@ It needs no installed portopt: it runs on the checkout that it lies in. Each par
 under --out as it grows: `summary.json`, and a file a section. What is printed is short; failures stand in the files with
 their whole text. With `--device cpu` the same code runs on NumPy, torch's and JAX's CPU, which tries the check itself.
 
-Sections: versions, launches (what a step asks of the driver, counted by one that runs nothing), host (the kernels' CUDA C,
-compiled for the host), operations (single operations of each library), timings, semantics (streams, graphs, threads, memory;
-products of matrices and totals of all parameters by themselves), bits (a step on a million words against NumPy), conformance.
+Sections: versions, launches (what a step asks of the driver, counted by one that runs nothing), profile (where a step's time on
+the host goes, with warm and with cold caches), host (the kernels' CUDA C, compiled for the host), operations (single operations
+of each library), timings, semantics (streams, graphs, threads, memory; products of matrices and totals of all parameters by
+themselves), bits (a step on a million words against NumPy), conformance.
 What may end a process runs in one of its own.
 """
 

@@ -20,6 +20,9 @@ import portopt
 with contextlib.suppress(ImportError):
     importlib.import_module("triton")
 
+SELDOM = 10_000
+"""Objects that are made between two collections of garbage, of which JAX has a callback that takes longer than they do."""
+
 hypothesis.settings.register_profile("portopt", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("portopt")
 
@@ -60,6 +63,8 @@ def float64_scalars() -> Iterator[None]:
 def pytest_configure() -> None:
     if problem := absent.check():
         raise pytest.UsageError(problem)
+    # Importing and collecting makes next to no garbage, but much that each collection of garbage would walk through.
+    gc.disable()
 
 
 class LeftOut(pytest.Module):
@@ -87,9 +92,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # What thousands of tests are made of stays to the end; each collection of garbage would walk through it.
+    # What thousands of tests are made of stays to the end.
     gc.collect()
     gc.freeze()
+    gc.enable()
+    gc.set_threshold(SELDOM)
 
 
 def pytest_unconfigure() -> None:

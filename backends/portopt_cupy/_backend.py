@@ -30,6 +30,7 @@ from portopt.kernels.cuda.library import CudaLibrary
 from portopt.kernels.device_arithmetic import DeviceOperations
 from portopt.kernels.device_plan import make_device_plan
 from portopt.kernels.host import compiler
+from portopt.kernels.host.readers import ArrayReader, reader_over
 from portopt.kernels.norm_dependence import GradientNorm
 from portopt.program import Program
 from portopt.program.primitives import Primitives
@@ -51,6 +52,8 @@ class CupyBackend(ArrayAPIBackend):
             lambda arrays: self._is_captured(arrays),
             self.assign,
             _OnDevice,
+            lambda array: self._reader([array]),
+            lambda: None,
             "CuPy calls no cuBLAS, which multiplies its matrices, while a stream is captured",
         )
 
@@ -192,11 +195,20 @@ class CupyBackend(ArrayAPIBackend):
             return "the numbers of a step are computed by a function that numba compiles, and there is none"
         if not parameters:
             return "no parameter has a gradient"
-        reader = importlib.import_module("portopt_cupy._layout").reader(int(parameters[0]["p"].device.id))
-        if reader is None:
-            return "this CuPy keeps its arrays in memory otherwise than the compiled function reads them"
+        if isinstance(reader := self._reader(arrays["p"] for arrays in parameters), str):
+            return reader
         given = self._library, self, programs, trees, described(self, parameters), reader
         return make_device_plan(*given, in_place=in_place, same_arrays=same_arrays)
+
+    def _reader(self, arrays: Iterable[Any]) -> ArrayReader | str:
+        read, library = importlib.import_module("portopt_cupy._layout").reader, self._library
+        found: dict[int, ArrayReader | None] = {
+            number: read(number) for number in dict.fromkeys(map(library.device, arrays))
+        }
+        known = {number: reader for number, reader in found.items() if reader is not None}
+        if len(known) < len(found):
+            return "this CuPy keeps its arrays in memory otherwise than the compiled function reads them"
+        return reader_over(known, library.device)
 
     def memory_range(self, array: Any) -> MemoryRange:
         device = f"cuda:{array.device.id}"

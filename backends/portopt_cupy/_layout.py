@@ -34,7 +34,7 @@ def reader(device: int) -> ArrayReader | None:
         (kind,),
         functools.partial(_is_plain, device),
         functools.partial(_dense, device),
-        _maker,
+        functools.partial(_maker, device),
         layout=layout,
         device=device,
     )
@@ -76,10 +76,15 @@ def _dense(device: int, gradient: Any) -> Any:
         return gradient.copy(order="C")
 
 
-def _maker(arrays: Sequence[Any]) -> Callable[[], list[Any]]:
+def _maker(device: int, arrays: Sequence[Any]) -> Callable[[], list[Any]]:
     empty, shapes, dtypes = _cupy().empty, [a.shape for a in arrays], [a.dtype for a in arrays]
-    # On the current device, of the current stream.
-    return lambda: list(map(empty, shapes, dtypes))
+
+    def new() -> list[Any]:
+        # For the current stream of the device.
+        with _cupy().cuda.Device(device):
+            return list(map(empty, shapes, dtypes))
+
+    return new
 
 
 def _find_layout() -> FieldLayout | None:

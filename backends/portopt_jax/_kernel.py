@@ -276,6 +276,7 @@ def _lowered(
 ) -> Any:
     if not _is_for_one_device(context.module_context, "cpu"):
         return _lowered_in_xla(context, *operands, program=program, kernel_key=kernel_key, in_xla=in_xla, places=places)
+    kernel_key = _fit(kernel_key, context)
     target = _register(program, kernel_key)
     names = [name for name, _ in kernel_key.dtypes]
     written = [i for i in range(2, len(operands)) if names[(i - 2) % len(names)] in program.array_outputs]
@@ -297,9 +298,13 @@ def _lowered_for_cuda(
     parameters = {"program": program, "kernel_key": kernel_key, "in_xla": in_xla, "places": places}
     if not program.is_elementwise or not _is_for_one_device(context.module_context, "cuda") or not _cuda.usable():
         return _lowered_in_xla(context, *operands, **parameters)
-    key = replace(kernel_key, in_place=kernel_key.in_place and _may_overwrite(context))
-    by_cuda = functools.partial(_cuda.step, program=program, key=key, registered=_registered_as)
+    by_cuda = functools.partial(_cuda.step, program=program, key=_fit(kernel_key, context), registered=_registered_as)
     return mlir.lower_fun(by_cuda, multiple_results=True)(context, *operands)
+
+
+def _fit(key: KernelKey, context: Any) -> KernelKey:
+    """Return the key of the kernel that takes least: one in place only where XLA need not copy what it overwrites."""
+    return replace(key, in_place=key.in_place and _may_overwrite(context))
 
 
 def _may_overwrite(context: Any) -> bool:
@@ -383,7 +388,7 @@ _step.def_abstract_eval(_result_types)
 batching.primitive_batchers[_step] = _batched
 ad.primitive_jvps[_step] = _differentiated
 mlir.register_lowering(_step, _lowered_in_xla)
-mlir.register_lowering(_step, _lowered, platform="cpu")
+register_in_place(_step, _lowered, "cpu")
 register_in_place(_step, _lowered_for_cuda, "cuda")
 
 _norm: Any = Primitive("portopt_norm")

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,7 +32,6 @@ from portopt.interrupts import finish
 from portopt.kernels import launch
 from portopt.kernels import products as gpu_products
 from portopt.kernels.captured_step import CudaGraphs
-from portopt.kernels.cuda.library import CudaLibrary
 from portopt.kernels.device_arithmetic import DeviceOperations
 from portopt.kernels.device_plan import make_device_plan
 from portopt.kernels.host import compiler, joined, kernel, memory, norm, readers, segments, threads, totals, trial
@@ -45,6 +44,9 @@ from portopt.program.interpreter import StepScalars, interpret
 from portopt.program.primitives import Primitives
 from portopt.program.reductions import Reductions
 from portopt.program.segments import Segment
+
+if TYPE_CHECKING:
+    from portopt_torch._cuda import TorchLibrary
 
 COMBINE: ContextVar[Callable[[str, Sequence[Any], Sequence[Any]], Any] | None] = ContextVar(
     "portopt_torch_combine", default=None
@@ -70,6 +72,8 @@ class TorchBackend(ArrayAPIBackend):
             lambda tensors: self._is_captured(tensors),
             lambda target, value: target.fill_(value),
             _OnDevice,
+            lambda tensor: self._reader([tensor]),
+            _increment_version,
         )
 
     @property
@@ -377,8 +381,8 @@ class TorchBackend(ArrayAPIBackend):
         return False
 
     @property
-    def _library(self) -> CudaLibrary:
-        found: CudaLibrary = importlib.import_module("portopt_torch._cuda").LIBRARY
+    def _library(self) -> TorchLibrary:
+        found: TorchLibrary = importlib.import_module("portopt_torch._cuda").LIBRARY
         return found
 
     def _runs_kernels(self, tensor: Any) -> bool:
@@ -463,14 +467,22 @@ class TorchBackend(ArrayAPIBackend):
         leaves = described(self, parameters)
         if any(leaf.is_part for leaf in leaves) and not all(p.is_elementwise for p in programs):
             return "results depend on what other processes hold of the parameters"
-        if (reader := reader_on(_text(tensors[0].device))) is None:
-            return "this torch (before 2.10) has no functions in C that say where a tensor lies (DLPack's exchange API)"
+        if isinstance(reader := self._reader(tensors), str):
+            return reader
         if on_device:
             given = self._library, self, programs, trees, leaves, reader, _increment_version()
             return make_device_plan(*given, in_place=in_place, same_arrays=same_arrays)
         return make_plan(
             self, programs, trees, leaves, reader, _increment_version(), in_place=in_place, same_arrays=same_arrays
         )
+
+    def _reader(self, tensors: Sequence[Any]) -> readers.ArrayReader | str:
+        library = self._library
+        found = {number: reader_on(library.place(number)) for number in dict.fromkeys(map(library.device, tensors))}
+        known = {number: reader for number, reader in found.items() if reader is not None}
+        if len(known) < len(found):
+            return "this torch (before 2.10) has no functions in C that say where a tensor lies (DLPack's exchange API)"
+        return readers.reader_over(known, library.device)
 
     def gradient_norm(self, gradients: Sequence[Any]) -> Any:
         detached = [g.detach().resolve_neg() for g in gradients]
@@ -561,6 +573,7 @@ def reader_on(device: str) -> readers.ArrayReader | None:
         readers.HOST if on_host else readers.cuda_device(place.index),
         memory.find_alike(layout),
         memory.find_versions(),
+        memory.find_gradient_fields(),
     )
 
     def zeros(*shape: int, **options: Any) -> Any:
@@ -614,23 +627,54 @@ def _dense(device: Any, gradient: Any) -> Any:
 
 def _maker(device: Any, tensors: Sequence[Any]) -> Callable[[], list[Any]]:
     """Return what makes new contiguous tensors like given ones on a device."""
-    torch = sys.modules["torch"]
     known: dict[Any, Any] = {}
     models = []
     for t in tensors:
         kind = tuple(t.shape), t.dtype
         models.append(known.get(kind) if kind in known else known.setdefault(kind, _model(*kind, device)))
+    make = _made_like(device, models)
     if device.type != "cpu":
-        return lambda: list(map(torch.empty_like, models))
+        return make
     large = [k for k, t in enumerate(tensors) if memory.is_large(t.numel() * t.element_size())]
 
     def new() -> list[Any]:
-        found = list(map(torch.empty_like, models))
+        found = make()
         for k in large:
             memory.use_huge_pages(found[k].data_ptr(), found[k].numel() * found[k].element_size())
         return found
 
     return new
+
+
+def _made_like(device: Any, models: Sequence[Any]) -> Callable[[], list[Any]]:
+    """Return what makes a tensor like each of some.
+
+    One allocation for all, of which each is a view, would not be faster: most of the time goes to the tensors' objects. And as
+    views they would count their writes together, and keep, save and share the memory of all.
+    """
+    torch = sys.modules["torch"]
+    # What torch's compiled code allocates with: it asks neither autograd nor any mode.
+    make = getattr(torch._C._dynamo.guards, f"_empty_strided_{device.type}", None)
+    if make is None:
+        return lambda: list(map(torch.empty_like, models))
+    layouts = list[Any](zip(*[(tuple(m.shape), _stride(tuple(m.shape)), m.dtype) for m in models], strict=True))
+    exchange = (lambda index: None) if device.index is None else torch.cuda._exchange_device
+
+    def new() -> list[Any]:
+        if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+            return list(map(torch.empty_like, models))
+        current = exchange(device.index)
+        try:
+            return list(map(make, *layouts))
+        finally:
+            exchange(current)
+
+    return new
+
+
+def _stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides that torch gives a new tensor."""
+    return tuple(sys.modules["torch"].empty(shape, device="meta").stride())
 
 
 def _model(shape: tuple[int, ...], dtype: Any, device: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 
 from portopt import Optimizer, OptimizerState
 from portopt.arithmetic.dtypes import slot_dtypes
+from portopt.kernels.host.readers import OWN_GRADIENTS
 from portopt.slot import are_plain, slots_of_shape
 from portopt.step import Part
 from portopt_torch._backend import backend
@@ -22,7 +23,7 @@ Totals = Mapping[str, Any] | None
 
 
 class Batch:
-    """Parameters of equal step count, dtype and device.
+    """Parameters of equal step count and dtype, all on the host or all on GPUs; on one GPU if their states count there.
 
     Attributes:
         parameters: the parameters.
@@ -129,10 +130,24 @@ class Batch:
         """Return a number that a step changes as it writes, whether or not it returns."""
         return int(self._leaves[0]._version)
 
-    def step(self, gradients: Sequence[Any], overrides: Mapping[str, Any], totals: Totals) -> None:
-        """Do one step with the batch's gradients."""
-        state = self._rule.apply_(self._leaves, gradients, self._state(), **_given(overrides, totals))
+    def own_gradients(self) -> list[Any]:
+        """Return the gradients that torch keeps."""
+        return [p.grad for p in self.parameters]
+
+    def would_repeat(self, overrides: Mapping[str, Any]) -> bool:
+        """Tell whether `step` does one on `OWN_GRADIENTS`."""
+        return self._rule.would_repeat(self._leaves, OWN_GRADIENTS, self._state(), overrides)
+
+    def step(self, gradients: Any, overrides: Mapping[str, Any], totals: Totals) -> bool:
+        """Do one step with the batch's gradients; return whether it was done: always, but for `OWN_GRADIENTS`."""
+        if gradients is not OWN_GRADIENTS:
+            state = self._rule.apply_(self._leaves, gradients, self._state(), **_given(overrides, totals))
+        elif (done := self._rule.repeat_(self._leaves, gradients, self._state(), overrides)) is None:
+            return False
+        else:
+            state = done
         self._note(state.step, state.slots)
+        return True
 
     def finish(self, finished: int, overrides: Mapping[str, Any], totals: Totals) -> None:
         """Count a step, after so many, that has written its arrays but was interrupted before it was counted."""
@@ -192,7 +207,8 @@ class Batches:
             scalars = (count(name, state[name], capturable=capturable) for name in rule.scalar_slots)
             dtypes = (tensor_of("the state", name, state[name]).dtype for name in slots_of(rule, p))
             finished = count("step", state["step"], capturable=capturable)
-            parts.setdefault((finished, *scalars, p.dtype, p.device, *dtypes), []).append(i)
+            place = p.device if is_count(finished) else p.device.type
+            parts.setdefault((finished, *scalars, p.dtype, place, *dtypes), []).append(i)
         copies += [copy.copy(rule) for _ in range(len(parts) - len(copies))]
         self.rule, self.copies = rule, copies
         self._parameters = list(parameters)

@@ -44,8 +44,8 @@ class TorchLibrary(CudaLibrary):
         return _torch().empty(shape, dtype=getattr(_torch(), dtype), device=self.place(device))
 
     def place(self, device: int) -> str:
-        """Return what torch calls a device."""
-        return f"cuda:{device}"
+        """Return what torch calls a device, given its number; the host's is negative."""
+        return "cpu" if device < 0 else f"cuda:{device}"
 
     def assign(self, target: Any, value: Any) -> None:
         target.copy_(value)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from portopt.kernels.host.readers import Layout
+from portopt.kernels.host.readers import Alike, GradientFields, Layout
 
+_CHUNKS = 7
+"""How much memory of one size a thread may have to give out anew."""
 _Result = TypeVar("_Result")
 _WORDS_OF_OBJECT, _WORDS_OF_TENSOR, _WORDS_OF_STORAGE, _WORDS_OF_COUNTER, _WORDS_OF_AUTOGRAD = 4, 26, 8, 3, 8
 """How much of each object is read: no more than all versions of torch have."""
@@ -71,13 +74,39 @@ def _find_layout() -> Layout | None:
     return Layout(of_inner, of_keys, _signed(mask), _signed(expected), of_storage, of_memory, of_size)
 
 
-def find_alike(layout: Layout) -> tuple[int, int]:
+def find_alike(layout: Layout) -> Alike:
     """Return `ArrayReader.alike` of tensors: the words from behind the Python object's to those of the dispatch keys."""
     tensors = [torch.zeros(n, device="cpu") for n in (3, 50)]
     word = _word([int(t._cdata) for t in tensors], list(map(id, tensors)), _WORDS_OF_TENSOR)
     if word is None or word >= layout.kind or layout.storage > word:
-        return 0, 0
-    return word + 1, layout.kind - word
+        return Alike()
+    try:
+        unset = elsewhere(lambda: _unset_bits(word + 1, layout.kind - word))
+    except (AttributeError, OSError, TypeError):
+        unset = [0] * (layout.kind - word)
+    return Alike(word + 1, tuple(~bits for bits in unset))
+
+
+def _unset_bits(first: int, count: int) -> list[int]:
+    """Return the bits of words of a tensor that torch does not set: those that are left of what was in the memory before."""
+    objects = list[list[int]]()
+    for left in (0x00, 0xFF):
+        leave_in_memory(left)
+        tensors = [torch.zeros(3, device="cpu") for _ in range(4)]
+        objects += [list((ctypes.c_int64 * count).from_address(int(t._cdata) + 8 * first)) for t in tensors]
+    return [functools.reduce(operator.or_, (word ^ words[0] for word in words)) for words in zip(*objects, strict=True)]
+
+
+def leave_in_memory(byte: int) -> None:
+    """Leave a byte all over memory that the thread's next objects of torch's get."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
+    chunks = [(libc.malloc(size), size) for size in range(64, 512, 16) for _ in range(_CHUNKS)]
+    for address, size in chunks:
+        ctypes.memset(address, byte, size)
+    for address, _ in chunks:
+        libc.free(address)
 
 
 class GradientLayout(NamedTuple):
@@ -140,6 +169,12 @@ def _find_gradient(layout: Layout) -> GradientLayout | None:
     if len(absent) != 1:
         return None
     return GradientLayout(layout.inner, of_autograd[0], gradient, absent.pop(), python)
+
+
+def find_gradient_fields() -> GradientFields | None:
+    """Return `ArrayReader.gradients` of tensors."""
+    found = find_gradient()
+    return None if found is None else GradientFields(found.autograd, found.gradient, found.absent)
 
 
 def find_versions() -> tuple[int, int]:

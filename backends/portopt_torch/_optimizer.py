@@ -18,6 +18,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from portopt import Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.interrupts import deferred
+from portopt.kernels.host.readers import OWN_GRADIENTS
 from portopt.program.facts import Facts
 from portopt.program.reductions import GRADIENT_NORM
 from portopt.slot import slot_dims
@@ -39,8 +40,8 @@ from portopt_torch._sharded import (
     totals_over,
 )
 
-_Work = tuple[Batch, Sequence[Any], Mapping[str, Any]]
-"""A batch, its gradients, and what is given for its step."""
+_Work = tuple[Batch, Any, Mapping[str, Any]]
+"""A batch, its gradients, in order or as `OWN_GRADIENTS`, and what is given for its step."""
 
 
 class TorchOptimizer(torch.optim.Optimizer):
@@ -200,10 +201,17 @@ class TorchOptimizer(torch.optim.Optimizer):
     # torch.compile runs it as it is: kernels that work on addresses are nothing to trace.
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # of torch
     def _update(self, inputs: Mapping[str, Mapping[Any, Any]]) -> None:
-        found = None if inputs or self._repeated is None else self._repeated_work(self._repeated)
-        if found is not None:
-            self._move(*found)
-            return
+        repeated = None if inputs else self._repeated
+        known = None if repeated is None else self._known_work()
+        if repeated is not None and known is not None:
+            if self._repeat(repeated, *known):
+                return
+            clips, batches = known
+            gradients = repeated.gradients(self.param_groups, self.state)
+            if gradients is not None:
+                given = [(batch, own, at_step) for (batch, at_step), own in zip(batches, gradients, strict=True)]
+                self._move(clips, gradients, given)
+                return
         with torch.no_grad():
             self._move(*self._new_work(inputs))
 
@@ -214,6 +222,11 @@ class TorchOptimizer(torch.optim.Optimizer):
             if self._capturable and (clips or self.rule.totals) and any(batch.is_sharded for batch, _, _ in work):
                 backend.graphs.refuse_capture(
                     itertools.chain(*gradients), "a total is over parameters of which other processes hold parts"
+                )
+            if self._capturable and len({batch.parameters[0].device for batch, _, _ in work}) > 1:
+                backend.graphs.refuse_capture(
+                    itertools.chain(*gradients),
+                    "the parameters are on several devices, of which a graph may hold one only: give each device an optimizer",
                 )
             # What moves a scalar of the state is known beforehand, so that an interrupted step can be counted.
             if self.rule.totals or (clips and (len(work) > 1 or any(batch.is_sharded for batch, _, _ in work))):
@@ -241,7 +254,7 @@ class TorchOptimizer(torch.optim.Optimizer):
         """Return whether gradients are clipped by their norm, all gradients, and what is done with each batch."""
         if not self._capturable:
             # Before a batch on another device has moved.
-            backend.graphs.refuse_capture(p for group in self.param_groups for p in group["params"][:1])
+            backend.graphs.refuse_capture(p for group in self.param_groups for p in group["params"])
         states = list(self.state.values())
         if not same(states, self._known_states):
             self._batches.clear()
@@ -270,16 +283,16 @@ class TorchOptimizer(torch.optim.Optimizer):
         known = [batch for of in batches if of is not None for batch in of.batches]
         moving = {p for batch in known for p in batch.parameters}
         still = [p for group in self.param_groups for p in group["params"] if p not in moving]
-        devices = {p.device for p in moving}
+        devices = {frozenset(p.device for p in batch.parameters) for batch in known}
         is_plain = all(type(p) in _PLAIN for p in (*moving, *still))
         if not is_plain or len(devices) != 1 or any(batch.is_sharded for batch in known):
             return None
         return RepeatedStep(self.param_groups, self.state, known, still)
 
-    def _repeated_work(self, repeated: RepeatedStep) -> tuple[bool, list[list[Any]], list[_Work]] | None:
-        """Return what `_new_work` does, if all batches are what they were in the last step.
+    def _known_work(self) -> tuple[bool, list[tuple[Batch, Mapping[str, Any]]]] | None:
+        """Return what `_new_work` does without gradients, of the batches of the last step; None if groups ask for others.
 
-        They are on one device, so that the first of them refuses to be captured, before any has moved.
+        They are on the same devices, so that the first of them refuses to be captured, before any has moved.
         """
         clips, known = False, []
         for index, group in enumerate(self.param_groups):
@@ -288,10 +301,26 @@ class TorchOptimizer(torch.optim.Optimizer):
                 return None
             clips = clips or _clips(resolved)
             known += [(batch, self._hyperparameters.at_step(resolved, batch.finished)) for batch in batches.batches]
-        gradients = repeated.gradients(self.param_groups, self.state)
-        if gradients is None:
-            return None
-        return clips, gradients, [(batch, own, given) for (batch, given), own in zip(known, gradients, strict=True)]
+        return clips, known
+
+    def _repeat(self, repeated: RepeatedStep, clips: bool, known: list[tuple[Batch, Mapping[str, Any]]]) -> bool:
+        """Do the steps of all batches on the gradients as torch keeps them, with no objects of Python's; return whether it did.
+
+        torch makes such an object of each gradient after each backward pass, if asked for it, in ten times the time that a step
+        looks at one.
+        """
+        several = len(known) > 1
+        if repeated.needs_gradients or self._is_unchecked or self.rule.totals or (clips and several):
+            return False
+        if not repeated.is_as_it_was(self.param_groups, self.state):
+            return False
+        # None must fail after another moved. The first looks itself before it moves, so it is the largest.
+        if several:
+            known = sorted(known, key=lambda entry: -len(entry[0].parameters))
+        done = all(batch.would_repeat(given) for batch, given in known[1:])
+        done = done and _step_all([(batch, OWN_GRADIENTS, given) for batch, given in known], None)
+        repeated.note(done)
+        return done
 
     def _totals(self, work: Sequence[_Work], known: Mapping[str, Any]) -> Totals:
         """Return the totals over all batches, in all processes, given those known already."""
@@ -444,23 +473,30 @@ _PLAIN = torch.Tensor, torch.nn.Parameter
 _GRADIENT_DTYPES = frozenset(getattr(torch, name) for name in COMPUTE_DTYPE)
 
 
-def _step_all(work: Sequence[_Work], totals: Totals) -> None:
-    """Do the steps of all batches; once one has written, do the others although an interrupt came, and raise it afterwards."""
+def _step_all(work: Sequence[_Work], totals: Totals) -> bool:
+    """Do the steps of all batches; once one has written, do the others although an interrupt came, and raise it afterwards.
+
+    Returns whether they were done: if no plan does the first on the gradients that torch keeps, nothing is.
+    """
     before = [(batch.version(), batch.finished) for batch, _, _ in work]
     try:
-        for batch, gradients, overrides in work:
-            batch.step(gradients, overrides, totals)
+        for number, (batch, gradients, overrides) in enumerate(work):
+            if not batch.step(gradients, overrides, totals):
+                if number == 0:
+                    return False
+                batch.step(batch.own_gradients(), overrides, totals)
     except Exception:
         raise
     except BaseException:
         if any(batch.version() != version for (batch, _, _), (version, _) in zip(work, before, strict=True)):
             with deferred():
                 for (batch, gradients, overrides), (version, finished) in zip(work, before, strict=True):
-                    if batch.version() == version:
-                        batch.step(gradients, overrides, totals)
-                    else:
+                    if batch.version() != version:
                         batch.finish(finished, overrides, totals)
+                    elif not batch.step(gradients, overrides, totals):
+                        batch.step(batch.own_gradients(), overrides, totals)
         raise
+    return True
 
 
 def _sealed(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -43,9 +43,8 @@ def gradient_of(parameter, context):
     return object_of_call_2(context[9], parameter, context[1])
 
 
-def kernel(context, gradients, unused1, unused2):
-    """Put the gradients of all that move into lists; raise an error if anything is not as it was."""
-    # First, for an attribute may run code that changes the containers.
+def hold_gradients(context, gradients):
+    """Put the gradients of all that move into lists; return whether each has one."""
     found = pointer_to_int64(pointer_to_int64(gradients)[3])
     parameters = pointer_to_int64(context[11])
     counts = pointer_to_int64(context[12])
@@ -62,15 +61,23 @@ def kernel(context, gradients, unused1, unused2):
                     fetch_line(kept + 8 * context[5])
             item = gradient_of(parameters[k], context)
             if item == 0:
-                fail()
-                return
+                return False
             call_3(context[10], found[batch], i, item)
             if item == context[0]:
-                fail()
-                return
+                return False
             k += 1
+    return True
+
+
+def kernel(context, gradients, unused1, unused2):
+    """Raise an error if anything is not as it was; where there are lists, put the gradients of all that move into them."""
+    # First, for an attribute may run code that changes the containers.
+    if gradients != 0 and not hold_gradients(context, gradients):
+        fail()
+        return
+    parameters = pointer_to_int64(context[11])
     for still in range(context[14]):
-        item = gradient_of(parameters[k + still], context)
+        item = gradient_of(parameters[context[24] + still], context)
         if item != 0:
             call_1(context[23], item)
         if item != context[0]:
@@ -132,6 +139,8 @@ def kernel(context, dicts, keys, values):
 '''
 _FEW = 4
 """So many dicts are changed as fast by Python."""
+_MISSED = 3
+"""So many steps are tried in vain."""
 _ANY = 0
 """What is expected of a value that no step looks at."""
 
@@ -180,28 +189,45 @@ class RepeatedStep:
             id(None), id(_GRAD), int(layout is not None), *(layout or [0] * 5), hold, get, set_item,
             _at(moved), _at(counts), len(counts), len(still),
             len(lists.sizes), _at(tables[0]), len(dicts.sizes), _at(tables[1]), _at(expected),
-            _at(self._counted), get_next, _at(self._scratch), release,
+            _at(self._counted), get_next, _at(self._scratch), release, len(parameters),
         ])  # fmt: skip
         self._address, self._place = _at(self._context), _at(self._scratch)
         self._counts = list(counts)
         self._keep_alive = lists, dicts, parameters, still, moved, counts, expected, tables
         self._look = _compiled_look()
+        self._missed = 0
 
     def gradients(self, groups: Any, state: Any) -> list[list[Any]] | None:
         """Return the gradients of each batch; None if anything is not as it was."""
+        found = [[None] * n for n in self._counts]
+        return found if self._is_as_it_was(groups, state, id(found)) else None
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether no plan does the step on gradients that are no objects of Python's, as none did several times."""
+        return self._missed >= _MISSED
+
+    def note(self, done: bool) -> None:
+        """Note whether plans did the step on gradients that are no objects of Python's."""
+        self._missed = 0 if done else self._missed + 1
+
+    def is_as_it_was(self, groups: Any, state: Any) -> bool:
+        """Tell whether all is as it was, but for the gradients of those that move."""
+        return self._is_as_it_was(groups, state, 0)
+
+    def _is_as_it_was(self, groups: Any, state: Any, found: int) -> bool:
         if groups is not self.groups or state is not self.state:
-            return None
+            return False
         if not all(map(operator.is_, map(_PARAMETERS, groups), self._lists)):
-            return None
+            return False
         k, counted = 0, self._counted
         for batch in self._batches:
             for value in batch.counts():
                 counted[k] = id(value)
                 k += 1
-        found = [[None] * n for n in self._counts]
         # What the function returns, or says when it fails, goes to the first two.
         at = self._place
-        return None if self._look(at, at, self._address, id(found), 0, 0) else found
+        return not self._look(at, at, self._address, found, 0, 0)
 
 
 class _Containers:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +17,7 @@ import portopt
 from gpu_check.comparison import differing, ordinary, raw
 from gpu_check.options import Options
 from gpu_check.targets import Target, targets
-from gpu_check.workers import Keep, failure, last_line, run_worker
+from gpu_check.workers import GRACE, Keep, failure, last_line, run_cases
 from portopt_conformance.configurations import Configuration, configurations
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -29,23 +31,21 @@ _SHOWN = 4
 
 def run(options: Options) -> Mapping[str, Any]:
     """Return counts by backend and dtype; the rows stand in `bits.json`."""
-    jobs = [
-        {"rule": rule.__name__, "clipped": clipped}
-        for clipped in (False, True)
-        for rule in portopt.RULES
-        if any(options.chosen(_name(rule, c, dtype, clipped=clipped)) for c in _chosen(rule) for dtype in _DTYPES)
-    ]
-    limit = max(10.0, min(95.0, options.left() * 0.5 - 15) / -(-len(jobs) // options.jobs))
+    names = [case.name for case in _cases() if options.chosen(case.name)]
+    # What is alike comes to different processes, so that all of them have as much to do.
+    shares = [share for k in range(options.jobs) if (share := names[k :: options.jobs])]
+    limit = max(10.0, options.left() - GRACE - 5)
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-        results = list(pool.map(lambda job: run_worker(options, "bits", job, limit), jobs))
+        results = list(pool.map(lambda share: list(run_cases(options, "bits", {"cases": share}, limit)), shares))
     rows: list[dict[str, Any]] = []
-    for job, result in zip(jobs, results, strict=True):
+    for result in itertools.chain.from_iterable(results):
         rows += result.get("rows", [])
         if "exit" in result:
-            rows.append({"case": f"{job}", "backend": "any", "error": f"exit {result['exit']}: {result['text']}"})
-        elif not result.get("complete"):
-            print(f"  {job}: time for {len(result.get('rows', []))} comparisons only", flush=True)
+            running = result.get("running", "before its first case")
+            rows.append({"case": running, "backend": "any", "error": f"exit {result['exit']}: {result['text']}"})
     (options.out / "bits.json").write_text(json.dumps(rows, indent=0), encoding="utf-8")
+    reached = len({row["case"].rpartition("/")[0] for row in rows if row["case"].count("/") > 1})
+    print(f"  {reached} of {len(names)} cases were reached", flush=True)
     counts: dict[str, Any] = {}
     for row in rows:
         dtype = row["case"].split("/")[2] if row["case"].count("/") > 1 else "?"
@@ -60,55 +60,64 @@ def run(options: Options) -> Mapping[str, Any]:
     return {**counts, "wrong": len(bad)}
 
 
-def _chosen(rule: type[portopt.Optimizer]) -> Sequence[Configuration]:
-    named = [c for c in configurations(rule) if c.name in ("default", "nesterov", "amsgrad") or c.dialect]
-    return sorted(named, key=lambda c: (c.name != "default", not c.dialect))
+class _Case(NamedTuple):
+    rule: type[portopt.Optimizer]
+    configuration: Configuration
+    dtype: str
+    clipped: bool
+
+    @property
+    def name(self) -> str:
+        """What `--only` chooses by."""
+        return f"{self.rule.__name__}/{self.configuration.name}/{self.dtype}" + "/clipnorm" * self.clipped
+
+    def optimizer(self) -> portopt.Optimizer:
+        """Return what does the steps."""
+        return self.configuration.optimizer(clipnorm=1.0) if self.clipped else self.configuration.optimizer()
 
 
-def _name(rule: type[portopt.Optimizer], configuration: Configuration, dtype: str, *, clipped: bool) -> str:
-    return f"{rule.__name__}/{configuration.name}/{dtype}" + "/clipnorm" * clipped
+def _cases() -> list[_Case]:
+    """Return all cases: first each rule's defaults in every dtype, then its dialects; clipped ones last of each."""
+    cases = []
+    for rule in portopt.RULES:
+        named = [c for c in configurations(rule) if c.name in ("default", "nesterov", "amsgrad") or c.dialect]
+        cases += [_Case(rule, c, dtype, clipped) for c in named for dtype in _DTYPES for clipped in (False, True)]
+    return sorted(
+        cases, key=lambda case: (case.configuration.name != "default", case.clipped, _DTYPES.index(case.dtype))
+    )
 
 
 def work(options: Options, argument: Mapping[str, Any], keep: Keep) -> None:
-    """Compare one rule, with or without clipnorm, until time is up."""
+    """Compare the named cases, until time is up."""
     start, compared = time.monotonic(), targets(options)
-    rule = next(rule for rule in portopt.RULES if rule.__name__ == argument["rule"])
-    rows: list[dict[str, Any]] = []
-    clipped = argument["clipped"]
-    for dtype in _DTYPES:
-        for configuration in _chosen(rule):
-            if time.monotonic() - start > argument["limit"]:
-                keep({"rows": rows, "complete": False})
-                return
-            optimizer = configuration.optimizer(clipnorm=1.0) if clipped else configuration.optimizer()
-            name = _name(rule, configuration, dtype, clipped=clipped)
-            if options.chosen(name):
-                rows += _compare(options, optimizer, name, dtype, compared, clipped=clipped)
-                keep({"rows": rows, "complete": False})
-    keep({"rows": rows, "complete": True})
+    known = {case.name: case for case in _cases()}
+    result: dict[str, Any] = {"rows": [], "run": 0}
+    for name in argument["cases"][argument["skip"] :]:
+        if time.monotonic() - start > argument["limit"]:
+            break
+        # If the process ends here, this says where.
+        keep({**result, "running": name})
+        for row in _compare(options, known[name], compared):
+            result["rows"].append(row)
+            keep({**result, "running": name})
+        result["run"] += 1
+    keep(result)
 
 
-def _compare(
-    options: Options,
-    optimizer: portopt.Optimizer,
-    name: str,
-    dtype: str,
-    compared: Mapping[str, Target],
-    *,
-    clipped: bool,
-) -> Iterator[dict[str, Any]]:
+def _compare(options: Options, case: _Case, compared: Mapping[str, Target]) -> Iterator[dict[str, Any]]:
+    optimizer, dtype = case.optimizer(), case.dtype
+    # Compiled for the host takes longer than one operation after the other, but for sums, which have many.
+    is_elementwise = not case.clipped and optimizer.program(shape=_SHAPES[0]).is_elementwise
     for kind in ("raw", "many"):
-        # Without kernels, which would have to be compiled for the host first.
-        with portopt.interpreted():
-            expected = _results(
-                options, optimizer, Target(portopt.get_backend("numpy"), "cpu"), dtype, kind, clipped=clipped
-            )
+        with portopt.interpreted() if is_elementwise else contextlib.nullcontext():
+            numpy = Target(portopt.get_backend("numpy"), "cpu")
+            expected = _results(options, optimizer, numpy, dtype, kind, clipped=case.clipped)
         for label, target in compared.items():
             if dtype not in target.backend.dtypes():
                 continue
-            row: dict[str, Any] = {"case": f"{name}/{kind}", "backend": label}
+            row: dict[str, Any] = {"case": f"{case.name}/{kind}", "backend": label}
             try:
-                actual = _results(options, optimizer, target, dtype, kind, clipped=clipped)
+                actual = _results(options, optimizer, target, dtype, kind, clipped=case.clipped)
                 wrong = {key: found for key in expected if (found := differing(actual[key], expected[key]))}
                 row |= {"wrong": wrong} if wrong else {}
             except Exception:

@@ -11,12 +11,11 @@ from typing import Any
 
 from gpu_check.options import Options
 from gpu_check.targets import targets
-from gpu_check.workers import Keep, last_line, run_worker
+from gpu_check.workers import Keep, last_line, run_cases
 
 _PROCESSES = {2: 1, 3: 2, 4: 1, 5: 3}
 """How many processes share the cases of a layer; layers 0 and 1 are one's together."""
 _SHOWN = 6
-_RESTARTS = 4
 
 
 def run(options: Options) -> Mapping[str, Any]:
@@ -63,25 +62,19 @@ def _jobs(options: Options) -> Iterator[dict[str, Any]]:
 
 
 def _run_all(options: Options, job: Mapping[str, Any], limit: float) -> dict[str, Any]:
-    """Run a worker; where a case ends its process, that is its failure, and another goes on after it."""
-    end = time.monotonic() + limit
+    """Run a worker's cases; one that ends its process is a failure."""
     total: dict[str, Any] = {"cases": 0, "run": 0, "passed": 0, "failed": []}
-    skip = 0
-    for _ in range(_RESTARTS):
-        result = run_worker(options, "conformance", {**job, "skip": skip}, max(1.0, end - time.monotonic()))
+    for result in run_cases(options, "conformance", job, limit):
         total["cases"] = max(total["cases"], result.get("cases", 0))
         total["passed"] += result.get("passed", 0)
         total["run"] += result.get("run", 0)
         total["failed"] += result.get("failed", [])
         if "exit" not in result:
-            break
+            continue
         crashed = {"id": result.get("running", f"{job['layers']}"), "text": f"exit {result['exit']}: {result['text']}"}
         total["failed"].append(crashed)
+        total["run"] += "running" in result
         print(f"  {job['name']} {crashed['id']}: exit {result['exit']}: {last_line(result['text'])[:300]}", flush=True)
-        if "running" not in result or end - time.monotonic() < 1:
-            break
-        total["run"] += 1
-        skip += result["run"] + 1
     return total
 
 

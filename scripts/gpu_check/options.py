@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SECTIONS = ("versions", "launches", "host", "operations", "timings", "semantics", "bits", "conformance")
-WITHOUT_A_GPU = ("versions", "launches", "host")
+SECTIONS = ("versions", "launches", "profile", "host", "operations", "timings", "semantics", "bits", "conformance")
+WITHOUT_A_GPU = ("versions", "launches", "profile", "host")
 """Sections that need none."""
 BACKENDS = ("cupy", "torch", "jax")
 

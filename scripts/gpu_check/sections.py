@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gpu_check import bits, conformance, host, launches, operations, semantics, timings, versions
+from gpu_check import bits, conformance, host, launches, operations, profile, semantics, timings, versions
 from gpu_check.options import WITHOUT_A_GPU, Options
 from gpu_check.page import write_page
 from gpu_check.workers import failure, last_line
@@ -19,6 +19,7 @@ LEAST_SECONDS = 8
 _SECTIONS: Mapping[str, Callable[[Options], Mapping[str, Any]]] = {
     "versions": versions.run,
     "launches": launches.run,
+    "profile": profile.run,
     "host": host.run,
     "operations": operations.run,
     "timings": timings.run,

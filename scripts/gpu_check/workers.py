@@ -8,8 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gpu_check.options import Options
 GRACE = 25
 """Seconds beyond its limit that a worker has to import what it needs."""
 _STOPPED = 124
+_RESTARTS = 4
 _KEPT = 60_000
 """Characters of what a process printed."""
 
@@ -28,12 +30,13 @@ Work = Callable[[Options, Mapping[str, Any], Keep], None]
 
 def work(options: Options) -> None:
     """Be the worker that the options name."""
-    from gpu_check import bits, conformance, launches, semantics, timings
+    from gpu_check import bits, conformance, launches, profile, semantics, timings
 
     works: Mapping[str, Work] = {
         "bits": bits.work,
         "conformance": conformance.work,
         "launches": launches.work,
+        "profile": profile.work,
         "semantics": semantics.work,
         "timings": timings.work,
     }
@@ -82,6 +85,25 @@ def run_worker(options: Options, worker: str, argument: Mapping[str, Any], limit
             text = printed.read_text(encoding="utf-8", errors="replace")[-_KEPT:]
             found |= {"exit": code, "text": text + "\nit was stopped: it ran on after its time" * (code == _STOPPED)}
         return found
+
+
+def run_cases(options: Options, worker: str, argument: Mapping[str, Any], limit: float) -> Iterator[dict[str, Any]]:
+    """Run a worker on its cases; where one ends the process, another process goes on after it. Yield what each kept.
+
+    Args:
+        options: of this check.
+        worker: its name. It is given as `skip` how many cases are not its any more; it keeps as `run` how many it has done, and
+            the name of the one that it does as `running`.
+        argument: what it is given besides.
+        limit: seconds for all of its processes.
+    """
+    end, skip = time.monotonic() + limit, 0
+    for _ in range(_RESTARTS):
+        result = run_worker(options, worker, {**argument, "skip": skip}, max(1.0, end - time.monotonic()))
+        yield result
+        if "exit" not in result or "running" not in result or end - time.monotonic() < 1:
+            return
+        skip += result["run"] + 1
 
 
 def last_line(text: str) -> str:

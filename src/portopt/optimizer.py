@@ -368,6 +368,22 @@ class Optimizer(DeclaredValue):
             hyperparameters[GRADIENT_NORM] = gradient_norm
         step.check_step(self, self._cache, params, grads, state, hyperparameters)
 
+    def repeat_(
+        self, params: object, grads: object, state: OptimizerState, hyperparameters: Mapping[str, Any]
+    ) -> OptimizerState | None:
+        """Do a step like `apply_` if a plan does it; None, with nothing done, if none does. For adapters.
+
+        `grads` may be what only a plan of the library knows to read.
+        """
+        done = self._planned(self._cache.plans, params, grads, state, dict(hyperparameters))
+        return None if done is None else done[1]
+
+    def would_repeat(
+        self, params: object, grads: object, state: OptimizerState, hyperparameters: Mapping[str, Any]
+    ) -> bool:
+        """Tell whether `repeat_` would do a step, doing nothing. For adapters."""
+        return any(plan.fits(self, params, grads, state, dict(hyperparameters)) for plan in self._cache.plans)
+
     def place_parameters(self, places: Sequence[Place] | None) -> None:
         """Say where the parameters of further steps are in a whole of which they are part; for adapters.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE, round_scalar
 from portopt.backend import Backend, DeviceNumber, DeviceScalars, Graphs, Leaf, PlannedStep, Work
-from portopt.backend.totals import total
+from portopt.backend.totals import Totals, total
 from portopt.leaves import (
     Leaves,
     SlotShapes,
@@ -187,8 +187,8 @@ def do_step(
     if _is_capturable(backend, state):
         reason = _why_not_on_device(rule, backend, groups, state, overrides)
         if reason is None:
-            return _step_on_device(rule, params, state, arguments, groups, in_place=in_place)
-        _refuse_capture(backend, parameters, reason)
+            return _step_on_device(rule, cache, (params, grads, state), arguments, groups, given, in_place=in_place)
+        _graphs(backend).refuse_capture([state.step, *(leaf["p"] for leaf in parameters)], reason)
         return _step_from_host(rule, cache, params, grads, state, given, in_place=in_place)
     _refuse_capture(backend, parameters)
     further = {name: tree for name in rule.inputs if (tree := given.get(name)) is not None}
@@ -252,14 +252,16 @@ def _finished(
 
 def _step_on_device(
     rule: Rule,
-    params: Tree,
-    state: OptimizerState,
+    cache: StepCache,
+    trees: tuple[Tree, object, OptimizerState],
     arguments: _Arguments,
     groups: Sequence[Group],
+    given: Mapping[str, Any],
     *,
     in_place: bool,
 ) -> tuple[Tree, OptimizerState]:
     """Do a step of which kernels compute the scalars, so that a graph can repeat it."""
+    params, _, state = trees
     backend, graphs = arguments.found.backend, _graphs(arguments.found.backend)
     before = {"t": state.step, **{name: state.slots[name] for name in rule.scalar_slots}}
     after = before if in_place else {name: graphs.empty(number) for name, number in before.items()}
@@ -273,10 +275,47 @@ def _step_on_device(
             lambda name, scalars_of: total(backend, name, [(g.program, g.parameters, scalars_of) for g in groups]),
             {name: graphs.place(number) for name, number in after.items()},
         )
+        # A plan that never did a step is one of many that would not.
+        if in_place and all(plan.was_used for plan in cache.plans):
+            further = {name: tree for name in rule.inputs if (tree := given.get(name)) is not None}
+            make = _planned_on_device(rule, backend, groups, arguments, given)
+            plan = _plan_next_step(
+                cache, backend, groups, trees, further, arguments.parameters, in_place=True, on_device=make
+            )
+            if plan is not None:
+                cache.add(plan)
         works = [Work(of.program, of, group.parameters) for of, group in zip(scalars, groups, strict=True)]
         results = backend.update(works, in_place=in_place)
     step = after.pop("t")
     return _finished(params, state, arguments, groups, results, step, after, in_place=in_place)
+
+
+def _planned_on_device(
+    rule: Rule, backend: Backend, groups: Sequence[Group], arguments: _Arguments, given: Mapping[str, Any]
+) -> Callable[[Sequence[Program], Trees, Sequence[Leaf]], PlannedStep | str]:
+    """Return what plans a step in place whose number is on a device."""
+    graphs = _graphs(backend)
+
+    def plan(programs: Sequence[Program], trees: Trees, parameters: Sequence[Leaf]) -> PlannedStep | str:
+        state = trees[2]
+
+        def scalars_of(
+            totals: Totals, of_programs: Sequence[tuple[Program, Sequence[Leaf]]]
+        ) -> Sequence[DeviceScalars]:
+            def total_of(name: str, scalars_of_part: Any) -> Any:
+                return total(totals, name, [(program, leaves, scalars_of_part) for program, leaves in of_programs])
+
+            written = {"t": state.step, **{name: state.slots[name] for name in rule.scalar_slots}}
+            places = {name: graphs.place(number) for name, number in written.items()}
+            of_step = [program for program, _ in of_programs]
+            found, _ = step_scalars(rule, backend, of_step, state, arguments.overrides, total_of, places)
+            return [scalars for scalars in found if isinstance(scalars, DeviceScalars)]
+
+        overrides = {name: value for name, value in given.items() if name not in rule.inputs}
+        made: PlannedStep | str = graphs.plan(programs, trees, parameters, overrides, scalars_of)
+        return made
+
+    return plan
 
 
 def _step_from_host(
@@ -306,9 +345,9 @@ def _graphs(backend: Backend) -> Graphs:
     return backend.graphs
 
 
-def _refuse_capture(backend: Backend, parameters: Sequence[Leaf], reason: str | None = None) -> None:
+def _refuse_capture(backend: Backend, parameters: Sequence[Leaf]) -> None:
     if backend.graphs is not None:
-        backend.graphs.refuse_capture([leaf["p"] for leaf in parameters], reason)
+        backend.graphs.refuse_capture([leaf["p"] for leaf in parameters])
 
 
 def _why_not_on_device(
@@ -428,6 +467,8 @@ def check_state(rule: Rule, params: object, state: OptimizerState) -> tuple[Back
     return found.backend, finished_steps(state.step)
 
 
+Trees = tuple[Any, Any, OptimizerState]
+"""Parameters, gradients, or a tuple of these and further inputs, and the state."""
 TotalOf = Callable[[str, Callable[[Program], StepScalars]], Any]
 """Returns a total, given its name and what returns the scalars of a part of a program."""
 
@@ -612,6 +653,7 @@ def _plan_next_step(
     parameters: list[Leaf],
     *,
     in_place: bool,
+    on_device: Callable[[Sequence[Program], Trees, Sequence[Leaf]], PlannedStep | str] | None = None,
 ) -> PlannedStep | None:
     """Let the backend prepare the next step like this one; return the plan, if one was made.
 
@@ -624,11 +666,13 @@ def _plan_next_step(
         first = 2 + len(further)
         looping = hash((*(group.program for group in groups), *((*ids[:1], *ids[first:]) for ids in arrays)))
         same_arrays = cache.has_seen(looping)
-        if not same_arrays and not cache.sees_only_new_arrays:
+        if not same_arrays and (on_device is not None or not cache.sees_only_new_arrays):
             return None
     elif not cache.expects_repetition():
         return None
-    plan = _plan(backend, groups, trees, further, parameters, in_place=in_place, same_arrays=same_arrays)
+    plan = _plan(
+        backend, groups, trees, further, parameters, in_place=in_place, same_arrays=same_arrays, on_device=on_device
+    )
     return None if isinstance(plan, str) else plan
 
 
@@ -641,6 +685,7 @@ def _plan(
     *,
     in_place: bool,
     same_arrays: bool,
+    on_device: Callable[[Sequence[Program], Trees, Sequence[Leaf]], PlannedStep | str] | None = None,
 ) -> PlannedStep | str:
     """Return a plan for further steps, or why there is none."""
     if not _plans_its_steps(type(backend)):
@@ -653,6 +698,8 @@ def _plan(
         if any(name not in leaf for leaf in parameters for name in further):
             return "some parameters lack a further input"
         trees = trees[0], (trees[1], *further.values()), trees[2]
+    if on_device is not None:
+        return on_device(programs, trees, parameters)
     return backend.plan(programs, trees, parameters, in_place=in_place, same_arrays=same_arrays)
 
 
@@ -686,12 +733,24 @@ def way_of(part: Part, *, in_place: bool) -> Way:
     groups = grouped_by_program(rule, checked.overrides, checked.parameters, checked.found)
     reasons = [backend.why_not_fused(group.program.after_totals, group.parameters) for group in groups]
     found = tuple(dict.fromkeys(reason for reason in reasons if reason is not None))
-    if _is_capturable(backend, state):
-        return Way(found, "steps of a capturable state are checked in full where no graph repeats them")
     for plan in cache.plans if in_place else cache.pure_plans:
         if plan.fits(rule, params, grads, state, dict(overrides)):
             return Way(found, plan)
     further = {name: tree for name in rule.inputs if (tree := overrides.get(name)) is not None}
-    trees = params, grads, state
-    possible = _plan(backend, groups, trees, further, checked.parameters, in_place=in_place, same_arrays=in_place)
+    trees, on_device = (params, grads, state), None
+    if _is_capturable(backend, state):
+        reason = _why_not_on_device(rule, backend, groups, state, checked.overrides)
+        if reason is not None or not in_place:
+            return Way(found, reason or "of steps of a capturable state only those in place are planned")
+        on_device = _planned_on_device(rule, backend, groups, checked, overrides)
+    possible = _plan(
+        backend,
+        groups,
+        trees,
+        further,
+        checked.parameters,
+        in_place=in_place,
+        same_arrays=in_place,
+        on_device=on_device,
+    )
     return Way(found, possible if isinstance(possible, str) else None)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support import torch_parameters
+from support.torch_on_host import host_torch
 from support.torch_parameters import give_gradients
 from torch import nn
 from torch.optim import optimizer as torchs
@@ -19,7 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 import portopt
 import portopt_torch._optimizer
 from portopt_torch import TorchOptimizer
-from portopt_torch._layout import find_gradient
+from portopt_torch._layout import find_gradient, leave_in_memory
 from portopt_torch._repeated import RepeatedStep, is_possible
 
 SHAPES = ((3, 4), (5,), (), (2, 2), (7,))
@@ -40,14 +43,20 @@ def repeated(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Return a list that gets, for each step that may be a repeated one, whether it was."""
     assert is_possible()  # which tries the class itself
     seen: list[bool] = []
-    gradients = RepeatedStep.gradients
+    gradients, note = RepeatedStep.gradients, RepeatedStep.note
 
     def noted(self: RepeatedStep, *given: Any) -> Any:
         found = gradients(self, *given)
         seen.append(found is not None)
         return found
 
+    def without_objects(self: RepeatedStep, done: bool) -> None:
+        note(self, done)
+        if done:
+            seen.append(True)
+
     monkeypatch.setattr(RepeatedStep, "gradients", noted)
+    monkeypatch.setattr(RepeatedStep, "note", without_objects)
     return seen
 
 
@@ -132,20 +141,58 @@ def test_what_changes_between_two_steps_is_noticed(
 
 
 @pytest.mark.needs("numba")
-def test_gradients_of_the_backward_pass_are_read(repeated: list[bool]) -> None:
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_gradients_of_the_backward_pass_are_read_without_objects_of_them(
+    where: str, groups: int, monkeypatch: pytest.MonkeyPatch, kernel_directory: Path
+) -> None:
     # torch makes no Python object of them before somebody asks for it.
     params, others = parameters(), parameters()
-    optimizer, rule = TorchOptimizer(params, portopt.Adam(0.1)), portopt.Adam(0.1)
+    rule, asked = portopt.Adam(0.1), list[object]()
+    optimizer = TorchOptimizer([{"params": params[k::groups]} for k in range(groups)], rule)
     state = rule.init(others)
-    for _ in range(6):
-        for of in (params, others):
-            sum((p * p).sum() for p in of).backward()
-        optimizer.step()
-        state = rule.apply_(others, [p.grad for p in others], state)
-        for p in (*params, *others):
-            p.grad = None
-    assert repeated == [True] * 4
+    assert is_possible()
+    monkeypatch.setattr(RepeatedStep, "gradients", lambda *given: asked.append(given))
+    with host_torch(kernel_directory) if where == "device" else contextlib.nullcontext():
+        for step in range(8):
+            for of in (params, others):
+                sum((p * p).sum() for p in of).backward()
+            if step == 4:
+                asked.clear()
+            optimizer.step()
+            assert (optimizer._repeated is not None) == (step > 0)
+            state = rule.apply_(others, [p.grad for p in others], state)
+            for p in (*params, *others):
+                p.grad = None
+    assert asked == []
     torch_parameters.assert_same(params, others)
+
+
+@pytest.mark.needs("numba")
+def test_gradients_that_no_plan_reads_are_soon_read_as_objects_at_once(repeated: list[bool]) -> None:
+    params = parameters()
+    optimizer = TorchOptimizer(params, portopt.Adam())
+    for step in range(8):
+        give_gradients(params, step)
+        params[0].grad = torch.ones(4, 3).T
+        optimizer.step()
+    assert repeated == [True] * 6
+    assert optimizer._repeated is not None
+    assert optimizer._repeated.needs_gradients
+
+
+@pytest.mark.needs("numba")
+def test_bits_that_torch_does_not_set_say_nothing_of_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_possible()
+    params, asked = parameters(), list[object]()
+    optimizer = TorchOptimizer(params, portopt.Adam())
+    for step in range(8):
+        leave_in_memory(0xFF * (step % 2))
+        give_gradients(params, step)
+        if step == 5:
+            monkeypatch.setattr(RepeatedStep, "gradients", lambda *given: asked.append(given))
+        optimizer.step()
+    assert asked == []
 
 
 @pytest.mark.needs("numba")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,11 +15,13 @@ import torch
 from support.bits import Array, assert_same_bits, ordinary
 from support.cuda_on_host import HostArray, HostPool, HostStream, host_cupy, on_device
 from support.gpu_cases import EveryDraw
-from support.recording_driver import Recording
+from support.recording_driver import STREAM, Recording
 from support.torch_on_host import HostTorch, host_torch, to_numpy, to_torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import portopt
 from portopt import schedules
+from portopt.kernels.recorded_plan import RecordedPlan
 from portopt_torch import TorchOptimizer
 
 SHAPES: tuple[tuple[int, ...], ...] = ((), (5,), (0, 3), (12, 7), (4100,), (2, 3, 4))
@@ -140,6 +143,69 @@ def test_each_repetition_is_a_step(optimizer: portopt.Optimizer, played: tuple[H
     run.expect()
 
 
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        portopt.SGD(0.1, momentum=0.9),
+        portopt.Nadam(COSINE, clipnorm=0.5, clipvalue=0.1),
+        portopt.LAMB(clipnorm=0.5),
+        EveryDraw(),
+        portopt.Prodigy(),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_eager_steps_of_a_state_on_the_device_are_planned(
+    optimizer: portopt.Optimizer, played: tuple[HostTorch, Recording]
+) -> None:
+    run, recording = Run(optimizer, played), played[1]
+    for k in range(6):
+        if k == 3:
+            replay = run.capture()
+            run.repeat(replay)
+            run.expect()
+        if k == 4:
+            run.grads = list(map(to_torch, values(9)))
+        # Before the third step it is not known that there is a loop.
+        planned = run.optimizer._cache.plans
+        assert all(plan.was_used for plan in planned) == (k != 2)
+        recording.clear()
+        run.eager()
+        assert recording.uploaded() in ((0,) if k in (3, 5) else range(1, 1 << 20))
+        run.expect()
+    (plan,) = optimizer._cache.plans
+    assert type(plan) is RecordedPlan
+    assert plan.was_used
+    said = portopt.explain(optimizer, run.params, run.grads, run.state, in_place=True)
+    assert "the device counts the steps" in str(said)
+    # Another tensor for the count, another stream, or a number that was not given before: none of it is the plan's.
+    assert plan.fits(optimizer, run.params, run.grads, run.state, {})
+    assert not plan.fits(optimizer, run.params, run.grads, run.state._replace(step=run.state.step.clone()), {})
+    assert not plan.fits(optimizer, run.params, run.grads, run.state, {"learning_rate": 0.5})
+    run.library.current_stream = STREAM + 1
+    assert not plan.fits(optimizer, run.params, run.grads, run.state, {})
+
+
+def test_a_rate_on_the_device_is_read_by_planned_steps(played: tuple[HostTorch, Recording]) -> None:
+    run, rate = Run(portopt.Adam(), played, ((7,), (3, 2))), torch.tensor(0.25)
+    for value in (0.25, 0.5, 0.125, float(np.float32(0.3))):
+        rate.fill_(value)
+        run.eager(learning_rate=rate)
+        run.expect(learning_rate=value)
+    (plan,) = run.optimizer._cache.plans
+    assert plan.was_used
+    assert not plan.fits(run.optimizer, run.params, run.grads, run.state, {"learning_rate": rate.clone()})
+
+
+def test_a_users_schedule_is_asked_in_each_step(played: tuple[HostTorch, Recording]) -> None:
+    run = Run(portopt.SGD(lambda step: 0.5 / (step + 1)), played, ((7,),))
+    for _ in range(3):
+        run.eager()
+        run.expect()
+    assert run.optimizer._cache.plans == ()
+    said = portopt.explain(run.optimizer, run.params, run.grads, run.state, in_place=True)
+    assert "a function of its own" in str(said)
+
+
 def test_a_rate_on_the_device_is_read_by_each_repetition(played: tuple[HostTorch, Recording]) -> None:
     run, rate = Run(portopt.Adam(), played, ((7,), (3, 2))), torch.tensor(0.25)
     replay = run.capture(learning_rate=rate)
@@ -212,6 +278,24 @@ def test_a_step_with_products_asks_for_no_number(
                 run.new_gradients()
                 run.params, run.state = optimizer.apply(run.params, run.grads, run.state)
         run.expect()
+    # Between products it is kernels that compute elements and norms, and one the scalars.
+    with _Operations() as seen:
+        run.eager()
+    run.expect()
+    assert seen.counted["mm"] > 0
+    assert seen.counted["mul"] + seen.counted["where"] < 40
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch says nothing of its subclasses
+    """Counts torch's operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self.counted: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counted[str(function.overloadpacket).rpartition(".")[2]] += 1
+        return function(*args, **(kwargs or {}))
 
 
 def test_apply_inside_a_graph_makes_a_new_state(played: tuple[HostTorch, Recording]) -> None:

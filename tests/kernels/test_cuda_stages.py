@@ -260,6 +260,52 @@ def test_sums_carry_as_the_reference_does(tmp_path: Path) -> None:
             assert_same_float(root, bins.root_of(case))
 
 
+_BOTH_SQUARES = """
+extern "C" __global__ void both_squares(const float *x, long long *words, long long rounds)
+{
+    Sum first = no_sum(LOWEST_OF_SQUARES), second = first;
+    for (long long k = 0; k < rounds; k++) {
+        float some[16];
+        unsigned int most = 0;
+        for (int n = 0; n < 16; n++) {
+            some[n] = x[16 * k + n];
+            most = magnitude_of(some[n]) > most ? magnitude_of(some[n]) : most;
+        }
+        add_squares(first, some);
+        if (most != 0)
+            add_integer_squares(second, some, most);
+        memcpy(words + 10 * k, &first, sizeof first);
+        memcpy(words + 10 * k + 5, &second, sizeof second);
+    }
+}
+"""
+
+
+@pytest.mark.parametrize("kind", ["alike", "spread", "growing", "powers", "shrinking"])
+def test_squares_are_added_as_integers_to_the_same_bins(kind: str, tmp_path: Path) -> None:
+    """As GPUs with few units of float64 do; after each round all five words are the same, not only what they sum to."""
+    rng, rounds = np.random.default_rng(5), 400
+    exponents = {
+        "alike": rng.integers(-3, 3, (rounds, 16)),
+        "spread": rng.integers(-126, 127, (rounds, 16)),
+        "growing": np.sort(rng.integers(-126, 127, rounds))[:, None] - rng.integers(0, 60, (rounds, 16)),
+        "powers": rng.integers(-126, 127, (rounds, 1)) - np.arange(16) * rng.integers(0, 6, (rounds, 1)),
+        "shrinking": -np.sort(rng.integers(-127, 126, rounds))[:, None] + np.zeros((1, 16), np.int64),
+    }[kind]
+    mantissas = np.ones((rounds, 16)) if kind == "powers" else 1 + rng.integers(0, 2**23, (rounds, 16)) * 2.0**-23
+    if kind == "alike":
+        mantissas = 1 + rng.choice([0, 1, 2**11, 2**12, 2**22, 2**23 - 1, 3 * 2**10], (rounds, 16)) * 2.0**-23
+    x = np.ldexp(mantissas * rng.choice([-1.0, 1.0, 1.0], (rounds, 16)), np.maximum(exponents, -126)).astype(np.float32)
+    x[rng.random((rounds, 16)) < 0.1] = 0.0
+    parts = ("#define THREADS 4", source_file("arithmetic.cuh"), reductions_source(), _BOTH_SQUARES)
+    library = compile_on_host("\n".join(parts), tmp_path)
+    words = np.zeros((rounds, 2, 5), np.int64).view(HostArray)
+    Kernel(library, "both_squares")((1,), (1,), (x.reshape(-1).view(HostArray), words, np.int64(rounds)))
+    found = np.asarray(words)
+    assert np.array_equal(found[:, 0], found[:, 1])
+    assert found[-1, 0, 1:4].any()
+
+
 # What NVRTC makes of it ---------------------------------------------------------------------------------------------
 
 

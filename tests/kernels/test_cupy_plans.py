@@ -1,4 +1,4 @@
-"""Planned steps on CuPy's own array objects, which say that they are on a device and lie in the host's memory."""
+"""Planned steps on CuPy's own array objects, which say that they are on devices and lie in the host's memory."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from support.bits import Array, assert_same_bits, ordinary
-from support.recording_driver import STREAM, Recording, recording_driver
+from support.recording_driver import Recording, device_of, recording_driver, stream_of
 
 import portopt
 from portopt.kernels.device_plan import DevicePlan
@@ -26,24 +26,56 @@ SHAPES: tuple[tuple[int, ...], ...] = ((), (5,), (0, 3), (12, 7), (4100,), (2, 3
 class PlayedCupy(_kernel.CupyLibrary):
     """CuPy, with the memory of the host."""
 
+    may_wait = False
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording, self._kept = recording, list[Any]()
+
     def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
-        return _layout.played(shape, device, dtype)
+        # As in CuPy's pool of a device, memory is not taken away from what is queued.
+        self._kept.append(_layout.played(shape, device, dtype))
+        self._recording.say_memory(self._kept[-1].data.ptr, max(self._kept[-1].nbytes, 1), device)
+        return self._kept[-1]
 
     def empty_like(self, array: Any, dtype: str | None = None) -> Any:
-        return _layout.played(array.shape, self.device(array), dtype or array.dtype.name)
+        return self.empty(array.shape, dtype or array.dtype.name, self.device(array))
 
     def on(self, device: int) -> Any:
         return contextlib.nullcontext()
 
     def stream(self, device: int) -> int:
-        return STREAM
+        return stream_of(device)
+
+    def words(self, memory: Any, count: int) -> list[int]:
+        assert self.may_wait, "the host waited for the device"
+        return list(map(int, content(memory)[:count]))
+
+
+class PlayedDevice:
+    """Makes a device CuPy's current one."""
+
+    numbers: ClassVar[list[int]] = [0]
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __enter__(self) -> None:
+        self.numbers.append(self._number)
+
+    def __exit__(self, *exception: object) -> None:
+        self.numbers.pop()
 
 
 @pytest.fixture
 def recording(kernel_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Recording]:
-    monkeypatch.setattr(_kernel, "LIBRARY", PlayedCupy())
     monkeypatch.setattr(CupyBackend, "_is_captured", lambda self, arrays: False)
     with recording_driver(kernel_directory) as found:
+        library, cupy = PlayedCupy(found), importlib.import_module("cupy")
+        monkeypatch.setattr(_kernel, "LIBRARY", library)
+        monkeypatch.setattr(cupy.cuda, "Device", PlayedDevice)
+        monkeypatch.setattr(
+            cupy, "empty", lambda shape, dtype: library.empty(shape, dtype.name, PlayedDevice.numbers[-1])
+        )
         yield found
 
 
@@ -53,7 +85,7 @@ def content(array: Any) -> Array:
 
 
 def to_cupy(values: Array, device: int = 1) -> Any:
-    array = _layout.played(values.shape, device, values.dtype.name)
+    array = _kernel.LIBRARY.empty(values.shape, values.dtype.name, device)
     content(array)[...] = values
     return array
 
@@ -84,25 +116,56 @@ def test_planned_steps_have_the_bits_of_the_interpreter(recording: Recording) ->
     assert isinstance(optimizer._cache.plans[0], DevicePlan)
 
 
-def test_planned_steps_make_new_arrays(recording: Recording, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.import_module("cupy"), "empty", lambda shape, dtype: _layout.played(shape, 1, dtype))
-    optimizer = portopt.SGD(0.1, momentum=0.9)
+@pytest.mark.parametrize("devices", [(1,), (1, 0, 2)])
+def test_planned_steps_make_new_arrays(devices: tuple[int, ...], recording: Recording) -> None:
+    optimizer = portopt.SGD(0.1, momentum=0.9, clipnorm=0.5)
+    places = [devices[i % len(devices)] for i in range(len(SHAPES))]
+
+    def put(arrays: list[Array]) -> list[Any]:
+        return list(map(to_cupy, arrays, places))
+
     expected = [ordinary(shape, "float32", i) for i, shape in enumerate(SHAPES)]
     expected_state = optimizer.init(expected)
-    params = list(map(to_cupy, expected))
-    state = OptimizerState(0, {name: list(map(to_cupy, of)) for name, of in expected_state.slots.items()})
+    params = put(expected)
+    state = OptimizerState(0, {name: put(of) for name, of in expected_state.slots.items()})
     for step in range(3):
         values = [ordinary(shape, "float32", 100 * step + i) for i, shape in enumerate(SHAPES)]
         recording.clear()
-        params, state = optimizer.apply(params, list(map(to_cupy, values)), state)
+        params, state = optimizer.apply(params, put(values), state)
         with portopt.interpreted():
             expected, expected_state = optimizer.apply(expected, values, expected_state)
         for actual, wanted in zip(params, expected, strict=True):
             assert_same_bits(content(actual), wanted)
+        assert [p.device.id for p in params] == places
     assert isinstance(optimizer._cache.pure_plans[0], DevicePlan)
     assert optimizer._cache.pure_plans[0].was_used
-    assert recording.kernels() == ["update"]
+    assert recording.kernels().count("update") == len(devices)
     assert recording.uploaded() == 8 * 5 * len(SHAPES)
+
+
+def test_steps_in_place_over_several_devices(recording: Recording) -> None:
+    optimizer = portopt.LAMB(clipnorm=0.5)
+    places = [i % 2 for i in range(len(SHAPES))]
+    expected = [ordinary(shape, "float32", i) for i, shape in enumerate(SHAPES)]
+    expected_state = optimizer.init(expected)
+    params = list(map(to_cupy, expected, places))
+    state = OptimizerState(0, {name: list(map(to_cupy, of, places)) for name, of in expected_state.slots.items()})
+    for step in range(5):
+        values = [ordinary(shape, "float32", 100 * step + i) for i, shape in enumerate(SHAPES)]
+        grads = list(map(to_cupy, values, places))
+        recording.clear()
+        state = optimizer.apply_(params, grads, state)
+        with portopt.interpreted():
+            expected, expected_state = optimizer.apply(expected, values, expected_state)
+        for actual, wanted in zip(params, expected, strict=True):
+            assert_same_bits(content(actual), wanted)
+    (plan,) = optimizer._cache.plans
+    assert isinstance(plan, DevicePlan)
+    assert plan.was_used
+    assert {device_of(entry.stream) for entry in recording.entries()} == {0, 1}
+    # The same elements, on the other device.
+    for wrong in (to_cupy(values[1], 0), to_cupy(values[1], 2)):
+        assert not plan.fits(optimizer, params, [grads[0], wrong, *grads[2:]], state, {})
 
 
 def test_arrays_that_are_not_as_they_were_are_told_apart(recording: Recording) -> None:

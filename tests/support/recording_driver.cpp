@@ -1,13 +1,17 @@
 // CUDA's driver, played on the host: it counts and records what is queued, and runs kernels that a C++ compiler compiled.
 //
-// A module is the path of a shared library made with `cuda_on_host.h`. Memory of the device is memory of the host.
+// A module is the path of a shared library made with `cuda_on_host.h`. Memory of a device is memory of the host; which device has
+// it can be said, and then only that device may be given its address. Each device has streams of its own, and a thread's context
+// must be that of the device that it asks for something: some of it the real driver would do from any context.
 
 #include <dlfcn.h>
 #include <string.h>
 
 #include <cstdint>
 #include <cstdlib>
+#include <deque>
 #include <functional>
+#include <map>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -16,10 +20,25 @@
 
 namespace {
 
-enum { SUCCESS, INVALID = 1, NOT_READY = 600, LAUNCH, UPLOAD, RECORD, FORBIDDEN = 900 };
+enum {
+    SUCCESS,
+    INVALID = 1,
+    NO_CONTEXT = 201,
+    WRONG_HANDLE = 400,
+    NOT_READY = 600,
+    LAUNCH,
+    UPLOAD,
+    RECORD,
+    WAIT,
+    FETCH,
+    ILLEGAL_ADDRESS = 700,
+    FORBIDDEN = 900
+};
+const long long FIRST_CONTEXT = 0x1000, STREAMS_OF_DEVICE = 1000, LARGEST_DEFAULT_STREAM = 2;
 
 struct Module {
     void *library;
+    long long device;
     void (*begin_block)(unsigned int);
     void (*end_block)();
     void (*set_position)(unsigned int, unsigned int, unsigned int, unsigned int);
@@ -33,7 +52,20 @@ struct Kernel {
 };
 
 struct Event {
-    bool done = true;
+    long long device;
+    long long recorded = 0, done = 0;
+};
+
+struct Memory {
+    size_t size;
+    long long device;
+};
+
+// Of a stream, while the devices are behind.
+struct Queued {
+    std::function<void()> work;
+    const Event *awaited;
+    long long times;
 };
 
 struct Entry {
@@ -43,7 +75,8 @@ struct Entry {
 
 std::recursive_mutex lock;
 std::vector<Entry> entries;
-std::vector<std::function<void()>> queued;
+std::map<long long, std::deque<Queued>> queued;
+std::map<uintptr_t, Memory> memories;
 bool is_running = true, is_delayed = false;
 void *captured = nullptr;
 std::vector<std::vector<std::function<void()>>> graphs;
@@ -78,19 +111,59 @@ void run(const Kernel &kernel, const std::string &arguments, unsigned int blocks
     }
 }
 
-void queue(const Entry &entry, std::function<void()> work)
+void queue(const Entry &entry, std::function<void()> work, const Event *awaited = nullptr)
 {
     std::lock_guard<std::recursive_mutex> own(lock);
     entries.push_back(entry);
     if (captured && (void *)(intptr_t)entry.stream == captured)
         graphs.back().push_back(work);
     else if (is_delayed)
-        queued.push_back(work);
+        queued[entry.stream].push_back({work, awaited, awaited ? awaited->recorded : 0});
     else
         work();
 }
 
 bool is_forbidden() { return captured && mode == 0; }
+
+long long current_device() { return contexts.empty() ? -1 : (long long)(intptr_t)contexts.back() - FIRST_CONTEXT; }
+
+// What is wrong with asking this thread's device to queue something on a stream: the default streams are those of any device.
+int misuse(const void *stream)
+{
+    const long long number = (long long)(intptr_t)stream;
+    if (contexts.empty())
+        return NO_CONTEXT;
+    return number > LARGEST_DEFAULT_STREAM && number / STREAMS_OF_DEVICE != current_device() ? WRONG_HANDLE : SUCCESS;
+}
+
+// The device that has memory at an address; -1 if that was not said.
+long long owner(uintptr_t address)
+{
+    auto next = memories.upper_bound(address);
+    if (next == memories.begin())
+        return -1;
+    const auto &found = *--next;
+    return address < found.first + found.second.size ? found.second.device : -1;
+}
+
+bool is_elsewhere(const void *address, long long device)
+{
+    const long long found = owner((uintptr_t)address);
+    return found >= 0 && found != device;
+}
+
+// Whether there are addresses of another device's memory among what this thread's device is given.
+bool has_foreign_addresses(const char *words, size_t size)
+{
+    std::lock_guard<std::recursive_mutex> own(lock);
+    for (size_t at = 0; at + 8 <= size && !memories.empty(); at += 8) {
+        const void *word;
+        memcpy(&word, words + at, sizeof word);
+        if (is_elsewhere(word, current_device()))
+            return true;
+    }
+    return false;
+}
 
 }  // namespace
 
@@ -126,14 +199,30 @@ void set_limits(unsigned int blocks, unsigned int threads)
     most_threads = threads;
 }
 
-void run_queued()
+// One stream after the other goes as far as it can, that which was first asked last; returns whether all came to their ends.
+int run_queued()
 {
     std::lock_guard<std::recursive_mutex> own(lock);
-    auto works = std::move(queued);
-    queued.clear();
-    for (auto &work : works)
-        work();
+    bool moved = true, is_done = false;
+    while (moved && !is_done) {
+        moved = false;
+        is_done = true;
+        for (auto stream = queued.rbegin(); stream != queued.rend(); ++stream) {
+            auto &works = stream->second;
+            while (!works.empty() && (!works.front().awaited || works.front().awaited->done >= works.front().times)) {
+                auto work = std::move(works.front().work);
+                works.pop_front();
+                work();
+                moved = true;
+            }
+            is_done = is_done && works.empty();
+        }
+    }
+    return is_done;
 }
+
+void say_memory(void *address, size_t size, long long device) { memories[(uintptr_t)address] = {size, device}; }
+void forget_memory() { memories.clear(); }
 
 long long count_entries() { return (long long)entries.size(); }
 void clear_entries() { entries.clear(); }
@@ -160,7 +249,11 @@ int cuDriverGetVersion(int *version)
 
 int cuGetErrorName(int status, const char **name)
 {
-    *name = status == INVALID ? "CUDA_ERROR_INVALID_VALUE" : "CUDA_ERROR_UNKNOWN";
+    *name = status == INVALID           ? "CUDA_ERROR_INVALID_VALUE"
+            : status == NO_CONTEXT      ? "CUDA_ERROR_INVALID_CONTEXT"
+            : status == WRONG_HANDLE    ? "CUDA_ERROR_INVALID_HANDLE"
+            : status == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS"
+                                        : "CUDA_ERROR_UNKNOWN";
     return SUCCESS;
 }
 
@@ -184,7 +277,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int)
 
 int cuDevicePrimaryCtxRetain(void **context, int device)
 {
-    *context = (void *)(intptr_t)(0x1000 + device);
+    *context = (void *)(intptr_t)(FIRST_CONTEXT + device);
     return SUCCESS;
 }
 
@@ -198,8 +291,8 @@ int cuCtxGetCurrent(void **context)
 int cuCtxGetDevice(int *device)
 {
     if (contexts.empty())
-        contexts.push_back((void *)0x1000);
-    *device = (int)((intptr_t)contexts.back() - 0x1000);
+        contexts.push_back((void *)FIRST_CONTEXT);
+    *device = (int)current_device();
     return SUCCESS;
 }
 
@@ -211,6 +304,8 @@ int cuCtxPushCurrent_v2(void *context)
 
 int cuCtxPopCurrent_v2(void **context)
 {
+    if (contexts.empty())
+        return NO_CONTEXT;
     *context = contexts.back();
     contexts.pop_back();
     return SUCCESS;
@@ -220,10 +315,12 @@ int cuModuleLoadData(void **module, const void *image)
 {
     if (is_forbidden())
         return FORBIDDEN;
+    if (contexts.empty())
+        return NO_CONTEXT;
     void *library = dlopen((const char *)image, RTLD_NOW | RTLD_LOCAL);
-    if (!library || contexts.empty())
+    if (!library)
         return INVALID;
-    auto *found = new Module{library, nullptr, nullptr, nullptr};
+    auto *found = new Module{library, current_device(), nullptr, nullptr, nullptr};
     found->begin_block = (void (*)(unsigned int))dlsym(library, "begin_block");
     found->end_block = (void (*)())dlsym(library, "end_block");
     found->set_position =
@@ -244,26 +341,44 @@ int cuModuleGetFunction(void **function, void *module, const char *name)
 
 int cuMemHostAlloc(void **memory, size_t size, unsigned int)
 {
+    if (contexts.empty())
+        return NO_CONTEXT;
     *memory = malloc(size);
     return is_forbidden() ? FORBIDDEN : SUCCESS;
 }
 
 int cuEventCreate(void **event, unsigned int)
 {
-    *event = new Event;
+    if (contexts.empty())
+        return NO_CONTEXT;
+    *event = new Event{current_device()};
     return SUCCESS;
 }
 
 int cuEventRecord(void *event, void *stream)
 {
-    ((Event *)event)->done = false;
-    queue({RECORD, (long long)(intptr_t)stream, 0, 0, ""}, [=] { ((Event *)event)->done = true; });
+    auto *own = (Event *)event;
+    if (const int wrong = misuse(stream))
+        return wrong;
+    if (own->device != current_device())
+        return WRONG_HANDLE;
+    const long long times = ++own->recorded;
+    queue({RECORD, (long long)(intptr_t)stream, 0, 0, ""}, [=] { own->done = own->done > times ? own->done : times; });
     return SUCCESS;
 }
 
 int cuEventQuery(void *event)
 {
-    return is_forbidden() ? FORBIDDEN : ((Event *)event)->done ? SUCCESS : NOT_READY;
+    const auto *own = (Event *)event;
+    return is_forbidden() ? FORBIDDEN : own->done == own->recorded ? SUCCESS : NOT_READY;
+}
+
+int cuStreamWaitEvent(void *stream, void *event, unsigned int)
+{
+    if (const int wrong = misuse(stream))
+        return wrong;
+    queue({WAIT, (long long)(intptr_t)stream, 0, 0, ""}, [] {}, (Event *)event);
+    return SUCCESS;
 }
 
 int cuThreadExchangeStreamCaptureMode(int *other)
@@ -274,15 +389,37 @@ int cuThreadExchangeStreamCaptureMode(int *other)
 
 int cuStreamIsCapturing(void *stream, int *status)
 {
+    if (const int wrong = misuse(stream))
+        return wrong;
     *status = captured && stream == captured;
     return SUCCESS;
 }
 
 int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t size, void *stream)
 {
-    if (contexts.empty() || fails(UPLOAD))
+    if (const int wrong = misuse(stream))
+        return wrong;
+    if (fails(UPLOAD))
         return INVALID;
+    if (is_elsewhere(to, current_device()) || has_foreign_addresses((const char *)from, size))
+        return ILLEGAL_ADDRESS;
     queue({UPLOAD, (long long)(intptr_t)stream, (long long)size, 0, ""}, [=] {
+        if (is_running)
+            memcpy(to, from, size);
+    });
+    return SUCCESS;
+}
+
+int cuMemcpyPeerAsync(void *to, void *to_context, const void *from, void *from_context, size_t size, void *stream)
+{
+    if (const int wrong = misuse(stream))
+        return wrong;
+    if (fails(FETCH))
+        return INVALID;
+    const auto device = [](void *context) { return (long long)(intptr_t)context - FIRST_CONTEXT; };
+    if (is_elsewhere(to, device(to_context)) || is_elsewhere(from, device(from_context)))
+        return ILLEGAL_ADDRESS;
+    queue({FETCH, (long long)(intptr_t)stream, (long long)size, 0, ""}, [=] {
         if (is_running)
             memcpy(to, from, size);
     });
@@ -293,7 +430,9 @@ int cuLaunchKernel(
     void *function, unsigned int blocks, unsigned int, unsigned int, unsigned int threads, unsigned int, unsigned int,
     unsigned int, void *stream, void **parameters, void **extra)
 {
-    if (contexts.empty() || fails(LAUNCH) || parameters || (intptr_t)extra[0] != 1 || (intptr_t)extra[2] != 2 || extra[4])
+    if (const int wrong = misuse(stream))
+        return wrong;
+    if (fails(LAUNCH) || parameters || (intptr_t)extra[0] != 1 || (intptr_t)extra[2] != 2 || extra[4])
         return INVALID;
     if (called)
         called();
@@ -301,6 +440,10 @@ int cuLaunchKernel(
     const std::string arguments((const char *)extra[1], *(size_t *)extra[3]);
     if (arguments.size() != kernel->size)
         return INVALID;
+    if (kernel->module->device != current_device())
+        return WRONG_HANDLE;
+    if (has_foreign_addresses(arguments.data(), arguments.size()))
+        return ILLEGAL_ADDRESS;
     queue({LAUNCH, (long long)(intptr_t)stream, (long long)arguments.size(), blocks, kernel->name.c_str()}, [=] {
         // A block of one thread stays one; a larger one shrinks, which a kernel must not notice.
         if (is_running)

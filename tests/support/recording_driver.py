@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from support.cuda_on_host import BLOCKS, THREADS, compiled, find_compiler
 from portopt.kernels.cuda import driver, kernels, nvrtc
 
 _SOURCE = Path(__file__).with_name("recording_driver.cpp")
-_KINDS = {601: "launch", 602: "upload", 603: "record"}
+_KINDS = {601: "launch", 602: "upload", 603: "record", 604: "wait", 605: "fetch"}
 _KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\(')
 _PACKED = """
 #include <tuple>
@@ -49,16 +50,27 @@ template <typename... Values> static size_t packed_size(void (*)(Values...))
 }
 """
 STREAM = 7
-"""A stream of the played device."""
+"""A stream of the first played device."""
+_STREAMS_OF_DEVICE = 1000
+
+
+def stream_of(device: int, stream: int = STREAM) -> int:
+    """Return the stream of a device, given that of the first one."""
+    return stream + _STREAMS_OF_DEVICE * device
+
+
+def device_of(stream: int) -> int:
+    """Return the device of a stream."""
+    return stream // _STREAMS_OF_DEVICE
 
 
 class Entry(NamedTuple):
     """What was queued.
 
     Attributes:
-        kind: `"launch"`, `"upload"`, or `"record"` of an event.
+        kind: `"launch"`, `"upload"`, `"fetch"` from another device, `"record"` of an event, or `"wait"` for one.
         stream: where.
-        size: bytes of arguments or of an upload.
+        size: bytes of arguments, or of what is copied.
         blocks: of a launch.
         kernel: its name.
     """
@@ -76,6 +88,7 @@ class Recording:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         library.read_entry.restype = ctypes.c_char_p
+        library.say_memory.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_longlong
         library.count_entries.restype = library.count_graphs.restype = ctypes.c_longlong
         self.driver = driver.Driver(library)
 
@@ -91,7 +104,7 @@ class Recording:
             name = self._library.read_entry(ctypes.c_longlong(k), numbers)
             kind, stream, size, blocks = numbers
             found.append(Entry(_KINDS[kind], stream, size, blocks, name.decode()))
-        return [entry for entry in found if entry.kind != "record"]
+        return [entry for entry in found if entry.kind not in ("record", "wait")]
 
     def kernels(self) -> list[str]:
         """Return the names of the kernels that were queued."""
@@ -130,8 +143,12 @@ class Recording:
             self._library.call_at_launches(None)
 
     def run_queued(self) -> None:
-        """Do what was queued."""
-        self._library.run_queued()
+        """Do what was queued: on one stream after the other, as far as events let it."""
+        assert self._library.run_queued(), "a stream waits for an event that is after what waits for it"
+
+    def say_memory(self, address: int, size: int, device: int) -> None:
+        """Say which device has some memory, so that no other one may be given its address."""
+        self._library.say_memory(address, size, device)
 
 
 class _HostCompiler:
@@ -154,10 +171,12 @@ class _HostCompiler:
 
 @functools.cache
 def _library(directory: Path) -> ctypes.CDLL:
-    target = directory / "recording_driver.so"
-    command = [find_compiler(), "-std=gnu++17", "-O1", "-shared", "-fPIC", "-pthread", str(_SOURCE), "-o", str(target)]
+    # Several processes may do so at once.
+    target, own = directory / "recording_driver.so", directory / f"recording_driver.{os.getpid()}"
+    command = [find_compiler(), "-std=gnu++17", "-O1", "-shared", "-fPIC", "-pthread", str(_SOURCE), "-o", str(own)]
     done = subprocess.run(command, text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+    own.replace(target)
     return ctypes.CDLL(str(target))
 
 
@@ -169,6 +188,7 @@ def recording_driver(directory: Path) -> Iterator[Recording]:
     recording = Recording(library)
     recording.play()
     recording.clear()
+    library.forget_memory()
     caches = (kernels.function, kernels._module, driver.device)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PORTOPT_CACHE_DIR", "")

@@ -1,9 +1,9 @@
-"""Torch's tensors in host memory, taken for those of a played CUDA device."""
+"""Torch's tensors in host memory, taken for those of played CUDA devices."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.bits import Array
-from support.recording_driver import STREAM, Recording, recording_driver
+from support.recording_driver import STREAM, Recording, recording_driver, stream_of
 
 import portopt
 import portopt_torch
@@ -20,7 +20,11 @@ from portopt_torch._backend import TorchBackend
 
 
 class HostTorch(_cuda.TorchLibrary):
-    """Torch on the played device, which waits for nothing unless a test says so."""
+    """Torch on played devices, which wait for nothing unless a test says so.
+
+    Attributes:
+        current_stream: that of the first device; the others have one as well.
+    """
 
     may_wait = False
     waits = 0
@@ -34,13 +38,26 @@ class HostTorch(_cuda.TorchLibrary):
     def __init__(self) -> None:
         # As in torch's own allocator of a device, memory is not taken away from what is queued.
         self._kept: list[Any] = []
+        self._all_placed: list[Any] = []
         self._of_graphs: list[Any] = []
+        self._placed: dict[int, int] = {}
+        self.recording: Recording | None = None
 
     def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
-        self._kept.append(super().empty(shape, dtype, device))
+        self._kept.append(self.put(super().empty(shape, dtype, device), device))
         if self.is_capturing(device):
             self._of_graphs.append(self._kept[-1])
         return self._kept[-1]
+
+    def put(self, tensor: Any, device: int) -> Any:
+        """Take the memory of a tensor for that of a device, for as long as devices are played; one without elements has none."""
+        assert self.recording is not None
+        if tensor.numel():
+            start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+            self._placed[start] = device
+            self._all_placed.append(tensor)
+            self.recording.say_memory(start, size, device)
+        return tensor
 
     def spoil(self) -> None:
         """Let other work have written what is in the memory of graphs, as it may between two replays."""
@@ -48,7 +65,24 @@ class HostTorch(_cuda.TorchLibrary):
             tensor.view(torch.uint8).fill_(0x55)
 
     def device(self, tensor: Any) -> int:
-        return 0
+        return self._placed.get(tensor.untyped_storage().data_ptr(), 0)
+
+    def are_captured(self, tensors: Iterable[Any]) -> bool:
+        """Tell whether the work of one of the devices of tensors is being captured."""
+        return any(map(self.is_capturing, set(map(self.device, tensors))))
+
+    def copied(self, tensor: Any) -> Any:
+        return self._beside(tensor, super().copied(tensor))
+
+    def dense(self, tensor: Any) -> Any:
+        return self._beside(tensor, super().dense(tensor))
+
+    def empty_like(self, tensor: Any, dtype: str | None = None) -> Any:
+        return self._beside(tensor, super().empty_like(tensor, dtype))
+
+    def _beside(self, tensor: Any, new: Any) -> Any:
+        device = self.device(tensor)
+        return self.put(new, device) if device and new is not tensor else new
 
     def place(self, device: int) -> str:
         return "cpu"
@@ -57,7 +91,7 @@ class HostTorch(_cuda.TorchLibrary):
         return contextlib.nullcontext()
 
     def stream(self, device: int) -> int:
-        return self.current_stream
+        return stream_of(device, self.current_stream)
 
     def words(self, memory: Any, count: int) -> list[int]:
         assert self.may_wait, "the host waited for the device"
@@ -80,9 +114,14 @@ def host_torch(directory: Path) -> Iterator[tuple[HostTorch, Recording]]:
 
     library = HostTorch()
     with pytest.MonkeyPatch.context() as patch, recording_driver(directory) as recording:
+        library.recording = recording
         patch.setattr(_cuda, "LIBRARY", library)
         patch.setattr(TorchBackend, "_runs_kernels", lambda self, tensor: True)
-        patch.setattr(TorchBackend, "_is_captured", lambda self, tensors: library.is_capturing(0))
+        patch.setattr(
+            TorchBackend,
+            "_is_captured",
+            lambda self, tensors: any(map(library.is_capturing, set(map(library.device, tensors)))),
+        )
         refuse("rounded_scalars")
         refuse("parts_of_total")
         yield library, recording

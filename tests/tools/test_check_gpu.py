@@ -31,11 +31,17 @@ TINY = ("--device", "cpu", "--small", "--budget", "500", "--words", "300", "--st
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_section_runs_on_the_cpu(tmp_path: Path) -> None:
-    few = "RMSprop/default/float32,torch large,torch totals,Adam/20x256/portopt,1/operations/add/float32"
-    code, printed, summary = check(tmp_path, *TINY, "--backends", "torch", "--layers", "1", "--only", few)
+    few = (
+        *("RMSprop/default/float32", "torch large", "torch totals", "Adam/20x256/portopt", "1/operations/add/float32"),
+        *("TorchOptimizer", "test_cuda_scalars"),
+    )
+    code, printed, summary = check(tmp_path, *TINY, "--backends", "torch", "--layers", "1", "--only", ",".join(few))
     assert code == 0, printed
     assert summary["errors"] == {}
     assert summary["versions"]["numpy"]
+    assert summary["launches"]["rows"] >= 3
+    assert summary["host"]["passed"] >= 1
+    assert summary["host"]["wrong"] == 0
     assert summary["operations"]["torch: a/b wrong"] == "0.00%"
     assert summary["timings"]["rows"] >= 2
     assert summary["semantics"]["torch large"]["found"] == {"elements": 65539, "wrong": 0}

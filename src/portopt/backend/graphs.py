@@ -86,6 +86,25 @@ class Graphs(Protocol):
             schedules: those that give the step's rates.
         """
 
+    def plan(
+        self,
+        programs: Sequence[Program],
+        trees: tuple[Any, Any, Any],
+        parameters: Sequence[Any],
+        overrides: Mapping[str, Any],
+        scalars_of: Callable[[Any, Sequence[tuple[Program, Sequence[Any]]]], Sequence[DeviceScalars]],
+    ) -> Any:
+        """Return a plan of further steps in place like one outside of a graph, as `Backend.plan` does, or why there is none.
+
+        Args:
+            programs: what the steps run on each parameter.
+            trees: parameters, gradients, or a tuple of these and further inputs, and state.
+            parameters: the arrays of each parameter that has a gradient.
+            overrides: the hyperparameters that are given for the step alone.
+            scalars_of: returns the scalars of the step for each program, given what finds totals, and the programs with their
+                parameters.
+        """
+
     def refuse_capture(self, arrays: Iterable[Any], reason: str | None = None) -> None:
         """Raise an error if what is queued on the devices of arrays is being captured.
 

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from portopt.backend.protocol import Backend, Work
+from portopt.backend.protocol import Work
 from portopt.program import Program
 
 
+class Totals(Protocol):
+    """What finds totals over all parameters, as a backend does."""
+
+    def gradient_norm(self, gradients: Sequence[Any]) -> Any:
+        """Return the norm of all gradients together."""
+
+    def total(self, name: str, works: Sequence[Work]) -> Any:
+        """Return another total, `"total_sum"` and so on."""
+
+
 def total(
-    backend: Backend,
+    backend: Totals,
     name: str,
     programs: Sequence[tuple[Program, Sequence[Mapping[str, Any]], Callable[[Program], Sequence[Any]]]],
 ) -> Any:
     """Return the value of one of a step's totals.
 
     Args:
-        backend: of the arrays.
+        backend: of the arrays, or what takes its place.
         name: of the total.
         programs: of the step, each with the arrays of its parameters by name, and what returns the scalars of a part of the
             program, which needs no total that is not known yet.

@@ -1,4 +1,4 @@
-"""Repeated steps on a GPU: what was found out in the last step is not found out again.
+"""Repeated steps on GPUs: what was found out in the last step is not found out again.
 
 A device plan is to arrays on a GPU what `portopt.kernels.host.plan` is to those in host memory, and looks at them in the same
 way. Its tables stay in the memory of the device. A step queues an upload of 8 bytes a parameter if a gradient is not where it
@@ -8,6 +8,9 @@ addresses of all of a kind of parameters are one upload.
 New arrays are the library's own, made for the stream on which the step is queued, like those that its operations make. What the
 caller gives up after the step may be given out again at once: by the library's allocator for the same stream, behind whose queue
 whoever gets it stands.
+
+Arrays may lie on several devices: each does its part on the stream that is its current one, and the parts of totals go from one
+to the other there (`portopt.kernels.device_queue`).
 
 Tables belong to the stream on which they are used, so that nothing of a plan is shared by two streams. Two steps on the same
 parameters are ordered by the caller, whatever their streams, as all work on the same memory is.
@@ -29,12 +32,16 @@ from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.library import CudaLibrary, Placed
 from portopt.kernels.device_queue import (
     COUNT_OF_NORM,
+    FINDING,
     IS_CAPTURING,
+    JOINING,
     NEEDS_BLOCK,
     NORM,
     WORD,
     Column,
+    Fetch,
     Launch,
+    OnDevice,
     Queue,
     ScalarKernel,
 )
@@ -78,9 +85,8 @@ class DevicePlan(RepeatedStep):
         backend: of the arrays.
         programs: what the kernels do, each with the shape of a parameter that it is for.
         watch: knows the arrays.
-        kinds: the parameters by kernel.
+        kinds: the parameters by kernel and device.
         inputs: where the inputs and outputs are of what computes the scalars.
-        device: the number of the device.
         further: names of further inputs.
         note_written: is told of all written arrays after a step.
         results: of steps that make new arrays; None for steps in place.
@@ -95,7 +101,6 @@ class DevicePlan(RepeatedStep):
         watch: Watch,
         kinds: Sequence[_Kind],
         inputs: Inputs,
-        device: int,
         further: tuple[str, ...],
         note_written: Callable[[list[Any]], object] | None,
         results: Results | None,
@@ -111,12 +116,13 @@ class DevicePlan(RepeatedStep):
         self._is_small = threads.is_small(sum(kind.elements for kind in kinds))
         self._inputs = inputs
         self._schedules = Schedules(programs, inputs.length)
-        self._device = driver.device(device)
+        self._devices = tuple(dict.fromkeys(kind.device for kind in kinds))
+        self._driver = driver.driver()
         self._note_written = note_written if watch.calls_back else None
-        self._placed: dict[int, _Placed] = {}
+        self._placed: dict[tuple[int, ...], _Placed] = {}
         # What ends while it is held may be an array whose end does a step.
         self._lock = threading.RLock()
-        self._own_norm = GradientNorm(None, 0, _unknown)
+        self._own_norm = GradientNorm({}, 0, _unknown)
         scalars = kinds[0].scalars
         first = 1 + inputs.places[0][1] // 8
         self._of_state = {name: first + k for name, k in scalars.of_state.items()}
@@ -134,14 +140,13 @@ class DevicePlan(RepeatedStep):
             # Not much memory is asked for before it is known that the step will fill it.
             if not self._is_small and (call := self._looked(trees)) is None:
                 return None
-            with self._library.on(self._device.number):
-                new = self.results.new()
-        stream, slots = self._library.stream(self._device.number), state.slots
+            new = self.results.new()
+        streams, slots = tuple(map(self._library.stream, self._devices)), state.slots
         with self._lock:
             found = self._step_inputs(rule, trees, state, overrides)
             if found is None:
                 return None
-            if not self._queue(trees, found, finished, stream, call, new):
+            if not self._queue(trees, found, finished, streams, call, new):
                 return None
         if self._watch.late:
             self._watch.late.clear()
@@ -158,7 +163,10 @@ class DevicePlan(RepeatedStep):
             return False
         grads, overrides = split
         with self._lock:
-            return self.would_do(rule, overrides) and self._looked((params, grads, state.slots)) is not None
+            if not self.would_do(rule, overrides):
+                return False
+            trees = params, grads, state.slots
+            return self._watch.look(*trees) or self._looked(trees) is not None
 
     def _looked(self, trees: tuple[Any, Any, Any]) -> Call | None:
         """Return a call with the arrays, gradients copied that kernels cannot read as they lie; None if they do not fit."""
@@ -222,18 +230,16 @@ class DevicePlan(RepeatedStep):
 
     def _is_usable(self, norm: Any) -> bool:
         # A number would have to be looked at on the host.
-        return isinstance(norm, GradientNorm) and (
-            norm is self._own_norm or self._library.device(norm.words) == self._device.number
-        )
+        return isinstance(norm, GradientNorm) and (norm is self._own_norm or norm.words.keys() >= set(self._devices))
 
-    # On the device --------------------------------------------------------------------------------------------------
+    # On the devices -------------------------------------------------------------------------------------------------
 
     def _queue(
         self,
         trees: tuple[Any, Any, Any],
         given: _Given,
         step: int,
-        stream: int,
+        streams: tuple[int, ...],
         call: Call | None,
         new: list[Any] | None,
     ) -> bool:
@@ -243,20 +249,17 @@ class DevicePlan(RepeatedStep):
             trees: of the step.
             given: what it is given.
             step: its number.
-            stream: where to queue it.
+            streams: where to queue it, of each device.
             call: that of a look that found all as it was, if there was one.
             new: the arrays that the step fills, where it makes new ones.
         """
-        watch, placed = self._watch, self._placed.get(stream)
+        watch, placed = self._watch, self._placed.get(streams)
         if call is None and self._note_written is not None:
             call = watch.begin()
         if placed is None:
-            with self._device.within():
-                if self._device.driver.is_capturing(stream):
-                    return False
-                if (call := self._looked(trees)) is None:
-                    return False
-                placed = self._place(stream, call)
+            if any(map(self._library.is_capturing, self._devices)) or (call := self._looked(trees)) is None:
+                return False
+            placed = self._place(streams, call)
         inputs, norm, known = given
         at = inputs.buffer_info()[0] + HEAD
 
@@ -265,8 +268,7 @@ class DevicePlan(RepeatedStep):
             while not watch.look(*trees, at, step, call, made, queue.address):
                 outcome = queue.outcome
                 if outcome == NEEDS_BLOCK:
-                    with self._device.within():
-                        queue.add_block()
+                    queue.add_block()
                 elif outcome == NOT_BEGUN:
                     call = watch.mend(call, *trees)
                     if call is None:
@@ -274,7 +276,7 @@ class DevicePlan(RepeatedStep):
                 elif outcome == IS_CAPTURING:
                     return False
                 else:
-                    self._device.driver.check(outcome)
+                    self._driver.check(outcome)
             return True
 
         for totals in placed.totals:
@@ -286,29 +288,36 @@ class DevicePlan(RepeatedStep):
                 for k in () if name in known else self._inputs.numbers_of(name):
                     inputs[1 + k] = value
         if self._needs_norm:
-            placed.queue.set_norm(None if norm is None else (self._library.address(norm.words), norm.count))
+            address = self._library.address
+            placed.queue.set_norm(
+                None if norm is None else [(address(norm.words[number]), norm.count) for number in self._devices]
+            )
         if not queued(placed.queue, new):
             return False
         if self._note_written is not None and call is not None:
             self._note_written(call.written)
         return True
 
-    def _place(self, stream: int, call: Call) -> _Placed:
-        """Put tables into the device's memory, for steps on a stream."""
-        library, number = self._library, self._device.number
-        with library.on(number):
-            kinds = [
-                kind.placed(addresses, number)
-                for kind, addresses in zip(self._kinds, self._addresses(call.table), strict=True)
-            ]
-            norm, at = library.workspace(WORDS_OF_PART * sum(kind.blocks_of_norm for kind in kinds), number)
-            words = np.frombuffer(call.table, np.int64)
-            totals = [] if self._totals is None else self._totals.placed(stream, words, self._inputs)
-        placed = _Placed(self._queue_of(stream, kinds, at), kinds, norm, totals)
+    def _place(self, streams: tuple[int, ...], call: Call) -> _Placed:
+        """Put tables into the devices' memory, for steps on streams of theirs."""
+        library, placed, norms = self._library, [], {}
+        for kind, addresses in zip(self._kinds, self._addresses(call.table), strict=True):
+            with library.on(kind.device):
+                placed.append(kind.placed(addresses))
+        count = sum(of.blocks_of_norm for of in placed)
+        for number in self._devices:
+            with library.on(number):
+                norms[number] = library.workspace(WORDS_OF_PART * count, number)
+        words = np.frombuffer(call.table, np.int64)
+        of_devices, totals = dict(zip(self._devices, streams, strict=True)), list[PlacedTotals]()
+        if self._totals is not None:
+            totals = self._totals.placed(of_devices, words, self._inputs)
+        at = {number: place for number, (_, place) in norms.items()}
+        found = _Placed(self._queue_of(of_devices, placed, at), placed, norms, totals)
         while len(self._placed) >= _MOST_STREAMS:
             del self._placed[next(iter(self._placed))]
-        self._placed[stream] = placed
-        return placed
+        self._placed[streams] = found
+        return found
 
     def _addresses(self, table: array[int]) -> list[Any]:
         """Return the addresses of the arrays of each parameter, of each kind."""
@@ -319,44 +328,96 @@ class DevicePlan(RepeatedStep):
             found.append(words[offset // 8 : offset // 8 + size].reshape(kind.rows, -1).tolist())
         return found
 
-    def _queue_of(self, stream: int, placed: Sequence[_PlacedKind], norm: int) -> Queue:
-        """Return what queues steps, given what the device has of each kind and where the parts of the norm are put."""
+    def _queue_of(self, streams: Mapping[int, int], placed: Sequence[_PlacedKind], norms: Mapping[int, int]) -> Queue:
+        """Return what queues steps.
+
+        Args:
+            streams: of each device.
+            placed: what the devices have of each kind.
+            norms: where each device has the parts of the norm.
+        """
         programs = {
             kind.program: ScalarKernel(kind.scalars.address, *self._inputs.places[kind.program]) for kind in self._kinds
         }
-        columns, of_norm, launches, count = list[Column](), list[Launch](), list[Launch](), 0
-        for kind, at, offset in zip(self._kinds, placed, self._watch.offsets, strict=True):
-            for (column, width), known in zip(kind.changing, at.known, strict=True):
-                place = at.tables[0].argument[3] + 8 * kind.rows * column
-                columns.append(Column(offset + 8 * column, 8 * len(kind.columns), known, place, width))
-            outputs, scalars, results = self._inputs.places[kind.program][1], kind.scalars, tuple[int, ...]()
-            if at.blocks_of_norm:
-                parts = norm + 8 * WORDS_OF_PART * count
-                of_parts = [*at.gradients.argument, parts, at.blocks_of_norm]
-                of_norm.append(
-                    Launch(kind.functions[SUM_SQUARES], at.blocks_of_norm, of_parts, (), (), outputs, is_of_norm=True)
+        columns = {number: list[Column]() for number in streams}
+        of_norm, launches = ({number: list[Launch]() for number in streams} for _ in range(2))
+        count, found = 0, dict[int, range]()
+        phase = JOINING if self._needs_norm and len(streams) > 1 else FINDING
+        for number in streams:
+            first = count
+            for kind, at, offset in zip(self._kinds, placed, self._watch.offsets, strict=True):
+                if kind.device != number:
+                    continue
+                for (column, width), known in zip(kind.changing, at.known, strict=True):
+                    place = at.tables[0].argument[3] + 8 * kind.rows * column
+                    columns[number].append(Column(offset + 8 * column, 8 * len(kind.columns), known, place, width))
+                outputs, scalars, results = self._inputs.places[kind.program][1], kind.scalars, tuple[int, ...]()
+                if at.gradients is not None and at.blocks_of_norm:
+                    parts = norms[number] + 8 * WORDS_OF_PART * count
+                    of_parts = [*at.gradients.argument, parts, at.blocks_of_norm]
+                    of_norm[number].append(
+                        Launch(
+                            kind.functions[SUM_SQUARES], at.blocks_of_norm, of_parts, (), (), outputs, is_of_norm=True
+                        )
+                    )
+                    count += at.blocks_of_norm
+                if scalars.results:
+                    results = (at.results,)
+                    given = [(WORD, NORM), (WORD, COUNT_OF_NORM), *scalars.given]
+                    launches[number].append(
+                        Launch(kind.functions[SCALARS_OF_NORM], 1, (), given, results, outputs, phase=phase)
+                    )
+                launches[number] += [
+                    Launch(
+                        kind.functions[name],
+                        table.chunks,
+                        table.argument,
+                        scalars.arguments,
+                        results,
+                        outputs,
+                        phase=phase,
+                    )
+                    for name, table in zip(kind.names, at.tables, strict=True)
+                    if table.chunks
+                ]
+            found[number] = range(first, count)
+        return Queue(
+            list(programs.values()),
+            [
+                OnDevice(
+                    driver.device(number), stream, columns[number], [*of_norm[number], *launches[number]],
+                    _fetches(number, norms, found), (norms[number], count),
                 )
-                count += at.blocks_of_norm
-            if scalars.results:
-                results = (at.results,)
-                given = [(WORD, NORM), (WORD, COUNT_OF_NORM), *scalars.given]
-                launches.append(Launch(kind.functions[SCALARS_OF_NORM], 1, (), given, results, outputs))
-            launches += [
-                Launch(kind.functions[name], table.chunks, table.argument, scalars.arguments, results, outputs)
-                for name, table in zip(kind.names, at.tables, strict=True)
-                if table.chunks
-            ]
-        return Queue(self._device, stream, list(programs.values()), columns, [*of_norm, *launches], (norm, count))
+                for number, stream in streams.items()
+            ],
+        )  # fmt: skip
 
     @property
     def _needs_norm(self) -> bool:
         return any(kind.scalars.results for kind in self._kinds)
 
 
+def _fetches(number: int, norms: Mapping[int, int], found: Mapping[int, range]) -> list[Fetch]:
+    """Return what a device fetches of the parts of the norm.
+
+    Args:
+        number: of the device.
+        norms: where each device has the parts.
+        found: which of them each device finds.
+    """
+    fetches = []
+    for source, (other, parts) in enumerate(found.items()):
+        if other != number and parts:
+            first = 8 * WORDS_OF_PART * parts.start
+            fetches.append(Fetch(source, norms[number] + first, norms[other] + first, 8 * WORDS_OF_PART * len(parts)))
+    return fetches
+
+
 class _Kind:
-    """Parameters that one kernel updates.
+    """Parameters that one kernel updates, on one device.
 
     Attributes:
+        device: the number of the device.
         program: the number of its program among those of the step.
         scalars: of the program.
         names: of the kernels, in order.
@@ -378,6 +439,7 @@ class _Kind:
         *,
         same_arrays: bool,
     ) -> None:
+        self.device = device
         self.program = number
         self.scalars = HostScalars(program, key.compute_dtype)
         self.columns = key.columns(program)
@@ -392,25 +454,26 @@ class _Kind:
         self._passes = None if program.is_elementwise else passes_of(program)
         self._lengths: list[tuple[int, ...]] = []
         self.elements = sum(sizes)
-        module, of_elements = library.module(program, key), (sizes, library.chunk)
+        module = library.module(program, key)
         if self._passes is None:
-            self.names, self._cut = [UPDATE], [of_elements]
+            self.names, self._cut = [UPDATE], [(sizes, library.chunk)]
         else:
             self._lengths = [self._passes.stages.lengths(tuple(leaf["p"].shape)) for leaf in leaves]
             self.names = [step.name for step in self._passes.passes]
-            self._cut = [*launch.cuts(library, self._passes, self._lengths), of_elements]
+            self._cut = launch.cuts(library, self._passes, self._lengths)
         self.functions = {name: kernels.function(module, name, device) for name in self.names}
         if self.scalars.results:
             self.functions[SCALARS_OF_NORM] = kernels.function(module, SCALARS_OF_NORM, device)
+            self._cut.append((sizes, library.reduced_chunk))
             of_norm = library.norm_module(dict(key.dtypes)["g"])
             self.functions[SUM_SQUARES] = kernels.function(of_norm, SUM_SQUARES, device)
 
-    def placed(self, addresses: Sequence[Sequence[int]], device: int) -> _PlacedKind:
-        """Put tables into the memory of the current device, given the addresses of each parameter's arrays."""
-        library, memory = self._library, None
+    def placed(self, addresses: Sequence[Sequence[int]]) -> _PlacedKind:
+        """Put tables into the memory of the device, which is the current one, given the addresses of each parameter's arrays."""
+        library, device, memory = self._library, self.device, None
         rows = addresses
         if self._passes is not None:
-            words = [self._passes.words(lengths, library.chunk) for lengths in self._lengths]
+            words = [self._passes.words(lengths, library.reduced_chunk) for lengths in self._lengths]
             starts = list(itertools.accumulate(words, initial=0))
             memory, at = library.workspace(starts[-1], device)
             rows = [
@@ -421,17 +484,19 @@ class _Kind:
             ]
         tables = library.tables(rows, self._cut, device)
         results, results_at = library.workspace(self.scalars.results, device)
-        # The norm is of one column.
-        chunks, argument, owner = tables[-1]
-        gradients = Placed(
-            chunks, [*argument[:3], argument[3] + 8 * len(rows) * self.columns.index("g"), *argument[4:]], owner
-        )
+        of_norm = self._of_norm(tables[-1]) if self.scalars.results else None
         known = [
             array("q", [row[first + k] for k in range(width) for row in addresses]) for first, width in self.changing
         ]
-        blocks = library.blocks_of_norm(gradients, device) if self.scalars.results else 0
+        blocks = library.blocks_of_norm(of_norm, device) if of_norm is not None else 0
         owners = memory, results
-        return _PlacedKind(tables[: len(self.names)], gradients, blocks, results_at, known, owners)
+        return _PlacedKind(tables[: len(self.names)], of_norm, blocks, results_at, known, owners)
+
+    def _of_norm(self, table: Placed) -> Placed:
+        """Return a table of all columns as one of the gradients, of which the norm is."""
+        chunks, argument, owner = table
+        gradients = argument[3] + 8 * self.rows * self.columns.index("g")
+        return Placed(chunks, [*argument[:3], gradients, *argument[4:]], owner)
 
 
 class _Given(NamedTuple):
@@ -449,18 +514,18 @@ class _Given(NamedTuple):
 
 
 class _Placed(NamedTuple):
-    """What the device has for steps on a stream.
+    """What devices have for steps on a stream of each.
 
     Attributes:
         queue: queues a step.
         kinds: of each kind of parameters.
-        norm: memory of the parts of the norm of the gradients.
+        norms: memory of the parts of the norm of the gradients.
         totals: those for which the host waits, in order.
     """
 
     queue: Queue
     kinds: Sequence[_PlacedKind]
-    norm: Any
+    norms: Any
     totals: Sequence[PlacedTotals]
 
 
@@ -469,8 +534,8 @@ class _PlacedKind:
 
     Attributes:
         tables: of each kernel.
-        gradients: the table of the kernel of the norm.
-        blocks_of_norm: in how many blocks that runs; 0 if the step needs no norm.
+        gradients: the table of the kernel of the norm; None if the step needs no norm.
+        blocks_of_norm: in how many blocks that runs.
         results: where the scalars are that are computed from the norm.
         known: the changing columns as they are there.
     """
@@ -478,7 +543,7 @@ class _PlacedKind:
     def __init__(
         self,
         tables: Sequence[Placed],
-        gradients: Placed,
+        gradients: Placed | None,
         blocks_of_norm: int,
         results: int,
         known: Sequence[array[int]],
@@ -520,7 +585,7 @@ def make_device_plan(
     in_place: bool,
     same_arrays: bool,
 ) -> DevicePlan | str:
-    """Return a plan for steps on C-contiguous arrays on a device, or why there is none.
+    """Return a plan for steps on C-contiguous arrays on devices, or why there is none.
 
     Args:
         library: of the arrays.
@@ -533,9 +598,6 @@ def make_device_plan(
         in_place: whether the steps are.
         same_arrays: whether they are on the same parameters and slots, or on any that are like them.
     """
-    devices = {library.device(a) for leaf in arrays for a in leaf.values()}
-    if len(devices) > 1:
-        return "the arrays are on several devices"
     if not all(launch.can_run(program.after_totals) for program in set(programs)):
         return "no kernel holds all of the program"
     waits = any(map(_host_waits, set(programs)))
@@ -544,12 +606,12 @@ def make_device_plan(
     parts = parts_of(backend, programs, trees, arrays, reader, "on their device")
     if isinstance(parts, str):
         return parts
-    (device,) = devices
     arrays, members = parts.arrays, positions(programs)
     kinds, work = [], []
     for number, (program, chosen) in enumerate(members.items()):
         after = with_given_totals(program.after_totals) if waits else program.after_totals
-        for key, _, places in grouped(after, [arrays[i].dtypes for i in chosen], in_place=in_place, flush="where"):
+        dtypes, devices = [arrays[i].dtypes for i in chosen], [library.device(arrays[i]["p"]) for i in chosen]
+        for key, device, places in grouped(after, dtypes, in_place=in_place, flush="where", devices=devices):
             those = [chosen[place] for place in places]
             leaves = [arrays[i] for i in those]
             kind = _Kind(library, number, after, key, leaves, device, same_arrays=same_arrays)
@@ -560,7 +622,7 @@ def make_device_plan(
             table, watched = np.array(addresses, np.int64), _Watched(kind.columns, kind.scalars)
             work.append(Work(watched, those, table, sizes, 0, number))  # type: ignore[arg-type]  # it is not run
     params, grads, state = trees
-    totals = _totals(library, list(members), work, kinds, arrays, device, same_arrays=same_arrays) if waits else {}
+    totals = _totals(library, list(members), work, kinds, arrays, same_arrays=same_arrays) if waits else {}
     if isinstance(totals, str):
         return totals
     of_totals = [
@@ -578,8 +640,8 @@ def make_device_plan(
         return UNKNOWN_CONTAINERS
     shapes = {program: tuple(arrays[chosen[0]]["p"].shape) for program, chosen in members.items()}
     return DevicePlan(
-        library, backend, shapes, watch, kinds, inputs, device, parts.further, note_written, results,
-        DeviceTotals(library, device, totals) if waits else None,
+        library, backend, shapes, watch, kinds, inputs, parts.further, note_written, results,
+        DeviceTotals(library, totals) if waits else None,
     )  # fmt: skip
 
 
@@ -589,7 +651,6 @@ def _totals(
     work: Sequence[Work],
     kinds: Sequence[_Kind],
     arrays: Sequence[Leaf],
-    device: int,
     *,
     same_arrays: bool,
 ) -> dict[str, tuple[str, list[TotalOfKind]]] | str:
@@ -601,7 +662,6 @@ def _totals(
         work: the parameters of each kind.
         kinds: of parameters.
         arrays: of each parameter.
-        device: the device.
         same_arrays: whether all but what is read are the same arrays in each step.
     """
     rows, offset = list[Rows](), 0
@@ -616,7 +676,7 @@ def _totals(
         own = []
         for kind, of in zip(kinds, rows, strict=True):
             number, program = of_programs[kind.program]
-            own.append(TotalOfKind(library, number, program, of, device))
+            own.append(TotalOfKind(library, number, program, of, kind.device))
             if not set(own[-1].columns) <= set(kind.columns):
                 return "no kernel reads an array of which a total over all parameters is"
         found[name] = reduction_of(programs[0].totals[name]), own

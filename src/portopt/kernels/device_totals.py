@@ -1,8 +1,8 @@
 """Totals over all parameters of a planned step on a device, for which the host waits: its scalars, or the state's, need them.
 
 Kernels leave the parts of all parameters in one row of memory, where one block combines them, or some before it if there are
-many, as `launch.total` has it; but tables and memory stay on the device between steps. Totals that do not need each other are
-queued together, before the host waits for all of them.
+many, as `launch.total` has it; but tables and memory stay on the device between steps. Where there are several devices, one
+fetches the parts of the others. Totals that do not need each other are queued together, before the host waits for all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from portopt.backend import Leaf
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.library import CudaLibrary
-from portopt.kernels.device_queue import Column, Launch, Queue, ScalarKernel
+from portopt.kernels.device_queue import FINDING, JOINING, Column, Fetch, Launch, OnDevice, Queue, ScalarKernel
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.host.kernel import Inputs
 from portopt.kernels.host_scalars import HostScalars
@@ -75,10 +75,11 @@ class TotalOfKind:
         number: of the program among all whose scalars are computed.
         program: reduces their arrays.
         rows: the parameters.
-        device: the device.
+        device: theirs.
     """
 
     def __init__(self, library: CudaLibrary, number: int, program: Program, rows: Rows, device: int) -> None:
+        self.device = device
         ((key, _, _),) = grouped(program, [leaf.dtypes for leaf in rows.leaves], in_place=True, flush="where")
         self.number, self.rows, self.real = number, rows, key.compute_dtype
         self.scalars = HostScalars(program, self.real)
@@ -87,7 +88,7 @@ class TotalOfKind:
         module = library.module(program, key)
         self.first, self.last = (kernels.function(module, step.name, device) for step in self.passes.passes)
         self.lengths = [self.passes.stages.lengths(tuple(leaf["p"].shape)) for leaf in rows.leaves]
-        self.chunks = [-(-math.prod(lengths) // library.chunk) for lengths in self.lengths]
+        self.chunks = [-(-math.prod(lengths) // library.reduced_chunk) for lengths in self.lengths]
 
     @property
     def width(self) -> int:
@@ -96,12 +97,13 @@ class TotalOfKind:
         return words_of(self.passes.stages.program.ops[partial].name)
 
 
-class _Queued(NamedTuple):
-    """What is queued for some totals, in order, and the memory that it uses."""
+class _Queued:
+    """What is queued on a device for some totals, in order."""
 
-    columns: list[Column]
-    launches: list[Launch]
-    owners: list[Any]
+    def __init__(self) -> None:
+        self.columns = list[Column]()
+        self.launches = list[Launch]()
+        self.fetches = list[Fetch]()
 
 
 class _Found(NamedTuple):
@@ -113,7 +115,7 @@ class _Found(NamedTuple):
 
 
 class PlacedTotals(NamedTuple):
-    """Totals that do not need each other, on a stream.
+    """Totals that do not need each other, on a stream of each device.
 
     Attributes:
         queue: queues what finds them.
@@ -144,15 +146,11 @@ class DeviceTotals:
 
     Args:
         library: of the arrays.
-        device: the device.
         totals: by name, the reduction and what is done to each kind of parameters; each after those that it needs.
     """
 
-    def __init__(
-        self, library: CudaLibrary, device: int, totals: Mapping[str, tuple[str, Sequence[TotalOfKind]]]
-    ) -> None:
+    def __init__(self, library: CudaLibrary, totals: Mapping[str, tuple[str, Sequence[TotalOfKind]]]) -> None:
         self._library = library
-        self._device = driver.device(device)
         self._totals = totals
         self._waves: list[list[str]] = []
         for name, (_, kinds) in totals.items():
@@ -162,17 +160,17 @@ class DeviceTotals:
             else:
                 self._waves.append([name])
 
-    def placed(self, stream: int, table: Any, inputs: Inputs) -> list[PlacedTotals]:
-        """Put tables into the current device's memory, for steps on a stream.
+    def placed(self, streams: Mapping[int, int], table: Any, inputs: Inputs) -> list[PlacedTotals]:
+        """Put tables into the devices' memory, for steps on streams.
 
         Args:
-            stream: the stream.
+            streams: of each device.
             table: the words of the step's table of addresses.
             inputs: where the inputs and outputs are of what computes scalars.
         """
         found = []
         for wave in self._waves:
-            queued, where = _Queued([], [], []), list[_Found]()
+            queued, where, owners = {number: _Queued() for number in streams}, list[_Found](), list[Any]()
             programs = dict[int, ScalarKernel]()
             for name in wave:
                 reduction, kinds = self._totals[name]
@@ -181,55 +179,87 @@ class DeviceTotals:
                 }
                 # Of sums, parts in all dtypes are alike.
                 alike = positions(kind.real if reduction == "max" else None for kind in kinds).values()
-                memory = [self._place([kinds[i] for i in of], table, inputs, queued) for of in alike]
+                memory = [self._place([kinds[i] for i in of], table, inputs, queued, owners) for of in alike]
                 where.append(_Found(name, reduction, memory))
-            queue = Queue(
-                self._device, stream, list(programs.values()), queued.columns, queued.launches, (0, 0), writes=False
-            )
-            found.append(PlacedTotals(queue, where, queued.owners))
+            devices = [
+                OnDevice(driver.device(number), stream, of.columns, of.launches, of.fetches)
+                for (number, stream), of in zip(streams.items(), queued.values(), strict=True)
+            ]
+            found.append(PlacedTotals(Queue(list(programs.values()), devices, writes=False), where, owners))
         return found
 
-    def _place(self, kinds: Sequence[TotalOfKind], table: Any, inputs: Inputs, queued: _Queued) -> Any:
-        """Place what finds a total over kinds whose parts are alike; return the memory that begins with it."""
-        library, number = self._library, self._device.number
-        width, count = kinds[0].width, sum(sum(kind.chunks) for kind in kinds)
+    def _place(
+        self,
+        kinds: Sequence[TotalOfKind],
+        table: Any,
+        inputs: Inputs,
+        queued: Mapping[int, _Queued],
+        owners: list[Any],
+    ) -> Any:
+        """Place what finds a total over kinds whose parts are alike; return the memory that begins with it.
+
+        That is on the device of the first of them, which fetches what the others find.
+        """
+        library, root = self._library, kinds[0]
+        width, count = root.width, sum(sum(kind.chunks) for kind in kinds)
+        on_root = queued[root.device]
+        phase = FINDING if all(kind.device == root.device for kind in kinds) else JOINING
         # The result comes first, then the parts of all parameters as if they were those of one.
-        memory, at = library.workspace(1 + width * count, number)
-        start = at
+        with library.on(root.device):
+            memory, at = library.workspace(1 + width * count, root.device)
+        end = at
         for kind in kinds:
-            given, rows = kind.rows.of(table), []
-            places = [kind.rows.columns.index(name) for name in kind.columns]
-            for leaf, own, lengths, chunks in zip(kind.rows.leaves, given, kind.lengths, kind.chunks, strict=True):
-                rows.append([*own[places].tolist(), *lengths, start, leaf.place.number])
-                start += 8 * width * chunks
-            placed = library.tables(rows, launch.cuts(library, kind.passes, kind.lengths)[:1], number)[0]
-            queued.owners.append(placed.owner)
-            for column, name in enumerate(kind.columns):
-                if name in kind.rows.changing:
-                    where = kind.rows.offset + 8 * places[column], 8 * len(kind.rows.columns)
-                    known, on_device = _words(given[:, places[column]]), placed.argument[3] + 8 * len(rows) * column
-                    queued.columns.append(Column(*where, known, on_device, 1))
-            if placed.chunks:
-                queued.launches.append(self._launch(kind, kind.first, placed, inputs))
-        while count > launch.JOINED:
-            parts, of_parts, before = memory, at, count
-            count = -(-count // launch.JOINED)
-            memory, at = library.workspace(1 + width * count, number)
-            function = kernels.function(library.totals_module(), SUMS_JOINED if width > 1 else LARGEST_JOINED, number)
-            queued.owners.append(parts)
-            queued.launches.append(Launch(function, count, [of_parts, at, before, launch.JOINED], (), (), 0))
-        last = kinds[-1]
-        all_of = (count * library.chunk, *[1] * (len(last.passes.stages.space) - 1))
-        row = [*[0] * len(last.columns), *all_of, at, 0]
-        placed = library.tables([row], launch.cuts(library, last.passes, [all_of])[1:], number)[0]
-        queued.owners.append(placed.owner)
-        queued.launches.append(self._launch(last, last.last, placed, inputs))
+            size = 8 * width * sum(kind.chunks)
+            with library.on(kind.device):
+                start = end
+                if kind.device != root.device:
+                    elsewhere, start = library.workspace(1 + width * sum(kind.chunks), kind.device)
+                    owners.append(elsewhere)
+                    if size:
+                        on_root.fetches.append(Fetch(list(queued).index(kind.device), end + 8, start + 8, size))
+                self._place_kind(kind, start, table, inputs, queued[kind.device], owners)
+            end += size
+        with library.on(root.device):
+            while count > launch.JOINED:
+                parts, of_parts, before = memory, at, count
+                count = -(-count // launch.JOINED)
+                memory, at = library.workspace(1 + width * count, root.device)
+                name = SUMS_JOINED if width > 1 else LARGEST_JOINED
+                function = kernels.function(library.totals_module(), name, root.device)
+                owners.append(parts)
+                on_root.launches.append(
+                    Launch(function, count, [of_parts, at, before, launch.JOINED], (), (), 0, phase=phase)
+                )
+            all_of = (count * library.reduced_chunk, *[1] * (len(root.passes.stages.space) - 1))
+            row = [*[0] * len(root.columns), *all_of, at, 0]
+            placed = library.tables([row], launch.cuts(library, root.passes, [all_of])[1:], root.device)[0]
+        owners.append(placed.owner)
+        on_root.launches.append(self._launch(root, root.last, placed, inputs, phase))
         return memory
 
+    def _place_kind(
+        self, kind: TotalOfKind, start: int, table: Any, inputs: Inputs, queued: _Queued, owners: list[Any]
+    ) -> None:
+        """Place what finds the parts of parameters of a kind, which are left from an address on, on the current device."""
+        library, given, rows = self._library, kind.rows.of(table), []
+        places = [kind.rows.columns.index(name) for name in kind.columns]
+        for leaf, own, lengths, chunks in zip(kind.rows.leaves, given, kind.lengths, kind.chunks, strict=True):
+            rows.append([*own[places].tolist(), *lengths, start, leaf.place.number])
+            start += 8 * kind.width * chunks
+        placed = library.tables(rows, launch.cuts(library, kind.passes, kind.lengths)[:1], kind.device)[0]
+        owners.append(placed.owner)
+        for column, name in enumerate(kind.columns):
+            if name in kind.rows.changing:
+                where = kind.rows.offset + 8 * places[column], 8 * len(kind.rows.columns)
+                known, on_device = _words(given[:, places[column]]), placed.argument[3] + 8 * len(rows) * column
+                queued.columns.append(Column(*where, known, on_device, 1))
+        if placed.chunks:
+            queued.launches.append(self._launch(kind, kind.first, placed, inputs, FINDING))
+
     @staticmethod
-    def _launch(kind: TotalOfKind, function: int, placed: Any, inputs: Inputs) -> Launch:
+    def _launch(kind: TotalOfKind, function: int, placed: Any, inputs: Inputs, phase: int) -> Launch:
         outputs = inputs.places[kind.number][1]
-        return Launch(function, placed.chunks, placed.argument, kind.scalars.arguments, (), outputs)
+        return Launch(function, placed.chunks, placed.argument, kind.scalars.arguments, (), outputs, phase=phase)
 
 
 def _words(values: Any) -> array[int]:

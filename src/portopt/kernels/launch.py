@@ -16,7 +16,8 @@ import numpy as np
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar
 from portopt.backend import DeviceNumber, DeviceScalars, Leaf, Work
-from portopt.kernels.cuda.library import Argument, CudaLibrary, real_numbers, typed
+from portopt.kernels.cuda import kernels
+from portopt.kernels.cuda.library import Argument, CudaLibrary, Fetch, Placed, real_numbers, typed
 from portopt.kernels.cuda.source import NUMBERS
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.key import NEW, KernelKey
@@ -28,6 +29,7 @@ from portopt.kernels.totals import can_total, reducing
 from portopt.program import Program
 from portopt.program.bins import Bins
 from portopt.program.interpreter import StepScalars
+from portopt.program.ir import pruned
 from portopt.program.reductions import of_numbers
 
 Arrays = Mapping[str, Any]
@@ -36,24 +38,28 @@ JOINED = 1024
 
 
 def gradient_norm(library: CudaLibrary, gradients: Sequence[Any]) -> GradientNorm | None:
-    """Return the norm of all gradients, arrays of any dtypes, left on their device; None unless they are all on one."""
-    devices = set(map(library.device, gradients))
-    if len(devices) != 1:
+    """Return the norm of all gradients, arrays of any dtypes, left on their devices; None if there are none."""
+    launches, counts = list[tuple[int, str, Placed, int]](), dict[int, int]()
+    for device, of_device in positions(map(library.device, gradients)).items():
+        counts[device] = 0
+        with library.on(device):
+            dense = [library.dense(gradients[i]) for i in of_device]
+            for dtype, members in positions(map(library.dtype, dense)).items():
+                addresses = [[library.address(dense[i])] for i in members]
+                (table,) = library.tables(
+                    addresses, [([library.size(dense[i]) for i in members], library.reduced_chunk)], device
+                )
+                launches.append((device, library.norm_module(dtype), table, library.blocks_of_norm(table, device)))
+                counts[device] += launches[-1][-1]
+    if not counts:
         return None
-    (device,) = devices
-    with library.on(device):
-        dense = list(map(library.dense, gradients))
-        launches = []
-        for dtype, members in positions(map(library.dtype, dense)).items():
-            addresses, sizes = [[library.address(dense[i])] for i in members], [library.size(dense[i]) for i in members]
-            (table,) = library.tables(addresses, [(sizes, library.chunk)], device)
-            launches.append((library.norm_module(dtype), table))
-        blocks = [library.blocks_of_norm(table, device) for _, table in launches]
-        norm = library.new_norm(sum(blocks), device)
-        for k, (module, table) in enumerate(launches):
-            library.launch(
-                module, SUM_SQUARES, table, library.parts_of(norm, sum(blocks[:k]), blocks[k]), device, blocks[k]
-            )
+    norm, first = library.new_norm(counts), 0
+    for device, module, table, blocks in launches:
+        with library.on(device):
+            library.launch(module, SUM_SQUARES, table, library.parts_of(norm, device, first, blocks), device, blocks)
+        first += blocks
+    if len(counts) > 1:
+        library.join_norm(norm, counts)
     return norm
 
 
@@ -133,24 +139,61 @@ def total(library: CudaLibrary, name: str, works: Sequence[Work]) -> float | Dev
         if isinstance(work.scalars, StepScalars) and can_total(work.program)
     ]
     found = [job for job in jobs if job is not None]
-    devices = {library.device(arrays["p"]) for job in found for arrays in job.dense}
-    if len(found) < len(works) or len(devices) != 1:
+    if len(found) < len(works) or not any(job.dense for job in found):
         return None
-    (device,) = devices
-    with library.on(device):
-        launches = [launch for job in found for launch in job.launches(library, job.dense, in_place=True)]
-        # Of sums, parts in all dtypes are alike.
-        kinds = positions(launch.real if name == "max" else None for launch in launches)
-        places = [_total_of(library, [launches[i] for i in members], device) for members in kinds.values()]
-        if len(places) == 1 and all(isinstance(job.scalars, DeviceScalars) for job in found):
-            memory, at = places[0]
-            return DeviceNumber(at, "float64", memory)
-        values = [struct.unpack("d", struct.pack("q", *library.words(memory, 1)))[0] for memory, _ in places]
+    launches = [launch for job in found for launch in job.launches(library, job.dense, in_place=True)]
+    # Of sums, parts in all dtypes are alike.
+    kinds = positions(launch.real if name == "max" else None for launch in launches)
+    places = [_total_of(library, [launches[i] for i in members]) for members in kinds.values()]
+    if len(places) == 1 and all(isinstance(job.scalars, DeviceScalars) for job in found):
+        memory, at = places[0]
+        return DeviceNumber(at, "float64", memory)
+    values = [struct.unpack("d", struct.pack("q", *library.words(memory, 1)))[0] for memory, _ in places]
     return of_numbers(name, values) if len(values) > 1 else float(values[0])
 
 
+def scalars_on_device(
+    library: CudaLibrary, program: Program, inputs: Mapping[str, Any], places: Mapping[str, DeviceNumber], device: int
+) -> dict[str, Any]:
+    """Return a program's scalar outputs by name: numbers where the host knows them, else arrays of no axes, float64.
+
+    Args:
+        library: of the device.
+        program: computes scalars.
+        inputs: those of its inputs that the host knows.
+        places: where the others are, the number of the last step as `STEP` among them.
+        device: number of the device.
+    """
+    split = norm_dependence(program, frozenset(places))
+    dependent = {name: i for name, i in program.scalar_outputs.items() if _is_of_device(split, name)}
+    values = split.host_scalars(inputs)
+    found = {name: values[i] for name, i in split.program.scalar_outputs.items() if name not in dependent}
+    if not dependent:
+        return found
+    program = pruned(program.name, list(program.ops), {}, dependent)
+    split = norm_dependence(program, frozenset(places))
+    with library.on(device):
+        memory = library.empty((len(dependent),), "float64", device)
+        at, aside = library.address(memory), library.room(1, "int64", device)
+        written = {name: DeviceNumber(at + 8 * k, "float64", memory) for k, name in enumerate(split.state_outputs)}
+        written[STEP] = DeviceNumber(aside.value, "int64", aside.owner)
+        scalars = DeviceScalars(program, inputs, places, {}, written)
+        values = split.host_scalars(inputs)
+        arguments = [*_places(library, scalars, split, device, writes=True), *(typed(values[i]) for i in split.given)]
+        library.compute_scalars(kernels.scalars_source(program, split.on_device), arguments, device)
+    return found | {name: memory[k : k + 1].reshape(()) for k, name in enumerate(split.state_outputs)}
+
+
+def _is_of_device(split: NormDependence, name: str) -> bool:
+    return split.needs_norm(split.program.scalar_outputs[name])
+
+
 def segment(
-    library: CudaLibrary, program: Program, compute_dtype: str, arrays: Sequence[Any], scalars: Sequence[float]
+    library: CudaLibrary,
+    program: Program,
+    compute_dtype: str,
+    arrays: Sequence[Any],
+    scalars: Sequence[float | DeviceNumber],
 ) -> list[Any]:
     """Return the results of a segment of a program with products.
 
@@ -159,14 +202,23 @@ def segment(
         program: the segment's.
         compute_dtype: the dtype of the arithmetic, and of the results.
         arrays: the segment's, of one shape.
-        scalars: the segment's.
+        scalars: the segment's; of those that lie on the device, where.
     """
     # Kernels have places for a parameter and a gradient, and for what each result replaces; a segment reads none of them.
     unread = library.empty_like(arrays[0], compute_dtype)
     given = {f"x{k}": array for k, array in enumerate(arrays)}
-    inputs = StepScalars(program, HOST, {f"s{k}": value for k, value in enumerate(scalars)})
-    places = {**dict.fromkeys(("p", "g", *program.array_outputs), unread), **given}
-    job = _Job(library, Work(program, inputs, [places]), inputs, norm_dependence(program), None)
+    named = {f"s{k}": value for k, value in enumerate(scalars)}
+    places = {name: value for name, value in named.items() if isinstance(value, DeviceNumber)}
+    inputs = StepScalars(program, HOST, {name: value for name, value in named.items() if name not in places})
+    if places:
+        device = library.device(arrays[0])
+        with library.on(device):
+            # What computes scalars there takes the number of a step as well, which nothing of a segment needs.
+            memory, at = library.workspace(1, device)
+        inputs = DeviceScalars(program, inputs.inputs, {STEP: DeviceNumber(at, "int64", memory), **places}, {}, {})
+    work = Work(program, inputs, [{**dict.fromkeys(("p", "g", *program.array_outputs), unread), **given}])
+    job = _Job.of(library, work)
+    assert job is not None  # a segment is elementwise
     (results,) = job.run(library, in_place=False)
     return [results[name] for name in program.array_outputs]
 
@@ -202,7 +254,7 @@ class _Job:
             # The device keeps one, and has what is made of it in the compute dtype only.
             and sum(bool(op.args) for op in program.totals.values()) == 1
             and not any(map(split.needs_norm, [*split.program.scalar_outputs.values(), *split.unrounded_on_device]))
-            and all(library.device(arrays["p"]) == library.device(norm.words) for arrays in parameters)
+            and all(library.device(arrays["p"]) in norm.words for arrays in parameters)
         )
         if on_device:
             return cls(library, work, scalars, split, norm)
@@ -295,7 +347,7 @@ class _Job:
             found.append(library.room(len(split.unrounded_on_device), "float64", device))
         if not found and not (writes and split.on_device):
             return []
-        arguments = [] if norm is None else library.parts_of(norm, 0, norm.count)
+        arguments = [] if norm is None else library.parts_of(norm, device, 0, norm.count)
         if isinstance(self.scalars, DeviceScalars):
             arguments += _places(library, self.scalars, split, device, writes=writes)
         arguments += [typed(values[i]) for i in split.given]
@@ -346,7 +398,7 @@ class _Launches(NamedTuple):
 
 
 def _run_passes(library: CudaLibrary, of: _Launches, passes: Passes) -> None:
-    words = [passes.words(lengths, library.chunk) for lengths in of.lengths]
+    words = [passes.words(lengths, library.reduced_chunk) for lengths in of.lengths]
     starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(words)]).tolist()
     memory, at = library.workspace(starts[-1], of.device)
     rows = [
@@ -382,35 +434,48 @@ def _run_pass(
     library.launch(of.module, step.name, table, of.arguments, of.device)
 
 
-def _total_of(library: CudaLibrary, launches: Sequence[_Launches], device: Any) -> tuple[Any, int]:
+def _total_of(library: CudaLibrary, launches: Sequence[_Launches]) -> tuple[Any, int]:
     """Return memory that begins with the total over the parameters of launches, of which kernels combine the parts alike.
 
-    And where it is.
+    And where it is, on the device of the first of them, which fetches what the others find.
     """
-    last = launches[-1]
-    assert last.passes is not None
-    (partial,) = last.passes.partial
-    width = words_of(last.passes.stages.program.ops[partial].name)
-    chunks = [[-(-math.prod(lengths) // library.chunk) for lengths in of.lengths] for of in launches]
+    root = launches[0]
+    assert root.passes is not None
+    (partial,) = root.passes.partial
+    width = words_of(root.passes.stages.program.ops[partial].name)
+    chunks = [[-(-math.prod(lengths) // library.reduced_chunk) for lengths in of.lengths] for of in launches]
     number = sum(map(sum, chunks))
     # The result comes first, then the parts of all parameters as if they were those of one.
-    memory, at = library.workspace(1 + width * number, device)
-    start = at
+    with library.on(root.device):
+        memory, at = library.workspace(1 + width * number, root.device)
+    end, fetches, elsewhere = at, [], []
     for of, counts in zip(launches, chunks, strict=True):
         assert of.passes is not None
-        rows = []
-        for own, lengths, count, place in zip(of.addresses, of.lengths, counts, of.numbers, strict=True):
-            rows.append([*own, *lengths, start, place])
-            start += 8 * width * count
-        _run_pass(library, of, of.passes, of.passes.passes[0], rows, of.lengths)
-    while number > JOINED:
-        parts, count, number = memory, number, -(-number // JOINED)
-        memory, at = library.workspace(1 + width * number, device)
-        kernel = SUMS_JOINED if width > 1 else LARGEST_JOINED
-        library.call(library.totals_module(), kernel, number, [parts, memory, count, JOINED], device)
-    all_of = (number * library.chunk, *[1] * (len(last.passes.stages.space) - 1))
-    row = [*[0] * (len(last.addresses[0])), *all_of, at, 0]
-    _run_pass(library, last, last.passes, last.passes.passes[1], [row], [all_of])
+        size = 8 * width * sum(counts)
+        with library.on(of.device):
+            start = end
+            if of.device != root.device:
+                others, start = library.workspace(1 + width * sum(counts), of.device)
+                elsewhere.append(others)
+                fetches += [Fetch(root.device, end + 8, of.device, start + 8, size)] * bool(size)
+            rows = []
+            for own, lengths, count, place in zip(of.addresses, of.lengths, counts, of.numbers, strict=True):
+                rows.append([*own, *lengths, start, place])
+                start += 8 * width * count
+            _run_pass(library, of, of.passes, of.passes.passes[0], rows, of.lengths)
+        end += size
+    if fetches:
+        library.fetch(fetches)
+    del elsewhere
+    with library.on(root.device):
+        while number > JOINED:
+            parts, count, number = memory, number, -(-number // JOINED)
+            memory, at = library.workspace(1 + width * number, root.device)
+            kernel = SUMS_JOINED if width > 1 else LARGEST_JOINED
+            library.call(library.totals_module(), kernel, number, [parts, memory, count, JOINED], root.device)
+        all_of = (number * library.reduced_chunk, *[1] * (len(root.passes.stages.space) - 1))
+        row = [*[0] * (len(root.addresses[0])), *all_of, at, 0]
+        _run_pass(library, root, root.passes, root.passes.passes[1], [row], [all_of])
     return memory, at
 
 

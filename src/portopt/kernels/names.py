@@ -10,8 +10,6 @@ from portopt.program import GIVEN, Program
 
 UPDATE = "update"
 """The kernel that does a step, on GPUs."""
-SCALARS = "scalars"
-"""The one that computes all scalars of a step, where what is given lies on the device."""
 SCALARS_OF_NORM = "scalars_of_norm"
 """The one that computes the scalars that need the norm of the gradients."""
 SUM_SQUARES = "sum_squares"

@@ -31,16 +31,16 @@ STEP = "t"
 
 
 class GradientNorm:
-    """The norm of all gradients, on the device: `float` of it waits for the device, the fused step does not.
+    """The norm of all gradients, on their devices: `float` of it waits for one of them, the fused step does not.
 
     Args:
-        words: what blocks have found, in memory of the device: five integers each, the exponent of the bins, the sums in them,
-            and which numbers that are not finite there are.
+        words: by device, memory with what blocks of all devices have found: five integers each, the exponent of the bins, the
+            sums in them, and which numbers that are not finite there are.
         count: of blocks.
         read: waits for the device, and returns the words.
     """
 
-    def __init__(self, words: Any, count: int, read: Callable[[], Sequence[int]]) -> None:
+    def __init__(self, words: Mapping[int, Any], count: int, read: Callable[[], Sequence[int]]) -> None:
         self.words = words
         self.count = count
         self._read = read

@@ -77,7 +77,7 @@ class Passes:
         return {i: k for k, i in enumerate(sorted(self.stages.program.parameter_scalars))}
 
     def words(self, lengths: Sequence[int], chunk: int) -> int:
-        """Return how many words of 64 bits a parameter needs between kernels, if that many elements are a chunk."""
+        """Return how many words of 64 bits a parameter needs between kernels, if that many elements are reduced at once."""
         spaces = self.stages.spaces
         chunks = -(-elements(self.stages.space, lengths) // chunk)
         kept = sum(_even(elements(spaces[i] or (), lengths)) for i in self.stored)
@@ -95,16 +95,17 @@ def words_of(reduction: str) -> int:
     return 5 if reduction in SUMS else 1
 
 
-def chunk_of(step: Pass, space: Space, elements: int) -> int:
+def chunk_of(step: Pass, space: Space, elements: int, reduced: int) -> int:
     """Return how many of the elements of a pass are a chunk.
 
     Args:
         step: the pass.
         space: of the elements that it reduces, if it reduces lines.
         elements: how many are a chunk where each element is done for itself.
+        reduced: how many are one where they are reduced to one part.
     """
     if step.kind != "lines":
-        return 1 if step.kind == "scalars" else elements
+        return {"elements": elements, "chunks": reduced, "scalars": 1}[step.kind]
     return ACROSS if space[-1] in step.space else 1
 
 

@@ -66,7 +66,9 @@ class Driver:
         self._exchange_mode = function("cuThreadExchangeStreamCaptureMode", word)
         self.record = function("cuEventRecord", handle, handle)
         self.query = function("cuEventQuery", handle)
+        self.wait = function("cuStreamWaitEvent", handle, handle, number)
         self.copy = function("cuMemcpyHtoDAsync_v2", word, word, size, handle)
+        self.fetch = function("cuMemcpyPeerAsync", word, handle, word, handle, size, handle)
         self.launch = function("cuLaunchKernel", handle, *[number] * 7, handle, word, word)
         function("cuCtxGetDevice", word)
         self.check(function("cuInit", number)(0))
@@ -189,6 +191,7 @@ class Device:
         # What ends while it is held may give back memory.
         self._lock = threading.RLock()
         self._blocks: dict[int, collections.deque[Block]] = {}
+        self._events: list[int] = []
 
     def within(self) -> contextlib.AbstractContextManager[None]:
         """Make the device this thread's for a while."""
@@ -224,6 +227,16 @@ class Device:
                 if status != NOT_READY:
                     self.driver.check(status)
         return Block(self.driver.pinned(capacity), capacity, self.driver.event())
+
+    def event(self) -> int:
+        """Return an event that nobody will ask or wait for any more: one given back, or a new one."""
+        with self._lock:
+            return self._events.pop() if self._events else self.driver.event()
+
+    def take_back_events(self, events: Sequence[int]) -> None:
+        """Have events back, also before they have happened: who waits for one already waits for what was recorded then."""
+        with self._lock:
+            self._events += events
 
     def take_back(self, blocks: Sequence[Block]) -> None:
         """Have pinned memory back, also while the device still reads it."""

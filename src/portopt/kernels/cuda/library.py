@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import struct
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.graphs import WORDS, graphs_source
 from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.products import products_source
-from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, CHUNK, MOST_BLOCKS, THREADS
+from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, CHUNK, MOST_BLOCKS, REDUCED_CHUNK, THREADS
 from portopt.kernels.cuda.staged_source import chunk_of
 from portopt.kernels.cuda.tables import Chunks, columns_of
 from portopt.kernels.cuda.totals import totals_source
@@ -55,6 +56,24 @@ class Placed(NamedTuple):
     owner: Any
 
 
+class Fetch(NamedTuple):
+    """What a device gets of what another one has found.
+
+    Attributes:
+        device: the one that gets it.
+        at: where it goes.
+        source: the other one.
+        of: where that has it.
+        size: in bytes.
+    """
+
+    device: int
+    at: int
+    source: int
+    of: int
+    size: int
+
+
 def packed(arguments: Sequence[Argument], table: Sequence[int] = ()) -> bytes:
     """Return the arguments of a kernel as they lie in memory, the struct `Table` before them if one is given."""
     kinds = "".join([argument.kind for argument in arguments])
@@ -76,9 +95,11 @@ class CudaLibrary(ABC):
 
     Attributes:
         chunk: how many elements a chunk is, where a kernel has something to do for each.
+        reduced_chunk: how many it is where it is reduced to one part.
     """
 
     chunk = CHUNK
+    reduced_chunk = REDUCED_CHUNK
     chunk_of = staticmethod(chunk_of)
 
     # What libraries of arrays do ------------------------------------------------------------------------------------
@@ -251,7 +272,9 @@ class CudaLibrary(ABC):
 
     def is_capturing(self, device: int) -> bool:
         """Tell whether what the library queues on a device now is captured for a graph."""
-        return driver.device(device).driver.is_capturing(self.stream(device))
+        found = driver.device(device)
+        with found.within():
+            return found.driver.is_capturing(self.stream(device))
 
     def kept(self, device: int, owner: Any) -> AbstractContextManager[Any]:
         """Return a context in which the library allocates for a graph, whose memory lives as long as `owner`.
@@ -264,15 +287,73 @@ class CudaLibrary(ABC):
         """Return in how many blocks the gradients of a table are reduced, each of which leaves a part."""
         return min(table.chunks, BLOCKS_PER_MULTIPROCESSOR * driver.device(device).multiprocessors)
 
-    def new_norm(self, count: int, device: int) -> GradientNorm:
-        """Return a norm that is to be found in so many blocks."""
-        memory, _ = self.workspace(max(count, 1) * WORDS_OF_PART, device)
-        return GradientNorm(memory, count, functools.partial(self.words, memory, count * WORDS_OF_PART))
+    def new_norm(self, counts: Mapping[int, int]) -> GradientNorm:
+        """Return a norm that is to be found in so many blocks of each device."""
+        count = sum(counts.values())
+        words = {}
+        for device in counts:
+            with self.on(device):
+                words[device], _ = self.workspace(max(count, 1) * WORDS_OF_PART, device)
+        first = next(iter(words.values()))
+        return GradientNorm(words, count, functools.partial(self.words, first, count * WORDS_OF_PART))
 
-    def parts_of(self, norm: GradientNorm, first: int, count: int) -> list[Argument]:
-        """Return what some blocks find of a norm, as arguments of a kernel."""
-        at = self.address(norm.words) + 8 * WORDS_OF_PART * first
-        return [Argument("Q", at, norm.words), typed(count)]
+    def parts_of(self, norm: GradientNorm, device: int, first: int, count: int) -> list[Argument]:
+        """Return what some blocks find of a norm, as a device has it, as arguments of a kernel."""
+        memory = norm.words[device]
+        return [Argument("Q", self.address(memory) + 8 * WORDS_OF_PART * first, memory), typed(count)]
+
+    def join_norm(self, norm: GradientNorm, counts: Mapping[int, int]) -> None:
+        """Let each device have what the blocks of all others find, of which there are so many, in the order of the devices."""
+        firsts = dict(zip(counts, itertools.accumulate(counts.values(), initial=0), strict=False))
+
+        def at(device: int, of: int) -> int:
+            return self.address(norm.words[device]) + 8 * WORDS_OF_PART * firsts[of]
+
+        self.fetch(
+            [
+                Fetch(device, at(device, of), of, at(of, of), 8 * WORDS_OF_PART * counts[of])
+                for device, of in itertools.permutations(counts, 2)
+                if counts[of]
+            ]
+        )
+
+    def fetch(self, fetches: Sequence[Fetch]) -> None:
+        """Let devices have what others find by what is queued there; the host does not wait.
+
+        The others go on once it has been fetched, so that their memory may then be used for something else.
+        """
+        targets, sources = (
+            dict.fromkeys(places) for places in ([f.device for f in fetches], [f.source for f in fetches])
+        )
+        has_found = {number: self._recorded(number) for number in sources}
+        for number in targets:
+            with driver.device(number).within():
+                for of in fetches:
+                    if of.device == number:
+                        self._wait(number, has_found[of.source])
+                        contexts = driver.device(number).context, driver.device(of.source).context
+                        own = driver.device(number).driver
+                        own.check(own.fetch(of.at, contexts[0], of.of, contexts[1], of.size, self.stream(number)))
+        has_fetched = {number: self._recorded(number) for number in targets}
+        for of in fetches:
+            with driver.device(of.source).within():
+                self._wait(of.source, has_fetched[of.device])
+        for events in (has_found, has_fetched):
+            for number, event in events.items():
+                driver.device(number).take_back_events([event])
+
+    def _recorded(self, device: int) -> int:
+        """Return an event after all that is queued on a device."""
+        found = driver.device(device)
+        with found.within():
+            event = found.event()
+            found.driver.check(found.driver.record(event, self.stream(device)))
+        return event
+
+    def _wait(self, device: int, event: int) -> None:
+        """Let what is queued next on a device, that of this thread, wait for an event."""
+        own = driver.device(device).driver
+        own.check(own.wait(self.stream(device), event, 0))
 
     def _launch(self, module: str, kernel: str, blocks: int, arguments: bytes, device: int) -> None:
         function, found = kernels.function(module, kernel, device), driver.device(device)

@@ -89,6 +89,53 @@ __device__ __forceinline__ double number_of(unsigned long long magnitude)
     return __longlong_as_double((long long)magnitude);
 }
 
+// All but the GPUs of these generations that are made for float64 have one unit of it for 16 or more of integers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 600 && __CUDA_ARCH__ != 700 && __CUDA_ARCH__ != 800 && __CUDA_ARCH__ != 900 \
+    && __CUDA_ARCH__ != 1000
+#define INTEGER_SQUARES
+#endif
+
+// What `add_squares` does of finite numbers that are not all zero, given the largest magnitude, and no subnormals, in integers.
+// Above the last bit of a square are two zeros, so what is followed by just a half is even, and stays. No square of 24 bits has a
+// bit, 31 zeros and further ones where the last bin ends, so for the carry into the second what is below the last bin is not asked.
+template <int COUNT>
+__device__ __forceinline__ void add_integer_squares(Sum &sum, const float (&x)[COUNT], unsigned int most)
+{
+    const unsigned long long largest = (most & 0x7fffff) | 0x800000;
+    raise_bins(sum, exponent_from(2 * ((int)(most >> 23) - 127) + (int)(largest * largest >> 47) + 1));
+    // What the last bin counts, as the exponent of the square of a whole number.
+    const int unit = (int)sum.exponent - 95 + 2 * 150;
+    unsigned long long sums[3] = {0, 0, 0};
+    unsigned int carried_to_first = 0, carried_to_second = 0;
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        const unsigned int bits = magnitude_of(x[k]);
+        const unsigned long long whole = bits == 0 ? 0 : (bits & 0x7fffff) | 0x800000, square = whole * whole;
+        const int up = 2 * (int)(bits >> 23) - unit;
+        unsigned long long high = 0, low, below = 0;
+        if (up >= 0) {
+            low = square << up;
+            high = square >> 1 >> (63 - up);
+        } else {
+            const int down = up < -63 ? 63 : -up;
+            low = square >> down;
+            below = square << 1 << (63 - down);
+        }
+        const unsigned int last = (unsigned int)low;
+        sums[0] += high;
+        sums[1] += low >> 32;
+        sums[2] += (unsigned long long)last + (below > 0x8000000000000000ull);
+        carried_to_first += low > 0x8000000000000000ull;
+        carried_to_second += last > 0x80000000u;
+    }
+    sum.first += (long long)(sums[0] + carried_to_first);
+    sum.second += (long long)(sums[1] + carried_to_second - ((unsigned long long)carried_to_first << 32));
+    sum.third += (long long)(sums[2] - ((unsigned long long)carried_to_second << 32));
+}
+
+template <int COUNT>
+__device__ __forceinline__ void add_integer_squares(Sum &, const double (&)[COUNT], unsigned long long) {}
+
 // Several squares at once: their bins are those of the largest. To add a number that is so large rounds to a multiple of the
 // unit of its last bit, which is that of a bin; the integer then stands in the bits.
 template <typename Real, int COUNT> __device__ __forceinline__ void add_squares(Sum &sum, const Real (&x)[COUNT])
@@ -103,6 +150,12 @@ template <typename Real, int COUNT> __device__ __forceinline__ void add_squares(
         sum.special |= most > magnitude_of((Real)INFINITE) ? 1 : 2;
         return;
     }
+#ifdef INTEGER_SQUARES
+    if (sizeof(Real) == 4) {
+        add_integer_squares(sum, x, most);
+        return;
+    }
+#endif
     raise_bins(sum, bins_of(magnitude_of(number_of(most))));
     const int half = scaling_of_squares(sum.exponent);
     const double scale = power_of_two(-half), unit = 1.5 * power_of_two((int)sum.exponent - 2 * half - 31 + 52);

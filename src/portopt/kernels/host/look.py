@@ -28,10 +28,10 @@ from portopt.kernels.host.kernel import CALL_SOURCE, GROUP_WORDS
 from portopt.kernels.host.readers import NUMPY_FIELDS, OWN_FIELDS
 from portopt.kernels.host.step_inputs import HEAD
 
-ENTRY_WORDS = 11
+ENTRY_WORDS = 12
 """Words that tell the compiled function of an array: where its object and its address are put, what it is for, in which list it
 is, dtype, number of axes, shape, bytes of an element; and of the object that the plan was made with what `is_alike` compares, how
-far from the start of the memory the array begins, and the number of its elements."""
+far from the start of the memory the array begins, the number of its elements, and where `ArrayReader.place` stands."""
 
 _CALL = "".join(
     f"    {line}\n"
@@ -144,6 +144,42 @@ def hold(leaves, found, count, context):
         call_3(context[28], leaves, i, found[i])
 
 
+def find_own_gradients(written, gradients, context):
+    """Find the gradients that the library keeps of parameters, one of each; return whether each has one.
+
+    They need no objects of Python's: what stands for one has its type, and where the library's own object is.
+    """
+    count = context[36]
+    at_inner = context[37]
+    kind = context[47]
+    other_kind = context[48]
+    at_kept = context[59]
+    at_gradient = context[60]
+    absent = context[61]
+    standing = context[62]
+    for k in range(count):
+        fetch_line(written[min(k + {3 * _AHEAD}, count - 1)])
+        fields = pointer_to_int64(written[min(k + {2 * _AHEAD}, count - 1)])
+        if fields[1] == kind or fields[1] == other_kind:
+            fetch_line(fields[at_inner] + 8 * at_kept)
+        fields = pointer_to_int64(written[min(k + {_AHEAD}, count - 1)])
+        if fields[1] == kind or fields[1] == other_kind:
+            fetch_line(pointer_to_int64(fields[at_inner])[at_kept] + 8 * at_gradient)
+        fields = pointer_to_int64(written[k])
+        if fields[1] != kind and fields[1] != other_kind:
+            return False
+        kept = pointer_to_int64(fields[at_inner])[at_kept]
+        if kept == 0:
+            return False
+        found = pointer_to_int64(kept)[at_gradient]
+        if found == absent:
+            return False
+        place = standing + 8 * (at_inner + 1) * k
+        pointer_to_int64(place)[at_inner] = found
+        gradients[k] = place
+    return True
+
+
 def array_of(entry, written, gradients):
     """Return the object of an entry."""
     if entry[3]:
@@ -175,15 +211,15 @@ def let_go(found, count, context):
             call_0(context[17])
 
 
-def are_equal(words, others, count):
-    """Return whether so many words are equal, no fewer than `WORDS_AT_ONCE`."""
+def are_equal(words, others, bits, count):
+    """Return whether so many words, no fewer than `WORDS_AT_ONCE`, are equal in the bits that are set in others."""
     last = 8 * (count - {WORDS_AT_ONCE})
     at = 0
     while at < last:
-        if differ(words + at, others + at):
+        if differ(words + at, others + at, bits + at):
             return False
         at += {8 * WORDS_AT_ONCE}
-    return not differ(words + last, others + last)
+    return not differ(words + last, others + last, bits + last)
 
 
 def as_before(entries, first, last, written, gradients, table, context):
@@ -200,6 +236,7 @@ def as_before(entries, first, last, written, gradients, table, context):
     other_kind = context[48]
     at_words = context[50]
     words = context[51]
+    bits = context[49]
     at_counter = context[54]
     for e in range(first, last):
         later = pointer_to_int64(entries + {8 * ENTRY_WORDS} * min(e + {_AHEAD}, last - 1))
@@ -213,7 +250,7 @@ def as_before(entries, first, last, written, gradients, table, context):
         if entry[8] == 0 or (fields[1] != kind and fields[1] != other_kind):
             return e
         inner = pointer_to_int64(fields[at_inner])
-        if not are_equal(fields[at_inner] + 8 * at_words, entry[8], words):
+        if not are_equal(fields[at_inner] + 8 * at_words, entry[8], bits, words):
             return e
         if at_counter != 0 and entry[3] == 0:
             if inner[at_counter] == 0:
@@ -238,7 +275,6 @@ def own_as_before(entries, first, last, written, gradients, table, context):
     at_memory = context[42]
     at_device = context[43]
     kind = context[47]
-    device = context[49]
     for e in range(first, last):
         later = pointer_to_int64(entries + {8 * ENTRY_WORDS} * min(e + {3 * _AHEAD}, last - 1))
         item = array_of(later, written, gradients)
@@ -263,7 +299,7 @@ def own_as_before(entries, first, last, written, gradients, table, context):
             return e
         if fields[at_shape + 1] - fields[at_shape] != 8 * axes or (fields[at_contiguous] & 0xFFFFFFFF) == 0:
             return e
-        if (pointer_to_int64(data[at_memory])[at_device] & 0xFFFFFFFF) != device:
+        if (pointer_to_int64(data[at_memory])[at_device] & 0xFFFFFFFF) != pointer_to_int64(entry[11])[0]:
             return e
         shape = pointer_to_int64(fields[at_shape])
         expected = pointer_to_int64(entry[6])
@@ -301,7 +337,7 @@ def fits(entry, item, table, context):
         dimensions = (fields[context[37] + 1] - fields[context[37]]) >> 3
         if fields[context[39]] != entry[4] or dimensions != entry[5] or (fields[context[38]] & 0xFFFFFFFF) == 0:
             return False
-        if (pointer_to_int64(data[context[42]])[context[43]] & 0xFFFFFFFF) != context[49]:
+        if (pointer_to_int64(data[context[42]])[context[43]] & 0xFFFFFFFF) != pointer_to_int64(entry[11])[0]:
             return False
         shape = pointer_to_int64(fields[context[37]])
         for axis in range(dimensions):
@@ -311,11 +347,13 @@ def fits(entry, item, table, context):
     else:
         inner = pointer_to_int64(pointer_to_int64(item)[context[37]])
         storage = pointer_to_int64(inner[context[41]])
-        if entry[8] != 0 and are_equal(pointer_to_int64(item)[context[37]] + 8 * context[50], entry[8], context[51]):
+        words = pointer_to_int64(item)[context[37]] + 8 * context[50]
+        if entry[8] != 0 and are_equal(words, entry[8], context[49], context[51]):
             address = storage[context[42]] + entry[9]
             size = entry[10]
         else:
-            if (inner[context[38]] & context[39]) != context[40]:
+            # What stands for a gradient is no object that the library may be asked about.
+            if (inner[context[38]] & context[39]) != pointer_to_int64(entry[11])[1] or (context[63] and entry[3]):
                 return False
             place = context[19] + 32
             fields = pointer_to_int64(place)
@@ -324,7 +362,7 @@ def fits(entry, item, table, context):
                 return False
             address = fields[0] + fields[5]
             dimensions = fields[2] & 0xFFFFFFFF
-            if fields[1] != context[49] or (fields[2] >> 32) != entry[4] or dimensions != entry[5]:
+            if fields[1] != pointer_to_int64(entry[11])[0] or (fields[2] >> 32) != entry[4] or dimensions != entry[5]:
                 return False
             shape = pointer_to_int64(fields[3])
             for axis in range(dimensions):
@@ -377,7 +415,8 @@ def count_writes(written, context):
         ahead = pointer_to_int64(written[min(k + {_AHEAD}, count - 1)])
         fetch_line(pointer_to_int64(ahead[context[37]])[context[54]] + 8 * context[55])
         inner = pointer_to_int64(pointer_to_int64(written[k])[context[37]])
-        count_up(inner[context[54]] + 8 * context[55])
+        # Whoever counts at the same time writes the same array.
+        pointer_to_uint32(inner[context[54]] + 8 * context[55])[0] += 1
 
 
 def are_apart(context):
@@ -415,6 +454,7 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
     fields = pointer_to_int64(call)
     misfit = pointer_to_int64(context[19] + {MISFIT})
     misfit[0] = -1
+    context[63] = 0
     if queue != 0:
         pointer_to_int64(queue)[{OUTCOME}] = {NOT_BEGUN}
     if call == 0 or fields[4] == 0:
@@ -425,7 +465,12 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
         if not walk(pointer_to_int64(context[7]), context[8], slots, written, context[22], context, stack):
             fail()
             return
-        if not walk(pointer_to_int64(context[4]), context[5], grads, gradients, 0, context, stack):
+        if grads == context[58]:
+            if call != 0 or context[62] == 0 or not find_own_gradients(written, gradients, context):
+                fail()
+                return
+            context[63] = 1
+        elif not walk(pointer_to_int64(context[4]), context[5], grads, gradients, 0, context, stack):
             fail()
             return
         for e in range(context[44]):
@@ -479,9 +524,11 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
             fail()
             return
     if queue != 0:
+        own = context[63]
         if call == 0:
             keep(written, context[35], context)
-            keep(gradients, context[36], context)
+            if own == 0:
+                keep(gradients, context[36], context)
         state = object_of_call_0(context[33])
         place = context[19]
         call_6(pointer_to_int64(queue)[0], place, place, queue, table, inputs, step)
@@ -491,7 +538,8 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
             count_writes(written, context)
         if call == 0:
             let_go(written, context[35], context)
-            let_go(gradients, context[36], context)
+            if own == 0:
+                let_go(gradients, context[36], context)
         if not is_done:
             fail()
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,6 +68,36 @@ class FieldLayout(NamedTuple):
     device: int
 
 
+OWN_GRADIENTS = object()
+"""Stands for a tree of the gradients that a library itself keeps of each parameter, where `ArrayReader.gradients` says so."""
+
+
+class Alike(NamedTuple):
+    """What a library's own object says of an array that is equal in arrays that differ in their memory only.
+
+    Attributes:
+        first: the first word of it; words are counted from the start of the object.
+        bits: of each of the words, those that say something; none if that is not known.
+    """
+
+    first: int = 0
+    bits: tuple[int, ...] = ()
+
+
+class GradientFields(NamedTuple):
+    """Where a library keeps the gradient of an array; words are counted from the start of an object.
+
+    Attributes:
+        kept: word of the library's own object with the address of what has it, 0 if there is nothing.
+        gradient: word of that with the address of the gradient, as the library's own object.
+        absent: what is there if there is no gradient.
+    """
+
+    kept: int
+    gradient: int
+    absent: int
+
+
 NUMPY_FIELDS, OWN_FIELDS = 0, 1
 """What stands for an array library's function where there is none: its arrays are like NumPy's, or as a `FieldLayout` says."""
 
@@ -88,10 +118,11 @@ class ArrayReader(NamedTuple):
         layout: what else is read; None for NumPy arrays.
         team: returns the library's threads if they should do a large step.
         device: where the arrays are, as DLPack says it; the number of the device for a `FieldLayout`.
-        alike: first and number of the words of a library's own object that are equal in arrays that differ in their memory only,
-            if they have few axes, and in no others; none if that is not known.
+        alike: the words of a library's own object that are equal in arrays that differ in their memory only, if they have few
+            axes, and in no others.
         versions: word of a library's own object with the address of what counts how often an array was written, zero where nobody
             does, and word of that whose lower half is the number; zeros if that is not known.
+        gradients: where the library keeps gradients of arrays; None if it does not, or that is not known.
     """
 
     function: int
@@ -105,8 +136,54 @@ class ArrayReader(NamedTuple):
     layout: Layout | FieldLayout | None = None
     team: Callable[[], Team | None] = lambda: None
     device: int = HOST
-    alike: tuple[int, int] = (0, 0)
+    alike: Alike = Alike()
     versions: tuple[int, int] = (0, 0)
+    gradients: GradientFields | None = None
+    of: Callable[[Any], ArrayReader] | None = None
+
+    def place(self, array: Any) -> tuple[int, int]:
+        """Return what the look expects of where an array is: its device, and `Layout.expected`."""
+        own = self if self.of is None else self.of(array)
+        return own.device, own.layout.expected if isinstance(own.layout, Layout) else 0
+
+
+def reader_over(readers: Mapping[int, ArrayReader], device: Callable[[Any], int]) -> ArrayReader:
+    """Return how arrays on several devices are read.
+
+    Args:
+        readers: how those on each device are, by its number.
+        device: returns the number of an array's device.
+    """
+    first = next(iter(readers.values()))
+    if len(readers) == 1:
+        return first
+
+    def of(array: Any) -> ArrayReader | None:
+        return readers.get(device(array)) if type(array) in first.kinds else None
+
+    def dense(gradient: Any) -> Any:
+        found = of(gradient)
+        return gradient if found is None else found.dense(gradient)
+
+    def maker(arrays: Sequence[Any]) -> Callable[[], list[Any]]:
+        places = [(number, [k for k, a in enumerate(arrays) if device(a) == number]) for number in readers]
+        makers = [(readers[number].maker([arrays[k] for k in of_device]), of_device) for number, of_device in places]
+
+        def new() -> list[Any]:
+            found = [None] * len(arrays)
+            for make, of_device in makers:
+                for k, made in zip(of_device, make(), strict=True):
+                    found[k] = made
+            return found
+
+        return new
+
+    return first._replace(
+        is_plain=lambda array: (found := of(array)) is not None and found.is_plain(array),
+        dense=dense,
+        maker=maker,
+        of=lambda array: readers[device(array)],
+    )
 
 
 _DLPACK_TYPES = {"float16": (2, 16), "bfloat16": (4, 16), "float32": (2, 32), "float64": (2, 64)}

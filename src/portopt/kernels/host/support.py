@@ -142,18 +142,6 @@ def read_of_all(typing_context: Any, address: Any) -> Any:
 
 
 @intrinsic
-def count_up(typing_context: Any, address: Any) -> Any:
-    """Add one to the 32-bit number at an address that several threads change."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        place = builder.inttoptr(args[0], ir.IntType(32).as_pointer())
-        builder.atomic_rmw("add", place, ir.Constant(ir.IntType(32), 1), "monotonic")
-        return context.get_dummy_value()
-
-    return types.none(types.int64), codegen
-
-
-@intrinsic
 def fetch_line(typing_context: Any, address: Any) -> Any:
     """Fetch the line of the cache at an address, which need not be one."""
 
@@ -165,17 +153,20 @@ def fetch_line(typing_context: Any, address: Any) -> Any:
 
 
 @intrinsic
-def differ(typing_context: Any, address: Any, other: Any) -> Any:
-    """Return whether any of eight words at an address is not what it is at another one."""
+def differ(typing_context: Any, address: Any, other: Any, bits: Any) -> Any:
+    """Return whether any of eight words at an address is not what it is at another one, in the bits that are set at a third."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vector = ir.VectorType(ir.IntType(64), 8)
-        one, two = (builder.load(builder.inttoptr(at, vector.as_pointer()), align=8) for at in args)
+        one, two, mask = (builder.load(builder.inttoptr(at, vector.as_pointer()), align=8) for at in args)
+        found = builder.and_(builder.xor(one, two), mask)
         return builder.icmp_unsigned(
-            "!=", builder.bitcast(builder.icmp_unsigned("!=", one, two), ir.IntType(8)), ir.IntType(8)(0)
+            "!=",
+            builder.bitcast(builder.icmp_unsigned("!=", found, ir.Constant(vector, None)), ir.IntType(8)),
+            ir.IntType(8)(0),
         )
 
-    return types.boolean(types.int64, types.int64), codegen
+    return types.boolean(types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -400,7 +391,6 @@ NAMESPACE: dict[str, Any] = {
     "read_of_all": read_of_all,
     "fail": fail,
     "pause": pause,
-    "count_up": count_up,
     "differ": differ,
     "fetch_line": fetch_line,
     "call_0": _call(0),

@@ -26,7 +26,7 @@ from portopt.kernels.host.look import (
     compiled_look,
     python_functions,
 )
-from portopt.kernels.host.readers import MOST_AXES, ArrayReader, Layout
+from portopt.kernels.host.readers import MOST_AXES, OWN_GRADIENTS, ArrayReader, GradientFields, Layout
 from portopt.kernels.host.script import DEEPEST, Script, numbered, with_numbers
 from portopt.kernels.key import NEW
 
@@ -155,6 +155,7 @@ class Watch:
                 ]
             )  # fmt: skip
         shapes: dict[tuple[int, ...], array[int]] = {}
+        where: dict[tuple[int, int], array[int]] = {}
         templates = _Templates(reader)
         versions = reader.versions if note_written is not None and _are_counted(reader, objects[:held]) else (0, 0)
         self.calls_back = note_written is not None and versions == (0, 0)
@@ -164,8 +165,9 @@ class Watch:
             shape = tuple(a.shape)
             if shape not in shapes:
                 shapes[shape] = array("q", shape or (0,))
-            at_shape, seen = shapes[shape].buffer_info()[0], templates.of(a)
-            return place, offset, kind, of, reader.dtype(a), len(shape), at_shape, _itemsize(a), *seen
+            at_shape, seen, expected = shapes[shape].buffer_info()[0], templates.of(a), reader.place(a)
+            at_place = where.setdefault(expected, array("q", expected)).buffer_info()[0]
+            return place, offset, kind, of, reader.dtype(a), len(shape), at_shape, _itemsize(a), *seen, at_place
 
         entries = list[tuple[int, ...]]()
         for kernel, members, addresses, *_ in work:
@@ -205,6 +207,11 @@ class Watch:
         scratch = array("q", bytes(8 * 16))
         stack = array("q", bytes(8 * 4 * (DEEPEST + 2)))
         api = python_functions()
+        # Where the library's gradients are, and what stands for them.
+        own_gradients = _own_gradients(reader, moving, count) if same_arrays and not further else (0, 0, 0)
+        standing = array("q")
+        if own_gradients != (0, 0, 0):
+            standing.extend(_standing(reader, len(moving)))
 
         def at(buffer: array[int]) -> int:
             return buffer.buffer_info()[0]
@@ -223,8 +230,10 @@ class Watch:
             id(note_written) if self.calls_back else 0, api.save_thread, api.restore_thread,
             held, len(gradients), *(reader.layout or [0] * len(Layout._fields)),
             len(aside), int(gathers), len(aside) + sum(entry[2] == WRITTEN for entry in entries),
-            id(reader.kinds[0]), id(reader.kinds[-1]), reader.device, *reader.alike, id(int), api.compare_objects,
+            id(reader.kinds[0]), id(reader.kinds[-1]), at(templates.bits), reader.alike.first, len(reader.alike.bits), id(int),
+            api.compare_objects,
             *versions, id(self.late), api.append,
+            id(OWN_GRADIENTS), *own_gradients, at(standing) if standing else 0, 0,
         ])  # fmt: skip
         self.offsets, self.parts = offsets, parts
         self._table, self._lengths = table, (held, len(gradients))
@@ -234,7 +243,7 @@ class Watch:
         dtypes = [a[n].dtype for a in arrays for n in a]
         self._keep_alive = (
             scripts, written, gradients, known, templates,
-            starts, ends, shapes, words, stack, work, dtypes, note_written, memory, inputs,
+            starts, ends, shapes, where, words, stack, work, dtypes, note_written, memory, inputs, standing,
         )  # fmt: skip
         self._look = compiled_look()
         self._address = at(self._context)
@@ -274,7 +283,7 @@ class Watch:
 
         Args:
             params: parameters, as a tree.
-            grads: gradients.
+            grads: gradients; or `OWN_GRADIENTS`, of which no references can be had, so that there must be no call.
             slots: the slots of the state.
             inputs: address of the kernels' inputs, as `StepInputs` has them, to do the step at once; 0 not to do it.
             step: number of the step, from 1.
@@ -310,14 +319,17 @@ class _Templates:
     def __init__(self, reader: ArrayReader) -> None:
         self._reader = reader
         self._known: dict[bytes, array[int]] = {}
+        self.bits = array("q", reader.alike.bits)
 
     def of(self, a: Any) -> tuple[int, int, int]:
-        """Return the last three words of an entry; zeros if nothing can be compared."""
-        layout, (first, count) = self._reader.layout, self._reader.alike
+        """Return the words of an entry before the last; zeros if nothing can be compared."""
+        layout, (first, bits) = self._reader.layout, self._reader.alike
+        count = len(bits)
         if count < WORDS_AT_ONCE or not isinstance(layout, Layout) or len(a.shape) > MOST_AXES:
             return 0, 0, 0
         inner = _word_at(id(a), layout.inner)
-        said = ctypes.string_at(inner + 8 * first, 8 * count)
+        words = [_word_at(inner, first + k) & of for k, of in enumerate(bits)]
+        said = array("q", words).tobytes()
         known = self._known.setdefault(said, array("q", said))
         memory = _word_at(_word_at(inner, layout.storage), layout.memory)
         return known.buffer_info()[0], self._reader.address(a) - memory, size_of(a)
@@ -329,6 +341,19 @@ def _are_counted(reader: ArrayReader, arrays: Sequence[Any]) -> bool:
     return (
         word != 0 and isinstance(layout, Layout) and all(_word_at(_word_at(id(a), layout.inner), word) for a in arrays)
     )
+
+
+def _own_gradients(reader: ArrayReader, moving: Sequence[int], count: int) -> GradientFields | tuple[int, int, int]:
+    """Return where the gradients are that the library keeps, if all parameters have some and they are told by their objects."""
+    found, layout = reader.gradients, reader.layout
+    is_known = isinstance(layout, Layout) and layout.inner > 1 and len(reader.alike.bits) >= WORDS_AT_ONCE
+    return found if found is not None and is_known and list(moving) == list(range(count)) else (0, 0, 0)
+
+
+def _standing(reader: ArrayReader, count: int) -> list[int]:
+    """Return the words of so many objects of an array's type whose own objects are to be filled in."""
+    assert isinstance(reader.layout, Layout)
+    return [1, id(reader.kinds[0]), *[0] * (reader.layout.inner - 1)] * count
 
 
 def _word_at(address: int, word: int) -> int:
