@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from support.cuda_on_host import HostArray, HostPool, HostStream, host_cupy, on_
 from support.gpu_cases import EveryDraw
 from support.recording_driver import STREAM, Recording
 from support.torch_on_host import HostTorch, host_torch, to_numpy, to_torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import portopt
 from portopt import schedules
@@ -276,6 +278,24 @@ def test_a_step_with_products_asks_for_no_number(
                 run.new_gradients()
                 run.params, run.state = optimizer.apply(run.params, run.grads, run.state)
         run.expect()
+    # Between products it is kernels that compute elements and norms, and one the scalars.
+    with _Operations() as seen:
+        run.eager()
+    run.expect()
+    assert seen.counted["mm"] > 0
+    assert seen.counted["mul"] + seen.counted["where"] < 40
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch says nothing of its subclasses
+    """Counts torch's operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
+        self.counted: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counted[str(function.overloadpacket).rpartition(".")[2]] += 1
+        return function(*args, **(kwargs or {}))
 
 
 def test_apply_inside_a_graph_makes_a_new_state(played: tuple[HostTorch, Recording]) -> None:
