@@ -10,7 +10,7 @@ import functools
 import importlib
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -27,18 +27,19 @@ from portopt.kernels.cuda.source import (
     REDUCED_CHUNK,
     norm_of_parts_source,
     source_for_inputs_on_device,
-    words_source,
 )
-from portopt.kernels.cuda.tables import Chunks
+from portopt.kernels.cuda.tables import Chunks, words_of_few
 from portopt.kernels.key import KernelKey
-from portopt.kernels.names import NORM_OF_PARTS, PUT_WORDS, SCALARS, SUM_SQUARES, UPDATE
+from portopt.kernels.names import NORM_OF_PARTS, SUM_SQUARES, UPDATE
 from portopt.kernels.norm_dependence import WORDS_OF_PART
 from portopt.program import Program
 from portopt_jax import _launching
 from portopt_jax._launching import Word
 
 _FEW, _SOME, _MANY = 60, 500, 4000
-"""How many words a launch carries. The last is more than older drivers, compilers and devices take."""
+"""How many words a table has in a launch's arguments. The last is more than older drivers, compilers and devices take."""
+_BLOCKS_PER_MULTIPROCESSOR = 16
+"""At most, for each of them computes the scalars of the step; about twice as many as run at once."""
 _MANY_FROM, _MANY_ON = (12, 1), 70
 _MOST_OPERANDS = 1000
 """Of a call, where it may be divided."""
@@ -58,13 +59,13 @@ class _Machine(NamedTuple):
         devices: the numbers of the devices, as the driver has them.
         multiprocessors: of the smallest one.
         addresses: of the driver's functions that handlers call.
-        words_at_once: the most words that a launch carries.
+        most_words: the most words of a table in a launch's arguments.
     """
 
     devices: tuple[int, ...]
     multiprocessors: int
     addresses: tuple[int, int]
-    words_at_once: int
+    most_words: int
 
 
 @functools.cache
@@ -146,47 +147,47 @@ def step(inputs: Any, number: Any, *arrays: Any, program: Program, key: KernelKe
     Returns:
         The new scalars of the state in one float64 array, if there are any, then parameter and slots of each parameter.
     """
-    columns, source = len(key.dtypes), source_for_inputs_on_device(program, key)
+    columns = len(key.dtypes)
     rows = [arrays[i : i + columns] for i in range(0, len(arrays), columns)]
-    # XLA's time grows as the square of a call's operands.
-    calls = -(-len(arrays) // _MOST_OPERANDS)
+    found: list[Any] = []
     with jax.enable_x64(True):
-        types = [_Array((max(len(program.rounded_scalars), 1),), jnp.dtype(key.compute_dtype))]
-        types += [_Array((max(len(program.scalar_outputs), 1),), jnp.float64)]
         given = inputs if inputs.size else jnp.zeros(1, jnp.float64)
-        scalars: Any = jax.ffi.ffi_call(_handler_of_scalars(source, registered), types)
-        rounded, outputs = scalars(given, number)
-        found = [outputs] if program.scalar_outputs else []
-        for k in range(calls):
-            part = rows[k * len(rows) // calls : (k + 1) * len(rows) // calls]
-            found += _updated(rounded, part, program, key, source, registered)
+        for part in _parts(rows, columns, len(key.columns(program))):
+            outputs, *results = _updated(given, number, part, program, key, registered)
+            found += [*([outputs] if program.scalar_outputs and not found else []), *results]
     return found
 
 
+def _parts(rows: Sequence[Any], operands: int, columns: int) -> Iterator[Sequence[Any]]:
+    """Divide parameters among calls, given how many operands and addresses each has: at least one call."""
+    known = machine()
+    assert known is not None
+    # XLA's time grows as the square of a call's operands.
+    most = _MOST_OPERANDS // operands
+    while words_of_few(most, columns) > known.most_words:
+        most -= 1
+    calls = max(-(-len(rows) // most), 1)
+    return (rows[k * len(rows) // calls : (k + 1) * len(rows) // calls] for k in range(calls))
+
+
 def _updated(
-    rounded: Any,
-    rows: Sequence[Sequence[Any]],
-    program: Program,
-    key: KernelKey,
-    source: str,
-    registered: Registered,
+    inputs: Any, number: Any, rows: Sequence[Sequence[Any]], program: Program, key: KernelKey, registered: Registered
 ) -> list[Any]:
-    """Return parameter and slots of each parameter, given the rounded scalars."""
+    """Return the new scalars of the state, and parameter and slots of each parameter."""
+    known = machine()
+    assert known is not None
     chunks = Chunks([row[0].size for row in rows], CHUNK)
-    words = len(rows) * len(key.columns(program))
     names = [name for name, _ in key.dtypes]
     written = [names.index(name) for name in program.array_outputs]
-    types = [_Array((words,), jnp.int64), *(_Array(row[i].shape, row[i].dtype) for row in rows for i in written)]
+    types = [_Array((max(len(program.scalar_outputs), 1),), jnp.float64)]
+    types += [_Array(row[i].shape, row[i].dtype) for row in rows for i in written]
     pairs = enumerate((r, i) for r in range(len(rows)) for i in written)
     aliases = {2 + r * len(names) + i: 1 + k for k, (r, i) in pairs} if key.in_place else None
-    target = _handler_of_step(program, key, source, _words_at_once(words), registered)
+    target = _handler_of_step(program, key, _words(len(rows), len(key.columns(program))), registered)
     call: Any = jax.ffi.ffi_call(target, types, has_side_effect=True, input_output_aliases=aliases)
-    layout = np.array([chunks.number, min(chunks.number, MOST_BLOCKS)])
-    return list(call(_words_of(chunks), rounded, *(array for row in rows for array in row), layout=layout)[1:])
-
-
-def _words_of(chunks: Chunks) -> Any:
-    return np.frombuffer(chunks.words.tobytes(), np.int64)
+    blocks = max(min(chunks.number, _BLOCKS_PER_MULTIPROCESSOR * known.multiprocessors, MOST_BLOCKS), 1)
+    layout = np.array([blocks, *chunks.few()], np.int64)
+    return list(call(inputs, number, *(array for row in rows for array in row), layout=layout))
 
 
 def norm(groups: Sequence[Sequence[Any]], registered: Registered) -> Any:
@@ -195,66 +196,61 @@ def norm(groups: Sequence[Sequence[Any]], registered: Registered) -> Any:
     assert known is not None
     with jax.enable_x64(True):
         parts = []
-        for gradients in groups:
+        for gradients in (part for group in groups for part in _parts(group, 1, 1)):
             chunks = Chunks([g.size for g in gradients], REDUCED_CHUNK)
             blocks = min(chunks.number, BLOCKS_PER_MULTIPROCESSOR * known.multiprocessors, MOST_BLOCKS)
-            types = [_Array(shape, jnp.int64) for shape in ((len(gradients),), (blocks, WORDS_OF_PART))]
-            target = _handler_of_squares(str(gradients[0].dtype), _words_at_once(len(gradients)), registered)
-            call = jax.ffi.ffi_call(target, types, has_side_effect=True)
-            parts.append(call(_words_of(chunks), *gradients, layout=np.array([chunks.number, blocks]))[1])
+            types = _Array((blocks, WORDS_OF_PART), jnp.int64)
+            target = _handler_of_squares(str(gradients[0].dtype), _words(len(gradients), 1), registered)
+            call: Any = jax.ffi.ffi_call(target, types, has_side_effect=True)
+            parts.append(call(*gradients, layout=np.array([blocks, *chunks.few()], np.int64)))
         whole = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
         norm_of: Any = jax.ffi.ffi_call(_handler_of_norm(registered), _Array((), jnp.float64))
         return norm_of(whole, layout=np.array([len(whole)]))
 
 
-def _words_at_once(words: int) -> int:
-    known = machine()
+def _words(rows: int, columns: int) -> int:
+    """Return how many words the table of a kernel has for so many parameters and addresses of each: one of few numbers."""
+    known, needed = machine(), words_of_few(rows, columns)
     assert known is not None
-    return next((size for size in (_FEW, _SOME) if words <= size), known.words_at_once)
+    return next((words for words in (_FEW, _SOME) if needed <= words), known.most_words)
 
 
-def _handler_of_scalars(source: str, registered: Registered) -> str:
-    arguments: list[Word] = [("operand", 0), ("operand", 1), ("result", 0), ("result", 1)]
+def _handler_of_step(program: Program, key: KernelKey, words: int, registered: Registered) -> str:
+    source = source_for_inputs_on_device(program, key, words)
 
-    def made() -> Any:
-        return _launching.make_call_handler(_functions((source, SCALARS)), _addresses(), arguments)
-
-    return registered(f"{SCALARS} {source}", made, "CUDA")
-
-
-def _handler_of_step(program: Program, key: KernelKey, source: str, at_once: int, registered: Registered) -> str:
     def made() -> Any:
         return _launching.make_launching_handler(
-            _functions((words_source(at_once), PUT_WORDS), (source, UPDATE)),
+            _functions(source, UPDATE),
             _addresses(),
-            [("operand", 1)] if program.rounded_scalars else [],
+            [("operand", 0), ("operand", 1), ("result", 0)],
             fixed=2,
+            fixed_results=1,
             operands=len(key.dtypes),
             results=len(program.array_outputs),
             in_place=key.in_place,
-            words_at_once=at_once,
+            words=words,
         )
 
-    return registered(f"{key.in_place} {at_once} {source}", made, "CUDA")
+    return registered(f"{key.in_place} {source}", made, "CUDA")
 
 
-def _handler_of_squares(dtype: str, at_once: int, registered: Registered) -> str:
-    source = norm_source(dtype)
-    arguments: list[Word] = [("result", 1), ("layout", 1)]
+def _handler_of_squares(dtype: str, words: int, registered: Registered) -> str:
+    source = norm_source(dtype, words)
 
     def made() -> Any:
         return _launching.make_launching_handler(
-            _functions((words_source(at_once), PUT_WORDS), (source, SUM_SQUARES)),
+            _functions(source, SUM_SQUARES),
             _addresses(),
-            arguments,
-            fixed=1,
+            [("result", 0), ("layout", 0)],
+            fixed=0,
+            fixed_results=1,
             operands=1,
             results=0,
             in_place=False,
-            words_at_once=at_once,
+            words=words,
         )
 
-    return registered(f"{at_once} {source}", made, "CUDA")
+    return registered(source, made, "CUDA")
 
 
 def _handler_of_norm(registered: Registered) -> str:
@@ -262,7 +258,7 @@ def _handler_of_norm(registered: Registered) -> str:
     arguments: list[Word] = [("operand", 0), ("layout", 0), ("result", 0)]
 
     def made() -> Any:
-        return _launching.make_call_handler(_functions((source, NORM_OF_PARTS)), _addresses(), arguments)
+        return _launching.make_call_handler(_functions(source, NORM_OF_PARTS), _addresses(), arguments)
 
     return registered(source, made, "CUDA")
 
@@ -273,11 +269,11 @@ def _addresses() -> tuple[int, int]:
     return known.addresses
 
 
-def _functions(*named: tuple[str, str]) -> list[list[int]]:
-    """Return the kernels of each device by its number; zeros where there is none."""
+def _functions(source: str, name: str) -> list[int]:
+    """Return a kernel on each device by its number; zeros where there is none."""
     known = machine()
     assert known is not None
     return [
-        [kernels.function(source, name, number) if number in known.devices else 0 for source, name in named]
+        kernels.function(source, name, number) if number in known.devices else 0
         for number in range(max(known.devices) + 1)
     ]

@@ -1,7 +1,7 @@
 """The functions that XLA calls to launch kernels in CUDA C on its stream; see `_handler.py` for how they are made.
 
-What tells a kernel where its parameters are goes to the device in the arguments of other launches: a handler keeps nothing, waits
-for nothing, and copies nothing from the host's memory.
+What tells a kernel where its parameters are goes to the device in the arguments of the launch: a handler keeps nothing, waits for
+nothing, and copies nothing from the host's memory.
 """
 
 from __future__ import annotations
@@ -18,80 +18,68 @@ Word = tuple[Literal["operand", "result", "layout"], int]
 
 
 def make_launching_handler(
-    functions: Sequence[Sequence[int]],
+    functions: Sequence[int],
     driver: tuple[int, int],
     arguments: Sequence[Word],
     *,
     fixed: int,
+    fixed_results: int,
     operands: int,
     results: int,
     in_place: bool,
-    words_at_once: int,
+    words: int,
 ) -> Any:
     """Return a handler for XLA, as a ctypes function, of a kernel that works on many parameters.
 
-    Operands are the words of `portopt.kernels.cuda.tables.Chunks`, the kernel's other arguments, then the arrays of each
-    parameter. Results are memory for the addresses, then those of each parameter, or what the kernel makes of all. The call has
-    one attribute: the number of chunks, and that of blocks.
+    Operands are the kernel's other arguments, then the arrays of each parameter; results are what the kernel makes of all, then
+    those of each parameter. The call has one attribute: the number of blocks, then the table but for the addresses, as
+    `portopt.kernels.cuda.tables.Chunks.few` returns it.
 
     Args:
-        functions: for each device by its number, the kernels `put_words` and the one to launch.
+        functions: the kernel on each device by its number.
         driver: the addresses of `cuCtxGetDevice` and `cuLaunchKernel`.
         arguments: of the kernel, after the table.
         fixed: how many operands there are before the parameters'.
+        fixed_results: how many results there are before the parameters'.
         operands: how many arrays each parameter has among the operands.
         results: how many it has among the results.
         in_place: whether the kernel overwrites its operands; then XLA must give the results the memory of the operands.
-        words_at_once: how many words a launch of `put_words` carries.
+        words: how many the table has.
     """
     columns = operands if in_place else operands + results
-    table = [
-        "  %own = call ptr @data(ptr %operands, i64 0)\n  %word_0 = ptrtoint ptr %own to i64\n",
-        "  %starts = mul i64 %count, 8\n  %starts_end = add i64 %starts, 8\n  %word_1 = add i64 %word_0, %starts_end\n",
-        "  %word_2 = add i64 %word_1, %starts\n",
-        "  %word_3 = ptrtoint ptr %memory to i64\n",
-        "  %word_4 = add i64 %count, 0\n",
-        "  %word_5 = load i64, ptr %layout\n",
-    ]
     body = string.Template(_ON_PARAMETERS).safe_substitute(
-        LAUNCH=_launch([*table, *_words(arguments, len(table))]), STREAM=_STREAM, LAYOUT=LAYOUT
+        LAUNCH=_launch(_words(arguments), 2 + words), STREAM=_STREAM, LAYOUT=LAYOUT
     )
     values = {
         "FIXED": fixed,
         "OPERANDS": operands,
-        "FIRST_RESULT": 1,
+        "FIRST_RESULT": fixed_results,
         "RESULTS": results,
         "COLUMNS": columns,
         "IN_PLACE": str(in_place).lower(),
-        "WORDS": words_at_once,
-        "STRIDE": words_at_once + 2,
+        "BYTES": 8 * (2 + words + len(arguments)),
     }
     return _compiled(functions, driver, body, values)
 
 
-def make_call_handler(functions: Sequence[Sequence[int]], driver: tuple[int, int], arguments: Sequence[Word]) -> Any:
+def make_call_handler(functions: Sequence[int], driver: tuple[int, int], arguments: Sequence[Word]) -> Any:
     """Return a handler for XLA of a kernel of one block, as a ctypes function; see `make_launching_handler`."""
-    body = string.Template(_ALONE).safe_substitute(LAUNCH=_launch(_words(arguments, 0)), STREAM=_STREAM, LAYOUT=LAYOUT)
-    return _compiled(functions, driver, body, {})
+    body = string.Template(_ALONE).safe_substitute(LAUNCH=_launch(_words(arguments), 0), STREAM=_STREAM, LAYOUT=LAYOUT)
+    return _compiled(functions, driver, body, {"BYTES": 8 * len(arguments)})
 
 
-def _compiled(functions: Sequence[Sequence[int]], driver: tuple[int, int], body: str, values: dict[str, Any]) -> Any:
-    words = [f"i64 {function}" for of_device in functions for function in of_device]
+def _compiled(functions: Sequence[int], driver: tuple[int, int], body: str, values: dict[str, Any]) -> Any:
+    words = [f"i64 {function}" for function in functions]
     listed = f"[{len(words)} x i64] [{', '.join(words)}]"
     constants = string.Template(_CONSTANTS).substitute(FUNCTIONS=listed, LAUNCH=driver[1], THREADS=THREADS)
-    given = {
-        "DEVICES": len(functions),
-        "KERNELS": len(functions[0]),
-        "LAST_KERNEL": len(functions[0]) - 1,
-        "CURRENT_DEVICE": driver[0],
-    }
+    given = {"DEVICES": len(functions), "CURRENT_DEVICE": driver[0]}
     return compiled(None, body, values | given, constants)
 
 
-def _words(arguments: Sequence[Word], first: int) -> list[str]:
-    """Return the text that finds each argument, given how many there are before."""
+def _words(arguments: Sequence[Word]) -> list[str]:
+    """Return the text that finds each argument."""
     found = []
-    for k, (kind, number) in enumerate(arguments, first):
+    for k, (kind, number) in enumerate(arguments):
         if kind == "layout":
             found.append(
                 f"  %at_{k} = getelementptr i64, ptr %layout, i64 {number}\n  %word_{k} = load i64, ptr %at_{k}\n"
@@ -103,24 +91,30 @@ def _words(arguments: Sequence[Word], first: int) -> list[str]:
     return found
 
 
-def _launch(words: Sequence[str]) -> str:
-    """Return the text that launches the last kernel of the device with some arguments, in `%blocks` blocks."""
+def _launch(words: Sequence[str], first: int) -> str:
+    """Return the text that launches the kernel of the device in `%blocks` blocks, its arguments in the memory at `%arguments`.
+
+    Args:
+        words: the text that finds each argument after the table.
+        first: how many words the table has, its numbers included.
+    """
     stores = [
-        f"  %to_{k} = getelementptr i64, ptr %arguments, i64 {k}\n  store i64 %word_{k}, ptr %to_{k}\n"
+        f"  %to_{k} = getelementptr i64, ptr %arguments, i64 {first + k}\n  store i64 %word_{k}, ptr %to_{k}\n"
         for k in range(len(words))
     ]
     return (
-        f"  %arguments = alloca [{len(words)} x i64]\n{''.join([*words, *stores])}"
-        "  %function_number = add i64 %first_function, $LAST_KERNEL\n"
-        "  %function_at = getelementptr i64, ptr @functions, i64 %function_number\n"
+        f"{''.join([*words, *stores])}"
+        "  %function_at = getelementptr i64, ptr @functions, i64 %device_number\n"
         "  %function = load i64, ptr %function_at\n"
-        f"  %launched = call i32 @launch(i64 %function, i64 %blocks, ptr %arguments, i64 {8 * len(words)}, ptr %stream)\n"
+        "  %launched = call i32 @launch(i64 %function, i64 %blocks, ptr %arguments, i64 $BYTES, ptr %stream)\n"
     )
 
 
 _CONSTANTS = """%stream_get = type { i64, ptr, ptr, ptr }
 @functions = private constant $FUNCTIONS
 @not_launched = private constant [47 x i8] c"portopt: CUDA's driver did not launch a kernel\\00"
+
+declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 
 define internal i32 @launch(i64 %function, i64 %blocks, ptr %arguments, i64 %bytes, ptr %stream) {
   %size = alloca i64
@@ -169,12 +163,12 @@ failed:
   ret ptr %failure
 know_device:
   %device_number = zext i32 %device to i64
-  %first_function = mul i64 %device_number, $KERNELS
 """
 
 _ALONE = (
     _BEGIN
     + """  %blocks = add i64 1, 0
+  %arguments = alloca i8, i64 $BYTES, align 8
 $LAUNCH  %good = icmp eq i32 %launched, 0
   br i1 %good, label %end, label %failed
 end:
@@ -184,24 +178,22 @@ end:
 
 _ON_PARAMETERS = (
     _BEGIN
-    + """  %blocks_at = getelementptr i64, ptr %layout, i64 1
-  %blocks = load i64, ptr %blocks_at
+    + """  %blocks = load i64, ptr %layout
   %any_blocks = icmp ne i64 %blocks, 0
   br i1 %any_blocks, label %take_memory, label %end
 take_memory:
   %array_count = sub i64 %operand_count, $FIXED
   %count = udiv i64 %array_count, $OPERANDS
-  %words = mul i64 %count, $COLUMNS
-  %words_up = add i64 %words, $WORDS
-  %words_less = sub i64 %words_up, 1
-  %parts = udiv i64 %words_less, $WORDS
-  %entries = mul i64 %parts, $STRIDE
-  %bytes = mul i64 %entries, 8
-  %table = call ptr @memory(i64 %bytes)
-  %has_table = icmp ne ptr %table, null
-  br i1 %has_table, label %begin_rows, label %no_memory
+  %arguments = call ptr @memory(i64 $BYTES)
+  %has_arguments = icmp ne ptr %arguments, null
+  br i1 %has_arguments, label %begin_rows, label %no_memory
 begin_rows:
-  %memory = call ptr @data(ptr %results, i64 0)
+  %given = getelementptr i64, ptr %layout, i64 1
+  %twice = mul i64 %count, 2
+  %words_given = add i64 %twice, 3
+  %bytes_given = mul i64 %words_given, 8
+  call void @llvm.memcpy.p0.p0.i64(ptr %arguments, ptr %given, i64 %bytes_given, i1 false)
+  %addresses = getelementptr i64, ptr %arguments, i64 %words_given
   br label %next_row
 next_row:
   %r = phi i64 [ 0, %begin_rows ], [ %r_next, %row_done ]
@@ -250,12 +242,7 @@ enter:
   %address = phi ptr [ %operand_address, %operand ], [ %operand_address, %compare ], [ %result_address, %result ]
   %column_from = mul i64 %c, %count
   %entry = add i64 %column_from, %r
-  %part = udiv i64 %entry, $WORDS
-  %in_part = urem i64 %entry, $WORDS
-  %part_from = mul i64 %part, $STRIDE
-  %after_head = add i64 %part_from, 2
-  %place = add i64 %after_head, %in_part
-  %place_at = getelementptr i64, ptr %table, i64 %place
+  %place_at = getelementptr i64, ptr %addresses, i64 %entry
   store ptr %address, ptr %place_at
   %c_next = add i64 %c, 1
   br label %next_column
@@ -264,41 +251,13 @@ row_done:
   br label %next_row
 
 filled:
-  %put_at = getelementptr i64, ptr @functions, i64 %first_function
-  %put = load i64, ptr %put_at
-  br label %next_part
-next_part:
-  %k = phi i64 [ 0, %filled ], [ %k_next, %put_part ]
-  %any_part = icmp ult i64 %k, %parts
-  br i1 %any_part, label %put_part, label %run
-put_part:
-  %words_before = mul i64 %k, $WORDS
-  %words_left = sub i64 %words, %words_before
-  %words_here = call i64 @llvm.umin.i64(i64 %words_left, i64 $WORDS)
-  %put_to = getelementptr i64, ptr %memory, i64 %words_before
-  %entries_before = mul i64 %k, $STRIDE
-  %head = getelementptr i64, ptr %table, i64 %entries_before
-  store ptr %put_to, ptr %head
-  %count_to = getelementptr i64, ptr %head, i64 1
-  store i64 %words_here, ptr %count_to
-  %put_up = add i64 %words_here, 255
-  %put_blocks = udiv i64 %put_up, 256
-  %put_bytes = mul i64 $STRIDE, 8
-  %put_status = call i32 @launch(i64 %put, i64 %put_blocks, ptr %head, i64 %put_bytes, ptr %stream)
-  %k_next = add i64 %k, 1
-  %was_put = icmp eq i32 %put_status, 0
-  br i1 %was_put, label %next_part, label %not_good
-run:
 $LAUNCH  %good = icmp eq i32 %launched, 0
-  call void @free(ptr %table)
+  call void @free(ptr %arguments)
   br i1 %good, label %end, label %failed
 end:
   ret ptr null
-not_good:
-  call void @free(ptr %table)
-  br label %failed
 refuse:
-  call void @free(ptr %table)
+  call void @free(ptr %arguments)
   %moved = call ptr @error(ptr %frame, ptr @moved, i32 13)
   ret ptr %moved
 no_memory:

@@ -660,23 +660,54 @@ def _dense(device: Any, gradient: Any) -> Any:
 
 def _maker(device: Any, tensors: Sequence[Any]) -> Callable[[], list[Any]]:
     """Return what makes new contiguous tensors like given ones on a device."""
-    torch = sys.modules["torch"]
     known: dict[Any, Any] = {}
     models = []
     for t in tensors:
         kind = tuple(t.shape), t.dtype
         models.append(known.get(kind) if kind in known else known.setdefault(kind, _model(*kind, device)))
+    make = _made_like(device, models)
     if device.type != "cpu":
-        return lambda: list(map(torch.empty_like, models))
+        return make
     large = [k for k, t in enumerate(tensors) if memory.is_large(t.numel() * t.element_size())]
 
     def new() -> list[Any]:
-        found = list(map(torch.empty_like, models))
+        found = make()
         for k in large:
             memory.use_huge_pages(found[k].data_ptr(), found[k].numel() * found[k].element_size())
         return found
 
     return new
+
+
+def _made_like(device: Any, models: Sequence[Any]) -> Callable[[], list[Any]]:
+    """Return what makes a tensor like each of some.
+
+    One allocation for all, of which each is a view, would not be faster: most of the time goes to the tensors' objects. And as
+    views they would count their writes together, and keep, save and share the memory of all.
+    """
+    torch = sys.modules["torch"]
+    # What torch's compiled code allocates with: it asks neither autograd nor any mode.
+    make = getattr(torch._C._dynamo.guards, f"_empty_strided_{device.type}", None)
+    if make is None:
+        return lambda: list(map(torch.empty_like, models))
+    layouts = list[Any](zip(*[(tuple(m.shape), _stride(tuple(m.shape)), m.dtype) for m in models], strict=True))
+    exchange = (lambda index: None) if device.index is None else torch.cuda._exchange_device
+
+    def new() -> list[Any]:
+        if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack():
+            return list(map(torch.empty_like, models))
+        current = exchange(device.index)
+        try:
+            return list(map(make, *layouts))
+        finally:
+            exchange(current)
+
+    return new
+
+
+def _stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides that torch gives a new tensor."""
+    return tuple(sys.modules["torch"].empty(shape, device="meta").stride())
 
 
 def _model(shape: tuple[int, ...], dtype: Any, device: Any) -> Any:

@@ -314,8 +314,10 @@ class TorchOptimizer(torch.optim.Optimizer):
             return False
         if not repeated.is_as_it_was(self.param_groups, self.state):
             return False
-        # None must fail after another moved.
-        done = not several or all(batch.would_repeat(given) for batch, given in known)
+        # None must fail after another moved. The first looks itself before it moves, so it is the largest.
+        if several:
+            known = sorted(known, key=lambda entry: -len(entry[0].parameters))
+        done = all(batch.would_repeat(given) for batch, given in known[1:])
         done = done and _step_all([(batch, OWN_GRADIENTS, given) for batch, given in known], None)
         repeated.note(done)
         return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import math
@@ -45,6 +46,10 @@ def contenders(options: Options, rule: str, optimizer: portopt.Optimizer, shapes
             yield Contender("cupy ElementwiseKernel", lambda: (_elementwise(shapes), None))
     if "jax" in options.backends:
         yield Contender("portopt jax jit", lambda: _jax_step(options, optimizer, shapes))
+        if rule == "Adam":
+            yield Contender("portopt jax in XLA", lambda: _jax_step(options, optimizer, shapes, in_xla=True))
+            # What JAX takes to pass these arrays on.
+            yield Contender("portopt jax no step", lambda: _no_jax_step(options, optimizer, shapes))
         if _compared("optax", optimizer):
             yield Contender("optax jit", lambda: _optax_step(options, optimizer, shapes))
 
@@ -139,9 +144,22 @@ def _jitted(update: Callable[..., Any], params: Any, gradients: Any, state: Any)
     return step, lambda: jax.block_until_ready(params)
 
 
-def _jax_step(options: Options, optimizer: portopt.Optimizer, shapes: Shapes) -> tuple[Step, Callable[[], object]]:
+def _jax_step(
+    options: Options, optimizer: portopt.Optimizer, shapes: Shapes, *, in_xla: bool = False
+) -> tuple[Step, Callable[[], object]]:
+    without_kernels = importlib.import_module("portopt_jax._kernel").without_kernels
     params, gradients = _jax_arrays(options, shapes)
-    return _jitted(lambda p, g, s: optimizer.apply(p, g, s), params, gradients, optimizer.init(params))
+
+    def update(p: Any, g: Any, s: Any) -> Any:
+        with without_kernels() if in_xla else contextlib.nullcontext():
+            return optimizer.apply(p, g, s)
+
+    return _jitted(update, params, gradients, optimizer.init(params))
+
+
+def _no_jax_step(options: Options, optimizer: portopt.Optimizer, shapes: Shapes) -> tuple[Step, Callable[[], object]]:
+    params, gradients = _jax_arrays(options, shapes)
+    return _jitted(lambda p, g, s: (p, s), params, gradients, optimizer.init(params))
 
 
 def _optax_step(options: Options, optimizer: portopt.Optimizer, shapes: Shapes) -> tuple[Step, Callable[[], object]]:

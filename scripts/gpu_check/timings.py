@@ -68,7 +68,8 @@ def _shape_sets(options: Options) -> dict[str, Shapes]:
         return {"one-10K": [(10_000,)], "20x256": [(256,)] * 20}
     models = {name: [tuple(s) for s in SHAPE_SETS[name].shapes] for name in ("resnet50", "gpt2-small")}
     small = {"200x256": [(256,)] * 200, "1000x256": [(256,)] * 1000}
-    return {"one-10M": [(10_000_000,)], "one-100M": [(100_000_000,)], **small, **models}
+    few = {"one-10M": [(10_000_000,)], "one-100M": [(100_000_000,)], "4x1000": [(1000,)] * 4}
+    return {**few, **small, **models}
 
 
 def work(options: Options, argument: Mapping[str, Any], keep: Keep) -> None:

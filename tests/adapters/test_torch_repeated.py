@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support import torch_parameters
+from support.torch_on_host import host_torch
 from support.torch_parameters import give_gradients
 from torch import nn
 from torch.optim import optimizer as torchs
@@ -138,21 +141,29 @@ def test_what_changes_between_two_steps_is_noticed(
 
 
 @pytest.mark.needs("numba")
-def test_gradients_of_the_backward_pass_are_read_without_objects_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("where", ["host", "device"])
+def test_gradients_of_the_backward_pass_are_read_without_objects_of_them(
+    where: str, groups: int, monkeypatch: pytest.MonkeyPatch, kernel_directory: Path
+) -> None:
     # torch makes no Python object of them before somebody asks for it.
     params, others = parameters(), parameters()
-    optimizer, rule = TorchOptimizer(params, portopt.Adam(0.1)), portopt.Adam(0.1)
-    state, asked = rule.init(others), list[object]()
+    rule, asked = portopt.Adam(0.1), list[object]()
+    optimizer = TorchOptimizer([{"params": params[k::groups]} for k in range(groups)], rule)
+    state = rule.init(others)
+    assert is_possible()
     monkeypatch.setattr(RepeatedStep, "gradients", lambda *given: asked.append(given))
-    for step in range(8):
-        for of in (params, others):
-            sum((p * p).sum() for p in of).backward()
-        if step == 4:
-            asked.clear()
-        optimizer.step()
-        state = rule.apply_(others, [p.grad for p in others], state)
-        for p in (*params, *others):
-            p.grad = None
+    with host_torch(kernel_directory) if where == "device" else contextlib.nullcontext():
+        for step in range(8):
+            for of in (params, others):
+                sum((p * p).sum() for p in of).backward()
+            if step == 4:
+                asked.clear()
+            optimizer.step()
+            assert (optimizer._repeated is not None) == (step > 0)
+            state = rule.apply_(others, [p.grad for p in others], state)
+            for p in (*params, *others):
+                p.grad = None
     assert asked == []
     torch_parameters.assert_same(params, others)
 
@@ -172,6 +183,7 @@ def test_gradients_that_no_plan_reads_are_soon_read_as_objects_at_once(repeated:
 
 @pytest.mark.needs("numba")
 def test_bits_that_torch_does_not_set_say_nothing_of_a_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_possible()
     params, asked = parameters(), list[object]()
     optimizer = TorchOptimizer(params, portopt.Adam())
     for step in range(8):

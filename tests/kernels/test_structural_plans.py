@@ -15,7 +15,7 @@ import torch
 from support.bits import assert_same_bits, random_words
 from support.elementwise import ELEMENTWISE, STAGED
 from support.libraries import BY_NAME, PLANNED, Library, each_planned
-from support.turns import in_turns
+from support.turns import in_turns, rules_in_turn
 
 import portopt
 from portopt import step as slow
@@ -69,7 +69,10 @@ def interpreted(optimizer: portopt.Optimizer, *arguments: Any, **hyperparameters
 
 @pytest.mark.parametrize(
     ("rule", "way"),
-    in_turns([*ELEMENTWISE, *STAGED], [(library, clips) for clips in (False, True) for library in PLANNED]),
+    in_turns(
+        rules_in_turn([*ELEMENTWISE, *STAGED], 1, always=(portopt.SGD, portopt.Adam, portopt.LAMB, portopt.Prodigy)),
+        [(library, clips) for clips in (False, True) for library in PLANNED],
+    ),
     ids=lambda given: given.__name__ if isinstance(given, type) else f"{given[0]}{'-clips' * given[1]}",
 )
 def test_second_step_is_planned_with_the_same_bits(
@@ -519,6 +522,40 @@ def test_autograd_goes_on_with_new_parameters(only_plans: Callable[[], None]) ->
         assert not state.slots["m"]["w"].requires_grad
     # Unlike tensors on memory of NumPy's.
     params["b"].resize_(5)
+
+
+def test_new_tensors_are_like_those_that_torch_itself_makes(
+    only_plans: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer, shapes = portopt.Adam(), [(3, 4), (), (0, 3), (2, 1, 3)]
+    params, gradients = ([torch.ones(shape) for shape in shapes] for _ in range(2))
+    state = optimizer.init(params)
+    for _ in range(3):
+        params, state = optimizer.apply(params, gradients, state)
+    only_plans()
+    params, state = optimizer.apply(params, gradients, state)
+    for made in (params, *state.slots.values()):
+        for tensor, shape in zip(made, shapes, strict=True):
+            like = torch.empty(shape)
+            assert (tensor.stride(), tensor.storage_offset()) == (like.stride(), 0)
+            assert tensor.untyped_storage().nbytes() == like.untyped_storage().nbytes()
+            assert not tensor._is_view()
+            assert tensor.untyped_storage().resizable()
+    params[0].zero_()
+    assert params[1]._version == state.slots["m"][0]._version == 0
+    # A mode of the user's sees what is made.
+    made, empty_like = list[Any](), torch.empty_like
+
+    def counted(like: Any) -> Any:
+        made.append(like)
+        return empty_like(like)
+
+    monkeypatch.setattr(torch, "empty_like", counted)
+    optimizer.apply(params, gradients, state)
+    assert made == []
+    with torch.device("cpu"):
+        optimizer.apply(params, gradients, state)
+    assert len(made) == 3 * len(shapes)
 
 
 def test_tensors_of_one_optimizer_may_be_followed_by_arrays() -> None:

@@ -163,7 +163,10 @@ class DevicePlan(RepeatedStep):
             return False
         grads, overrides = split
         with self._lock:
-            return self.would_do(rule, overrides) and self._looked((params, grads, state.slots)) is not None
+            if not self.would_do(rule, overrides):
+                return False
+            trees = params, grads, state.slots
+            return self._watch.look(*trees) or self._looked(trees) is not None
 
     def _looked(self, trees: tuple[Any, Any, Any]) -> Call | None:
         """Return a call with the arrays, gradients copied that kernels cannot read as they lie; None if they do not fit."""

@@ -10,8 +10,6 @@ from portopt.program import GIVEN, Program
 
 UPDATE = "update"
 """The kernel that does a step, on GPUs."""
-SCALARS = "scalars"
-"""The one that computes all scalars of a step, where what is given lies on the device."""
 SCALARS_OF_NORM = "scalars_of_norm"
 """The one that computes the scalars that need the norm of the gradients."""
 SUM_SQUARES = "sum_squares"
@@ -24,6 +22,8 @@ ROWS_SLICED, COLUMNS_SLICED, RESCALED = "rows_sliced", "columns_sliced", "rescal
 """Those that make operands of products integers, and products of these numbers of the compute dtype."""
 SUMS_JOINED, LARGEST_JOINED = "sums_joined", "largest_joined"
 """Those that join what blocks found for a total over all parameters."""
+MULTIPLIED = "multiplied"
+"""The one that multiplies matrices of integers."""
 PUT_ROWS = "put_rows"
 """The one that finds for a table which parameter each chunk is of."""
 

@@ -6,10 +6,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) sum_squares(
 {
     Sum sum = no_sum(LOWEST_OF_SQUARES);
     for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {
-        const int row = table.row[chunk];
-        const gradient *const g = memory_at<const gradient>(table.address[row]);
-        const long long start = (chunk - table.first_chunk[row]) * REDUCED_CHUNK;
-        const long long end = start + REDUCED_CHUNK < table.size[row] ? start + REDUCED_CHUNK : table.size[row];
+        const int row = row_of(table, chunk);
+        const gradient *const g = memory_at<const gradient>(address_of(table, 0, row));
+        const long long start = (chunk - first_chunk_of(table, row)) * REDUCED_CHUNK;
+        const long long end = start + REDUCED_CHUNK < elements_of(table, row) ? start + REDUCED_CHUNK : elements_of(table, row);
         const bool aligned = is_aligned(g);
         const long long beside = aligned ? 1 : blockDim.x;
 #pragma unroll 1

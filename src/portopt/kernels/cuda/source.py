@@ -12,11 +12,10 @@ import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from portopt.kernels.key import NEW, KernelKey
-from portopt.kernels.names import SCALARS, SCALARS_OF_NORM, UPDATE
+from portopt.kernels.names import SCALARS_OF_NORM, UPDATE
 from portopt.kernels.norm_dependence import STEP, NormDependence, norm_dependence
 from portopt.kernels.writer import Language, Writer, functions_for_conversions
 from portopt.program import GIVEN, Kind, Label, Op, Program, bins
@@ -66,27 +65,43 @@ def cuda_source(program: Program, key: KernelKey, on_device: frozenset[str] = fr
     ]
     parts += scalars_sources(writer, split)
     parts += functions_source(writer)
-    return "\n".join([*parts, _update(writer, split, in_place=key.in_place)])
+    of_device, read = scalars_of_device(writer, split)
+    parameters = [f"const {LANGUAGE.storage[writer.real]} {writer.names[i]}" for i, _ in split.rounded_on_host]
+    first = [*_known(writer), *(statement for _, statement in read)]
+    return "\n".join([*parts, _update(writer, [*parameters, *of_device], first, in_place=key.in_place)])
 
 
-def source_for_inputs_on_device(program: Program, key: KernelKey) -> str:
-    """Return the source of the kernels of a step of an elementwise `program` of which all that is given lies on the device.
+def source_for_inputs_on_device(program: Program, key: KernelKey, words: int) -> str:
+    """Return the source of the kernel of a step of an elementwise `program` of which all that is given lies on the device.
 
-    `scalars`, in one block, makes of the inputs but for the number of the step, float64, and of that number, 32 bits, the rounded
-    scalars that `update` takes, and the new scalars of the state.
+    Each block computes the scalars, of the inputs but for the number of the step, float64, and of that number, 32 bits; the first
+    one leaves the new scalars of the state.
+
+    Args:
+        program: what a step does.
+        key: of the kernel.
+        words: how many the table has, which is among the launch's arguments.
     """
-    split = norm_dependence(program)
-    rounded = split.program.rounded_scalars
-    split = replace(split, rounded_on_host=(), rounded_on_device=rounded, unrounded=(), unrounded_on_device=())
-    writer = Writer(LANGUAGE, split.program, key)
+    writer = Writer(LANGUAGE, norm_dependence(program).program, key)
     about = (
         f"// {program.name} on {writer.dtypes['p']}, computed in {writer.real}, all that is given lying on the device."
     )
-    parts = [about, common_source(), source_file("scalars.cuh"), *functions_source(writer), _scalars(writer)]
-    return "\n".join([*parts, _update(writer, split, in_place=key.in_place)])
+    parameters = ["const double *inputs", "const int *step", "double *outputs"]
+    parts = [about, common_source(words), source_file("scalars.cuh"), *functions_source(writer)]
+    first = [*_known(writer), *_scalars(writer)]
+    return "\n".join([*parts, _update(writer, parameters, first, in_place=key.in_place)])
 
 
-def _scalars(writer: Writer) -> str:
+def _known(writer: Writer) -> list[str]:
+    """Return comments that say what the rounded scalars are, where a name does not say it."""
+    ops = writer.program.ops
+    known = [(i, ops[j]) for i, j in writer.program.rounded_scalars if ops[j].name in (*GIVEN, "constant")]
+    return [f"// {writer.names[i]}: {op.label}" for i, op in known]
+
+
+def _scalars(writer: Writer) -> list[str]:
+    """Return what a block does to compute the scalars of a step of which all that is given lies on the device."""
+    real, rounded = LANGUAGE.storage[writer.real], writer.program.rounded_scalars
     lines, position = [], 0
     for i, op in enumerate(writer.program.ops):
         if not op.kind.is_scalar or op.name == "constant":
@@ -98,16 +113,28 @@ def _scalars(writer: Writer) -> str:
         else:
             lines.append(writer.assigned(i, f"flush(inputs[{position}])"))
             position += 1
-    lines += [f"rounded[{k}] = {writer.rounded(i)};" for k, (_, i) in enumerate(writer.program.rounded_scalars)]
-    lines += [f"outputs[{k}] = {writer.operand(i)};" for k, i in enumerate(writer.program.scalar_outputs.values())]
-    parameters = [
-        "const double *inputs",
-        "const int *step",
-        f"{LANGUAGE.storage[writer.real]} *rounded",
-        "double *outputs",
+    lines += [f"rounded[{k}] = {writer.rounded(i)};" for k, (_, i) in enumerate(rounded)]
+    results = [f"outputs[{k}] = {writer.operand(i)};" for k, i in enumerate(writer.program.scalar_outputs.values())]
+    if results:
+        lines += ["if (blockIdx.x == 0) {", *(f"    {line}" for line in results), "}"]
+    if not lines:
+        return []
+    kept = [f"__shared__ {real} rounded[{len(rounded)}];"] if rounded else []
+    return [
+        *kept,
+        "if (threadIdx.x == 0) {",
+        *(f"    {line}" for line in lines),
+        "}",
+        "__syncthreads();",
+        *(f"const {real} {writer.names[i]} = rounded[{k}];" for k, (i, _) in enumerate(rounded)),
     ]
-    body = ["{", "    if (threadIdx.x == 0) {", *(f"        {line}" for line in lines), "    }", "}"]
-    return "\n".join([f"{kernel_head(SCALARS)}({listed(parameters)})", *body]) + "\n"
+
+
+def device_scalars_source(program: Program, on_device: frozenset[str]) -> str:
+    """Return the source of the kernel that computes a program's scalar outputs, given the names of its inputs on the device."""
+    split = norm_dependence(program, on_device)
+    writer = Writer(LANGUAGE, split.program, KernelKey((("p", "float64"),), in_place=True, flush="where"))
+    return "\n".join([f"// Scalars of {program.name}.", common_source(), *scalars_sources(writer, split)])
 
 
 def words_source(count: int) -> str:
@@ -120,10 +147,15 @@ def norm_of_parts_source() -> str:
     return "\n".join([common_source(), reductions_source(), source_file("norm_of_parts.cuh")])
 
 
-def common_source() -> str:
-    """Return what all modules begin with."""
+def common_source(words: int | None = None) -> str:
+    """Return what all modules begin with, given how many words a table has in a launch's arguments, if it is there."""
     constants = {"THREADS": THREADS, "CHUNK": CHUNK, "REDUCED_CHUNK": REDUCED_CHUNK}
-    return "\n".join([*_defines(constants), "", *map(source_file, ("arithmetic.cuh", "table.cuh", "vectors.cuh"))])
+    if words is not None:
+        constants["WORDS"] = words
+    table = "table.cuh" if words is None else "table_in_arguments.cuh"
+    return "\n".join(
+        [*_defines(constants), "", *map(source_file, ("arithmetic.cuh", table, "memory.cuh", "vectors.cuh"))]
+    )
 
 
 def reductions_source() -> str:
@@ -153,28 +185,22 @@ def functions_source(writer: Writer) -> list[str]:
     return parts
 
 
-def _update(writer: Writer, split: NormDependence, *, in_place: bool) -> str:
-    real, columns, ops = LANGUAGE.storage[writer.real], writer.columns, writer.program.ops
-    parameters = ["const __grid_constant__ Table table"]
-    parameters += [f"const {real} {writer.names[i]}" for i, _ in split.rounded_on_host]
-    of_device, read = scalars_of_device(writer, split)
-    parameters += of_device
+def _update(writer: Writer, parameters: Sequence[str], first: Sequence[str], *, in_place: bool) -> str:
+    """Return the kernel of a step, given its parameters after the table, and what is done before the first chunk."""
+    columns = writer.columns
     written = set(writer.program.array_outputs if in_place else columns[len(writer.dtypes) :])
-    lines = [f"{kernel_head(UPDATE)}({listed(parameters)})", "{"]
-    # What the rounded scalars are, where a name does not say it.
-    known = [(i, ops[j]) for i, j in writer.program.rounded_scalars if ops[j].name in (*GIVEN, "constant")]
-    lines += [f"    // {writer.names[i]}: {op.label}" for i, op in known]
-    lines += [f"    {statement}" for _, statement in read]
+    lines = [f"{kernel_head(UPDATE)}({listed(['const __grid_constant__ Table table', *parameters])})", "{"]
+    lines += [f"    {line}" for line in first]
     lines += [
         "    for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {",
-        "        const int row = table.row[chunk];",
+        "        const int row = row_of(table, chunk);",
     ]
     for position, column in enumerate(columns):
         kind = f"{'' if column in written else 'const '}{LANGUAGE.storage[writer.dtype(column)]}"
         lines.append(f"        {of_row(kind, writer.array(column), position)}")
     lines += [
-        "        const long long start = (chunk - table.first_chunk[row]) * CHUNK;",
-        "        const long long end = start + CHUNK < table.size[row] ? start + CHUNK : table.size[row];",
+        "        const long long start = (chunk - first_chunk_of(table, row)) * CHUNK;",
+        "        const long long end = start + CHUNK < elements_of(table, row) ? start + CHUNK : elements_of(table, row);",
         *(f"        {line}" for line in _fours(writer, in_place=in_place)),
         "    }",
         "}",
@@ -250,7 +276,7 @@ def loop_of_fours(
 
 def of_row(kind: str, name: str, position: int) -> str:
     """Return the statement that names the memory at an address in a row of the table, which begins with elements of a kind."""
-    return f"{kind} *const {name} = memory_at<{kind}>(table.address[{position} * table.rows + row]);"
+    return f"{kind} *const {name} = memory_at<{kind}>(address_of(table, {position}, row));"
 
 
 def kernel_head(name: str) -> str:

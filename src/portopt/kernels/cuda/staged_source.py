@@ -97,14 +97,12 @@ class _Source(PassWriter):
             found.append((name, of_row(kind, name, position)))
         at = len(columns)
         found += [
-            (length(k), f"const long long {length(k)} = (long long)table.address[{at + k} * table.rows + row];")
+            (length(k), f"const long long {length(k)} = (long long)address_of(table, {at + k}, row);")
             for k in self.stages.space
         ]
         at += len(self.stages.space)
         found.append(("values_of", of_row("double", "values_of", at)))
-        found.append(
-            ("number_of", f"const unsigned int number_of = (unsigned int)table.address[{at + 1} * table.rows + row];")
-        )
+        found.append(("number_of", f"const unsigned int number_of = (unsigned int)address_of(table, {at + 1}, row);"))
         for space in self.spaces():
             product = " * ".join(map(length, space)) or "1"
             found.append((size(space), f"const long long {size(space)} = {product};"))
@@ -142,7 +140,7 @@ class _Source(PassWriter):
         lines += [f"    {line}" for line in self.used(body, known)]
         lines += [
             "    for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {",
-            "        const int row = table.row[chunk];",
+            "        const int row = row_of(table, chunk);",
             *(f"        {line}" for line in self.used(body, self._known)),
             *(f"        {line}" for line in body),
             "    }",
@@ -152,8 +150,8 @@ class _Source(PassWriter):
 
     def _extent(self, size: str) -> list[str]:
         return [
-            f"const long long start = (chunk - table.first_chunk[row]) * {size};",
-            f"const long long end = start + {size} < table.size[row] ? start + {size} : table.size[row];",
+            f"const long long start = (chunk - first_chunk_of(table, row)) * {size};",
+            f"const long long end = start + {size} < elements_of(table, row) ? start + {size} : elements_of(table, row);",
         ]
 
     def _each(self, step: Pass, written: Mapping[str, tuple[str, str]]) -> list[str]:
@@ -225,7 +223,7 @@ class _Source(PassWriter):
             kind, name = _part_type(self.program.ops[i].name), together(i)
             lines.append(f"const {kind} {name} = over_block({own(i)}, 1);")
         lines.append("if (threadIdx.x == 0) {")
-        lines += [f"    {parts(i)}[chunk - table.first_chunk[row]] = {together(i)};" for i in step.reductions]
+        lines += [f"    {parts(i)}[chunk - first_chunk_of(table, row)] = {together(i)};" for i in step.reductions]
         return [*lines, "}"]
 
     def _lines(self, step: Pass) -> list[str]:

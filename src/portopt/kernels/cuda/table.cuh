@@ -10,8 +10,10 @@ struct Table {
     long long chunks;
 };
 
-// Memory that begins at an address. To say that it is of the device spares each load and store the question.
-template <typename T> __device__ __forceinline__ T *memory_at(unsigned long long address)
+__device__ __forceinline__ int row_of(const Table &table, long long chunk) { return table.row[chunk]; }
+__device__ __forceinline__ long long first_chunk_of(const Table &table, int row) { return table.first_chunk[row]; }
+__device__ __forceinline__ long long elements_of(const Table &table, int row) { return table.size[row]; }
+__device__ __forceinline__ unsigned long long address_of(const Table &table, int column, int row)
 {
-    return (T *)__cvta_global_to_generic(address);
+    return table.address[column * table.rows + row];
 }

@@ -1,4 +1,7 @@
-"""What tells a launch where its parameters are: the struct `Table` of `table.cuh`, and the memory that it points to."""
+"""What tells a launch where its parameters are: the struct `Table` of `table.cuh`, and the memory that it points to.
+
+That of few parameters lies in the launch's arguments as a whole: `table_in_arguments.cuh`.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,15 @@ class Chunks:
     def argument(self, at: int, addresses: int) -> tuple[int, ...]:
         """Return the struct as words, given where the memory begins and where that of the addresses does."""
         return at, at + 8 * (self.rows + 1), at + 8 * self.place_of_rows, addresses, self.rows, self.number
+
+    def few(self) -> tuple[int, ...]:
+        """Return what comes before the addresses of few parameters in the struct that is among a launch's arguments, as words."""
+        return self.rows, self.number, *self.words[: self.place_of_rows]
+
+
+def words_of_few(rows: int, columns: int) -> int:
+    """Return how many words that struct needs for so many parameters and addresses of each, its two numbers apart."""
+    return 1 + (2 + columns) * rows
 
 
 def columns_of(rows: Sequence[Sequence[int]]) -> array[int]:
