@@ -28,7 +28,7 @@ from portopt.kernels.rates import with_rates
 from portopt.kernels.recorded_plan import RecordedPlan, ScalarsOf, make_recorded_plan
 from portopt.program import Kind, Program
 from portopt.program.interpreter import StepScalars
-from portopt.program.ir import PRODUCTS, pruned
+from portopt.program.ir import pruned
 
 
 class _Known(StepScalars):
@@ -60,7 +60,6 @@ class CudaGraphs:
         operations: returns a backend like this one, for which the host waits for no scalar.
         reader: returns how the compiled look reads arrays on the device of one, or why it cannot.
         note_written: returns what is told of all written arrays after a planned step; None if nobody needs to know.
-        why_no_products: why the library multiplies no matrices while a stream is captured; None if it does.
     """
 
     def __init__(
@@ -73,7 +72,6 @@ class CudaGraphs:
         operations: Callable[[], DeviceOperations],
         reader: Callable[[Any], ArrayReader | str],
         note_written: Callable[[], Callable[[list[Any]], object] | None],
-        why_no_products: str | None = None,
     ) -> None:
         self._backend = backend
         self._library = library
@@ -83,7 +81,6 @@ class CudaGraphs:
         self._operations = functools.cache(operations)
         self._reader = reader
         self._note_written = note_written
-        self._why_no_products = why_no_products
 
     def has_number(self, value: Any) -> bool:
         return self._backend.owns(value) and tuple(value.shape) == () and self._runs_kernels(value)
@@ -132,9 +129,6 @@ class CudaGraphs:
             totals = [op for op in program.totals.values() if not program.is_given_or_gradient_norm(op)]
             if totals and not launch.can_run(program.after_totals):
                 return f"no kernel holds all of the program of {program.name}, which has totals over all parameters"
-        multiplies = any(op.name in PRODUCTS for program, _ in programs for op in program.ops)
-        if multiplies and self._why_no_products is not None:
-            return self._why_no_products
         try:
             with_rates(programs[0][0], {str(k): schedule for k, schedule in enumerate(schedules)})
         except ValueError as error:
