@@ -20,6 +20,9 @@ import portopt
 with contextlib.suppress(ImportError):
     importlib.import_module("triton")
 
+SELDOM = 10_000
+"""Objects that are made between two collections of garbage, of which JAX has a callback that takes longer than they do."""
+
 hypothesis.settings.register_profile("portopt", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("portopt")
 
@@ -93,6 +96,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+    gc.set_threshold(SELDOM)
 
 
 def pytest_unconfigure() -> None:

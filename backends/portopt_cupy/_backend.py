@@ -54,7 +54,6 @@ class CupyBackend(ArrayAPIBackend):
             _OnDevice,
             lambda array: self._reader([array]),
             lambda: None,
-            "CuPy calls no cuBLAS, which multiplies its matrices, while a stream is captured",
         )
 
     @property
@@ -219,7 +218,17 @@ class CupyBackend(ArrayAPIBackend):
 
 
 class _OnDevice(DeviceOperations, CupyBackend):
-    """CuPy where the host waits for no scalar."""
+    """CuPy where the host waits for no scalar. While a stream is captured it calls no cuBLAS, which multiplies its matrices."""
+
+    def primitives(self, compute_dtype: str) -> Primitives:
+        found = super().primitives(compute_dtype)
+        by_library = found.multiply_matrices
+
+        def multiply_matrices(a: Any, b: Any) -> Any:
+            return products.multiplied(self._library, self.xp, a, b) if self._is_captured([a]) else by_library(a, b)
+
+        found.multiply_matrices = multiply_matrices  # type: ignore[method-assign]  # as overrides do
+        return found
 
 
 backend = CupyBackend()

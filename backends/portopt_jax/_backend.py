@@ -388,10 +388,35 @@ class JaxBackend:
         return results
 
     def total(self, name: str, works: Sequence[Work]) -> Any:
-        self._refuse_abstract(array for work in works for arrays in work.parameters for array in arrays.values())
+        arrays = [array for work in works for arrays in work.parameters for array in arrays.values()]
+        self._refuse_abstract(arrays)
+        name = name.removeprefix("total_")
+        if len(works) == 1 and any(map(self._is_traced, arrays)):
+            found = self._total_by_kernel(name, works[0])
+            if found is not None:
+                return found
+        return self._total_in_xla(name, works)
+
+    def _total_by_kernel(self, name: str, work: Work) -> Any | None:
+        """Return a total that a call of a kernel computes; None where there is none."""
+        program, scalars, parameters = work
+        is_whole = not program.has_draws and not any(getattr(arrays, "is_part", False) for arrays in parameters)
+        if is_interpreted() or not is_whole or not isinstance(scalars, StepScalars) or not self._kernels.may_call():
+            return None
+        with self._jax.enable_x64(True):
+            inputs = self._kernels.pack([_known(scalars.inputs[name]) for name in _inputs_but_t(program)])
+        step = scalars.inputs.get("t", 0)
+        return self._kernels.total(name, program, inputs, step, parameters, self._one_total_in_xla)
+
+    def _one_total_in_xla(
+        self, name: str, program: Program, scalars: Sequence[Any], parameters: Sequence[Arrays]
+    ) -> Any:
+        return self._total_in_xla(name, [Work(program, scalars, parameters)])
+
+    def _total_in_xla(self, name: str, works: Sequence[Work]) -> Any:
         arrays = [outputs["x"] for work in works for _, _, outputs in self._interpreted(*work)]
         with self._jax.enable_x64(True):
-            return self.reductions("float64").total(name.removeprefix("total_"), *arrays)
+            return self.reductions("float64").total(name, *arrays)
 
     def reductions(self, compute_dtype: str) -> Reductions:
         """Return the reductions of arrays of a compute dtype."""

@@ -50,19 +50,19 @@ def _parses_pointers() -> bool:
     return True
 
 
-def layout(stages: Stages, shapes: Sequence[Sequence[int]], places: Sequence[int]) -> Any:
+def layout(stages: Stages, shapes: Sequence[Sequence[int]], places: Sequence[int], *, apart: bool = True) -> Any:
     """Return what a handler of a kernel with stages must know of parameters of some shapes, int64.
 
     Number, elements and words of workspace of those parameters that are done at once; then of each parameter its row in the
     table, in which those come first, its elements, its workspace for each part and besides, its lengths, and if the program draws
-    its number in the tree.
+    its number in the tree. Large parameters are done apart, or all at once.
     """
     lengths = [stages.lengths(shape) for shape in shapes]
     memory = [workspace(stages, of_each) for of_each in lengths]
     # Also a parameter without elements has scalars.
     sizes = [max(int(np.prod(shape)), 1) for shape in shapes]
-    at_once = [i for i, size in enumerate(sizes) if is_small(size)]
-    rows = {i: row for row, i in enumerate(sorted(range(len(sizes)), key=lambda i: not is_small(sizes[i])))}
+    at_once = [i for i, size in enumerate(sizes) if is_small(size) or not apart]
+    rows = {i: row for row, i in enumerate(sorted(range(len(sizes)), key=lambda i: i not in at_once))}
     words = [len(at_once), sum(sizes[i] for i in at_once), max((memory[i].words(1) for i in at_once), default=0)]
     for i, size in enumerate(sizes):
         words += [rows[i], size, memory[i].part, memory[i].whole, *lengths[i], *places[i : i + 1]]
@@ -104,22 +104,71 @@ def make_handler(
         "WIDTH": columns,
         "IN_PLACE": str(in_place).lower(),
         "HAS_OUTPUTS": str(has_outputs).lower(),
+        "ONLY_READS": "false",
     }
     if stages is None:
         parts = {"CALL": _CALL, "LAYOUT": "", "PLACE": _PLACE, "PASSES": _PASS}
     else:
-        lengths = row_width(stages, ())
-        values |= {"WIDTH": columns + lengths, "WORDS": 4 + lengths}
+        values |= _widths(stages, columns)
         done = "".join(
             string.Template(_PASS_OF_STAGE).safe_substitute(STAGE=i, WHICH="" if is_shared else "whole_")
             for i, is_shared in enumerate(shared_steps)
         )
-        place = _PLACE_IN_LAYOUT + "".join(
-            string.Template(_LENGTH).safe_substitute(K=k, FROM=4 + k, TO=columns + k) for k in range(lengths)
-        )
-        parts = {"CALL": _CALL_STAGES, "LAYOUT": LAYOUT, "PLACE": place, "PASSES": _PASSES.replace("$STAGES", done)}
+        parts = _staged_parts(stages, columns, _PASSES.replace("$STAGES", done))
     call = parts.pop("CALL")
     return compiled(call, string.Template(_STEP).safe_substitute(parts), values)
+
+
+def make_total_handler(
+    kernel: Any, operands: int, stages: Stages, first: Sequence[int], kind_and_order: tuple[int, int], joining: int
+) -> Any:
+    """Return a handler for XLA, as a ctypes function, of a total over all parameters.
+
+    Operands are those of `make_handler`, the result is the total, float64. It has one attribute, as `layout` returns it for
+    parameters that are done at once.
+
+    Args:
+        kernel: of a program whose result is a reduction, as `portopt.kernels.totals.reducing` returns it.
+        operands: how many arrays each parameter has.
+        stages: of the kernel.
+        first: the words that each thread's part begins with.
+        kind_and_order: as `portopt.kernels.host.planned_totals.kind_and_order` returns it.
+        joining: as the function of that name there does.
+    """
+    kind, order = kind_and_order
+    values = {
+        "KERNEL": ctypes.cast(kernel, ctypes.c_void_p).value,
+        "OUTPUTS": 0,
+        "OPERANDS": operands,
+        "RESULTS": 0,
+        "COLUMNS": operands,
+        "IN_PLACE": "true",
+        "HAS_OUTPUTS": "false",
+        "ONLY_READS": "true",
+        "KIND": kind,
+        "ORDER": order,
+        "JOINING": joining,
+    }
+    begin = "".join(
+        f"  %word_{k}_to = getelementptr i64, ptr %part, i64 {k}\n  store i64 {word}, ptr %word_{k}_to\n"
+        for k, word in enumerate(first)
+    )
+    parts = _staged_parts(stages, operands, _TOTAL.replace("$BEGIN", begin))
+    call = parts.pop("CALL")
+    return compiled(call, string.Template(_STEP).safe_substitute(parts), values | _widths(stages, operands))
+
+
+def _widths(stages: Stages, columns: int) -> dict[str, int]:
+    lengths = row_width(stages, ())
+    return {"WIDTH": columns + lengths, "WORDS": 4 + lengths}
+
+
+def _staged_parts(stages: Stages, columns: int, passes: str) -> dict[str, str]:
+    """Return the parts of a handler of a kernel with stages."""
+    place = _PLACE_IN_LAYOUT + "".join(
+        string.Template(_LENGTH).safe_substitute(K=k, FROM=4 + k, TO=columns + k) for k in range(row_width(stages, ()))
+    )
+    return {"CALL": _CALL_STAGES, "LAYOUT": LAYOUT, "PLACE": place, "PASSES": passes}
 
 
 def compiled(call: str | None, body: str, values: Mapping[str, Any], constants: str = "") -> Any:
@@ -199,7 +248,8 @@ operand:
   store ptr %address, ptr %entry_to
   %is_gradient = icmp eq i64 %c, 1
   %is_further = icmp ugt i64 %c, $RESULTS
-  %is_read_only = or i1 %is_gradient, %is_further
+  %is_not_written = or i1 %is_gradient, %is_further
+  %is_read_only = or i1 %is_not_written, $ONLY_READS
   br i1 %is_read_only, label %operand_done, label %result
 result:
   %after_gradient = icmp ugt i64 %c, 1
@@ -355,6 +405,45 @@ shared_done:
   %s_next = add i64 %s, 1
   br label %next_shared
 passes_done:
+"""
+
+_TOTAL = """  %sum_at = getelementptr i64, ptr %layout, i64 1
+  %sum = load i64, ptr %sum_at
+  %own_words_at = getelementptr i64, ptr %layout, i64 2
+  %own_words = load i64, ptr %own_words_at
+  %own_chunk = call i64 @chunk(ptr %frame, ptr %context, i64 %sum)
+  %own_chunks = call i64 @chunks(i64 %sum, i64 %own_chunk)
+  %own_bytes = mul i64 %own_words, 8
+  %bytes_of_all = mul i64 %own_bytes, %own_chunks
+  %workspace = call ptr @memory(i64 %bytes_of_all)
+  %has_workspace = icmp ne ptr %workspace, null
+  br i1 %has_workspace, label %next_begin, label %no_memory
+next_begin:
+  %b = phi i64 [ 0, %begin_passes ], [ %b_next, %begin_part ]
+  %any_begin = icmp ult i64 %b, %own_chunks
+  br i1 %any_begin, label %begin_part, label %run_total
+begin_part:
+  %words_to_part = mul i64 %b, %own_words
+  %part = getelementptr i64, ptr %workspace, i64 %words_to_part
+$BEGIN  %b_next = add i64 %b, 1
+  br label %next_begin
+run_total:
+  call void @pass(ptr %frame, ptr %context, ptr %table, ptr %sizes, i64 %count, i64 %sum, i64 %own_chunk, ptr %inputs,
+    i64 %step, ptr null, i64 -1, ptr %workspace, i64 %own_words, i64 1)
+  %kept = alloca [5 x i64]
+  store i64 $KIND, ptr %kept
+  %order_to = getelementptr i64, ptr %kept, i64 1
+  store i64 $ORDER, ptr %order_to
+  %first_to = getelementptr i64, ptr %kept, i64 2
+  store ptr %workspace, ptr %first_to
+  %apart_to = getelementptr i64, ptr %kept, i64 3
+  store i64 %own_bytes, ptr %apart_to
+  %parts_to = getelementptr i64, ptr %kept, i64 4
+  store i64 %own_chunks, ptr %parts_to
+  %total_to = call ptr @data(ptr %results, i64 0)
+  %joining = inttoptr i64 $JOINING to ptr
+  %joined = call i32 %joining(ptr %kept, ptr %total_to)
+  call void @free(ptr %workspace)
 """
 
 _PASS_OF_STAGE = """  call void @pass(ptr %frame, ptr %context, ptr %s_table, ptr %s_sizes, i64 1, i64 %s_size,

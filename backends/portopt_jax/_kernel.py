@@ -26,14 +26,17 @@ from jax.interpreters import ad, batching, mlir
 
 from portopt import __version__
 from portopt.kernels.groups import grouped, positions
-from portopt.kernels.host import norm_stages
+from portopt.kernels.host import norm_stages, planned_totals
 from portopt.kernels.host.compiler import available, compile_kernel, default_flush
 from portopt.kernels.host.kernel import can_run as has_kernel
 from portopt.kernels.host.norm import norm_source
+from portopt.kernels.host.reduction_source import first_words
 from portopt.kernels.host.source import kernel_source
 from portopt.kernels.host.staged_source import staged_source
 from portopt.kernels.host.staged_steps import shared_steps, stages_of
+from portopt.kernels.host.totals import can_be_reduced
 from portopt.kernels.key import KernelKey
+from portopt.kernels.totals import reducing
 from portopt.program import GIVEN, Program
 from portopt.program.draws import Place
 from portopt.program.interpreter import StepScalars
@@ -146,12 +149,102 @@ def norm(gradients: Sequence[Any], in_xla: Callable[[Sequence[Any]], Any]) -> An
         return _norm.bind(*(gradients[i] for members in by_dtype.values() for i in members), in_xla=in_xla)
 
 
+def total(
+    name: str,
+    program: Program,
+    inputs: Any,
+    step: Any,
+    parameters: Sequence[Mapping[str, Any]],
+    in_xla: Callable[..., Any],
+) -> Any | None:
+    """Return a total over all parameters, float64; None where there is no kernel for it.
+
+    Args:
+        name: of the reduction.
+        program: computes the array of each parameter that is reduced.
+        inputs: the scalar inputs but for `"t"`, in one float64 array.
+        step: `"t"`.
+        parameters: the arrays of each parameter.
+        in_xla: computes it where the kernel cannot, given name, program, scalars and arrays; equal ones do the same.
+    """
+    read = dict.fromkeys(["p", "g", *(op.reads for op in program.ops if op.reads is not None)])
+    dtypes = [{of: str(arrays[of].dtype) for of in arrays if of in read} for arrays in parameters]
+    if not can_be_reduced(program, name):
+        return None
+    keys = [key for key, _, _ in grouped(reducing(program, name), dtypes, in_place=True, flush=default_flush())]
+    if len(keys) != 1:
+        return None
+    rows = [arrays[of] for arrays in parameters for of, _ in keys[0].dtypes]
+    with jax.enable_x64(True):
+        operands = [jnp.asarray(inputs), step_number(jnp.asarray(step)), *rows]
+        return _total.bind(*operands, name=name, program=program, kernel_key=keys[0], in_xla=in_xla)
+
+
+def _total_in_xla(
+    *operands: Any, name: str, program: Program, kernel_key: KernelKey, in_xla: Callable[..., Any]
+) -> Any:
+    scalars = _scalars_of(program, *operands[:2])
+    with jax.enable_x64(True):
+        return jnp.asarray(in_xla(name, program, scalars, _rows(kernel_key, operands)), jnp.float64)
+
+
+def _scalars_of(program: Program, inputs: Any, step: Any) -> StepScalars:
+    with jax.enable_x64(True):
+        names = [name for name in program.scalar_inputs if name != "t"]
+        values = {**{name: inputs[i] for i, name in enumerate(names)}, "t": step}
+    return StepScalars(program, JaxArithmetic(step), values)
+
+
+def _total_batched(operands: Sequence[Any], axes: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
+    return jax.vmap(functools.partial(_total_in_xla, **parameters), in_axes=tuple(axes))(*operands), 0
+
+
+def _total_differentiated(operands: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
+    of = functools.partial(_total_in_xla, **parameters)
+    return jax.jvp(of, tuple(operands), tuple(map(ad.instantiate_zeros, tangents)))
+
+
+def _total_lowered_in_xla(context: Any, *operands: Any, **parameters: Any) -> Any:
+    with lowering_for(*(context.platforms or context.module_context.platforms)):
+        return mlir.lower_fun(_total_in_xla, multiple_results=False)(context, *operands, **parameters)
+
+
+def _total_lowered(
+    context: Any, *operands: Any, name: str, program: Program, kernel_key: KernelKey, in_xla: Callable[..., Any]
+) -> Any:
+    shapes = [row["p"].shape for row in _rows(kernel_key, context.avals_in)]
+    if not _is_for_one_device(context.module_context, "cpu"):
+        return _total_lowered_in_xla(
+            context, *operands, name=name, program=program, kernel_key=kernel_key, in_xla=in_xla
+        )
+    layout = _handler.layout(stages_of(reducing(program, name)), shapes, (), apart=False)
+    return jax.ffi.ffi_lowering(_register_total(name, program, kernel_key))(context, *operands, layout=layout)
+
+
+@functools.lru_cache(maxsize=512)
+def _register_total(name: str, program: Program, key: KernelKey) -> str:
+    """Return the name by which XLA knows the handler of a total."""
+    reduced = reducing(program, name)
+
+    def made() -> Any:
+        return _handler.make_total_handler(
+            compile_kernel(reduced, key),
+            len(key.dtypes),
+            stages_of(reduced),
+            first_words(name, key.compute_dtype),
+            planned_totals.kind_and_order(name, key.compute_dtype),
+            planned_totals.joining(),
+        )
+
+    return _registered_as(f"total {staged_source(reduced, key)}", made, "cpu")
+
+
 def _norm_in_xla(*gradients: Any, in_xla: Callable[[Sequence[Any]], Any]) -> Any:
     with jax.enable_x64(True):
         return jnp.asarray(in_xla(gradients), jnp.float64)
 
 
-def _norm_type(*gradients: Any, in_xla: Callable[[Sequence[Any]], Any]) -> Any:
+def _number_type(*operands: Any, **parameters: Any) -> Any:
     with jax.enable_x64(True):
         return jax.core.ShapedArray((), jnp.float64)
 
@@ -210,11 +303,7 @@ def _in_xla(
     *operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla, places: tuple[Place, ...]
 ) -> list[Any]:
     """Do what the kernel does in XLA's operations."""
-    inputs, step = operands[:2]
-    with jax.enable_x64(True):
-        names = [name for name in program.scalar_inputs if name != "t"]
-        values = {**{name: inputs[i] for i, name in enumerate(names)}, "t": step}
-    scalars = StepScalars(program, JaxArithmetic(step), values)
+    scalars = _scalars_of(program, *operands[:2])
     results = in_xla(program, scalars, _rows(kernel_key, operands), places or None)
     with jax.enable_x64(True):
         outputs = [pack(list(scalars.outputs().values()))] if program.scalar_outputs else []
@@ -393,9 +482,22 @@ register_in_place(_step, _lowered_for_cuda, "cuda")
 
 _norm: Any = Primitive("portopt_norm")
 _norm.def_impl(jax.jit(lambda *gradients, **which: _norm.bind(*gradients, **which), static_argnames=("in_xla",)))
-_norm.def_abstract_eval(_norm_type)
+_norm.def_abstract_eval(_number_type)
 batching.primitive_batchers[_norm] = _norms_batched
 ad.primitive_jvps[_norm] = _norm_differentiated
 mlir.register_lowering(_norm, _norm_lowered_in_xla)
 mlir.register_lowering(_norm, _norm_lowered, platform="cpu")
 register_in_place(_norm, _norm_lowered_for_cuda, "cuda")
+
+_total: Any = Primitive("portopt_total")
+_total.def_impl(
+    jax.jit(
+        lambda *operands, **which: _total.bind(*operands, **which),
+        static_argnames=("name", "program", "kernel_key", "in_xla"),
+    )
+)
+_total.def_abstract_eval(_number_type)
+batching.primitive_batchers[_total] = _total_batched
+ad.primitive_jvps[_total] = _total_differentiated
+mlir.register_lowering(_total, _total_lowered_in_xla)
+mlir.register_lowering(_total, _total_lowered, platform="cpu")

@@ -46,8 +46,8 @@ def others_of(rule: portopt.Optimizer) -> dict[str, Any]:
     return values
 
 
-CASES = [
-    pytest.param(rule, dialect, name, value, id=f"{rule.__name__}-{dialect}-{name}")
+_EVERY = [
+    (rule, dialect, name, value)
     for rule in portopt.RULES
     if not rule.inputs  # without its input, a rule may not show what a hyperparameter does
     for dialect in rule.dialects()
@@ -58,6 +58,14 @@ CASES = [
     # How an array of more than two axes is a matrix: there is none among the parameters.
     and (rule.__name__, name) != ("Muon", "matrices")
 ]
+_DIALECTS: dict[tuple[str, str], list[Any]] = {}
+for case in _EVERY:
+    _DIALECTS.setdefault((case[0].__name__, case[2]), []).append(case)
+CASES = [
+    pytest.param(*cases[i % len(cases)], id=f"{rule}-{cases[i % len(cases)][1]}-{name}")
+    for i, ((rule, name), cases) in enumerate(_DIALECTS.items())
+]
+"""Every hyperparameter of every rule, in one of the dialects that have it, in turns."""
 NEEDED: Mapping[tuple[str, ...], dict[str, Any]] = {
     # What a value needs beside it to be allowed, or to matter, in all dialects or in one.
     ("SGD", "nesterov"): {"momentum": 0.5},

@@ -17,7 +17,7 @@ from support.elementwise import ELEMENTWISE
 from support.jax_evaluation import each_x64
 from support.jax_trees import assert_same_trees
 from support.processes import run_python, started_python
-from support.turns import in_turns
+from support.turns import in_turns, rules_in_turn
 
 import portopt
 import portopt_jax
@@ -26,7 +26,13 @@ from portopt_jax._kernel import without_kernels
 
 KINDS = (portopt.SGD, portopt.Adam, portopt.Nadam)
 """Rules without and with slots, and with a scalar of the state. A rule decides nothing about what JAX does around a step."""
-each_rule_and_x64 = pytest.mark.parametrize(("rule", "x64"), in_turns(ELEMENTWISE, (False, True), in_all=KINDS))
+
+
+def each_rule_and_x64(turn: int) -> pytest.MarkDecorator:
+    """Return the rules whose turn it is, and those of each kind with x64 off and on."""
+    return pytest.mark.parametrize(
+        ("rule", "x64"), in_turns(rules_in_turn(ELEMENTWISE, turn, always=KINDS), (False, True), in_all=KINDS)
+    )
 
 
 def tree(seed: int, make: Any = ordinary, dtype: str = "float32") -> dict[str, Any]:
@@ -44,7 +50,7 @@ def trained(optimizer: portopt.Optimizer, steps: int = 3) -> tuple[Any, Optimize
 # jit and scan
 
 
-@each_rule_and_x64
+@each_rule_and_x64(0)
 def test_jit_gives_the_bits_of_an_eager_step(rule: type[portopt.Optimizer], x64: bool) -> None:
     optimizer = rule(learning_rate=0.1, clipnorm=1.0, clipvalue=0.3)
     with jax.enable_x64(x64):
@@ -83,7 +89,7 @@ def test_init_works_inside_jit() -> None:
         assert_same_trees(first(params, tree(10)), trained(optimizer, 1))
 
 
-@each_rule_and_x64
+@each_rule_and_x64(1)
 def test_scan_carries_parameters_and_state(rule: type[portopt.Optimizer], x64: bool) -> None:
     optimizer = rule(learning_rate=0.1)
     with jax.enable_x64(x64):
@@ -127,7 +133,7 @@ def test_arrays_from_outside_may_meet_traced_ones(known: str) -> None:
     assert_same_trees(step(traced), optimizer.apply(**given))
 
 
-@pytest.mark.parametrize("rule", ELEMENTWISE)
+@pytest.mark.parametrize("rule", rules_in_turn(ELEMENTWISE, 2, always=KINDS))
 def test_everything_but_the_learning_rate_may_come_from_outside(rule: type[portopt.Optimizer]) -> None:
     """All arrays are constants of the compiled step then, and a compiler may rewrite arithmetic with what it knows."""
     optimizer = rule(clipnorm=1.0)
@@ -649,7 +655,7 @@ def test_x64_for_a_whole_process_changes_nothing_for_float32() -> None:
     ("rule", "dtype", "jit"),
     [
         (rule, dtype, jit)
-        for rule, dtype in in_turns(ELEMENTWISE, ("float32", "bfloat16", "float64"))
+        for rule, dtype in in_turns(rules_in_turn(ELEMENTWISE, 3, always=KINDS), ("float32", "bfloat16", "float64"))
         for jit in ((False, True) if rule in KINDS else (True,))
     ],
 )

@@ -149,7 +149,7 @@ def test_steps_of_a_real_library_have_the_bits_of_numpy(library: str) -> None:
     backend = get_backend(library)
     for dtype in ("float32", "float64", "float16", "bfloat16"):
         if dtype in backend.dtypes():
-            compare_with_numpy(backend, dtype, KINDS if dtype == "float32" else KINDS[:4])
+            compare_with_numpy(backend, dtype, KINDS if dtype == "float32" else (portopt.Adam, portopt.LAMB))
             continue
         with pytest.raises(TypeError, match=rf"^{library} has no dtype {dtype}; it has .*float32"):
             backend.from_numpy(ordinary((2,), dtype, 1), "cpu")
@@ -166,7 +166,8 @@ def compare_with_numpy(backend: portopt.Backend, dtype: str, kinds: Sequence[typ
         params, host = [backend.from_numpy(x, "cpu") for x in hosts], list(hosts)
         assert all(find_backend(x) is backend for x in params)
         state, host_state = optimizer.init(params), optimizer.init(host)
-        for seed in (3, 4):
+        # Draws are hundreds of operations of 32-bit words, in each step the same.
+        for seed in (3,) if rule.draws else (3, 4):
             grads = [ordinary(x.shape, dtype, seed) for x in hosts]
             arrays = [backend.from_numpy(x, "cpu") for x in grads]
             if "apply_" in backend.modes and seed == 4:

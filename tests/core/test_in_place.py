@@ -28,14 +28,23 @@ def test_libraries_with_changeable_arrays() -> None:
     assert "jax" not in {library.name for library in IN_PLACE}
 
 
-@each_library
+WAYS = [
+    (make, dtype, library)
+    for make in (ordinary, random_words)
+    for dtype in ("float32", "float64")
+    for library in IN_PLACE
+]
+
+
 @pytest.mark.parametrize(
-    ("rule", "dtype"), in_turns(portopt.RULES, ("float32", "float64"), in_all=(portopt.Adam, portopt.LAMB))
+    ("rule", "way"),
+    in_turns(portopt.RULES, WAYS, in_all=(portopt.Adam, portopt.LAMB)),
+    ids=lambda given: given.__name__ if isinstance(given, type) else f"{given[0].__name__}-{given[1]}-{given[2]}",
 )
-@pytest.mark.parametrize("make", [ordinary, random_words], ids=["ordinary", "raw words"])
 def test_apply_in_place_gives_the_bits_of_apply(
-    make: Callable[..., Array], dtype: str, rule: type[portopt.Optimizer], library: Library
+    rule: type[portopt.Optimizer], way: tuple[Callable[..., Array], str, Library]
 ) -> None:
+    make, dtype, library = way
     optimizer = rule(clipnorm=1.0, clipvalue=0.5)
     params = library.arrays(tree(make, dtype, 1))
     mutable = library.arrays(tree(make, dtype, 1))

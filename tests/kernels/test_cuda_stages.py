@@ -33,7 +33,7 @@ import portopt_cupy._kernel as cupy_kernel
 from portopt.backend.array_api import ArrayAPIBackend
 from portopt.kernels import launch
 from portopt.kernels.cuda import nvrtc
-from portopt.kernels.cuda.products import products_source
+from portopt.kernels.cuda.products import multiplied_source, products_source
 from portopt.kernels.cuda.source import reductions_source, source_file
 from portopt.kernels.cuda.staged_source import staged_source
 from portopt.kernels.cuda.totals import totals_source
@@ -392,3 +392,11 @@ def test_machine_code_is_made() -> None:
     program = portopt.Adafactor().program(shape=(3, 4))
     for source in (staged_source(program, staged_key(program, "float32")), products_source("float64")):
         assert nvrtc.compile_source(source, "sm_80")[:4] == b"\x7fELF"
+
+
+@pytest.mark.needs("cupy")
+def test_a_product_in_a_capture_keeps_its_sums_in_registers() -> None:
+    ptx = nvrtc.compile_source(multiplied_source(), "compute_90").decode()
+    # Every sum is exact, so what is contracted is the same.
+    assert ptx.count("fma.rn.f64") >= 256
+    assert not re.search(r"\b(?:ld|st)\.local\b|__local_depot", ptx)

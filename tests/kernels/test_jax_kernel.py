@@ -101,6 +101,34 @@ def test_the_norm_in_a_jit_has_the_bits_of_the_host(size: int, last: float) -> N
     assert_same_bits(np.asarray(in_xla), expected)
 
 
+@pytest.mark.parametrize("optimizer", [portopt.Prodigy(), portopt.DoG()], ids=lambda given: type(given).__name__)
+def test_totals_over_all_parameters_are_a_call_each_with_the_bits_of_the_host(optimizer: portopt.Optimizer) -> None:
+    rng = np.random.default_rng(5)
+    # Threads share the elements, but none of them a parameter.
+    host = [np.asarray(rng.standard_normal(s), np.float32) for s in ((300_001,), (3, 5), (), (0, 2), (400_000,))]
+    params, host_state = list(map(jnp.asarray, host)), optimizer.init(host)
+    state = optimizer.init(params)
+    step = jax.jit(optimizer.apply)
+    calls = compiled_text(optimizer.apply, params, params, state).count(CALL)
+    assert calls == 1 + len(optimizer.program().totals)
+    for factor in (1.0, 0.25, np.inf):
+        grads = [np.float32(factor) * (x - np.float32(0.5)) for x in host]
+        params, state = step(params, list(map(jnp.asarray, grads)), state)
+        with np.errstate(all="ignore"):
+            host, host_state = optimizer.apply(host, grads, host_state)
+        assert_same_trees(params, host)
+    with without_kernels():
+        in_xla, _ = jax.jit(lambda *arguments: optimizer.apply(*arguments))(params, params, state)
+    assert_same_trees(step(params, params, state)[0], in_xla)
+
+
+def test_totals_of_several_dtypes_are_left_to_xla() -> None:
+    optimizer, params = portopt.DoG(), {"narrow": jnp.ones(3, jnp.bfloat16), "wide": jnp.ones((2, 2))}
+    found, _ = jax.jit(optimizer.apply)(params, params, optimizer.init(params))
+    host = {name: np.asarray(p) for name, p in params.items()}
+    assert_same_trees(found, optimizer.apply(host, host, optimizer.init(host))[0])
+
+
 def test_a_step_that_nobody_uses_is_left_out() -> None:
     optimizer, params = portopt.Adam(clipnorm=0.5), parameters()
 

@@ -15,7 +15,7 @@ import torch
 from support.bits import assert_same_bits, random_words
 from support.elementwise import ELEMENTWISE, STAGED
 from support.libraries import BY_NAME, PLANNED, Library, each_planned
-from support.turns import in_turns
+from support.turns import in_turns, rules_in_turn
 
 import portopt
 from portopt import step as slow
@@ -69,7 +69,10 @@ def interpreted(optimizer: portopt.Optimizer, *arguments: Any, **hyperparameters
 
 @pytest.mark.parametrize(
     ("rule", "way"),
-    in_turns([*ELEMENTWISE, *STAGED], [(library, clips) for clips in (False, True) for library in PLANNED]),
+    in_turns(
+        rules_in_turn([*ELEMENTWISE, *STAGED], 1, always=(portopt.SGD, portopt.Adam, portopt.LAMB, portopt.Prodigy)),
+        [(library, clips) for clips in (False, True) for library in PLANNED],
+    ),
     ids=lambda given: given.__name__ if isinstance(given, type) else f"{given[0]}{'-clips' * given[1]}",
 )
 def test_second_step_is_planned_with_the_same_bits(

@@ -23,6 +23,7 @@ from support.elsewhere import Elsewhere
 import portopt
 from portopt.kernels.host import threads
 from portopt.kernels.host.cgroups import cpu_quota
+from portopt.kernels.host.reserve import have_leave, system_functions
 
 SIZE = 4 * threads.ELEMENTS_PER_THREAD + 1
 
@@ -249,6 +250,51 @@ def test_a_job_is_done_again_by_threads_that_begin_with_the_same_parts() -> None
     assert sorted(done) == [(0, True)] * 5 + [(1, True)] * 5 + [(2, False)] * 5 + [(3, False)] * 5
 
 
+def helpers_of_jobs(count: int) -> list[int]:
+    """Return the other thread of each of some jobs."""
+    both, found = threading.Barrier(2, timeout=600), list[int]()
+
+    def note(record: Any, _: Any) -> int:
+        both.wait()
+        if threading.get_ident() != threading.main_thread().ident:
+            found.append(threading.get_native_id())
+        return 0
+
+    part = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)(note)
+    for _ in range(count):
+        threads.split(threads.address_of(part), array("q", [0, 0]), 1)
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not show its threads")
+@pytest.mark.parametrize("why", ["nothing comes", "a fork"])
+def test_a_thread_stays_for_further_jobs_until_nothing_comes_or_the_process_forks(why: str) -> None:
+    portopt.set_num_threads(2)
+    found = helpers_of_jobs(5)
+    # One that is late in going to sleep may find another in its place.
+    assert len(set(found)) < len(found) == 5
+    if why == "a fork":
+        have_leave()
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/self/task/{thread}").exists() for thread in found):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(helpers_of_jobs(2)) == 2
+
+
+def test_a_thread_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)(lambda *_: 0)
+    detach = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: 0)
+    functions = list(system_functions())
+    functions[2:4] = threads.address_of(create), threads.address_of(detach)
+    monkeypatch.setattr(threads, "system_functions", lambda: tuple(functions))
+    portopt.set_num_threads(2)
+    done: list[tuple[int, int]] = []
+    for _ in range(9):
+        split(lambda start, stop: done.append((start, stop)))
+    assert done == 9 * threads.ranges(SIZE)
+
+
 def test_planned_steps_keep_their_job_until_the_number_of_threads_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     portopt.set_num_threads(2)
     made: list[int] = []
@@ -281,13 +327,12 @@ def test_large_work_is_done_by_several_threads() -> None:
     split(lambda start, stop: both.wait())
 
 
-@pytest.mark.parametrize("functions", [(0, 0, 0), None], ids=["none here", "none left"])
-def test_without_threads_the_caller_does_all(
-    functions: tuple[int, int, int] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("are_here", [False, True], ids=["none here", "none left"])
+def test_without_threads_the_caller_does_all(are_here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     create = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)(lambda *_: errno.EAGAIN)
-    functions = functions or (0, threads.address_of(create), 0)
-    monkeypatch.setattr(threads, "system_functions", lambda: functions)
+    functions = list(system_functions())
+    functions[2] = threads.address_of(create)
+    monkeypatch.setattr(threads, "system_functions", lambda: tuple(functions) if are_here else (0,) * len(functions))
     portopt.set_num_threads(4)
     done: list[tuple[int, int, int]] = []
     split(lambda start, stop: done.append((start, stop, threading.get_ident())))

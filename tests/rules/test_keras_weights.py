@@ -9,6 +9,7 @@ import pytest
 from support.bits import Array, assert_same_bits, ordinary
 from support.libraries import LIBRARIES, RUNS, Library, Run, each_library
 from support.rules_of_each_kind import Factored
+from support.turns import in_turns
 
 import portopt
 from portopt import OptimizerState
@@ -17,6 +18,11 @@ from portopt.keras_weights import has_keras_weights
 SHAPES = [(2, 3), (3,), ()]
 with_weights = [rule for rule in portopt.RULES if has_keras_weights(rule())]
 each_rule = pytest.mark.parametrize("rule", with_weights)
+each_rule_in_turns = pytest.mark.parametrize(
+    ("rule", "library"),
+    in_turns(with_weights, LIBRARIES, in_all=(portopt.Nadam,)),
+    ids=lambda x: getattr(x, "__name__", str(x)),
+)
 
 ORDER: dict[str, list[str | None]] = {
     "SGD": ["moment"],
@@ -54,8 +60,7 @@ def test_order_is_that_of_keras(name: str, expected: list[str | None]) -> None:
     assert order(getattr(portopt, name)()) == expected
 
 
-@each_library
-@each_rule
+@each_rule_in_turns
 def test_weights_are_in_the_order_that_the_rule_says(rule: type[portopt.Optimizer], library: Library) -> None:
     optimizer = rule()
     _, state = trained(library, optimizer, 2)
@@ -110,8 +115,11 @@ def test_parameters_are_in_the_order_of_the_tree() -> None:
     assert [w.shape for w in weights] == [(), (3,), (4,), (2,)]
 
 
-@each_library
-@pytest.mark.parametrize("optimizer", [*(rule() for rule in with_weights), portopt.Adam(amsgrad=True)], ids=repr)
+@pytest.mark.parametrize(
+    ("optimizer", "library"),
+    in_turns([*(rule() for rule in with_weights), portopt.Adam(amsgrad=True)], LIBRARIES, in_all=(portopt.Nadam(),)),
+    ids=str,
+)
 def test_weights_give_the_state_back(optimizer: portopt.Optimizer, library: Library) -> None:
     params, state = trained(library, optimizer, 3)
     again = optimizer.set_weights(optimizer.init(params), optimizer.get_weights(state))
@@ -136,7 +144,10 @@ JAX = [run for run in RUNS if run.mode.compiled or run.library.name == "jax"]
 
 @pytest.mark.parametrize(
     ("rule", "run"),
-    [(rule, run) for rule in with_weights for run in RUNS if run not in JAX or rule is portopt.Nadam],
+    [
+        *in_turns(with_weights, [run for run in RUNS if run not in JAX], in_all=(portopt.Nadam,)),
+        *((portopt.Nadam, run) for run in JAX),
+    ],
     ids=lambda x: getattr(x, "__name__", str(x)),
 )
 def test_resumed_training_equals_uninterrupted_training(rule: type[portopt.Optimizer], run: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import pickle
@@ -11,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -30,6 +32,15 @@ def _questions() -> Iterator[tuple[str, str, tuple[Any, ...], Callable[[Any], No
             yield *pickle.load(questions), answer
 
 
+def _loaded(name: str) -> ModuleType:
+    """Import a module. Libraries stay to the end; each collection of garbage would walk through them."""
+    if name not in sys.modules:
+        importlib.import_module(name)
+        gc.collect()
+        gc.freeze()
+    return sys.modules[name]
+
+
 def _serve() -> None:
     for module, function, arguments, answer in _questions():
         failure, result = None, None
@@ -38,7 +49,7 @@ def _serve() -> None:
                 warnings.simplefilter("error")
                 # Variables of Keras do not know NumPy 2's argument yet.
                 warnings.filterwarnings("ignore", "__array__ implementation doesn't accept a copy keyword")
-                result = getattr(importlib.import_module(f"cases.{module}"), function)(*arguments)
+                result = getattr(_loaded(f"cases.{module}"), function)(*arguments)
         except BaseException:
             failure = traceback.format_exc()
         sys.stdout.flush()

@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
+from portopt import Optimizer
+from portopt_conformance.plan import samples
+
 First = TypeVar("First")
 Second = TypeVar("Second")
 
@@ -29,3 +32,23 @@ def in_turns(
         for k, second in enumerate(seconds)
         if first in in_all or k == (i + start) % len(seconds)
     ]
+
+
+def in_turn(items: Sequence[First], turn: int, of: int) -> Sequence[First]:
+    """Return one of so many: each is among those of one turn of `of` that follow each other."""
+    return items[turn % of :: of]
+
+
+def rules_in_turn(
+    rules: Sequence[type[Optimizer]], turn: int, *, always: Collection[type[Optimizer]] = ()
+) -> list[type[Optimizer]]:
+    """Return the rules whose turn it is, some of each kind, chosen as the conformance suite does for a mode that it samples.
+
+    For tests of what is around a step, where each rule costs a compilation.
+
+    Args:
+        rules: to choose from.
+        turn: a number of the test's own; tests whose numbers follow each other have different rules.
+        always: those whose turn it always is.
+    """
+    return [rule for rule, sample in zip(rules, samples(rules, turn), strict=True) if sample or rule in always]

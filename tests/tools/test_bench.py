@@ -141,6 +141,22 @@ class TestContenders:
         for p, old, g in zip(parameters, before, inputs.gradients(backend), strict=True):
             assert np.array_equal(p.numpy(), old.numpy() - np.float32(0.5) * g.numpy())
 
+    @pytest.mark.parametrize(("text", "others"), [("adam", 1), ("prodigy", 2)])
+    def test_numbers_stay_finite_also_where_a_rule_estimates_its_rate(self, text: str, others: int) -> None:
+        optimizer, backend = cases.read(text).optimizer, get_backend("numpy")
+        found = portopt_contenders(backend, interpreted=False)
+        inputs = Inputs(optimizer, SMALL)
+        (prepare,) = (c.prepare for c in found if c.mode == "apply_")
+        step = prepare(inputs)
+        for _ in range(200):
+            step()
+        assert all(np.isfinite(p).all() for p in inputs.shared(backend)[0])
+        turns = inputs.in_turns(backend)
+        assert len({id(next(turns)[0]) for _ in range(4)}) == others
+        slots = len(inputs.optimizer.slots)
+        # What all share, and what the largest step takes for a while.
+        assert contenders.memory_needed(found[:1], optimizer, SMALL) == 4 * 17 * ((1 + others + slots) + (2 + slots))
+
     @pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
     def test_portopt_takes_steps_in_every_mode_and_advances_where_it_changes_or_consumes(self, backend: str) -> None:
         found = portopt_contenders(get_backend(backend), interpreted=True)
@@ -291,6 +307,7 @@ class TestQuick:
             assert c["microseconds_per_tensor"] == pytest.approx(1e6 * c["seconds_per_step"] / 4)
             assert c["bytes_per_second"] == pytest.approx(group["bytes_per_step"] / c["seconds_per_step"])
             assert c["share_of_copy"] == pytest.approx(c["bytes_per_second"] / group["copy_bytes_per_second"])
+            assert c["share_of_update"] == pytest.approx(c["bytes_per_second"] / group["update_bytes_per_second"])
             assert c["extra_memory_bytes"] >= 0
             seconds.setdefault(c["library"], []).append(c["seconds_per_step"])
         for c in group["contenders"]:

@@ -23,14 +23,29 @@ from portopt.kernels.device_arithmetic import DeviceOperations
 from portopt.kernels.host import compiler
 from portopt.kernels.host.readers import ArrayReader
 from portopt.kernels.names import NORM_OF_PARTS
-from portopt.kernels.norm_dependence import STEP, GradientNorm
+from portopt.kernels.norm_dependence import STEP, GradientNorm, with_given_totals
 from portopt.kernels.rates import with_rates
 from portopt.kernels.recorded_plan import RecordedPlan, ScalarsOf, make_recorded_plan
-from portopt.program import Program
+from portopt.program import Kind, Program
 from portopt.program.interpreter import StepScalars
-from portopt.program.ir import PRODUCTS
-from portopt.scalars import Scalar
-from portopt.schedules import rate_at
+from portopt.program.ir import pruned
+
+
+class _Known(StepScalars):
+    """Scalars that are known."""
+
+    def __init__(self, program: Program, arithmetic: Any, inputs: Any, values: list[Any]) -> None:
+        super().__init__(program, arithmetic, inputs)
+        self._values = values
+
+
+@functools.lru_cache(maxsize=512)
+def _asked(program: Program) -> tuple[int, ...]:
+    """Return the scalars of a step that its arrays, scalars of its parameters, and its state need."""
+    ops, of_parameter = program.ops, program.parameter_scalars
+    users = [op for i, op in enumerate(ops) if not op.kind.is_scalar or i in of_parameter]
+    needed = {j for op in users for j in op.args} | {*program.scalar_outputs.values()}
+    return tuple(i for i in sorted(needed - of_parameter) if ops[i].kind.is_scalar and ops[i].name != "constant")
 
 
 class CudaGraphs:
@@ -45,7 +60,6 @@ class CudaGraphs:
         operations: returns a backend like this one, for which the host waits for no scalar.
         reader: returns how the compiled look reads arrays on the device of one, or why it cannot.
         note_written: returns what is told of all written arrays after a planned step; None if nobody needs to know.
-        why_no_products: why the library multiplies no matrices while a stream is captured; None if it does.
     """
 
     def __init__(
@@ -58,7 +72,6 @@ class CudaGraphs:
         operations: Callable[[], DeviceOperations],
         reader: Callable[[Any], ArrayReader | str],
         note_written: Callable[[], Callable[[list[Any]], object] | None],
-        why_no_products: str | None = None,
     ) -> None:
         self._backend = backend
         self._library = library
@@ -68,7 +81,6 @@ class CudaGraphs:
         self._operations = functools.cache(operations)
         self._reader = reader
         self._note_written = note_written
-        self._why_no_products = why_no_products
 
     def has_number(self, value: Any) -> bool:
         return self._backend.owns(value) and tuple(value.shape) == () and self._runs_kernels(value)
@@ -117,9 +129,6 @@ class CudaGraphs:
             totals = [op for op in program.totals.values() if not program.is_given_or_gradient_norm(op)]
             if totals and not launch.can_run(program.after_totals):
                 return f"no kernel holds all of the program of {program.name}, which has totals over all parameters"
-        multiplies = any(op.name in PRODUCTS for program, _ in programs for op in program.ops)
-        if multiplies and self._why_no_products is not None:
-            return self._why_no_products
         try:
             with_rates(programs[0][0], {str(k): schedule for k, schedule in enumerate(schedules)})
         except ValueError as error:
@@ -184,20 +193,33 @@ class CudaGraphs:
     def _values(self, scalars: Any) -> StepScalars:
         """Return the scalars of a step as arrays of the device."""
         assert isinstance(scalars, DeviceScalars)
-        operations, step = self._operations(), scalars.places[STEP].owner
-        arithmetic = operations.arithmetic([step])
+        operations, step, library = self._operations(), scalars.places[STEP].owner, self._library()
+        arithmetic, program = operations.arithmetic([step]), with_given_totals(scalars.program)
+        of_host, places = dict(scalars.inputs), dict(scalars.places)
         with operations.quiet():
-            inputs = {
-                name: self._norm(value) if isinstance(value, GradientNorm) else value
-                for name, value in scalars.inputs.items()
-            }
-            inputs |= {name: number.owner for name, number in scalars.places.items()}
-            for name, schedule in scalars.schedules.items():
-                inputs[name] = rate_at(schedule, Scalar(step, arithmetic))
-            inputs[STEP] = arithmetic.add(step, 1)
-            values = StepScalars(scalars.program, arithmetic, inputs)
-            values.outputs()  # evaluated here, before anything is written
-            return values
+            for name, value in scalars.inputs.items():
+                if isinstance(value, GradientNorm):
+                    places[name] = self.place(self._norm(value))
+                    del of_host[name]
+            inputs = {**of_host, STEP: arithmetic.add(step, 1)}
+            asked = pruned(program.name, list(program.ops), {}, {str(i): i for i in _asked(program)})
+            asked = with_rates(asked, scalars.schedules)
+            found = launch.scalars_on_device(library, asked, of_host, places, library.device(step))
+            values: list[Any] = [op.label if op.name == "constant" else None for op in program.ops]
+            for name, value in found.items():
+                kind = program.ops[int(name)].kind
+                if isinstance(value, bool | int | float) or kind is Kind.FLOAT:
+                    values[int(name)] = value
+                else:
+                    whole = operations.xp.astype(value, operations.xp.int64)
+                    values[int(name)] = value != 0.0 if kind is Kind.TRUTH else whole
+        return _Known(program, arithmetic, inputs, values)
+
+    def norm_of(self, x: Any) -> Any:
+        """Return the norm of all elements of an array, as an array of no axes, by kernels."""
+        found = launch.gradient_norm(self._library(), [x])
+        assert found is not None  # of one array, on one device
+        return self._norm(found)
 
     def _norm(self, norm: GradientNorm) -> Any:
         library = self._library()

@@ -1,19 +1,21 @@
 """Scalars on a device, and array operations that wait for none of them: for programs that no kernel holds.
 
-A library's own operations compute the scalars, as arrays of no axes. So a graph can repeat a step operation by operation.
+Scalars are arrays of no axes: those of the step a kernel computes, those of a parameter the library's own operations. Kernels
+take them from there. So a graph can repeat a step that is done product by product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from portopt.arithmetic import HOST, Arithmetic
 from portopt.arithmetic.dtypes import round_scalar
 from portopt.arithmetic.traced import TracedArithmetic
-from portopt.backend import ArrayAPIBackend
+from portopt.backend import ArrayAPIBackend, is_interpreted
 from portopt.program import Program
 from portopt.program.primitives import Primitives
+from portopt.program.reductions import Reductions
 
 _BITS_OF_STEPS = 31
 _FRACTION, _BIAS = 52, 1023
@@ -80,8 +82,32 @@ class DeviceArithmetic(TracedArithmetic):
         return self._library.where(exponent < 0, self.divide(1.0, result), result)
 
 
+class _Reductions(Reductions):
+    """Reductions of which kernels find the norm of all elements of an array, which stays on the device.
+
+    Args:
+        norm_of: returns it; None if it cannot.
+        given: what reductions are made of.
+    """
+
+    def __init__(self, norm_of: Callable[[Any], Any], *given: Any) -> None:
+        super().__init__(*given)
+        self._norm_of = norm_of
+
+    def total(self, name: str, *xs: Any) -> Any:
+        if name == "norm" and len(xs) == 1 and (found := self._norm_of(xs[0])) is not None:
+            return found
+        return super().total(name, *xs)
+
+
 class DeviceOperations(ArrayAPIBackend):
-    """What a backend is where the host waits for no scalar; to be mixed into its class."""
+    """What a backend is where the host waits for no scalar; to be mixed into its class.
+
+    Attributes:
+        graphs: of the library, whose kernels find norms.
+    """
+
+    graphs: Any
 
     def arithmetic(self, values: Iterable[Any]) -> Arithmetic:
         witness = next(filter(self.owns, values), None)
@@ -90,9 +116,27 @@ class DeviceOperations(ArrayAPIBackend):
     def primitives(self, compute_dtype: str) -> Primitives:
         found = super().primitives(compute_dtype)
         # These take numbers of the host, or give such.
-        found.fused = found.joined = found.squares = None
+        found.joined = found.squares = None
+        if (fused := found.fused) is not None:
+            found.number = self._number
+            found.fused = lambda program, arrays, scalars: fused(program, arrays, [*map(self._placed, scalars)])
         found.constant = lambda value, like: self.full(like, value, compute_dtype, ())  # type: ignore[method-assign]  # no copy from the host
         return found
+
+    def reductions(self, compute_dtype: str) -> Reductions:
+        return _Reductions(self.norm_of, self.primitives(compute_dtype), self.primitives("float64"), self.arithmetic_of)
+
+    def norm_of(self, x: Any) -> Any:
+        """Return the norm of all elements of an array, as an array of no axes; None if no kernel finds it."""
+        return None if is_interpreted() else self.graphs.norm_of(x)
+
+    def _number(self, value: Any) -> Any:
+        if isinstance(value, int | float):
+            return float(value)
+        return self.xp.astype(value, self.dtype("float64"))
+
+    def _placed(self, value: Any) -> Any:
+        return value if isinstance(value, float) else self.graphs.place(value)
 
     def rounded_scalars(
         self, program: Program, scalars: Sequence[Any], compute_dtype: str, like: Any

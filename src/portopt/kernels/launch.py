@@ -16,6 +16,7 @@ import numpy as np
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar
 from portopt.backend import DeviceNumber, DeviceScalars, Leaf, Work
+from portopt.kernels.cuda import kernels
 from portopt.kernels.cuda.library import Argument, CudaLibrary, Fetch, Placed, real_numbers, typed
 from portopt.kernels.cuda.source import NUMBERS
 from portopt.kernels.groups import grouped, positions
@@ -28,6 +29,7 @@ from portopt.kernels.totals import can_total, reducing
 from portopt.program import Program
 from portopt.program.bins import Bins
 from portopt.program.interpreter import StepScalars
+from portopt.program.ir import pruned
 from portopt.program.reductions import of_numbers
 
 Arrays = Mapping[str, Any]
@@ -150,8 +152,48 @@ def total(library: CudaLibrary, name: str, works: Sequence[Work]) -> float | Dev
     return of_numbers(name, values) if len(values) > 1 else float(values[0])
 
 
+def scalars_on_device(
+    library: CudaLibrary, program: Program, inputs: Mapping[str, Any], places: Mapping[str, DeviceNumber], device: int
+) -> dict[str, Any]:
+    """Return a program's scalar outputs by name: numbers where the host knows them, else arrays of no axes, float64.
+
+    Args:
+        library: of the device.
+        program: computes scalars.
+        inputs: those of its inputs that the host knows.
+        places: where the others are, the number of the last step as `STEP` among them.
+        device: number of the device.
+    """
+    split = norm_dependence(program, frozenset(places))
+    dependent = {name: i for name, i in program.scalar_outputs.items() if _is_of_device(split, name)}
+    values = split.host_scalars(inputs)
+    found = {name: values[i] for name, i in split.program.scalar_outputs.items() if name not in dependent}
+    if not dependent:
+        return found
+    program = pruned(program.name, list(program.ops), {}, dependent)
+    split = norm_dependence(program, frozenset(places))
+    with library.on(device):
+        memory = library.empty((len(dependent),), "float64", device)
+        at, aside = library.address(memory), library.room(1, "int64", device)
+        written = {name: DeviceNumber(at + 8 * k, "float64", memory) for k, name in enumerate(split.state_outputs)}
+        written[STEP] = DeviceNumber(aside.value, "int64", aside.owner)
+        scalars = DeviceScalars(program, inputs, places, {}, written)
+        values = split.host_scalars(inputs)
+        arguments = [*_places(library, scalars, split, device, writes=True), *(typed(values[i]) for i in split.given)]
+        library.compute_scalars(kernels.scalars_source(program, split.on_device), arguments, device)
+    return found | {name: memory[k : k + 1].reshape(()) for k, name in enumerate(split.state_outputs)}
+
+
+def _is_of_device(split: NormDependence, name: str) -> bool:
+    return split.needs_norm(split.program.scalar_outputs[name])
+
+
 def segment(
-    library: CudaLibrary, program: Program, compute_dtype: str, arrays: Sequence[Any], scalars: Sequence[float]
+    library: CudaLibrary,
+    program: Program,
+    compute_dtype: str,
+    arrays: Sequence[Any],
+    scalars: Sequence[float | DeviceNumber],
 ) -> list[Any]:
     """Return the results of a segment of a program with products.
 
@@ -160,14 +202,23 @@ def segment(
         program: the segment's.
         compute_dtype: the dtype of the arithmetic, and of the results.
         arrays: the segment's, of one shape.
-        scalars: the segment's.
+        scalars: the segment's; of those that lie on the device, where.
     """
     # Kernels have places for a parameter and a gradient, and for what each result replaces; a segment reads none of them.
     unread = library.empty_like(arrays[0], compute_dtype)
     given = {f"x{k}": array for k, array in enumerate(arrays)}
-    inputs = StepScalars(program, HOST, {f"s{k}": value for k, value in enumerate(scalars)})
-    places = {**dict.fromkeys(("p", "g", *program.array_outputs), unread), **given}
-    job = _Job(library, Work(program, inputs, [places]), inputs, norm_dependence(program), None)
+    named = {f"s{k}": value for k, value in enumerate(scalars)}
+    places = {name: value for name, value in named.items() if isinstance(value, DeviceNumber)}
+    inputs = StepScalars(program, HOST, {name: value for name, value in named.items() if name not in places})
+    if places:
+        device = library.device(arrays[0])
+        with library.on(device):
+            # What computes scalars there takes the number of a step as well, which nothing of a segment needs.
+            memory, at = library.workspace(1, device)
+        inputs = DeviceScalars(program, inputs.inputs, {STEP: DeviceNumber(at, "int64", memory), **places}, {}, {})
+    work = Work(program, inputs, [{**dict.fromkeys(("p", "g", *program.array_outputs), unread), **given}])
+    job = _Job.of(library, work)
+    assert job is not None  # a segment is elementwise
     (results,) = job.run(library, in_place=False)
     return [results[name] for name in program.array_outputs]
 

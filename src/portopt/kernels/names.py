@@ -22,6 +22,8 @@ ROWS_SLICED, COLUMNS_SLICED, RESCALED = "rows_sliced", "columns_sliced", "rescal
 """Those that make operands of products integers, and products of these numbers of the compute dtype."""
 SUMS_JOINED, LARGEST_JOINED = "sums_joined", "largest_joined"
 """Those that join what blocks found for a total over all parameters."""
+MULTIPLIED = "multiplied"
+"""The one that multiplies matrices of integers."""
 PUT_ROWS = "put_rows"
 """The one that finds for a table which parameter each chunk is of."""
 

@@ -5,13 +5,15 @@ The steps are those of `portopt.program.products`; the library multiplies the sl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from portopt.kernels.cuda.library import CudaLibrary
-from portopt.kernels.names import COLUMNS_SLICED, RESCALED, ROWS_SLICED
+from portopt.kernels.cuda.products import MULTIPLIED_TILE, multiplied_source
+from portopt.kernels.names import COLUMNS_SLICED, MULTIPLIED, RESCALED, ROWS_SLICED
 from portopt.kernels.passes import ACROSS
-from portopt.program.products import SLICES, Slices, slice_bits
+from portopt.program.products import SLICES, Slices, product_shape, slice_bits
 
 
 def slices(library: CudaLibrary, xp: Any, compute_dtype: str, x: Any, axis: int) -> Slices:
@@ -40,6 +42,24 @@ def slices(library: CudaLibrary, xp: Any, compute_dtype: str, x: Any, axis: int)
         arguments = [x, integers, factor, lines, count, beside, bits]
         library.call(module, kernel, -(-lines // across), arguments, device)
     return Slices(tuple(integers[k] for k in range(SLICES[compute_dtype])), factor, axis, bits)
+
+
+def multiplied(library: CudaLibrary, xp: Any, a: Any, b: Any) -> Any:
+    """Return the product of float64 matrices of integers, of which every sum is exact, by a kernel of this library.
+
+    For captured steps, where array libraries may call no other library.
+    """
+    shape = product_shape(a.shape, b.shape)
+    *batches, rows, columns = shape
+    count, device = math.prod(batches), library.device(a)
+    with library.on(device):
+        a, b = (library.dense(xp.broadcast_to(x, (*batches, *x.shape[-2:]))) for x in (a, b))
+        results = library.empty(shape, "float64", device)
+        squares = count * -(-rows // MULTIPLIED_TILE) * -(-columns // MULTIPLIED_TILE)
+        library.call(
+            multiplied_source(), MULTIPLIED, squares, [a, b, results, count, rows, columns, a.shape[-1]], device
+        )
+    return results
 
 
 def rescaled(

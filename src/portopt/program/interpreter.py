@@ -117,7 +117,7 @@ def interpret(
     for step, done in zip(schedule.steps, schedule.done, strict=True):
         if isinstance(step, Segment):
             given = [arrays[j] if isinstance(j, str) else values[j] for j in step.arrays]
-            numbers = [float(_operand(program, j, values, parameter)) for j in step.scalars]
+            numbers = [primitives.number(_operand(program, j, values, parameter)) for j in step.scalars]
             for j, value in zip(step.outputs, _run(step, primitives, sliced, given, numbers), strict=True):
                 values[j] = value
             for j in done:
@@ -170,7 +170,7 @@ def interpret(
 
 
 def _run(
-    segment: Segment, primitives: Primitives, sliced: SlicedOperands, given: Sequence[Any], numbers: Sequence[float]
+    segment: Segment, primitives: Primitives, sliced: SlicedOperands, given: Sequence[Any], numbers: Sequence[Any]
 ) -> Sequence[Any]:
     """Return the results of a segment; keep what slices of them are found at the same time."""
     is_unscaled = any(isinstance(array, Unscaled) for array in given)

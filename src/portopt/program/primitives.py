@@ -34,6 +34,7 @@ class Primitives:
             likewise.
         fused: runs the elementwise program of a segment, given its arrays and its scalars, and returns its results; None if each
             operation is run by itself.
+        number: makes of a scalar what `fused` takes.
         joined: does what `fused` does on operands and results of products: of a segment, its arrays, some of which may be
             `products.Unscaled`, and its scalars, it returns for each result the array, or `products.Sliced` where the segment
             says that nothing needs it, and what returns its slices by the axis; or None if it cannot; None likewise.
@@ -48,6 +49,7 @@ class Primitives:
     rescaled: Callable[[Any, Any, Any], Any] | None = None
     gram: Callable[[Any], Any] | None = None
     fused: Callable[[Any, Any, Any], Any] | None = None
+    number: Callable[[Any], Any] = float
     joined: Callable[[Any, Any, Any], Any] | None = None
     squares: Callable[[Any], Bins | None] | None = None
     leading_exponent: Callable[[Any], Any] | None = None

@@ -43,7 +43,7 @@ def _print_set(console: Console, groups: list[Report], others: list[str]) -> Non
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("rule", no_wrap=True)
     table.add_column("optimizer", overflow="fold")
-    for column in ("step", "per\ntensor", "GB/s", "of\ncopy", *others, "extra\nmemory"):
+    for column in ("step", "per\ntensor", "GB/s", "of the\nmemory", *others, "extra\nmemory"):
         table.add_column(column, justify="right", no_wrap=True)
     for group in groups:
         for position, c in enumerate(group["contenders"]):
@@ -54,7 +54,7 @@ def _print_set(console: Console, groups: list[Report], others: list[str]) -> Non
                 duration(c["seconds_per_step"]),
                 f"{c['microseconds_per_tensor']:.3g} µs" if group["tensors"] > 1 else "",
                 f"{c['bytes_per_second'] / 1e9:.1f}",
-                f"{c['share_of_copy']:.0%}",
+                f"{c['share_of_update']:.0%}",
                 *(f"{ratios[name]:.2f}×" if name in ratios else "" for name in others),
                 size(c["extra_memory_bytes"]),
                 end_section=position == len(group["contenders"]) - 1,

@@ -7,6 +7,7 @@ read and write.
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,6 +89,20 @@ class Inputs:
         """Return the gradients, the same arrays each time."""
         return list(self.once(backend, "gradients", lambda: self.arrays(backend, 1)))
 
+    def in_turns(self, backend: Backend) -> Iterator[list[Any]]:
+        """Return the gradients of one step after the other: the same each time, or else in turns with their opposites.
+
+        From gradients that always point the same way, rules that estimate their rate from totals leave float32 within some dozen
+        steps, and to add up infinities takes other time.
+        """
+        gradients = self.gradients(backend)
+        if not has_totals(self.optimizer, self.shapes):
+            return itertools.repeat(gradients)
+        opposite = self.once(
+            backend, "opposite", lambda: [self.array(backend, np.negative(a)) for a in self.host_arrays(1)]
+        )
+        return itertools.cycle((gradients, opposite))
+
     def shared(self, backend: Backend) -> tuple[list[Any], Any]:
         """Return parameters and state for the modes that do not consume them, the same arrays each time."""
 
@@ -97,6 +112,11 @@ class Inputs:
 
         parameters, state = self.once(backend, "parameters and state", make)
         return list(parameters), state
+
+
+def has_totals(optimizer: Optimizer, shapes: ShapeSet) -> bool:
+    """Tell whether a rule's step needs totals over all parameters."""
+    return any(optimizer.program(shape=shape).totals for shape in dict.fromkeys(shapes.shapes))
 
 
 def _host_arrays(shapes: ShapeSet, seed: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -115,7 +135,7 @@ def portopt_contenders(backend: Backend, *, interpreted: bool) -> list[Contender
 
 def _portopt_step(backend: Backend, mode: Mode) -> Callable[[Inputs], Step]:
     def prepare(inputs: Inputs) -> Step:
-        gradients = inputs.gradients(backend)
+        gradients = inputs.in_turns(backend)
         # Only modes outside of `modes` consume their arguments.
         consumes = mode.name not in backend.modes
         parameters, state = inputs.shared(backend)
@@ -129,7 +149,7 @@ def _portopt_step(backend: Backend, mode: Mode) -> Callable[[Inputs], Step]:
         current = [parameters, state]
 
         def step() -> None:
-            new_parameters, new_state = run(current[0], gradients, current[1])
+            new_parameters, new_state = run(current[0], next(gradients), current[1])
             wait((new_parameters, new_state))
             # A pure step starts from the same arrays each time, so that no second set of them stays alive.
             if consumes or new_parameters is parameters:
@@ -240,7 +260,7 @@ class Optax:
             jax, optax = importlib.import_module("jax"), importlib.import_module("optax")
             found = counterpart(self, inputs.optimizer)
             transformation = found.factory(**found.arguments)
-            gradients = inputs.gradients(backend)
+            gradients = inputs.in_turns(backend)
 
             def update(parameters: Any, gradients: Any, state: Any) -> tuple[Any, Any]:
                 updates, state = transformation.update(gradients, state, parameters)
@@ -253,7 +273,7 @@ class Optax:
             current = [parameters, state]
 
             def step() -> None:
-                current[:] = jax.block_until_ready(run(current[0], gradients, current[1]))
+                current[:] = jax.block_until_ready(run(current[0], next(gradients), current[1]))
 
             return step
 
@@ -293,7 +313,8 @@ def memory_needed(contenders: Sequence[Contender], optimizer: Optimizer, shapes:
         for shape in shapes.shapes
         for name in slots_of_shape(optimizer, shape)
     )
-    shared = len({c.backend for c in contenders}) * (2 * parameters + slots)
+    gradients = 2 if has_totals(optimizer, shapes) else 1
+    shared = len({c.backend for c in contenders}) * ((1 + gradients) * parameters + slots)
     own = sum(
         (parameters + slots) if c.mode in (DONATED, "jit, donated") else slots * (c.library != "portopt")
         for c in contenders

@@ -134,7 +134,7 @@ class Group:
             for in_place in (False, True)
         )
         found = [
-            self._result(contender, taken, count, extra, copy_rate)
+            self._result(contender, taken, count, extra, copy_rate, update_rate)
             for contender, taken, count, extra in zip(taking_part, samples, counts, memory, strict=False)
         ]
         _add_ratios(found)
@@ -154,7 +154,13 @@ class Group:
         }
 
     def _result(
-        self, contender: Contender, samples: list[float], count: int, extra_memory: int, copy_rate: float
+        self,
+        contender: Contender,
+        samples: list[float],
+        count: int,
+        extra_memory: int,
+        copy_rate: float,
+        update_rate: float,
     ) -> dict[str, Any]:
         seconds = measuring.median(samples)
         return {
@@ -168,6 +174,7 @@ class Group:
             "microseconds_per_tensor": 1e6 * seconds / len(self.shapes.shapes),
             "bytes_per_second": self.bytes_moved / seconds,
             "share_of_copy": self.bytes_moved / seconds / copy_rate,
+            "share_of_update": self.bytes_moved / seconds / update_rate,
             "extra_memory_bytes": extra_memory,
         }
 

@@ -74,7 +74,7 @@ def _portopt_cell(contender: Any, group: Report) -> str:
     text = duration(contender["seconds_per_step"]) + (f", **{ratio[1]:.2f}×** {ratio[0]}" if ratio else "")
     # A share of the bandwidth says nothing where the arrays fit into the caches.
     large = group["bytes_per_step"] >= 2**27
-    return f"{text}, {contender['share_of_copy']:.0%} of copy" if large else text
+    return f"{text}, {contender['share_of_update']:.0%} of the memory" if large else text
 
 
 def _best(group: Report, library: str) -> str:

@@ -7,7 +7,7 @@ import functools
 from portopt._version import __version__
 from portopt.kernels import cache
 from portopt.kernels.cuda import driver, nvrtc
-from portopt.kernels.cuda.source import cuda_source
+from portopt.kernels.cuda.source import cuda_source, device_scalars_source
 from portopt.kernels.cuda.staged_source import staged_source
 from portopt.kernels.key import KernelKey
 from portopt.program import Program
@@ -18,6 +18,9 @@ def update_source(program: Program, key: KernelKey, on_device: frozenset[str] = 
     """Return the source of the kernels that run a program, given the names of the scalar inputs that lie on the device."""
     source = cuda_source if program.is_elementwise else staged_source
     return source(program, key, on_device)
+
+
+scalars_source = functools.lru_cache(maxsize=512)(device_scalars_source)
 
 
 @functools.lru_cache(maxsize=1024)

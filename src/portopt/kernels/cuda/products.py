@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import functools
 
-from portopt.kernels.cuda.source import LANGUAGE, common_source, reductions_source, source_file
+from portopt.kernels.cuda.source import LANGUAGE, THREADS, common_source, reductions_source, source_file
 from portopt.kernels.passes import ACROSS
 from portopt.program.products import SLICES
+
+MULTIPLIED_TILE = 64
+"""Rows, and columns, of a product that a block computes at once."""
+
+
+@functools.cache
+def multiplied_source() -> str:
+    """Return the source of the kernel that multiplies matrices of integers."""
+    return "\n".join([f"#define THREADS {THREADS}", "", source_file("multiplied.cuh")])
 
 
 @functools.cache

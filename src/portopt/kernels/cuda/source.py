@@ -130,6 +130,13 @@ def _scalars(writer: Writer) -> list[str]:
     ]
 
 
+def device_scalars_source(program: Program, on_device: frozenset[str]) -> str:
+    """Return the source of the kernel that computes a program's scalar outputs, given the names of its inputs on the device."""
+    split = norm_dependence(program, on_device)
+    writer = Writer(LANGUAGE, split.program, KernelKey((("p", "float64"),), in_place=True, flush="where"))
+    return "\n".join([f"// Scalars of {program.name}.", common_source(), *scalars_sources(writer, split)])
+
+
 def words_source(count: int) -> str:
     """Return the source of the kernel that writes words into the device's memory, of which a launch carries so many."""
     return "\n".join([*_defines({"THREADS": THREADS, "WORDS": count}), "", source_file("words.cuh")])

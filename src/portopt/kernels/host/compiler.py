@@ -60,6 +60,8 @@ _PROTOTYPES = {
 }  # fmt: skip
 _lock = threading.RLock()
 _engines: list[Any] = []
+# Threads may be in their code while the interpreter ends.
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_engines))
 _compiled: dict[tuple[str, str], Any] = {}
 """Functions that kernels call, as numba translates them: those of reductions are the same in many kernels of a process."""
 _COMPILED = 256

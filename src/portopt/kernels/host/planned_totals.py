@@ -135,6 +135,18 @@ def put_total(given, unused, table, inputs, step):
 '''
 """Source of the functions of totals."""
 
+_JOINING_SOURCE = f'''"""What kernels have left of a total, joined."""
+
+
+{TOTALS}
+
+def kernel():
+    """Write a total, given its kind and what kernels have left, and where it goes."""
+    words = pointer_to_int64(first_argument())
+    result = pointer_to_float64(second_argument())
+    result[0] = total_of_parts(words[0], first_argument() + 8, 1, 0)
+'''
+
 _RECORD_WORDS = threads.HEAD + 10
 """Words of a record of a pass: first and last element; the pass; of the norm address and number of groups, memory, number of the
 part and of all parts; of others kind, where parts are and their number, or address and number of moves, offset of the rows from
@@ -196,6 +208,21 @@ def kernel():
 @functools.cache
 def _part() -> int:
     return threads.address_of(compile_function(_PART_SOURCE, "part"))
+
+
+@functools.cache
+def joining() -> int:
+    """Return the address of the function that joins what one kernel has left of a total, for those who call no Python.
+
+    It is given the address of words, the kind of the total, what NaN is in the order of numbers, where the first part is, how far
+    apart parts are and how many there are, and the address of the result.
+    """
+    return threads.address_of(compile_function(_JOINING_SOURCE, "part"))
+
+
+def kind_and_order(name: str, real: str) -> tuple[int, int]:
+    """Return the first two of those words, for a reduction of arrays of a compute dtype."""
+    return _KINDS[name], ABOVE[real]
 
 
 class PlannedNorm:

@@ -1,10 +1,12 @@
 """Threads for large steps.
 
-Kernels run without the GIL on threads of the operating system rather than of an OpenMP runtime of portopt's own: two runtimes in
-one process (torch brings its own) can deadlock or oversubscribe, and GNU's does not survive `fork`. The threads are made for one
-call and end before it returns, in one compiled function. So nothing can be raised while they write, no thread writes later, and
-there is nothing that a fork could break. A step of several passes is one call: between them threads wait awake, since to start
-one takes as long as to update many elements. How the elements are split never changes a bit: each is computed alone.
+Kernels run without the GIL on threads of the operating system rather than of an OpenMP runtime of portopt's own: two runtimes
+in one process (torch brings its own) can deadlock or oversubscribe, and GNU's does not survive `fork`. A call is one compiled
+function, which returns when no thread does anything for it any more, so nothing can be raised while they write, and no thread
+writes later. A step of several passes is one call: between them threads wait awake, since to wake one takes as long as to
+update many elements. How the elements are split never changes a bit: each is computed alone.
+
+Threads that have done their part wait a moment for the next call, asleep (`reserve.py`).
 
 A library whose own threads wait awake on every processor lends them (`Team`). There are more parts of the work than threads, so
 that nobody waits long for one that comes late or is slow.
@@ -23,6 +25,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from portopt.kernels.host.reserve import (
+    BEGUN,
+    CLAIM,
+    CLAIMED,
+    CREATE,
+    DETACH,
+    GET_PROCESS,
+    IS_DONE,
+    IS_THERE,
+    LIVE,
+    MOST,
+    NAME,
+    PLACE_WORDS,
+    PROCESS,
+    RESERVE_WORDS,
+    reserve_of,
+    system_functions,
+)
+from portopt.kernels.host.reserve import address_of as address_of
+
 ELEMENTS_PER_THREAD = 1 << 18
 """A thread gets at least so many elements: starting one costs about 50 µs, in which Adam updates this many."""
 
@@ -37,40 +59,67 @@ HEAD = 2
 
 _APART = 16
 """Words from one counter to the next: a processor hands over two lines of its cache together."""
-_JOB_WORDS, _GIVEN = 2 * _APART, 11
+_JOB_WORDS, _GIVEN = 2 * _APART, 10
 """Words of a job, as `Job` writes them, and where among them is what a call is given."""
 _DONE, _TAKEN = 8 * _APART, 8 * 2 * _APART
 """Where a pass has the number of parts that are done and, for each thread, of parts taken of those that are its own, in bytes."""
 _THREAD_WORDS, _ANY = 4, -1
-"""Words of a thread: the system's name for it, one that its end clears, the job, and the thread's number or that it is any of a
+"""Words of a thread: its place, one that the end of its part clears, the job, and the thread's number or that it is any of a
 team."""
 _SPINS = 1 << 11
 """How often a thread looks whether others are done before it lets the system run something else: some 50 µs."""
 
-SHARE = f'''def share(job):
+SHARE = f'''{CLAIM}
+
+def share(job):
     """Do all passes of a job, in as many threads as it wants and as there can be; return when all is done."""
     words = pointer_to_int64(job)
-    behind = job + 8 * ({_JOB_WORDS} + words[10] * words[1])
+    behind = job + 8 * ({_JOB_WORDS} + words[9] * words[1])
     for k in range(words[1]):
-        counters = pointer_to_int64(job + 8 * ({_JOB_WORDS} + words[10] * k))
+        counters = pointer_to_int64(job + 8 * ({_JOB_WORDS} + words[9] * k))
         for counter in range(1, words[2] + 2):
             counters[{_APART} * counter] = 0
-    if words[7] != 0:
-        call_4(words[7], words[3], behind + {8 * _THREAD_WORDS} * words[2] + 8, words[8], 0)
+    if words[6] != 0:
+        call_4(words[6], words[3], behind + {8 * _THREAD_WORDS} * words[2] + 8, words[7], 0)
         return
     started = 1
-    while started < words[2] and words[5] != 0:
-        thread = behind + {8 * _THREAD_WORDS} * started
-        if call_4(words[5], thread, 0, words[3], thread + 8) != 0:
-            break
-        started += 1
+    if words[2] > 1 and words[5] != 0:
+        reserve = pointer_to_int64(words[5])
+        # Those of a process that was forked are not in the new one.
+        there = min(reserve[{MOST}], 2 * words[2]) if call_0(reserve[{GET_PROCESS}]) == reserve[{PROCESS}] else 0
+        number = 0
+        while started < words[2] and number < there:
+            place = words[5] + {8 * RESERVE_WORDS} + {8 * PLACE_WORDS} * number
+            number += 1
+            if has_claimed(place):
+                own = pointer_to_int64(place)
+                wake(reserve, place, behind + {8 * _THREAD_WORDS} * started + 8)
+                if own[{IS_THERE}] == 0:
+                    own[{IS_THERE}] = 1
+                    if call_4(reserve[{CREATE}], place + {8 * NAME}, 0, reserve[{LIVE}], place) != 0:
+                        own[{IS_THERE}] = 0
+                        add_for_all(place + {8 * CLAIMED}, -1)
+                        break
+                    call_1(reserve[{DETACH}], own[{NAME}])
+                pointer_to_int64(behind)[{_THREAD_WORDS} * started] = place
+                started += 1
     call_2(words[3], behind + 8, behind + 8)
     for k in range(1, started):
-        call_2(words[6], pointer_to_int64(behind)[{_THREAD_WORDS} * k], 0)
+        place = pointer_to_int64(behind)[{_THREAD_WORDS} * k]
+        # One that has not come by now is called off, and not waited for.
+        if add_for_all(place + {8 * BEGUN}, 1) != 0:
+            looked = 0
+            while read_of_all(place + {8 * IS_DONE}) == 0:
+                looked += 1
+                if looked < {_SPINS} or words[4] == 0:
+                    pause()
+                else:
+                    call_0(words[4])
+            add_for_all(place + {8 * CLAIMED}, -1)
 '''
 """Source of the function that does a job."""
 
-_SHARE_SOURCE = f'''"""Work shared among threads that end with it."""
+_SHARE_SOURCE = f'''"""Work shared among threads."""
 
 
 {SHARE}
@@ -91,11 +140,11 @@ def kernel():
     job = pointer_to_int64(address)
     threads = job[2]
     if own == {_ANY}:
-        own = numpy_int64(call_0(job[9]))
+        own = numpy_int64(call_0(job[8]))
     if own >= threads:
         return
     for k in range(job[1]):
-        at = address + 8 * ({_JOB_WORDS} + job[10] * k)
+        at = address + 8 * ({_JOB_WORDS} + job[9] * k)
         given = pointer_to_int64(at)
         part = given[3]
         count = given[2]
@@ -329,7 +378,9 @@ class Job:
         # Then of each pass the records, their length, number and function, and the counters; then the threads.
         job = array("q", bytes(8 * (behind + _THREAD_WORDS * (threads + 1))))
         address = job.buffer_info()[0]
-        words = 0, len(passes), threads, address_of(_work()), *system_functions(), parallel, size, number, pass_words
+        functions, work = system_functions(), address_of(_work())
+        reserve = reserve_of(functions, work) if threads > 1 and not parallel else 0
+        words = 0, len(passes), threads, work, functions[0], reserve, parallel, size, number, pass_words
         job[: len(words)] = array("q", words)
         for k, given in enumerate(passes):
             at = _JOB_WORDS + pass_words * k
@@ -382,23 +433,3 @@ def compiled_share() -> Any:
     from portopt.kernels.host.compiler import compile_function
 
     return compile_function(_SHARE_SOURCE, "share")
-
-
-@functools.cache
-def system_functions() -> tuple[int, int, int]:
-    """Return the addresses of what lets other threads run, starts one and waits for its end; zeros without POSIX threads."""
-    import ctypes
-
-    try:
-        library = ctypes.CDLL(None)
-        functions = library.sched_yield, library.pthread_create, library.pthread_join
-        return address_of(functions[0]), address_of(functions[1]), address_of(functions[2])
-    except (AttributeError, OSError, TypeError):
-        return 0, 0, 0
-
-
-def address_of(function: Any) -> int:
-    """Return the address of a function as ctypes has it."""
-    import ctypes
-
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
