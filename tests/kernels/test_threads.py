@@ -23,7 +23,7 @@ from support.elsewhere import Elsewhere
 import portopt
 from portopt.kernels.host import threads
 from portopt.kernels.host.cgroups import cpu_quota
-from portopt.kernels.host.reserve import have_leave
+from portopt.kernels.host.reserve import have_leave, system_functions
 
 SIZE = 4 * threads.ELEMENTS_PER_THREAD + 1
 
@@ -285,7 +285,7 @@ def test_a_thread_stays_for_further_jobs_until_nothing_comes_or_the_process_fork
 def test_a_thread_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     create = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)(lambda *_: 0)
     detach = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: 0)
-    functions = list(threads.system_functions())
+    functions = list(system_functions())
     functions[2:4] = threads.address_of(create), threads.address_of(detach)
     monkeypatch.setattr(threads, "system_functions", lambda: tuple(functions))
     portopt.set_num_threads(2)
@@ -330,7 +330,7 @@ def test_large_work_is_done_by_several_threads() -> None:
 @pytest.mark.parametrize("are_here", [False, True], ids=["none here", "none left"])
 def test_without_threads_the_caller_does_all(are_here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     create = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)(lambda *_: errno.EAGAIN)
-    functions = list(threads.system_functions())
+    functions = list(system_functions())
     functions[2] = threads.address_of(create)
     monkeypatch.setattr(threads, "system_functions", lambda: tuple(functions) if are_here else (0,) * len(functions))
     portopt.set_num_threads(4)
