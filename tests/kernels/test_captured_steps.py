@@ -194,6 +194,14 @@ def test_a_rate_on_the_device_is_read_by_planned_steps(played: tuple[HostTorch, 
     (plan,) = run.optimizer._cache.plans
     assert plan.was_used
     assert not plan.fits(run.optimizer, run.params, run.grads, run.state, {"learning_rate": rate.clone()})
+    # The same tensors in other memory.
+    for tensor, at_first in ((rate, rate.data), (run.state.step, run.state.step.data)):
+        assert plan.fits(run.optimizer, run.params, run.grads, run.state, {"learning_rate": rate})
+        tensor.data = at_first.clone()
+        assert not plan.fits(run.optimizer, run.params, run.grads, run.state, {"learning_rate": rate})
+        run.eager(learning_rate=rate)
+        run.expect(learning_rate=value)
+        tensor.data = at_first
 
 
 def test_a_users_schedule_is_asked_in_each_step(played: tuple[HostTorch, Recording]) -> None:
