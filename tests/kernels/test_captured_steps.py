@@ -146,7 +146,7 @@ def test_each_repetition_is_a_step(optimizer: portopt.Optimizer, played: tuple[H
 @pytest.mark.parametrize(
     "optimizer",
     [
-        portopt.SGD(0.1, momentum=0.9),
+        portopt.SGD(0.1),
         portopt.Nadam(COSINE, clipnorm=0.5, clipvalue=0.1),
         portopt.LAMB(clipnorm=0.5),
         EveryDraw(),
@@ -169,7 +169,9 @@ def test_eager_steps_of_a_state_on_the_device_are_planned(
         planned = run.optimizer._cache.plans
         assert all(plan.was_used for plan in planned) == (k != 2)
         recording.clear()
+        versions = [p._version for p in run.params]
         run.eager()
+        assert all(p._version > version for p, version in zip(run.params, versions, strict=True))
         assert recording.uploaded() in ((0,) if k in (3, 5) else range(1, 1 << 20))
         run.expect()
     (plan,) = optimizer._cache.plans

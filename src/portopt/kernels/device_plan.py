@@ -140,9 +140,7 @@ class DevicePlan(QueuedStep):
                 return None
             if not self._queue(trees, found, finished, streams, call, new):
                 return None
-        if self.watch.late:
-            self.watch.late.clear()
-        self.was_used = True
+        self.done()
         if self.results is not None and new is not None:
             params, slots = self.results.trees(new, params, slots)
         if self._of_state:
@@ -257,7 +255,7 @@ class DevicePlan(QueuedStep):
             )
         is_done, call = self.queued(placed.queue, trees, at, step, call, new)
         if is_done:
-            self.end(call)
+            self.note(call)
         return is_done
 
     def _place(self, streams: tuple[int, ...], call: Call) -> _Placed:

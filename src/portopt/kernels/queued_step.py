@@ -94,7 +94,13 @@ class QueuedStep(RepeatedStep):
                 self._driver.check(outcome)
         return True, call
 
-    def end(self, call: Call | None) -> None:
+    def note(self, call: Call | None) -> None:
         """Note what a step has written, given its call."""
         if self._note_written is not None and call is not None:
             self._note_written(call.written)
+
+    def done(self) -> None:
+        """End a step, while the lock is not held any more: arrays that only the step had in the end may do something then."""
+        if self.watch.late:
+            self.watch.late.clear()
+        self.was_used = True

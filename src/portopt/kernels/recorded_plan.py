@@ -110,10 +110,8 @@ class RecordedPlan(QueuedStep):
             is_done, call = self.queued(self._queue, trees, at, 1, self.begun(None))
             if not is_done:
                 return None
-            self.end(call)
-        if self.watch.late:
-            self.watch.late.clear()
-        self.was_used = True
+            self.note(call)
+        self.done()
         return params, state
 
     def fits(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> bool:
