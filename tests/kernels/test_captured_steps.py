@@ -206,6 +206,27 @@ def test_a_rate_on_the_device_is_read_by_planned_steps(played: tuple[HostTorch, 
         tensor.data = at_first
 
 
+def test_kinds_of_parameters_that_take_turns_are_planned_only_if_they_are_few(
+    played: tuple[HostTorch, Recording],
+) -> None:
+    for count, is_planned in ((6, True), (140, False)):
+        optimizer, dtypes = portopt.SGD(0.5, clipnorm=0.5), ("float32", "float64")
+        params = [to_torch(ordinary((2,), dtypes[k % 2], k)) for k in range(count)]
+        state, expected = optimizer.init(params, capturable=True), [p.clone() for p in params]
+        wanted = optimizer.init(expected)
+        for step in range(3):
+            # Their norm reads them all in one table, in the order of the tree.
+            grads = [to_torch(ordinary((2,), "float32", count * (step + 1) + k)) for k in range(count)]
+            state = optimizer.apply_(params, grads, state)
+            with portopt.interpreted():
+                wanted = optimizer.apply_(expected, grads, wanted)
+            for a, w in zip(params, expected, strict=True):
+                assert_same_bits(to_numpy(a), to_numpy(w))
+        assert [plan.was_used for plan in optimizer._cache.plans] == [True] * is_planned
+        said = portopt.explain(optimizer, params, grads, state, in_place=True)
+        assert ("take turns in their tree too often" in str(said)) != is_planned
+
+
 def test_a_users_schedule_is_asked_in_each_step(played: tuple[HostTorch, Recording]) -> None:
     run = Run(portopt.SGD(lambda step: 0.5 / (step + 1)), played, ((7,),))
     for _ in range(3):
