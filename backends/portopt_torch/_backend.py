@@ -42,7 +42,7 @@ from portopt.program import Program, products
 from portopt.program.bins import Bins
 from portopt.program.interpreter import StepScalars, interpret
 from portopt.program.primitives import Primitives
-from portopt.program.reductions import Reductions
+from portopt.program.reductions import Reductions, of_numbers
 from portopt.program.segments import Segment
 
 if TYPE_CHECKING:
@@ -315,6 +315,8 @@ class TorchBackend(ArrayAPIBackend):
         all_detached = self._detached(works)
         if not all(map(_is_local, all_detached)):
             return self._update_parts(all_detached, works, in_place=in_place)
+        if self._are_on_both(arrays["p"] for arrays in parameters):
+            return self._update_on_both(works, in_place=in_place)
         scalars = all_detached[0].scalars
         results: list[dict[str, Any]] | None = None
         if isinstance(scalars, StepScalars) and not is_interpreted():
@@ -340,6 +342,26 @@ class TorchBackend(ArrayAPIBackend):
             return [{n: arrays[n] for n in outputs} for arrays, outputs in zip(parameters, results, strict=True)]
         for arrays, outputs in zip(parameters, results, strict=True):
             outputs["p"].requires_grad_(arrays["p"].requires_grad)
+        return results
+
+    def _are_on_both(self, tensors: Iterable[Any]) -> bool:
+        """Tell whether some tensors are on devices that have kernels, and all others in host memory."""
+        apart = {(self._runs_kernels(tensor), tensor.is_cpu) for tensor in tensors}
+        return len({on_device for on_device, _ in apart}) > 1 and all(one or other for one, other in apart)
+
+    def _update_on_both(self, works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
+        """Do the parts of works that are on devices, which the host does not wait for, and then its own."""
+        results: list[dict[str, Any]] = [{} for work in works for _ in work.parameters]
+        for on_device in (True, False):
+            places, parts, number = list[int](), list[Work](), 0
+            for work in works:
+                chosen = [k for k, a in enumerate(work.parameters) if self._runs_kernels(a["p"]) is on_device]
+                places += [number + k for k in chosen]
+                number += len(work.parameters)
+                if chosen:
+                    parts.append(work._replace(parameters=[work.parameters[k] for k in chosen]))
+            for place, new in zip(places, self.update(parts, in_place=in_place), strict=True):
+                results[place] = new
         return results
 
     def _update_parts(self, detached: Sequence[Work], works: Sequence[Work], *, in_place: bool) -> list[dict[str, Any]]:
@@ -394,6 +416,9 @@ class TorchBackend(ArrayAPIBackend):
 
     def why_not_fused(self, program: Program, parameters: Sequence[Arrays]) -> str | None:
         tensors = [arrays["p"] for arrays in parameters]
+        if self._are_on_both(tensors):
+            parts = [[a for a in parameters if self._runs_kernels(a["p"]) is on] for on in (True, False)]
+            return next((reason for part in parts if (reason := self.why_not_fused(program, part)) is not None), None)
         if all(map(self._runs_kernels, tensors)):
             if is_interpreted():
                 return "it is inside portopt.interpreted(), which switches the kernels off"
@@ -460,8 +485,8 @@ class TorchBackend(ArrayAPIBackend):
             return "not all of the step is done by kernels"
         if not tensors:
             return "no parameter has a gradient"
-        if not on_device and not all(tensor.is_cpu for tensor in tensors):
-            return "only steps on tensors in host memory, or all on CUDA devices, are planned"
+        if not on_device and (self._are_on_both(tensors) or not all(tensor.is_cpu for tensor in tensors)):
+            return "only steps on tensors that are all in host memory, or all on CUDA devices, are planned"
         if not on_device and not can_plan(programs):
             return "not all of the step is done by kernels"
         leaves = described(self, parameters)
@@ -497,9 +522,17 @@ class TorchBackend(ArrayAPIBackend):
             on_device = launch.gradient_norm(self._library, detached)
             if on_device is not None:
                 return on_device
-        if not is_interpreted() and compiler.available() and all(g.is_cpu for g in detached):
+        mixed = self._are_on_both(detached)
+        if not is_interpreted() and compiler.available() and not mixed and all(g.is_cpu for g in detached):
             with threads.by(_team().working_team):
                 return norm.norm_of_arrays([_bits(g) for g in detached], [self.dtype_name(g) for g in detached])
+        if not is_interpreted() and compiler.available() and mixed:
+            on_device = launch.gradient_norm(self._library, list(filter(self._runs_kernels, detached)))
+            on_host = [g for g in detached if not self._runs_kernels(g)]
+            with threads.by(_team().working_team):
+                here = norm.squares_of_arrays([_bits(g) for g in on_host], [self.dtype_name(g) for g in on_host])
+            if on_device is not None:
+                return of_numbers("norm", [on_device.squares, here])
         return compute(detached)
 
     def scalar(self, value: Any) -> Any:

@@ -18,6 +18,7 @@ import portopt
 from gpu_check.comparison import differing
 from gpu_check.options import Options
 from gpu_check.pieces import compare_products, compare_totals
+from gpu_check.several import compare_adapter, compare_steps
 from gpu_check.targets import synchronize, torch_device
 from gpu_check.workers import Keep, failure, last_line, run_worker
 
@@ -506,6 +507,8 @@ def _cases() -> Iterator[tuple[str, _Case]]:
     yield "torch threads", _Case(lambda options: _threads("torch", options))
     yield "torch products", _Case(lambda options: compare_products("torch", options))
     yield "torch totals", _Case(lambda options: compare_totals("torch", options))
+    yield "torch several", _Case(lambda options: compare_steps("torch", options), needs_gpu=True)
+    yield "torch several adapter", _Case(compare_adapter, needs_gpu=True)
     yield "torch large", _Case(_torch_large, alone=True)
     yield "torch memory", _Case(_torch_memory, alone=True)
     yield "torch zero gradients", _Case(lambda options: _zero_gradients("torch", options), alone=True)
@@ -515,6 +518,7 @@ def _cases() -> Iterator[tuple[str, _Case]]:
     yield "cupy threads", _Case(lambda options: _threads("cupy", options))
     yield "cupy products", _Case(lambda options: compare_products("cupy", options))
     yield "cupy totals", _Case(lambda options: compare_totals("cupy", options))
+    yield "cupy several", _Case(lambda options: compare_steps("cupy", options), needs_gpu=True)
     yield "cupy zero gradients", _Case(lambda options: _zero_gradients("cupy", options), alone=True)
 
 

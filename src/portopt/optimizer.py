@@ -381,8 +381,8 @@ class Optimizer(DeclaredValue):
     def would_repeat(
         self, params: object, grads: object, state: OptimizerState, hyperparameters: Mapping[str, Any]
     ) -> bool:
-        """Tell whether `repeat_` would do a step, doing nothing. For adapters."""
-        return any(plan.fits(self, params, grads, state, dict(hyperparameters)) for plan in self._cache.plans)
+        """Tell whether `repeat_` is sure to do a step, doing nothing. For adapters."""
+        return step.would_repeat(self, self._cache, params, grads, state, hyperparameters)
 
     def place_parameters(self, places: Sequence[Place] | None) -> None:
         """Say where the parameters of further steps are in a whole of which they are part; for adapters.

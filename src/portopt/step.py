@@ -416,6 +416,15 @@ def check_step(
         step_scalars(rule, backend, programs, state, overrides, lambda *_: 1.0)
 
 
+def would_repeat(
+    rule: Rule, cache: StepCache, params: object, grads: object, state: OptimizerState, overrides: Mapping[str, Any]
+) -> bool:
+    """Tell whether a plan is sure to do a step in place: a schedule may refuse the step, or be one that Python has to call."""
+    if not any(plan.fits(rule, params, grads, state, dict(overrides)) for plan in cache.plans):
+        return False
+    return not any(map(is_schedule, rates_of(rule, rule.check_overrides(overrides) if overrides else {})))
+
+
 class Part(NamedTuple):
     """A part of a step: what one optimizer does, with hyperparameters of its own."""
 

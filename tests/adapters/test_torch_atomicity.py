@@ -143,15 +143,15 @@ def test_a_refused_step_has_written_nothing(name: str, steps: int, interpreted: 
         assert_untouched(optimizer, before)
 
 
-@pytest.mark.parametrize("factor", [1.0, 0.5])
+@pytest.mark.parametrize(("factor", "of_later"), [(1.0, 0.75), (0.5, 0.75), (0.5, 1.0)])
 @pytest.mark.parametrize(("fails", "error"), [(False, ValueError), (True, ArithmeticError)])
 @pytest.mark.parametrize("clipnorm", [None, 1.0])
 def test_a_schedule_that_fails_for_a_later_batch_stops_all(
-    fails: bool, error: type[Exception], clipnorm: float | None, factor: float
+    fails: bool, error: type[Exception], clipnorm: float | None, factor: float, of_later: float
 ) -> None:
     rule = portopt.Adam(Falling(fails), clipnorm=clipnorm)
     params = [nn.Parameter(torch.ones(3)) for _ in range(3)]
-    optimizer = TorchOptimizer([{"params": params[:2], "lr": factor}, {"params": params[2:], "lr": 0.75}], rule)
+    optimizer = TorchOptimizer([{"params": params[:2], "lr": factor}, {"params": params[2:], "lr": of_later}], rule)
     optimizer.state[params[2]]["step"] = 2
     for _ in range(3):
         give_gradients(params)
