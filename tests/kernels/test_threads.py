@@ -22,7 +22,7 @@ from support.bits import assert_same_bits
 from support.elsewhere import Elsewhere
 
 import portopt
-from portopt.kernels.host import threads
+from portopt.kernels.host import reserve, threads
 from portopt.kernels.host.cgroups import cpu_quota
 from portopt.kernels.host.reserve import have_leave, system_functions
 
@@ -337,8 +337,9 @@ def test_a_process_forked_behind_pythons_back_does_not_wait_for_threads_that_it_
     child = ctypes.PyDLL(None).fork()
     if child == 0:
         signal.alarm(60)
+        before = [list(each._words) for each in reserve._reserves]
         have_leave()
-        os._exit(0)
+        os._exit(before != [list(each._words) for each in reserve._reserves])
     assert os.waitpid(child, 0)[1] == 0
 
 
@@ -347,11 +348,36 @@ def test_a_thread_that_does_not_come_is_not_waited_for(monkeypatch: pytest.Monke
     functions = list(system_functions())
     functions[2] = threads.address_of(create)
     monkeypatch.setattr(threads, "system_functions", lambda: tuple(functions))
+    monkeypatch.setattr(reserve, "_reserves", [])  # others need not wait for these
     portopt.set_num_threads(2)
     done: list[tuple[int, int]] = []
     for _ in range(9):
         split(lambda start, stop: done.append((start, stop)))
     assert done == 9 * threads.ranges(SIZE)
+    before = time.monotonic()
+    have_leave()
+    assert time.monotonic() - before < 30
+
+
+def test_a_thread_that_comes_late_has_left_before_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    functions, kind = list(system_functions()), ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)
+    start = kind(functions[2])
+
+    def create(*args: int) -> int:
+        threading.Timer(0.01, start, args).start()
+        return 0
+
+    called_by_threads.append(kind(create))
+    functions[2] = threads.address_of(called_by_threads[-1])
+    monkeypatch.setattr(threads, "system_functions", lambda: tuple(functions))
+    monkeypatch.setattr(reserve, "_COMES", 600)
+    portopt.set_num_threads(2)
+    before = set(reserve._reserves)
+    split(lambda start, stop: None)
+    have_leave()
+    (own,) = set(reserve._reserves) - before
+    places = [own._words[at : at + 3] for at in range(reserve.RESERVE_WORDS, len(own._words), reserve.PLACE_WORDS)]
+    assert not any(any(place) for place in places)
 
 
 def test_planned_steps_keep_their_job_until_the_number_of_threads_is_set(monkeypatch: pytest.MonkeyPatch) -> None:

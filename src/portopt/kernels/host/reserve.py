@@ -18,10 +18,11 @@ import os
 from typing import Any
 
 # Words of a reserve, after one that the end of a function clears: whose process it is, and how many places there are; functions,
-# the system's, what a thread does, and what it does of a job; the signals that are hidden from it, and how.
+# the system's, what a thread does, and what it does of a job; the signals that are hidden from it, and how;
+# behind these signals, how many threads that were called off had not come when all were to leave.
 PROCESS, MOST, GET_PROCESS, CREATE, _DETACH, _JOIN, _LOCK, _UNLOCK, _WAKE, _AWAIT, _CLOCK, _HIDE = range(1, 13)
 LIVE, _WORK, _SIGNALS, _HOW = range(13, 17)
-RESERVE_WORDS = 48
+_LATE, RESERVE_WORDS = 40, 48
 # Words of a place, after one that the end of its thread clears: how many want it, of whom the first has it; whether a thread is
 # there; its job, whether that waits for it, was begun or called off, and is done; the system's name for the thread; a time of two
 # words; the reserve; another place whose thread leaves; and what threads wait with.
@@ -35,6 +36,10 @@ processor is taken.
 """
 _STAYS = 1
 """Seconds for which a thread without work stays."""
+CALLED_OFF = 2
+"""What a caller adds to the word that says whether its job was begun, a thread 1."""
+_COMES = 0.02
+"""Seconds for which a fork waits for threads that were called off and have not come."""
 
 CLAIM = f'''def has_claimed(place):
     """Take a place if nobody has it; return whether that was so."""
@@ -115,6 +120,7 @@ def kernel():
         return
     place = 0
     other = 0
+    late = 0
     for number in range(reserve[{MOST}]):
         place = address + {8 * RESERVE_WORDS} + {8 * PLACE_WORDS} * number
         if has_claimed(place):
@@ -125,6 +131,9 @@ def kernel():
                 wake(reserve, place, 0)
             else:
                 add_for_all(place + {8 * CLAIMED}, -1)
+        elif read_of_all(place + {8 * BEGUN}) == {CALLED_OFF}:
+            late += 1
+    reserve[{_LATE}] = late
     while other != 0:
         place = other
         own = pointer_to_int64(place)
@@ -224,7 +233,13 @@ class _Reserve:
 
     def leave(self) -> None:
         """Have threads end that have nothing to do, and wait for their end."""
+        import time
+
+        deadline = time.monotonic() + _COMES
         self._leave(self.address, self.address)
+        while self._words[_LATE] and time.monotonic() < deadline:
+            time.sleep(1e-4)
+            self._leave(self.address, self.address)
 
 
 def have_leave() -> None:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from portopt.kernels.host.reserve import (
     BEGUN,
+    CALLED_OFF,
     CLAIM,
     CLAIMED,
     CREATE,
@@ -106,7 +107,7 @@ def share(job):
     for k in range(1, started):
         place = pointer_to_int64(behind)[{_THREAD_WORDS} * k]
         # One that has not come by now is called off, and not waited for.
-        if add_for_all(place + {8 * BEGUN}, 1) != 0:
+        if add_for_all(place + {8 * BEGUN}, {CALLED_OFF}) != 0:
             looked = 0
             while read_of_all(place + {8 * IS_DONE}) == 0:
                 looked += 1
