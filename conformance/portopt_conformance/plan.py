@@ -168,7 +168,8 @@ def operations(
     for place, dtype in enumerate(COMPUTE_DTYPES):
         if dtype in dtypes:
             for number, (variant, experiment) in enumerate(primitives.array_experiments(dtype)):
-                if is_dear and (number + turn) % len(COMPUTE_DTYPES) != place:
+                # The interpreter does each by an operation of the library, a compiled step as the first mode has it.
+                if depth == "compiled" and not full and (number + turn) % len(COMPUTE_DTYPES) != place:
                     continue
                 yield Planned("operations", variant, dtype, "words", experiment, 1)
             if dtype == "float32" or not is_dear:

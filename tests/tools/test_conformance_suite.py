@@ -195,8 +195,9 @@ def test_what_takes_turns_where_modes_compile_leaves_nothing_out() -> None:
 
     single = {(name, dtype) for name in (*primitives.OPERATIONS, *primitives.CHAINS) for dtype in plan.COMPUTE_DTYPES}
     tested = {mode: {(case.variant, case.dtype) for case in of} & single for mode, of in of_modes(1).items()}
-    assert tested["eager"] == tested["interpreted"] | tested["jit"] == single
-    assert not tested["interpreted"] & tested["jit"]
+    assert tested["eager"] == tested["interpreted"] == single
+    assert {name for name, _ in tested["jit"]} == {name for name, _ in single}
+    assert len(tested["jit"]) == len(single) / 2
     for platform, depth in plan.depths(backend, "cpu"):
         if platform.mode_name in tested:
             every = plan.operations(platform, plan.COMPUTE_DTYPES, depth, full=True)
