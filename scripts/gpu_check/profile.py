@@ -238,11 +238,11 @@ def _looks(optimizer: portopt.Optimizer, params: Any, gradients: Any, state: por
     at = inputs.buffer_info()[0] + importlib.import_module("portopt.kernels.host.step_inputs").HEAD
 
     def look() -> None:
-        assert plan._watch.look(*trees)
+        assert plan.watch.look(*trees)
 
     def look_and_queue() -> None:
         assert inputs
-        assert plan._watch.look(*trees, at, state.step + 1, None, None, placed.queue.address)
+        assert plan.watch.look(*trees, at, state.step + 1, None, None, placed.queue.address)
 
     return {"look": look, "look and queue": look_and_queue}
 

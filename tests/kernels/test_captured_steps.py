@@ -146,7 +146,7 @@ def test_each_repetition_is_a_step(optimizer: portopt.Optimizer, played: tuple[H
 @pytest.mark.parametrize(
     "optimizer",
     [
-        portopt.SGD(0.1, momentum=0.9),
+        portopt.SGD(0.1),
         portopt.Nadam(COSINE, clipnorm=0.5, clipvalue=0.1),
         portopt.LAMB(clipnorm=0.5),
         EveryDraw(),
@@ -169,7 +169,9 @@ def test_eager_steps_of_a_state_on_the_device_are_planned(
         planned = run.optimizer._cache.plans
         assert all(plan.was_used for plan in planned) == (k != 2)
         recording.clear()
+        versions = [p._version for p in run.params]
         run.eager()
+        assert all(p._version > version for p, version in zip(run.params, versions, strict=True))
         assert recording.uploaded() in ((0,) if k in (3, 5) else range(1, 1 << 20))
         run.expect()
     (plan,) = optimizer._cache.plans
@@ -194,6 +196,35 @@ def test_a_rate_on_the_device_is_read_by_planned_steps(played: tuple[HostTorch, 
     (plan,) = run.optimizer._cache.plans
     assert plan.was_used
     assert not plan.fits(run.optimizer, run.params, run.grads, run.state, {"learning_rate": rate.clone()})
+    # The same tensors in other memory.
+    for tensor, at_first in ((rate, rate.data), (run.state.step, run.state.step.data)):
+        assert plan.fits(run.optimizer, run.params, run.grads, run.state, {"learning_rate": rate})
+        tensor.data = at_first.clone()
+        assert not plan.fits(run.optimizer, run.params, run.grads, run.state, {"learning_rate": rate})
+        run.eager(learning_rate=rate)
+        run.expect(learning_rate=value)
+        tensor.data = at_first
+
+
+def test_kinds_of_parameters_that_take_turns_are_planned_only_if_they_are_few(
+    played: tuple[HostTorch, Recording],
+) -> None:
+    for count, is_planned in ((6, True), (140, False)):
+        optimizer, dtypes = portopt.SGD(0.5, clipnorm=0.5), ("float32", "float64")
+        params = [to_torch(ordinary((2,), dtypes[k % 2], k)) for k in range(count)]
+        state, expected = optimizer.init(params, capturable=True), [p.clone() for p in params]
+        wanted = optimizer.init(expected)
+        for step in range(3):
+            # Their norm reads them all in one table, in the order of the tree.
+            grads = [to_torch(ordinary((2,), "float32", count * (step + 1) + k)) for k in range(count)]
+            state = optimizer.apply_(params, grads, state)
+            with portopt.interpreted():
+                wanted = optimizer.apply_(expected, grads, wanted)
+            for a, w in zip(params, expected, strict=True):
+                assert_same_bits(to_numpy(a), to_numpy(w))
+        assert [plan.was_used for plan in optimizer._cache.plans] == [True] * is_planned
+        said = portopt.explain(optimizer, params, grads, state, in_place=True)
+        assert ("take turns in their tree too often" in str(said)) != is_planned
 
 
 def test_a_users_schedule_is_asked_in_each_step(played: tuple[HostTorch, Recording]) -> None:

@@ -198,4 +198,4 @@ def test_arrays_that_are_not_as_they_were_are_told_apart(recording: Recording) -
     assert not plan.fits(optimizer, to_cupy(np.ones((3, 4), np.float32)), g, state, {})
     # A step would copy it, which takes a device.
     assert isinstance(plan, DevicePlan)
-    assert not plan._watch.look(p, new((3, 4), "float32", g.data, order="F"), state.slots)
+    assert not plan.watch.look(p, new((3, 4), "float32", g.data, order="F"), state.slots)

@@ -17,6 +17,7 @@ from support.torch_on_host import HostTorch, host_torch, to_numpy, to_torch
 import portopt
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver
+from portopt.kernels.cuda.library import Fetch
 from portopt.kernels.device_plan import DevicePlan
 from portopt.state import OptimizerState
 from portopt_torch import TorchOptimizer
@@ -136,6 +137,19 @@ def test_parts_of_the_norm_are_fetched_behind_what_finds_them(played: tuple[Host
         *((k, what) for k in range(3) for what in ("upload", "sum_squares")),
         *((k, what) for k in range(3) for what in ("fetch", "fetch", "scalars_of_norm", "update")),
     ]
+
+
+def test_what_was_fetched_may_be_overwritten_where_it_was_found(played: tuple[HostTorch, Recording]) -> None:
+    library, recording = played
+    (found, of), (target, at) = library.workspace(1, 0), library.workspace(1, 1)
+    recording.play(delayed=True)
+    with driver.device(0).within():
+        driver.device(0).upload(of, array("q", [1]), library.stream(0))
+        library.fetch([Fetch(1, at, 0, of, 8)])
+        driver.device(0).upload(of, array("q", [2]), library.stream(0))
+    recording.run_queued()
+    recording.play()
+    assert (target.tolist(), found.tolist()) == ([1], [2])
 
 
 def test_totals_for_which_the_host_waits(played: tuple[HostTorch, Recording], monkeypatch: pytest.MonkeyPatch) -> None:

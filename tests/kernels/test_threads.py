@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import re
+import signal
 import threading
 import time
 from array import array
@@ -21,7 +22,7 @@ from support.bits import assert_same_bits
 from support.elsewhere import Elsewhere
 
 import portopt
-from portopt.kernels.host import threads
+from portopt.kernels.host import reserve, threads
 from portopt.kernels.host.cgroups import cpu_quota
 from portopt.kernels.host.reserve import have_leave, system_functions
 
@@ -250,6 +251,10 @@ def test_a_job_is_done_again_by_threads_that_begin_with_the_same_parts() -> None
     assert sorted(done) == [(0, True)] * 5 + [(1, True)] * 5 + [(2, False)] * 5 + [(3, False)] * 5
 
 
+called_by_threads: list[Any] = []
+"""Functions of this module that threads may yet call."""
+
+
 def helpers_of_jobs(count: int) -> list[int]:
     """Return the other thread of each of some jobs."""
     both, found = threading.Barrier(2, timeout=600), list[int]()
@@ -267,32 +272,112 @@ def helpers_of_jobs(count: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="the system does not show its threads")
-@pytest.mark.parametrize("why", ["nothing comes", "a fork"])
-def test_a_thread_stays_for_further_jobs_until_nothing_comes_or_the_process_forks(why: str) -> None:
+@pytest.mark.parametrize("why", ["nothing comes", "a fork", "their number is set"])
+def test_a_thread_stays_for_further_jobs_until_nothing_comes_or_it_must_leave(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has it leave waits for its end: a process that then forks has one thread, or Python would warn."""
+    left: list[tuple[str, int]] = []
+
+    def counted(name: str, address: int, count: int) -> int:
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * count)
+        function = kind(address)
+
+        def call(*args: int) -> int:
+            result = int(function(*args))
+            left.append((name, result))
+            return result
+
+        called_by_threads.append(kind(call))
+        return threads.address_of(called_by_threads[-1])
+
+    functions = list(system_functions())
+    functions[3:5] = counted("detach", functions[3], 1), counted("join", functions[4], 2)
+    monkeypatch.setattr(threads, "system_functions", lambda: tuple(functions))
     portopt.set_num_threads(2)
     found = helpers_of_jobs(5)
     # One that is late in going to sleep may find another in its place.
     assert len(set(found)) < len(found) == 5
     if why == "a fork":
         have_leave()
+    elif why == "their number is set":
+        portopt.set_num_threads(2)
     deadline = time.monotonic() + 60
     while any(Path(f"/proc/self/task/{thread}").exists() for thread in found):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+    assert left == [("detach" if why == "nothing comes" else "join", 0)] * len(set(found))
     assert len(helpers_of_jobs(2)) == 2
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="there are no POSIX threads here")
+def test_a_thread_gets_no_signals_but_those_for_what_it_does_itself() -> None:
+    """The others are for threads that run Python; hidden, these would end the process without a word of `faulthandler`."""
+    portopt.set_num_threads(2)
+    both, found = threading.Barrier(2, timeout=600), dict[bool, set[int]]()
+
+    def note(record: Any, _: Any) -> int:
+        both.wait()
+        is_main = threading.get_ident() == threading.main_thread().ident
+        found[is_main] = set(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+        return 0
+
+    part = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_void_p)(note)
+    threads.split(threads.address_of(part), array("q", [0, 0]), 1)
+    open_signals = signal.valid_signals() - found[False]
+    assert {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL} <= open_signals
+    assert not open_signals & {signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGPROF, signal.SIGCHLD}
+    assert not found[True]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_process_forked_behind_pythons_back_does_not_wait_for_threads_that_it_has_not() -> None:
+    portopt.set_num_threads(2)
+    helpers_of_jobs(1)
+    child = ctypes.PyDLL(None).fork()
+    if child == 0:
+        signal.alarm(60)
+        before = [list(each._words) for each in reserve._reserves]
+        have_leave()
+        os._exit(before != [list(each._words) for each in reserve._reserves])
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_thread_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     create = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)(lambda *_: 0)
-    detach = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: 0)
     functions = list(system_functions())
-    functions[2:4] = threads.address_of(create), threads.address_of(detach)
+    functions[2] = threads.address_of(create)
     monkeypatch.setattr(threads, "system_functions", lambda: tuple(functions))
+    monkeypatch.setattr(reserve, "_reserves", [])  # others need not wait for these
     portopt.set_num_threads(2)
     done: list[tuple[int, int]] = []
     for _ in range(9):
         split(lambda start, stop: done.append((start, stop)))
     assert done == 9 * threads.ranges(SIZE)
+    before = time.monotonic()
+    have_leave()
+    assert time.monotonic() - before < 30
+
+
+def test_a_thread_that_comes_late_has_left_before_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    functions, kind = list(system_functions()), ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 4)
+    start = kind(functions[2])
+
+    def create(*args: int) -> int:
+        threading.Timer(0.01, start, args).start()
+        return 0
+
+    called_by_threads.append(kind(create))
+    functions[2] = threads.address_of(called_by_threads[-1])
+    monkeypatch.setattr(threads, "system_functions", lambda: tuple(functions))
+    monkeypatch.setattr(reserve, "_COMES", 600)
+    portopt.set_num_threads(2)
+    before = set(reserve._reserves)
+    split(lambda start, stop: None)
+    have_leave()
+    (own,) = set(reserve._reserves) - before
+    places = [own._words[at : at + 3] for at in range(reserve.RESERVE_WORDS, len(own._words), reserve.PLACE_WORDS)]
+    assert not any(any(place) for place in places)
 
 
 def test_planned_steps_keep_their_job_until_the_number_of_threads_is_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class HostTorch(_cuda.TorchLibrary):
         return len(self._kept)
 
     def __init__(self) -> None:
-        # As in torch's own allocator of a device, memory is not taken away from what is queued.
+        # Nothing else is put where memory has been: who uses it after its end finds what `empty` leaves there.
         self._kept: list[Any] = []
         self._all_placed: list[Any] = []
         self._of_graphs: list[Any] = []
@@ -44,10 +45,18 @@ class HostTorch(_cuda.TorchLibrary):
         self.recording: Recording | None = None
 
     def empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
-        self._kept.append(self.put(super().empty(shape, dtype, device), device))
+        memory = self.put(super().empty(shape, dtype, device), device)
+        self._kept.append(memory)
         if self.is_capturing(device):
-            self._of_graphs.append(self._kept[-1])
-        return self._kept[-1]
+            self._of_graphs.append(memory)
+            return memory
+        if not memory.numel():
+            return memory
+        content = memory.reshape(-1).view(torch.uint8)
+        seen = content.numpy()[:]
+        # Once nobody has a tensor of it, other work may write it.
+        weakref.finalize(seen, content.fill_, 0x55).atexit = False
+        return torch.from_numpy(seen).view(memory.dtype).reshape(shape)
 
     def put(self, tensor: Any, device: int) -> Any:
         """Take the memory of a tensor for that of a device, for as long as devices are played; one without elements has none."""

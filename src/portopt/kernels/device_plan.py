@@ -19,7 +19,6 @@ parameters are ordered by the caller, whatever their streams, as all work on the
 from __future__ import annotations
 
 import itertools
-import threading
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,9 +32,7 @@ from portopt.kernels.cuda.library import CudaLibrary, Placed
 from portopt.kernels.device_queue import (
     COUNT_OF_NORM,
     FINDING,
-    IS_CAPTURING,
     JOINING,
-    NEEDS_BLOCK,
     NORM,
     WORD,
     Column,
@@ -58,9 +55,8 @@ from portopt.kernels.groups import grouped, positions
 from portopt.kernels.host import threads
 from portopt.kernels.host.given import Schedules, changing
 from portopt.kernels.host.kernel import Inputs, Work
-from portopt.kernels.host.look import NOT_BEGUN
 from portopt.kernels.host.readers import ArrayReader
-from portopt.kernels.host.repeated_step import UNKNOWN_CONTAINERS, RepeatedStep, Trees, parts_of
+from portopt.kernels.host.repeated_step import UNKNOWN_CONTAINERS, Trees, parts_of
 from portopt.kernels.host.results import Results
 from portopt.kernels.host.step_inputs import HEAD, StepInputs
 from portopt.kernels.host.watch import Call, Watch, size_of
@@ -69,6 +65,7 @@ from portopt.kernels.key import KernelKey
 from portopt.kernels.names import SCALARS_OF_NORM, SUM_SQUARES, UPDATE
 from portopt.kernels.norm_dependence import WORDS_OF_PART, GradientNorm, norm_dependence, with_given_totals
 from portopt.kernels.passes import passes_of
+from portopt.kernels.queued_step import QueuedStep, StepTrees
 from portopt.program import Program
 from portopt.protocols import Rule
 from portopt.state import OptimizerState
@@ -77,7 +74,7 @@ _MOST_STREAMS = 4
 """On how many streams the tables of a plan are kept."""
 
 
-class DevicePlan(RepeatedStep):
+class DevicePlan(QueuedStep):
     """One optimizer's step on one set of arrays on a device, or on all that are like one.
 
     Args:
@@ -106,22 +103,17 @@ class DevicePlan(RepeatedStep):
         results: Results | None,
         totals: DeviceTotals | None,
     ) -> None:
-        super().__init__(backend, programs, further, results)
+        super().__init__(backend, programs, watch, further, note_written, results)
         if totals is not None:
             self.remarks = ("the host waits for totals over all parameters",)
         self._totals = totals
         self._library = library
-        self._watch = watch
         self._kinds = kinds
         self._is_small = threads.is_small(sum(kind.elements for kind in kinds))
         self._inputs = inputs
         self._schedules = Schedules(programs, inputs.length)
         self._devices = tuple(dict.fromkeys(kind.device for kind in kinds))
-        self._driver = driver.driver()
-        self._note_written = note_written if watch.calls_back else None
         self._placed: dict[tuple[int, ...], _Placed] = {}
-        # What ends while it is held may be an array whose end does a step.
-        self._lock = threading.RLock()
         self._own_norm = GradientNorm({}, 0, _unknown)
         scalars = kinds[0].scalars
         first = 1 + inputs.places[0][1] // 8
@@ -138,19 +130,17 @@ class DevicePlan(RepeatedStep):
         call, new = None, None
         if self.results is not None:
             # Not much memory is asked for before it is known that the step will fill it.
-            if not self._is_small and (call := self._looked(trees)) is None:
+            if not self._is_small and (call := self.looked(trees)) is None:
                 return None
             new = self.results.new()
         streams, slots = tuple(map(self._library.stream, self._devices)), state.slots
-        with self._lock:
+        with self.lock:
             found = self._step_inputs(rule, trees, state, overrides)
             if found is None:
                 return None
             if not self._queue(trees, found, finished, streams, call, new):
                 return None
-        if self._watch.late:
-            self._watch.late.clear()
-        self.was_used = True
+        self.done()
         if self.results is not None and new is not None:
             params, slots = self.results.trees(new, params, slots)
         if self._of_state:
@@ -162,25 +152,15 @@ class DevicePlan(RepeatedStep):
         if not self.is_for(state) or (split := self.split(grads, overrides)) is None:
             return False
         grads, overrides = split
-        with self._lock:
+        with self.lock:
             if not self.would_do(rule, overrides):
                 return False
             trees = params, grads, state.slots
-            return self._watch.look(*trees) or self._looked(trees) is not None
-
-    def _looked(self, trees: tuple[Any, Any, Any]) -> Call | None:
-        """Return a call with the arrays, gradients copied that kernels cannot read as they lie; None if they do not fit."""
-        call = self._watch.begin()
-        if self._watch.look(*trees, call=call):
-            return call
-        mended = self._watch.mend(call, *trees)
-        return mended if mended is not None and self._watch.look(*trees, call=mended) else None
+            return self.would_queue(trees)
 
     # The inputs of a step -------------------------------------------------------------------------------------------
 
-    def _step_inputs(
-        self, rule: Rule, trees: tuple[Any, Any, Any], state: Any, overrides: dict[str, Any]
-    ) -> _Given | None:
+    def _step_inputs(self, rule: Rule, trees: StepTrees, state: Any, overrides: dict[str, Any]) -> _Given | None:
         """Return what a step is given; None if this plan cannot do the step."""
         found = self.inputs_from_last(state.slots, overrides)
         if found is not None:
@@ -189,19 +169,17 @@ class DevicePlan(RepeatedStep):
             return self._new_inputs(rule, trees, state, overrides)
         except Exception:
             # Of several things that are wrong, the full check has an order of its own.
-            if self._watch.look(*trees):
+            if self.watch.look(*trees):
                 raise
             return None
 
-    def _new_inputs(
-        self, rule: Rule, trees: tuple[Any, Any, Any], state: Any, overrides: dict[str, Any]
-    ) -> _Given | None:
+    def _new_inputs(self, rule: Rule, trees: StepTrees, state: Any, overrides: dict[str, Any]) -> _Given | None:
         checked = self.checked(rule, overrides)
         if not self.does(rule, checked):
             return None
         scheduled = self._schedules.of(rule, checked)
         # No schedule of a user's is called for a step that another plan does.
-        if not scheduled.is_all and self._looked(trees) is None:
+        if not scheduled.is_all and self.looked(trees) is None:
             return None
         unknown: Any = self._own_norm if self._totals is None else 1.0
         scalars, _ = rule.step_scalars(self.backend, list(self.programs), state, checked, lambda *_: unknown)
@@ -236,7 +214,7 @@ class DevicePlan(RepeatedStep):
 
     def _queue(
         self,
-        trees: tuple[Any, Any, Any],
+        trees: StepTrees,
         given: _Given,
         step: int,
         streams: tuple[int, ...],
@@ -253,36 +231,19 @@ class DevicePlan(RepeatedStep):
             call: that of a look that found all as it was, if there was one.
             new: the arrays that the step fills, where it makes new ones.
         """
-        watch, placed = self._watch, self._placed.get(streams)
-        if call is None and self._note_written is not None:
-            call = watch.begin()
+        call, placed = self.begun(call), self._placed.get(streams)
         if placed is None:
-            if any(map(self._library.is_capturing, self._devices)) or (call := self._looked(trees)) is None:
+            if any(map(self._library.is_capturing, self._devices)) or (call := self.looked(trees)) is None:
                 return False
             placed = self._place(streams, call)
         inputs, norm, known = given
         at = inputs.buffer_info()[0] + HEAD
 
-        def queued(queue: Queue, made: list[Any] | None) -> bool:
-            nonlocal call
-            while not watch.look(*trees, at, step, call, made, queue.address):
-                outcome = queue.outcome
-                if outcome == NEEDS_BLOCK:
-                    queue.add_block()
-                elif outcome == NOT_BEGUN:
-                    call = watch.mend(call, *trees)
-                    if call is None:
-                        return False
-                elif outcome == IS_CAPTURING:
-                    return False
-                else:
-                    self._driver.check(outcome)
-            return True
-
         for totals in placed.totals:
             if known.issuperset(totals.names):
                 continue
-            if not queued(totals.queue, None):
+            is_done, call = self.queued(totals.queue, trees, at, step, call)
+            if not is_done:
                 return False
             for name, value in totals.values(self._library).items():
                 for k in () if name in known else self._inputs.numbers_of(name):
@@ -292,11 +253,10 @@ class DevicePlan(RepeatedStep):
             placed.queue.set_norm(
                 None if norm is None else [(address(norm.words[number]), norm.count) for number in self._devices]
             )
-        if not queued(placed.queue, new):
-            return False
-        if self._note_written is not None and call is not None:
-            self._note_written(call.written)
-        return True
+        is_done, call = self.queued(placed.queue, trees, at, step, call, new)
+        if is_done:
+            self.note(call)
+        return is_done
 
     def _place(self, streams: tuple[int, ...], call: Call) -> _Placed:
         """Put tables into the devices' memory, for steps on streams of theirs."""
@@ -323,7 +283,7 @@ class DevicePlan(RepeatedStep):
         """Return the addresses of the arrays of each parameter, of each kind."""
         words = np.frombuffer(table, np.int64)
         found = []
-        for kind, offset in zip(self._kinds, self._watch.offsets, strict=True):
+        for kind, offset in zip(self._kinds, self.watch.offsets, strict=True):
             size = kind.rows * len(kind.columns)
             found.append(words[offset // 8 : offset // 8 + size].reshape(kind.rows, -1).tolist())
         return found
@@ -345,7 +305,7 @@ class DevicePlan(RepeatedStep):
         phase = JOINING if self._needs_norm and len(streams) > 1 else FINDING
         for number in streams:
             first = count
-            for kind, at, offset in zip(self._kinds, placed, self._watch.offsets, strict=True):
+            for kind, at, offset in zip(self._kinds, placed, self.watch.offsets, strict=True):
                 if kind.device != number:
                     continue
                 for (column, width), known in zip(kind.changing, at.known, strict=True):

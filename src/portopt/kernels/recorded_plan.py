@@ -8,7 +8,6 @@ are marks at first, from which it is known where a step has to put their address
 from __future__ import annotations
 
 import itertools
-import threading
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,16 +20,16 @@ from portopt.backend.totals import Totals
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.library import CudaLibrary, Placed
-from portopt.kernels.device_queue import IS_CAPTURING, NEEDS_BLOCK, Column, Launch, OnDevice, Queue
+from portopt.kernels.device_queue import Column, Launch, OnDevice, Queue
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.host.given import same_numbers
 from portopt.kernels.host.kernel import Inputs
 from portopt.kernels.host.kernel import Work as Watched
-from portopt.kernels.host.look import NOT_BEGUN
 from portopt.kernels.host.readers import ArrayReader
-from portopt.kernels.host.repeated_step import UNKNOWN_CONTAINERS, RepeatedStep, Trees, parts_of
+from portopt.kernels.host.repeated_step import UNKNOWN_CONTAINERS, Trees, parts_of
 from portopt.kernels.host.step_inputs import HEAD
 from portopt.kernels.host.watch import Watch, size_of
+from portopt.kernels.queued_step import QueuedStep, StepTrees
 from portopt.program import Program
 from portopt.protocols import Rule
 from portopt.schedules import is_ready_made, is_schedule
@@ -45,7 +44,7 @@ _MOST_COLUMNS = 64
 """How many pieces of addresses that lie evenly are uploaded one by one."""
 
 
-class RecordedPlan(RepeatedStep):
+class RecordedPlan(QueuedStep):
     """One optimizer's step in place on one set of arrays on a device, the scalars of its state among them, on one stream.
 
     Args:
@@ -76,24 +75,26 @@ class RecordedPlan(RepeatedStep):
         note_written: Callable[[list[Any]], object] | None,
         owners: Any,
     ) -> None:
-        super().__init__(backend, programs, further, None)
+        super().__init__(backend, programs, watch, further, note_written, None)
         self.remarks = ("the device counts the steps",)
         self._library = library
-        self._watch = watch
         self._queue = queue
         self._number = state.step
         self._scalars = {n: x for n, x in state.slots.items() if n in self.program.scalar_outputs}
         self._overrides = overrides
+        numbers = [state.step, *self._scalars.values(), *(x for x in overrides.values() if backend.owns(x))]
+        self._numbers = [(x, library.address(x)) for x in numbers]
         self._place = place
-        self._note_written = note_written if watch.calls_back else None
         self._inputs = array("d", bytes(HEAD + 8))
         self._keep_alive = owners
-        self._lock = threading.RLock()
 
     def is_for(self, state: Any) -> bool:
         if type(state) is not OptimizerState or state.step is not self._number:
             return False
         if any(state.slots.get(name) is not x for name, x in self._scalars.items()):
+            return False
+        # An array may be given other memory.
+        if any(self._library.address(x) != at for x, at in self._numbers):
             return False
         return super().is_for(state._replace(step=0)) and self._library.stream(self._place[0]) == self._place[1]
 
@@ -104,12 +105,13 @@ class RecordedPlan(RepeatedStep):
         trees = self._trees(params, grads, state, overrides)
         if trees is None:
             return None
-        with self._lock:
-            if not self._queued(trees):
+        with self.lock:
+            at = self._inputs.buffer_info()[0] + HEAD
+            is_done, call = self.queued(self._queue, trees, at, 1, self.begun(None))
+            if not is_done:
                 return None
-        if self._watch.late:
-            self._watch.late.clear()
-        self.was_used = True
+            self.note(call)
+        self.done()
         return params, state
 
     def fits(self, rule: Rule, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> bool:
@@ -117,10 +119,10 @@ class RecordedPlan(RepeatedStep):
         trees = self._trees(params, grads, state, overrides)
         if trees is None:
             return False
-        with self._lock:
-            return self._watch.look(*trees) or self._watch.mend(None, *trees) is not None
+        with self.lock:
+            return self.would_queue(trees)
 
-    def _trees(self, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> tuple[Any, Any, Any] | None:
+    def _trees(self, params: Any, grads: Any, state: Any, overrides: dict[str, Any]) -> StepTrees | None:
         """Return what is looked at; None if the step is not one of the plan's."""
         if not self.is_for(state) or (split := self.split(grads, overrides)) is None:
             return None
@@ -132,26 +134,6 @@ class RecordedPlan(RepeatedStep):
         if numbers and not same_numbers({n: others[n] for n in numbers}, {n: known[n] for n in numbers}):
             return None
         return params, grads, state.slots
-
-    def _queued(self, trees: tuple[Any, Any, Any]) -> bool:
-        watch, queue, device = self._watch, self._queue, driver.device(self._place[0])
-        at = self._inputs.buffer_info()[0] + HEAD
-        call = watch.begin() if self._note_written is not None else None
-        while not watch.look(*trees, at, 1, call, None, queue.address):
-            outcome = queue.outcome
-            if outcome == NEEDS_BLOCK:
-                queue.add_block()
-            elif outcome == NOT_BEGUN:
-                call = watch.mend(call, *trees)
-                if call is None:
-                    return False
-            elif outcome == IS_CAPTURING:
-                return False
-            else:
-                device.driver.check(outcome)
-        if self._note_written is not None and call is not None:
-            self._note_written(call.written)
-        return True
 
 
 def make_recorded_plan(

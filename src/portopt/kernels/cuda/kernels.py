@@ -27,7 +27,8 @@ scalars_source = functools.lru_cache(maxsize=512)(device_scalars_source)
 def function(source: str, name: str, device: int) -> int:
     """Return a kernel of a source on a device."""
     found = driver.device(device)
-    with found.within():
+    # Also while a stream is captured: a load is none of what a graph repeats. Finding a kernel may load it.
+    with found.within(), found.driver.uncaptured():
         return found.driver.function(_module(source, device), name)
 
 
@@ -42,6 +43,4 @@ def _module(source: str, device: int) -> int:
     if code is None:
         code = compiler.compile(source, target)
         cache.store(key, code)
-    # Also while a stream is captured: a load is none of what a graph repeats.
-    with found.within(), found.driver.uncaptured():
-        return found.driver.load(code)
+    return found.driver.load(code)

@@ -1,7 +1,6 @@
 // A product of matrices of integers in float64, of which every sum is exact, in any order and contracted or not.
 // A block computes a square of TILE rows and columns, each of 256 parts of it as four rows by four columns.
 
-#define TILE 64
 #define DEPTH 16
 
 extern "C" __global__ void __launch_bounds__(THREADS) multiplied(

@@ -1,10 +1,10 @@
-"""What a product of matrices is made of beside the product itself, in CUDA C: the kernels of `products.cuh`."""
+"""What a product of matrices is made of, in CUDA C: the kernels of `products.cuh`, and of `multiplied.cuh` the product itself."""
 
 from __future__ import annotations
 
 import functools
 
-from portopt.kernels.cuda.source import LANGUAGE, THREADS, common_source, reductions_source, source_file
+from portopt.kernels.cuda.source import LANGUAGE, THREADS, common_source, defines, reductions_source, source_file
 from portopt.kernels.passes import ACROSS
 from portopt.program.products import SLICES
 
@@ -15,7 +15,8 @@ MULTIPLIED_TILE = 64
 @functools.cache
 def multiplied_source() -> str:
     """Return the source of the kernel that multiplies matrices of integers."""
-    return "\n".join([f"#define THREADS {THREADS}", "", source_file("multiplied.cuh")])
+    constants = {"THREADS": THREADS, "TILE": MULTIPLIED_TILE}
+    return "\n".join([*defines(constants), "", source_file("multiplied.cuh")])
 
 
 @functools.cache

@@ -139,7 +139,7 @@ def device_scalars_source(program: Program, on_device: frozenset[str]) -> str:
 
 def words_source(count: int) -> str:
     """Return the source of the kernel that writes words into the device's memory, of which a launch carries so many."""
-    return "\n".join([*_defines({"THREADS": THREADS, "WORDS": count}), "", source_file("words.cuh")])
+    return "\n".join([*defines({"THREADS": THREADS, "WORDS": count}), "", source_file("words.cuh")])
 
 
 def norm_of_parts_source() -> str:
@@ -154,16 +154,17 @@ def common_source(words: int | None = None) -> str:
         constants["WORDS"] = words
     table = "table.cuh" if words is None else "table_in_arguments.cuh"
     return "\n".join(
-        [*_defines(constants), "", *map(source_file, ("arithmetic.cuh", table, "memory.cuh", "vectors.cuh"))]
+        [*defines(constants), "", *map(source_file, ("arithmetic.cuh", table, "memory.cuh", "vectors.cuh"))]
     )
 
 
 def reductions_source() -> str:
     """Return what modules that reduce have after that."""
-    return "\n".join([*_defines(_BINS), "", *map(source_file, ("scalars.cuh", "reductions.cuh"))])
+    return "\n".join([*defines(_BINS), "", *map(source_file, ("scalars.cuh", "reductions.cuh"))])
 
 
-def _defines(constants: Mapping[str, int]) -> list[str]:
+def defines(constants: Mapping[str, int]) -> list[str]:
+    """Return the lines that give constants their names."""
     return [f"#define {name} {value}" for name, value in constants.items()]
 
 

@@ -27,10 +27,10 @@ from typing import Any, NamedTuple
 
 from portopt.kernels.host.reserve import (
     BEGUN,
+    CALLED_OFF,
     CLAIM,
     CLAIMED,
     CREATE,
-    DETACH,
     GET_PROCESS,
     IS_DONE,
     IS_THERE,
@@ -40,6 +40,7 @@ from portopt.kernels.host.reserve import (
     PLACE_WORDS,
     PROCESS,
     RESERVE_WORDS,
+    have_leave,
     reserve_of,
     system_functions,
 )
@@ -100,14 +101,13 @@ def share(job):
                         own[{IS_THERE}] = 0
                         add_for_all(place + {8 * CLAIMED}, -1)
                         break
-                    call_1(reserve[{DETACH}], own[{NAME}])
                 pointer_to_int64(behind)[{_THREAD_WORDS} * started] = place
                 started += 1
     call_2(words[3], behind + 8, behind + 8)
     for k in range(1, started):
         place = pointer_to_int64(behind)[{_THREAD_WORDS} * k]
         # One that has not come by now is called off, and not waited for.
-        if add_for_all(place + {8 * BEGUN}, 1) != 0:
+        if add_for_all(place + {8 * BEGUN}, {CALLED_OFF}) != 0:
             looked = 0
             while read_of_all(place + {8 * IS_DONE}) == 0:
                 looked += 1
@@ -180,7 +180,7 @@ def get_num_threads() -> int:
     """Return how many threads large steps use: what `set_num_threads` set, else `PORTOPT_NUM_THREADS`, else the CPUs allowed.
 
     Allowed are the CPUs that the process may run on, and no more than a container's control group gives it the time of.
-    A loop of steps that has begun keeps its number until `set_num_threads` is called.
+    A loop of steps that has begun keeps its number, and threads the CPUs that they may run on, until `set_num_threads` is called.
 
     Example:
         >>> import portopt
@@ -225,6 +225,7 @@ def set_num_threads(count: int | None) -> None:
     if count is not None and (type(count) is not int or count < 1):
         raise ValueError(f"the number of threads must be an integer of at least 1 or None, but {count!r} was given")
     _chosen, changes = count, changes + 1
+    have_leave()
 
 
 def is_small(total: int) -> bool:
