@@ -23,6 +23,8 @@ SCHEDULED_RULE = portopt.SGD
 NARROW_SLOT_RULE = portopt.Adam
 NARROW_SLOTS = (("float32", "float16"), ("float32", "bfloat16"), ("float16", "float16"), ("bfloat16", "bfloat16"))
 """Dtypes of parameters and of the slots that one rule keeps for them."""
+IN_EVERY_TURN = (SCHEDULED_RULE.__name__, NARROW_SLOT_RULE.__name__)
+"""Rules that have everything in modes that compile a step, whose turn ever it is."""
 OTHER_GRADIENTS = (("float32", "bfloat16"), ("bfloat16", "float32"), ("float32", "float64"), ("float64", "float32"))
 """Dtypes of parameters and of the gradients of another dtype with which the same rule makes steps."""
 
@@ -45,8 +47,11 @@ SAMPLE = (("clipped", "float32"), ("default", "bfloat16"), ("default", "float16"
 """Configurations and dtypes for modes of which only a sample is tested."""
 OPTION_TURNS = 4
 """One option of so many is tested alone where each is a compilation."""
-TURNS = {"elementwise": 6, "reducing": 6, "multiplying or drawing": 4}
-"""One rule of so many of each kind is tested in each mode of which only a sample is tested, and under each setting."""
+TURNS = {"elementwise": 8, "reducing": 8, "multiplying or drawing": 4}
+"""One rule of so many of each kind is tested in each mode of which only a sample is tested, and under each setting.
+
+In modes that compile a step, these rules have more than one test where all rules have one.
+"""
 SAMPLE_SCHEDULE = "CosineDecay_warmup"
 """The schedule that stands for all in modes offered for tests only."""
 
@@ -115,23 +120,39 @@ def kind_of(rule: type[Optimizer]) -> str:
     return "multiplying or drawing" if operations & {"matmul", *DRAWS} else "reducing"
 
 
-def modes_of_checks(platforms: Sequence[Platform], number: int, *, full: bool) -> Sequence[Platform]:
-    """Return the modes for checks of a rule's arrays: all, or one in turn where a mode compiles.
+def rules_of_checks(
+    platforms: Sequence[Platform], rules: Sequence[type[Optimizer]], *, full: bool
+) -> list[Sequence[type[Optimizer]]]:
+    """Return the rules whose arrays are checked in each mode: all, or those whose turn it is where a mode compiles.
 
     Args:
         platforms: the backend in each mode.
-        number: the rule's number.
+        rules: the rules.
         full: whether to leave out none.
     """
-    compiles = any(platform.mode.compiled for platform in platforms)
-    return [platforms[number % len(platforms)]] if compiles and not full else platforms
+    if full or not any(platform.mode.compiled for platform in platforms):
+        return [rules for _ in platforms]
+    return [
+        [rule for rule, sample in zip(rules, samples(rules, turn), strict=True) if sample]
+        for turn in range(len(platforms))
+    ]
 
 
-def operations(platform: Platform, dtypes: Sequence[str], depth: str) -> Iterator[Planned]:
-    """Yield the experiments on operations, scalars and the norm."""
+def operations(
+    platform: Platform, dtypes: Sequence[str], depth: str, *, turn: int = 0, full: bool = False
+) -> Iterator[Planned]:
+    """Yield the experiments on operations, scalars and the norm.
+
+    Args:
+        platform: where the experiments are made.
+        dtypes: the dtypes there.
+        depth: how much, see `depths`.
+        turn: the mode's number, where compute dtypes take turns.
+        full: whether to make what is left out because it takes long.
+    """
     if depth in ("sampled", "extra") or platform.mode is IN_PLACE:
         return
-    is_dear = depth in ("compiled", "single operations")
+    is_dear = depth in ("compiled", "single operations") and not full
     for dtype in dtypes:
         yield Planned("operations", "load", dtype, "words", primitives.conversion_experiment(dtype), 1)
         for other in dtypes:
@@ -144,9 +165,11 @@ def operations(platform: Platform, dtypes: Sequence[str], depth: str) -> Iterato
         ):
             variant, _, name = full_name.partition("/")
             yield Planned("norm", variant, dtype, name or "in_order", experiment, 1)
-    for dtype in COMPUTE_DTYPES:
+    for place, dtype in enumerate(COMPUTE_DTYPES):
         if dtype in dtypes:
-            for variant, experiment in primitives.array_experiments(dtype):
+            for number, (variant, experiment) in enumerate(primitives.array_experiments(dtype)):
+                if is_dear and (number + turn) % len(COMPUTE_DTYPES) != place:
+                    continue
                 yield Planned("operations", variant, dtype, "words", experiment, 1)
             if dtype == "float32" or not is_dear:
                 yield Planned("operations", "functions", dtype, "words", primitives.function_experiment(dtype), 1)
@@ -226,12 +249,17 @@ def _chosen(configuration: Configuration, dtype: str, scope: _Scope, *, outermos
     if scope.compiled and not scope.full and depth in ("first", "compiled") and not configuration.is_elementwise:
         # A compilation takes seconds: most options at once stand for all, and the first mode for dialects and narrow dtypes.
         first = depth == "first"
-        if configuration.name == "clipped" and (dtype == "float32" or (first and dtype in DIALECT_DTYPES)):
+        narrow = first and scope.is_in_turn and dtype in DIALECT_DTYPES
+        if configuration.name == "clipped" and (dtype == "float32" or narrow):
             yield (3, "ten")
-        if configuration.dialect and first and dtype == "float32":
+        if first and dtype == "float32" and _is_dialect_in_turn(configuration, scope.number):
             yield (2, "ordinary")
         return
     single = dtype == "float32"
+    if depth == "compiled" and not scope.is_in_turn and configuration.rule.__name__ not in IN_EVERY_TURN:
+        if (configuration.name, dtype) == SAMPLE[0]:
+            yield (3, "ten")
+        return
     if configuration.dialect:
         every = scope.full or (configuration.is_elementwise and not scope.compiled)
         if depth == "first" and (dtype in DIALECT_DTYPES if every else single):
@@ -275,6 +303,12 @@ def _chosen(configuration: Configuration, dtype: str, scope: _Scope, *, outermos
 
 def _is_option_in_turn(configuration: Configuration, number: int) -> bool:
     return (configurations(configuration.rule).index(configuration) + number) % OPTION_TURNS == 0
+
+
+def _is_dialect_in_turn(configuration: Configuration, number: int) -> bool:
+    """Tell whether a configuration is the one dialect of its rule that stands for all."""
+    dialects = [found for found in configurations(configuration.rule) if found.dialect]
+    return configuration.dialect and dialects[number % len(dialects)] is configuration
 
 
 def _of_many_elements(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import portopt
@@ -126,8 +127,8 @@ def _all_cases(
     if quick:
         depths = [(platform, depth) for platform, depth in depths if depth in ("first", "compiled")]
     yield from _contract_cases(depths[0][0], dtypes)
-    for platform, depth in depths:
-        for planned in plan.operations(platform, dtypes, depth):
+    for turn, (platform, depth) in enumerate(depths):
+        for planned in plan.operations(platform, dtypes, depth, turn=turn, full=full):
             yield _experiment_case(platform, planned, expected(None))
 
     def samples(turn: int) -> Sequence[Sequence[tuple[str, str]]]:
@@ -175,25 +176,24 @@ def _purity_cases(
     backend: Backend, device: str, dtypes: Sequence[str], rules: Sequence[type[Optimizer]], *, full: bool
 ) -> Iterator[Case]:
     platforms = [Platform(backend, device, mode) for mode in backend.modes.values()]
-    for i, rule in enumerate(rules):
+    chosen = plan.rules_of_checks(platforms, rules, full=full)
+    for number, (platform, of_mode) in enumerate(zip(platforms, chosen, strict=True)):
+        checks = [(platform.mode_name, check) for check in purity.MODE_CHECKS]
+        if number == 0:
+            checks += [("any", check) for check in purity.CHECKS]
         # What is checked here does not depend on rule and dtype together: each rule has one dtype, every dtype a rule.
-        dtype = dtypes[i % len(dtypes)]
-        configuration = configurations(rule)[-1]
-        modes = plan.modes_of_checks(platforms, i, full=full)
-        checks = [("any", platforms[0], check) for check in purity.CHECKS]
-        checks += [(platform.mode_name, platform, check) for check in purity.MODE_CHECKS for platform in modes]
-        for mode, platform, check in checks:
+        for rule, dtype in zip(of_mode, itertools.cycle(dtypes), strict=False):
+            configuration = configurations(rule)[-1]
+            for mode, check in checks:
+                yield _purity_case(platform, check, configuration, dtype, mode)
 
-            def run(
-                platform: Platform = platform,
-                check: purity.Check = check,
-                configuration: Configuration = configuration,
-                dtype: str = dtype,
-            ) -> Outcome:
-                with platform.active(dtype):
-                    return _verdict(list(check(platform, configuration.optimizer(), dtype)))
 
-            yield Case(4, rule.__name__, configuration.name, dtype, mode, check.__name__, run)
+def _purity_case(platform: Platform, check: purity.Check, configuration: Configuration, dtype: str, mode: str) -> Case:
+    def run() -> Outcome:
+        with platform.active(dtype):
+            return _verdict(list(check(platform, configuration.optimizer(), dtype)))
+
+    return Case(4, configuration.rule.__name__, configuration.name, dtype, mode, check.__name__, run)
 
 
 def _verdict(problems: list[str]) -> Outcome:

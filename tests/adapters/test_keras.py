@@ -6,13 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.case_names import KERAS_BACKENDS as BACKENDS
 from support.case_names import cases_of
 from support.elsewhere import Elsewhere
 from support.processes import run_python
 
 pytestmark = pytest.mark.needs("jax", "keras", "tensorflow", "torch")
 
-BACKENDS = ("jax", "torch", "tensorflow")
 MODULES = ("keras_cases", "keras_option_cases", "keras_golden_cases")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from cases.keras_backend import BACKEND
+from cases.keras_backend import BACKEND, of_this_backend
 from support import rules_of_each_kind
 from support.bits import Array, assert_same_bits, numpy_dtype, ordinary, random_words
 from support.case_names import on
@@ -128,7 +128,7 @@ def case_rules_have_the_bits_of_numpy(folder: Path) -> None:
     data = arrays(4)
     clipped = portopt.SGD(0.1, 0.9, True, clipnorm=0.5, clipvalue=0.2)
     # Rules of the kinds that the next case has not: the adapter knows of no rule.
-    rules = (portopt.SGD, portopt.Adam, portopt.Nadam, portopt.NoisySGD, portopt.Lookahead)
+    rules = of_this_backend(portopt.SGD, portopt.NoisySGD, portopt.Nadam, portopt.Lookahead, always=[portopt.Adam])
     for optimizer in (*(rule(learning_rate=0.013) for rule in rules), clipped):
         wrapped = portopt_keras.KerasOptimizer(optimizer)
         assert_same(steps_in_keras(wrapped, data), steps_in_portopt(optimizer, data), repr(optimizer))
@@ -217,7 +217,7 @@ def steps_with_inputs(
 
 def case_rules_of_each_kind_have_the_bits_of_numpy(folder: Path) -> None:
     data = arrays(3)
-    for kind in rules_of_each_kind.RULES:
+    for kind in of_this_backend(*rules_of_each_kind.RULES):
         wrapped = portopt_keras.KerasOptimizer(kind(learning_rate=0.013, clipnorm=2.0))
         assert_same(
             steps_in_keras(wrapped, data),
@@ -323,7 +323,7 @@ def case_schedules_and_callables_of_keras_are_used(folder: Path) -> None:
 
 def case_options_of_keras_do_what_they_do_for_its_own_optimizers(folder: Path) -> None:
     data = arrays(6)
-    for options in (
+    for options in of_this_backend(
         {"clipnorm": 0.5},
         {"clipvalue": 0.2},
         {"global_clipnorm": 0.5},
@@ -463,9 +463,10 @@ def case_fit_reaches_the_accuracy_of_the_native_optimizer(folder: Path) -> None:
 
 def case_save_load_continue_has_the_bits_of_the_uninterrupted_run(folder: Path) -> None:
     for number, optimizer in enumerate(
-        (
+        of_this_backend(
             portopt_keras.KerasOptimizer(portopt.Adam(0.01, decay=1e-3, clipnorm=1.0)),
             portopt_keras.SGD(portopt.schedules.InverseTimeDecay(0.05, 0.1), momentum=0.9, weight_decay=0.01),
+            portopt_keras.KerasOptimizer(portopt.Nadam(0.01), use_ema=True, gradient_accumulation_steps=2),
         )
     ):
         uninterrupted = model(optimizer)
@@ -641,14 +642,13 @@ def case_a_mirrored_strategy_gives_the_bits_of_one_device(folder: Path) -> None:
         variables = [keras.Variable(value) for value in data[0]]
         optimizer = portopt_keras.KerasOptimizer(portopt.Adam(0.013, clipnorm=1.0))
         optimizer.build(variables)
+
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]  # tensorflow is untyped
+    def step(gradients: list[Any]) -> None:
+        strategy.run(lambda: optimizer.apply(list(map(tf.identity, gradients)), variables))
+
     for gradients in data[1:]:
         # Keras adds the gradients of the replicas up; halves add up exactly.
-        halves = [tf.constant(g / np.float32(2)) for g in gradients]
-
-        @tf.function(autograph=False)  # type: ignore[untyped-decorator]  # tensorflow is untyped
-        def step(gradients: list[Any]) -> None:
-            strategy.run(lambda: optimizer.apply(list(map(tf.identity, gradients)), variables))
-
-        step(halves)
+        step([tf.constant(g / np.float32(2)) for g in gradients])
     actual = [variable.numpy() for variable in variables], state_of(optimizer)
     assert_same(actual, steps_in_portopt(portopt.Adam(0.013, clipnorm=1.0), data), "mirrored")

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from cases.keras_backend import BACKEND
+from cases.keras_backend import BACKEND, of_this_backend
 from cases.keras_cases import (
     RULES,
     arrays,
@@ -99,13 +99,13 @@ def case_variables_excluded_by_name_or_by_themselves_are_not_decayed_by_the_rule
     adam = portopt.Adam(0.1, dialect="keras3", weight_decay=0.3, clipnorm=0.5, clipvalue=0.2)
     sgd = portopt.SGD(0.1, 0.9, dialect="torch", weight_decay=0.3)
     nadam = portopt.Nadam(0.1, dialect="keras3", weight_decay=0.3)
-    for rule, run, given, excluded in (
-        (adam, compiled, {"var_names": ["bias"]}, [1]),
+    for rule, run, given, excluded in of_this_backend(
         (adam, eager, {"var_names": ["^k.*l$", "scale"]}, [0, 2]),
         (sgd, compiled, {"var_names": ["nothing"]}, []),
         (sgd, compiled, {"var_list": (0, 1, 2)}, [0, 1, 2]),
         (nadam, compiled, {"var_list": (2,), "var_names": ["bias"]}, [1, 2]),
         (portopt.Adam(0.1, dialect="optax", weight_decay=0.3, clipnorm=1.5), compiled, {"var_list": (0,)}, [0]),
+        always=[(adam, compiled, {"var_names": ["bias"]}, [1])],
     ):
         variables = variables_of(data[0])
         optimizer = portopt_keras.KerasOptimizer(rule)
@@ -218,7 +218,7 @@ def case_a_gradient_of_a_wrong_shape_moves_nothing(folder: Path) -> None:
 
 
 def case_exclusions_are_saved_and_the_run_goes_on_with_the_same_bits(folder: Path) -> None:
-    for number, names in enumerate((["bias"], None)):
+    for number, names in enumerate(of_this_backend(["bias"], None, ["kernel"])):
         optimizer = portopt_keras.Adam(0.01, dialect="keras3", weight_decay=0.5, clipnorm=1.0)
         uninterrupted = model(optimizer)
         kernels = [v for v in uninterrupted.trainable_variables if v.name == "kernel"]
@@ -265,7 +265,7 @@ def case_exclusions_that_cannot_be_honoured_are_refused(folder: Path) -> None:
 
 def case_options_do_for_adam_what_they_do_for_that_of_keras(folder: Path) -> None:
     data = arrays(6)
-    for options in (
+    for options in of_this_backend(
         {"use_ema": True, "ema_momentum": 0.9},
         {"use_ema": True, "ema_overwrite_frequency": 1, "gradient_accumulation_steps": 2},
         {"gradient_accumulation_steps": 3, "global_clipnorm": 0.5},

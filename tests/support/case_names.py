@@ -8,6 +8,9 @@ from typing import TypeVar
 
 from support.places import TESTS
 
+KERAS_BACKENDS = ("jax", "torch", "tensorflow")
+"""The backends of Keras on which the cases are called."""
+
 Case = TypeVar("Case", bound=Callable[..., None])
 
 

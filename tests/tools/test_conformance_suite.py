@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ import portopt
 from portopt import Backend
 from portopt.program import FUNCTIONS, REDUCTIONS
 from portopt.program.reductions import Reductions
-from portopt_conformance import Case, cases, plan
+from portopt_conformance import Case, cases, plan, primitives
 from portopt_conformance.__main__ import main
 from portopt_conformance.arrangement import is_elementwise
 from portopt_conformance.committed import CHECKSUM_FILE, FOLDER, DamagedVectorsError, Vectors
@@ -177,6 +178,41 @@ def test_rules_take_turns_in_modes_of_which_a_sample_is_tested() -> None:
     every = tested(full=True)
     assert every.keys() == of_mode.keys()
     assert all(of == rules for of in every.values())
+
+
+@pytest.mark.needs("jax")
+def test_what_takes_turns_where_modes_compile_leaves_nothing_out() -> None:
+    backend = portopt.get_backend("jax")
+
+    found = list(cases(backend))
+
+    def of_modes(layer: int) -> dict[str, list[Case]]:
+        by_mode: dict[str, list[Case]] = {}
+        for case in found:
+            if case.layer == layer:
+                by_mode.setdefault(case.mode, []).append(case)
+        return by_mode
+
+    single = {(name, dtype) for name in (*primitives.OPERATIONS, *primitives.CHAINS) for dtype in plan.COMPUTE_DTYPES}
+    tested = {mode: {(case.variant, case.dtype) for case in of} & single for mode, of in of_modes(1).items()}
+    assert tested["eager"] == tested["interpreted"] | tested["jit"] == single
+    assert not tested["interpreted"] & tested["jit"]
+    for platform, depth in plan.depths(backend, "cpu"):
+        if platform.mode_name in tested:
+            every = plan.operations(platform, plan.COMPUTE_DTYPES, depth, full=True)
+            assert {(planned.variant, planned.dtype) for planned in every} >= single
+
+    kinds = [{rule.__name__ for rule in portopt.RULES if plan.kind_of(rule) == kind} for kind in plan.TURNS]
+    checks = of_modes(4)
+    assert checks.keys() == {"any", *backend.modes}
+    assert all({case.subject for case in of} & kind for of in checks.values() for kind in kinds)
+    assert {case.dtype for case in checks["any"]} == set(FORMATS)
+
+    in_jit = Counter(case.subject for case in of_modes(5)["jit"])
+    several = {rule for rule, count in in_jit.items() if count > 1}
+    assert in_jit.keys() == {rule.__name__ for rule in portopt.RULES}
+    assert several > {"SGD", "Adam"}
+    assert len(several) < len(portopt.RULES) / 3
 
 
 CAUGHT_BY: Mapping[str, str] = {
