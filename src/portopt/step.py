@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from portopt.arithmetic import HOST
@@ -359,7 +359,10 @@ def _why_not_on_device(
         if not graphs.has_number(state.slots[name]):
             return f"state.slots[{name!r}] is not on the device of state.step; see opt.to_capturable"
     schedules = [rate for rate in rates_of(rule, overrides) if is_schedule(rate)]
-    return graphs.why_not([(group.program, group.parameters) for group in groups], schedules)
+    given, totals = _scalars_given(rule, [group.program for group in groups], state, overrides)
+    given |= {"state.step": state.step, **{name: overrides[name] for name in totals if name in overrides}}
+    numbers = {name: value for name, value in given.items() if graphs.has_number(value)}
+    return graphs.why_not([(group.program, group.parameters) for group in groups], schedules, numbers)
 
 
 def grouped_by_program(
@@ -505,19 +508,7 @@ def step_scalars(
         total_of: returns the value of a total that is not among `overrides`.
         written: where kernels put the new step number, `"t"`, and the new scalars of a state that is on a device.
     """
-    given: dict[str, Any] = {name: state.slots[name] for name in rule.scalar_slots}
-    totals: dict[str, Op] = {}
-    for program in programs:
-        totals |= program.totals
-        for name in program.scalar_inputs:
-            if name not in given and name != "t" and name not in totals:
-                given[name] = (
-                    overrides[name]
-                    if name in overrides
-                    else getattr(rule, name)
-                    if "." not in name
-                    else value_of(rule, name)
-                )
+    given, totals = _scalars_given(rule, programs, state, overrides)
     schedules = {}
     for name in rule.rates:
         if name in given and is_schedule(given[name]):
@@ -556,6 +547,26 @@ def step_scalars(
     if totals:
         programs = [program.after_totals for program in programs]
     return [StepScalars(program, arithmetic, inputs) for program in programs], finished
+
+
+def _scalars_given(
+    rule: Rule, programs: Iterable[Program], state: OptimizerState, overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Op]]:
+    """Return the scalar inputs of programs but for the step, of which rates may be schedules, and their totals."""
+    given: dict[str, Any] = {name: state.slots[name] for name in rule.scalar_slots}
+    totals: dict[str, Op] = {}
+    for program in programs:
+        totals |= program.totals
+        for name in program.scalar_inputs:
+            if name not in given and name != "t" and name not in totals:
+                given[name] = (
+                    overrides[name]
+                    if name in overrides
+                    else getattr(rule, name)
+                    if "." not in name
+                    else value_of(rule, name)
+                )
+    return given, totals
 
 
 def _scalars_on_device(

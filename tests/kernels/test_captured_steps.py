@@ -365,6 +365,11 @@ def test_what_needs_the_host_is_refused_in_a_capture_and_done_outside(played: tu
         run.optimizer.apply_(run.params, [None], run.state)
     run.eager()
     run.expect()
+    rate = played[0].put(torch.tensor(0.25), 1)
+    with run.recording.capture(), pytest.raises(RuntimeError, match="learning_rate is not on the device of the param"):
+        run.optimizer.apply_(run.params, run.grads, run.state, learning_rate=rate)
+    run.eager(learning_rate=rate)
+    run.expect(learning_rate=0.25)
     host = run.optimizer.init(run.params)
     with run.recording.capture(), pytest.raises(RuntimeError, match="init\\(params, capturable=True\\)"):
         run.optimizer.apply_(run.params, run.grads, host)

@@ -78,12 +78,15 @@ class Graphs(Protocol):
     def assign(self, target: Any, value: float) -> None:
         """Write a number into an array of no axes."""
 
-    def why_not(self, programs: Sequence[tuple[Program, Sequence[Any]]], schedules: Iterable[Any]) -> str | None:
+    def why_not(
+        self, programs: Sequence[tuple[Program, Sequence[Any]]], schedules: Iterable[Any], numbers: Mapping[str, Any]
+    ) -> str | None:
         """Return why kernels cannot do a step without the host; None if they can.
 
         Args:
             programs: what the step runs, each with the parameters that it is for.
             schedules: those that give the step's rates.
+            numbers: those of the step's numbers that are on a device, by name.
         """
 
     def plan(

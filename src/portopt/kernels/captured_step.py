@@ -113,7 +113,9 @@ class CudaGraphs:
     def assign(self, target: Any, value: float) -> None:
         self._assign(target, value)
 
-    def why_not(self, programs: Sequence[tuple[Program, Sequence[Any]]], schedules: Iterable[Any]) -> str | None:
+    def why_not(
+        self, programs: Sequence[tuple[Program, Sequence[Any]]], schedules: Iterable[Any], numbers: Mapping[str, Any]
+    ) -> str | None:
         parameters = [leaf for _, leaves in programs for leaf in leaves]
         if is_interpreted():
             return "it is inside portopt.interpreted(), where the host computes the scalars of a step"
@@ -123,8 +125,12 @@ class CudaGraphs:
             return "results depend on what other processes hold of the parameters"
         if not all(self._runs_kernels(leaf["p"]) for leaf in parameters):
             return "not all parameters are on a CUDA device"
-        if len({self._library().device(leaf["p"]) for leaf in parameters}) > 1:
+        devices = {self._library().device(leaf["p"]) for leaf in parameters}
+        if len(devices) > 1:
             return "the parameters are on several devices, but the number of the step is on one"
+        for name, number in numbers.items():
+            if self._library().device(number) not in devices:
+                return f"{name} is not on the device of the parameters"
         for program, _ in programs:
             totals = [op for op in program.totals.values() if not program.is_given_or_gradient_norm(op)]
             if totals and not launch.can_run(program.after_totals):
