@@ -195,28 +195,13 @@ def _scalars_of(program: Program, inputs: Any, step: Any) -> StepScalars:
     return StepScalars(program, JaxArithmetic(step), values)
 
 
-def _total_batched(operands: Sequence[Any], axes: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
-    return jax.vmap(functools.partial(_total_in_xla, **parameters), in_axes=tuple(axes))(*operands), 0
-
-
-def _total_differentiated(operands: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
-    of = functools.partial(_total_in_xla, **parameters)
-    return jax.jvp(of, tuple(operands), tuple(map(ad.instantiate_zeros, tangents)))
-
-
-def _total_lowered_in_xla(context: Any, *operands: Any, **parameters: Any) -> Any:
-    with lowering_for(*(context.platforms or context.module_context.platforms)):
-        return mlir.lower_fun(_total_in_xla, multiple_results=False)(context, *operands, **parameters)
-
-
 def _total_lowered(
     context: Any, *operands: Any, name: str, program: Program, kernel_key: KernelKey, in_xla: Callable[..., Any]
 ) -> Any:
     shapes = [row["p"].shape for row in _rows(kernel_key, context.avals_in)]
     if not _is_for_one_device(context.module_context, "cpu"):
-        return _total_lowered_in_xla(
-            context, *operands, name=name, program=program, kernel_key=kernel_key, in_xla=in_xla
-        )
+        given = {"name": name, "program": program, "kernel_key": kernel_key, "in_xla": in_xla}
+        return _number_lowered_in_xla(_total_in_xla, context, *operands, **given)
     layout = _handler.layout(stages_of(reducing(program, name)), shapes, (), apart=False)
     return jax.ffi.ffi_lowering(_register_total(name, program, kernel_key))(context, *operands, layout=layout)
 
@@ -244,29 +229,10 @@ def _norm_in_xla(*gradients: Any, in_xla: Callable[[Sequence[Any]], Any]) -> Any
         return jnp.asarray(in_xla(gradients), jnp.float64)
 
 
-def _number_type(*operands: Any, **parameters: Any) -> Any:
-    with jax.enable_x64(True):
-        return jax.core.ShapedArray((), jnp.float64)
-
-
-def _norms_batched(gradients: Sequence[Any], axes: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
-    return jax.vmap(functools.partial(_norm_in_xla, **parameters), in_axes=tuple(axes))(*gradients), 0
-
-
-def _norm_differentiated(gradients: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
-    of = functools.partial(_norm_in_xla, **parameters)
-    return jax.jvp(of, tuple(gradients), tuple(map(ad.instantiate_zeros, tangents)))
-
-
-def _norm_lowered_in_xla(context: Any, *gradients: Any, **parameters: Any) -> Any:
-    with lowering_for(*(context.platforms or context.module_context.platforms)):
-        return mlir.lower_fun(_norm_in_xla, multiple_results=False)(context, *gradients, **parameters)
-
-
 def _norm_lowered(context: Any, *gradients: Any, **parameters: Any) -> Any:
     elements = sum(of.size for of in context.avals_in)
     if not _is_for_one_device(context.module_context, "cpu") or elements >= norm_stages.MOST_ELEMENTS:
-        return _norm_lowered_in_xla(context, *gradients, **parameters)
+        return _number_lowered_in_xla(_norm_in_xla, context, *gradients, **parameters)
     by_dtype = positions([str(of.dtype) for of in context.avals_in])
     layout = _norm_handler.layout([[context.avals_in[i].size for i in members] for members in by_dtype.values()])
     return jax.ffi.ffi_lowering(_register_norm(tuple(by_dtype)))(context, *gradients, layout=layout)
@@ -276,7 +242,7 @@ def _norm_lowered_for_cuda(context: Any, *gradients: Any, **parameters: Any) -> 
     elements = sum(of.size for of in context.avals_in)
     is_for_one = _is_for_one_device(context.module_context, "cuda")
     if not is_for_one or elements >= norm_stages.MOST_ELEMENTS or not _cuda.usable():
-        return _norm_lowered_in_xla(context, *gradients, **parameters)
+        return _number_lowered_in_xla(_norm_in_xla, context, *gradients, **parameters)
     return mlir.lower_fun(_norm_by_cuda, multiple_results=False)(context, *gradients, **parameters)
 
 
@@ -464,6 +430,42 @@ def register_in_place(primitive: Any, rule: Any, platform: str) -> None:
     mlir.register_lowering(primitive, rule, platform=platform, **({"cacheable": False} if may_say else {}))
 
 
+def _number_primitive(name: str, of_xla: Callable[..., Any], parameters: Sequence[str]) -> Any:
+    """Return a primitive that is one float64 number, which XLA's operations compute where nothing else does.
+
+    Args:
+        name: of the primitive.
+        of_xla: writes it in XLA's operations.
+        parameters: names of what it is given besides arrays.
+    """
+
+    def type_of(*operands: Any, **parameters: Any) -> Any:
+        with jax.enable_x64(True):
+            return jax.core.ShapedArray((), jnp.float64)
+
+    def batched(operands: Sequence[Any], axes: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
+        return jax.vmap(functools.partial(of_xla, **parameters), in_axes=tuple(axes))(*operands), 0
+
+    def differentiated(operands: Sequence[Any], tangents: Sequence[Any], **parameters: Any) -> tuple[Any, Any]:
+        of = functools.partial(of_xla, **parameters)
+        return jax.jvp(of, tuple(operands), tuple(map(ad.instantiate_zeros, tangents)))
+
+    primitive: Any = Primitive(name)
+    primitive.def_impl(
+        jax.jit(lambda *operands, **which: primitive.bind(*operands, **which), static_argnames=tuple(parameters))
+    )
+    primitive.def_abstract_eval(type_of)
+    batching.primitive_batchers[primitive] = batched
+    ad.primitive_jvps[primitive] = differentiated
+    mlir.register_lowering(primitive, functools.partial(_number_lowered_in_xla, of_xla))
+    return primitive
+
+
+def _number_lowered_in_xla(of_xla: Callable[..., Any], context: Any, *operands: Any, **parameters: Any) -> Any:
+    with lowering_for(*(context.platforms or context.module_context.platforms)):
+        return mlir.lower_fun(of_xla, multiple_results=False)(context, *operands, **parameters)
+
+
 _step: Any = Primitive("portopt_step")
 _step.multiple_results = True
 # No parameter may be called `key`: up to version 0.9.1, JAX has an argument of that name where it passes parameters on.
@@ -480,24 +482,9 @@ mlir.register_lowering(_step, _lowered_in_xla)
 register_in_place(_step, _lowered, "cpu")
 register_in_place(_step, _lowered_for_cuda, "cuda")
 
-_norm: Any = Primitive("portopt_norm")
-_norm.def_impl(jax.jit(lambda *gradients, **which: _norm.bind(*gradients, **which), static_argnames=("in_xla",)))
-_norm.def_abstract_eval(_number_type)
-batching.primitive_batchers[_norm] = _norms_batched
-ad.primitive_jvps[_norm] = _norm_differentiated
-mlir.register_lowering(_norm, _norm_lowered_in_xla)
+_norm = _number_primitive("portopt_norm", _norm_in_xla, ["in_xla"])
 mlir.register_lowering(_norm, _norm_lowered, platform="cpu")
 register_in_place(_norm, _norm_lowered_for_cuda, "cuda")
 
-_total: Any = Primitive("portopt_total")
-_total.def_impl(
-    jax.jit(
-        lambda *operands, **which: _total.bind(*operands, **which),
-        static_argnames=("name", "program", "kernel_key", "in_xla"),
-    )
-)
-_total.def_abstract_eval(_number_type)
-batching.primitive_batchers[_total] = _total_batched
-ad.primitive_jvps[_total] = _total_differentiated
-mlir.register_lowering(_total, _total_lowered_in_xla)
+_total = _number_primitive("portopt_total", _total_in_xla, ["name", "program", "kernel_key", "in_xla"])
 mlir.register_lowering(_total, _total_lowered, platform="cpu")

@@ -12,80 +12,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.bits import Array, assert_same_bits, ordinary
+from support.bits import assert_same_bits, ordinary
 from support.elementwise import ELEMENTWISE, STAGED
 from support.gpu_cases import EveryDraw, optimizer_of
 from support.recording_driver import Recording
+from support.steps_of_torch import SHAPES, Run, values
 from support.torch_on_host import HostTorch, host_torch, to_numpy, to_torch
 
 import portopt
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver
-from portopt.kernels.device_plan import DevicePlan
 from portopt_torch import TorchOptimizer
 from portopt_torch import _backend as torch_backend
-
-SHAPES: tuple[tuple[int, ...], ...] = ((), (5,), (0, 3), (12, 7), (4100,), (2, 3, 4))
 
 
 @pytest.fixture
 def played(kernel_directory: Path) -> Iterator[tuple[HostTorch, Recording]]:
     with host_torch(kernel_directory) as found:
         yield found
-
-
-def values(dtype: str, seed: int, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[Array]:
-    return [ordinary(shape, dtype, 100 * seed + i) for i, shape in enumerate(shapes)]
-
-
-class Run:
-    """Steps in place on tensors, and the interpreter's on NumPy arrays beside them."""
-
-    def __init__(self, optimizer: portopt.Optimizer, dtype: str = "float32", shapes: Any = SHAPES) -> None:
-        self.optimizer, self.dtype, self.shapes = optimizer, dtype, shapes
-        self.expected = values(dtype, 0, shapes)
-        self.expected_state = optimizer.init(self.expected)
-        self.params = list(map(to_torch, self.expected))
-        self.state = optimizer.init(self.params)
-        self.grads = list(map(to_torch, values(dtype, 1, shapes)))
-        self.steps = 0
-
-    def step(self, *, moved: bool = False, compared: bool = True, in_place: bool = True, **overrides: Any) -> None:
-        self.steps += 1
-        new = values(self.dtype, self.steps, self.shapes)
-        if moved:
-            self.grads = list(map(to_torch, new))
-        else:
-            for g, x in zip(self.grads, new, strict=True):
-                g.copy_(to_torch(x))
-        if in_place:
-            self.state = self.optimizer.apply_(self.params, self.grads, self.state, **overrides)
-        else:
-            self.params, self.state = self.optimizer.apply(self.params, self.grads, self.state, **overrides)
-        with portopt.interpreted(), np.errstate(all="ignore"):
-            self.expected, self.expected_state = self.optimizer.apply(
-                self.expected, new, self.expected_state, **overrides
-            )
-        if compared:
-            self.compare()
-
-    def compare(self) -> None:
-        for actual, wanted in zip(self.params, self.expected, strict=True):
-            assert_same_bits(to_numpy(actual), wanted)
-        assert self.state.step == self.expected_state.step
-        for name, wanted in self.expected_state.slots.items():
-            if isinstance(wanted, list):
-                for a, w in zip(self.state.slots[name], wanted, strict=True):
-                    assert (a is None) == (w is None)
-                    if w is not None:
-                        assert_same_bits(to_numpy(a), w)
-            else:
-                assert float(self.state.slots[name]).hex() == float(wanted).hex()
-
-    @property
-    def is_planned(self) -> bool:
-        plans = self.optimizer._cache.plans or self.optimizer._cache.pure_plans
-        return bool(plans) and isinstance(plans[0], DevicePlan) and plans[0].was_used
 
 
 @pytest.mark.parametrize(

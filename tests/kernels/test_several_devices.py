@@ -7,18 +7,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from support.bits import Array, assert_same_bits, ordinary
 from support.recording_driver import Recording, device_of, stream_of
+from support.steps_of_torch import Run
 from support.torch_on_host import HostTorch, host_torch, to_numpy, to_torch
 
 import portopt
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver
 from portopt.kernels.cuda.library import Fetch
-from portopt.kernels.device_plan import DevicePlan
 from portopt.state import OptimizerState
 from portopt_torch import TorchOptimizer
 from portopt_torch._backend import TorchBackend
@@ -33,64 +32,15 @@ def played(kernel_directory: Path) -> Iterator[tuple[HostTorch, Recording]]:
         yield found
 
 
-class Run:
-    """Steps in place on tensors of several devices, and the interpreter's on NumPy arrays beside them."""
-
-    def __init__(self, optimizer: portopt.Optimizer, library: HostTorch, dtype: str = "float32") -> None:
-        self.optimizer, self.dtype, self.library = optimizer, dtype, library
-        self.expected = [ordinary(shape, dtype, i) for i, shape in enumerate(SHAPES)]
-        self.expected_state = optimizer.init(self.expected)
-        self.params = self.placed(self.expected)
-        self.state = optimizer.init(self.params)
-        for slots in self.state.slots.values():
-            if isinstance(slots, list):
-                for slot, device in zip(slots, DEVICES, strict=True):
-                    if slot is not None and slot.numel():
-                        library.put(slot, device)
-        self.grads = self.placed(self.expected)
-        self.steps = 0
-
-    def placed(self, arrays: list[Array]) -> list[Any]:
-        return [self.library.put(to_torch(x), device) for x, device in zip(arrays, DEVICES, strict=True)]
-
-    def step(self, *, moved: bool = False, compared: bool = True, **overrides: Any) -> None:
-        self.steps += 1
-        new = [ordinary(shape, self.dtype, 100 * self.steps + i) for i, shape in enumerate(SHAPES)]
-        if moved:
-            self.grads = self.placed(new)
-        else:
-            for g, x in zip(self.grads, new, strict=True):
-                g.copy_(to_torch(x))
-        self.state = self.optimizer.apply_(self.params, self.grads, self.state, **overrides)
-        with portopt.interpreted(), np.errstate(all="ignore"):
-            self.expected, self.expected_state = self.optimizer.apply(
-                self.expected, new, self.expected_state, **overrides
-            )
-        if compared:
-            self.compare()
-
-    def compare(self) -> None:
-        for actual, wanted in zip(self.params, self.expected, strict=True):
-            assert_same_bits(to_numpy(actual), wanted)
-        for name, slots in self.expected_state.slots.items():
-            if isinstance(slots, list):
-                for actual, wanted in zip(self.state.slots[name], slots, strict=True):
-                    if wanted is not None:
-                        assert_same_bits(to_numpy(actual), wanted)
-            else:
-                assert float(self.state.slots[name]).hex() == float(slots).hex()
-
-    @property
-    def is_planned(self) -> bool:
-        plans = self.optimizer._cache.plans
-        return bool(plans) and isinstance(plans[0], DevicePlan) and plans[0].was_used
+def run_on(library: HostTorch, optimizer: portopt.Optimizer, dtype: str = "float32") -> Run:
+    return Run(optimizer, dtype, SHAPES, lambda tensor, which: library.put(tensor, DEVICES[which]))
 
 
 def test_planned_steps_over_several_devices_have_the_bits_of_the_interpreter(
     played: tuple[HostTorch, Recording],
 ) -> None:
     library, recording = played
-    run = Run(portopt.Adam(), library)
+    run = run_on(library, portopt.Adam())
     for moved in (False, False, False, True, False):
         recording.clear()
         run.step(moved=moved)
@@ -112,7 +62,7 @@ def test_planned_steps_over_several_devices_have_the_bits_of_the_interpreter(
 def test_clipped_and_reducing_steps(
     optimizer: portopt.Optimizer, dtype: str, played: tuple[HostTorch, Recording]
 ) -> None:
-    run = Run(optimizer, played[0], dtype)
+    run = run_on(played[0], optimizer, dtype)
     for moved in (False, False, False, True, False):
         run.step(moved=moved)
     assert run.is_planned
@@ -120,7 +70,7 @@ def test_clipped_and_reducing_steps(
 
 def test_parts_of_the_norm_are_fetched_behind_what_finds_them(played: tuple[HostTorch, Recording]) -> None:
     library, recording = played
-    run = Run(portopt.Adam(clipnorm=0.5), library)
+    run = run_on(library, portopt.Adam(clipnorm=0.5))
     for _ in range(3):
         run.step()
     for delayed in (False, True):
@@ -156,7 +106,7 @@ def test_totals_for_which_the_host_waits(played: tuple[HostTorch, Recording], mo
     library, recording = played
     library.may_wait = True
     monkeypatch.setattr(launch, "JOINED", 4)
-    run = Run(portopt.Prodigy(d0=0.01, clipnorm=0.5), library)
+    run = run_on(library, portopt.Prodigy(d0=0.01, clipnorm=0.5))
     for moved in (False, False, False, True, False):
         recording.clear()
         run.step(moved=moved)
@@ -166,7 +116,7 @@ def test_totals_for_which_the_host_waits(played: tuple[HostTorch, Recording], mo
 
 def test_the_played_driver_tells_contexts_apart(played: tuple[HostTorch, Recording]) -> None:
     library, recording = played
-    run = Run(portopt.SGD(0.5), library)
+    run = run_on(library, portopt.SGD(0.5))
     first, second = driver.device(0), driver.device(1)
     table = array("q", [run.params[0].data_ptr()])
     memory = library.empty((4,), "int64", 1)
@@ -192,7 +142,7 @@ def test_the_played_driver_tells_contexts_apart(played: tuple[HostTorch, Recordi
 
 def test_a_capture_on_one_of_several_devices_is_refused(played: tuple[HostTorch, Recording]) -> None:
     library, recording = played
-    run = Run(portopt.Adam(clipnorm=0.5), library)
+    run = run_on(library, portopt.Adam(clipnorm=0.5))
     for _ in range(3):
         run.step()
     recording.clear()
@@ -204,7 +154,7 @@ def test_a_capture_on_one_of_several_devices_is_refused(played: tuple[HostTorch,
 
 
 def test_groups_share_a_norm_over_several_devices(played: tuple[HostTorch, Recording]) -> None:
-    run = Run(portopt.Adam(0.1, clipnorm=0.5), played[0])
+    run = run_on(played[0], portopt.Adam(0.1, clipnorm=0.5))
     parameters = [torch.nn.Parameter(p.clone()) for p in run.params]
     for p, device in zip(parameters, DEVICES, strict=True):
         played[0].put(p.data, device)
