@@ -18,13 +18,13 @@ from gpu_check.contenders import Shapes, contenders
 from gpu_check.measuring import kernels_of, measure
 from gpu_check.options import Options
 from gpu_check.targets import synchronize, torch_device
-from gpu_check.workers import Keep, failure, last_line, run_worker
+from gpu_check.workers import GRACE, Keep, failure, last_line, run_worker
 from portopt.program import Program
 from portopt_tools.bench import cases
 from portopt_tools.bench.shapes import SHAPE_SETS
 
 _SHARE = 0.36
-"""Of the time that is left."""
+"""Of the time that is left, where other sections come after it."""
 _PARTS = ((("torch", "cupy"), 0.65), (("jax",), 0.35))
 """Libraries whose steps are timed in one process, and their share of the time."""
 _COPIED = 1 << 28
@@ -32,14 +32,16 @@ _COPIED = 1 << 28
 
 def run(options: Options) -> Mapping[str, Any]:
     """Return how many rows there are; they stand in `timings.json`."""
-    limit = min(110.0, max(20.0, options.left() * _SHARE))
+    is_last = options.sections[-1] == "timings"
+    limit = options.left() - GRACE if is_last else min(110.0, max(20.0, options.left() * _SHARE))
     rows: list[dict[str, Any]] = []
     copies, failed = list[float](), 0
-    for libraries, share in _PARTS:
-        chosen = [name for name in libraries if name in options.backends]
+    parts = [([name for name in libraries if name in options.backends], share) for libraries, share in _PARTS]
+    shared = sum(share for chosen, share in parts if chosen)
+    for chosen, share in parts:
         if not chosen:
             continue
-        result = run_worker(options, "timings", {"backends": chosen}, limit * share)
+        result = run_worker(options, "timings", {"backends": chosen}, limit * share / shared)
         rows += result.get("rows", [])
         copies.append(result.get("copy_gb_s", 0.0))
         if "text" in result:
