@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from portopt.kernels import passes
 from portopt.kernels.cuda.source import (
@@ -26,17 +26,27 @@ from portopt.kernels.cuda.source import (
     of_row,
     reductions_source,
     scalars_of_device,
+    scalars_of_inputs_source,
     scalars_source,
     source_file,
 )
 from portopt.kernels.key import NEW, KernelKey
+from portopt.kernels.norm_dependence import NormDependence, all_on_device, norm_dependence, with_given_totals
 from portopt.kernels.pass_writer import PassWriter, length, own, parts, size, stored, together
-from portopt.kernels.passes import ACROSS, Pass, words_of
+from portopt.kernels.passes import ACROSS, Pass, Passes, words_of
 from portopt.program import DRAWS, SUMS, Kind, Program
 
 _FOURTH = "of four"
 """The place of an element in the loop of `loop_of_fours`, in arrays that have all of them."""
 chunk_of = functools.partial(passes.chunk_of, elements=CHUNK, reduced=REDUCED_CHUNK)
+
+
+def cut(passes: Passes, step: Pass, lengths: Sequence[Sequence[int]]) -> tuple[list[int], int]:
+    """Return for how many elements of each parameter a pass has something to do, and how many are a chunk."""
+    stages = passes.stages
+    source = stages.source(step.reductions[0]) if step.kind == "lines" else stages.space
+    return list(map(step.units, lengths)), chunk_of(step, source)
+
 
 _LANGUAGE = dataclasses.replace(
     LANGUAGE,
@@ -54,14 +64,28 @@ def staged_source(program: Program, key: KernelKey, on_device: frozenset[str] = 
         key: of the kernels.
         on_device: names of the scalar inputs that lie on the device, as those of a step that a graph repeats.
     """
-    return _Source(program, key, on_device).text()
+    return _Source(program, key, norm_dependence(program, on_device)).text()
+
+
+def staged_source_for_inputs_on_device(program: Program, key: KernelKey, words: int) -> str:
+    """Return the source of the kernels that run a program of which all that is given lies on the device.
+
+    The kernel `SCALARS_OF_INPUTS` computes the scalars for the others; see `scalars_of_inputs_source`.
+
+    Args:
+        program: what a step does.
+        key: of the kernels.
+        words: how many the table has, which is among the launches' arguments.
+    """
+    return _Source(with_given_totals(program), key, all_on_device(program), words).text()
 
 
 class _Source(PassWriter):
     zero = "0"
 
-    def __init__(self, program: Program, key: KernelKey, on_device: frozenset[str]) -> None:
-        super().__init__(_LANGUAGE, program, key, on_device)
+    def __init__(self, program: Program, key: KernelKey, split: NormDependence, words: int | None = None) -> None:
+        super().__init__(_LANGUAGE, program, key, split)
+        self._words = words
         self._type = LANGUAGE.storage[self.real]
         self._known = self._definitions()
 
@@ -70,11 +94,13 @@ class _Source(PassWriter):
         lines = [
             f"// {self.program.name} on {writer.dtypes['p']}, computed in {writer.real}.",
             f"// Arrays of a parameter: {', '.join(writer.columns)}.",
-            common_source(),
+            common_source(self._words),
             f"#define ACROSS {ACROSS}\n",
             reductions_source(),
         ]
-        if self.program.uses_gradient_norm or self.split.on_device:
+        if self._words is not None:
+            lines.append(scalars_of_inputs_source(writer, self.split))
+        elif self.program.uses_gradient_norm or self.split.on_device:
             lines.append(scalars_source(writer, self.split))
         lines += functions_source(writer)
         names = {op.name for op in self.program.ops}
