@@ -107,7 +107,7 @@ class _Source(PassWriter):
         if not names.isdisjoint(DRAWS):
             lines.append(source_file("draws.cuh"))
         if "draw_normal" in names:
-            lines.append(source_file("normal.cuh"))
+            lines += map(source_file, ("nearly_normal.cuh", "normal.cuh"))
         return "\n".join([*lines, *map(self._kernel, self.passes.passes)])
 
     # What kernels know of a parameter ------------------------------------------------------------------------------
@@ -162,6 +162,7 @@ class _Source(PassWriter):
             "lines": self._lines,
             "scalars": self._scalars,
         }[step.kind](step)
+        body = [*self._draws(step), *body]
         lines = [f"{kernel_head(step.name)}({listed(parameters)})", "{"]
         lines += [f"    {line}" for line in self.used(body, known)]
         lines += [
@@ -202,6 +203,11 @@ class _Source(PassWriter):
         if whole:
             types |= {name: kind for name, (kind, _) in written.items()}
         before, adding, after = self._reduced(step)
+        before += [
+            f"const Four<float> {_drawn(i)}_four = four_normals_at({_draw(i)}, i, beside);"
+            for i in step.operations
+            if self._is_of_four(i, self.index(self.stages.spaces[i] or (), whole, _FOURTH))
+        ]
         lines = [*self.computed(step, whole, _FOURTH), *stores, *adding]
         places = [
             ("place_of", "const long long place_of = i + k * beside;"),
@@ -344,18 +350,29 @@ class _Source(PassWriter):
         value = f"values_of[{place}]"
         return from_double(kind, value)
 
+    def _draws(self, step: Pass) -> list[str]:
+        """Return the statements that say what a parameter's elements are drawn with."""
+        found = []
+        for i in step.operations:
+            if (op := self.program.ops[i]).name in DRAWS:
+                key, number, stream = map(self.writer.operand, op.args, (Kind.FLOAT, Kind.INTEGER, Kind.INTEGER))
+                words = f"(unsigned long long)(long long){key}, (unsigned long long){number}"
+                found.append(f"const Draw {_draw(i)} = {{{words}, {stream}, number_of}};")
+        return found
+
+    def _is_of_four(self, i: int, place: str) -> bool:
+        """Tell whether an operation draws for four elements at once."""
+        return place == _FOURTH and self.program.ops[i].name == "draw_normal" and self.real == "float32"
+
     def drawn(self, i: int, place: str) -> str:
-        op, writer = self.program.ops[i], self.writer
-        key, step, stream = op.args
-        words = (
-            f"words_of((unsigned long long)(long long){writer.operand(key)}, "
-            f"(unsigned long long){writer.operand(step, Kind.INTEGER)}, {writer.operand(stream, Kind.INTEGER)}, number_of, "
-            f"(unsigned long long)({'place_of' if place == _FOURTH else place}))"
-        )
+        op = self.program.ops[i]
+        if self._is_of_four(i, place):
+            return PLACE.format(_drawn(i))
+        element = f"(unsigned long long)({'place_of' if place == _FOURTH else place})"
         if op.name == "draw_normal":
-            return f"round_to_{self.real}(normal_of({words}))"
+            return f"{self.real}_normal_at({_draw(i)}, {element})"
         most = 2**53 - (1 if self.real == "float64" else 2**29)
-        return f"round_to_{self.real}(uniform_of({words}, {most}ll))"
+        return f"round_to_{self.real}(uniform_of(words_of({_draw(i)}, {element}), {most}ll))"
 
     # Reductions ------------------------------------------------------------------------------------------------------
 
@@ -389,6 +406,16 @@ class _Source(PassWriter):
 def _addends(i: int) -> str:
     """Return the name of what a thread has of a sum in a round."""
     return f"addends_{i}_of"
+
+
+def _draw(i: int) -> str:
+    """Return the name of what an operation draws with."""
+    return f"draw_{i}_of"
+
+
+def _drawn(i: int) -> str:
+    """Return the name of what an operation draws for four elements."""
+    return f"drawn_{i}_of"
 
 
 def _part_type(reduction: str) -> str:
