@@ -272,8 +272,9 @@ extern "C" __global__ void both_squares(const float *x, long long *words, long l
             most = magnitude_of(some[n]) > most ? magnitude_of(some[n]) : most;
         }
         add_squares(first, some);
+        raise_bins(second, first.exponent);
         if (most != 0)
-            add_integer_squares(second, some, most);
+            add_integer_squares(second, some);
         memcpy(words + 10 * k, &first, sizeof first);
         memcpy(words + 10 * k + 5, &second, sizeof second);
     }

@@ -23,7 +23,7 @@ from portopt.kernels.groups import grouped, positions
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.names import LARGEST_JOINED, SUM_SQUARES, SUMS_JOINED, UPDATE
 from portopt.kernels.norm_dependence import STEP, GradientNorm, NormDependence, norm_dependence, with_given_totals
-from portopt.kernels.passes import Pass, Passes, can_pass, passes_of, words_of
+from portopt.kernels.passes import Pass, Passes, can_pass, number_of_parts, passes_of, reduced_chunk_of, words_of
 from portopt.kernels.rates import with_rates
 from portopt.kernels.totals import can_total, reducing
 from portopt.program import Program
@@ -411,15 +411,21 @@ def _run_passes(library: CudaLibrary, of: _Launches, passes: Passes) -> None:
     del memory
 
 
-def cuts(library: CudaLibrary, passes: Passes, lengths: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
+def cuts(
+    library: CudaLibrary, passes: Passes, lengths: Sequence[Sequence[int]]
+) -> list[tuple[list[int], int | list[int]]]:
     """Return for how many elements of each parameter each pass has something to do, and how many are a chunk."""
     return [_cut(library, passes, step, lengths) for step in passes.passes]
 
 
-def _cut(library: CudaLibrary, passes: Passes, step: Pass, lengths: Sequence[Sequence[int]]) -> tuple[list[int], int]:
-    stages = passes.stages
+def _cut(
+    library: CudaLibrary, passes: Passes, step: Pass, lengths: Sequence[Sequence[int]]
+) -> tuple[list[int], int | list[int]]:
+    stages, sizes = passes.stages, list(map(step.units, lengths))
+    if step.kind == "chunks":
+        return sizes, [reduced_chunk_of(size, library.reduced_chunk) for size in sizes]
     source = stages.source(step.reductions[0]) if step.kind == "lines" else stages.space
-    return list(map(step.units, lengths)), library.chunk_of(step, source)
+    return sizes, library.chunk_of(step, source)
 
 
 def _run_pass(
@@ -443,7 +449,7 @@ def _total_of(library: CudaLibrary, launches: Sequence[_Launches]) -> tuple[Any,
     assert root.passes is not None
     (partial,) = root.passes.partial
     width = words_of(root.passes.stages.program.ops[partial].name)
-    chunks = [[-(-math.prod(lengths) // library.reduced_chunk) for lengths in of.lengths] for of in launches]
+    chunks = [[number_of_parts(math.prod(lengths), library.reduced_chunk) for lengths in of.lengths] for of in launches]
     number = sum(map(sum, chunks))
     # The result comes first, then the parts of all parameters as if they were those of one.
     with library.on(root.device):

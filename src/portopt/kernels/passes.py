@@ -18,6 +18,8 @@ from portopt.kernels.stages import Loop, Space, Stages, can_cut, cut, elements
 from portopt.program import DRAWS, FUNCTIONS, REDUCTIONS, SUMS, Program
 
 PassKind = Literal["elements", "chunks", "lines", "scalars"]
+MOST_PARTS = 2048
+"""The most parts that chunks leave of a parameter's elements, which one block combines: larger ones have larger chunks."""
 ACROSS = 32
 """Neighbouring results that a block reduces at once, where neighbouring elements belong to different ones."""
 
@@ -77,9 +79,9 @@ class Passes:
         return {i: k for k, i in enumerate(sorted(self.stages.program.parameter_scalars))}
 
     def words(self, lengths: Sequence[int], chunk: int) -> int:
-        """Return how many words of 64 bits a parameter needs between kernels, if that many elements are reduced at once."""
+        """Return how many words of 64 bits a parameter needs between kernels, if so many elements are reduced at once, or more."""
         spaces = self.stages.spaces
-        chunks = -(-elements(self.stages.space, lengths) // chunk)
+        chunks = number_of_parts(elements(self.stages.space, lengths), chunk)
         kept = sum(_even(elements(spaces[i] or (), lengths)) for i in self.stored)
         parts = sum(words_of(self.stages.program.ops[i].name) for i in self.partial) * chunks
         return _even(len(self.scalar_places) + parts) + kept
@@ -95,17 +97,29 @@ def words_of(reduction: str) -> int:
     return 5 if reduction in SUMS else 1
 
 
-def chunk_of(step: Pass, space: Space, elements: int, reduced: int) -> int:
-    """Return how many of the elements of a pass are a chunk.
+def reduced_chunk_of(elements: int, least: int) -> int:
+    """Return how many of the elements of a parameter are reduced to one part, given the smallest such number."""
+    chunk = least
+    while elements > MOST_PARTS * chunk:
+        chunk *= 2
+    return chunk
+
+
+def number_of_parts(elements: int, least: int) -> int:
+    """Return to how many parts the elements of a parameter are reduced."""
+    return -(-elements // reduced_chunk_of(elements, least))
+
+
+def chunk_of(step: Pass, space: Space, elements: int) -> int:
+    """Return how many of the elements of a pass are a chunk, but for passes that reduce chunks: `reduced_chunk_of`.
 
     Args:
         step: the pass.
         space: of the elements that it reduces, if it reduces lines.
         elements: how many are a chunk where each element is done for itself.
-        reduced: how many are one where they are reduced to one part.
     """
     if step.kind != "lines":
-        return {"elements": elements, "chunks": reduced, "scalars": 1}[step.kind]
+        return {"elements": elements, "scalars": 1}[step.kind]
     return ACROSS if space[-1] in step.space else 1
 
 

@@ -95,7 +95,7 @@ class CudaLibrary(ABC):
 
     Attributes:
         chunk: how many elements a chunk is, where a kernel has something to do for each.
-        reduced_chunk: how many it is where it is reduced to one part.
+        reduced_chunk: how many it is at least where it is reduced to one part.
     """
 
     chunk = CHUNK
@@ -184,13 +184,13 @@ class CudaLibrary(ABC):
         return memory, self.address(memory)
 
     def tables(
-        self, rows: Sequence[Sequence[int]], cut: Sequence[tuple[Sequence[int], int]], device: int
+        self, rows: Sequence[Sequence[int]], cut: Sequence[tuple[Sequence[int], int | Sequence[int]]], device: int
     ) -> list[Placed]:
         """Return what tells launches where parameters are, one for each way in which their elements are cut into chunks.
 
         Args:
             rows: the words of each parameter, in the order of the kernels' columns.
-            cut: the number of elements of each parameter, and how many of them are a chunk.
+            cut: the number of elements of each parameter, and how many of them are a chunk, of all or of each.
             device: the current device.
         """
         words, chunks = columns_of(rows), [Chunks(sizes, chunk) for sizes, chunk in cut]

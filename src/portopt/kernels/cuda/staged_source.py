@@ -16,7 +16,6 @@ from portopt.kernels.cuda.source import (
     CHUNK,
     LANGUAGE,
     PLACE,
-    REDUCED_CHUNK,
     common_source,
     from_double,
     functions_source,
@@ -36,7 +35,11 @@ from portopt.program import DRAWS, SUMS, Kind, Program
 
 _FOURTH = "of four"
 """The place of an element in the loop of `loop_of_fours`, in arrays that have all of them."""
-chunk_of = functools.partial(passes.chunk_of, elements=CHUNK, reduced=REDUCED_CHUNK)
+_OF_FOURS = "of fours"
+"""The same in the loop of a pass that reduces, in which a thread has several fours at once."""
+_MOST_FOURS = 4
+"""How many fours of one array a thread loads at once; of two arrays it is half as many of each, of more one."""
+chunk_of = functools.partial(passes.chunk_of, elements=CHUNK)
 
 _LANGUAGE = dataclasses.replace(
     LANGUAGE,
@@ -106,8 +109,9 @@ class _Source(PassWriter):
         for space in self.spaces():
             product = " * ".join(map(length, space)) or "1"
             found.append((size(space), f"const long long {size(space)} = {product};"))
-        chunks = f"({size(self.stages.space)} + REDUCED_CHUNK - 1) / REDUCED_CHUNK"
-        found.append(("chunks_of", f"const long long chunks_of = {chunks};"))
+        of = size(self.stages.space)
+        found.append(("reduced_of", f"const long long reduced_of = reduced_chunk_of({of}, REDUCED_CHUNK);"))
+        found.append(("chunks_of", f"const long long chunks_of = ({of} + reduced_of - 1) / reduced_of;"))
         place = [str(len(self.places))]
         for i in self.passes.partial:
             kind = _part_type(self.program.ops[i].name)
@@ -154,53 +158,107 @@ class _Source(PassWriter):
             f"const long long end = start + {size} < elements_of(table, row) ? start + {size} : elements_of(table, row);",
         ]
 
+    def _arrays(self, step: Pass) -> dict[str, str]:
+        """Return the arrays with an element for each of a pass, and the types of their elements.
+
+        They are loaded in fours; others have fewer elements, in places of their own.
+        """
+        found = {}
+        for i in [*step.operations, *step.external]:
+            if (self.stages.spaces[i] or ()) == step.space != ():
+                if i in step.external:
+                    found[stored(i)] = self._type
+                elif (column := self.program.ops[i].reads) is not None:
+                    found[self.writer.array(column)] = LANGUAGE.storage[self.writer.dtype(column)]
+        return found
+
     def _each(self, step: Pass, written: Mapping[str, tuple[str, str]]) -> list[str]:
-        """Return the loop of a chunk's elements.
+        """Return the loop of a chunk's elements in which results are stored.
 
         Args:
             step: the pass.
             written: the arrays of its results: the type of an element, and its value.
         """
-        whole, ops = step.space, self.program.ops
-        # Arrays with an element for each of the pass are loaded in fours; others have fewer, in places of their own.
-        types = {}
-        for i in [*step.operations, *step.external]:
-            if (self.stages.spaces[i] or ()) == whole != ():
-                if i in step.external:
-                    types[stored(i)] = self._type
-                elif (column := ops[i].reads) is not None:
-                    types[self.writer.array(column)] = LANGUAGE.storage[self.writer.dtype(column)]
+        whole, types = step.space, self._arrays(step)
         loaded = list(types)
         target = PLACE if whole else "{0}[0]"
-        stores = [f"{target.format(name)} = {value};" for name, (_, value) in written.items()]
+        lines = self.computed(step, whole, _FOURTH)
+        lines += [f"{target.format(name)} = {value};" for name, (_, value) in written.items()]
         if whole:
             types |= {name: kind for name, (kind, _) in written.items()}
-        before, adding, after = self._reduced(step)
-        lines = [*self.computed(step, whole, _FOURTH), *stores, *adding]
         places = [
             ("place_of", "const long long place_of = i + k * beside;"),
             *self.along_lengths(whole, "place_of"),
         ]
         body = ["if (i + k * beside >= end)", "    break;", *self.used(lines, places), *lines]
-        return loop_of_fours(
-            types,
-            loaded,
-            list(written) if whole else [],
-            body,
-            before=before,
-            after=after,
-        )
+        return loop_of_fours(types, loaded, list(written) if whole else [], body)
 
-    def _reduced(self, step: Pass) -> tuple[list[str], list[str], list[str]]:
-        """Return what a round of four elements does for the reductions: before, for the `k`-th element, and after."""
+    def _each_reduced(self, step: Pass) -> list[str]:
+        """Return the loop of a chunk's elements in which they are reduced.
+
+        A thread loads several fours before it computes anything, so that memory has enough to do.
+        """
+        ops, types = self.program.ops, self._arrays(step)
+        fours = {1: _MOST_FOURS, 2: _MOST_FOURS // 2}.get(len(types), 1)
+        at_once, functions, others = self._ways_to_reduce(step)
+        lines = self.computed(step, step.space, _OF_FOURS)
+        lines += [f"{_addends(i)}[k] = {self.names[ops[i].args[0]]};" for i in at_once]
+        if others:
+            lines += ["if (whole || further_of < left_of) {", *(f"    {line}" for line in others), "}"]
+        places = [
+            ("further_of", "const int further_of = k / 4 * 4 * (int)blockDim.x + k % 4 * beside;"),
+            ("place_of", "const long long place_of = i + further_of;"),
+            *self.along_lengths(step.space, "place_of"),
+        ]
+        further = "4 * n * blockDim.x"
+        body = [
+            "const int left_of = (int)(end - i);",
+            f"const bool whole = aligned && left_of >= {4 * (fours - 1)} * (int)blockDim.x + 4;",
+            *(f"Four<{kind}> {name}_fours[{fours}];" for name, kind in types.items()),
+            *(f"{self._type} {_addends(i)}[{4 * fours}];" for i in at_once),
+            "if (whole) {",
+            "#pragma unroll",
+            f"    for (int n = 0; n < {fours}; n++) {{",
+            *(f"        {name}_fours[n] = four_of({name} + i + {further});" for name in types),
+            "    }",
+            "} else {",
+            "#pragma unroll",
+            f"    for (int n = 0; n < {fours}; n++) {{",
+            *(f"        {name}_fours[n] = each_of({name}, i + {further}, beside, end);" for name in types),
+            "    }",
+            "}",
+            "#pragma unroll",
+            f"for (int k = 0; k < {4 * fours}; k++) {{",
+            *(f"    {line}" for line in [*self.used(lines, places), *lines]),
+            "}",
+        ]
+        if at_once:
+            body += [
+                "if (!whole) {",
+                "#pragma unroll",
+                f"    for (int k = 0; k < {4 * fours}; k++)",
+                "        if (k / 4 * 4 * (int)blockDim.x + k % 4 * beside >= left_of)",
+                f"            {' = '.join(f'{_addends(i)}[k]' for i in at_once)} = 0;",
+                "}",
+            ]
+        body += functions
+        aligned = " && ".join(f"is_aligned({name})" for name in types) or "true"
+        return [
+            f"const bool aligned = {aligned};",
+            "const int beside = aligned ? 1 : (int)blockDim.x;",
+            "#pragma unroll 1",
+            f"for (long long i = start + threadIdx.x * (aligned ? 4 : 1); i < end; i += {4 * fours} * blockDim.x) {{",
+            *(f"    {line}" for line in body),
+            "}",
+        ]
+
+    def _ways_to_reduce(self, step: Pass) -> tuple[list[int], list[str], list[str]]:
+        """Return the reductions of which several addends are added at once and how, and how the others add each element."""
         ops = self.program.ops
         at_once = [i for i in step.reductions if ops[i].name in SUMS]
-        before = [f"{self._type} {_addends(i)}[4] = {{0, 0, 0, 0}};" for i in at_once]
-        adding = [f"{_addends(i)}[k] = {self.names[ops[i].args[0]]};" for i in at_once]
-        adding += [self._added(i) for i in step.reductions if i not in at_once]
         functions = ["add_squares" if ops[i].name == "norm" else "add_numbers" for i in at_once]
         after = [f"{function}({own(i)}, {_addends(i)});" for i, function in zip(at_once, functions, strict=True)]
-        return before, adding, after
+        return at_once, after, [self._added(i) for i in step.reductions if i not in at_once]
 
     def _elements(self, step: Pass) -> list[str]:
         written = {}
@@ -216,12 +274,12 @@ class _Source(PassWriter):
         return [*self.rounded(step), *self._extent("CHUNK"), *self._each(step, written)]
 
     def _chunks(self, step: Pass) -> list[str]:
-        lines = [*self.rounded(step), *self._extent("REDUCED_CHUNK")]
+        lines = [*self.rounded(step), *self._extent("reduced_of")]
         lines += [self._begun(i) for i in step.reductions]
-        lines += self._each(step, {})
+        lines += self._each_reduced(step)
         for i in step.reductions:
             kind, name = _part_type(self.program.ops[i].name), together(i)
-            lines.append(f"const {kind} {name} = over_block({own(i)}, 1);")
+            lines.append(f"const {kind} {name} = over_whole_block({own(i)});")
         lines.append("if (threadIdx.x == 0) {")
         lines += [f"    {parts(i)}[chunk - first_chunk_of(table, row)] = {together(i)};" for i in step.reductions]
         return [*lines, "}"]
@@ -232,7 +290,9 @@ class _Source(PassWriter):
         chunk = chunk_of(step, whole)
         place = ("place_of", "const long long place_of = j + k * further_of;")
         places = [*self.along_lengths(step.space, "result_of"), place, *self.along_lengths(along, "place_of")]
-        before, adding, after = self._reduced(step)
+        at_once, after, adding = self._ways_to_reduce(step)
+        before = [f"{self._type} {_addends(i)}[4] = {{0, 0, 0, 0}};" for i in at_once]
+        adding = [*(f"{_addends(i)}[k] = {self.names[self.program.ops[i].args[0]]};" for i in at_once), *adding]
         element = [*self.computed(step, whole, None), *adding]
         across = "1" if chunk == 1 else "blockDim.x < 2 * ACROSS ? blockDim.x / 2 : ACROSS"
         count = " * ".join(map(length, along)) or "1"
@@ -312,7 +372,8 @@ class _Source(PassWriter):
         return f"divided({a}, {b})"
 
     def element(self, array: str, place: str) -> str:
-        return PLACE.format(array) if place == _FOURTH else f"{array}[{place}]"
+        template = {_FOURTH: PLACE, _OF_FOURS: "{0}_fours[k / 4].at[k % 4]"}.get(place, f"{{0}}[{place}]")
+        return template.format(array)
 
     def kept_scalar(self, place: int, kind: Kind) -> str:
         value = f"values_of[{place}]"
@@ -324,7 +385,7 @@ class _Source(PassWriter):
         words = (
             f"words_of((unsigned long long)(long long){writer.operand(key)}, "
             f"(unsigned long long){writer.operand(step, Kind.INTEGER)}, {writer.operand(stream, Kind.INTEGER)}, number_of, "
-            f"(unsigned long long)({'place_of' if place == _FOURTH else place}))"
+            f"(unsigned long long)({'place_of' if place in (_FOURTH, _OF_FOURS) else place}))"
         )
         if op.name == "draw_normal":
             return f"round_to_{self.real}(normal_of({words}))"
@@ -353,11 +414,11 @@ class _Source(PassWriter):
             case "max" | "min":
                 return f"number_of_{self.real}({part}.word)"
             case "any":
-                return f"{part}.number > 0"
+                return f"{part}.word > 0"
             case "all":
-                return f"{part}.number == {count}"
+                return f"{part}.word == {count}"
             case _:
-                return f"(double){part}.number" if not self.program.ops[i].kind.is_scalar else f"{part}.number"
+                return f"(double){part}.word" if not self.program.ops[i].kind.is_scalar else f"{part}.word"
 
 
 def _addends(i: int) -> str:
