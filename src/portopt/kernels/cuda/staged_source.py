@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from portopt.kernels import passes
 from portopt.kernels.cuda.source import (
     CHUNK,
     LANGUAGE,
     PLACE,
+    REDUCED_CHUNK,
     common_source,
     from_double,
     functions_source,
@@ -25,12 +26,14 @@ from portopt.kernels.cuda.source import (
     of_row,
     reductions_source,
     scalars_of_device,
+    scalars_of_inputs_source,
     scalars_source,
     source_file,
 )
 from portopt.kernels.key import NEW, KernelKey
+from portopt.kernels.norm_dependence import NormDependence, all_on_device, norm_dependence, with_given_totals
 from portopt.kernels.pass_writer import PassWriter, length, own, parts, size, stored, together
-from portopt.kernels.passes import ACROSS, Pass, words_of
+from portopt.kernels.passes import ACROSS, Pass, Passes, reduced_chunk_of, words_of
 from portopt.program import DRAWS, SUMS, Kind, Program
 
 _FOURTH = "of four"
@@ -40,6 +43,16 @@ _OF_FOURS = "of fours"
 _MOST_FOURS = 4
 """How many fours of one array a thread loads at once; of two arrays it is half as many of each, of more one."""
 chunk_of = functools.partial(passes.chunk_of, elements=CHUNK)
+
+
+def cut(passes: Passes, step: Pass, lengths: Sequence[Sequence[int]]) -> tuple[list[int], int | list[int]]:
+    """Return for how many elements of each parameter a pass has something to do, and how many are a chunk, of all or of each."""
+    stages, sizes = passes.stages, list(map(step.units, lengths))
+    if step.kind == "chunks":
+        return sizes, [reduced_chunk_of(size, REDUCED_CHUNK) for size in sizes]
+    source = stages.source(step.reductions[0]) if step.kind == "lines" else stages.space
+    return sizes, chunk_of(step, source)
+
 
 _LANGUAGE = dataclasses.replace(
     LANGUAGE,
@@ -57,14 +70,28 @@ def staged_source(program: Program, key: KernelKey, on_device: frozenset[str] = 
         key: of the kernels.
         on_device: names of the scalar inputs that lie on the device, as those of a step that a graph repeats.
     """
-    return _Source(program, key, on_device).text()
+    return _Source(program, key, norm_dependence(program, on_device)).text()
+
+
+def staged_source_for_inputs_on_device(program: Program, key: KernelKey, words: int) -> str:
+    """Return the source of the kernels that run a program of which all that is given lies on the device.
+
+    The kernel `SCALARS_OF_INPUTS` computes the scalars for the others; see `scalars_of_inputs_source`.
+
+    Args:
+        program: what a step does.
+        key: of the kernels.
+        words: how many the table has, which is among the launches' arguments.
+    """
+    return _Source(with_given_totals(program), key, all_on_device(program), words).text()
 
 
 class _Source(PassWriter):
     zero = "0"
 
-    def __init__(self, program: Program, key: KernelKey, on_device: frozenset[str]) -> None:
-        super().__init__(_LANGUAGE, program, key, on_device)
+    def __init__(self, program: Program, key: KernelKey, split: NormDependence, words: int | None = None) -> None:
+        super().__init__(_LANGUAGE, program, key, split)
+        self._words = words
         self._type = LANGUAGE.storage[self.real]
         self._known = self._definitions()
 
@@ -73,18 +100,20 @@ class _Source(PassWriter):
         lines = [
             f"// {self.program.name} on {writer.dtypes['p']}, computed in {writer.real}.",
             f"// Arrays of a parameter: {', '.join(writer.columns)}.",
-            common_source(),
+            common_source(self._words),
             f"#define ACROSS {ACROSS}\n",
             reductions_source(),
         ]
-        if self.program.uses_gradient_norm or self.split.on_device:
+        if self._words is not None:
+            lines.append(scalars_of_inputs_source(writer, self.split))
+        elif self.program.uses_gradient_norm or self.split.on_device:
             lines.append(scalars_source(writer, self.split))
         lines += functions_source(writer)
         names = {op.name for op in self.program.ops}
         if not names.isdisjoint(DRAWS):
             lines.append(source_file("draws.cuh"))
         if "draw_normal" in names:
-            lines.append(source_file("normal.cuh"))
+            lines += map(source_file, ("nearly_normal.cuh", "normal.cuh"))
         return "\n".join([*lines, *map(self._kernel, self.passes.passes)])
 
     # What kernels know of a parameter ------------------------------------------------------------------------------
@@ -140,6 +169,7 @@ class _Source(PassWriter):
             "lines": self._lines,
             "scalars": self._scalars,
         }[step.kind](step)
+        body = [*self._draws(step), *body]
         lines = [f"{kernel_head(step.name)}({listed(parameters)})", "{"]
         lines += [f"    {line}" for line in self.used(body, known)]
         lines += [
@@ -186,12 +216,17 @@ class _Source(PassWriter):
         lines += [f"{target.format(name)} = {value};" for name, (_, value) in written.items()]
         if whole:
             types |= {name: kind for name, (kind, _) in written.items()}
+        before = [
+            f"const Four<float> {_drawn(i)}_four = four_normals_at({_draw(i)}, i, beside);"
+            for i in step.operations
+            if self._is_of_four(i, self.index(self.stages.spaces[i] or (), whole, _FOURTH))
+        ]
         places = [
             ("place_of", "const long long place_of = i + k * beside;"),
             *self.along_lengths(whole, "place_of"),
         ]
         body = ["if (i + k * beside >= end)", "    break;", *self.used(lines, places), *lines]
-        return loop_of_fours(types, loaded, list(written) if whole else [], body)
+        return loop_of_fours(types, loaded, list(written) if whole else [], body, before=before)
 
     def _each_reduced(self, step: Pass) -> list[str]:
         """Return the loop of a chunk's elements in which they are reduced.
@@ -207,7 +242,8 @@ class _Source(PassWriter):
             lines += ["if (whole || further_of < left_of) {", *(f"    {line}" for line in others), "}"]
         places = [
             ("further_of", "const int further_of = k / 4 * 4 * (int)blockDim.x + k % 4 * beside;"),
-            ("place_of", "const long long place_of = i + further_of;"),
+            # Beyond the end it is that of an element that is there: others may have nothing beside them in smaller arrays.
+            ("place_of", "const long long place_of = whole || further_of < left_of ? i + further_of : i;"),
             *self.along_lengths(step.space, "place_of"),
         ]
         further = "4 * n * blockDim.x"
@@ -379,18 +415,29 @@ class _Source(PassWriter):
         value = f"values_of[{place}]"
         return from_double(kind, value)
 
+    def _draws(self, step: Pass) -> list[str]:
+        """Return the statements that say what a parameter's elements are drawn with."""
+        found = []
+        for i in step.operations:
+            if (op := self.program.ops[i]).name in DRAWS:
+                key, number, stream = map(self.writer.operand, op.args, (Kind.FLOAT, Kind.INTEGER, Kind.INTEGER))
+                words = f"(unsigned long long)(long long){key}, (unsigned long long){number}"
+                found.append(f"const Draw {_draw(i)} = {{{words}, {stream}, number_of}};")
+        return found
+
+    def _is_of_four(self, i: int, place: str) -> bool:
+        """Tell whether an operation draws for four elements at once."""
+        return place == _FOURTH and self.program.ops[i].name == "draw_normal" and self.real == "float32"
+
     def drawn(self, i: int, place: str) -> str:
-        op, writer = self.program.ops[i], self.writer
-        key, step, stream = op.args
-        words = (
-            f"words_of((unsigned long long)(long long){writer.operand(key)}, "
-            f"(unsigned long long){writer.operand(step, Kind.INTEGER)}, {writer.operand(stream, Kind.INTEGER)}, number_of, "
-            f"(unsigned long long)({'place_of' if place in (_FOURTH, _OF_FOURS) else place}))"
-        )
+        op = self.program.ops[i]
+        if self._is_of_four(i, place):
+            return PLACE.format(_drawn(i))
+        element = f"(unsigned long long)({'place_of' if place in (_FOURTH, _OF_FOURS) else place})"
         if op.name == "draw_normal":
-            return f"round_to_{self.real}(normal_of({words}))"
+            return f"{self.real}_normal_at({_draw(i)}, {element})"
         most = 2**53 - (1 if self.real == "float64" else 2**29)
-        return f"round_to_{self.real}(uniform_of({words}, {most}ll))"
+        return f"round_to_{self.real}(uniform_of(words_of({_draw(i)}, {element}), {most}ll))"
 
     # Reductions ------------------------------------------------------------------------------------------------------
 
@@ -424,6 +471,16 @@ class _Source(PassWriter):
 def _addends(i: int) -> str:
     """Return the name of what a thread has of a sum in a round."""
     return f"addends_{i}_of"
+
+
+def _draw(i: int) -> str:
+    """Return the name of what an operation draws with."""
+    return f"draw_{i}_of"
+
+
+def _drawn(i: int) -> str:
+    """Return the name of what an operation draws for four elements."""
+    return f"drawn_{i}_of"
 
 
 def _part_type(reduction: str) -> str:
