@@ -20,6 +20,7 @@ from portopt.kernels.cuda import kernels
 from portopt.kernels.cuda.library import Argument, CudaLibrary, Fetch, Placed, real_numbers, typed
 from portopt.kernels.cuda.source import NUMBERS
 from portopt.kernels.cuda.staged_source import cut
+from portopt.kernels.cuda.tables import Cut
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.names import LARGEST_JOINED, SUM_SQUARES, SUMS_JOINED, UPDATE
@@ -412,7 +413,7 @@ def _run_passes(library: CudaLibrary, of: _Launches, passes: Passes) -> None:
     del memory
 
 
-def cuts(passes: Passes, lengths: Sequence[Sequence[int]]) -> list[tuple[list[int], int | list[int]]]:
+def cuts(passes: Passes, lengths: Sequence[Sequence[int]]) -> list[Cut]:
     """Return for how many elements of each parameter each pass has something to do, and how many are a chunk."""
     return [cut(passes, step, lengths) for step in passes.passes]
 

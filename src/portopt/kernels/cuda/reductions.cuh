@@ -14,6 +14,12 @@ __device__ __forceinline__ double power_of_two(int exponent)
     return __longlong_as_double((long long)(exponent + 1023) << 52);
 }
 
+// One and a half times a power of two.
+__device__ __forceinline__ double large(int exponent)
+{
+    return __longlong_as_double((long long)((exponent + 1023) << 20 | 0x80000) << 32);
+}
+
 // The exponent of what numbers are divided by before they are squared, given that of the bins of the squares.
 __device__ __forceinline__ int scaling_of_squares(long long exponent)
 {
@@ -125,8 +131,7 @@ template <int COUNT> __device__ __forceinline__ void add_integer_squares(Sum &, 
 // then stands in the bits.
 template <int COUNT> __device__ __forceinline__ void add_in_bins(Sum &sum, const double (&x)[COUNT], int exponent)
 {
-    const double unit = 1.5 * power_of_two(exponent - 31 + 52);
-    const double units[3] = {unit, unit * 0x1p-32, unit * 0x1p-64};
+    const double units[3] = {large(exponent + 21), large(exponent - 11), large(exponent - 43)};
     unsigned long long sums[3] = {0, 0, 0};
 #pragma unroll
     for (int k = 0; k < COUNT; k++) {

@@ -191,7 +191,9 @@ def common_source(words: int | None = None) -> str:
 
 def reductions_source() -> str:
     """Return what modules that reduce have after that."""
-    return "\n".join([*defines({**_BINS, "MOST_PARTS": MOST_PARTS}), "", *map(source_file, ("scalars.cuh", "reductions.cuh"))])
+    return "\n".join(
+        [*defines({**_BINS, "MOST_PARTS": MOST_PARTS}), "", *map(source_file, ("scalars.cuh", "reductions.cuh"))]
+    )
 
 
 def defines(constants: Mapping[str, int]) -> list[str]:

@@ -30,6 +30,7 @@ from portopt.kernels.cuda.source import (
     scalars_source,
     source_file,
 )
+from portopt.kernels.cuda.tables import Cut
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.norm_dependence import NormDependence, all_on_device, norm_dependence, with_given_totals
 from portopt.kernels.pass_writer import PassWriter, length, own, parts, size, stored, together
@@ -45,7 +46,7 @@ _MOST_FOURS = 4
 chunk_of = functools.partial(passes.chunk_of, elements=CHUNK)
 
 
-def cut(passes: Passes, step: Pass, lengths: Sequence[Sequence[int]]) -> tuple[list[int], int | list[int]]:
+def cut(passes: Passes, step: Pass, lengths: Sequence[Sequence[int]]) -> Cut:
     """Return for how many elements of each parameter a pass has something to do, and how many are a chunk, of all or of each."""
     stages, sizes = passes.stages, list(map(step.units, lengths))
     if step.kind == "chunks":

@@ -11,6 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 
+Cut = tuple[Sequence[int], int | Sequence[int]]
+"""The number of elements of each parameter, and how many of them are a chunk, of all or of each."""
+
+
 class Chunks:
     """How the elements of parameters are cut into chunks.
 
