@@ -175,7 +175,9 @@ def test_a_total_takes_two_launches_for_each_dtype(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("rule", [portopt.LAMB, portopt.NovoGrad, portopt.SM3], ids=lambda rule: rule.__name__)
 def test_steps_in_place_and_clipped(rule: type[portopt.Optimizer]) -> None:
     optimizer = rule(clipnorm=0.5, clipvalue=0.01)
-    compare_steps(on_device, np.asarray, optimizer, *trees("float32", ((60,), (12, 7), (0,))), in_place=True)
+    compare_steps(
+        on_device, np.asarray, optimizer, *trees("float32", ((60,), (12, 7), (2, 3, 20), (0,))), in_place=True
+    )
 
 
 @pytest.mark.usefixtures("backend")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from portopt.kernels import passes
 from portopt.kernels.cuda.source import (
@@ -29,9 +29,11 @@ from portopt.kernels.cuda.source import (
     scalars_source,
     source_file,
 )
+from portopt.kernels.cuda.tile_source import TileSource
 from portopt.kernels.key import NEW, KernelKey
-from portopt.kernels.pass_writer import PassWriter, length, own, parts, size, stored, together
+from portopt.kernels.pass_writer import Definition, length, own, parts, size, stored, together
 from portopt.kernels.passes import ACROSS, Pass, words_of
+from portopt.kernels.stages import Space
 from portopt.program import DRAWS, SUMS, Kind, Program
 
 _FOURTH = "of four"
@@ -41,8 +43,8 @@ chunk_of = functools.partial(passes.chunk_of, elements=CHUNK, reduced=REDUCED_CH
 _LANGUAGE = dataclasses.replace(
     LANGUAGE,
     reserved=LANGUAGE.reserved
-    | frozenset(re.findall(r"\w+", source_file("reductions.cuh") + source_file("draws.cuh")))
-    | {"draws", "j", "own", "values"},
+    | frozenset(re.findall(r"\w+", "".join(map(source_file, ("reductions.cuh", "axes.cuh", "draws.cuh")))))
+    | {"draws", "j", "own", "values", "after", "line_of_four", "n", "r"},
 )
 
 
@@ -57,7 +59,7 @@ def staged_source(program: Program, key: KernelKey, on_device: frozenset[str] = 
     return _Source(program, key, on_device).text()
 
 
-class _Source(PassWriter):
+class _Source(TileSource):
     zero = "0"
 
     def __init__(self, program: Program, key: KernelKey, on_device: frozenset[str]) -> None:
@@ -73,6 +75,7 @@ class _Source(PassWriter):
             common_source(),
             f"#define ACROSS {ACROSS}\n",
             reductions_source(),
+            *([source_file("axes.cuh")] if self.passes.tiled else []),
         ]
         if self.program.uses_gradient_norm or self.split.on_device:
             lines.append(scalars_source(writer, self.split))
@@ -108,18 +111,19 @@ class _Source(PassWriter):
             found.append((size(space), f"const long long {size(space)} = {product};"))
         chunks = f"({size(self.stages.space)} + REDUCED_CHUNK - 1) / REDUCED_CHUNK"
         found.append(("chunks_of", f"const long long chunks_of = {chunks};"))
+        found += self.tile_definitions()
         place = [str(len(self.places))]
         for i in self.passes.partial:
             kind = _part_type(self.program.ops[i].name)
             found.append((parts(i), f"{kind} *const {parts(i)} = ({kind} *)(values_of + {' + '.join(place)});"))
-            place.append(f"{words_of(self.program.ops[i].name)} * chunks_of")
+            place.append(f"{words_of(self.program.ops[i].name)} * {self.chunks(i)}")
         # Arrays begin at an even word, so that they are aligned.
         place = [f"({' + '.join(place)} + 1) / 2 * 2"]
         for i in self.passes.stored:
             name = stored(i)
             found.append((name, f"{self._type} *const {name} = ({self._type} *)(values_of + {' + '.join(place)});"))
             place.append(f"({size(self.stages.spaces[i] or ())} + 1) / 2 * 2")
-        return found
+        return found + self.line_definitions(" + ".join(place))
 
     # Kernels -------------------------------------------------------------------------------------------------------
 
@@ -133,6 +137,8 @@ class _Source(PassWriter):
         body = {
             "elements": self._elements,
             "chunks": self._chunks,
+            "tiles": self.tiles,
+            "joined": self.joined,
             "lines": self._lines,
             "scalars": self._scalars,
         }[step.kind](step)
@@ -148,10 +154,11 @@ class _Source(PassWriter):
         ]
         return "\n".join(lines) + "\n"
 
-    def _extent(self, size: str) -> list[str]:
+    def extent(self, elements: str) -> list[str]:
         return [
-            f"const long long start = (chunk - first_chunk_of(table, row)) * {size};",
-            f"const long long end = start + {size} < elements_of(table, row) ? start + {size} : elements_of(table, row);",
+            f"const long long start = (chunk - first_chunk_of(table, row)) * {elements};",
+            f"const long long after = start + {elements};",
+            "const long long end = after < elements_of(table, row) ? after : elements_of(table, row);",
         ]
 
     def _each(self, step: Pass, written: Mapping[str, tuple[str, str]]) -> list[str]:
@@ -179,9 +186,10 @@ class _Source(PassWriter):
         lines = [*self.computed(step, whole, _FOURTH), *stores, *adding]
         places = [
             ("place_of", "const long long place_of = i + k * beside;"),
-            *self.along_lengths(whole, "place_of"),
+            *self._in_line(whole, self.along_lengths(whole, "place_of")),
         ]
         body = ["if (i + k * beside >= end)", "    break;", *self.used(lines, places), *lines]
+        before += self.used(body, self._four_in_line(whole))
         return loop_of_fours(
             types,
             loaded,
@@ -190,6 +198,26 @@ class _Source(PassWriter):
             before=before,
             after=after,
         )
+
+    def _in_line(self, whole: Space, places: Sequence[Definition]) -> list[Definition]:
+        """Return definitions of places of an element of a four with one division for all of the four, where they allow it."""
+        further = f"rest_{whole[-1]}_of" if whole else ""
+        return [
+            (name, self.integer(name, f"in_line_of ? line_of_four : {statement.partition(' = ')[2][:-1]}"))
+            if name == further
+            else (name, statement)
+            for name, statement in places
+        ]
+
+    def _four_in_line(self, whole: Space) -> list[Definition]:
+        """Return definitions of whether a four lies along the last length as a whole, and of where that begins."""
+        if len(whole) < 2:
+            return []
+        last = length(whole[-1])
+        return [
+            ("in_line_of", f"const bool in_line_of = beside == 1 && {last} % 4 == 0;"),
+            ("line_of_four", self.integer("line_of_four", f"in_line_of ? {self.quotient('i', last)} : 0")),
+        ]
 
     def _reduced(self, step: Pass) -> tuple[list[str], list[str], list[str]]:
         """Return what a round of four elements does for the reductions: before, for the `k`-th element, and after."""
@@ -203,20 +231,25 @@ class _Source(PassWriter):
         return before, adding, after
 
     def _elements(self, step: Pass) -> list[str]:
-        written = {}
+        stores = {}
         for i in step.stored:
             value = f"({self._type}){self.names[i]}" if self.program.ops[i].kind is Kind.MASK else self.names[i]
-            written[stored(i)] = self._type, value
-        for name in step.outputs:
+            stores[stored(i)] = self._type, value
+        stores |= self.written(step.outputs)
+        return [*self.rounded(step), *self.extent("CHUNK"), *self._each(step, stores)]
+
+    def written(self, outputs: Iterable[str]) -> dict[str, tuple[str, str]]:
+        found = {}
+        for name in outputs:
             column = name if self.key.in_place else NEW + name
             value = LANGUAGE.converted(
                 self.real, self.writer.dtypes[name], self.names[self.program.array_outputs[name]]
             )
-            written[self.writer.array(column)] = LANGUAGE.storage[self.writer.dtypes[name]], value
-        return [*self.rounded(step), *self._extent("CHUNK"), *self._each(step, written)]
+            found[self.writer.array(column)] = LANGUAGE.storage[self.writer.dtypes[name]], value
+        return found
 
     def _chunks(self, step: Pass) -> list[str]:
-        lines = [*self.rounded(step), *self._extent("REDUCED_CHUNK")]
+        lines = [*self.rounded(step), *self.extent("REDUCED_CHUNK")]
         lines += [self._begun(i) for i in step.reductions]
         lines += self._each(step, {})
         for i in step.reductions:
@@ -238,7 +271,7 @@ class _Source(PassWriter):
         count = " * ".join(map(length, along)) or "1"
         lines = [
             *self.rounded(step),
-            *self._extent(str(chunk)),
+            *self.extent(str(chunk)),
             f"const unsigned int across_of = {across};",
             f"const long long count_of = {count};",
             "const long long further_of = blockDim.x / across_of;",
@@ -263,7 +296,7 @@ class _Source(PassWriter):
         for i in step.reductions:
             kind, op = _part_type(self.program.ops[i].name), self.program.ops[i]
             lines.append(f"    const {kind} {together(i)} = over_block({own(i)}, across_of);")
-            value = self._result(i, "count_of")
+            value = self.result(i, "count_of")
             if op.kind.is_scalar:
                 stores.append(f"values_of[{self.places[i]}] = {_as_double(op.kind, value)};")
             else:
@@ -278,11 +311,11 @@ class _Source(PassWriter):
         for i in step.reductions:
             kind = _part_type(ops[i].name)
             begin = _initial(ops[i].name, self.real)
-            lines.append(f"const {kind} {together(i)} = over_parts({begin}, {parts(i)}, chunks_of);")
+            lines.append(f"const {kind} {together(i)} = over_parts({begin}, {parts(i)}, {self.chunks(i)});")
         inner: list[str] = []
         known: set[int] = set()
         for i in step.reductions:
-            value = self._result(i, count)
+            value = self.result(i, count)
             if ops[i].kind.is_scalar:
                 inner.append(self.writer.assigned(i, value))
                 inner.append(f"values_of[{self.places[i]}] = {_as_double(ops[i].kind, self.names[i])};")
@@ -333,14 +366,16 @@ class _Source(PassWriter):
 
     # Reductions ------------------------------------------------------------------------------------------------------
 
-    def _begun(self, i: int) -> str:
-        name = self.program.ops[i].name
-        return f"{_part_type(name)} {own(i)} = {_initial(name, self.real)};"
+    def part_type(self, i: int) -> str:
+        return _part_type(self.program.ops[i].name)
+
+    def initial(self, i: int) -> str:
+        return _initial(self.program.ops[i].name, self.real)
 
     def _added(self, i: int) -> str:
         return f"add({own(i)}, {self.names[self.program.ops[i].args[0]]});"
 
-    def _result(self, i: int, count: str) -> str:
+    def result(self, i: int, count: str) -> str:
         """Return a result in float64, an integer or a truth, given how many elements it is of."""
         part = together(i)
         match self.program.ops[i].name:
@@ -353,11 +388,11 @@ class _Source(PassWriter):
             case "max" | "min":
                 return f"number_of_{self.real}({part}.word)"
             case "any":
-                return f"{part}.number > 0"
+                return f"{part}.word > 0"
             case "all":
-                return f"{part}.number == {count}"
+                return f"{part}.word == {count}"
             case _:
-                return f"(double){part}.number" if not self.program.ops[i].kind.is_scalar else f"{part}.number"
+                return f"(double){part}.word" if not self.program.ops[i].kind.is_scalar else f"{part}.word"
 
 
 def _addends(i: int) -> str:
