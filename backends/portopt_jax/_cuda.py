@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +30,16 @@ from portopt.kernels.cuda.source import (
     norm_of_parts_source,
     source_for_inputs_on_device,
 )
+from portopt.kernels.cuda.staged_source import cut, staged_source_for_inputs_on_device
 from portopt.kernels.cuda.tables import Chunks, words_of_few
 from portopt.kernels.key import KernelKey
-from portopt.kernels.names import NORM_OF_PARTS, SUM_SQUARES, UPDATE
-from portopt.kernels.norm_dependence import WORDS_OF_PART
+from portopt.kernels.names import NORM_OF_PARTS, SCALARS_OF_INPUTS, SUM_SQUARES, UPDATE
+from portopt.kernels.norm_dependence import WORDS_OF_PART, all_on_device, with_given_totals
+from portopt.kernels.passes import can_pass, passes_of
 from portopt.program import Program
+from portopt.program.draws import Place
 from portopt_jax import _launching
-from portopt_jax._launching import Word
+from portopt_jax._launching import Kernel, Word
 
 _FEW, _SOME, _MANY = 60, 500, 4000
 """How many words a table has in a launch's arguments. The last is more than older drivers, compilers and devices take."""
@@ -133,29 +138,153 @@ def _found_in_trial() -> str:
         _trying.reset(token)
 
 
-def step(inputs: Any, number: Any, *arrays: Any, program: Program, key: KernelKey, registered: Registered) -> list[Any]:
+def can_run(program: Program) -> bool:
+    """Tell whether kernels can do the steps of a program."""
+    if program.is_elementwise:
+        return True
+    # New scalars of the state are made before any array has been looked at.
+    return can_pass(program) and program.parameter_scalars.isdisjoint(program.scalar_outputs.values())
+
+
+def step(
+    inputs: Any,
+    number: Any,
+    *arrays: Any,
+    program: Program,
+    key: KernelKey,
+    registered: Registered,
+    places: Sequence[Place] = (),
+) -> list[Any]:
     """Do a step.
 
     Args:
         inputs: the scalar inputs but for the number of the step, in one float64 array.
         number: of the step, int32.
         arrays: those of each parameter, as the key orders them.
-        program: an elementwise one.
+        program: of which `can_run` is true.
         key: of the kernels.
         registered: returns the name of a handler of some content for a platform, made by a function if it is new.
+        places: where each parameter is, if the program draws.
 
     Returns:
         The new scalars of the state in one float64 array, if there are any, then parameter and slots of each parameter.
     """
     columns = len(key.dtypes)
     rows = [arrays[i : i + columns] for i in range(0, len(arrays), columns)]
+    kinds: type[_Elementwise | _Staged] = _Elementwise if program.is_elementwise else _Staged
+    kernels = kinds(program, key)
+    numbers = [of.number for of in places] or [0] * len(rows)
     found: list[Any] = []
     with jax.enable_x64(True):
         given = inputs if inputs.size else jnp.zeros(1, jnp.float64)
-        for part in _parts(rows, columns, len(key.columns(program))):
-            outputs, *results = _updated(given, number, part, program, key, registered)
+        for part in _parts(list(zip(rows, numbers, strict=True)), columns, kernels.columns):
+            launches = kernels.launches([(row[0].shape, own) for row, own in part])
+            outputs, *results = _updated(given, number, [row for row, _ in part], kernels, launches, registered)
             found += [*([outputs] if program.scalar_outputs and not found else []), *results]
     return found
+
+
+class _Launches(NamedTuple):
+    """What is launched for some parameters.
+
+    Attributes:
+        layout: as the handler takes it.
+        results: what kernels make beside the new scalars of the state and the arrays.
+    """
+
+    layout: Sequence[int]
+    results: Sequence[Any]
+
+
+class _Elementwise:
+    """The kernel of an elementwise program."""
+
+    def __init__(self, program: Program, key: KernelKey) -> None:
+        self.program = program
+        self.key = key
+        self.columns = len(key.columns(program))
+
+    def launches(self, parameters: Sequence[tuple[tuple[int, ...], int]]) -> _Launches:
+        """Return what is launched for parameters, given shape and number in the tree of each."""
+        known = machine()
+        assert known is not None
+        chunks = Chunks([math.prod(shape) for shape, _ in parameters], CHUNK)
+        blocks = min(chunks.number, _BLOCKS_PER_MULTIPROCESSOR * known.multiprocessors, MOST_BLOCKS)
+        # One in any case, for the new scalars of the state.
+        return _Launches([max(blocks, 1), *chunks.few()], [])
+
+    def handler(self, words: int, registered: Registered) -> str:
+        """Return the name of the handler, given how many words a table has."""
+        source = source_for_inputs_on_device(self.program, self.key, words)
+        arguments: list[Word] = [("operand", 0), ("operand", 1), ("result", 0)]
+
+        def made() -> Any:
+            kernels = [Kernel(_functions(source, UPDATE), arguments)]
+            return _handler_of_step(self.program, self.key, kernels, words, fixed_results=1)
+
+        return registered(f"{self.key.in_place} {source}", made, "CUDA")
+
+
+class _Staged:
+    """The kernels of a program that reduces, or draws: one for the scalars, then one for each pass."""
+
+    def __init__(self, program: Program, key: KernelKey) -> None:
+        self.program = program
+        self.key = key
+        self._passes = passes_of(with_given_totals(program))
+        self._lengths = len(self._passes.stages.space)
+        self._scalars = all_on_device(program)
+        # After the arrays: the lengths, the memory for what kernels leave to later ones, the number.
+        self.columns = len(key.columns(program)) + self._lengths + 2
+
+    def launches(self, parameters: Sequence[tuple[tuple[int, ...], int]]) -> _Launches:
+        """Return what is launched for parameters, given shape and number in the tree of each."""
+        passes, real = self._passes, self.key.compute_dtype
+        lengths = [passes.stages.lengths(shape) for shape, _ in parameters]
+        words = [passes.words(own, REDUCED_CHUNK) for own in lengths]
+        places = [8 * place for place in itertools.accumulate(words, initial=0)]
+        layout = [own[k] for k in range(self._lengths) for own in lengths]
+        layout += [*places[:-1], *(number for _, number in parameters)]
+        for step in passes.passes:
+            chunks = Chunks(*cut(passes, step, lengths))
+            layout += [min(chunks.number, MOST_BLOCKS), *chunks.few()]
+        counts = len(self._scalars.rounded_on_device), len(self._scalars.unrounded_on_device), places[-1] // 8
+        kinds = jnp.dtype(real), jnp.float64, jnp.int64
+        return _Launches(layout, [_Array((max(n, 1),), kind) for n, kind in zip(counts, kinds, strict=True)])
+
+    def handler(self, words: int, registered: Registered) -> str:
+        """Return the name of the handler, given how many words a table has."""
+        source = staged_source_for_inputs_on_device(self.program, self.key, words)
+        scalars: list[Word] = [("operand", 0), ("operand", 1), ("result", 0), ("result", 1), ("result", 2)]
+        kinds = self._scalars.rounded_on_device, self._scalars.unrounded_on_device
+        arguments: list[Word] = [("result", 1 + k) for k, of_kind in enumerate(kinds) if of_kind]
+
+        def made() -> Any:
+            return _handler_of_step(
+                self.program,
+                self.key,
+                [Kernel(_functions(source, step.name), arguments) for step in self._passes.passes],
+                words,
+                fixed_results=4,
+                before=Kernel(_functions(source, SCALARS_OF_INPUTS), scalars),
+                further=self._lengths + 2,
+                workspace=self._lengths,
+            )
+
+        return registered(f"{self.key.in_place} {source}", made, "CUDA")
+
+
+def _handler_of_step(program: Program, key: KernelKey, kernels: Sequence[Kernel], words: int, **options: Any) -> Any:
+    return _launching.make_launching_handler(
+        kernels,
+        _addresses(),
+        fixed=2,
+        operands=len(key.dtypes),
+        results=len(program.array_outputs),
+        in_place=key.in_place,
+        words=words,
+        **options,
+    )
 
 
 def _parts(rows: Sequence[Any], operands: int, columns: int) -> Iterator[Sequence[Any]]:
@@ -171,23 +300,26 @@ def _parts(rows: Sequence[Any], operands: int, columns: int) -> Iterator[Sequenc
 
 
 def _updated(
-    inputs: Any, number: Any, rows: Sequence[Sequence[Any]], program: Program, key: KernelKey, registered: Registered
+    inputs: Any,
+    number: Any,
+    rows: Sequence[Sequence[Any]],
+    kernels: _Elementwise | _Staged,
+    launches: _Launches,
+    registered: Registered,
 ) -> list[Any]:
     """Return the new scalars of the state, and parameter and slots of each parameter."""
-    known = machine()
-    assert known is not None
-    chunks = Chunks([row[0].size for row in rows], CHUNK)
+    program, key = kernels.program, kernels.key
     names = [name for name, _ in key.dtypes]
     written = [names.index(name) for name in program.array_outputs]
-    types = [_Array((max(len(program.scalar_outputs), 1),), jnp.float64)]
-    types += [_Array(row[i].shape, row[i].dtype) for row in rows for i in written]
+    types = [_Array((max(len(program.scalar_outputs), 1),), jnp.float64), *launches.results]
     pairs = enumerate((r, i) for r in range(len(rows)) for i in written)
-    aliases = {2 + r * len(names) + i: 1 + k for k, (r, i) in pairs} if key.in_place else None
-    target = _handler_of_step(program, key, _words(len(rows), len(key.columns(program))), registered)
-    call: Any = jax.ffi.ffi_call(target, types, has_side_effect=True, input_output_aliases=aliases)
-    blocks = max(min(chunks.number, _BLOCKS_PER_MULTIPROCESSOR * known.multiprocessors, MOST_BLOCKS), 1)
-    layout = np.array([blocks, *chunks.few()], np.int64)
-    return list(call(inputs, number, *(array for row in rows for array in row), layout=layout))
+    aliases = {2 + r * len(names) + i: len(types) + k for k, (r, i) in pairs} if key.in_place else None
+    target = kernels.handler(_words(len(rows), kernels.columns), registered)
+    of_rows = [_Array(row[i].shape, row[i].dtype) for row in rows for i in written]
+    call: Any = jax.ffi.ffi_call(target, [*types, *of_rows], has_side_effect=True, input_output_aliases=aliases)
+    arrays = (array for row in rows for array in row)
+    outputs, *results = call(inputs, number, *arrays, layout=np.array(launches.layout, np.int64))
+    return [outputs, *results[len(launches.results) :]]
 
 
 def norm(groups: Sequence[Sequence[Any]], registered: Registered) -> Any:
@@ -215,33 +347,13 @@ def _words(rows: int, columns: int) -> int:
     return next((words for words in (_FEW, _SOME) if needed <= words), known.most_words)
 
 
-def _handler_of_step(program: Program, key: KernelKey, words: int, registered: Registered) -> str:
-    source = source_for_inputs_on_device(program, key, words)
-
-    def made() -> Any:
-        return _launching.make_launching_handler(
-            _functions(source, UPDATE),
-            _addresses(),
-            [("operand", 0), ("operand", 1), ("result", 0)],
-            fixed=2,
-            fixed_results=1,
-            operands=len(key.dtypes),
-            results=len(program.array_outputs),
-            in_place=key.in_place,
-            words=words,
-        )
-
-    return registered(f"{key.in_place} {source}", made, "CUDA")
-
-
 def _handler_of_squares(dtype: str, words: int, registered: Registered) -> str:
     source = norm_source(dtype, words)
 
     def made() -> Any:
         return _launching.make_launching_handler(
-            _functions(source, SUM_SQUARES),
+            [Kernel(_functions(source, SUM_SQUARES), [("result", 0), ("layout", 0)])],
             _addresses(),
-            [("result", 0), ("layout", 0)],
             fixed=0,
             fixed_results=1,
             operands=1,
@@ -258,7 +370,7 @@ def _handler_of_norm(registered: Registered) -> str:
     arguments: list[Word] = [("operand", 0), ("layout", 0), ("result", 0)]
 
     def made() -> Any:
-        return _launching.make_call_handler(_functions(source, NORM_OF_PARTS), _addresses(), arguments)
+        return _launching.make_call_handler(Kernel(_functions(source, NORM_OF_PARTS), arguments), _addresses())
 
     return registered(source, made, "CUDA")
 

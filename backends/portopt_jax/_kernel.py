@@ -351,9 +351,11 @@ def _lowered_for_cuda(
     context: Any, *operands: Any, program: Program, kernel_key: KernelKey, in_xla: InXla, places: tuple[Place, ...]
 ) -> Any:
     parameters = {"program": program, "kernel_key": kernel_key, "in_xla": in_xla, "places": places}
-    if not program.is_elementwise or not _is_for_one_device(context.module_context, "cuda") or not _cuda.usable():
+    can_run = _cuda.can_run(program) and _is_for_one_device(context.module_context, "cuda")
+    if not can_run or not _cuda.usable():
         return _lowered_in_xla(context, *operands, **parameters)
-    by_cuda = functools.partial(_cuda.step, program=program, key=_fit(kernel_key, context), registered=_registered_as)
+    key = _fit(kernel_key, context)
+    by_cuda = functools.partial(_cuda.step, program=program, key=key, registered=_registered_as, places=places)
     return mlir.lower_fun(by_cuda, multiple_results=True)(context, *operands)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from portopt.kernels.cuda.source import THREADS
 from portopt_jax._handler import LAYOUT, compiled
@@ -17,10 +17,21 @@ Word = tuple[Literal["operand", "result", "layout"], int]
 """An argument of a kernel, a word: where an operand or a result lies, or a word of the call's layout, by its number."""
 
 
+class Kernel(NamedTuple):
+    """What is launched.
+
+    Attributes:
+        functions: the kernel on each device by its number.
+        arguments: of the kernel, after its table if it has one.
+    """
+
+    functions: Sequence[int]
+    arguments: Sequence[Word]
+
+
 def make_launching_handler(
-    functions: Sequence[int],
+    kernels: Sequence[Kernel],
     driver: tuple[int, int],
-    arguments: Sequence[Word],
     *,
     fixed: int,
     fixed_results: int,
@@ -28,86 +39,100 @@ def make_launching_handler(
     results: int,
     in_place: bool,
     words: int,
+    before: Kernel | None = None,
+    further: int = 0,
+    workspace: int | None = None,
 ) -> Any:
-    """Return a handler for XLA, as a ctypes function, of a kernel that works on many parameters.
+    """Return a handler for XLA, as a ctypes function, of kernels that work on many parameters, one after the other.
 
-    Operands are the kernel's other arguments, then the arrays of each parameter; results are what the kernel makes of all, then
-    those of each parameter. The call has one attribute: the number of blocks, then the table but for the addresses, as
-    `portopt.kernels.cuda.tables.Chunks.few` returns it.
+    Operands are the kernels' other arguments, then the arrays of each parameter; results are what the kernels make of all, then
+    those of each parameter. The call has one attribute: further words of the parameters, then for each kernel the number of
+    blocks, and the table but for the addresses, as `portopt.kernels.cuda.tables.Chunks.few` returns it.
 
     Args:
-        functions: the kernel on each device by its number.
+        kernels: whose tables have the same columns.
         driver: the addresses of `cuCtxGetDevice` and `cuLaunchKernel`.
-        arguments: of the kernel, after the table.
         fixed: how many operands there are before the parameters'.
         fixed_results: how many results there are before the parameters'.
         operands: how many arrays each parameter has among the operands.
         results: how many it has among the results.
-        in_place: whether the kernel overwrites its operands; then XLA must give the results the memory of the operands.
-        words: how many the table has.
+        in_place: whether the kernels overwrite their operands; then XLA must give the results the memory of the operands.
+        words: how many the tables have.
+        before: a kernel that is launched before those, in one block.
+        further: how many columns the tables have after those of the arrays; the words of the first one come first.
+        workspace: which of these is of places in a result before the parameters', the last of them, by their bytes.
     """
     columns = operands if in_place else operands + results
+    first, every = _alone(0, before) if before is not None else "", [*([] if before is None else [before]), *kernels]
+    launches = [_table_launch(k, kernel, len(every) - len(kernels), 2 + words) for k, kernel in enumerate(kernels)]
     body = string.Template(_ON_PARAMETERS).safe_substitute(
-        LAUNCH=_launch(_words(arguments), 2 + words), STREAM=_STREAM, LAYOUT=LAYOUT
+        BEFORE=first, LAUNCHES="".join(launches), LAST=len(kernels), STREAM=_STREAM, LAYOUT=LAYOUT
     )
     values = {
         "FIXED": fixed,
         "OPERANDS": operands,
         "FIRST_RESULT": fixed_results,
+        "LAST_FIXED": max(fixed_results - 1, 0),
         "RESULTS": results,
         "COLUMNS": columns,
+        "FURTHER": further,
+        "HAS_WORKSPACE": str(workspace is not None).lower(),
+        "WORKSPACE": workspace or 0,
         "IN_PLACE": str(in_place).lower(),
-        "BYTES": 8 * (2 + words + len(arguments)),
+        "BYTES": 8 * (2 + words + max(len(kernel.arguments) for kernel in kernels)),
     }
-    return _compiled(functions, driver, body, values)
+    return _compiled(every, driver, body, values)
 
 
-def make_call_handler(functions: Sequence[int], driver: tuple[int, int], arguments: Sequence[Word]) -> Any:
+def make_call_handler(kernel: Kernel, driver: tuple[int, int]) -> Any:
     """Return a handler for XLA of a kernel of one block, as a ctypes function; see `make_launching_handler`."""
-    body = string.Template(_ALONE).safe_substitute(LAUNCH=_launch(_words(arguments), 0), STREAM=_STREAM, LAYOUT=LAYOUT)
-    return _compiled(functions, driver, body, {"BYTES": 8 * len(arguments)})
+    body = string.Template(_ALONE).safe_substitute(BEFORE=_alone(0, kernel), STREAM=_STREAM, LAYOUT=LAYOUT)
+    return _compiled([kernel], driver, body, {})
 
 
-def _compiled(functions: Sequence[int], driver: tuple[int, int], body: str, values: dict[str, Any]) -> Any:
-    words = [f"i64 {function}" for function in functions]
-    listed = f"[{len(words)} x i64] [{', '.join(words)}]"
+def _compiled(kernels: Sequence[Kernel], driver: tuple[int, int], body: str, values: dict[str, Any]) -> Any:
+    functions = [f"i64 {function}" for kernel in kernels for function in kernel.functions]
+    listed = f"[{len(functions)} x i64] [{', '.join(functions)}]"
     constants = string.Template(_CONSTANTS).substitute(FUNCTIONS=listed, LAUNCH=driver[1], THREADS=THREADS)
-    given = {"DEVICES": len(functions), "CURRENT_DEVICE": driver[0]}
+    given = {"DEVICES": len(kernels[0].functions), "CURRENT_DEVICE": driver[0]}
     return compiled(None, body, values | given, constants)
 
 
-def _words(arguments: Sequence[Word]) -> list[str]:
-    """Return the text that finds each argument."""
-    found = []
-    for k, (kind, number) in enumerate(arguments):
-        if kind == "layout":
-            found.append(
-                f"  %at_{k} = getelementptr i64, ptr %layout, i64 {number}\n  %word_{k} = load i64, ptr %at_{k}\n"
-            )
-        else:
-            found.append(
-                f"  %at_{k} = call ptr @data(ptr %{kind}s, i64 {number})\n  %word_{k} = ptrtoint ptr %at_{k} to i64\n"
-            )
-    return found
+def _alone(number: int, kernel: Kernel) -> str:
+    """Return the text that launches a kernel without a table, by its number, in one block."""
+    return string.Template(_LAUNCH_ALONE).safe_substitute(
+        K=number, SIZE=8 * len(kernel.arguments), WORDS=_words(number, kernel.arguments, f"%alone_{number}", 0)
+    )
 
 
-def _launch(words: Sequence[str], first: int) -> str:
-    """Return the text that launches the kernel of the device in `%blocks` blocks, its arguments in the memory at `%arguments`.
+def _table_launch(k: int, kernel: Kernel, earlier: int, first: int) -> str:
+    """Return the text that launches the `k`-th of the kernels that have a table, of so many words.
 
     Args:
-        words: the text that finds each argument after the table.
+        k: which of them.
+        kernel: the kernel.
+        earlier: how many others there are.
         first: how many words the table has, its numbers included.
     """
-    stores = [
-        f"  %to_{k} = getelementptr i64, ptr %arguments, i64 {first + k}\n  store i64 %word_{k}, ptr %to_{k}\n"
-        for k in range(len(words))
-    ]
-    return (
-        f"{''.join([*words, *stores])}"
-        "  %function_at = getelementptr i64, ptr @functions, i64 %device_number\n"
-        "  %function = load i64, ptr %function_at\n"
-        "  %launched = call i32 @launch(i64 %function, i64 %blocks, ptr %arguments, i64 $BYTES, ptr %stream)\n"
-    )
+    words = _words(earlier + k, kernel.arguments, "%arguments", first)
+    size = 8 * (first + len(kernel.arguments))
+    return string.Template(_LAUNCH).safe_substitute(K=k, NEXT=k + 1, NUMBER=earlier + k, WORDS=words, SIZE=size)
+
+
+def _words(number: int, arguments: Sequence[Word], memory: str, first: int) -> str:
+    """Return the text that puts the arguments of a kernel, by its number, into memory after the first words."""
+    found = []
+    for k, (kind, at) in enumerate(arguments):
+        name = f"{number}_{k}"
+        if kind == "layout":
+            found.append(f"  %at_{name} = getelementptr i64, ptr %layout, i64 {at}\n")
+            found.append(f"  %word_{name} = load i64, ptr %at_{name}\n")
+        else:
+            found.append(f"  %at_{name} = call ptr @data(ptr %{kind}s, i64 {at})\n")
+            found.append(f"  %word_{name} = ptrtoint ptr %at_{name} to i64\n")
+        found.append(f"  %to_{name} = getelementptr i64, ptr {memory}, i64 {first + k}\n")
+        found.append(f"  store i64 %word_{name}, ptr %to_{name}\n")
+    return "".join(found)
 
 
 _CONSTANTS = """%stream_get = type { i64, ptr, ptr, ptr }
@@ -133,6 +158,33 @@ define internal i32 @launch(i64 %function, i64 %blocks, ptr %arguments, i64 %byt
     ptr null, ptr %extra)
   ret i32 %status
 }
+"""
+
+_LAUNCH_ALONE = """  %alone_$K = alloca i8, i64 $SIZE, align 8
+$WORDS  %function_at_$K = getelementptr i64, ptr @functions, i64 %device_number
+  %function_$K = load i64, ptr %function_at_$K
+  %launched_$K = call i32 @launch(i64 %function_$K, i64 1, ptr %alone_$K, i64 $SIZE, ptr %stream)
+  %good_$K = icmp eq i32 %launched_$K, 0
+  br i1 %good_$K, label %after_$K, label %failed
+after_$K:
+"""
+
+_LAUNCH = """launch_$K:
+  %launch_from_$K = mul i64 %words_of_launch, $K
+  %blocks_at_$K = getelementptr i64, ptr %launches, i64 %launch_from_$K
+  %blocks_$K = load i64, ptr %blocks_at_$K
+  %any_blocks_$K = icmp ne i64 %blocks_$K, 0
+  br i1 %any_blocks_$K, label %do_launch_$K, label %launch_$NEXT
+do_launch_$K:
+  %given_$K = getelementptr i64, ptr %blocks_at_$K, i64 1
+  call void @llvm.memcpy.p0.p0.i64(ptr %arguments, ptr %given_$K, i64 %bytes_given, i1 false)
+$WORDS  %functions_before_$K = mul i64 $NUMBER, $DEVICES
+  %function_from_$K = add i64 %functions_before_$K, %device_number
+  %function_of_table_at_$K = getelementptr i64, ptr @functions, i64 %function_from_$K
+  %function_of_table_$K = load i64, ptr %function_of_table_at_$K
+  %launched_table_$K = call i32 @launch(i64 %function_of_table_$K, i64 %blocks_$K, ptr %arguments, i64 $SIZE, ptr %stream)
+  %good_table_$K = icmp eq i32 %launched_table_$K, 0
+  br i1 %good_table_$K, label %launch_$NEXT, label %not_launched_table
 """
 
 _STREAM = """  %stream_arguments = alloca %stream_get
@@ -165,34 +217,22 @@ know_device:
   %device_number = zext i32 %device to i64
 """
 
-_ALONE = (
-    _BEGIN
-    + """  %blocks = add i64 1, 0
-  %arguments = alloca i8, i64 $BYTES, align 8
-$LAUNCH  %good = icmp eq i32 %launched, 0
-  br i1 %good, label %end, label %failed
-end:
-  ret ptr null
-"""
-)
+_ALONE = _BEGIN + "$BEFORE  ret ptr null\n"
 
 _ON_PARAMETERS = (
     _BEGIN
-    + """  %blocks = load i64, ptr %layout
-  %any_blocks = icmp ne i64 %blocks, 0
-  br i1 %any_blocks, label %take_memory, label %end
-take_memory:
-  %array_count = sub i64 %operand_count, $FIXED
+    + """$BEFORE  %array_count = sub i64 %operand_count, $FIXED
   %count = udiv i64 %array_count, $OPERANDS
+  %further_words = mul i64 %count, $FURTHER
+  %launches = getelementptr i64, ptr %layout, i64 %further_words
+  %twice = mul i64 %count, 2
+  %words_given = add i64 %twice, 3
+  %words_of_launch = add i64 %words_given, 1
+  %bytes_given = mul i64 %words_given, 8
   %arguments = call ptr @memory(i64 $BYTES)
   %has_arguments = icmp ne ptr %arguments, null
   br i1 %has_arguments, label %begin_rows, label %no_memory
 begin_rows:
-  %given = getelementptr i64, ptr %layout, i64 1
-  %twice = mul i64 %count, 2
-  %words_given = add i64 %twice, 3
-  %bytes_given = mul i64 %words_given, 8
-  call void @llvm.memcpy.p0.p0.i64(ptr %arguments, ptr %given, i64 %bytes_given, i1 false)
   %addresses = getelementptr i64, ptr %arguments, i64 %words_given
   br label %next_row
 next_row:
@@ -251,11 +291,33 @@ row_done:
   br label %next_row
 
 filled:
-$LAUNCH  %good = icmp eq i32 %launched, 0
+  %words_of_arrays = mul i64 %count, $COLUMNS
+  %further = getelementptr i64, ptr %addresses, i64 %words_of_arrays
+  %further_bytes = mul i64 %further_words, 8
+  call void @llvm.memcpy.p0.p0.i64(ptr %further, ptr %layout, i64 %further_bytes, i1 false)
+  br i1 $HAS_WORKSPACE, label %begin_places, label %launch_0
+begin_places:
+  %workspace = call ptr @data(ptr %results, i64 $LAST_FIXED)
+  %places_from = mul i64 %count, $WORKSPACE
+  %places = getelementptr i64, ptr %further, i64 %places_from
+  br label %next_place
+next_place:
+  %w = phi i64 [ 0, %begin_places ], [ %w_next, %place ]
+  %any_place = icmp ult i64 %w, %count
+  br i1 %any_place, label %place, label %launch_0
+place:
+  %own_place = getelementptr i64, ptr %places, i64 %w
+  %own_bytes = load i64, ptr %own_place
+  %own_address = getelementptr i8, ptr %workspace, i64 %own_bytes
+  store ptr %own_address, ptr %own_place
+  %w_next = add i64 %w, 1
+  br label %next_place
+${LAUNCHES}launch_$LAST:
   call void @free(ptr %arguments)
-  br i1 %good, label %end, label %failed
-end:
   ret ptr null
+not_launched_table:
+  call void @free(ptr %arguments)
+  br label %failed
 refuse:
   call void @free(ptr %arguments)
   %moved = call ptr @error(ptr %frame, ptr @moved, i32 13)

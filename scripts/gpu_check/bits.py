@@ -38,14 +38,19 @@ def run(options: Options) -> Mapping[str, Any]:
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
         results = list(pool.map(lambda share: list(run_cases(options, "bits", {"cases": share}, limit)), shares))
     rows: list[dict[str, Any]] = []
+    unfinished = []
     for result in itertools.chain.from_iterable(results):
         rows += result.get("rows", [])
-        if "exit" in result:
+        if "stopped" in result:
+            unfinished.append(result.get("running", "before its first case"))
+        elif "exit" in result:
             running = result.get("running", "before its first case")
             rows.append({"case": running, "backend": "any", "error": f"exit {result['exit']}: {result['text']}"})
     (options.out / "bits.json").write_text(json.dumps(rows, indent=0), encoding="utf-8")
     reached = len({row["case"].rpartition("/")[0] for row in rows if row["case"].count("/") > 1})
     print(f"  {reached} of {len(names)} cases were reached", flush=True)
+    if unfinished:
+        print(f"  not finished in their time: {', '.join(unfinished)}", flush=True)
     counts: dict[str, Any] = {}
     for row in rows:
         dtype = row["case"].split("/")[2] if row["case"].count("/") > 1 else "?"
@@ -57,7 +62,7 @@ def run(options: Options) -> Mapping[str, Any]:
     for row in bad[:_SHOWN]:
         what = last_line(row["error"]) if "error" in row else json.dumps(row["wrong"])
         print(f"    {row['backend']} {row['case']}: {what[:300]}", flush=True)
-    return {**counts, "wrong": len(bad)}
+    return {**counts, "wrong": len(bad), "cases": len(names), "reached": reached, "unfinished": unfinished}
 
 
 class _Case(NamedTuple):

@@ -69,7 +69,9 @@ def _run_all(options: Options, job: Mapping[str, Any], limit: float) -> dict[str
         total["passed"] += result.get("passed", 0)
         total["run"] += result.get("run", 0)
         total["failed"] += result.get("failed", [])
-        if "exit" not in result:
+        if "stopped" in result:
+            print(f"  {job['name']} {result.get('running', 'first case')}: not finished in its time", flush=True)
+        if "exit" not in result or "stopped" in result:
             continue
         crashed = {"id": result.get("running", f"{job['layers']}"), "text": f"exit {result['exit']}: {result['text']}"}
         total["failed"].append(crashed)

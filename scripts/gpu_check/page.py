@@ -35,7 +35,7 @@ def write_page(options: Options, summary: Mapping[str, Any], no_gpu: str | None)
 
 def page(options: Options, summary: Mapping[str, Any], no_gpu: str | None) -> str:
     """Return the page; arguments as for `write_page`."""
-    found = [*_head(summary, no_gpu), *_launches(options), *_host(summary)]
+    found = [*_head(summary, no_gpu), *_launches(options), *_profile(options), *_host(summary)]
     found += [*_timings(options), *_bits(summary), *_semantics(summary)]
     return "\n".join([*found, *_not_run(summary, no_gpu)]).rstrip("\n") + "\n"
 
@@ -127,6 +127,25 @@ def _launched(row: Mapping[str, Any]) -> Sequence[str]:
     return (row["step"], *counts, f"{row['python_us']:.1f} µs")
 
 
+def _profile(options: Options) -> Iterator[str]:
+    rows = [row for row in _read(options, "profile.json") or [] if "us" in row]
+    if not rows:
+        return
+    yield from ("## Where the time of a step goes on the host", "")
+    yield "Microseconds, as medians, each part timed by itself; *cold* is a step after 64 MB were written."
+    yield ""
+    parts = list(dict.fromkeys(part for row in rows for part in row["us"] if part not in {"step", "look and queue"}))
+    head = ("step", "tensors", "caches", "whole", *parts, "driver")
+    yield from _table(head, [_profiled(row, parts) for row in rows])
+    yield ""
+
+
+def _profiled(row: Mapping[str, Any], parts: Sequence[str]) -> Sequence[str]:
+    us = row["us"]
+    times = [f"{us[part]:.1f}" if part in us else "" for part in ("step", *parts)]
+    return (row["step"], str(row["tensors"]), row["caches"], *times, f"{sum(row['driver_us'].values()):.1f}")
+
+
 def _host(summary: Mapping[str, Any]) -> Iterator[str]:
     counts = _of(summary, "host")
     if counts is not None and "passed" in counts:
@@ -138,13 +157,16 @@ def _host(summary: Mapping[str, Any]) -> Iterator[str]:
 def _bits(summary: Mapping[str, Any]) -> Iterator[str]:
     if (counts := _of(summary, "bits")) is not None:
         yield from ("## Bits", "")
-        yield "A step on raw words and many steps on ordinary numbers, every rule and dialect, clipped and not, against NumPy:"
+        yield "A step on raw words and many steps on ordinary numbers, every rule and dialect, clipped and not, against NumPy;"
+        yield f"{counts['reached']} of {counts['cases']} cases were reached:"
         yield ""
         kinds = [(name, c) for name, c in counts.items() if isinstance(c, Mapping)]
         yield from _table(
             ("", "same", "differ", "failed"), [(n, *(str(c[k]) for k in ("same", "wrong", "error"))) for n, c in kinds]
         )
         yield ""
+        if counts["unfinished"]:
+            yield from (f"Not finished in their time: {', '.join(counts['unfinished'])}.", "")
     if (counts := _of(summary, "conformance")) is not None:
         yield from ("## Conformance", "", "The suite's quick cases, those that its time sufficed for:", "")
         kinds = [(name, c) for name, c in counts.items() if isinstance(c, Mapping)]

@@ -36,6 +36,9 @@ def run_sections(options: Options, no_gpu: str | None = None) -> int:
         options: of the check.
         no_gpu: why there is no GPU; then those sections that need one are not run.
     """
+    for name in _SECTIONS:
+        # What an earlier run found is not to stand beside what this one finds.
+        (options.out / f"{name}.json").unlink(missing_ok=True)
     summary: dict[str, Any] = {"arguments": sys.argv[1:], "errors": {}, "not run": []}
     for name, run in _SECTIONS.items():
         if name not in options.sections:

@@ -53,6 +53,8 @@ def work(options: Options) -> None:
 def run_worker(options: Options, worker: str, argument: Mapping[str, Any], limit: float) -> dict[str, Any]:
     """Run a worker and return what it kept; if it failed, also `exit`, and as `text` all that it printed.
 
+    One that ran on after its time is ended, and has `stopped` too.
+
     Args:
         options: of this check.
         worker: its name.
@@ -83,7 +85,9 @@ def run_worker(options: Options, worker: str, argument: Mapping[str, Any], limit
             found = json.loads(result.read_text(encoding="utf-8"))
         if code:
             text = printed.read_text(encoding="utf-8", errors="replace")[-_KEPT:]
-            found |= {"exit": code, "text": text + "\nit was stopped: it ran on after its time" * (code == _STOPPED)}
+            found |= {"exit": code, "text": text}
+        if code == _STOPPED:
+            found |= {"stopped": True, "text": f"{found['text']}\nit was stopped: it ran on after its time"}
         return found
 
 

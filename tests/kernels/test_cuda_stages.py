@@ -308,6 +308,56 @@ def test_squares_are_added_as_integers_to_the_same_bins(kind: str, tmp_path: Pat
     assert found[-1, 0, 1:4].any()
 
 
+# Random numbers ------------------------------------------------------------------------------------------------------
+
+_NEARLY_NOTHING = """
+#define MOST_OFF 0x1p-41
+__device__ __forceinline__ double near_normal_of(const Words &words) { return fraction_of(words.word[0]); }
+"""
+_NORMALS = """
+extern "C" __global__ void normals(const unsigned int *words, double *near, double *exact, bool *needs, long long n)
+{
+    for (long long i = 0; i < n; i++) {
+        const Words four = {{words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]}};
+        near[i] = near_normal_of(four);
+        exact[i] = normal_of(four);
+        needs[i] = needs_more(near[i], four);
+    }
+}
+"""
+
+
+@pytest.mark.parametrize("off", ["", " * (1 + 0x1p-22)", " * (1 - 0x1p-22)"])
+def test_a_normal_number_is_near_what_it_is_defined_as_or_computed_so(off: str, tmp_path: Path) -> None:
+    program = portopt.NoisySGD().program()
+    source = staged_source(program, staged_key(program, "float32"))
+    for approximate, wide in (("1.0f / x;", "1.0 / x"), ("1.0f / sqrtf(x);", "1.0 / sqrt((double)x)")):
+        assert source.count(approximate) == 1
+        source = source.replace(approximate, f"(float)({wide}{off});")
+    # Lengths near 1 and 0 and powers of two, angles near all multiples of a quarter turn; any words.
+    rng = np.random.default_rng(3)
+    words = rng.integers(2**32, size=(8, 20_000, 4), dtype=np.uint32)
+    few = rng.integers(2**32, size=(7, 20_000), dtype=np.uint32) >> rng.integers(1, 32, (7, 20_000), dtype=np.uint32)
+    words[1, :, 0], words[2, :, 0], words[3, :, 0] = ~few[0], few[1], 2**16 + (few[2] >> np.uint32(16))
+    for k in range(4):
+        words[4 + k, :, 2] = k * 2**30 + np.where(few[3 + k] % 2, few[3 + k], ~few[3 + k])
+    words[4:, :1000, 3] = few[3:, :1000]
+    words = words.reshape(-1, 4)
+    near, exact, needs = np.zeros(len(words)), np.zeros(len(words)), np.zeros(len(words), bool)
+    arrays = [x.view(HostArray) for x in (words.reshape(-1), near, exact, needs)]
+    Kernel(compile_on_host(source + _NORMALS, tmp_path), "normals")((1,), (1,), (*arrays, np.int64(len(words))))
+    known = words[:, 0] != 2**32 - 1
+    most = np.max(np.abs(near[known] / exact[known] - 1))
+    assert most < 2.0**-41
+    assert most > 2.0**-50
+    assert all(needs[~known])
+    certain = near[~needs]
+    # What is off by that much rounds to the same number.
+    for factor in (1 - 2.0**-41, 1, 1 + 2.0**-41):
+        assert np.array_equal((certain * factor).astype(np.float32), exact[~needs].astype(np.float32))
+    assert needs[known].mean() < 2.0**-14
+
+
 # What NVRTC makes of it ---------------------------------------------------------------------------------------------
 
 
@@ -358,6 +408,8 @@ def test_ptx_is_rounded_once_and_passes_over_elements_have_all_their_operations(
     if program.is_elementwise or not can_pass(program):
         return
     source = staged_source(program, staged_key(program, dtype))
+    # What is nearly a number is contracted; it is never the result unless it must round to the number.
+    source = source.replace(source_file("nearly_normal.cuh"), _NEARLY_NOTHING)
     ptx = nvrtc.compile_source(source, f"compute_{architecture}").decode()
     assert_only_rounded_once(ptx)
     whole = norm_dependence(program).program

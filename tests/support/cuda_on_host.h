@@ -57,6 +57,8 @@ static inline float __uint_as_float(unsigned int x) { return bits_as<float>(x); 
 static inline long long __double_as_longlong(double x) { return bits_as<long long>(x); }
 static inline double __longlong_as_double(long long x) { return bits_as<double>(x); }
 
+static inline unsigned int __umulhi(unsigned int a, unsigned int b) { return (unsigned long long)a * b >> 32; }
+
 static inline void *__cvta_global_to_generic(unsigned long long address) { return (void *)address; }
 
 template <typename T> static inline T __ldg(const T *place) { return *place; }

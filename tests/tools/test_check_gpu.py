@@ -115,7 +115,8 @@ TIMED = {
     "copies": 0,
     "waits": 0,
 }
-FOUND = {
+PROFILED = {"tensors": 200, "caches": "warm"}
+FOUND: dict[str, Any] = {
     "summary": {
         "versions": {
             "gpu": "A GPU, 1.0",
@@ -124,7 +125,13 @@ FOUND = {
             "nvrtc": [13, 0],
             "cupy": "missing: ImportError: no",
         },
-        "bits": {"torch float32": {"same": 4, "wrong": 0, "error": 1}, "wrong": 1},
+        "bits": {
+            "torch float32": {"same": 4, "wrong": 0, "error": 1},
+            "wrong": 1,
+            "cases": 9,
+            "reached": 5,
+            "unfinished": ["Shampoo/default/float16"],
+        },
         "conformance": {"torch": {"cases": 9, "run": 8, "passed": 7, "failed": 1}, "wrong": 1},
         "semantics": {
             "torch totals": {"found": {"a": "same", "b": "same"}},
@@ -136,6 +143,11 @@ FOUND = {
         },
         "errors": {"operations": "Traceback\nKeyError: 'x'"},
     },
+    "profile": [
+        {**PROFILED, "step": "apply_", "us": {"step": 25.5, "look": 11.4}, "driver_us": {"cuLaunchKernel": 3.9}},
+        {**PROFILED, "step": "apply", "us": {"step": 959.1, "new arrays": 675.9}, "driver_us": {"a": 9.0, "b": 6.0}},
+        {**PROFILED, "step": "apply", "caches": "", "error": "Traceback"},
+    ],
     "timings": {
         "copy_gb_s": 4200.0,
         "rows": [
@@ -160,7 +172,8 @@ def test_a_page_says_what_the_sections_found(tmp_path: Path) -> None:
     from gpu_check.page import ON_A_GPU, write_page
 
     options = options_for(tmp_path)
-    (options.out / "timings.json").write_text(json.dumps(FOUND["timings"]))
+    for name in ("timings", "profile"):
+        (options.out / f"{name}.json").write_text(json.dumps(FOUND[name]))
     write_page(options, FOUND["summary"], None)
     page = (tmp_path / "page.md").read_text()
     assert page.startswith(ON_A_GPU)
@@ -169,7 +182,11 @@ def test_a_page_says_what_the_sections_found(tmp_path: Path) -> None:
         "Versions: python 3.12.1, torch 2.11.0, cupy missing, nvrtc 13.0.",
         "| one-100M | portopt torch | 0.500 ms | 93% | 1.20× torch.optim fused | 21 µs | 1 | 0 | 0 |",
         "| one-100M | torch.optim fused | 0.600 ms | 93% |  | 21 µs | 1 | 0 | 0 |",
+        "5 of 9 cases were reached",
         "| torch float32 | 4 | 0 | 1 |",
+        "Not finished in their time: Shampoo/default/float16.",
+        "| apply_ | 200 | warm | 25.5 | 11.4 |  | 3.9 |",
+        "| apply | 200 | warm | 959.1 |  | 675.9 | 15.0 |",
         "| torch | 9 | 8 | 7 | 1 |",
         "| torch totals | the same bits in 2 cases |",
         "| torch stream | bits same, returned_ms 1.25, a rule FAILED: E: no |",
@@ -196,3 +213,22 @@ def test_a_page_without_a_gpu_says_what_was_not_run_and_replaces_none_of_a_gpu(t
     (tmp_path / "page.md").write_text(f"{ON_A_GPU}\nfigures\n")
     write_page(options, summary, "no CUDA device")
     assert (tmp_path / "page.md").read_text() == f"{ON_A_GPU}\nfigures\n"
+
+
+def test_what_time_did_not_suffice_for_is_named_and_is_not_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gpu_check import bits
+    from gpu_check.options import from_command_line
+
+    row = {"case": "Adam/default/float32/raw", "backend": "torch"}
+    results = [
+        {"rows": [row], "exit": 124, "text": "", "stopped": True, "running": "Shampoo/default/float16"},
+        {"exit": 1, "text": "ValueError: no", "running": "Adam/default/float16"},
+    ]
+    monkeypatch.setattr(bits, "run_cases", lambda *_: results)
+    found = bits.run(from_command_line(["--out", str(tmp_path), "--jobs", "1", "--only", "Adam/default"]))
+    assert found["torch float32"] == {"same": 1, "wrong": 0, "error": 0}
+    assert found["any float16"] == {"same": 0, "wrong": 0, "error": 1}
+    assert (found["wrong"], found["unfinished"]) == (1, ["Shampoo/default/float16"])
+    assert "not finished in their time: Shampoo/default/float16" in capsys.readouterr().out

@@ -420,7 +420,7 @@ class _Kind:
         else:
             self._lengths = [self._passes.stages.lengths(tuple(leaf["p"].shape)) for leaf in leaves]
             self.names = [step.name for step in self._passes.passes]
-            self._cut = launch.cuts(library, self._passes, self._lengths)
+            self._cut = launch.cuts(self._passes, self._lengths)
         self.functions = {name: kernels.function(module, name, device) for name in self.names}
         if self.scalars.results:
             self.functions[SCALARS_OF_NORM] = kernels.function(module, SCALARS_OF_NORM, device)

@@ -232,7 +232,7 @@ class DeviceTotals:
                 )
             all_of = (count * library.reduced_chunk, *[1] * (len(root.passes.stages.space) - 1))
             row = [*[0] * len(root.columns), *all_of, at, 0]
-            placed = library.tables([row], launch.cuts(library, root.passes, [all_of])[1:], root.device)[0]
+            placed = library.tables([row], launch.cuts(root.passes, [all_of])[1:], root.device)[0]
         owners.append(placed.owner)
         on_root.launches.append(self._launch(root, root.last, placed, inputs, phase))
         return memory
@@ -246,7 +246,7 @@ class DeviceTotals:
         for leaf, own, lengths, chunks in zip(kind.rows.leaves, given, kind.lengths, kind.chunks, strict=True):
             rows.append([*own[places].tolist(), *lengths, start, leaf.place.number])
             start += 8 * kind.width * chunks
-        placed = library.tables(rows, launch.cuts(library, kind.passes, kind.lengths)[:1], kind.device)[0]
+        placed = library.tables(rows, launch.cuts(kind.passes, kind.lengths)[:1], kind.device)[0]
         owners.append(placed.owner)
         for column, name in enumerate(kind.columns):
             if name in kind.rows.changing:

@@ -19,6 +19,7 @@ from portopt.backend import DeviceNumber, DeviceScalars, Leaf, Work
 from portopt.kernels.cuda import kernels
 from portopt.kernels.cuda.library import Argument, CudaLibrary, Fetch, Placed, real_numbers, typed
 from portopt.kernels.cuda.source import NUMBERS
+from portopt.kernels.cuda.staged_source import cut
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.names import LARGEST_JOINED, SUM_SQUARES, SUMS_JOINED, UPDATE
@@ -405,21 +406,15 @@ def _run_passes(library: CudaLibrary, of: _Launches, passes: Passes) -> None:
         [*own, *lengths, at + 8 * start, number]
         for own, lengths, start, number in zip(of.addresses, of.lengths, starts[:-1], of.numbers, strict=True)
     ]
-    tables = library.tables(rows, cuts(library, passes, of.lengths), of.device)
+    tables = library.tables(rows, cuts(passes, of.lengths), of.device)
     for step, table in zip(passes.passes, tables, strict=True):
         library.launch(of.module, step.name, table, of.arguments, of.device)
     del memory
 
 
-def cuts(library: CudaLibrary, passes: Passes, lengths: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
+def cuts(passes: Passes, lengths: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
     """Return for how many elements of each parameter each pass has something to do, and how many are a chunk."""
-    return [_cut(library, passes, step, lengths) for step in passes.passes]
-
-
-def _cut(library: CudaLibrary, passes: Passes, step: Pass, lengths: Sequence[Sequence[int]]) -> tuple[list[int], int]:
-    stages = passes.stages
-    source = stages.source(step.reductions[0]) if step.kind == "lines" else stages.space
-    return list(map(step.units, lengths)), library.chunk_of(step, source)
+    return [cut(passes, step, lengths) for step in passes.passes]
 
 
 def _run_pass(
@@ -430,7 +425,7 @@ def _run_pass(
     rows: Sequence[Sequence[int]],
     lengths: Sequence[Sequence[int]],
 ) -> None:
-    (table,) = library.tables(rows, [_cut(library, passes, step, lengths)], of.device)
+    (table,) = library.tables(rows, [cut(passes, step, lengths)], of.device)
     library.launch(of.module, step.name, table, of.arguments, of.device)
 
 

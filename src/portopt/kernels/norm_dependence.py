@@ -153,6 +153,20 @@ def norm_dependence(program: Program, on_device: frozenset[str] = frozenset()) -
 
 
 @functools.lru_cache(maxsize=512)
+def all_on_device(program: Program) -> NormDependence:
+    """Return the split of a program of which all that is given lies on the device, which computes all scalars."""
+    split = norm_dependence(with_given_totals(program), frozenset(program.scalar_inputs))
+    return replace(
+        split,
+        given=(),
+        rounded_on_host=(),
+        rounded_on_device=split.program.rounded_scalars,
+        unrounded=(),
+        unrounded_on_device=tuple(sorted({*split.unrounded, *split.unrounded_on_device})),
+    )
+
+
+@functools.lru_cache(maxsize=512)
 def with_given_totals(program: Program) -> Program:
     """Return the program of a step to which all totals are given as numbers, the norm of the gradients too."""
     ops = [replace(op, args=()) if op.name in TOTALS else op for op in program.ops]

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
 from portopt.kernels.key import KernelKey
-from portopt.kernels.norm_dependence import norm_dependence
+from portopt.kernels.norm_dependence import NormDependence
 from portopt.kernels.passes import Pass, passes_of
 from portopt.kernels.stages import Space
 from portopt.kernels.writer import Language, Writer
@@ -27,7 +27,7 @@ class PassWriter(ABC):
         language: the table of the language.
         program: what the kernels do.
         key: of the kernels.
-        on_device: names of the scalar inputs that lie on the device.
+        split: of the program: which of its scalars are computed on the device.
 
     Attributes:
         zero: the index of the only element of an array of no lengths.
@@ -42,10 +42,8 @@ class PassWriter(ABC):
 
     zero: str
 
-    def __init__(
-        self, language: Language, program: Program, key: KernelKey, on_device: frozenset[str] = frozenset()
-    ) -> None:
-        self.split = norm_dependence(program, on_device)
+    def __init__(self, language: Language, program: Program, key: KernelKey, split: NormDependence) -> None:
+        self.split = split
         self.passes = passes_of(program)
         self.stages = self.passes.stages
         self.program = self.split.program

@@ -4,18 +4,24 @@ struct Words {
     unsigned int word[4];
 };
 
-__device__ __forceinline__ Words words_of(
-    unsigned long long key, unsigned long long step, unsigned int stream, unsigned int number, unsigned long long element)
+// What a parameter's elements are drawn with.
+struct Draw {
+    unsigned long long key, step;
+    unsigned int stream, number;
+};
+
+__device__ __forceinline__ Words words_of(const Draw &draw, unsigned long long element)
 {
-    unsigned int c0 = (unsigned int)element, c1 = (unsigned int)(element >> 32) | stream << 16;
-    unsigned int c2 = number, c3 = (unsigned int)step;
-    unsigned int k0 = (unsigned int)key, k1 = (unsigned int)(key >> 32);
+    unsigned int c0 = (unsigned int)element, c1 = (unsigned int)(element >> 32) | draw.stream << 16;
+    unsigned int c2 = draw.number, c3 = (unsigned int)draw.step;
+    unsigned int k0 = (unsigned int)draw.key, k1 = (unsigned int)(draw.key >> 32);
     for (int pass = 0; pass < 10; pass++) {
-        const unsigned long long a = 0xd2511f53ull * c0, b = 0xcd9e8d57ull * c2;
-        c0 = (unsigned int)(b >> 32) ^ c1 ^ k0;
-        c1 = (unsigned int)b;
-        c2 = (unsigned int)(a >> 32) ^ c3 ^ k1;
-        c3 = (unsigned int)a;
+        const unsigned int upper_a = __umulhi(0xd2511f53u, c0), lower_a = 0xd2511f53u * c0;
+        const unsigned int upper_b = __umulhi(0xcd9e8d57u, c2), lower_b = 0xcd9e8d57u * c2;
+        c0 = upper_b ^ c1 ^ k0;
+        c1 = lower_b;
+        c2 = upper_a ^ c3 ^ k1;
+        c3 = lower_a;
         k0 += 0x9e3779b9u;
         k1 += 0xbb67ae85u;
     }

@@ -17,7 +17,6 @@ from portopt.kernels.cuda.graphs import WORDS, graphs_source
 from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.products import products_source
 from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, CHUNK, MOST_BLOCKS, REDUCED_CHUNK, THREADS
-from portopt.kernels.cuda.staged_source import chunk_of
 from portopt.kernels.cuda.tables import Chunks, columns_of
 from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.key import KernelKey
@@ -100,7 +99,6 @@ class CudaLibrary(ABC):
 
     chunk = CHUNK
     reduced_chunk = REDUCED_CHUNK
-    chunk_of = staticmethod(chunk_of)
 
     # What libraries of arrays do ------------------------------------------------------------------------------------
 

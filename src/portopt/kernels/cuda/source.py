@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from portopt.kernels.key import NEW, KernelKey
-from portopt.kernels.names import SCALARS_OF_NORM, UPDATE
+from portopt.kernels.names import SCALARS_OF_INPUTS, SCALARS_OF_NORM, UPDATE
 from portopt.kernels.norm_dependence import STEP, NormDependence, norm_dependence
 from portopt.kernels.writer import Language, Writer, functions_for_conversions
 from portopt.program import GIVEN, Kind, Label, Op, Program, bins
@@ -102,19 +102,9 @@ def _known(writer: Writer) -> list[str]:
 def _scalars(writer: Writer) -> list[str]:
     """Return what a block does to compute the scalars of a step of which all that is given lies on the device."""
     real, rounded = LANGUAGE.storage[writer.real], writer.program.rounded_scalars
-    lines, position = [], 0
-    for i, op in enumerate(writer.program.ops):
-        if not op.kind.is_scalar or op.name == "constant":
-            continue
-        if op.name not in GIVEN:
-            lines.append(writer.scalar(i))
-        elif op.label == STEP:
-            lines.append(writer.assigned(i, "*step"))
-        else:
-            lines.append(writer.assigned(i, f"flush(inputs[{position}])"))
-            position += 1
+    lines = _scalars_of_inputs(writer)
     lines += [f"rounded[{k}] = {writer.rounded(i)};" for k, (_, i) in enumerate(rounded)]
-    results = [f"outputs[{k}] = {writer.operand(i)};" for k, i in enumerate(writer.program.scalar_outputs.values())]
+    results = _outputs(writer)
     if results:
         lines += ["if (blockIdx.x == 0) {", *(f"    {line}" for line in results), "}"]
     if not lines:
@@ -128,6 +118,46 @@ def _scalars(writer: Writer) -> list[str]:
         "__syncthreads();",
         *(f"const {real} {writer.names[i]} = rounded[{k}];" for k, (i, _) in enumerate(rounded)),
     ]
+
+
+def _scalars_of_inputs(writer: Writer) -> list[str]:
+    """Return the statements that compute the scalars of a step of which all that is given lies on the device."""
+    lines, position = [], 0
+    for i, op in enumerate(writer.program.ops):
+        if not op.kind.is_scalar or op.name == "constant" or i in writer.program.parameter_scalars:
+            continue
+        if op.name not in GIVEN:
+            lines.append(writer.scalar(i))
+        elif op.label == STEP:
+            lines.append(writer.assigned(i, "*step"))
+        else:
+            lines.append(writer.assigned(i, f"flush(inputs[{position}])"))
+            position += 1
+    return lines
+
+
+def _outputs(writer: Writer) -> list[str]:
+    """Return the statements that leave the new scalars of the state."""
+    return [f"outputs[{k}] = {writer.operand(i)};" for k, i in enumerate(writer.program.scalar_outputs.values())]
+
+
+def scalars_of_inputs_source(writer: Writer, split: NormDependence) -> str:
+    """Return the kernel that computes all scalars, given where all lies that they are computed from, in one block.
+
+    Its arguments are the inputs but for the number of the step, float64; that number, 32 bits; and the places for the new scalars
+    of the state, for the rounded results and for those that are not rounded.
+
+    Args:
+        writer: of the program of the split.
+        split: that of `all_on_device`.
+    """
+    real = LANGUAGE.storage[writer.real]
+    parameters = ["const double *inputs", "const int *step", "double *outputs", f"{real} *rounded", "double *unrounded"]
+    lines = [*_scalars_of_inputs(writer), *_outputs(writer)]
+    lines += [f"rounded[{k}] = {writer.rounded(i)};" for k, (_, i) in enumerate(split.rounded_on_device)]
+    lines += [f"unrounded[{k}] = {writer.operand(i)};" for k, i in enumerate(split.unrounded_on_device)]
+    body = ["{", "    if (threadIdx.x == 0) {", *(f"        {line}" for line in lines), "    }", "}"]
+    return "\n".join([f"{kernel_head(SCALARS_OF_INPUTS)}({listed(parameters)})", *body]) + "\n"
 
 
 def device_scalars_source(program: Program, on_device: frozenset[str]) -> str:

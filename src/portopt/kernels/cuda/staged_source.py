@@ -26,19 +26,29 @@ from portopt.kernels.cuda.source import (
     of_row,
     reductions_source,
     scalars_of_device,
+    scalars_of_inputs_source,
     scalars_source,
     source_file,
 )
 from portopt.kernels.cuda.tile_source import TileSource
 from portopt.kernels.key import NEW, KernelKey
+from portopt.kernels.norm_dependence import NormDependence, all_on_device, norm_dependence, with_given_totals
 from portopt.kernels.pass_writer import Definition, length, own, parts, size, stored, together
-from portopt.kernels.passes import ACROSS, Pass, words_of
+from portopt.kernels.passes import ACROSS, Pass, Passes, words_of
 from portopt.kernels.stages import Space
 from portopt.program import DRAWS, SUMS, Kind, Program
 
 _FOURTH = "of four"
 """The place of an element in the loop of `loop_of_fours`, in arrays that have all of them."""
 chunk_of = functools.partial(passes.chunk_of, elements=CHUNK, reduced=REDUCED_CHUNK)
+
+
+def cut(passes: Passes, step: Pass, lengths: Sequence[Sequence[int]]) -> tuple[list[int], int]:
+    """Return for how many elements of each parameter a pass has something to do, and how many are a chunk."""
+    stages = passes.stages
+    source = stages.source(step.reductions[0]) if step.kind == "lines" else stages.space
+    return list(map(step.units, lengths)), chunk_of(step, source)
+
 
 _LANGUAGE = dataclasses.replace(
     LANGUAGE,
@@ -56,14 +66,28 @@ def staged_source(program: Program, key: KernelKey, on_device: frozenset[str] = 
         key: of the kernels.
         on_device: names of the scalar inputs that lie on the device, as those of a step that a graph repeats.
     """
-    return _Source(program, key, on_device).text()
+    return _Source(program, key, norm_dependence(program, on_device)).text()
+
+
+def staged_source_for_inputs_on_device(program: Program, key: KernelKey, words: int) -> str:
+    """Return the source of the kernels that run a program of which all that is given lies on the device.
+
+    The kernel `SCALARS_OF_INPUTS` computes the scalars for the others; see `scalars_of_inputs_source`.
+
+    Args:
+        program: what a step does.
+        key: of the kernels.
+        words: how many the table has, which is among the launches' arguments.
+    """
+    return _Source(with_given_totals(program), key, all_on_device(program), words).text()
 
 
 class _Source(TileSource):
     zero = "0"
 
-    def __init__(self, program: Program, key: KernelKey, on_device: frozenset[str]) -> None:
-        super().__init__(_LANGUAGE, program, key, on_device)
+    def __init__(self, program: Program, key: KernelKey, split: NormDependence, words: int | None = None) -> None:
+        super().__init__(_LANGUAGE, program, key, split)
+        self._words = words
         self._type = LANGUAGE.storage[self.real]
         self._known = self._definitions()
 
@@ -72,19 +96,21 @@ class _Source(TileSource):
         lines = [
             f"// {self.program.name} on {writer.dtypes['p']}, computed in {writer.real}.",
             f"// Arrays of a parameter: {', '.join(writer.columns)}.",
-            common_source(),
+            common_source(self._words),
             f"#define ACROSS {ACROSS}\n",
             reductions_source(),
             *([source_file("axes.cuh")] if self.passes.tiled else []),
         ]
-        if self.program.uses_gradient_norm or self.split.on_device:
+        if self._words is not None:
+            lines.append(scalars_of_inputs_source(writer, self.split))
+        elif self.program.uses_gradient_norm or self.split.on_device:
             lines.append(scalars_source(writer, self.split))
         lines += functions_source(writer)
         names = {op.name for op in self.program.ops}
         if not names.isdisjoint(DRAWS):
             lines.append(source_file("draws.cuh"))
         if "draw_normal" in names:
-            lines.append(source_file("normal.cuh"))
+            lines += map(source_file, ("nearly_normal.cuh", "normal.cuh"))
         return "\n".join([*lines, *map(self._kernel, self.passes.passes)])
 
     # What kernels know of a parameter ------------------------------------------------------------------------------
@@ -142,6 +168,7 @@ class _Source(TileSource):
             "lines": self._lines,
             "scalars": self._scalars,
         }[step.kind](step)
+        body = [*self._draws(step), *body]
         lines = [f"{kernel_head(step.name)}({listed(parameters)})", "{"]
         lines += [f"    {line}" for line in self.used(body, known)]
         lines += [
@@ -183,6 +210,11 @@ class _Source(TileSource):
         if whole:
             types |= {name: kind for name, (kind, _) in written.items()}
         before, adding, after = self._reduced(step)
+        before += [
+            f"const Four<float> {_drawn(i)}_four = four_normals_at({_draw(i)}, i, beside);"
+            for i in step.operations
+            if self._is_of_four(i, self.index(self.stages.spaces[i] or (), whole, _FOURTH))
+        ]
         lines = [*self.computed(step, whole, _FOURTH), *stores, *adding]
         places = [
             ("place_of", "const long long place_of = i + k * beside;"),
@@ -351,18 +383,29 @@ class _Source(TileSource):
         value = f"values_of[{place}]"
         return from_double(kind, value)
 
+    def _draws(self, step: Pass) -> list[str]:
+        """Return the statements that say what a parameter's elements are drawn with."""
+        found = []
+        for i in step.operations:
+            if (op := self.program.ops[i]).name in DRAWS:
+                key, number, stream = map(self.writer.operand, op.args, (Kind.FLOAT, Kind.INTEGER, Kind.INTEGER))
+                words = f"(unsigned long long)(long long){key}, (unsigned long long){number}"
+                found.append(f"const Draw {_draw(i)} = {{{words}, {stream}, number_of}};")
+        return found
+
+    def _is_of_four(self, i: int, place: str) -> bool:
+        """Tell whether an operation draws for four elements at once."""
+        return place == _FOURTH and self.program.ops[i].name == "draw_normal" and self.real == "float32"
+
     def drawn(self, i: int, place: str) -> str:
-        op, writer = self.program.ops[i], self.writer
-        key, step, stream = op.args
-        words = (
-            f"words_of((unsigned long long)(long long){writer.operand(key)}, "
-            f"(unsigned long long){writer.operand(step, Kind.INTEGER)}, {writer.operand(stream, Kind.INTEGER)}, number_of, "
-            f"(unsigned long long)({'place_of' if place == _FOURTH else place}))"
-        )
+        op = self.program.ops[i]
+        if self._is_of_four(i, place):
+            return PLACE.format(_drawn(i))
+        element = f"(unsigned long long)({'place_of' if place == _FOURTH else place})"
         if op.name == "draw_normal":
-            return f"round_to_{self.real}(normal_of({words}))"
+            return f"{self.real}_normal_at({_draw(i)}, {element})"
         most = 2**53 - (1 if self.real == "float64" else 2**29)
-        return f"round_to_{self.real}(uniform_of({words}, {most}ll))"
+        return f"round_to_{self.real}(uniform_of(words_of({_draw(i)}, {element}), {most}ll))"
 
     # Reductions ------------------------------------------------------------------------------------------------------
 
@@ -398,6 +441,16 @@ class _Source(TileSource):
 def _addends(i: int) -> str:
     """Return the name of what a thread has of a sum in a round."""
     return f"addends_{i}_of"
+
+
+def _draw(i: int) -> str:
+    """Return the name of what an operation draws with."""
+    return f"draw_{i}_of"
+
+
+def _drawn(i: int) -> str:
+    """Return the name of what an operation draws for four elements."""
+    return f"drawn_{i}_of"
 
 
 def _part_type(reduction: str) -> str:

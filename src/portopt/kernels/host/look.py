@@ -32,6 +32,11 @@ ENTRY_WORDS = 12
 """Words that tell the compiled function of an array: where its object and its address are put, what it is for, in which list it
 is, dtype, number of axes, shape, bytes of an element; and of the object that the plan was made with what `is_alike` compares, how
 far from the start of the memory the array begins, the number of its elements, and where `ArrayReader.place` stands."""
+ROW_WORDS = 4
+"""Words of an array that is the same in each step, or a gradient of one: where its object is put, in bytes, and above that where
+its address is; what is expected of it; and two addresses at which something was read in the last step, so that it can be fetched.
+What is expected is the same of many arrays: what their own objects should say, then how far from the start of the memory the
+array begins and where it ends, 0 if it has no elements; of arrays with fields dtype, device, bytes, number of axes and shape."""
 
 _CALL = "".join(
     f"    {line}\n"
@@ -59,11 +64,26 @@ WORDS_AT_ONCE = 8
 """How many words are compared at once; as many are compared at least."""
 _AHEAD = 8
 """How many arrays ahead what is looked at is fetched."""
+_PLACES, _EXPECTED, _NEAR, _FAR = range(ROW_WORDS)
 
 _SOURCE = f'''"""Compare trees of arrays with what a plan expects of them, and run its kernels if all is as expected."""
 
 
 {threads.SHARE}
+
+def are_others(items, count, found, first, known):
+    """Put leaves that follow each other into `found`; return whether any is not the known one."""
+    difference = 0
+    if known == 0:
+        for k in range(count):
+            found[first + k] = pointer_to_int64(items)[k]
+    else:
+        for k in range(count):
+            item = pointer_to_int64(items)[k]
+            found[first + k] = item
+            difference |= item ^ pointer_to_int64(known)[first + k]
+    return difference != 0
+
 
 def walk(script, nodes, root, found, known, context, stack):
     """Put the leaves of a tree into `found`; return whether containers, keys and known leaves are as in the script."""
@@ -104,15 +124,13 @@ def walk(script, nodes, root, found, known, context, stack):
                 items = pointer_to_int64(container)[3]
             # Leaves that are not the last of their container are done with here.
             while stack[top + 3] > 0 and i < nodes - 1 and script[5 * i] == 0:
-                node = pointer_to_int64(items)[position]
+                run = script[5 * i + 1]
                 leaf = script[5 * i + 3]
-                if leaf >= 0:
-                    found[leaf] = node
-                    if known != 0 and pointer_to_int64(known)[leaf] != node:
-                        return False
-                position += 1
+                if leaf >= 0 and are_others(items + 8 * position, run, found, leaf, known):
+                    return False
+                position += run
                 i += 1
-                stack[top + 3] -= 1
+                stack[top + 3] -= run
             node = pointer_to_int64(items)[position]
             stack[top + 2] = position + 1
         else:
@@ -142,6 +160,12 @@ def hold(leaves, found, count, context):
     for i in range(count):
         call_1(context[29], found[i])
         call_3(context[28], leaves, i, found[i])
+
+
+def put_back(leaves, found, count):
+    """Put the objects of a list of this length into `found`."""
+    for i in range(count):
+        found[i] = pointer_to_int64(pointer_to_int64(leaves)[3])[i]
 
 
 def find_own_gradients(written, gradients, context):
@@ -180,33 +204,29 @@ def find_own_gradients(written, gradients, context):
     return True
 
 
-def array_of(entry, written, gradients):
-    """Return the object of an entry."""
-    if entry[3]:
-        return gradients[entry[0]]
-    return written[entry[0]]
+def keep(item, context):
+    """Keep an object alive."""
+    references = pointer_to_int64(item)
+    if references[0] > 0 and references[0] < {_MANY}:
+        references[0] += 1
+    else:
+        call_1(context[29], item)
 
 
-def keep(found, count, context):
-    """Keep objects alive."""
-    for i in range(count):
-        references = pointer_to_int64(found[i])
-        if references[0] > 0 and references[0] < {_MANY}:
-            references[0] += 1
-        else:
-            call_1(context[29], found[i])
-
-
-def let_go(found, count, context):
-    """Keep objects alive no longer, but those that nobody else does until Python can end them."""
-    for i in range(count):
-        references = pointer_to_int64(found[i])
+def let_go(count, context):
+    """Keep the first objects alive no longer, but those that nobody else does until Python can end them."""
+    places = pointer_to_int64(context[65])
+    for k in range(count):
+        if places[k] < 0:
+            continue
+        item = pointer_to_int64(context[3] + places[k])[0]
+        references = pointer_to_int64(item)
         if references[0] > 1 and references[0] <= {_MANY}:
             references[0] -= 1
         elif references[0] != 1:
-            call_1(context[31], found[i])
-        elif call_2(context[57], context[56], found[i]) == 0:
-            call_1(context[31], found[i])
+            call_1(context[31], item)
+        elif call_2(context[57], context[56], item) == 0:
+            call_1(context[31], item)
         else:
             call_0(context[17])
 
@@ -214,19 +234,47 @@ def let_go(found, count, context):
 def are_equal(words, others, bits, count):
     """Return whether so many words, no fewer than `WORDS_AT_ONCE`, are equal in the bits that are set in others."""
     last = 8 * (count - {WORDS_AT_ONCE})
-    at = 0
+    if differ(words, others, bits, last):
+        return False
+    at = {8 * WORDS_AT_ONCE}
     while at < last:
-        if differ(words + at, others + at, bits + at):
+        if differ(words + at, others + at, bits + at, 0):
             return False
         at += {8 * WORDS_AT_ONCE}
-    return not differ(words + last, others + last, bits + last)
+    return True
 
 
-def as_before(entries, first, last, written, gradients, table, context):
-    """Return the first of some entries for whose array a library's own object does not say that all is as it was.
+def gap_of(address, context):
+    """Return which of the ranges of what is written is the first that ends behind an address."""
+    ends = pointer_to_int64(context[12])
+    first = 0
+    last = context[13]
+    while first < last:
+        middle = (first + last) // 2
+        if ends[middle] <= address:
+            first = middle + 1
+        else:
+            last = middle
+    return first
 
-    It returns the end if there is none. There are no calls and nothing is written here, so that what the context says stays in
-    registers.
+
+def moved_to(place, address, size, context):
+    """Return whether a gradient that has moved lies in no memory that is written; it mostly lies between the same ranges."""
+    known = pointer_to_int64(context[66] + place - 8 * context[67])
+    gap = known[0]
+    count = context[13]
+    ends = pointer_to_int64(context[12])
+    if (gap > 0 and ends[gap - 1] > address) or (gap < count and ends[gap] <= address):
+        gap = gap_of(address, context)
+        known[0] = gap
+    return gap == count or pointer_to_int64(context[11])[gap] >= address + size
+
+
+def as_before(rows, first, last, found, table, keeps, context):
+    """Return the first of some arrays of which a library's own object does not say that all is as it was, but for the memory of
+    a gradient, whose address is put into the table; those before it are kept alive if they should be.
+
+    It returns the end if there is none. There are no calls.
     """
     at_inner = context[37]
     at_storage = context[41]
@@ -238,35 +286,68 @@ def as_before(entries, first, last, written, gradients, table, context):
     words = context[51]
     bits = context[49]
     at_counter = context[54]
+    own = context[63]
+    counters = context[68]
+    gradients = 8 * context[67]
+    start_of = 8 * at_storage
+    end_of = 8 * (at_words + words) - 8
     for e in range(first, last):
-        later = pointer_to_int64(entries + {8 * ENTRY_WORDS} * min(e + {_AHEAD}, last - 1))
-        fields = pointer_to_int64(array_of(later, written, gradients))
-        if fields[1] == kind or fields[1] == other_kind:
-            fetch_line(fields[at_inner])
-            fetch_line(fields[at_inner] + 64)
-            fetch_line(fields[at_inner] + 128)
-        entry = pointer_to_int64(entries + {8 * ENTRY_WORDS} * e)
-        fields = pointer_to_int64(array_of(entry, written, gradients))
-        if entry[8] == 0 or (fields[1] != kind and fields[1] != other_kind):
+        later = pointer_to_int64(rows + {8 * ROW_WORDS} * min(e + {_AHEAD}, last - 1))
+        place = later[{_PLACES}] & 0xFFFFFFFF
+        item = pointer_to_int64(found + place)[0]
+        near = later[{_NEAR}]
+        far = later[{_FAR}]
+        if own != 0 and place >= gradients:
+            near = pointer_to_int64(item)[at_inner]
+            far = pointer_to_int64(near)[at_storage]
+        else:
+            fetch_line(item)
+        fetch_line(near + start_of)
+        fetch_line(near + start_of + 64)
+        fetch_line(near + start_of + 128)
+        fetch_line(near + end_of)
+        fetch_line(far + 8 * at_memory)
+        row = pointer_to_int64(rows + {8 * ROW_WORDS} * e)
+        place = row[{_PLACES}] & 0xFFFFFFFF
+        fields = pointer_to_int64(pointer_to_int64(found + place)[0])
+        expected = row[{_EXPECTED}]
+        if expected == 0 or (fields[1] != kind and fields[1] != other_kind):
             return e
-        inner = pointer_to_int64(fields[at_inner])
-        if not are_equal(fields[at_inner] + 8 * at_words, entry[8], bits, words):
+        near = fields[at_inner]
+        inner = pointer_to_int64(near)
+        far = inner[at_storage]
+        if near != row[{_NEAR}] or far != row[{_FAR}]:
+            row[{_NEAR}] = near
+            row[{_FAR}] = far
+        if not are_equal(near + 8 * at_words, expected, bits, words):
             return e
-        if at_counter != 0 and entry[3] == 0:
-            if inner[at_counter] == 0:
+        storage = pointer_to_int64(far)
+        start = pointer_to_int64(expected)[words]
+        end = pointer_to_int64(expected)[words + 1]
+        address = storage[at_memory] + start
+        if end > storage[at_size]:
+            return e
+        cell = pointer_to_int64(table + (row[{_PLACES}] >> 32))
+        if place < gradients:
+            if cell[0] != address:
                 return e
-            fetch_line(inner[at_counter])
-        storage = pointer_to_int64(inner[at_storage])
-        start = entry[9]
-        if storage[at_memory] + start != pointer_to_int64(table + entry[1])[0]:
-            return e
-        if entry[10] > 0 and (start < 0 or start + entry[10] * entry[7] > storage[at_size]):
-            return e
+            if at_counter != 0:
+                if inner[at_counter] == 0:
+                    return e
+                pointer_to_int64(counters + place)[0] = inner[at_counter]
+        elif cell[0] != address:
+            if end > 0 and not moved_to(place, address, end - start, context):
+                return e
+            cell[0] = address
+        if keeps:
+            if fields[0] <= 0 or fields[0] >= {_MANY}:
+                return e
+            fields[0] += 1
     return last
 
 
-def own_as_before(entries, first, last, written, gradients, table, context):
-    """Return the first of some entries of whose array, one with fields as a `FieldLayout` says, not all is as it was."""
+def own_as_before(rows, first, last, found, table, keeps, context):
+    """Do what `as_before` does for arrays with fields as a `FieldLayout` says."""
     at_shape = context[37]
     at_contiguous = context[38]
     at_dtype = context[39]
@@ -275,37 +356,50 @@ def own_as_before(entries, first, last, written, gradients, table, context):
     at_memory = context[42]
     at_device = context[43]
     kind = context[47]
+    gradients = 8 * context[67]
     for e in range(first, last):
-        later = pointer_to_int64(entries + {8 * ENTRY_WORDS} * min(e + {3 * _AHEAD}, last - 1))
-        item = array_of(later, written, gradients)
+        later = pointer_to_int64(rows + {8 * ROW_WORDS} * min(e + {2 * _AHEAD}, last - 1))
+        item = pointer_to_int64(found + (later[{_PLACES}] & 0xFFFFFFFF))[0]
         fetch_line(item)
         fetch_line(item + 64)
-        later = pointer_to_int64(entries + {8 * ENTRY_WORDS} * min(e + {2 * _AHEAD}, last - 1))
-        fields = pointer_to_int64(array_of(later, written, gradients))
+        fetch_line(later[{_NEAR}])
+        fetch_line(later[{_FAR}])
+        later = pointer_to_int64(rows + {8 * ROW_WORDS} * min(e + {_AHEAD}, last - 1))
+        fields = pointer_to_int64(pointer_to_int64(found + (later[{_PLACES}] & 0xFFFFFFFF))[0])
         if fields[1] == kind:
-            fetch_line(fields[at_data])
-            fetch_line(fields[at_shape])
-        later = pointer_to_int64(entries + {8 * ENTRY_WORDS} * min(e + {_AHEAD}, last - 1))
-        fields = pointer_to_int64(array_of(later, written, gradients))
-        if fields[1] == kind:
-            fetch_line(pointer_to_int64(fields[at_data])[at_memory])
-        entry = pointer_to_int64(entries + {8 * ENTRY_WORDS} * e)
-        fields = pointer_to_int64(array_of(entry, written, gradients))
+            fetch_line(pointer_to_int64(fields[at_data])[at_memory] + 8 * at_device)
+        row = pointer_to_int64(rows + {8 * ROW_WORDS} * e)
+        place = row[{_PLACES}] & 0xFFFFFFFF
+        fields = pointer_to_int64(pointer_to_int64(found + place)[0])
         if fields[1] != kind:
             return e
+        expected = pointer_to_int64(row[{_EXPECTED}])
+        if fields[at_data] != row[{_NEAR}] or fields[at_shape] != row[{_FAR}]:
+            row[{_NEAR}] = fields[at_data]
+            row[{_FAR}] = fields[at_shape]
         data = pointer_to_int64(fields[at_data])
-        axes = entry[5]
-        if data[at_address] != pointer_to_int64(table + entry[1])[0] or fields[at_dtype] != entry[4]:
+        memory = pointer_to_int64(data[at_memory])
+        if fields[at_dtype] != expected[0] or (memory[at_device] & 0xFFFFFFFF) != expected[1]:
             return e
+        axes = expected[3]
         if fields[at_shape + 1] - fields[at_shape] != 8 * axes or (fields[at_contiguous] & 0xFFFFFFFF) == 0:
             return e
-        if (pointer_to_int64(data[at_memory])[at_device] & 0xFFFFFFFF) != pointer_to_int64(entry[11])[0]:
-            return e
         shape = pointer_to_int64(fields[at_shape])
-        expected = pointer_to_int64(entry[6])
         for axis in range(axes):
-            if shape[axis] != expected[axis]:
+            if shape[axis] != expected[4 + axis]:
                 return e
+        address = data[at_address]
+        cell = pointer_to_int64(table + (row[{_PLACES}] >> 32))
+        if cell[0] != address:
+            if place < gradients:
+                return e
+            if expected[2] > 0 and not moved_to(place, address, expected[2], context):
+                return e
+            cell[0] = address
+        if keeps:
+            if fields[0] <= 0 or fields[0] >= {_MANY}:
+                return e
+            fields[0] += 1
     return last
 
 
@@ -378,8 +472,10 @@ def fits(entry, item, table, context):
                         if strides[axis] != dense:
                             return False
                         dense *= shape[axis]
-        if context[54] != 0 and kind != {READ} and kind != {ASIDE} and inner[context[54]] == 0:
-            return False
+        if context[54] != 0 and kind != {READ} and kind != {ASIDE}:
+            if inner[context[54]] == 0:
+                return False
+            pointer_to_int64(context[68])[entry[0]] = inner[context[54]]
         memory = storage[context[42]]
         if size > 0 and (address < memory or address + size * entry[7] > memory + storage[context[43]]):
             return False
@@ -394,29 +490,29 @@ def fits(entry, item, table, context):
         context[13] += 1
     # Where one of this shape lay before there is nothing that is written, unless that changes.
     if kind == {READ} and size > 0 and (cell[0] != address or context[45]):
-        first = 0
-        last = context[13]
-        while first < last:
-            middle = (first + last) // 2
-            if ends[middle] <= address:
-                first = middle + 1
-            else:
-                last = middle
-        if first < context[13] and starts[first] < address + size * entry[7]:
+        gap = gap_of(address, context)
+        if gap < context[13] and starts[gap] < address + size * entry[7]:
             return False
     cell[0] = address
     return True
 
 
-def count_writes(written, context):
+def find_counters(written, context):
+    """Find what counts the writes of each array, which another look may have found of others meanwhile."""
+    counters = pointer_to_int64(context[68])
+    for k in range(context[35]):
+        counters[k] = pointer_to_int64(pointer_to_int64(written[k])[context[37]])[context[54]]
+
+
+def count_writes(context):
     """Add one to what the library counts of the writes of each array."""
     count = context[35]
+    at_number = 8 * context[55]
+    counters = pointer_to_int64(context[68])
     for k in range(count):
-        ahead = pointer_to_int64(written[min(k + {_AHEAD}, count - 1)])
-        fetch_line(pointer_to_int64(ahead[context[37]])[context[54]] + 8 * context[55])
-        inner = pointer_to_int64(pointer_to_int64(written[k])[context[37]])
+        fetch_line(counters[min(k + {2 * _AHEAD}, count - 1)] + at_number)
         # Whoever counts at the same time writes the same array.
-        pointer_to_uint32(inner[context[54]] + 8 * context[55])[0] += 1
+        pointer_to_uint32(counters[k] + at_number)[0] += 1
 
 
 def are_apart(context):
@@ -475,7 +571,7 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
             return
         for e in range(context[44]):
             entry = pointer_to_int64(context[10] + {8 * ENTRY_WORDS} * e)
-            if not fits(entry, array_of(entry, written, gradients), table, context):
+            if not fits(entry, written[entry[0]], table, context):
                 fail()
                 return
     if call != 0:
@@ -484,36 +580,44 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
             hold(fields[0], written, context[35], context)
             hold(fields[1], gradients, context[36], context)
             fields[4] = 1
-        written = pointer_to_int64(pointer_to_int64(fields[0])[3])
-        gradients = pointer_to_int64(pointer_to_int64(fields[1])[3])
+        else:
+            # Another call may have looked meanwhile.
+            put_back(fields[0], written, context[35])
+            put_back(fields[1], gradients, context[36])
     fresh = gradients
     if new != 0:
         fresh = pointer_to_int64(pointer_to_int64(new)[3])
     if context[45]:
         context[13] = 0
+    # Whoever gives a library's own gradients keeps the rest alive.
+    keeps = queue != 0 and inputs != 0 and call == 0 and context[63] == 0
     entries = context[21]
-    e = context[44]
+    aside = context[44]
+    e = aside
     while e < entries:
-        if context[22] != 0:
+        if context[64] != 0:
             if context[51] != 0:
-                e = as_before(context[10], e, entries, written, gradients, table, context)
+                e = as_before(context[64], e, entries, context[3], table, keeps, context)
             elif context[14] == {OWN_FIELDS}:
-                e = own_as_before(context[10], e, entries, written, gradients, table, context)
+                e = own_as_before(context[64], e, entries, context[3], table, keeps, context)
             if e == entries:
                 break
         entry = pointer_to_int64(context[10] + {8 * ENTRY_WORDS} * e)
-        if e == context[46] and context[45] and not are_apart(context):
-            fail()
-            return
-        if entry[2] == {MADE}:
-            if new != 0 and not fits(entry, fresh[entry[0]], table, context):
-                fail()
-                return
-        elif not fits(entry, array_of(entry, written, gradients), table, context):
-            if entry[3]:
+        is_made = entry[2] == {MADE}
+        does_fit = e != context[46] or context[45] == 0 or are_apart(context)
+        if does_fit and is_made:
+            does_fit = new == 0 or fits(entry, fresh[entry[0]], table, context)
+        elif does_fit:
+            does_fit = fits(entry, written[entry[0]], table, context)
+            if entry[3] and not does_fit:
                 misfit[0] = e
+        if not does_fit:
+            if keeps:
+                let_go(e - aside, context)
             fail()
             return
+        if keeps and not is_made:
+            keep(written[entry[0]], context)
         e += 1
     if inputs == 0:
         return
@@ -521,25 +625,20 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
     if given != 0:
         with_totals = 0 if call != 0 and fields[3] != 0 else 1
         if call_7(pointer_to_int64(given)[0], context[19], context[19], given, table, inputs, step, with_totals) != 0:
+            if keeps:
+                let_go(entries - aside, context)
             fail()
             return
     if queue != 0:
-        own = context[63]
-        if call == 0:
-            keep(written, context[35], context)
-            if own == 0:
-                keep(gradients, context[36], context)
         state = object_of_call_0(context[33])
         place = context[19]
         call_6(pointer_to_int64(queue)[0], place, place, queue, table, inputs, step)
         call_1(context[34], state)
         is_done = pointer_to_int64(queue)[{OUTCOME}] == {DONE}
         if is_done and context[54] != 0 and pointer_to_int64(queue)[{WRITES}]:
-            count_writes(written, context)
-        if call == 0:
-            let_go(written, context[35], context)
-            if own == 0:
-                let_go(gradients, context[36], context)
+            count_writes(context)
+        if keeps:
+            let_go(entries - aside, context)
         if not is_done:
             fail()
         return
@@ -547,11 +646,13 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
         state = object_of_call_0(context[33])
         share(fields[3])
         call_1(context[34], state)
+        if context[54] != 0:
+            find_counters(pointer_to_int64(pointer_to_int64(fields[0])[3]), context)
     else:
         for group in range(context[23]):
             part = pointer_to_int64(context[24] + {8 * GROUP_WORDS} * group)
 {_CALL}    if context[54] != 0:
-        count_writes(written, context)
+        count_writes(context)
     elif context[32] != 0:
         result = object_of_call_2(context[30], context[32], fields[0])
         if result != 0:

@@ -69,7 +69,10 @@ class FieldLayout(NamedTuple):
 
 
 OWN_GRADIENTS = object()
-"""Stands for a tree of the gradients that a library itself keeps of each parameter, where `ArrayReader.gradients` says so."""
+"""Stands for a tree of the gradients that a library itself keeps of each parameter, where `ArrayReader.gradients` says so.
+
+Whoever gives it has parameters and slots in containers of its own, which nobody changes during the step.
+"""
 
 
 class Alike(NamedTuple):

@@ -34,7 +34,7 @@ class Script:
         """Append a node; return whether all containers are of kinds that the compiled function knows."""
         kind: type[Any] = type(tree)
         if type(numbering) is int:
-            self.nodes.extend((_LEAF, 0, 0, numbering, key))
+            self.nodes.extend((_LEAF, 1, 0, numbering, key))
             return True
         if depth == DEEPEST or type(numbering) is not kind:
             return False
@@ -53,7 +53,30 @@ class Script:
 
     def _add_items(self, kind: int, items: Sequence[Any], numbering: Sequence[Any], key: int, depth: int) -> bool:
         self.nodes.extend((kind, id(type(items)), len(items), 0, key))
-        return all(self._add(v, n, 0, depth + 1) for v, n in zip(items, numbering, strict=True))
+        done = 0
+        while done < len(items):
+            run = _run(numbering, done)
+            if run > 1:
+                self.nodes.extend((_LEAF, run, 0, numbering[done], 0))
+            elif not self._add(items[done], numbering[done], 0, depth + 1):
+                return False
+            done += max(run, 1)
+        return True
+
+
+def _run(numbering: Sequence[Any], first: int) -> int:
+    """Return how many leaves there are from one on that are looked at and whose numbers follow each other.
+
+    The last item of a container is none of them: the compiled function ends the container with its node.
+    """
+    end = first
+    while (
+        end < len(numbering) - 1
+        and type(numbering[end]) is int
+        and 0 <= numbering[end] == numbering[first] + end - first
+    ):
+        end += 1
+    return end - first
 
 
 def numbered(tree: Any) -> Any:

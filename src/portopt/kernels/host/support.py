@@ -153,20 +153,27 @@ def fetch_line(typing_context: Any, address: Any) -> Any:
 
 
 @intrinsic
-def differ(typing_context: Any, address: Any, other: Any, bits: Any) -> Any:
-    """Return whether any of eight words at an address is not what it is at another one, in the bits that are set at a third."""
+def differ(typing_context: Any, address: Any, other: Any, bits: Any, further: Any) -> Any:
+    """Return whether any of eight words at an address, and eight so many bytes further, is not what it is at another one.
+
+    What counts are the bits that are set at a third.
+    """
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vector = ir.VectorType(ir.IntType(64), 8)
-        one, two, mask = (builder.load(builder.inttoptr(at, vector.as_pointer()), align=8) for at in args)
-        found = builder.and_(builder.xor(one, two), mask)
+
+        def found(places: Any) -> Any:
+            one, two, mask = (builder.load(builder.inttoptr(at, vector.as_pointer()), align=8) for at in places)
+            return builder.and_(builder.xor(one, two), mask)
+
+        both = builder.or_(found(args[:3]), found([builder.add(at, args[3]) for at in args[:3]]))
         return builder.icmp_unsigned(
             "!=",
-            builder.bitcast(builder.icmp_unsigned("!=", found, ir.Constant(vector, None)), ir.IntType(8)),
+            builder.bitcast(builder.icmp_unsigned("!=", both, ir.Constant(vector, None)), ir.IntType(8)),
             ir.IntType(8)(0),
         )
 
-    return types.boolean(types.int64, types.int64, types.int64), codegen
+    return types.boolean(types.int64, types.int64, types.int64, types.int64), codegen
 
 
 @intrinsic

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,12 +21,13 @@ from portopt.kernels.host.look import (
     MADE,
     MISFIT,
     READ,
+    ROW_WORDS,
     WORDS_AT_ONCE,
     WRITTEN,
     compiled_look,
     python_functions,
 )
-from portopt.kernels.host.readers import MOST_AXES, OWN_GRADIENTS, ArrayReader, GradientFields, Layout
+from portopt.kernels.host.readers import MOST_AXES, OWN_GRADIENTS, ArrayReader, FieldLayout, GradientFields, Layout
 from portopt.kernels.host.script import DEEPEST, Script, numbered, with_numbers
 from portopt.kernels.key import NEW
 
@@ -142,7 +143,8 @@ class Watch:
         scripts = [Script(params, with_numbers(params, numbers["p"])), Script(grads, numbered(grads))]
         scripts.append(Script(dict(slots), slot_numbers))
         self.is_possible = type(slots) is dict and all(script.known for script in scripts)
-        written, gradients = array("q", bytes(8 * len(places))), array("q", bytes(8 * count * len(only_read)))
+        # What is found: all parameters and slots, and behind them the gradients.
+        found = array("q", bytes(8 * (len(places) + count * len(only_read))))
         known = array("q", map(id, objects) if same_arrays else ())
         gathers = not same_arrays and new is None
         if gathers:
@@ -169,7 +171,7 @@ class Watch:
             at_place = where.setdefault(expected, array("q", expected)).buffer_info()[0]
             return place, offset, kind, of, reader.dtype(a), len(shape), at_shape, _itemsize(a), *seen, at_place
 
-        entries = list[tuple[int, ...]]()
+        entries, rows = list[tuple[int, ...]](), _Rows(reader, templates)
         for kernel, members, addresses, *_ in work:
             offsets.append(8 * len(table))
             for row, i in enumerate(members):
@@ -179,10 +181,12 @@ class Watch:
                     if new is not None and replaced != name:
                         entries.append(entry(a[replaced], new[replaced, n], offset, MADE, 2))
                     elif name in only_read:
-                        entries.append(entry(a[name], only_read[name] + n, offset, READ, 1))
+                        entries.append(entry(a[name], len(places) + only_read[name] + n, offset, READ, 1))
                     else:
                         kind = KNOWN if same_arrays else READ if new is not None else WRITTEN
                         entries.append(entry(a[name], places[name, n], offset, kind, 0))
+                    if same_arrays:
+                        rows.add(a[name], entries[-1])
                     # Whether what is read lies apart from what is written is not known yet.
                     table.append(0 if name in only_read else int(addresses[row, column]))
                 table.extend(map(int, addresses[row, len(kernel.columns) :]))
@@ -197,11 +201,18 @@ class Watch:
                 )
         without = set(range(count)).difference(moving)
         aside += [
-            (count * k + n, spare, ABSENT, 1, *[0] * (ENTRY_WORDS - 4)) for k in range(len(only_read)) for n in without
+            (len(places) + count * k + n, spare, ABSENT, 1, *[0] * (ENTRY_WORDS - 4))
+            for k in range(len(only_read))
+            for n in without
         ]
         if gathers:
             entries.sort(key=lambda entry: entry[2] != WRITTEN)
         words = array("q", itertools.chain(*aside, *entries))
+        kept = array("q", [-1 if entry[2] == MADE else 8 * entry[0] for entry in entries])
+        gaps = array("q", bytes(8 * count * len(only_read)))
+        # Until the look has found what counts the writes of an array, it is none's.
+        uncounted = array("q", bytes(8 * (1 + versions[1])))
+        counters = array("q", [uncounted.buffer_info()[0]] * held)
         parts = group_words(work, offsets, inputs)
         memory = np.empty(max((item.memory.words(1) for item in work), default=0), np.int64)
         scratch = array("q", bytes(8 * 16))
@@ -219,8 +230,8 @@ class Watch:
         self.late = list[Any]()
         self._context = array("q", [
             0,
-            at(scripts[0].nodes), len(scripts[0]), at(written),
-            at(scripts[1].nodes), len(scripts[1]), at(gradients),
+            at(scripts[0].nodes), len(scripts[0]), at(found),
+            at(scripts[1].nodes), len(scripts[1]), at(found) + 8 * len(places),
             at(scripts[2].nodes), len(scripts[2]), id(None),
             at(words), at(starts), at(ends), 0 if gathers else len(starts),
             reader.function, api.dict_next, api.compare, api.clear_error,
@@ -228,21 +239,22 @@ class Watch:
             len(work), at(parts), at(table), memory.ctypes.data,
             tuple.__basicsize__ // 8, api.set_item, api.hold, api.call, api.release,
             id(note_written) if self.calls_back else 0, api.save_thread, api.restore_thread,
-            held, len(gradients), *(reader.layout or [0] * len(Layout._fields)),
+            held, count * len(only_read), *(reader.layout or [0] * len(Layout._fields)),
             len(aside), int(gathers), len(aside) + sum(entry[2] == WRITTEN for entry in entries),
             id(reader.kinds[0]), id(reader.kinds[-1]), at(templates.bits), reader.alike.first, len(reader.alike.bits), id(int),
             api.compare_objects,
             *versions, id(self.late), api.append,
             id(OWN_GRADIENTS), *own_gradients, at(standing) if standing else 0, 0,
+            rows.address(len(aside)), at(kept), at(gaps), len(places), at(counters),
         ])  # fmt: skip
         self.offsets, self.parts = offsets, parts
-        self._table, self._lengths = table, (held, len(gradients))
+        self._table, self._lengths = table, (held, count * len(only_read))
         self._passes = Passes(work, at(parts))
         self._reader, self._scratch = reader, scratch
-        self._read = [entry[0] for entry in entries if entry[3] == 1]
+        self._read = [entry[0] - len(places) for entry in entries if entry[3] == 1]
         dtypes = [a[n].dtype for a in arrays for n in a]
         self._keep_alive = (
-            scripts, written, gradients, known, templates,
+            scripts, found, known, templates, rows, kept, gaps, uncounted, counters,
             starts, ends, shapes, where, words, stack, work, dtypes, note_written, memory, inputs, standing,
         )  # fmt: skip
         self._look = compiled_look()
@@ -313,6 +325,33 @@ class Watch:
         return call if mended else None
 
 
+class _Rows:
+    """What the look reads first of each array that is the same in each step, or a gradient of one, in few lines of the cache."""
+
+    def __init__(self, reader: ArrayReader, templates: _Templates) -> None:
+        self._reader, self._templates = reader, templates
+        self._words = array("q")
+
+    def add(self, a: Any, entry: tuple[int, ...]) -> None:
+        """Add an array, given its entry."""
+        place, cell, _, _, dtype, *_ = entry
+        layout, size = self._reader.layout, size_of(a) * _itemsize(a)
+        expected = 0, 0, 0
+        if isinstance(layout, FieldLayout):
+            device, _ = self._reader.place(a)
+            known = self._templates.known((dtype, device, size, len(a.shape), *a.shape))
+            expected = known, _word_at(id(a), layout.data), _word_at(id(a), layout.shape)
+        elif layout is not None:
+            inner = _word_at(id(a), layout.inner)
+            known, start, _ = self._templates.of(a)
+            expected = known if start >= 0 else 0, inner, _word_at(inner, layout.storage)
+        self._words.extend((8 * place | cell << 32, *expected))
+
+    def address(self, aside: int) -> int:
+        """Return where the first is, or would be if so many arrays before these had rows; 0 if there are none."""
+        return self._words.buffer_info()[0] - 8 * ROW_WORDS * aside if self._words else 0
+
+
 class _Templates:
     """What the library's own objects say of arrays, for the look to compare; those that say the same share it."""
 
@@ -329,10 +368,13 @@ class _Templates:
             return 0, 0, 0
         inner = _word_at(id(a), layout.inner)
         words = [_word_at(inner, first + k) & of for k, of in enumerate(bits)]
-        said = array("q", words).tobytes()
-        known = self._known.setdefault(said, array("q", said))
-        memory = _word_at(_word_at(inner, layout.storage), layout.memory)
-        return known.buffer_info()[0], self._reader.address(a) - memory, size_of(a)
+        start, size = self._reader.address(a) - _word_at(_word_at(inner, layout.storage), layout.memory), size_of(a)
+        return self.known((*words, start, start + size * _itemsize(a) if size else 0)), start, size
+
+    def known(self, words: Iterable[int]) -> int:
+        """Return where words stand."""
+        said = array("q", words)
+        return self._known.setdefault(said.tobytes(), said).buffer_info()[0]
 
 
 def _are_counted(reader: ArrayReader, arrays: Sequence[Any]) -> bool:
