@@ -282,7 +282,7 @@ class _Source(TileSource):
 
     def _chunks(self, step: Pass) -> list[str]:
         lines = [*self.rounded(step), *self.extent("REDUCED_CHUNK")]
-        lines += [self._begun(i) for i in step.reductions]
+        lines += [self.begun(i) for i in step.reductions]
         lines += self._each(step, {})
         for i in step.reductions:
             kind, name = _part_type(self.program.ops[i].name), together(i)
@@ -309,7 +309,7 @@ class _Source(TileSource):
             "const long long further_of = blockDim.x / across_of;",
             "for (long long line_of = start; line_of < end; line_of += across_of) {",
             "    const long long result_of = line_of + threadIdx.x % across_of;",
-            *(f"    {self._begun(i)}" for i in step.reductions),
+            *(f"    {self.begun(i)}" for i in step.reductions),
             "    if (result_of < end) {",
             "#pragma unroll 1",
             "        for (long long j = threadIdx.x / across_of; j < count_of; j += 4 * further_of) {",
