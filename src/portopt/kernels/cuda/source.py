@@ -138,8 +138,9 @@ def _scalars_of_inputs(writer: Writer) -> list[str]:
 
 
 def _outputs(writer: Writer) -> list[str]:
-    """Return the statements that leave the new scalars of the state."""
-    return [f"outputs[{k}] = {writer.operand(i)};" for k, i in enumerate(writer.program.scalar_outputs.values())]
+    """Return the statements that leave the new scalars of the state, but for those that are of the parameter."""
+    found = [i for i in writer.program.scalar_outputs.values() if i not in writer.program.parameter_scalars]
+    return [f"outputs[{k}] = {writer.operand(i)};" for k, i in enumerate(found)]
 
 
 def scalars_of_inputs_source(writer: Writer, split: NormDependence) -> str:
@@ -171,11 +172,6 @@ def device_scalars_source(program: Program, on_device: frozenset[str]) -> str:
 def words_source(count: int) -> str:
     """Return the source of the kernel that writes words into the device's memory, of which a launch carries so many."""
     return "\n".join([*defines({"THREADS": THREADS, "WORDS": count}), "", source_file("words.cuh")])
-
-
-def norm_of_parts_source() -> str:
-    """Return the source of the kernel that makes the norm of what blocks have found of it."""
-    return "\n".join([common_source(), reductions_source(), source_file("norm_of_parts.cuh")])
 
 
 def common_source(words: int | None = None) -> str:

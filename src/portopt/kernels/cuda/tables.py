@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-
 Cut = tuple[Sequence[int], int | Sequence[int]]
 """The number of elements of each parameter, and how many of them are a chunk, of all or of each."""
 
