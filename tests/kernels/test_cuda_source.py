@@ -81,8 +81,8 @@ def test_source_has_one_line_for_each_operation() -> None:
         "const float moment_i = flush(moment_four.at[k]);",
         "const float a1 = product(a0, g_i);",
         "const float a3 = product(a2, moment_i);",
-        "const float a4 = flush(a3 - a1);",
-        "const float a5 = flush(p_i + a4);",
+        "const float a4 = minus(a3, a1);",
+        "const float a5 = plus(p_i, a4);",
         "p_four.at[k] = float32_to_float16(a5);",
         "moment_four.at[k] = a4;",
     ]

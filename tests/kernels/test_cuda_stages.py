@@ -32,10 +32,11 @@ from support.rules_of_each_kind import RULES, Multiplying
 import portopt
 import portopt_cupy._kernel as cupy_kernel
 from portopt.backend.array_api import ArrayAPIBackend
-from portopt.kernels import launch
-from portopt.kernels.cuda import nvrtc
+from portopt.kernels import launch, passes
+from portopt.kernels.cuda import kernels, nvrtc
+from portopt.kernels.cuda import source as cuda_source
 from portopt.kernels.cuda.products import multiplied_source, products_source
-from portopt.kernels.cuda.source import reductions_source, source_file
+from portopt.kernels.cuda.source import REDUCED_CHUNK, reductions_source, source_file
 from portopt.kernels.cuda.staged_source import staged_source
 from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.names import RESCALED
@@ -129,6 +130,19 @@ def test_every_reduction_of_all_of_rows_and_of_columns(dtype: str) -> None:
 def test_arrays_that_are_not_aligned(rule: type[portopt.Optimizer]) -> None:
     params, gradients = trees("float32", ((1, 3), (2, 2049), (3, 5), (70, 60)))
     compare_steps(shifted_on_device, np.asarray, rule(), params, gradients, in_place=True)
+
+
+@pytest.mark.usefixtures("backend")
+def test_larger_parameters_are_reduced_to_parts_of_more_elements(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert passes.number_of_parts(2**31 + 1, REDUCED_CHUNK) <= passes.MOST_PARTS
+    for module in (passes, cuda_source):
+        monkeypatch.setattr(module, "MOST_PARTS", 2)
+    assert passes.number_of_parts(70_000, REDUCED_CHUNK) == 2
+    kernels.update_source.cache_clear()
+    try:
+        compare_steps(on_device, np.asarray, portopt.LAMB(), *trees("float32", ((70_000,), (3,))))
+    finally:
+        kernels.update_source.cache_clear()
 
 
 @pytest.mark.usefixtures("backend")

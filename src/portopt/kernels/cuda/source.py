@@ -255,7 +255,6 @@ def loop_of_fours(
     body: Sequence[str],
     *,
     before: Sequence[str] = (),
-    after: Sequence[str] = (),
 ) -> list[str]:
     """Return the loop of a chunk's elements, four of them in each round of a thread.
 
@@ -265,7 +264,6 @@ def loop_of_fours(
         stored: names of arrays.
         body: statements, on the `k`-th of the four, for each.
         before: statements before those.
-        after: statements after those.
     """
     aligned = " && ".join(f"is_aligned({name})" for name in types) or "true"
     loads = [
@@ -291,7 +289,6 @@ def loop_of_fours(
         "for (int k = 0; k < 4; k++) {",
         *(f"    {line}" for line in body),
         "}",
-        *after,
         *(stores if stored else []),
     ]
     return [
