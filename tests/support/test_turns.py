@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+
 import pytest
 from support import turns
 from support.turns import in_turn, in_turns, rules_in_turn
@@ -20,20 +22,28 @@ def test_every_rule_has_a_turn_and_each_turn_some_of_the_rules(
     assert all(0 < len(rules) <= len(KINDS) for rules in found)
 
 
-def test_runs_have_other_rules_pairs_and_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    rules, pairs, items = set(), set(), set()
+@pytest.mark.parametrize(
+    ("base", "choose", "every"),
+    [
+        (1, lambda: rules_in_turn(portopt.RULES, 0), portopt.RULES),
+        (2**8, lambda: in_turns("ab", "xyz"), [(a, x) for a in "ab" for x in "xyz"]),
+        (2**16, lambda: in_turn("abcde", 0, 3), "abcde"),
+    ],
+    ids=["rules", "pairs", "items"],
+)
+def test_runs_choose_others(
+    base: int, choose: Callable[[], Collection[object]], every: Collection[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: set[object] = set()
     for turn in range(len(portopt.RULES)):
-        monkeypatch.setattr(turns, "TURN", str(turn * (1 + 2**8 + 2**16)))
-        rules.update(rules_in_turn(portopt.RULES, 0))
-        pairs.update(in_turns("abcde", "xyz"))
-        items.update(in_turn("abcde", 0, 3))
-    assert rules == set(portopt.RULES)
-    assert len(pairs) == 15
-    assert items == set("abcde")
+        monkeypatch.setattr(turns, "TURN", str(turn * base))
+        assert len(choose()) < len(every)
+        found.update(choose())
+    assert found == set(every)
 
 
 def test_what_is_chosen_in_two_ways_meets_in_all_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    met = set()
+    met: set[tuple[str, str]] = set()
     for turn in range(0, 2**28, 2**28 // 89):
         monkeypatch.setattr(turns, "TURN", str(turn))
         met.update(in_turns(in_turn("abcdef", 0, 3), "xyz"))
