@@ -255,7 +255,6 @@ def loop_of_fours(
     body: Sequence[str],
     *,
     before: Sequence[str] = (),
-    after: Sequence[str] = (),
 ) -> list[str]:
     """Return the loop of a chunk's elements, four of them in each round of a thread.
 
@@ -265,7 +264,6 @@ def loop_of_fours(
         stored: names of arrays.
         body: statements, on the `k`-th of the four, for each.
         before: statements before those.
-        after: statements after those.
     """
     aligned = " && ".join(f"is_aligned({name})" for name in types) or "true"
     loads = [
@@ -291,7 +289,6 @@ def loop_of_fours(
         "for (int k = 0; k < 4; k++) {",
         *(f"    {line}" for line in body),
         "}",
-        *after,
         *(stores if stored else []),
     ]
     return [
@@ -309,9 +306,10 @@ def of_row(kind: str, name: str, position: int) -> str:
     return f"{kind} *const {name} = memory_at<{kind}>(address_of(table, {position}, row));"
 
 
-def kernel_head(name: str) -> str:
-    """Return what the definition of a kernel begins with, up to its parameters."""
-    return f'extern "C" __global__ void __launch_bounds__(THREADS) {name}'
+def kernel_head(name: str, blocks: int = 1) -> str:
+    """Return what the definition of a kernel begins with, up to its parameters, given how many blocks run on a multiprocessor."""
+    bounds = "THREADS" if blocks == 1 else f"THREADS, {blocks}"
+    return f'extern "C" __global__ void __launch_bounds__({bounds}) {name}'
 
 
 def scalars_sources(writer: Writer, split: NormDependence) -> list[str]:
@@ -404,8 +402,8 @@ def _number(value: Label) -> str:
 
 
 _COMMON = {
-    "add": "flush({0} + {1})",
-    "subtract": "flush({0} - {1})",
+    "add": "plus({0}, {1})",
+    "subtract": "minus({0}, {1})",
     "multiply": "product({0}, {1})",
     "divide": "quotient({0}, {1})",
     "sqrt": "square_root({0})",
@@ -427,7 +425,7 @@ LANGUAGE = Language(
             "typedef typeid typename union unsigned using virtual void volatile while xor table chunk row start "
             "end i k aligned beside whole memory_at "
             "squares count sum rounded unrounded step new_step number_at inputs outputs scalars "
-            "results flush product quotient square_root absolute update load gradient fabs "
+            "results flush plus minus FLUSHED product quotient square_root absolute update load gradient fabs "
             "fabsf floor sqrt sqrtf copysign copysignf integer_power floor_divide root_of over_parts no_sum",
         )
     )

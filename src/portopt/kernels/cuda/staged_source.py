@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from portopt.kernels import passes
 from portopt.kernels.cuda.source import (
+    BLOCKS_PER_MULTIPROCESSOR,
     CHUNK,
     LANGUAGE,
     PLACE,
@@ -177,10 +178,11 @@ class _Source(TileSource):
             "scalars": self._scalars,
         }[step.kind](step)
         body = [*self._draws(step), *body]
-        lines = [f"{kernel_head(step.name)}({listed(parameters)})", "{"]
+        blocks = BLOCKS_PER_MULTIPROCESSOR if step.kind == "chunks" and self.real == "float32" else 1
+        lines = [f"{kernel_head(step.name, blocks)}({listed(parameters)})", "{"]
         lines += [f"    {line}" for line in self.used(body, known)]
         lines += [
-            "    for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {",
+            *self._chunk_by_chunk(step),
             "        const int row = row_of(table, chunk);",
             *(f"        {line}" for line in self.used(body, self._known)),
             *(f"        {line}" for line in body),
@@ -188,6 +190,17 @@ class _Source(TileSource):
             "}",
         ]
         return "\n".join(lines) + "\n"
+
+    def _chunk_by_chunk(self, step: Pass) -> list[str]:
+        """Return how the loop over chunks begins: from the last one on if the pass before left that in the device's cache."""
+        at = self.passes.passes.index(step)
+        before = {earlier.kind for earlier in self.passes.passes[:at] if earlier.space == step.space}
+        if step.kind != "elements" or before.isdisjoint({"chunks", "tiles"}):
+            return ["    for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {"]
+        return [
+            "    for (long long turn_of = blockIdx.x; turn_of < table.chunks; turn_of += gridDim.x) {",
+            "        const long long chunk = table.chunks - 1 - turn_of;",
+        ]
 
     def extent(self, elements: str) -> list[str]:
         return [
