@@ -13,7 +13,7 @@ import functools
 import operator
 from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,32 +69,28 @@ def hold_gradients(context, gradients):
     return True
 
 
-def kernel(context, gradients, unused1, unused2):
-    """Raise an error if anything is not as it was; where there are lists, put the gradients of all that move into them."""
+def is_as_it_was(context, gradients):
+    """Return whether all is as it was; where there are lists, put the gradients of all that move into them."""
     # First, for an attribute may run code that changes the containers.
     if gradients != 0 and not hold_gradients(context, gradients):
-        fail()
-        return
+        return False
     parameters = pointer_to_int64(context[11])
     for still in range(context[14]):
         item = gradient_of(parameters[context[24] + still], context)
         if item != 0:
             call_1(context[23], item)
         if item != context[0]:
-            fail()
-            return
+            return False
     expected = pointer_to_int64(context[19])
     for number in range(context[15]):
         known = pointer_to_int64(context[16] + 24 * number)
         container = pointer_to_int64(known[0])
         if container[2] != known[1]:
-            fail()
-            return
+            return False
         items = pointer_to_int64(container[3])
         for i in range(known[1]):
             if items[i] != expected[known[2] + i]:
-                fail()
-                return
+                return False
     counted = pointer_to_int64(context[20])
     place = context[22]
     cursor = pointer_to_int64(place)
@@ -106,36 +102,46 @@ def kernel(context, gradients, unused1, unused2):
             fetch_line(pointer_to_int64(known[12])[4])
             fetch_line(pointer_to_int64(known[12])[4] + 64)
         if pointer_to_int64(known[0])[2] != known[1]:
-            fail()
-            return
+            return False
         cursor[0] = 0
         for i in range(known[1]):
             if call_4(context[21], known[0], place, place + 8, place + 16) == 0:
-                fail()
-                return
+                return False
             value = expected[known[2] + 2 * i + 1]
             if value & 1:
                 value = counted[value >> 1]
             if cursor[1] != expected[known[2] + 2 * i] or (value != 0 and cursor[2] != value):
-                fail()
-                return
+                return False
+    return True
+
+
+def kernel(own, given):
+    """Compare with what was before, given the lists of gradients, or None where they are not asked for."""
+    context = pointer_to_int64(address_of(own))
+    gradients = argument(given, 0)
+    if gradients == context[0]:
+        gradients = 0
+    return truth(own, is_as_it_was(context, gradients))
 '''
 _COUNT_SOURCE = '''"""Give all dicts of a list the same values for the same keys."""
 
 
-def kernel(context, dicts, keys, values):
-    """Set the values of keys that are there; the second word of the context is the address of `PyDict_SetItem`."""
+def kernel(own, given):
+    """Set the values of keys that are there; the function keeps the address of `PyDict_SetItem`."""
+    set_item = address_of(own)
+    dicts = argument(given, 0)
     of = pointer_to_int64(pointer_to_int64(dicts)[3])
-    names = pointer_to_int64(pointer_to_int64(keys)[3])
-    given = pointer_to_int64(pointer_to_int64(values)[3])
+    names = pointer_to_int64(pointer_to_int64(argument(given, 1))[3])
+    values = pointer_to_int64(pointer_to_int64(argument(given, 2))[3])
     count = pointer_to_int64(dicts)[2]
     for i in range(count):
         if i + 8 < count:
             fetch_line(of[i + 8])
             fetch_line(pointer_to_int64(of[i + 4])[4])
             fetch_line(pointer_to_int64(of[i + 4])[4] + 64)
-        for k in range(pointer_to_int64(keys)[2]):
-            call_3(context[1], of[i], names[k], given[k])
+        for k in range(pointer_to_int64(argument(given, 1))[2]):
+            call_3(set_item, of[i], names[k], values[k])
+    return truth(own, True)
 '''
 _FEW = 4
 """So many dicts are changed as fast by Python."""
@@ -191,16 +197,15 @@ class RepeatedStep:
             len(lists.sizes), _at(tables[0]), len(dicts.sizes), _at(tables[1]), _at(expected),
             _at(self._counted), get_next, _at(self._scratch), release, len(parameters),
         ])  # fmt: skip
-        self._address, self._place = _at(self._context), _at(self._scratch)
         self._counts = list(counts)
         self._keep_alive = lists, dicts, parameters, still, moved, counts, expected, tables
-        self._look = _compiled_look()
+        self._look = _compiled_look()(_at(self._context))
         self._missed = 0
 
     def gradients(self, groups: Any, state: Any) -> list[list[Any]] | None:
         """Return the gradients of each batch; None if anything is not as it was."""
         found = [[None] * n for n in self._counts]
-        return found if self._is_as_it_was(groups, state, id(found)) else None
+        return found if self._is_as_it_was(groups, state, found) else None
 
     @property
     def needs_gradients(self) -> bool:
@@ -213,9 +218,9 @@ class RepeatedStep:
 
     def is_as_it_was(self, groups: Any, state: Any) -> bool:
         """Tell whether all is as it was, but for the gradients of those that move."""
-        return self._is_as_it_was(groups, state, 0)
+        return self._is_as_it_was(groups, state, None)
 
-    def _is_as_it_was(self, groups: Any, state: Any, found: int) -> bool:
+    def _is_as_it_was(self, groups: Any, state: Any, found: list[list[Any]] | None) -> bool:
         if groups is not self.groups or state is not self.state:
             return False
         if not all(map(operator.is_, map(_PARAMETERS, groups), self._lists)):
@@ -225,9 +230,7 @@ class RepeatedStep:
             for value in batch.counts():
                 counted[k] = id(value)
                 k += 1
-        # What the function returns, or says when it fails, goes to the first two.
-        at = self._place
-        return not self._look(at, at, self._address, found, 0, 0)
+        return self._look(found)
 
 
 class _Containers:
@@ -265,8 +268,7 @@ def put(dicts: list[dict[str, Any]], keys: list[str], values: list[Any]) -> None
 
 
 def _put_compiled(dicts: list[dict[str, Any]], keys: list[str], values: list[Any]) -> None:
-    at = _at(_set_item())
-    _compiled_count()(at, at, at, id(dicts), id(keys), id(values))
+    _compiled_count()(dicts, keys, values)
 
 
 @functools.cache
@@ -349,19 +351,13 @@ _GRAD, _PARAMETERS = "grad", operator.itemgetter("params")
 
 
 @functools.cache
-def _set_item() -> array[int]:
-    # What the function returns goes to the first word.
-    return array("q", [0, threads.address_of(ctypes.pythonapi.PyDict_SetItem)])
+def _compiled_look() -> Callable[[int], Callable[..., bool]]:
+    return compiler.compile_method(_LOOK_SOURCE)
 
 
 @functools.cache
-def _compiled_look() -> Any:
-    return compiler.compile_function(_LOOK_SOURCE, "containers")
-
-
-@functools.cache
-def _compiled_count() -> Any:
-    return compiler.compile_function(_COUNT_SOURCE, "containers")
+def _compiled_count() -> Callable[..., bool]:
+    return compiler.compile_method(_COUNT_SOURCE)(threads.address_of(ctypes.pythonapi.PyDict_SetItem))
 
 
 def _at(buffer: array[int]) -> int:
