@@ -13,7 +13,7 @@ import functools
 import operator
 from array import array
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ def is_as_it_was(context, gradients):
             return False
     expected = pointer_to_int64(context[19])
     for number in range(context[15]):
-        known = pointer_to_int64(context[16] + 24 * number)
+        known = pointer_to_int64(context[16] + 32 * number)
         container = pointer_to_int64(known[0])
         if container[2] != known[1]:
             return False
@@ -95,12 +95,17 @@ def is_as_it_was(context, gradients):
     place = context[22]
     cursor = pointer_to_int64(place)
     for number in range(context[17]):
-        known = pointer_to_int64(context[18] + 24 * number)
-        # Small dicts lie here and there; the fifth word of one is where its entries are.
+        known = pointer_to_int64(context[18] + 32 * number)
+        # Small dicts lie here and there.
+        if number + 48 < context[17]:
+            fetch_line(known[192])
+        version = pointer_to_int64(known[0])[3]
+        if context[25] and version == pointer_to_int64(known[3])[0]:
+            continue
+        # The fifth word of a dict is where its entries are.
         if number + 8 < context[17]:
-            fetch_line(known[24])
-            fetch_line(pointer_to_int64(known[12])[4])
-            fetch_line(pointer_to_int64(known[12])[4] + 64)
+            fetch_line(pointer_to_int64(known[32])[4])
+            fetch_line(pointer_to_int64(known[32])[4] + 64)
         if pointer_to_int64(known[0])[2] != known[1]:
             return False
         cursor[0] = 0
@@ -112,6 +117,7 @@ def is_as_it_was(context, gradients):
                 value = counted[value >> 1]
             if cursor[1] != expected[known[2] + 2 * i] or (value != 0 and cursor[2] != value):
                 return False
+        pointer_to_int64(known[3])[0] = version
     return True
 
 
@@ -134,13 +140,17 @@ def kernel(own, given):
     names = pointer_to_int64(pointer_to_int64(argument(given, 1))[3])
     values = pointer_to_int64(pointer_to_int64(argument(given, 2))[3])
     count = pointer_to_int64(dicts)[2]
+    versions = pointer_to_int64(integer(own, given, 3))
     for i in range(count):
+        before = pointer_to_int64(of[i])[3]
         if i + 8 < count:
             fetch_line(of[i + 8])
             fetch_line(pointer_to_int64(of[i + 4])[4])
             fetch_line(pointer_to_int64(of[i + 4])[4] + 64)
         for k in range(pointer_to_int64(argument(given, 1))[2]):
             call_3(set_item, of[i], names[k], values[k])
+        if before == versions[i]:
+            versions[i] = pointer_to_int64(of[i])[3]
     return truth(own, True)
 '''
 _FEW = 4
@@ -159,12 +169,17 @@ class RepeatedStep:
     Args:
         groups: the optimizer's list of groups.
         state: the optimizer's dict of states.
-        batches: those that move: parameters, their states, and under which names these have what; a step changes the values of
-            the `counted` names, to those that `counts` returns.
+        batches: those that move: parameters, their states with the versions that these had when they were compared last, and
+            under which names these have what; a step changes the values of the `counted` names, to those that `counts` returns.
         still: the parameters that had no gradient.
+        versioned: whether a dict whose version is as it was holds what it held; None to find out.
     """
 
-    def __init__(self, groups: Any, state: Any, batches: Sequence[Any], still: Sequence[Any]) -> None:
+    def __init__(
+        self, groups: Any, state: Any, batches: Sequence[Any], still: Sequence[Any], *, versioned: bool | None = None
+    ) -> None:
+        if versioned is None:
+            versioned = are_versioned()
         self.groups, self.state, self._batches = groups, state, batches
         parameters = [p for batch in batches for p in batch.parameters]
         lists, dicts = _Containers(), _Containers()
@@ -172,16 +187,17 @@ class RepeatedStep:
         self._lists = [group["params"] for group in groups]
         for of_group in self._lists:
             lists.add(of_group, of_group)
-        dicts.add(state, [x for item in state.items() for x in item])
+        versions = array("q", bytes(8))
+        dicts.add(state, [x for item in state.items() for x in item], version=_at(versions))
         counted = 0
         for batch in batches:
             places = {name: 2 * (counted + k) + 1 for k, name in enumerate(batch.counted)}
             counted += len(places)
-            for entry in batch.states:
+            for k, entry in enumerate(batch.states):
                 words = [
                     w for n, x in entry.items() for w in (id(n), places.get(n, id(x) if n in batch.slots else _ANY))
                 ]
-                dicts.add(entry, list(entry.items()), words)
+                dicts.add(entry, list(entry.items()), words, _at(batch.versions) + 8 * k)
         self._counted = array("q", bytes(8 * counted))
         self._scratch = array("q", bytes(24))
         moved = array("q", map(id, [*parameters, *still]))
@@ -195,10 +211,10 @@ class RepeatedStep:
             id(None), id(_GRAD), int(layout is not None), *(layout or [0] * 5), hold, get, set_item,
             _at(moved), _at(counts), len(counts), len(still),
             len(lists.sizes), _at(tables[0]), len(dicts.sizes), _at(tables[1]), _at(expected),
-            _at(self._counted), get_next, _at(self._scratch), release, len(parameters),
+            _at(self._counted), get_next, _at(self._scratch), release, len(parameters), int(versioned),
         ])  # fmt: skip
         self._counts = list(counts)
-        self._keep_alive = lists, dicts, parameters, still, moved, counts, expected, tables
+        self._keep_alive = versions, lists, dicts, parameters, still, moved, counts, expected, tables
         self._look = _compiled_look()(_at(self._context))
         self._missed = 0
 
@@ -239,36 +255,65 @@ class _Containers:
     def __init__(self) -> None:
         self.sizes: list[tuple[Any, int]] = []
         self.expected = array("q")
-        self._starts: list[int] = []
+        self._places: list[tuple[int, int]] = []
         self._keep_alive: list[Any] = []
 
-    def add(self, container: Any, held: Iterable[Any], words: Iterable[int] | None = None) -> None:
-        """Expect a container to hold these objects, or for which these words stand."""
+    def add(self, container: Any, held: Iterable[Any], words: Iterable[int] | None = None, version: int = 0) -> None:
+        """Expect a container to hold these objects, or for which these words stand; its version is put at an address."""
         held = list(held)
         self.sizes.append((container, len(container)))
-        self._starts.append(len(self.expected))
+        self._places.append((len(self.expected), version))
         self.expected.extend(map(id, held) if words is None else words)
         self._keep_alive.append(held)
 
     def table(self, start: int) -> array[int]:
-        """Return three words for each container: where it is, its size, and where its words are, the first ones' place given."""
-        return array(
-            "q",
-            [w for (c, n), k in zip(self.sizes, self._starts, strict=True) for w in (id(c), n, start + k)],
-        )
+        """Return four words for each container: where it is, its size, where its words are, given where the first are, and where
+        its version is."""
+        both = zip(self.sizes, self._places, strict=True)
+        return array("q", [w for (c, n), (k, version) in both for w in (id(c), n, start + k, version)])
 
 
-def put(dicts: list[dict[str, Any]], keys: list[str], values: list[Any]) -> None:
-    """Give all dicts the same values for keys that they have."""
+def put(dicts: list[dict[str, Any]], keys: list[str], values: list[Any], versions: array[int]) -> None:
+    """Give all dicts the same values for keys that they have; and those of their versions that were known are so afterwards."""
     if len(dicts) < _FEW or not is_possible():
         for entry in dicts:
             entry.update(zip(keys, values, strict=True))
     else:
-        _put_compiled(dicts, keys, values)
+        _put_compiled(dicts, keys, values, versions)
 
 
-def _put_compiled(dicts: list[dict[str, Any]], keys: list[str], values: list[Any]) -> None:
-    _compiled_count()(dicts, keys, values)
+def _put_compiled(dicts: list[dict[str, Any]], keys: list[str], values: list[Any], versions: array[int]) -> None:
+    _compiled_count()(dicts, keys, values, _at(versions))
+
+
+@functools.cache
+def are_versioned() -> bool:
+    """Tell whether the fourth word of a dict is another one after each change, as in Python up to 3.13; tried on known ones."""
+
+    def version(entry: dict[str, int]) -> int:
+        return ctypes.c_int64.from_address(id(entry) + 24).value
+
+    entry, others = {"step": 1, "m": 2}, {"step": 1, "m": 2}
+    seen = {version(entry), version(others), version(entry.copy())}
+    changes: list[Callable[[], object]] = [
+        lambda: entry.__setitem__("step", 1000),
+        lambda: entry.__setitem__("step", 1001),
+        lambda: entry.update(m=3),
+        lambda: entry.setdefault("other", 4),
+        lambda: entry.__delitem__("other"),
+        lambda: entry.__ior__({"m": 5}),
+        entry.popitem,
+        lambda: entry.pop("step"),
+        lambda: entry.update(others),
+        entry.clear,
+        lambda: entry.update(step=1),
+    ]
+    for count, change in enumerate(changes, len(seen)):
+        if len(seen) != count:
+            return False
+        change()
+        seen.add(version(entry))
+    return len(seen) == 3 + len(changes)
 
 
 @functools.cache
@@ -276,10 +321,10 @@ def is_possible() -> bool:
     """Tell whether the compiled functions read this Python and this torch aright, tried on known parameters."""
     if not compiler.available() or reader_on("cpu") is None:
         return False
-    return elsewhere(_works)
+    return elsewhere(lambda: all(map(_works, {False, are_versioned()})))
 
 
-def _works() -> bool:
+def _works(versioned: bool) -> bool:
     first, used, known, without = (torch.nn.Parameter(torch.ones(n, device="cpu")) for n in (3, 2, 5, 4))
     first.grad, used.grad, known.grad = (torch.zeros(n, device="cpu") for n in (3, 2, 5))
     used.grad = None
@@ -289,14 +334,14 @@ def _works() -> bool:
         state[p] = {"step": 1, "m": p, "other": 1.0}
     batch = _Known(parameters, [state[p] for p in parameters])
     groups = [{"params": [first, used, known, without]}]
-    step = RepeatedStep(groups, state, [batch], [used, without])
+    step = RepeatedStep(groups, state, [batch], [used, without], versioned=versioned)
     found = step.gradients(groups, state)
     if found is None or list(map(id, found[0])) != list(map(id, (first.grad, known.grad))):
         return False
     state[known]["other"] = 2.0
     if step.gradients(groups, state) is None:
         return False
-    _put_compiled([state[p] for p in parameters], ["step"], [1234567])
+    _put_compiled(batch.states, ["step"], [1234567], batch.versions)
     batch.count = state[known]["step"]
     if batch.count != 1234567 or state[first] != {"step": 1234567, "m": first, "other": 1.0}:
         return False
@@ -339,8 +384,9 @@ class _Known:
     counted = ("step",)
     slots = ("m",)
 
-    def __init__(self, parameters: Sequence[Any], states: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, parameters: Sequence[Any], states: list[dict[str, Any]]) -> None:
         self.parameters, self.states = parameters, states
+        self.versions = array("q", bytes(8 * len(states)))
         self.count = 1
 
     def counts(self) -> tuple[Any, ...]:

@@ -115,6 +115,7 @@ class DevicePlan(QueuedStep):
         self._devices = tuple(dict.fromkeys(kind.device for kind in kinds))
         self._placed: dict[tuple[int, ...], _Placed] = {}
         self._own_norm = GradientNorm({}, 0, _unknown)
+        self._needs_norm = any(kind.scalars.results for kind in kinds)
         scalars = kinds[0].scalars
         first = 1 + inputs.places[0][1] // 8
         self._of_state = {name: first + k for name, k in scalars.of_state.items()}
@@ -351,10 +352,6 @@ class DevicePlan(QueuedStep):
                 for number, stream in streams.items()
             ],
         )  # fmt: skip
-
-    @property
-    def _needs_norm(self) -> bool:
-        return any(kind.scalars.results for kind in self._kinds)
 
 
 def _fetches(number: int, norms: Mapping[int, int], found: Mapping[int, range]) -> list[Fetch]:
