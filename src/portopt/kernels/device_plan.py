@@ -28,7 +28,7 @@ import numpy as np
 from portopt.backend import Backend, Leaf
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver, kernels
-from portopt.kernels.cuda.library import CudaLibrary, Placed
+from portopt.kernels.cuda.library import CudaLibrary, Fetch, Placed
 from portopt.kernels.device_queue import (
     COUNT_OF_NORM,
     FINDING,
@@ -36,7 +36,6 @@ from portopt.kernels.device_queue import (
     NORM,
     WORD,
     Column,
-    Fetch,
     Launch,
     OnDevice,
     Queue,
@@ -363,10 +362,10 @@ def _fetches(number: int, norms: Mapping[int, int], found: Mapping[int, range]) 
         found: which of them each device finds.
     """
     fetches = []
-    for source, (other, parts) in enumerate(found.items()):
+    for other, parts in found.items():
         if other != number and parts:
-            first = 8 * WORDS_OF_PART * parts.start
-            fetches.append(Fetch(source, norms[number] + first, norms[other] + first, 8 * WORDS_OF_PART * len(parts)))
+            first, size = 8 * WORDS_OF_PART * parts.start, 8 * WORDS_OF_PART * len(parts)
+            fetches.append(Fetch(number, norms[number] + first, other, norms[other] + first, size))
     return fetches
 
 
