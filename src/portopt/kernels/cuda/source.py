@@ -17,6 +17,7 @@ from pathlib import Path
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.names import SCALARS_OF_INPUTS, SCALARS_OF_NORM, UPDATE
 from portopt.kernels.norm_dependence import STEP, NormDependence, norm_dependence
+from portopt.kernels.passes import MOST_PARTS
 from portopt.kernels.writer import Language, Writer, functions_for_conversions
 from portopt.program import GIVEN, Kind, Label, Op, Program, bins
 
@@ -137,8 +138,9 @@ def _scalars_of_inputs(writer: Writer) -> list[str]:
 
 
 def _outputs(writer: Writer) -> list[str]:
-    """Return the statements that leave the new scalars of the state."""
-    return [f"outputs[{k}] = {writer.operand(i)};" for k, i in enumerate(writer.program.scalar_outputs.values())]
+    """Return the statements that leave the new scalars of the state, but for those that are of the parameter."""
+    found = [i for i in writer.program.scalar_outputs.values() if i not in writer.program.parameter_scalars]
+    return [f"outputs[{k}] = {writer.operand(i)};" for k, i in enumerate(found)]
 
 
 def scalars_of_inputs_source(writer: Writer, split: NormDependence) -> str:
@@ -172,11 +174,6 @@ def words_source(count: int) -> str:
     return "\n".join([*defines({"THREADS": THREADS, "WORDS": count}), "", source_file("words.cuh")])
 
 
-def norm_of_parts_source() -> str:
-    """Return the source of the kernel that makes the norm of what blocks have found of it."""
-    return "\n".join([common_source(), reductions_source(), source_file("norm_of_parts.cuh")])
-
-
 def common_source(words: int | None = None) -> str:
     """Return what all modules begin with, given how many words a table has in a launch's arguments, if it is there."""
     constants = {"THREADS": THREADS, "CHUNK": CHUNK, "REDUCED_CHUNK": REDUCED_CHUNK}
@@ -190,7 +187,9 @@ def common_source(words: int | None = None) -> str:
 
 def reductions_source() -> str:
     """Return what modules that reduce have after that."""
-    return "\n".join([*defines(_BINS), "", *map(source_file, ("scalars.cuh", "reductions.cuh"))])
+    return "\n".join(
+        [*defines({**_BINS, "MOST_PARTS": MOST_PARTS}), "", *map(source_file, ("scalars.cuh", "reductions.cuh"))]
+    )
 
 
 def defines(constants: Mapping[str, int]) -> list[str]:
@@ -432,7 +431,8 @@ LANGUAGE = Language(
             "fabsf floor sqrt sqrtf copysign copysignf integer_power floor_divide root_of over_parts no_sum",
         )
     )
-    | frozenset(_BINS),
+    | frozenset(_BINS)
+    | {"MOST_PARTS"},
     arrays={
         **_COMMON,
         "absolute": "absolute({0})",
