@@ -378,6 +378,58 @@ def test_a_normal_number_is_near_what_it_is_defined_as_or_computed_so(off: str, 
     assert needs[known].mean() < 2.0**-14
 
 
+_LINES = """
+extern "C" __global__ void both_ways(const float *x, Sum *found, long long rounds)
+{
+    Column<float> column;
+    begin(column);
+    Sum of_column = no_sum(LOWEST_EXPONENT);
+    for (long long k = 0; k < rounds; k++) {
+        float some[4];
+        for (int n = 0; n < 4; n++)
+            some[n] = x[4 * k + n];
+        const float one[1] = {some[0]};
+        add_column(column, one, 0);
+        add_numbers(of_column, one);
+        found[4 * k] = sum_of_bins(column.bins, column.exponent, column.special);
+        found[4 * k + 1] = of_column;
+        Bins rows[1];
+        int exponents[1];
+        add_rows(rows, exponents, some);
+        found[4 * k + 2] = sum_of_row(rows[0], exponents, 0);
+        Sum of_row = no_sum(LOWEST_EXPONENT);
+        add_numbers(of_row, some);
+        found[4 * k + 3] = of_row;
+    }
+}
+"""
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_numbers_of_a_line_are_added_to_the_same_bins(special: bool, tmp_path: Path) -> None:
+    """All integers are the same after each round, not only what they sum to."""
+    rng, rounds = np.random.default_rng(6), 400
+    exponents = np.sort(rng.integers(-126, 127, rounds))[:, None] - rng.integers(0, 100, (rounds, 4))
+    x = np.ldexp(1 + rng.integers(0, 2**23, (rounds, 4)) * 2.0**-23, np.maximum(exponents, -126)).astype(np.float32)
+    x *= rng.choice([-1.0, 0.0, 1.0, 1.0], x.shape).astype(np.float32)
+    if special:
+        x[rng.random(x.shape) < 0.01] = np.inf
+        x[rng.random(x.shape) < 0.01] = np.nan
+        x[rng.random(x.shape) < 0.01] = -np.inf
+    x[0] = 2.0**-126
+    parts = ("#define THREADS 4", source_file("arithmetic.cuh"), reductions_source(), source_file("axes.cuh"), _LINES)
+    library = compile_on_host("\n".join(parts), tmp_path)
+    words = np.zeros((rounds, 2, 2, 5), np.int64).view(HostArray)
+    Kernel(library, "both_ways")((1,), (1,), (x.reshape(-1).view(HostArray), words, np.int64(rounds)))
+    found = np.asarray(words)
+    # What is special is all that counts of a line that is; bins of zeros alone may be any.
+    of_numbers = (found[..., 4] == 0).all(axis=2) & found[:, :, 1, 1:4].any(axis=2)
+    assert np.array_equal(found[:, :, 0, 4], found[:, :, 1, 4])
+    assert np.array_equal(found[:, :, 0][of_numbers], found[:, :, 1][of_numbers])
+    assert of_numbers.any(axis=0).all()
+    assert found[..., 4].any() == special
+
+
 _PACKED = """
 extern "C" __global__ void packed(Sum *sums, long long n)
 {
