@@ -161,7 +161,8 @@ def test_staircase_is_flat_between_its_steps() -> None:
     assert [schedule(s) for s in (0, 9, 10, 19, 20)] == [1.0, 1.0, 0.5, 0.5, 0.25]
 
 
-rates = st.floats(0, 10)
+# A subnormal number is zero to the contract; which numbers are drawn depends on the constants of the modules that are loaded.
+rates = st.floats(0, 10, allow_subnormal=False)
 
 
 @given(rates, rates, st.integers(1, 500), st.integers(0, 600), st.floats(0.1, 4))
