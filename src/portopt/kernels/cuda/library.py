@@ -16,7 +16,7 @@ from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.graphs import WORDS, graphs_source
 from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.products import products_source
-from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, CHUNK, MOST_BLOCKS, REDUCED_CHUNK, THREADS
+from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, CHUNK, REDUCED_CHUNK, THREADS
 from portopt.kernels.cuda.tables import Chunks, columns_of
 from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.key import KernelKey
@@ -356,7 +356,7 @@ class CudaLibrary(ABC):
     def _launch(self, module: str, kernel: str, blocks: int, arguments: bytes, device: int) -> None:
         function, found = kernels.function(module, kernel, device), driver.device(device)
         with found.within():
-            found.launch(function, min(blocks, MOST_BLOCKS), THREADS, arguments, self.stream(device))
+            found.launch(function, blocks, THREADS, arguments, self.stream(device))
 
 
 _norm_source = functools.cache(norm_source)

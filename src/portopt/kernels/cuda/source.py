@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from portopt.kernels.key import NEW, KernelKey
@@ -30,8 +30,6 @@ BLOCKS_PER_MULTIPROCESSOR = 4
 """How many blocks a device is given for each of its multiprocessors where each block leaves a part of a result."""
 PLACE = "{0}_four.at[k]"
 """The template of an element of an array in the loop of `loop_of_fours`."""
-MOST_BLOCKS = 65535
-"""Of a grid; blocks take further chunks when there are more."""
 NUMBERS = ("float64", "float32", "float16", "bfloat16", "int64", "int32")
 """The dtypes of numbers that lie on the device, in the order of `number_at`."""
 _BINS = {
@@ -68,7 +66,8 @@ def cuda_source(program: Program, key: KernelKey, on_device: frozenset[str] = fr
     of_device, read = scalars_of_device(writer, split)
     parameters = [f"const {LANGUAGE.storage[writer.real]} {writer.names[i]}" for i, _ in split.rounded_on_host]
     first = [*_known(writer), *(statement for _, statement in read)]
-    return "\n".join([*parts, _update(writer, [*parameters, *of_device], first, in_place=key.in_place)])
+    update = _update(writer, [*parameters, *of_device], first, in_place=key.in_place, each_block=one_chunk)
+    return "\n".join([*parts, update])
 
 
 def source_for_inputs_on_device(program: Program, key: KernelKey, words: int) -> str:
@@ -89,7 +88,8 @@ def source_for_inputs_on_device(program: Program, key: KernelKey, words: int) ->
     parameters = ["const double *inputs", "const int *step", "double *outputs"]
     parts = [about, common_source(words), source_file("scalars.cuh"), *functions_source(writer)]
     first = [*_known(writer), *_scalars(writer)]
-    return "\n".join([*parts, _update(writer, parameters, first, in_place=key.in_place)])
+    update = _update(writer, parameters, first, in_place=key.in_place, each_block=several_chunks)
+    return "\n".join([*parts, update])
 
 
 def _known(writer: Writer) -> list[str]:
@@ -216,27 +216,47 @@ def functions_source(writer: Writer) -> list[str]:
     return parts
 
 
-def _update(writer: Writer, parameters: Sequence[str], first: Sequence[str], *, in_place: bool) -> str:
-    """Return the kernel of a step, given its parameters after the table, and what is done before the first chunk."""
+def _update(
+    writer: Writer,
+    parameters: Sequence[str],
+    first: Sequence[str],
+    *,
+    in_place: bool,
+    each_block: Callable[..., list[str]],
+) -> str:
+    """Return the kernel of a step.
+
+    Args:
+        writer: of the program.
+        parameters: of the kernel, after the table.
+        first: what is done before the first chunk.
+        in_place: results overwrite what they replace.
+        each_block: `one_chunk` or `several_chunks`.
+    """
     columns = writer.columns
     written = set(writer.program.array_outputs if in_place else columns[len(writer.dtypes) :])
-    lines = [f"{kernel_head(UPDATE)}({listed(['const __grid_constant__ Table table', *parameters])})", "{"]
-    lines += [f"    {line}" for line in first]
-    lines += [
-        "    for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {",
-        "        const int row = row_of(table, chunk);",
-    ]
+    body = ["const int row = row_of(table, chunk);"]
     for position, column in enumerate(columns):
         kind = f"{'' if column in written else 'const '}{LANGUAGE.storage[writer.dtype(column)]}"
-        lines.append(f"        {of_row(kind, writer.array(column), position)}")
-    lines += [
-        "        const long long start = (chunk - first_chunk_of(table, row)) * CHUNK;",
-        "        const long long end = start + CHUNK < elements_of(table, row) ? start + CHUNK : elements_of(table, row);",
-        *(f"        {line}" for line in _fours(writer, in_place=in_place)),
-        "    }",
-        "}",
+        body.append(of_row(kind, writer.array(column), position))
+    body += [
+        "const long long start = (chunk - first_chunk_of(table, row)) * CHUNK;",
+        "const long long end = start + CHUNK < elements_of(table, row) ? start + CHUNK : elements_of(table, row);",
+        *_fours(writer, in_place=in_place),
     ]
-    return "\n".join(lines) + "\n"
+    head = f"{kernel_head(UPDATE)}({listed(['const __grid_constant__ Table table', *parameters])})"
+    return "\n".join([head, "{", *(f"    {line}" for line in [*first, *each_block(body)]), "}"]) + "\n"
+
+
+def one_chunk(body: Sequence[str]) -> list[str]:
+    """Return what a block does that has one chunk: with fewer registers, so that more blocks are at work at once."""
+    return ["const long long chunk = blockIdx.x;", *body]
+
+
+def several_chunks(body: Sequence[str]) -> list[str]:
+    """Return what a block does that has chunks as far as there are: where much comes before the first."""
+    loop = "for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {"
+    return [loop, *(f"    {line}" for line in body), "}"]
 
 
 def _fours(writer: Writer, *, in_place: bool) -> list[str]:

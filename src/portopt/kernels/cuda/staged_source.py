@@ -24,6 +24,7 @@ from portopt.kernels.cuda.source import (
     listed,
     loop_of_fours,
     of_row,
+    one_chunk,
     reductions_source,
     scalars_of_device,
     scalars_of_inputs_source,
@@ -164,16 +165,9 @@ class _Source(PassWriter):
         }[step.kind](step)
         body = [*self._draws(step), *body]
         lines = [f"{kernel_head(step.name)}({listed(parameters)})", "{"]
-        lines += [f"    {line}" for line in self.used(body, known)]
-        lines += [
-            "    for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {",
-            "        const int row = row_of(table, chunk);",
-            *(f"        {line}" for line in self.used(body, self._known)),
-            *(f"        {line}" for line in body),
-            "    }",
-            "}",
-        ]
-        return "\n".join(lines) + "\n"
+        own = ["const int row = row_of(table, chunk);", *self.used(body, self._known), *body]
+        lines += [f"    {line}" for line in [*self.used(body, known), *one_chunk(own)]]
+        return "\n".join([*lines, "}"]) + "\n"
 
     def _extent(self, size: str) -> list[str]:
         return [
