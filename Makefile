@@ -24,6 +24,10 @@ WHEEL_VENV := build/wheel-venv
 # Waiting OpenMP threads of torch would spin on the cores that the other processes of a run need.
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# Which rules and pairs are tested deeply, where others are not: those of another commit are others. `make test TURN=5` chooses.
+TURN ?= $(shell printf '%d' "0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 0)" 2>/dev/null || echo 0)
+export PORTOPT_TESTS_TURN = $(TURN)
+
 # For example: make unit PYTEST_ARGS="-m 'not slow' -k adam"
 PYTEST_ARGS ?=
 # A folder of tests.
@@ -114,7 +118,7 @@ conform: $(INSTALLED) ## run the conformance suite, one process per backend
 conform-full: ## the same with every rule in every mode, where otherwise they take turns; takes hours
 	$(MAKE) conform CONFORM_ARGS='--full $(CONFORM_ARGS)'
 
-CONFORM = $(BIN)/python -m portopt_conformance --json $(RESULTS)/$@.json $(CONFORM_ARGS)
+CONFORM = $(BIN)/python -m portopt_conformance --turn $(TURN) --json $(RESULTS)/$@.json $(CONFORM_ARGS)
 
 # JAX takes longer than all others together, so that the layer of its compiled modes has a process of its own.
 BACKEND = $*

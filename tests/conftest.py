@@ -10,7 +10,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from support import absent
+from support import absent, turns
 from support.elsewhere import Elsewhere
 
 import portopt
@@ -77,6 +77,10 @@ class LeftOut(pytest.Module):
 def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module | None:
     # None leaves it to pytest.
     return LeftOut.from_parent(parent, path=module_path) if absent.ABSENT & absent.imports(module_path) else None
+
+
+def pytest_report_header() -> str:
+    return f"PORTOPT_TESTS_TURN={turns.TURN}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

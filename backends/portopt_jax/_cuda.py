@@ -26,15 +26,16 @@ from portopt.kernels.cuda.source import (
     BLOCKS_PER_MULTIPROCESSOR,
     CHUNK,
     REDUCED_CHUNK,
-    norm_of_parts_source,
     source_for_inputs_on_device,
 )
 from portopt.kernels.cuda.staged_source import cut, staged_source_for_inputs_on_device
 from portopt.kernels.cuda.tables import Chunks, words_of_few
+from portopt.kernels.cuda.totals import total_of_parts_source, totals_source
 from portopt.kernels.key import KernelKey
-from portopt.kernels.names import NORM_OF_PARTS, SCALARS_OF_INPUTS, SUM_SQUARES, UPDATE
+from portopt.kernels.launch import JOINED
+from portopt.kernels.names import LARGEST_JOINED, SCALARS_OF_INPUTS, SUM_SQUARES, SUMS_JOINED, TOTAL_OF_PARTS, UPDATE
 from portopt.kernels.norm_dependence import WORDS_OF_PART, all_on_device, with_given_totals
-from portopt.kernels.passes import can_pass, passes_of
+from portopt.kernels.passes import can_pass, passes_of, words_of
 from portopt.program import Program
 from portopt.program.draws import Place
 from portopt_jax import _launching
@@ -215,75 +216,93 @@ class _Elementwise:
     def handler(self, words: int, registered: Registered) -> str:
         """Return the name of the handler, given how many words a table has."""
         source = source_for_inputs_on_device(self.program, self.key, words)
-        arguments: list[Word] = [("operand", 0), ("operand", 1), ("result", 0)]
+        arguments = [Word("operand", 0), Word("operand", 1), Word("result", 0)]
 
         def made() -> Any:
             kernels = [Kernel(_functions(source, UPDATE), arguments)]
-            return _handler_of_step(self.program, self.key, kernels, words, fixed_results=1)
-
-        return registered(f"{self.key.in_place} {source}", made, "CUDA")
-
-
-class _Staged:
-    """The kernels of a program that reduces, or draws: one for the scalars, then one for each pass."""
-
-    def __init__(self, program: Program, key: KernelKey) -> None:
-        self.program = program
-        self.key = key
-        self._passes = passes_of(with_given_totals(program))
-        self._lengths = len(self._passes.stages.space)
-        self._scalars = all_on_device(program)
-        # After the arrays: the lengths, the memory for what kernels leave to later ones, the number.
-        self.columns = len(key.columns(program)) + self._lengths + 2
-
-    def launches(self, parameters: Sequence[tuple[tuple[int, ...], int]]) -> _Launches:
-        """Return what is launched for parameters, given shape and number in the tree of each."""
-        passes, real = self._passes, self.key.compute_dtype
-        lengths = [passes.stages.lengths(shape) for shape, _ in parameters]
-        words = [passes.words(own, REDUCED_CHUNK) for own in lengths]
-        places = [8 * place for place in itertools.accumulate(words, initial=0)]
-        layout = [own[k] for k in range(self._lengths) for own in lengths]
-        layout += [*places[:-1], *(number for _, number in parameters)]
-        for step in passes.passes:
-            chunks = Chunks(*cut(passes, step, lengths))
-            layout += [chunks.number, *chunks.few()]
-        counts = len(self._scalars.rounded_on_device), len(self._scalars.unrounded_on_device), places[-1] // 8
-        kinds = jnp.dtype(real), jnp.float64, jnp.int64
-        return _Launches(layout, [_Array((max(n, 1),), kind) for n, kind in zip(counts, kinds, strict=True)])
-
-    def handler(self, words: int, registered: Registered) -> str:
-        """Return the name of the handler, given how many words a table has."""
-        source = staged_source_for_inputs_on_device(self.program, self.key, words)
-        scalars: list[Word] = [("operand", 0), ("operand", 1), ("result", 0), ("result", 1), ("result", 2)]
-        kinds = self._scalars.rounded_on_device, self._scalars.unrounded_on_device
-        arguments: list[Word] = [("result", 1 + k) for k, of_kind in enumerate(kinds) if of_kind]
-
-        def made() -> Any:
-            return _handler_of_step(
-                self.program,
-                self.key,
-                [Kernel(_functions(source, step.name), arguments) for step in self._passes.passes],
-                words,
-                fixed_results=4,
-                before=Kernel(_functions(source, SCALARS_OF_INPUTS), scalars),
-                further=self._lengths + 2,
-                workspace=self._lengths,
+            return _launching.make_launching_handler(
+                kernels,
+                _addresses(),
+                fixed=2,
+                fixed_results=1,
+                operands=len(self.key.dtypes),
+                results=len(self.program.array_outputs),
+                in_place=self.key.in_place,
+                words=words,
             )
 
         return registered(f"{self.key.in_place} {source}", made, "CUDA")
 
 
-def _handler_of_step(program: Program, key: KernelKey, kernels: Sequence[Kernel], words: int, **options: Any) -> Any:
-    return _launching.make_launching_handler(
-        kernels,
-        _addresses(),
-        fixed=2,
-        operands=len(key.dtypes),
-        results=len(program.array_outputs),
-        in_place=key.in_place,
-        words=words,
-        **options,
-    )
+class _Staged:
+    """The kernels of a program that reduces, or draws: one for the scalars, then one for each pass.
+
+    Args:
+        program: what they do.
+        key: of the kernels.
+        of_total: leave what the first pass finds of a reduction, that of all parameters side by side, and do no more.
+    """
+
+    def __init__(self, program: Program, key: KernelKey, *, of_total: bool = False) -> None:
+        self.program = program
+        self.key = key
+        self._of_total = of_total
+        self._passes = passes_of(with_given_totals(program))
+        self._steps = self._passes.passes[:1] if of_total else self._passes.passes
+        self._lengths = len(self._passes.stages.space)
+        self._scalars = all_on_device(program)
+        # After the arrays: the lengths, the memory for what kernels leave to later ones, the number.
+        self.columns = len(key.columns(program)) + self._lengths + 2
+
+    @property
+    def words_of_part(self) -> int:
+        """How many words a part of a total has."""
+        (partial,) = self._passes.partial
+        return words_of(self._passes.stages.program.ops[partial].name)
+
+    def launches(self, parameters: Sequence[tuple[tuple[int, ...], int]]) -> _Launches:
+        """Return what is launched for parameters, given shape and number in the tree of each."""
+        passes = self._passes
+        lengths = [passes.stages.lengths(shape) for shape, _ in parameters]
+        words = [passes.words(own, REDUCED_CHUNK) for own in lengths]
+        first = 0
+        if self._of_total:
+            words = [self.words_of_part * -(-math.prod(own) // REDUCED_CHUNK) for own in lengths]
+            # The parts of a parameter come after its result, for which there is no place.
+            first = -1
+        places = list(itertools.accumulate(words, initial=first))
+        layout = [own[k] for k in range(self._lengths) for own in lengths]
+        layout += [*(8 * place for place in places[:-1]), *(number for _, number in parameters)]
+        for step in self._steps:
+            chunks = Chunks(*cut(passes, step, lengths))
+            layout += [chunks.number, *chunks.few()]
+        counts = len(self._scalars.rounded_on_device), len(self._scalars.unrounded_on_device), sum(words)
+        kinds = jnp.dtype(self.key.compute_dtype), jnp.float64, jnp.int64
+        return _Launches(layout, [_Array((max(n, 1),), kind) for n, kind in zip(counts, kinds, strict=True)])
+
+    def handler(self, words: int, registered: Registered) -> str:
+        """Return the name of the handler, given how many words a table has."""
+        source = staged_source_for_inputs_on_device(self.program, self.key, words)
+        scalars = [Word("operand", 0), Word("operand", 1), Word("result", 0), Word("result", 1), Word("result", 2)]
+        kinds = self._scalars.rounded_on_device, self._scalars.unrounded_on_device
+        arguments = [Word("result", 1 + k) for k, of_kind in enumerate(kinds) if of_kind]
+
+        def made() -> Any:
+            return _launching.make_launching_handler(
+                [Kernel(_functions(source, step.name), arguments) for step in self._steps],
+                _addresses(),
+                fixed=2,
+                fixed_results=4,
+                operands=len(self.key.dtypes),
+                results=0 if self._of_total else len(self.program.array_outputs),
+                in_place=self.key.in_place and not self._of_total,
+                words=words,
+                before=Kernel(_functions(source, SCALARS_OF_INPUTS), scalars),
+                further=self._lengths + 2,
+                workspace=self._lengths,
+            )
+
+        return registered(f"{self.key.in_place} {self._of_total} {source}", made, "CUDA")
 
 
 def _parts(rows: Sequence[Any], operands: int, columns: int) -> Iterator[Sequence[Any]]:
@@ -334,9 +353,53 @@ def norm(groups: Sequence[Sequence[Any]], registered: Registered) -> Any:
             target = _handler_of_squares(str(gradients[0].dtype), _words(len(gradients), 1), registered)
             call: Any = jax.ffi.ffi_call(target, types, has_side_effect=True)
             parts.append(call(*gradients, layout=np.array([blocks, *chunks.few()], np.int64)))
-        whole = jnp.concatenate(parts) if len(parts) > 1 else parts[0]
-        norm_of: Any = jax.ffi.ffi_call(_handler_of_norm(registered), _Array((), jnp.float64))
-        return norm_of(whole, layout=np.array([len(whole)]))
+        return _total_of("norm", "float64", parts, registered)
+
+
+def total(
+    inputs: Any, number: Any, *arrays: Any, name: str, program: Program, key: KernelKey, registered: Registered
+) -> Any:
+    """Return a total over all parameters, some of which have elements, float64.
+
+    Args:
+        inputs: the scalar inputs but for the number of the step, in one float64 array.
+        number: of the step, int32.
+        arrays: those of each parameter, as the key orders them.
+        name: of the reduction.
+        program: reduces an array, and `can_total` is true of it.
+        key: of the kernels.
+        registered: returns the name of a handler of some content for a platform, made by a function if it is new.
+    """
+    columns = len(key.dtypes)
+    rows = [row for i in range(0, len(arrays), columns) if (row := arrays[i : i + columns])[0].size]
+    kernels, found = _Staged(program, key, of_total=True), []
+    with jax.enable_x64(True):
+        given = inputs if inputs.size else jnp.zeros(1, jnp.float64)
+        for part in _parts(rows, columns, kernels.columns):
+            launches = kernels.launches([(row[0].shape, 0) for row in part])
+            target = kernels.handler(_words(len(part), kernels.columns), registered)
+            call: Any = jax.ffi.ffi_call(target, [_Array((1,), jnp.float64), *launches.results], has_side_effect=True)
+            of_part = (array for row in part for array in row)
+            *_, parts = call(given, number, *of_part, layout=np.array(launches.layout, np.int64))
+            found.append(parts.reshape(-1, kernels.words_of_part))
+        return _total_of(name, key.compute_dtype, found, registered)
+
+
+def _total_of(name: str, real: str, found: Sequence[Any], registered: Registered) -> Any:
+    """Return a total, given the parts that blocks have found of it, the words of each in a row."""
+    parts = jnp.concatenate(found) if len(found) > 1 else found[0]
+    while len(parts) > JOINED:
+        count = -(-len(parts) // JOINED)
+        kernel = SUMS_JOINED if name != "max" else LARGEST_JOINED
+        # They pass over the place for a result.
+        places = [Word("operand", 0, -8), Word("result", 0, -8), Word("layout", 1), Word("layout", 2)]
+        target = _handler_of_call(totals_source(), kernel, places, registered)
+        join: Any = jax.ffi.ffi_call(target, _Array((count, parts.shape[1]), jnp.int64))
+        parts = join(parts, layout=np.array([count, len(parts), JOINED]))
+    places = [Word("operand", 0), Word("layout", 1), Word("result", 0)]
+    target = _handler_of_call(total_of_parts_source(name, real), TOTAL_OF_PARTS, places, registered)
+    total_of: Any = jax.ffi.ffi_call(target, _Array((), jnp.float64))
+    return total_of(parts, layout=np.array([1, len(parts)]))
 
 
 def _words(rows: int, columns: int) -> int:
@@ -351,7 +414,7 @@ def _handler_of_squares(dtype: str, words: int, registered: Registered) -> str:
 
     def made() -> Any:
         return _launching.make_launching_handler(
-            [Kernel(_functions(source, SUM_SQUARES), [("result", 0), ("layout", 0)])],
+            [Kernel(_functions(source, SUM_SQUARES), [Word("result", 0), Word("layout", 0)])],
             _addresses(),
             fixed=0,
             fixed_results=1,
@@ -364,14 +427,11 @@ def _handler_of_squares(dtype: str, words: int, registered: Registered) -> str:
     return registered(source, made, "CUDA")
 
 
-def _handler_of_norm(registered: Registered) -> str:
-    source = norm_of_parts_source()
-    arguments: list[Word] = [("operand", 0), ("layout", 0), ("result", 0)]
-
+def _handler_of_call(source: str, kernel: str, arguments: Sequence[Word], registered: Registered) -> str:
     def made() -> Any:
-        return _launching.make_call_handler(Kernel(_functions(source, NORM_OF_PARTS), arguments), _addresses())
+        return _launching.make_call_handler(Kernel(_functions(source, kernel), arguments), _addresses())
 
-    return registered(source, made, "CUDA")
+    return registered(f"{kernel} {source}", made, "CUDA")
 
 
 def _addresses() -> tuple[int, int]:

@@ -36,7 +36,7 @@ from portopt.kernels.host.staged_source import staged_source
 from portopt.kernels.host.staged_steps import shared_steps, stages_of
 from portopt.kernels.host.totals import can_be_reduced
 from portopt.kernels.key import KernelKey
-from portopt.kernels.totals import reducing
+from portopt.kernels.totals import can_total, reducing
 from portopt.program import GIVEN, Program
 from portopt.program.draws import Place
 from portopt.program.interpreter import StepScalars
@@ -204,6 +204,19 @@ def _total_lowered(
         return _number_lowered_in_xla(_total_in_xla, context, *operands, **given)
     layout = _handler.layout(stages_of(reducing(program, name)), shapes, (), apart=False)
     return jax.ffi.ffi_lowering(_register_total(name, program, kernel_key))(context, *operands, layout=layout)
+
+
+def _total_lowered_for_cuda(
+    context: Any, *operands: Any, name: str, program: Program, kernel_key: KernelKey, in_xla: Callable[..., Any]
+) -> Any:
+    reduced = reducing(program, name)
+    any_elements = any(row["p"].size for row in _rows(kernel_key, context.avals_in))
+    can_run = any_elements and can_total(reduced) and _is_for_one_device(context.module_context, "cuda")
+    if not can_run or not _cuda.usable():
+        given = {"name": name, "program": program, "kernel_key": kernel_key, "in_xla": in_xla}
+        return _number_lowered_in_xla(_total_in_xla, context, *operands, **given)
+    by_cuda = functools.partial(_cuda.total, name=name, program=reduced, key=kernel_key, registered=_registered_as)
+    return mlir.lower_fun(by_cuda, multiple_results=False)(context, *operands)
 
 
 @functools.lru_cache(maxsize=512)
@@ -490,3 +503,4 @@ register_in_place(_norm, _norm_lowered_for_cuda, "cuda")
 
 _total = _number_primitive("portopt_total", _total_in_xla, ["name", "program", "kernel_key", "in_xla"])
 mlir.register_lowering(_total, _total_lowered, platform="cpu")
+register_in_place(_total, _total_lowered_for_cuda, "cuda")

@@ -13,8 +13,19 @@ from typing import Any, Literal, NamedTuple
 from portopt.kernels.cuda.source import THREADS
 from portopt_jax._handler import LAYOUT, compiled
 
-Word = tuple[Literal["operand", "result", "layout"], int]
-"""An argument of a kernel, a word: where an operand or a result lies, or a word of the call's layout, by its number."""
+
+class Word(NamedTuple):
+    """An argument of a kernel, a word: where an operand or a result lies, or a word of the call's layout.
+
+    Attributes:
+        kind: which of these.
+        number: of the operand, the result, or the word of the layout.
+        offset: bytes from there.
+    """
+
+    kind: Literal["operand", "result", "layout"]
+    number: int
+    offset: int = 0
 
 
 class Kernel(NamedTuple):
@@ -85,8 +96,13 @@ def make_launching_handler(
 
 
 def make_call_handler(kernel: Kernel, driver: tuple[int, int]) -> Any:
-    """Return a handler for XLA of a kernel of one block, as a ctypes function; see `make_launching_handler`."""
-    body = string.Template(_ALONE).safe_substitute(BEFORE=_alone(0, kernel), STREAM=_STREAM, LAYOUT=LAYOUT)
+    """Return a handler for XLA of a kernel without a table, as a ctypes function; see `make_launching_handler`.
+
+    The first word of the call's attribute is the number of blocks.
+    """
+    blocks = "  %blocks = load i64, ptr %layout\n"
+    before = blocks + _alone(0, kernel, "%blocks")
+    body = string.Template(_ALONE).safe_substitute(BEFORE=before, STREAM=_STREAM, LAYOUT=LAYOUT)
     return _compiled([kernel], driver, body, {})
 
 
@@ -98,11 +114,11 @@ def _compiled(kernels: Sequence[Kernel], driver: tuple[int, int], body: str, val
     return compiled(None, body, values | given, constants)
 
 
-def _alone(number: int, kernel: Kernel) -> str:
-    """Return the text that launches a kernel without a table, by its number, in one block."""
-    return string.Template(_LAUNCH_ALONE).safe_substitute(
-        K=number, SIZE=8 * len(kernel.arguments), WORDS=_words(number, kernel.arguments, f"%alone_{number}", 0)
-    )
+def _alone(number: int, kernel: Kernel, blocks: str = "1") -> str:
+    """Return the text that launches a kernel without a table, by its number."""
+    words = _words(number, kernel.arguments, f"%alone_{number}", 0)
+    size = 8 * len(kernel.arguments)
+    return string.Template(_LAUNCH_ALONE).safe_substitute(K=number, BLOCKS=blocks, SIZE=size, WORDS=words)
 
 
 def _table_launch(k: int, kernel: Kernel, earlier: int, first: int) -> str:
@@ -122,13 +138,14 @@ def _table_launch(k: int, kernel: Kernel, earlier: int, first: int) -> str:
 def _words(number: int, arguments: Sequence[Word], memory: str, first: int) -> str:
     """Return the text that puts the arguments of a kernel, by its number, into memory after the first words."""
     found = []
-    for k, (kind, at) in enumerate(arguments):
+    for k, (kind, at, offset) in enumerate(arguments):
         name = f"{number}_{k}"
         if kind == "layout":
             found.append(f"  %at_{name} = getelementptr i64, ptr %layout, i64 {at}\n")
             found.append(f"  %word_{name} = load i64, ptr %at_{name}\n")
         else:
-            found.append(f"  %at_{name} = call ptr @data(ptr %{kind}s, i64 {at})\n")
+            found.append(f"  %begin_{name} = call ptr @data(ptr %{kind}s, i64 {at})\n")
+            found.append(f"  %at_{name} = getelementptr i8, ptr %begin_{name}, i64 {offset}\n")
             found.append(f"  %word_{name} = ptrtoint ptr %at_{name} to i64\n")
         found.append(f"  %to_{name} = getelementptr i64, ptr {memory}, i64 {first + k}\n")
         found.append(f"  store i64 %word_{name}, ptr %to_{name}\n")
@@ -163,7 +180,7 @@ define internal i32 @launch(i64 %function, i64 %blocks, ptr %arguments, i64 %byt
 _LAUNCH_ALONE = """  %alone_$K = alloca i8, i64 $SIZE, align 8
 $WORDS  %function_at_$K = getelementptr i64, ptr @functions, i64 %device_number
   %function_$K = load i64, ptr %function_at_$K
-  %launched_$K = call i32 @launch(i64 %function_$K, i64 1, ptr %alone_$K, i64 $SIZE, ptr %stream)
+  %launched_$K = call i32 @launch(i64 %function_$K, i64 $BLOCKS, ptr %alone_$K, i64 $SIZE, ptr %stream)
   %good_$K = icmp eq i32 %launched_$K, 0
   br i1 %good_$K, label %after_$K, label %failed
 after_$K:

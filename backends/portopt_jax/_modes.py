@@ -183,7 +183,7 @@ MODES: Mapping[str, Mode] = {
 
 EXTRA_MODES: Mapping[str, Mode] = {
     "donated": Mode("donated", _donated, compiled=True),
-    "in XLA": Mode("in XLA", _in_xla, compiled=True),
+    "in XLA": Mode("in XLA", _in_xla, compiled=True, without_kernels=True),
     "grad": Mode("grad", _jitted, run=_scan_differentiated, compiled=True),
     "jvp": Mode("jvp", _jitted, run=_scan_with_tangents, compiled=True),
     "pairs": Mode("pairs", _in_xla, run=_pairs, compiled=True),

@@ -55,6 +55,9 @@ def add_arguments(to: argparse.ArgumentParser) -> None:
         "--full", action="store_true", help="every rule in every mode, where otherwise they take turns; may take hours"
     )
     to.add_argument(
+        "--turn", type=int, default=0, metavar="N", help="whose turn it is where they take turns (default: 0)"
+    )
+    to.add_argument(
         "--layer",
         type=int,
         action="append",
@@ -132,7 +135,8 @@ def _execute(arguments: argparse.Namespace) -> int:
         errors.print(str(error), markup=False)
         return UNUSABLE
 
-    console.print(f"{backend.name} {backend.version()} on {device}", markup=False)
+    extent = "everything" if arguments.full else f"turn {arguments.turn}"
+    console.print(f"{backend.name} {backend.version()} on {device}, {extent}", markup=False)
     with progress(quiet=arguments.quiet) as shown:
         report = _run(shown, backend, device, arguments, against, known)
     summary.printed(console, report)
@@ -167,7 +171,8 @@ def _run(
     if report.interrupt is not None:
         stopped = stopping.as_stopped(report.interrupt)
         report.errors.append(f"{stopped} after {len(report.results)} of {len(chosen)} cases")
-    every = [*cases(backend, device=device, full=arguments.full), *chosen] if known else []
+    # In another turn a line may have its case.
+    every = [*cases(backend, device=device, full=True), *chosen] if known else []
     for line in known_failures.without_a_case(known, (case.id for case in every)):
         report.errors.append(f"the known failure `{line.pattern}` matches no case of the suite: remove it")
     report.not_run += [f"{dtype}: {reason}" for dtype, reason in untested_dtypes(backend, against).items()]
@@ -176,7 +181,12 @@ def _run(
 
 def _chosen(backend: Backend, device: str, arguments: argparse.Namespace, against: Platform | None) -> list[Case]:
     layers = tuple(arguments.layer or LAYERS)
-    extent: dict[str, Any] = {"layers": layers, "quick": arguments.quick, "full": arguments.full}
+    extent: dict[str, Any] = {
+        "layers": layers,
+        "quick": arguments.quick,
+        "full": arguments.full,
+        "turn": arguments.turn,
+    }
     if arguments.rules:
         return list(cases_of(arguments.rules, backend, device=device, against=against, **extent))
     return list(cases(backend, device=device, against=against, **extent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -45,12 +46,16 @@ CLIPPING = ("clipnorm", "clipvalue")
 
 SAMPLE = (("clipped", "float32"), ("default", "bfloat16"), ("default", "float16"))
 """Configurations and dtypes for modes of which only a sample is tested."""
+REPEATED_TURNS = 8
+"""One operation of so many is tested in each dtype in a mode that repeats what another has."""
 OPTION_TURNS = 4
-"""One option of so many is tested alone where each is a compilation."""
-TURNS = {"elementwise": 8, "reducing": 8, "multiplying or drawing": 4}
-"""One rule of so many of each kind is tested in each mode of which only a sample is tested, and under each setting.
+"""One option of so many is tested alone, of a rule whose turn it is not or where each is a compilation."""
+CHECK_TURNS = 3
+"""One rule of so many has its arrays checked in each mode; where a mode compiles, those of `KINDS`."""
+KINDS = {"elementwise": 1, "reducing": 1, "multiplying or drawing": 2}
+"""In one mode of so many it is the turn of a rule of each kind, so that more rules make no run longer.
 
-In modes that compile a step, these rules have more than one test where all rules have one.
+These rules have all of their tests, others fewer; modes of which only a sample is tested, and settings, have no others.
 """
 SAMPLE_SCHEDULE = "CosineDecay_warmup"
 """The schedule that stands for all in modes offered for tests only."""
@@ -95,24 +100,24 @@ def with_settings(backend: Backend, device: str) -> list[Platform]:
 def samples(rules: Sequence[type[Optimizer]], turn: int) -> list[Sequence[tuple[str, str]]]:
     """Return what of `SAMPLE` is tested of each rule in a mode: nothing unless it is the rule's turn, then two of the three.
 
-    Each mode has rules of every kind, and each rule some modes; the narrow dtypes alternate.
+    In turns that follow each other, each rule of a kind has its own; the narrow dtypes alternate.
 
     Args:
         rules: the rules.
-        turn: the mode's number.
+        turn: the mode's number, counted from the turn of the run.
     """
-    found: list[Sequence[tuple[str, str]]] = []
-    numbers = dict.fromkeys(TURNS, turn)
-    for rule in rules:
-        kind = kind_of(rule)
-        turns, remaining = divmod(numbers[kind], TURNS[kind])
-        found.append(() if remaining else (SAMPLE[0], SAMPLE[1 + turns % 2]))
-        numbers[kind] += 1
-    return found
+    chosen = {}
+    for kind, modes in KINDS.items():
+        members = [rule for rule in rules if kind_of(rule) == kind]
+        if members and turn % modes == 0:
+            rounds, place = divmod(turn // modes, len(members))
+            chosen[members[place]] = (SAMPLE[0], SAMPLE[1 + rounds % 2])
+    return [chosen.get(rule, ()) for rule in rules]
 
 
+@functools.cache
 def kind_of(rule: type[Optimizer]) -> str:
-    """Return which of the kinds of `TURNS` a rule is of."""
+    """Return which of the kinds of `KINDS` a rule is of."""
     default = configurations(rule)[0]
     if default.is_elementwise:
         return "elementwise"
@@ -120,21 +125,34 @@ def kind_of(rule: type[Optimizer]) -> str:
     return "multiplying or drawing" if operations & {"matmul", *DRAWS} else "reducing"
 
 
-def rules_of_checks(
-    platforms: Sequence[Platform], rules: Sequence[type[Optimizer]], *, full: bool
-) -> list[Sequence[type[Optimizer]]]:
-    """Return the rules whose arrays are checked in each mode: all, or those whose turn it is where a mode compiles.
+def checks(
+    platforms: Sequence[Platform], rules: Sequence[type[Optimizer]], dtypes: Sequence[str], *, turn: int, full: bool
+) -> list[list[tuple[type[Optimizer], str]]]:
+    """Return the rules whose arrays are checked in each mode, and in which dtype: all rules, or those whose turn it is.
+
+    What is checked does not depend on rule and dtype together: each rule has one dtype, every dtype a rule.
 
     Args:
         platforms: the backend in each mode.
         rules: the rules.
+        dtypes: the parameters' dtypes.
+        turn: the turn of the run.
         full: whether to leave out none.
     """
-    if full or not any(platform.mode.compiled for platform in platforms):
-        return [rules for _ in platforms]
+    compiles = any(platform.mode.compiled for platform in platforms)
+
+    def is_chosen(number: int, rule: type[Optimizer], sample: object) -> bool:
+        if full or (compiles and sample):
+            return True
+        return not compiles and (rule.__name__ in IN_EVERY_TURN or (number + turn) % CHECK_TURNS == 0)
+
     return [
-        [rule for rule, sample in zip(rules, samples(rules, turn), strict=True) if sample]
-        for turn in range(len(platforms))
+        [
+            (rule, dtypes[number % len(dtypes)])
+            for number, (rule, sample) in enumerate(zip(rules, samples(rules, turn + mode), strict=True))
+            if is_chosen(number, rule, sample)
+        ]
+        for mode in range(len(platforms))
     ]
 
 
@@ -150,9 +168,12 @@ def operations(
         turn: the mode's number, where compute dtypes take turns.
         full: whether to make what is left out because it takes long.
     """
-    if depth in ("sampled", "extra") or platform.mode is IN_PLACE:
+    in_library = platform.mode.without_kernels
+    if (depth in ("sampled", "extra") and not in_library) or platform.mode is IN_PLACE:
         return
-    is_dear = depth in ("compiled", "single operations") and not full
+    # A compiled step after the first mode's calls what that has; else the library's compiler does it, or its single operations.
+    is_repeated = depth == "compiled" and not in_library and not full
+    is_dear = depth in ("compiled", "single operations", "extra") and not full
     for dtype in dtypes:
         yield Planned("operations", "load", dtype, "words", primitives.conversion_experiment(dtype), 1)
         for other in dtypes:
@@ -168,19 +189,19 @@ def operations(
     for place, dtype in enumerate(COMPUTE_DTYPES):
         if dtype in dtypes:
             for number, (variant, experiment) in enumerate(primitives.array_experiments(dtype)):
-                # The interpreter does each by an operation of the library, a compiled step as the first mode has it.
-                if depth == "compiled" and not full and (number + turn) % len(COMPUTE_DTYPES) != place:
-                    continue
-                yield Planned("operations", variant, dtype, "words", experiment, 1)
-            if dtype == "float32" or not is_dear:
-                yield Planned("operations", "functions", dtype, "words", primitives.function_experiment(dtype), 1)
-                yield Planned("operations", "products", dtype, "words", primitives.product_experiment(dtype), 1)
-                yield Planned("operations", "identity", dtype, "words", primitives.identity_experiment(dtype), 1)
-                yield Planned("operations", "draws", dtype, "words", primitives.draw_experiment(dtype), 1)
-            for name in REDUCED:
-                yield Planned("operations", name, dtype, "words", primitives.reduction_experiment(name, dtype), 1)
+                if not is_repeated or (number + turn) % REPEATED_TURNS == place:
+                    yield Planned("operations", variant, dtype, "words", experiment, 1)
+            dear = primitives.dear_experiments(dtype)
+            for number, (variant, experiment) in enumerate(dear.items()):
+                # All in the first mode and operation by operation, the dearest in one dtype.
+                if not is_dear or (
+                    (dtype == "float32" or variant in REDUCED)
+                    if depth == "single operations"
+                    else (number + turn) % len(dear) == place
+                ):
+                    yield Planned("operations", variant, dtype, "words", experiment, 1)
             yield Planned("operations", "round", dtype, "words", primitives.round_experiment(dtype), 1)
-    if "float32" in dtypes:
+    if "float32" in dtypes and not is_repeated:
         yield Planned("scalars", "functions", "float32", "values", primitives.scalar_experiment(), 1)
 
 
@@ -207,13 +228,17 @@ def of_rule(
         number: the rule's number, where options take turns.
         sample: configurations and dtypes in modes of which a sample is tested.
     """
-    scope = _Scope(depth, number, platform.mode.compiled, _is_interpreted(platform), full, sample)
+    scope = _Scope(depth, number, platform, full, sample)
     for configuration in configurations(rule):
         outermost = configuration.name in ("default", "clipped")
         if quick and not outermost:
             continue
         for dtype in dtypes:
-            for layer, name in _chosen(configuration, dtype, scope, outermost=outermost):
+            chosen = dict.fromkeys(_chosen(configuration, dtype, scope, outermost=outermost))
+            if scope.is_reference and dtype == "float32":
+                # What all others are compared with: a changed formula shows here.
+                chosen[2, "raw"] = None
+            for layer, name in chosen:
                 if not (quick and name == "hundred"):
                     yield _planned(configuration, dtype, layer, name)
         if configuration.name == "default":
@@ -228,8 +253,7 @@ class _Scope:
 
     depth: str
     number: int
-    compiled: bool
-    is_interpreted: bool
+    platform: Platform
     full: bool
     sample: Sequence[tuple[str, str]]
 
@@ -237,29 +261,41 @@ class _Scope:
     def is_in_turn(self) -> bool:
         return self.full or SAMPLE[0] in self.sample
 
+    @property
+    def compiled(self) -> bool:
+        return self.platform.mode.compiled
 
-def _is_interpreted(platform: Platform) -> bool:
-    """Tell whether steps are done operation by operation, if only because a backend knows nothing else."""
-    mode = platform.mode
-    return mode is INTERPRETED or not (mode.compiled or INTERPRETED.name in platform.backend.modes)
+    @property
+    def is_interpreted(self) -> bool:
+        """Whether steps are done operation by operation, if only because a backend knows nothing else."""
+        mode = self.platform.mode
+        return mode is INTERPRETED or not (mode.compiled or INTERPRETED.name in self.platform.backend.modes)
+
+    @property
+    def is_reference(self) -> bool:
+        return self.platform.mode is INTERPRETED and self.platform.backend.name == reference().backend.name
 
 
 def _chosen(configuration: Configuration, dtype: str, scope: _Scope, *, outermost: bool) -> Iterator[tuple[int, str]]:
     """Yield layer and name of what is made with a configuration in a dtype."""
     depth = scope.depth
+    single = dtype == "float32"
+    is_deep = scope.is_in_turn or configuration.rule.__name__ in IN_EVERY_TURN
+    if depth == "compiled" and not is_deep:
+        if (configuration.name, dtype) == SAMPLE[0] and scope.number % OPTION_TURNS == 0:
+            yield (3, "ten")
+        return
     if scope.compiled and not scope.full and depth in ("first", "compiled") and not configuration.is_elementwise:
         # A compilation takes seconds: most options at once stand for all, and the first mode for dialects and narrow dtypes.
         first = depth == "first"
         narrow = first and scope.is_in_turn and dtype in DIALECT_DTYPES
-        if configuration.name == "clipped" and (dtype == "float32" or narrow):
+        if configuration.name == "clipped" and (single or narrow):
             yield (3, "ten")
-        if first and dtype == "float32" and _is_dialect_in_turn(configuration, scope.number):
+        if first and single and _is_dialect_in_turn(configuration, scope.number, is_deep=is_deep):
             yield (2, "ordinary")
         return
-    single = dtype == "float32"
-    if depth == "compiled" and not scope.is_in_turn and configuration.rule.__name__ not in IN_EVERY_TURN:
-        if (configuration.name, dtype) == SAMPLE[0]:
-            yield (3, "ten")
+    if depth in ("first", "plain") and not is_deep:
+        yield from _out_of_turn(configuration, dtype, scope)
         return
     if configuration.dialect:
         every = scope.full or (configuration.is_elementwise and not scope.compiled)
@@ -306,10 +342,42 @@ def _is_option_in_turn(configuration: Configuration, number: int) -> bool:
     return (configurations(configuration.rule).index(configuration) + number) % OPTION_TURNS == 0
 
 
-def _is_dialect_in_turn(configuration: Configuration, number: int) -> bool:
-    """Tell whether a configuration is the one dialect of its rule that stands for all."""
+def _is_dialect_in_turn(configuration: Configuration, number: int, *, is_deep: bool) -> bool:
+    """Tell whether a configuration is the one dialect of its rule that stands for all, or one in four out of turn."""
     dialects = [found for found in configurations(configuration.rule) if found.dialect]
-    return configuration.dialect and dialects[number % len(dialects)] is configuration
+    if not is_deep and number % OPTION_TURNS:
+        return False
+    return configuration.dialect and dialects[number // OPTION_TURNS % len(dialects)] is configuration
+
+
+def _out_of_turn(configuration: Configuration, dtype: str, scope: _Scope) -> Iterator[tuple[int, str]]:
+    """Yield what is made in a mode that compiles nothing, or in the first, with a rule whose turn it is not.
+
+    All options at once, the defaults in one dtype, and some of its options and dialects alone.
+    """
+    first, single = scope.depth == "first", dtype == "float32"
+    if (configuration.name, dtype) == SAMPLE[0]:
+        if first or configuration.is_elementwise:
+            yield from ((2, "raw"), (3, "ten"))
+        if first:
+            yield from ((2, "ordinary"), (3, "resumed"), (3, "given_each_step"))
+            if not scope.is_interpreted:
+                yield (3, "hundred")
+            if configuration.is_elementwise:
+                yield (3, "nested")
+        return
+    if not first:
+        return
+    if configuration.name == "default" and single:
+        yield from ((2, "raw"), (3, "ten"))
+        if configuration.is_elementwise:
+            yield (2, "zero")
+    elif configuration.name == "clipped":
+        others = [other for other in COMPUTE_DTYPE if other != "float32"]
+        if dtype == others[scope.number % len(others)]:
+            yield from ((2, "raw"), (3, "ten"))
+    elif single and configuration.name not in CLIPPING and _is_option_in_turn(configuration, scope.number):
+        yield (2, "raw")
 
 
 def _of_many_elements(

@@ -15,10 +15,12 @@ from portopt_conformance.experiment import Experiment
 from portopt_conformance.platform import Platform
 from portopt_conformance.probes import (
     OPERANDS,
+    REDUCED,
     Assembler,
     IdentityProbe,
     ProductProbe,
     array_probe,
+    divisor_probe,
     draw_probe,
     function_probe,
     gradient_probe,
@@ -179,12 +181,13 @@ def _quotients_at_smallest_normal(dtype: str) -> tuple[Words, Words]:
 
 
 def array_experiments(dtype: str) -> Iterator[tuple[str, Experiment]]:
-    """Yield name and experiment of every operation and chain in a compute dtype."""
+    """Yield name and experiment of every operation and chain in a compute dtype, and of quotients by what elements share."""
     uncovered = set(ARRAY_OPERATIONS) - {*OPERATIONS, "load", "round"}
     if uncovered:
         raise NotImplementedError(f"the suite has no experiment for the array operations {sorted(uncovered)}")
     for name, (count, write) in {**OPERATIONS, **CHAINS}.items():
         yield name, _array_experiment(name, count, write, dtype)
+    yield "divisors", divisor_experiment(dtype)
 
 
 def _array_experiment(name: str, count: int, write: Write, dtype: str) -> Experiment:
@@ -236,6 +239,17 @@ def function_experiment(dtype: str) -> Experiment:
         return {name: platform.to_numpy(state.slots[name]) for name in FUNCTIONS}
 
     return Experiment(f"primitives/functions/{dtype}", run, inputs)
+
+
+def dear_experiments(dtype: str) -> Mapping[str, Experiment]:
+    """Return, by name, the experiments in a compute dtype of which each takes the time of many operations."""
+    return {
+        "functions": function_experiment(dtype),
+        "products": product_experiment(dtype),
+        "identity": identity_experiment(dtype),
+        "draws": draw_experiment(dtype),
+        **{name: reduction_experiment(name, dtype) for name in REDUCED},
+    }
 
 
 _FACTORS: Mapping[str, tuple[tuple[int, ...], tuple[int, int] | None]] = {
@@ -354,6 +368,26 @@ def reduction_experiment(kind: str, dtype: str) -> Experiment:
         return results
 
     return Experiment(f"primitives/{kind}/{dtype}", run)
+
+
+def divisor_experiment(dtype: str) -> Experiment:
+    """Return the experiment on quotients by a number that many elements share, in a compute dtype.
+
+    A compiler may take the reciprocal once and multiply.
+    """
+    shape = (61, 5)
+
+    @functools.cache
+    def inputs() -> Mapping[str, Words]:
+        words = random_between(dtype, -20, 10, shape[0] * shape[1], f"divisors/{dtype}")
+        return {"p": to_floats(words, dtype).reshape(shape)}
+
+    def run(platform: Platform) -> dict[str, Words]:
+        probe, p = divisor_probe(), platform.array(inputs()["p"])
+        _, state = platform.many(probe, p, [p], probe.init(p))
+        return {name: platform.to_numpy(state.slots[name]).reshape(-1) for name in probe.slots}
+
+    return Experiment(f"primitives/divisors/{dtype}", run, inputs)
 
 
 def conversion_experiment(dtype: str) -> Experiment:

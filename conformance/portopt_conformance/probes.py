@@ -217,6 +217,26 @@ def reduction_probe(which: str) -> Optimizer:
     return _probe(a.program("reductions", {"p": p, **arrays}, totals), tuple(arrays), tuple(totals))
 
 
+@functools.cache
+def divisor_probe() -> Optimizer:
+    """Return an optimizer that divides the parameter by its largest element, and by those of rows and of columns.
+
+    It stores the quotients, and their negatives, for a quotient that is only stored may be done in another way.
+    """
+    a = Assembler()
+    p = a.load("p")
+    divisors = {
+        "all": a.array("round", a.scalar("max", Kind.FLOAT, p)),
+        "rows": a.along("max", p, 1, Kind.ARRAY),
+        "columns": a.along("max", p, 0, Kind.ARRAY),
+    }
+    stored = {f"by_{name}": a.array("divide", p, divisor) for name, divisor in divisors.items()}
+    negated = {
+        f"negated_by_{name}": a.array("negative", a.array("divide", p, divisor)) for name, divisor in divisors.items()
+    }
+    return _probe(a.program("divisors", {"p": p, **stored, **negated}), (*stored, *negated), ())
+
+
 def scalar_probe(functions: Mapping[str, Sequence[str]]) -> Optimizer:
     """Return an optimizer whose step puts functions of the scalar slots `x` and `y` and the step `t` into scalar slots.
 

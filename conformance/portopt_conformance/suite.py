@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import portopt
@@ -49,6 +48,7 @@ def cases(
     layers: Collection[int] = tuple(LAYERS),
     quick: bool = False,
     full: bool = False,
+    turn: int = 0,
     rules: Sequence[type[Optimizer]] = portopt.RULES,
     against: Platform | None = None,
 ) -> Iterator[Case]:
@@ -61,6 +61,7 @@ def cases(
         quick: leave out most configurations, modes that repeat others, and runs of 100 steps.
         full: test every rule in every mode and under every setting, and rules that reduce or multiply with all options and
             dtypes where each is a compilation. That takes hours; else they take turns.
+        turn: which rules and options have their turn; runs of other numbers test others deeply.
         rules: the rules to test. Results of a rule without committed vectors are compared with the reference's.
         against: compare with what this platform gives, in place of the committed vectors.
 
@@ -77,7 +78,7 @@ def cases(
             return Live(against)
         return Committed(vectors) if rule is None or vectors.has_rule(rule.__name__) else Live(reference())
 
-    found = _all_cases(backend, device, dtypes, expected, rules, quick=quick, full=full)
+    found = _all_cases(backend, device, dtypes, expected, rules, quick=quick, full=full, turn=turn)
     return (case for case in found if case.layer in layers)
 
 
@@ -89,6 +90,7 @@ def cases_of(
     layers: Collection[int] = tuple(LAYERS),
     quick: bool = False,
     full: bool = False,
+    turn: int = 0,
     against: Platform | None = None,
 ) -> Iterator[Case]:
     """Yield the cases of rules alone; those of a built-in rule are among what `cases` yields.
@@ -97,14 +99,14 @@ def cases_of(
 
     Args:
         rules: the rules.
-        backend, device, layers, quick, full, against: see `cases`.
+        backend, device, layers, quick, full, turn, against: see `cases`.
 
     Raises:
         UnusableDeviceError: the device is not there.
     """
     built_in = {rule.__name__ for rule in rules if rule in portopt.RULES}
     if built_in:
-        whole = cases(backend, device=device, layers=layers, quick=quick, full=full, against=against)
+        whole = cases(backend, device=device, layers=layers, quick=quick, full=full, turn=turn, against=against)
         yield from (case for case in whole if case.subject in built_in)
     for rule in rules:
         if rule not in portopt.RULES:
@@ -122,29 +124,32 @@ def _all_cases(
     *,
     quick: bool,
     full: bool,
+    turn: int,
 ) -> Iterator[Case]:
     depths = plan.depths(backend, device)
     if quick:
         depths = [(platform, depth) for platform, depth in depths if depth in ("first", "compiled")]
     yield from _contract_cases(depths[0][0], dtypes)
-    for turn, (platform, depth) in enumerate(depths):
-        for planned in plan.operations(platform, dtypes, depth, turn=turn, full=full):
+    for mode, (platform, depth) in enumerate(depths, turn):
+        for planned in plan.operations(platform, dtypes, depth, turn=mode, full=full):
             yield _experiment_case(platform, planned, expected(None))
 
-    def samples(turn: int) -> Sequence[Sequence[tuple[str, str]]]:
-        # A rule alone has all modes.
-        return [plan.SAMPLE] * len(rules) if full or len(rules) == 1 else plan.samples(rules, turn)
+    # A rule alone has all modes.
+    alone = full or len(rules) == 1
 
-    for turn, (platform, depth) in enumerate(depths):
-        for number, (rule, sample) in enumerate(zip(rules, samples(turn), strict=True)):
+    def samples(mode: int) -> Sequence[Sequence[tuple[str, str]]]:
+        return [plan.SAMPLE] * len(rules) if alone else plan.samples(rules, mode)
+
+    for mode, (platform, depth) in enumerate(depths, turn):
+        for number, (rule, sample) in enumerate(zip(rules, samples(mode), strict=True), turn):
             for planned in plan.of_rule(
                 rule, platform, dtypes, depth, quick=quick, full=full, number=number, sample=sample
             ):
                 yield _experiment_case(platform, planned, expected(rule))
-    yield from _purity_cases(backend, device, dtypes, rules, full=full or len(rules) == 1)
+    yield from _purity_cases(backend, device, dtypes, rules, full=alone, turn=turn)
     if not quick:
-        for turn, platform in enumerate(plan.with_settings(backend, device)):
-            for rule, sample in zip(rules, samples(turn), strict=True):
+        for mode, platform in enumerate(plan.with_settings(backend, device), turn):
+            for rule, sample in zip(rules, samples(mode), strict=True):
                 for planned in plan.under_settings(rule, dtypes, sample):
                     yield _experiment_case(platform, planned, expected(rule))
 
@@ -173,16 +178,15 @@ def _contract_cases(platform: Platform, dtypes: Sequence[str]) -> Iterator[Case]
 
 
 def _purity_cases(
-    backend: Backend, device: str, dtypes: Sequence[str], rules: Sequence[type[Optimizer]], *, full: bool
+    backend: Backend, device: str, dtypes: Sequence[str], rules: Sequence[type[Optimizer]], *, full: bool, turn: int
 ) -> Iterator[Case]:
     platforms = [Platform(backend, device, mode) for mode in backend.modes.values()]
-    chosen = plan.rules_of_checks(platforms, rules, full=full)
+    chosen = plan.checks(platforms, rules, dtypes, turn=turn, full=full)
     for number, (platform, of_mode) in enumerate(zip(platforms, chosen, strict=True)):
         checks = [(platform.mode_name, check) for check in purity.MODE_CHECKS]
         if number == 0:
             checks += [("any", check) for check in purity.CHECKS]
-        # What is checked here does not depend on rule and dtype together: each rule has one dtype, every dtype a rule.
-        for rule, dtype in zip(of_mode, itertools.cycle(dtypes), strict=False):
+        for rule, dtype in of_mode:
             configuration = configurations(rule)[-1]
             for mode, check in checks:
                 yield _purity_case(platform, check, configuration, dtype, mode)

@@ -21,6 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", default=None, help="device to run on (default: the first usable one)")
     group.addoption("--quick", action="store_true", help="fewer configurations and modes, no runs of 100 steps")
     group.addoption("--full", action="store_true", help="every rule in every mode, where otherwise they take turns")
+    group.addoption("--turn", type=int, default=0, help="whose turn it is where they take turns (default: 0)")
     group.addoption("--rule", action="append", default=[], help="a rule's name or module:Class: run only its cases")
     group.addoption("--layer", type=int, action="append", choices=sorted(LAYERS), help="run only this layer")
 
@@ -38,14 +39,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     config = metafunc.config
     layers = tuple(config.getoption("--layer") or LAYERS)
-    quick, full, device = (config.getoption(f"--{name}") for name in ("quick", "full", "device"))
+    extent = {name: config.getoption(f"--{name}") for name in ("quick", "full", "turn", "device")}
     try:
         rules = [tested_rule(text) for text in config.getoption("--rule")]
         backend = config.stash[_backend]
         if rules:
-            found = list(cases_of(rules, backend, device=device, layers=layers, quick=quick, full=full))
+            found = list(cases_of(rules, backend, layers=layers, **extent))
         else:
-            found = list(cases(backend, device=device, layers=layers, quick=quick, full=full))
+            found = list(cases(backend, layers=layers, **extent))
     except (UnusableDeviceError, TypeError, ValueError) as error:
         raise pytest.UsageError(str(error)) from error
     known = known_failures.load(None, config.stash[_backend].name)

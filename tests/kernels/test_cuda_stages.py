@@ -39,7 +39,7 @@ from portopt.kernels.cuda.staged_source import staged_source
 from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.names import RESCALED
 from portopt.kernels.norm_dependence import norm_dependence
-from portopt.kernels.passes import can_pass, passes_of
+from portopt.kernels.passes import HEIGHT, can_pass, passes_of
 from portopt.program import DRAWS, Program, bins
 from portopt.scalars import where
 
@@ -116,7 +116,7 @@ def test_kernels_on_the_host_have_the_bits_of_the_interpreter(
 @pytest.mark.usefixtures("backend")
 @pytest.mark.parametrize("dtype", ["float32", "float64", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_every_reduction_of_all_of_rows_and_of_columns(dtype: str) -> None:
-    shapes = ((40, 70), (1, 1), (3, 2500), (0, 3), (3, 0))
+    shapes = ((140, 19), (1, 1), (3, 2500), (0, 3), (3, 0))
     params, gradients = trees(dtype, shapes)
     # Words of any bits, infinities and NaN among them, come last: little is left of what they touch.
     gradients.append([random_words(shape, dtype, i) for i, shape in enumerate(shapes)])
@@ -175,7 +175,9 @@ def test_a_total_takes_two_launches_for_each_dtype(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("rule", [portopt.LAMB, portopt.NovoGrad, portopt.SM3], ids=lambda rule: rule.__name__)
 def test_steps_in_place_and_clipped(rule: type[portopt.Optimizer]) -> None:
     optimizer = rule(clipnorm=0.5, clipvalue=0.01)
-    compare_steps(on_device, np.asarray, optimizer, *trees("float32", ((60,), (12, 7), (0,))), in_place=True)
+    compare_steps(
+        on_device, np.asarray, optimizer, *trees("float32", ((60,), (12, 7), (2, 3, 20), (0,))), in_place=True
+    )
 
 
 @pytest.mark.usefixtures("backend")
@@ -354,6 +356,28 @@ def test_a_normal_number_is_near_what_it_is_defined_as_or_computed_so(off: str, 
     for factor in (1 - 2.0**-41, 1, 1 + 2.0**-41):
         assert np.array_equal((certain * factor).astype(np.float32), exact[~needs].astype(np.float32))
     assert needs[known].mean() < 2.0**-14
+
+
+_PACKED = """
+extern "C" __global__ void packed(Sum *sums, long long n)
+{
+    for (long long i = 0; i < n; i++)
+        sums[i] = whole_of(part_of(sums[i]));
+}
+"""
+
+
+def test_what_a_tile_leaves_of_a_sum_holds_all_of_it(tmp_path: Path) -> None:
+    most = 2**31 * HEIGHT
+    integers = [(most, -most, most), (-most, most, -most), (0, -1, 1), (-1, 0, -1), (1, 2**24, -(2**24))]
+    exponents = range(bins.LOWEST, 1041, bins.WIDTH)
+    words = [(exponents[k % len(exponents)], *integers[k % 5], 0) for k in range(5 * len(exponents))]
+    words += [(bins.LOWEST, 0, 0, 0, special) for special in (1, 2, 4, 6)]
+    parts = ("#define THREADS 4", source_file("arithmetic.cuh"), reductions_source(), source_file("axes.cuh"), _PACKED)
+    library = compile_on_host("\n".join(parts), tmp_path)
+    found = np.asarray(words, np.int64).view(HostArray)
+    Kernel(library, "packed")((1,), (1,), (found, np.int64(len(words))))
+    assert np.asarray(found).tolist() == list(map(list, words))
 
 
 # What NVRTC makes of it ---------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
         machine = _cuda._Machine((0,), 2, found.driver.addresses_for_launching(), 40)
         patch.setattr(_cuda, "_FEW", 20)
         patch.setattr(_cuda, "_SOME", 30)
+        patch.setattr(_cuda, "JOINED", 3)
         patch.setattr(_cuda, "machine", lambda: machine)
         patch.setattr(_cuda, "usable", lambda: True)
         patch.setattr(_launching, "_STREAM", HAVING_STREAM)
@@ -39,9 +40,11 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
         clear_caches()
         _kernel.register_in_place(_kernel._step, _kernel._lowered_for_cuda, "cpu")
         _kernel.register_in_place(_kernel._norm, _kernel._norm_lowered_for_cuda, "cpu")
+        _kernel.register_in_place(_kernel._total, _kernel._total_lowered_for_cuda, "cpu")
         yield found
         _kernel.register_in_place(_kernel._step, _kernel._lowered, "cpu")
         mlir.register_lowering(_kernel._norm, _kernel._norm_lowered, platform="cpu")
+        mlir.register_lowering(_kernel._total, _kernel._total_lowered, platform="cpu")
         clear_caches()
 
 
@@ -77,6 +80,7 @@ def trees(count: int, narrow: str = "bfloat16") -> tuple[dict[str, Any], dict[st
         (portopt.LAMB(0.1, clipnorm=1.0), "donated"),
         (portopt.NoisySGD(0.1), "scan"),
         (portopt.SM3(0.1), "jit"),
+        (portopt.DoG(), "jit"),
     ],
     ids=lambda given: given if isinstance(given, str) else type(given).__name__,
 )
@@ -113,11 +117,8 @@ def test_steps_have_the_bits_of_the_host(optimizer: Any, way: str, played: Recor
         if isinstance(arrays, dict):
             for name, array in arrays.items():
                 assert_same_bits(np.asarray(found_state.slots[slot][name]), array)
-    found = [name for name in played.kernels() if name not in ("sum_squares", "norm_of_parts")]
-    if is_elementwise:
-        assert set(found) == {"update"}
-    else:
-        assert {"scalars_of_inputs", "stage_0"} <= set(found)
+    found = set(played.kernels()) - {"sum_squares", "sums_joined", "total_of_parts"}
+    assert found == {"update"} if is_elementwise else {"scalars_of_inputs", "stage_0"} <= found
 
 
 def test_the_trial_finds_nothing_wrong_where_all_is_right_and_says_what_is(

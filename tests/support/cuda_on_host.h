@@ -33,6 +33,17 @@ extern "C" void end_block() { pthread_barrier_destroy(&block_barrier); }
 
 static inline void __syncthreads() { pthread_barrier_wait(&block_barrier); }
 
+// A block here has fewer threads than a warp.
+template <typename T> static inline T __shfl_xor_sync(unsigned int, T own, unsigned int further)
+{
+    static T of_lanes[32];
+    of_lanes[threadIdx.x] = own;
+    __syncthreads();
+    const T found = of_lanes[threadIdx.x ^ further];
+    __syncthreads();
+    return found;
+}
+
 template <typename To, typename From> static inline To bits_as(From from)
 {
     static_assert(sizeof(To) == sizeof(From), "a word has the size of its float");

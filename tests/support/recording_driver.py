@@ -18,6 +18,7 @@ from typing import NamedTuple
 import pytest
 from support.cuda_on_host import THREADS, compiled, find_compiler
 
+from portopt.kernels import passes
 from portopt.kernels.cuda import driver, kernels, nvrtc
 
 _SOURCE = Path(__file__).with_name("recording_driver.cpp")
@@ -192,6 +193,7 @@ def recording_driver(directory: Path) -> Iterator[Recording]:
     caches = (kernels.function, kernels._module, driver.device)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PORTOPT_CACHE_DIR", "")
+        patch.setattr(passes, "LANES", THREADS)
         patch.setattr(driver, "driver", lambda: recording.driver)
         patch.setattr(nvrtc, "compiler", lambda newest=None: _HostCompiler(directory))
         for cached in caches:

@@ -1,11 +1,13 @@
 """Pairs of which one half meets the other in turns: all of both are tried, but not each with each.
 
 A rule decides which operations a step has, a library, a dtype or a mode how each is done: a fault lies in one of the two. The
-conformance suite has all pairs.
+conformance suite has all pairs, and another turn of the whole run, `PORTOPT_TESTS_TURN=5`, has others. The makefile takes it from
+the commit.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from typing import TypeVar
 
@@ -14,6 +16,10 @@ from portopt_conformance.plan import samples
 
 First = TypeVar("First")
 Second = TypeVar("Second")
+
+TURN = int(os.environ.get("PORTOPT_TESTS_TURN", "0"))
+_PAIRS, _ITEMS = TURN // 2**8, TURN // 2**16
+"""Digits of their own, so that what is chosen in two ways at once meets in all ways."""
 
 
 def in_turns(
@@ -30,19 +36,19 @@ def in_turns(
         (first, second)
         for i, first in enumerate(firsts)
         for k, second in enumerate(seconds)
-        if first in in_all or k == (i + start) % len(seconds)
+        if first in in_all or k == (i + start + _PAIRS) % len(seconds)
     ]
 
 
 def in_turn(items: Sequence[First], turn: int, of: int) -> Sequence[First]:
     """Return one of so many: each is among those of one turn of `of` that follow each other."""
-    return items[turn % of :: of]
+    return items[(turn + _ITEMS) % of :: of]
 
 
 def rules_in_turn(
     rules: Sequence[type[Optimizer]], turn: int, *, always: Collection[type[Optimizer]] = ()
 ) -> list[type[Optimizer]]:
-    """Return the rules whose turn it is, some of each kind, chosen as the conformance suite does for a mode that it samples.
+    """Return the rules whose turn it is, one of each kind, chosen as the conformance suite does for a mode that it samples.
 
     For tests of what is around a step, where each rule costs a compilation.
 
@@ -51,4 +57,4 @@ def rules_in_turn(
         turn: a number of the test's own; tests whose numbers follow each other have different rules.
         always: those whose turn it always is.
     """
-    return [rule for rule, sample in zip(rules, samples(rules, turn), strict=True) if sample or rule in always]
+    return [rule for rule, sample in zip(rules, samples(rules, turn + TURN), strict=True) if sample or rule in always]

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +47,7 @@ from portopt_conformance.__main__ import main
 from portopt_conformance.arrangement import is_elementwise
 from portopt_conformance.committed import CHECKSUM_FILE, FOLDER, DamagedVectorsError, Vectors
 from portopt_conformance.comparison import checksums, compare, float_of
+from portopt_conformance.configurations import configurations
 from portopt_conformance.known_failures import BadLineError, KnownFailure, parse, without_a_case
 from portopt_conformance.platform import ReferenceBackend, UnusableDeviceError, choose_device, reference
 from portopt_conformance.probes import REDUCED
@@ -112,108 +112,107 @@ def test_case_identifiers_are_unique() -> None:
     assert len(ids) == len(set(ids))
 
 
+TURNS = range(16)
+"""Turns of a run that together have all that takes turns of one kind."""
+
+
+def test_all_that_is_tested_in_a_turn_is_tested_in_full() -> None:
+    backend = portopt.get_backend("numpy")
+    full = {case.id for case in cases(backend, full=True)}
+    assert all({case.id for case in cases(backend, turn=turn)} < full for turn in TURNS)
+
+
 @pytest.mark.parametrize("full", [False, True])
-def test_every_rule_is_tested_in_every_dtype_with_and_without_clipping_on_raw_words(full: bool) -> None:
-    """Rules whose steps reduce or multiply have some of the dtypes, unless in full; all of them together have all."""
-    ids = {case.id for case in cases(portopt.get_backend("numpy"), full=full)}
-
-    def dtypes(rule: type[portopt.Optimizer], configuration: str) -> set[str]:
-        def tested(dtype: str) -> bool:
-            of = f"{rule.__name__}/{configuration}/{dtype}/apply"
-            return {f"2/{of}/raw", f"3/{of}/ten"} <= ids
-
-        return set(filter(tested, FORMATS))
-
-    together: set[str] = set()
-    for rule in portopt.RULES:
-        default, clipped = dtypes(rule, "default"), dtypes(rule, "clipped")
-        if full or is_elementwise(rule()):
-            assert default == clipped == set(FORMATS)
-        else:
-            assert default >= {"float32"}
-            assert clipped >= {"float32", "bfloat16"}
-            assert len(default | clipped) == 3
-            together |= default | clipped
-    assert full or together == set(FORMATS)
+def test_every_rule_is_tested_with_and_without_clipping_on_raw_words(full: bool) -> None:
+    """In float32 and in another dtype, which one changes; in all of them if all is tested."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for turn in (0,) if full else TURNS:
+        ids = {case.id for case in cases(portopt.get_backend("numpy"), full=full, turn=turn, layers=[2, 3])}
+        for rule in portopt.RULES:
+            for configuration in ("default", "clipped"):
+                of = f"{rule.__name__}/{configuration}"
+                dtypes = {d for d in FORMATS if {f"2/{of}/{d}/apply/raw", f"3/{of}/{d}/apply/ten"} <= ids}
+                assert "float32" in dtypes
+                assert configuration == "default" or len(dtypes) > 1
+                found.setdefault((rule.__name__, configuration), set()).update(dtypes)
+    assert all(found[rule.__name__, "clipped"] == set(FORMATS) for rule in portopt.RULES)
+    if full:
+        assert all(dtypes == set(FORMATS) for dtypes in found.values())
 
 
 def test_every_rule_is_tested_for_100_steps() -> None:
-    """Elementwise rules on 100,000 words in every dtype, others on smaller arrays, all options together, in two dtypes."""
+    """Elementwise rules on 100,000 words, others on smaller arrays, all options together; in all dtypes in their turn."""
     from portopt_conformance import rules
 
     assert rules.RANDOM >= 100_000
-    ids = {case.id for case in cases(portopt.get_backend("numpy"))}
-    elementwise = [rule for rule in portopt.RULES if is_elementwise(rule())]
+    elementwise = {rule for rule in portopt.RULES if is_elementwise(rule())}
     assert portopt.SGD in elementwise
     assert len(elementwise) < len(portopt.RULES)
+    found: set[str] = set()
+    for turn in TURNS:
+        ids = {case.id for case in cases(portopt.get_backend("numpy"), turn=turn, layers=[3])}
+        assert all(f"3/{rule.__name__}/clipped/float32/apply/hundred" in ids for rule in portopt.RULES)
+        found |= ids
     for rule in portopt.RULES:
-        every = rule in elementwise
-        for configuration in ("default", "clipped") if every else ("clipped",):
-            for dtype in FORMATS if every else plan.DIALECT_DTYPES:
-                assert f"3/{rule.__name__}/{configuration}/{dtype}/apply/hundred" in ids
+        for configuration in ("default", "clipped") if rule in elementwise else ("clipped",):
+            for dtype in FORMATS if rule in elementwise else plan.DIALECT_DTYPES:
+                assert f"3/{rule.__name__}/{configuration}/{dtype}/apply/hundred" in found
+
+
+def test_every_formula_is_compared_with_its_committed_vector() -> None:
+    """On the reference, whose turn ever it is: a change of it shows nowhere else."""
+    ids = {case.id for case in cases(portopt.get_backend("numpy"), layers=[2])}
+    for rule in portopt.RULES:
+        for configuration in configurations(rule):
+            assert f"2/{rule.__name__}/{configuration.name}/float32/interpreted/raw" in ids
 
 
 @pytest.mark.needs("jax")
 def test_rules_take_turns_in_modes_of_which_a_sample_is_tested() -> None:
-    def tested(*, full: bool) -> dict[str, set[str]]:
+    def tested(turn: int = 0, *, full: bool = False) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
-        for case in cases(backend, layers=[3, 5], full=full):
+        for case in cases(backend, layers=[3, 5], turn=turn, full=full):
             if case.variant == "clipped" and case.dtype == "float32" and case.name == "ten":
                 found.setdefault(case.mode, set()).add(case.subject)
         return found
 
     backend = portopt.get_backend("jax")
     rules = {rule.__name__ for rule in portopt.RULES}
-    kinds = [{rule.__name__ for rule in portopt.RULES if plan.kind_of(rule) == kind} for kind in plan.TURNS]
-    of_mode = tested(full=False)
-    steps = {platform.mode_name for platform, depth in plan.depths(backend, "cpu") if depth in ("first", "compiled")}
-    for mode in steps:
-        assert of_mode[mode] == rules
-    turns = {mode: of for mode, of in of_mode.items() if mode not in steps}
-    assert len(turns) >= 8
-    for of in turns.values():
-        assert all(of & kind for kind in kinds)
-        assert len(of) < len(rules) / 3
-    assert set().union(*turns.values()) == rules
     every = tested(full=True)
-    assert every.keys() == of_mode.keys()
     assert all(of == rules for of in every.values())
+    found: dict[str, set[str]] = {}
+    for turn in TURNS:
+        of_mode = tested(turn)
+        assert of_mode.keys() == every.keys()
+        assert of_mode["eager"] == rules
+        for mode, of in of_mode.items():
+            kinds = {plan.kind_of(rule) for rule in portopt.RULES if rule.__name__ in of}
+            assert kinds >= {"elementwise", "reducing"}
+            assert mode == "eager" or len(of) < len(rules) / 2
+            found.setdefault(mode, set()).update(of)
+    assert all(of == rules for of in found.values())
 
 
 @pytest.mark.needs("jax")
 def test_what_takes_turns_where_modes_compile_leaves_nothing_out() -> None:
     backend = portopt.get_backend("jax")
-
-    found = list(cases(backend))
-
-    def of_modes(layer: int) -> dict[str, list[Case]]:
-        by_mode: dict[str, list[Case]] = {}
-        for case in found:
-            if case.layer == layer:
-                by_mode.setdefault(case.mode, []).append(case)
-        return by_mode
-
     single = {(name, dtype) for name in (*primitives.OPERATIONS, *primitives.CHAINS) for dtype in plan.COMPUTE_DTYPES}
-    tested = {mode: {(case.variant, case.dtype) for case in of} & single for mode, of in of_modes(1).items()}
-    assert tested["eager"] == tested["interpreted"] == single
-    assert {name for name, _ in tested["jit"]} == {name for name, _ in single}
-    assert len(tested["jit"]) == len(single) / 2
-    for platform, depth in plan.depths(backend, "cpu"):
-        if platform.mode_name in tested:
-            every = plan.operations(platform, plan.COMPUTE_DTYPES, depth, full=True)
-            assert {(planned.variant, planned.dtype) for planned in every} >= single
-
-    kinds = [{rule.__name__ for rule in portopt.RULES if plan.kind_of(rule) == kind} for kind in plan.TURNS]
-    checks = of_modes(4)
-    assert checks.keys() == {"any", *backend.modes}
-    assert all({case.subject for case in of} & kind for of in checks.values() for kind in kinds)
-    assert {case.dtype for case in checks["any"]} == set(FORMATS)
-
-    in_jit = Counter(case.subject for case in of_modes(5)["jit"])
-    several = {rule for rule, count in in_jit.items() if count > 1}
-    assert in_jit.keys() == {rule.__name__ for rule in portopt.RULES}
-    assert several > {"SGD", "Adam"}
-    assert len(several) < len(portopt.RULES) / 3
+    repeated, checked = set(), set()
+    for turn in TURNS:
+        found = list(cases(backend, layers=[1, 4], turn=turn))
+        tested = {
+            mode: {(case.variant, case.dtype) for case in found if case.layer == 1 and case.mode == mode} & single
+            for mode in ("eager", "interpreted", "in XLA", "jit")
+        }
+        # Where kernels, the library's single operations and its compiler do them.
+        assert tested["eager"] == tested["interpreted"] == tested["in XLA"] == single
+        assert len(tested["jit"]) < len(single) / 4
+        repeated |= tested["jit"]
+        checks = [case for case in found if case.layer == 4]
+        assert {case.mode for case in checks} == {"any", *backend.modes}
+        checked |= {(case.mode, case.subject) for case in checks}
+    assert repeated == single
+    assert checked == {(mode, rule.__name__) for mode in ("any", *backend.modes) for rule in portopt.RULES}
 
 
 CAUGHT_BY: Mapping[str, str] = {

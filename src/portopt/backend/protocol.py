@@ -112,12 +112,14 @@ class Mode:
         run: does several steps, one for each element of a list of gradients, and returns the final parameters and state.
             The default calls the mode's step for each.
         compiled: whether one step runs as a compiled whole, so that mistakes of a compiler can show.
+        without_kernels: whether the library's own compiler does all of such a step, where in others it calls portopt's kernels.
     """
 
     name: str
     step: Callable[[Any], Step]
     run: Callable[[Any, Any, Sequence[Any], OptimizerState], tuple[Any, OptimizerState]] | None = None
     compiled: bool = False
+    without_kernels: bool = False
 
     def many(self, optimizer: Any, params: Any, gradients: Sequence[Any], state: OptimizerState) -> tuple[Any, Any]:
         """Do one step for each element of `gradients`."""

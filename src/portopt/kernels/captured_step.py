@@ -18,11 +18,12 @@ from portopt.backend import Backend, DeviceNumber, DeviceScalars, Leaf, Work, is
 from portopt.kernels import launch
 from portopt.kernels.cuda.graphs import capture_error
 from portopt.kernels.cuda.library import CudaLibrary
-from portopt.kernels.cuda.source import NUMBERS, norm_of_parts_source
+from portopt.kernels.cuda.source import NUMBERS
+from portopt.kernels.cuda.totals import total_of_parts_source
 from portopt.kernels.device_arithmetic import DeviceOperations
 from portopt.kernels.host import compiler
 from portopt.kernels.host.readers import ArrayReader
-from portopt.kernels.names import NORM_OF_PARTS
+from portopt.kernels.names import TOTAL_OF_PARTS
 from portopt.kernels.norm_dependence import STEP, GradientNorm, with_given_totals
 from portopt.kernels.rates import with_rates
 from portopt.kernels.recorded_plan import RecordedPlan, ScalarsOf, make_recorded_plan
@@ -232,5 +233,5 @@ class CudaGraphs:
         ((device, words),) = norm.words.items()
         with library.on(device):
             found = library.empty((1,), "float64", device)
-            library.call(norm_of_parts_source(), NORM_OF_PARTS, 1, [words, norm.count, found], device)
+            library.call(total_of_parts_source("norm"), TOTAL_OF_PARTS, 1, [words, norm.count, found], device)
         return found.reshape(())

@@ -9,17 +9,70 @@ parameter is computed by whole blocks, or parts of them, for each element. So no
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from portopt.kernels.norm_dependence import norm_dependence
 from portopt.kernels.stages import Loop, Space, Stages, can_cut, cut, elements
 from portopt.program import DRAWS, FUNCTIONS, REDUCTIONS, SUMS, Program
 
-PassKind = Literal["elements", "chunks", "lines", "scalars"]
+PassKind = Literal["elements", "chunks", "tiles", "joined", "lines", "scalars"]
 ACROSS = 32
 """Neighbouring results that a block reduces at once, where neighbouring elements belong to different ones."""
+LANES = 32
+"""Threads that do the rows of a tile together, each of them four columns."""
+HEIGHT = 128
+"""Rows of a tile. With this many, and as many columns, what a tile leaves of a sum has few bits."""
+TILES = 8
+"""Tiles of a chunk."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """A parameter as matrices, and those cut into tiles: rows and columns are reduced at once.
+
+    Columns are of the last length, rows of those before it.
+
+    Attributes:
+        outer: how many of the first lengths count matrices.
+    """
+
+    outer: int
+
+    def rows(self, lengths: Sequence[int]) -> int:
+        """Return the number of a matrix's rows."""
+        return math.prod(lengths[self.outer : -1])
+
+    def across(self, lengths: Sequence[int]) -> int:
+        """Return the number of tiles side by side."""
+        return -(-lengths[-1] // (4 * LANES))
+
+    def down(self, lengths: Sequence[int]) -> int:
+        """Return the number of tiles one below the other in a matrix."""
+        return -(-self.rows(lengths) // HEIGHT)
+
+    def tiles(self, lengths: Sequence[int]) -> int:
+        """Return the number of all tiles."""
+        return math.prod(lengths[: self.outer]) * self.down(lengths) * self.across(lengths)
+
+    def parts(self, space: Space, lengths: Sequence[int]) -> int:
+        """Return how many parts tiles leave of what is reduced to the elements of a space."""
+        if self._is_finished(space, lengths):
+            return 0
+        if len(lengths) - 1 in space:
+            return elements(space, lengths) * self.down(lengths)
+        return math.prod(lengths[:-1]) * self.across(lengths)
+
+    def joined(self, space: Space, lengths: Sequence[int]) -> int:
+        """Return for how many elements of a space parts are to be joined."""
+        return 0 if self._is_finished(space, lengths) else elements(space, lengths)
+
+    def _is_finished(self, space: Space, lengths: Sequence[int]) -> bool:
+        """Tell whether tiles find what is reduced to the elements of a space, each its own."""
+        last = len(lengths) - 1
+        return self.down(lengths) == 1 if last in space else self.across(lengths) == 1 and len(space) == last
 
 
 @dataclass(frozen=True)
@@ -29,15 +82,18 @@ class Pass:
     Attributes:
         name: of the kernel.
         kind: `"elements"` computes and stores something for each element of a space; `"chunks"` reduces each chunk of a
-            parameter; `"lines"` reduces, for each element of a space, what lies along the other axes of a larger one;
-            `"scalars"` combines what chunks gave, and computes scalars of the parameter.
-        space: the elements that are computed, and counted by launches; of `"chunks"`, all.
+            parameter; `"tiles"` reduces rows and columns of each tile of a parameter, and the tiles of a chunk as wholes, and
+            stores results; `"joined"` combines what tiles gave of rows or columns; `"lines"` reduces, for each element of a
+            space, what lies along the other axes of a larger one; `"scalars"` combines what chunks gave, and computes scalars
+            of the parameter.
+        space: the elements that are computed, and counted by launches; of `"chunks"` and `"tiles"`, all.
         operations: what is computed for each element, in order.
         external: what is computed from, beside: results that earlier passes stored.
         reductions: what is reduced; of `"scalars"`, what is combined.
         stored: operations whose results later passes need.
         outputs: names of the results.
         scalars: operations of `"scalars"`.
+        tiling: of `"tiles"` and `"joined"`.
     """
 
     name: str
@@ -49,9 +105,12 @@ class Pass:
     stored: tuple[int, ...] = ()
     outputs: tuple[str, ...] = ()
     scalars: tuple[int, ...] = ()
+    tiling: Tiling | None = None
 
     def units(self, lengths: Sequence[int]) -> int:
-        """Return for how many elements of a parameter of some lengths the kernel has something to do."""
+        """Return for how many elements, or tiles, of a parameter of some lengths the kernel has something to do."""
+        if self.tiling is not None:
+            return self.tiling.tiles(lengths) if self.kind == "tiles" else self.tiling.joined(self.space, lengths)
         return 1 if self.kind == "scalars" else elements(self.space, lengths)
 
 
@@ -64,12 +123,14 @@ class Passes:
         passes: the kernels, in order.
         stored: operations whose results are kept in memory between kernels, one for each element.
         partial: reductions of which each chunk leaves its part.
+        tiled: reductions that tiles do, and how.
     """
 
     stages: Stages
     passes: tuple[Pass, ...]
     stored: tuple[int, ...]
     partial: tuple[int, ...]
+    tiled: Mapping[int, Tiling]
 
     @property
     def scalar_places(self) -> dict[int, int]:
@@ -78,11 +139,21 @@ class Passes:
 
     def words(self, lengths: Sequence[int], chunk: int) -> int:
         """Return how many words of 64 bits a parameter needs between kernels, if that many elements are reduced at once."""
-        spaces = self.stages.spaces
-        chunks = -(-elements(self.stages.space, lengths) // chunk)
+        spaces, ops = self.stages.spaces, self.stages.program.ops
         kept = sum(_even(elements(spaces[i] or (), lengths)) for i in self.stored)
-        parts = sum(words_of(self.stages.program.ops[i].name) for i in self.partial) * chunks
-        return _even(len(self.scalar_places) + parts) + kept
+        parts = sum(words_of(ops[i].name) * self._chunks(i, lengths, chunk) for i in self.partial)
+        lines = sum(
+            _even(words_of_line(ops[i].name) * tiling.parts(spaces[i] or (), lengths))
+            for i, tiling in self.tiled.items()
+            if i not in self.partial
+        )
+        return _even(len(self.scalar_places) + parts) + kept + lines
+
+    def _chunks(self, i: int, lengths: Sequence[int], chunk: int) -> int:
+        """Return how many chunks leave a part of a reduction."""
+        if i in self.tiled:
+            return -(-self.tiled[i].tiles(lengths) // TILES)
+        return -(-elements(self.stages.space, lengths) // chunk)
 
 
 def _even(words: int) -> int:
@@ -95,6 +166,11 @@ def words_of(reduction: str) -> int:
     return 5 if reduction in SUMS else 1
 
 
+def words_of_line(reduction: str) -> int:
+    """Return how many words are kept of what a tile gives of a row or a column: those of a sum have fewer bits."""
+    return 2 if reduction in SUMS else 1
+
+
 def chunk_of(step: Pass, space: Space, elements: int, reduced: int) -> int:
     """Return how many of the elements of a pass are a chunk.
 
@@ -105,7 +181,8 @@ def chunk_of(step: Pass, space: Space, elements: int, reduced: int) -> int:
         reduced: how many are one where they are reduced to one part.
     """
     if step.kind != "lines":
-        return {"elements": elements, "chunks": reduced, "scalars": 1}[step.kind]
+        sizes = {"elements": elements, "chunks": reduced, "tiles": TILES, "joined": ACROSS, "scalars": 1}
+        return sizes[step.kind]
     return ACROSS if space[-1] in step.space else 1
 
 
@@ -132,6 +209,7 @@ class _Maker:
         self._stored = tuple(dict.fromkeys([*narrow, *(i for i in stages.kept if i not in narrow)]))
         self._partial = tuple(i for i in stages.reductions if self._is_partial(i))
         self._passes: list[Pass] = []
+        self._tiled: dict[int, Tiling] = {}
 
     def _is_partial(self, i: int) -> bool:
         """Tell whether a reduction is of all elements of the parameter to one."""
@@ -154,14 +232,15 @@ class _Maker:
                         pending = ()
             elif kind == "loop":
                 loop = self._stages.loops[k]
-                self._loop(loop)
+                if not any(step.outputs == loop.outputs != () for step in self._passes):
+                    self._loop(loop if k else self._with_outputs(loop))
                 pending = tuple(i for i in loop.reductions if self._is_partial(i))
             else:
                 for loop in self._stages.small:
                     self._loop(loop)
         if pending:  # a result
             self._add("scalars", (), reductions=pending)
-        return Passes(self._stages, tuple(self._passes), self._stored, self._partial)
+        return Passes(self._stages, tuple(self._passes), self._stored, self._partial, self._tiled)
 
     def _computed(self, part: Iterable[int]) -> tuple[int, ...]:
         """Return the scalars that are not reductions, which other kernels finish."""
@@ -178,12 +257,13 @@ class _Maker:
         stored: Iterable[int] = (),
         outputs: Iterable[str] = (),
         scalars: Iterable[int] = (),
+        tiling: Tiling | None = None,
     ) -> None:
         operations, external = self._needed(wanted, () if loop is None else loop.operations)
         self._passes.append(
             Pass(
                 f"stage_{len(self._passes)}", kind, space, operations, external, tuple(reductions), tuple(stored),
-                tuple(outputs), tuple(scalars),
+                tuple(outputs), tuple(scalars), tiling,
             )
         )  # fmt: skip
 
@@ -205,18 +285,76 @@ class _Maker:
         return tuple(sorted(operations)), tuple(sorted(external))
 
     def _loop(self, loop: Loop) -> None:
-        """Add what a loop of the host's kernels is here: one pass for each space of results."""
+        """Add what a loop of the host's kernels is here: one pass for each space of results, or one for all of them."""
         stored = [i for i in loop.kept if self._ops[i].name not in REDUCTIONS]
         outputs = [self._stages.program.array_outputs[name] for name in loop.outputs]
-        if stored or outputs:
-            self._add("elements", loop.space, [*stored, *outputs], loop, stored=stored, outputs=loop.outputs)
         partial = [i for i in loop.reductions if self._is_partial(i)]
-        if partial:
-            self._add("chunks", loop.space, self._sources(partial), loop, reductions=partial)
         others = [i for i in loop.reductions if i not in partial]
-        for space in dict.fromkeys(self._stages.spaces[i] or () for i in others):
-            chosen = [i for i in others if (self._stages.spaces[i] or ()) == space]
+        tiling = None if stored else self._tiling(loop, others)
+        if tiling is not None:
+            lines = [i for i in others if self._fits(i, tiling)]
+            others = [i for i in others if i not in lines]
+            reductions = [*lines, *partial]
+            self._tiled |= dict.fromkeys(reductions, tiling)
+            wanted = [*self._sources(reductions), *outputs]
+            self._add("tiles", loop.space, wanted, loop, reductions=reductions, outputs=loop.outputs, tiling=tiling)
+            for space, chosen in self._of_spaces(lines):
+                self._add("joined", space, reductions=chosen, tiling=tiling)
+        else:
+            if stored or outputs:
+                self._add("elements", loop.space, [*stored, *outputs], loop, stored=stored, outputs=loop.outputs)
+            if partial:
+                self._add("chunks", loop.space, self._sources(partial), loop, reductions=partial)
+        for space, chosen in self._of_spaces(others):
             self._add("lines", space, self._sources(chosen), loop, reductions=chosen)
+
+    def _with_outputs(self, loop: Loop) -> Loop:
+        """Return the first loop with the results of the second, the last one, if those need nothing that is reduced.
+
+        Nothing may read a parameter's arrays after that: all that the first loop reduces is done in tiles.
+        """
+        if len(self._stages.loops) != 2:
+            return loop
+        last = self._stages.loops[1]
+        operations = tuple(sorted({*loop.operations, *last.operations}))
+        outputs = [self._stages.program.array_outputs[name] for name in last.outputs]
+        own, external = self._needed(outputs, operations)
+        with_outputs = replace(loop, operations=operations, outputs=last.outputs)
+        lines = [i for i in loop.reductions if not self._is_partial(i)]
+        tiling = self._tiling(with_outputs, lines)
+        scalars = {i for j in own for i in self._ops[j].args if self._ops[i].name == "round"}
+        known = {i for part in self._stages.between[0].parts if isinstance(part, Loop) for i in part.kept}
+        is_late = not known.issuperset(external) or any(
+            self._ops[i].args[0] in self._stages.program.parameter_scalars for i in scalars
+        )
+        if not outputs or is_late or tiling is None or not all(self._fits(i, tiling) for i in lines):
+            return loop
+        return with_outputs
+
+    def _of_spaces(self, reductions: Sequence[int]) -> Iterator[tuple[Space, list[int]]]:
+        """Yield reductions of one space after those of another."""
+        spaces = self._stages.spaces
+        for space in dict.fromkeys(spaces[i] or () for i in reductions):
+            yield space, [i for i in reductions if (spaces[i] or ()) == space]
+
+    def _tiling(self, loop: Loop, lines: Sequence[int]) -> Tiling | None:
+        """Return how a loop reduces rows and columns at once; None if it does not."""
+        if loop.space != self._stages.space or any(self._ops[i].name in DRAWS for i in loop.operations):
+            return None
+        last = len(loop.space) - 1
+        # Of columns, lengths before the last one that they have count matrices.
+        spaces = [space for i in lines if last in (space := self._stages.spaces[i] or ())]
+        found = next(
+            (Tiling(len(space) - 1) for space in spaces if space[:-1] == loop.space[: len(space) - 1]), Tiling(0)
+        )
+        return found if any(self._fits(i, found) for i in lines) else None
+
+    def _fits(self, i: int, tiling: Tiling) -> bool:
+        """Tell whether a reduction is of rows or of columns."""
+        if self._ops[i].name == "norm":
+            return False
+        space, last = self._stages.spaces[i] or (), self._stages.space[-1]
+        return last not in space or space == (*self._stages.space[: tiling.outer], last)
 
     def _sources(self, reductions: Iterable[int]) -> list[int]:
         return [self._ops[i].args[0] for i in reductions]

@@ -174,8 +174,7 @@ class Adafactor(DialectRule):
         p, g = self.prepare(p, g, c.lr, decoupled=True)
         if self.dialect == "keras3" and self.weight_decay:
             size = _root_mean_square(xp, p)
-        epsilon = _machine_epsilon(xp, p) if self.epsilon_1 is None else self.epsilon_1
-        squares = xp.square(g) if self.dialect == "torch" else xp.square(g) + epsilon
+        squares = xp.square(g) if self.dialect == "torch" else xp.square(g) + self._epsilon(xp, g)
         new: dict[str, Any] = {}
         if self._is_factored(p):
             along, across = self.axis_of_row_means(p), self.axis_of_column_means(p)
@@ -183,12 +182,12 @@ class Adafactor(DialectRule):
             new["column"] = self._mean(slots.column, xp.mean(squares, axis=across, keepdims=True), c.weight)
             middle = xp.mean(new["row"], axis=across, keepdims=True)
             if self.dialect == "torch":
-                middle = xp.maximum(middle, epsilon)
+                middle = xp.maximum(middle, self._epsilon(xp, middle))
             root = xp.sqrt(new["row"] / middle) * xp.sqrt(new["column"])
         else:
             new["v"] = self._mean(slots.v, squares, c.weight)
             root = xp.sqrt(new["v"])
-        u = g / (xp.maximum(root, epsilon) if self.dialect == "torch" else root)
+        u = g / (xp.maximum(root, self._epsilon(xp, root)) if self.dialect == "torch" else root)
 
         step = c.rate / maximum(1.0, _root_mean_square(xp, u) / self.clip_threshold)
         if self.dialect != "optax":
@@ -198,6 +197,10 @@ class Adafactor(DialectRule):
         if self.momentum:
             change = new["m"] = self.momentum * slots.m + (1 - self.momentum) * change
         return p - (change + self.weight_decay * p if self.weight_decay else change), new
+
+    def _epsilon(self, xp: Any, like: Any) -> Any:
+        # An array is no larger than what it is compared with: what is made of a small one is computed once for all of it.
+        return _machine_epsilon(xp, like) if self.epsilon_1 is None else self.epsilon_1
 
     def _mean(self, old: Any, x: Any, weight: Any) -> Any:
         return old + weight * (x - old) if self.dialect == "torch" else (1 - weight) * old + weight * x

@@ -16,7 +16,7 @@ from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.graphs import WORDS, graphs_source
 from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.products import products_source
-from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, CHUNK, REDUCED_CHUNK, THREADS
+from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, ONLY_CHUNK, REDUCED_CHUNK, THREADS
 from portopt.kernels.cuda.tables import Chunks, columns_of
 from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.key import KernelKey
@@ -93,11 +93,11 @@ class CudaLibrary(ABC):
     """A library of arrays on CUDA devices, each of which is known by its number.
 
     Attributes:
-        chunk: how many elements a chunk is, where a kernel has something to do for each.
+        chunk: how many elements a chunk of an elementwise step is.
         reduced_chunk: how many it is where it is reduced to one part.
     """
 
-    chunk = CHUNK
+    chunk = ONLY_CHUNK
     reduced_chunk = REDUCED_CHUNK
 
     # What libraries of arrays do ------------------------------------------------------------------------------------

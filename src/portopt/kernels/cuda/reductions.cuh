@@ -309,11 +309,11 @@ __device__ __forceinline__ double number_of_float64(long long word)
 // Counts -------------------------------------------------------------------------------------------------------------
 
 struct Count {
-    long long number;
+    long long word;
 };
 
-template <typename Element> __device__ __forceinline__ void add(Count &count, Element x) { count.number += x ? 1 : 0; }
-__device__ __forceinline__ void join(Count &count, Count other) { count.number += other.number; }
+template <typename Element> __device__ __forceinline__ void add(Count &count, Element x) { count.word += x ? 1 : 0; }
+__device__ __forceinline__ void join(Count &count, Count other) { count.word += other.word; }
 
 // What the threads of a block have found, combined ---------------------------------------------------------------------
 

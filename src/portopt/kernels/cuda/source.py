@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from portopt.kernels.key import NEW, KernelKey
@@ -24,6 +24,8 @@ THREADS = 256
 """Threads in a block, and the most that a block may have."""
 CHUNK = 8 * THREADS
 """Elements that a block works on before it looks for the next ones, where each is done for itself."""
+ONLY_CHUNK = 4 * THREADS
+"""The same in the kernel of an elementwise step, where they are all that the block works on: four of each thread."""
 REDUCED_CHUNK = 16 * THREADS
 """The same where the block reduces them: a thread of the norm looks at sixteen before it adds their squares."""
 BLOCKS_PER_MULTIPROCESSOR = 4
@@ -66,7 +68,7 @@ def cuda_source(program: Program, key: KernelKey, on_device: frozenset[str] = fr
     of_device, read = scalars_of_device(writer, split)
     parameters = [f"const {LANGUAGE.storage[writer.real]} {writer.names[i]}" for i, _ in split.rounded_on_host]
     first = [*_known(writer), *(statement for _, statement in read)]
-    update = _update(writer, [*parameters, *of_device], first, in_place=key.in_place, each_block=one_chunk)
+    update = _update(writer, [*parameters, *of_device], first, in_place=key.in_place)
     return "\n".join([*parts, update])
 
 
@@ -88,7 +90,7 @@ def source_for_inputs_on_device(program: Program, key: KernelKey, words: int) ->
     parameters = ["const double *inputs", "const int *step", "double *outputs"]
     parts = [about, common_source(words), source_file("scalars.cuh"), *functions_source(writer)]
     first = [*_known(writer), *_scalars(writer)]
-    update = _update(writer, parameters, first, in_place=key.in_place, each_block=several_chunks)
+    update = _update(writer, parameters, first, in_place=key.in_place, several_chunks=True)
     return "\n".join([*parts, update])
 
 
@@ -137,8 +139,9 @@ def _scalars_of_inputs(writer: Writer) -> list[str]:
 
 
 def _outputs(writer: Writer) -> list[str]:
-    """Return the statements that leave the new scalars of the state."""
-    return [f"outputs[{k}] = {writer.operand(i)};" for k, i in enumerate(writer.program.scalar_outputs.values())]
+    """Return the statements that leave the new scalars of the state, but for those that are of the parameter."""
+    found = [i for i in writer.program.scalar_outputs.values() if i not in writer.program.parameter_scalars]
+    return [f"outputs[{k}] = {writer.operand(i)};" for k, i in enumerate(found)]
 
 
 def scalars_of_inputs_source(writer: Writer, split: NormDependence) -> str:
@@ -172,14 +175,9 @@ def words_source(count: int) -> str:
     return "\n".join([*defines({"THREADS": THREADS, "WORDS": count}), "", source_file("words.cuh")])
 
 
-def norm_of_parts_source() -> str:
-    """Return the source of the kernel that makes the norm of what blocks have found of it."""
-    return "\n".join([common_source(), reductions_source(), source_file("norm_of_parts.cuh")])
-
-
 def common_source(words: int | None = None) -> str:
     """Return what all modules begin with, given how many words a table has in a launch's arguments, if it is there."""
-    constants = {"THREADS": THREADS, "CHUNK": CHUNK, "REDUCED_CHUNK": REDUCED_CHUNK}
+    constants = {"THREADS": THREADS, "CHUNK": CHUNK, "ONLY_CHUNK": ONLY_CHUNK, "REDUCED_CHUNK": REDUCED_CHUNK}
     if words is not None:
         constants["WORDS"] = words
     table = "table.cuh" if words is None else "table_in_arguments.cuh"
@@ -217,12 +215,7 @@ def functions_source(writer: Writer) -> list[str]:
 
 
 def _update(
-    writer: Writer,
-    parameters: Sequence[str],
-    first: Sequence[str],
-    *,
-    in_place: bool,
-    each_block: Callable[..., list[str]],
+    writer: Writer, parameters: Sequence[str], first: Sequence[str], *, in_place: bool, several_chunks: bool = False
 ) -> str:
     """Return the kernel of a step.
 
@@ -231,7 +224,7 @@ def _update(
         parameters: of the kernel, after the table.
         first: what is done before the first chunk.
         in_place: results overwrite what they replace.
-        each_block: `one_chunk` or `several_chunks`.
+        several_chunks: a block has as many as there are for it, since much comes before the first; otherwise one.
     """
     columns = writer.columns
     written = set(writer.program.array_outputs if in_place else columns[len(writer.dtypes) :])
@@ -239,22 +232,24 @@ def _update(
     for position, column in enumerate(columns):
         kind = f"{'' if column in written else 'const '}{LANGUAGE.storage[writer.dtype(column)]}"
         body.append(of_row(kind, writer.array(column), position))
+    chunk = "CHUNK" if several_chunks else "ONLY_CHUNK"
     body += [
-        "const long long start = (chunk - first_chunk_of(table, row)) * CHUNK;",
-        "const long long end = start + CHUNK < elements_of(table, row) ? start + CHUNK : elements_of(table, row);",
+        f"const long long start = (chunk - first_chunk_of(table, row)) * {chunk};",
+        f"const long long end = start + {chunk} < elements_of(table, row) ? start + {chunk} : elements_of(table, row);",
         *_fours(writer, in_place=in_place),
     ]
+    body = in_each_chunk(body) if several_chunks else in_one_chunk(body)
     head = f"{kernel_head(UPDATE)}({listed(['const __grid_constant__ Table table', *parameters])})"
-    return "\n".join([head, "{", *(f"    {line}" for line in [*first, *each_block(body)]), "}"]) + "\n"
+    return "\n".join([head, "{", *(f"    {line}" for line in [*first, *body]), "}"]) + "\n"
 
 
-def one_chunk(body: Sequence[str]) -> list[str]:
-    """Return what a block does that has one chunk: with fewer registers, so that more blocks are at work at once."""
+def in_one_chunk(body: Sequence[str]) -> list[str]:
+    """Return what a block does that has one chunk: with fewer registers than a loop, so that more blocks are at work at once."""
     return ["const long long chunk = blockIdx.x;", *body]
 
 
-def several_chunks(body: Sequence[str]) -> list[str]:
-    """Return what a block does that has chunks as far as there are: where much comes before the first."""
+def in_each_chunk(body: Sequence[str]) -> list[str]:
+    """Return what a block does that takes further chunks as long as there are any."""
     loop = "for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {"
     return [loop, *(f"    {line}" for line in body), "}"]
 

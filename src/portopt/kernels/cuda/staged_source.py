@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from portopt.kernels import passes
 from portopt.kernels.cuda.source import (
@@ -20,21 +20,23 @@ from portopt.kernels.cuda.source import (
     common_source,
     from_double,
     functions_source,
+    in_one_chunk,
     kernel_head,
     listed,
     loop_of_fours,
     of_row,
-    one_chunk,
     reductions_source,
     scalars_of_device,
     scalars_of_inputs_source,
     scalars_source,
     source_file,
 )
+from portopt.kernels.cuda.tile_source import TileSource
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.norm_dependence import NormDependence, all_on_device, norm_dependence, with_given_totals
-from portopt.kernels.pass_writer import PassWriter, length, own, parts, size, stored, together
+from portopt.kernels.pass_writer import Definition, length, own, parts, size, stored, together
 from portopt.kernels.passes import ACROSS, Pass, Passes, words_of
+from portopt.kernels.stages import Space
 from portopt.program import DRAWS, SUMS, Kind, Program
 
 _FOURTH = "of four"
@@ -52,8 +54,8 @@ def cut(passes: Passes, step: Pass, lengths: Sequence[Sequence[int]]) -> tuple[l
 _LANGUAGE = dataclasses.replace(
     LANGUAGE,
     reserved=LANGUAGE.reserved
-    | frozenset(re.findall(r"\w+", source_file("reductions.cuh") + source_file("draws.cuh")))
-    | {"draws", "j", "own", "values"},
+    | frozenset(re.findall(r"\w+", "".join(map(source_file, ("reductions.cuh", "axes.cuh", "draws.cuh")))))
+    | {"draws", "j", "own", "values", "after", "line_of_four", "n", "r"},
 )
 
 
@@ -81,7 +83,7 @@ def staged_source_for_inputs_on_device(program: Program, key: KernelKey, words: 
     return _Source(with_given_totals(program), key, all_on_device(program), words).text()
 
 
-class _Source(PassWriter):
+class _Source(TileSource):
     zero = "0"
 
     def __init__(self, program: Program, key: KernelKey, split: NormDependence, words: int | None = None) -> None:
@@ -98,6 +100,7 @@ class _Source(PassWriter):
             common_source(self._words),
             f"#define ACROSS {ACROSS}\n",
             reductions_source(),
+            *([source_file("axes.cuh")] if self.passes.tiled else []),
         ]
         if self._words is not None:
             lines.append(scalars_of_inputs_source(writer, self.split))
@@ -135,18 +138,19 @@ class _Source(PassWriter):
             found.append((size(space), f"const long long {size(space)} = {product};"))
         chunks = f"({size(self.stages.space)} + REDUCED_CHUNK - 1) / REDUCED_CHUNK"
         found.append(("chunks_of", f"const long long chunks_of = {chunks};"))
+        found += self.tile_definitions()
         place = [str(len(self.places))]
         for i in self.passes.partial:
             kind = _part_type(self.program.ops[i].name)
             found.append((parts(i), f"{kind} *const {parts(i)} = ({kind} *)(values_of + {' + '.join(place)});"))
-            place.append(f"{words_of(self.program.ops[i].name)} * chunks_of")
+            place.append(f"{words_of(self.program.ops[i].name)} * {self.chunks(i)}")
         # Arrays begin at an even word, so that they are aligned.
         place = [f"({' + '.join(place)} + 1) / 2 * 2"]
         for i in self.passes.stored:
             name = stored(i)
             found.append((name, f"{self._type} *const {name} = ({self._type} *)(values_of + {' + '.join(place)});"))
             place.append(f"({size(self.stages.spaces[i] or ())} + 1) / 2 * 2")
-        return found
+        return found + self.line_definitions(" + ".join(place))
 
     # Kernels -------------------------------------------------------------------------------------------------------
 
@@ -160,19 +164,22 @@ class _Source(PassWriter):
         body = {
             "elements": self._elements,
             "chunks": self._chunks,
+            "tiles": self.tiles,
+            "joined": self.joined,
             "lines": self._lines,
             "scalars": self._scalars,
         }[step.kind](step)
         body = [*self._draws(step), *body]
         lines = [f"{kernel_head(step.name)}({listed(parameters)})", "{"]
         own = ["const int row = row_of(table, chunk);", *self.used(body, self._known), *body]
-        lines += [f"    {line}" for line in [*self.used(body, known), *one_chunk(own)]]
+        lines += [f"    {line}" for line in [*self.used(body, known), *in_one_chunk(own)]]
         return "\n".join([*lines, "}"]) + "\n"
 
-    def _extent(self, size: str) -> list[str]:
+    def extent(self, elements: str) -> list[str]:
         return [
-            f"const long long start = (chunk - first_chunk_of(table, row)) * {size};",
-            f"const long long end = start + {size} < elements_of(table, row) ? start + {size} : elements_of(table, row);",
+            f"const long long start = (chunk - first_chunk_of(table, row)) * {elements};",
+            f"const long long after = start + {elements};",
+            "const long long end = after < elements_of(table, row) ? after : elements_of(table, row);",
         ]
 
     def _each(self, step: Pass, written: Mapping[str, tuple[str, str]]) -> list[str]:
@@ -205,9 +212,10 @@ class _Source(PassWriter):
         lines = [*self.computed(step, whole, _FOURTH), *stores, *adding]
         places = [
             ("place_of", "const long long place_of = i + k * beside;"),
-            *self.along_lengths(whole, "place_of"),
+            *self._in_line(whole, self.along_lengths(whole, "place_of")),
         ]
         body = ["if (i + k * beside >= end)", "    break;", *self.used(lines, places), *lines]
+        before += self.used(body, self._four_in_line(whole))
         return loop_of_fours(
             types,
             loaded,
@@ -216,6 +224,26 @@ class _Source(PassWriter):
             before=before,
             after=after,
         )
+
+    def _in_line(self, whole: Space, places: Sequence[Definition]) -> list[Definition]:
+        """Return definitions of places of an element of a four with one division for all of the four, where they allow it."""
+        further = f"rest_{whole[-1]}_of" if whole else ""
+        return [
+            (name, self.integer(name, f"in_line_of ? line_of_four : {statement.partition(' = ')[2][:-1]}"))
+            if name == further
+            else (name, statement)
+            for name, statement in places
+        ]
+
+    def _four_in_line(self, whole: Space) -> list[Definition]:
+        """Return definitions of whether a four lies along the last length as a whole, and of where that begins."""
+        if len(whole) < 2:
+            return []
+        last = length(whole[-1])
+        return [
+            ("in_line_of", f"const bool in_line_of = beside == 1 && {last} % 4 == 0;"),
+            ("line_of_four", self.integer("line_of_four", f"in_line_of ? {self.quotient('i', last)} : 0")),
+        ]
 
     def _reduced(self, step: Pass) -> tuple[list[str], list[str], list[str]]:
         """Return what a round of four elements does for the reductions: before, for the `k`-th element, and after."""
@@ -229,21 +257,26 @@ class _Source(PassWriter):
         return before, adding, after
 
     def _elements(self, step: Pass) -> list[str]:
-        written = {}
+        stores = {}
         for i in step.stored:
             value = f"({self._type}){self.names[i]}" if self.program.ops[i].kind is Kind.MASK else self.names[i]
-            written[stored(i)] = self._type, value
-        for name in step.outputs:
+            stores[stored(i)] = self._type, value
+        stores |= self.written(step.outputs)
+        return [*self.rounded(step), *self.extent("CHUNK"), *self._each(step, stores)]
+
+    def written(self, outputs: Iterable[str]) -> dict[str, tuple[str, str]]:
+        found = {}
+        for name in outputs:
             column = name if self.key.in_place else NEW + name
             value = LANGUAGE.converted(
                 self.real, self.writer.dtypes[name], self.names[self.program.array_outputs[name]]
             )
-            written[self.writer.array(column)] = LANGUAGE.storage[self.writer.dtypes[name]], value
-        return [*self.rounded(step), *self._extent("CHUNK"), *self._each(step, written)]
+            found[self.writer.array(column)] = LANGUAGE.storage[self.writer.dtypes[name]], value
+        return found
 
     def _chunks(self, step: Pass) -> list[str]:
-        lines = [*self.rounded(step), *self._extent("REDUCED_CHUNK")]
-        lines += [self._begun(i) for i in step.reductions]
+        lines = [*self.rounded(step), *self.extent("REDUCED_CHUNK")]
+        lines += [self.begun(i) for i in step.reductions]
         lines += self._each(step, {})
         for i in step.reductions:
             kind, name = _part_type(self.program.ops[i].name), together(i)
@@ -264,13 +297,13 @@ class _Source(PassWriter):
         count = " * ".join(map(length, along)) or "1"
         lines = [
             *self.rounded(step),
-            *self._extent(str(chunk)),
+            *self.extent(str(chunk)),
             f"const unsigned int across_of = {across};",
             f"const long long count_of = {count};",
             "const long long further_of = blockDim.x / across_of;",
             "for (long long line_of = start; line_of < end; line_of += across_of) {",
             "    const long long result_of = line_of + threadIdx.x % across_of;",
-            *(f"    {self._begun(i)}" for i in step.reductions),
+            *(f"    {self.begun(i)}" for i in step.reductions),
             "    if (result_of < end) {",
             "#pragma unroll 1",
             "        for (long long j = threadIdx.x / across_of; j < count_of; j += 4 * further_of) {",
@@ -289,7 +322,7 @@ class _Source(PassWriter):
         for i in step.reductions:
             kind, op = _part_type(self.program.ops[i].name), self.program.ops[i]
             lines.append(f"    const {kind} {together(i)} = over_block({own(i)}, across_of);")
-            value = self._result(i, "count_of")
+            value = self.result(i, "count_of")
             if op.kind.is_scalar:
                 stores.append(f"values_of[{self.places[i]}] = {_as_double(op.kind, value)};")
             else:
@@ -304,11 +337,11 @@ class _Source(PassWriter):
         for i in step.reductions:
             kind = _part_type(ops[i].name)
             begin = _initial(ops[i].name, self.real)
-            lines.append(f"const {kind} {together(i)} = over_parts({begin}, {parts(i)}, chunks_of);")
+            lines.append(f"const {kind} {together(i)} = over_parts({begin}, {parts(i)}, {self.chunks(i)});")
         inner: list[str] = []
         known: set[int] = set()
         for i in step.reductions:
-            value = self._result(i, count)
+            value = self.result(i, count)
             if ops[i].kind.is_scalar:
                 inner.append(self.writer.assigned(i, value))
                 inner.append(f"values_of[{self.places[i]}] = {_as_double(ops[i].kind, self.names[i])};")
@@ -370,14 +403,16 @@ class _Source(PassWriter):
 
     # Reductions ------------------------------------------------------------------------------------------------------
 
-    def _begun(self, i: int) -> str:
-        name = self.program.ops[i].name
-        return f"{_part_type(name)} {own(i)} = {_initial(name, self.real)};"
+    def part_type(self, i: int) -> str:
+        return _part_type(self.program.ops[i].name)
+
+    def initial(self, i: int) -> str:
+        return _initial(self.program.ops[i].name, self.real)
 
     def _added(self, i: int) -> str:
         return f"add({own(i)}, {self.names[self.program.ops[i].args[0]]});"
 
-    def _result(self, i: int, count: str) -> str:
+    def result(self, i: int, count: str) -> str:
         """Return a result in float64, an integer or a truth, given how many elements it is of."""
         part = together(i)
         match self.program.ops[i].name:
@@ -390,11 +425,11 @@ class _Source(PassWriter):
             case "max" | "min":
                 return f"number_of_{self.real}({part}.word)"
             case "any":
-                return f"{part}.number > 0"
+                return f"{part}.word > 0"
             case "all":
-                return f"{part}.number == {count}"
+                return f"{part}.word == {count}"
             case _:
-                return f"(double){part}.number" if not self.program.ops[i].kind.is_scalar else f"{part}.number"
+                return f"(double){part}.word" if not self.program.ops[i].kind.is_scalar else f"{part}.word"
 
 
 def _addends(i: int) -> str:
