@@ -24,7 +24,8 @@ WHEEL_VENV := build/wheel-venv
 # Waiting OpenMP threads of torch would spin on the cores that the other processes of a run need.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-# Which rules and pairs are tested deeply, where others are not: those of another commit are others. `make test TURN=5` chooses.
+# Which rules and pairs are tested deeply, where others are not: those of another commit are others. `make test TURN=5` chooses,
+# and TURN=all has all, which takes hours.
 TURN ?= $(shell printf '%d' "0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 0)" 2>/dev/null || echo 0)
 export PORTOPT_TESTS_TURN = $(TURN)
 
@@ -116,9 +117,9 @@ conform: $(INSTALLED) ## run the conformance suite, one process per backend
 
 .PHONY: conform-full
 conform-full: ## the same with every rule in every mode, where otherwise they take turns; takes hours
-	$(MAKE) conform CONFORM_ARGS='--full $(CONFORM_ARGS)'
+	$(MAKE) conform TURN=all
 
-CONFORM = $(BIN)/python -m portopt_conformance --turn $(TURN) --json $(RESULTS)/$@.json $(CONFORM_ARGS)
+CONFORM = $(BIN)/python -m portopt_conformance $(if $(filter all,$(TURN)),--full,--turn $(TURN)) --json $(RESULTS)/$@.json $(CONFORM_ARGS)
 
 # JAX takes longer than all others together, so that the layer of its compiled modes has a process of its own.
 BACKEND = $*
@@ -154,7 +155,7 @@ VERSION_TOOLS := array-api-strict hatchling hypothesis pytest pytest-timeout
 # For example: make test-lowest VERSION_TESTS=tests runs all that such an environment can.
 VERSION_TESTS ?= $(addprefix tests/,$(addsuffix .py,\
 	backends/test_backends checkpoints/test_checkpoint_safety core/test_configuration kernels/test_kernel_cache \
-	rules/test_keras_weights rules/test_rules tools/test_command_line tools/test_show))
+	rules/test_rules tools/test_command_line tools/test_show))
 JAX_VERSION_TESTS ?= $(VERSION_TESTS) $(addprefix tests/,$(addsuffix .py,\
 	adapters/test_optax backends/test_jax_transformations kernels/test_jax_kernel program/test_elementary))
 

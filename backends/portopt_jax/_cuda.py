@@ -35,7 +35,7 @@ from portopt.kernels.key import KernelKey
 from portopt.kernels.launch import JOINED
 from portopt.kernels.names import LARGEST_JOINED, SCALARS_OF_INPUTS, SUM_SQUARES, SUMS_JOINED, TOTAL_OF_PARTS, UPDATE
 from portopt.kernels.norm_dependence import WORDS_OF_PART, all_on_device, with_given_totals
-from portopt.kernels.passes import can_pass, passes_of, words_of
+from portopt.kernels.passes import can_pass, number_of_parts, passes_of, words_of
 from portopt.program import Program
 from portopt.program.draws import Place
 from portopt_jax import _launching
@@ -267,7 +267,7 @@ class _Staged:
         words = [passes.words(own, REDUCED_CHUNK) for own in lengths]
         first = 0
         if self._of_total:
-            words = [self.words_of_part * -(-math.prod(own) // REDUCED_CHUNK) for own in lengths]
+            words = [self.words_of_part * number_of_parts(math.prod(own), REDUCED_CHUNK) for own in lengths]
             # The parts of a parameter come after its result, for which there is no place.
             first = -1
         places = list(itertools.accumulate(words, initial=first))

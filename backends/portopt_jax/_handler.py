@@ -95,16 +95,13 @@ def make_handler(
         shared_steps: as `portopt.kernels.host.staged_steps.shared_steps` returns them.
     """
     columns = operands if in_place else operands + results
+    function, rows = entering(operands, results, fixed=2, fixed_results=int(has_outputs), in_place=in_place)
     values = {
+        **rows,
         "KERNEL": ctypes.cast(kernel, ctypes.c_void_p).value,
-        "OUTPUTS": int(has_outputs),
-        "OPERANDS": operands,
-        "RESULTS": results,
         "COLUMNS": columns,
         "WIDTH": columns,
-        "IN_PLACE": str(in_place).lower(),
         "HAS_OUTPUTS": str(has_outputs).lower(),
-        "ONLY_READS": "false",
     }
     if stages is None:
         parts = {"CALL": _CALL, "LAYOUT": "", "PLACE": _PLACE, "PASSES": _PASS}
@@ -116,7 +113,7 @@ def make_handler(
         )
         parts = _staged_parts(stages, columns, _PASSES.replace("$STAGES", done))
     call = parts.pop("CALL")
-    return compiled(call, string.Template(_STEP).safe_substitute(parts), values)
+    return compiled(call, string.Template(_STEP).safe_substitute(parts), values, function)
 
 
 def make_total_handler(
@@ -136,15 +133,12 @@ def make_total_handler(
         joining: as the function of that name there does.
     """
     kind, order = kind_and_order
+    function, rows = entering(operands, 0, fixed=2, fixed_results=0, in_place=False)
     values = {
+        **rows,
         "KERNEL": ctypes.cast(kernel, ctypes.c_void_p).value,
-        "OUTPUTS": 0,
-        "OPERANDS": operands,
-        "RESULTS": 0,
         "COLUMNS": operands,
-        "IN_PLACE": "true",
         "HAS_OUTPUTS": "false",
-        "ONLY_READS": "true",
         "KIND": kind,
         "ORDER": order,
         "JOINING": joining,
@@ -155,7 +149,7 @@ def make_total_handler(
     )
     parts = _staged_parts(stages, operands, _TOTAL.replace("$BEGIN", begin))
     call = parts.pop("CALL")
-    return compiled(call, string.Template(_STEP).safe_substitute(parts), values | _widths(stages, operands))
+    return compiled(call, string.Template(_STEP).safe_substitute(parts), values | _widths(stages, operands), function)
 
 
 def _widths(stages: Stages, columns: int) -> dict[str, int]:
@@ -200,7 +194,7 @@ def _llvm() -> Any:
     return llvm
 
 
-_STEP = """  %array_count = sub i64 %operand_count, 2
+_STEP = """  %array_count = sub i64 %operand_count, $FIXED
   %count = udiv i64 %array_count, $OPERANDS
   %entries = mul i64 %count, $WIDTH
   %words = add i64 %count, %entries
@@ -228,50 +222,12 @@ next_parameter:
   %any_parameter = icmp ult i64 %k, %count
   br i1 %any_parameter, label %parameter, label %begin_passes
 parameter:
-  %operands_before = mul i64 %k, $OPERANDS
-  %operand_row = add i64 %operands_before, 2
-  %results_before = mul i64 %k, $RESULTS
-  %result_row = add i64 %results_before, $OUTPUTS
 $PLACE  %row = mul i64 %place, $WIDTH
   %size_to = getelementptr i64, ptr %sizes, i64 %place
   store i64 %size, ptr %size_to
-  br label %next_operand
-next_operand:
-  %c = phi i64 [ 0, %parameter ], [ %c_next, %operand_done ]
-  %any_operand = icmp ult i64 %c, $OPERANDS
-  br i1 %any_operand, label %operand, label %sized
-operand:
-  %operand_index = add i64 %operand_row, %c
-  %address = call ptr @data(ptr %operands, i64 %operand_index)
-  %entry = add i64 %row, %c
-  %entry_to = getelementptr ptr, ptr %table, i64 %entry
-  store ptr %address, ptr %entry_to
-  %is_gradient = icmp eq i64 %c, 1
-  %is_further = icmp ugt i64 %c, $RESULTS
-  %is_not_written = or i1 %is_gradient, %is_further
-  %is_read_only = or i1 %is_not_written, $ONLY_READS
-  br i1 %is_read_only, label %operand_done, label %result
-result:
-  %after_gradient = icmp ugt i64 %c, 1
-  %skipped = zext i1 %after_gradient to i64
-  %result_column = sub i64 %c, %skipped
-  %result_index = add i64 %result_row, %result_column
-  %result_address = call ptr @data(ptr %results, i64 %result_index)
-  br i1 $IN_PLACE, label %compare, label %enter_result
-compare:
-  %same = icmp eq ptr %address, %result_address
-  %nothing = icmp eq i64 %elements, 0
-  %good = or i1 %same, %nothing
-  br i1 %good, label %operand_done, label %refuse
-enter_result:
-  %result_entry_in_row = add i64 %result_column, $OPERANDS
-  %result_entry = add i64 %row, %result_entry_in_row
-  %result_entry_to = getelementptr ptr, ptr %table, i64 %result_entry
-  store ptr %result_address, ptr %result_entry_to
-  br label %operand_done
-operand_done:
-  %c_next = add i64 %c, 1
-  br label %next_operand
+  %entries_of_row = getelementptr i64, ptr %table, i64 %row
+  %stays = call i1 @enter_row(ptr %operands, ptr %results, i64 %k, ptr %entries_of_row, i64 1)
+  br i1 %stays, label %sized, label %refuse
 sized:
   %total_next = add i64 %total, %size
   %k_next = add i64 %k, 1
@@ -289,6 +245,85 @@ begin_passes:
 $PASSES  call void @free(ptr %sizes)
   ret ptr null
 """
+
+_ENTERING = """
+; Enters where the arrays of a parameter lie, each so many words after the one before. Tells whether those that are overwritten
+; lie where what replaces them does.
+define internal i1 @enter_row(ptr %operands, ptr %results, i64 %row, ptr %table, i64 %stride) {
+begin:
+  %operands_before = mul i64 %row, $OPERANDS
+  %operand_row = add i64 %operands_before, $FIXED
+  %results_before = mul i64 %row, $RESULTS
+  %result_row = add i64 %results_before, $FIXED_RESULTS
+  br label %next
+next:
+  %c = phi i64 [ 0, %begin ], [ %c_next, %done ]
+  %any = icmp ult i64 %c, $OPERANDS
+  br i1 %any, label %operand, label %end
+operand:
+  %index = add i64 %operand_row, %c
+  %address = call ptr @data(ptr %operands, i64 %index)
+  %entry = mul i64 %c, %stride
+  %entry_to = getelementptr ptr, ptr %table, i64 %entry
+  store ptr %address, ptr %entry_to
+  %is_gradient = icmp eq i64 %c, 1
+  %is_further = icmp ugt i64 %c, $RESULTS
+  %is_not_written = or i1 %is_gradient, %is_further
+  %is_read_only = or i1 %is_not_written, $ONLY_READS
+  br i1 %is_read_only, label %done, label %result
+result:
+  %after_gradient = icmp ugt i64 %c, 1
+  %skipped = zext i1 %after_gradient to i64
+  %result_column = sub i64 %c, %skipped
+  %result_index = add i64 %result_row, %result_column
+  %result_address = call ptr @data(ptr %results, i64 %result_index)
+  br i1 $IN_PLACE, label %compare, label %enter_result
+compare:
+  %same = icmp eq ptr %address, %result_address
+  br i1 %same, label %done, label %look
+look:
+  %buffer = call ptr @item(ptr %operands, i64 %index)
+  %elements = call i64 @elements(ptr %buffer)
+  %nothing = icmp eq i64 %elements, 0
+  br i1 %nothing, label %done, label %refuse
+enter_result:
+  %column = add i64 %result_column, $OPERANDS
+  %result_entry = mul i64 %column, %stride
+  %result_entry_to = getelementptr ptr, ptr %table, i64 %result_entry
+  store ptr %result_address, ptr %result_entry_to
+  br label %done
+done:
+  %c_next = add i64 %c, 1
+  br label %next
+refuse:
+  ret i1 false
+end:
+  ret i1 true
+}
+"""
+
+
+def entering(
+    operands: int, results: int, *, fixed: int, fixed_results: int, in_place: bool
+) -> tuple[str, dict[str, Any]]:
+    """Return the function `@enter_row`, and what is put in place of names with a dollar sign.
+
+    Args:
+        operands: how many arrays each parameter has among the operands.
+        results: how many it has among the results.
+        fixed: how many operands there are before the parameters'.
+        fixed_results: how many results there are before the parameters'.
+        in_place: whether operands are overwritten; then XLA must give the results the memory of the operands.
+    """
+    return _ENTERING, {
+        "OPERANDS": operands,
+        "RESULTS": results,
+        "FIXED": fixed,
+        "FIXED_RESULTS": fixed_results,
+        "IN_PLACE": str(in_place).lower(),
+        "ONLY_READS": str(not results).lower(),
+    }
+
 
 _CALL = """  %status = call i32 %kernel(ptr %unused, ptr %unused_too, ptr %table, ptr %sizes, i64 %count,
     i64 %start, i64 %stop, ptr %inputs, i64 %step, ptr %outputs)
@@ -311,6 +346,8 @@ _CALL_STAGES = """  %stage_at = getelementptr %shared, ptr %job, i64 0, i32 14
 """
 
 _PLACE = """  %place = add i64 %k, 0
+  %operands_before = mul i64 %k, $OPERANDS
+  %operand_row = add i64 %operands_before, $FIXED
   %parameter_buffer = call ptr @item(ptr %operands, i64 %operand_row)
   %elements = call i64 @elements(ptr %parameter_buffer)
   %size = add i64 %elements, 0
@@ -323,9 +360,7 @@ LAYOUT = """  %attributes_at = getelementptr %frame, ptr %frame, i64 0, i32 7, i
   %layout = load ptr, ptr %layout_at
 """
 
-_PLACE_IN_LAYOUT = """  %parameter_buffer = call ptr @item(ptr %operands, i64 %operand_row)
-  %elements = call i64 @elements(ptr %parameter_buffer)
-  %words_before = mul i64 %k, $WORDS
+_PLACE_IN_LAYOUT = """  %words_before = mul i64 %k, $WORDS
   %words_from = add i64 %words_before, 3
   %own_layout = getelementptr i64, ptr %layout, i64 %words_from
   %place = load i64, ptr %own_layout

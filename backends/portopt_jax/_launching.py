@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from portopt.kernels.cuda.source import THREADS
-from portopt_jax._handler import LAYOUT, compiled
+from portopt_jax._handler import LAYOUT, compiled, entering
 
 
 class Word(NamedTuple):
@@ -79,20 +79,17 @@ def make_launching_handler(
     body = string.Template(_ON_PARAMETERS).safe_substitute(
         BEFORE=first, LAUNCHES="".join(launches), LAST=len(kernels), STREAM=_STREAM, LAYOUT=LAYOUT
     )
+    function, rows = entering(operands, results, fixed=fixed, fixed_results=fixed_results, in_place=in_place)
     values = {
-        "FIXED": fixed,
-        "OPERANDS": operands,
-        "FIRST_RESULT": fixed_results,
-        "LAST_FIXED": max(fixed_results - 1, 0),
-        "RESULTS": results,
+        **rows,
         "COLUMNS": columns,
         "FURTHER": further,
         "HAS_WORKSPACE": str(workspace is not None).lower(),
         "WORKSPACE": workspace or 0,
-        "IN_PLACE": str(in_place).lower(),
+        "LAST_FIXED": max(fixed_results - 1, 0),
         "BYTES": 8 * (2 + words + max(len(kernel.arguments) for kernel in kernels)),
     }
-    return _compiled(every, driver, body, values)
+    return _compiled(every, driver, body, values, function)
 
 
 def make_call_handler(kernel: Kernel, driver: tuple[int, int]) -> Any:
@@ -106,12 +103,14 @@ def make_call_handler(kernel: Kernel, driver: tuple[int, int]) -> Any:
     return _compiled([kernel], driver, body, {})
 
 
-def _compiled(kernels: Sequence[Kernel], driver: tuple[int, int], body: str, values: dict[str, Any]) -> Any:
+def _compiled(
+    kernels: Sequence[Kernel], driver: tuple[int, int], body: str, values: dict[str, Any], function: str = ""
+) -> Any:
     functions = [f"i64 {function}" for kernel in kernels for function in kernel.functions]
     listed = f"[{len(functions)} x i64] [{', '.join(functions)}]"
     constants = string.Template(_CONSTANTS).substitute(FUNCTIONS=listed, LAUNCH=driver[1], THREADS=THREADS)
     given = {"DEVICES": len(kernels[0].functions), "CURRENT_DEVICE": driver[0]}
-    return compiled(None, body, values | given, constants)
+    return compiled(None, body, values | given, constants + function)
 
 
 def _alone(number: int, kernel: Kernel, blocks: str = "1") -> str:
@@ -257,52 +256,9 @@ next_row:
   %any_row = icmp ult i64 %r, %count
   br i1 %any_row, label %row, label %filled
 row:
-  %operands_before = mul i64 %r, $OPERANDS
-  %operand_row = add i64 %operands_before, $FIXED
-  %results_before = mul i64 %r, $RESULTS
-  %result_row = add i64 %results_before, $FIRST_RESULT
-  br label %next_column
-next_column:
-  %c = phi i64 [ 0, %row ], [ %c_next, %enter ]
-  %any_column = icmp ult i64 %c, $COLUMNS
-  br i1 %any_column, label %column, label %row_done
-column:
-  %is_operand = icmp ult i64 %c, $OPERANDS
-  br i1 %is_operand, label %operand, label %result
-operand:
-  %operand_index = add i64 %operand_row, %c
-  %operand_buffer = call ptr @item(ptr %operands, i64 %operand_index)
-  %operand_address = call ptr @data(ptr %operands, i64 %operand_index)
-  %is_gradient = icmp eq i64 %c, 1
-  %is_further = icmp ugt i64 %c, $RESULTS
-  %is_read_only = or i1 %is_gradient, %is_further
-  %is_written = xor i1 %is_read_only, true
-  %is_overwritten = and i1 %is_written, $IN_PLACE
-  br i1 %is_overwritten, label %compare, label %enter
-compare:
-  %after_gradient = icmp ugt i64 %c, 1
-  %skipped = zext i1 %after_gradient to i64
-  %replaced_column = sub i64 %c, %skipped
-  %replaced_index = add i64 %result_row, %replaced_column
-  %replaced_address = call ptr @data(ptr %results, i64 %replaced_index)
-  %same = icmp eq ptr %operand_address, %replaced_address
-  %elements = call i64 @elements(ptr %operand_buffer)
-  %nothing = icmp eq i64 %elements, 0
-  %stays = or i1 %same, %nothing
-  br i1 %stays, label %enter, label %refuse
-result:
-  %result_column = sub i64 %c, $OPERANDS
-  %result_index = add i64 %result_row, %result_column
-  %result_address = call ptr @data(ptr %results, i64 %result_index)
-  br label %enter
-enter:
-  %address = phi ptr [ %operand_address, %operand ], [ %operand_address, %compare ], [ %result_address, %result ]
-  %column_from = mul i64 %c, %count
-  %entry = add i64 %column_from, %r
-  %place_at = getelementptr i64, ptr %addresses, i64 %entry
-  store ptr %address, ptr %place_at
-  %c_next = add i64 %c, 1
-  br label %next_column
+  %entries_of_row = getelementptr i64, ptr %addresses, i64 %r
+  %stays = call i1 @enter_row(ptr %operands, ptr %results, i64 %r, ptr %entries_of_row, i64 %count)
+  br i1 %stays, label %row_done, label %refuse
 row_done:
   %r_next = add i64 %r, 1
   br label %next_row

@@ -14,7 +14,7 @@ import numpy as np
 
 from portopt.kernels.host.norm_stages import ADD, ALL, DECIDE, FINISH, GUESS, kernels_of, norm_stages, words_of
 from portopt.kernels.host.threads import address_of
-from portopt_jax._handler import LAYOUT, compiled
+from portopt_jax._handler import LAYOUT, compiled, entering
 
 
 def layout(sizes: Sequence[Sequence[int]]) -> Any:
@@ -41,7 +41,8 @@ def make_norm_handler(dtypes: Sequence[str]) -> Any:
     words = ", ".join(f"i64 {word}" for word in known)
     constant = f"[{len(known)} x i64] [{words}]"
     values = {"KERNEL": address_of(norm_stages()), "GROUPS_END": 1 + 2 * len(dtypes), "WHOLE": whole, "PART": part}
-    return compiled(_CALL, _BODY, values, f"@kernels = private constant {constant}\n")
+    function, rows = entering(1, 0, fixed=0, fixed_results=1, in_place=False)
+    return compiled(_CALL, _BODY, values | rows, f"@kernels = private constant {constant}\n{function}")
 
 
 def _pass(stage: int, parts: str, chunk: str = "total") -> str:
@@ -70,9 +71,8 @@ next_operand:
   %any_operand = icmp ult i64 %k, %operand_count
   br i1 %any_operand, label %operand, label %filled
 operand:
-  %address = call ptr @data(ptr %operands, i64 %k)
-  %address_to = getelementptr ptr, ptr %table, i64 %k
-  store ptr %address, ptr %address_to
+  %entry = getelementptr ptr, ptr %table, i64 %k
+  %entered = call i1 @enter_row(ptr %operands, ptr %results, i64 %k, ptr %entry, i64 1)
   %k_next = add i64 %k, 1
   br label %next_operand
 filled:

@@ -12,8 +12,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from portopt import Optimizer, schedules
+from portopt.program import DRAWS
 from portopt.rules.settings import other_values, together
-from portopt_conformance.arrangement import is_elementwise
+from portopt_conformance.arrangement import UNLIKE, is_elementwise
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,14 @@ class Configuration:
     def is_elementwise(self) -> bool:
         """Whether an element of a step depends on that element only, and on what all parameters share."""
         return is_elementwise(self.optimizer())
+
+    @functools.cached_property
+    def kind(self) -> str:
+        """What a step does beside arithmetic on elements: one of the kinds that take turns."""
+        if self.is_elementwise:
+            return "elementwise"
+        operations = {op.name for op in self.optimizer().program(shape=UNLIKE["matrix"]).ops}
+        return "multiplying or drawing" if operations & {"matmul", *DRAWS} else "reducing"
 
     def optimizer(self, **changes: Any) -> Optimizer:
         return self.rule(**{**self.arguments, **changes})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +9,7 @@ import portopt
 from portopt import Backend, Optimizer
 from portopt.arithmetic.dtypes import COMPUTE_DTYPE
 from portopt.backend import IN_PLACE, INTERPRETED
-from portopt.program import DRAWS
 from portopt_conformance import primitives, rules
-from portopt_conformance.arrangement import UNLIKE
 from portopt_conformance.configurations import Configuration, configurations
 from portopt_conformance.experiment import Experiment
 from portopt_conformance.platform import Platform, reference
@@ -115,14 +112,9 @@ def samples(rules: Sequence[type[Optimizer]], turn: int) -> list[Sequence[tuple[
     return [chosen.get(rule, ()) for rule in rules]
 
 
-@functools.cache
 def kind_of(rule: type[Optimizer]) -> str:
     """Return which of the kinds of `KINDS` a rule is of."""
-    default = configurations(rule)[0]
-    if default.is_elementwise:
-        return "elementwise"
-    operations = {op.name for op in default.optimizer().program(shape=UNLIKE["matrix"]).ops}
-    return "multiplying or drawing" if operations & {"matmul", *DRAWS} else "reducing"
+    return configurations(rule)[0].kind
 
 
 def checks(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from support.case_names import cases_of
+from support.case_names import cases_in_turns
 from support.elsewhere import Elsewhere
 
 pytestmark = pytest.mark.needs("jax", "keras", "tensorflow", "torch")
 
 
 @pytest.mark.parametrize(
-    ("backend", "case"),
-    [(b, case) for b in ("jax", "torch", "tensorflow", "numpy") for case in cases_of("native_on_keras", b)],
+    ("backend", "module", "case"),
+    cases_in_turns(["native_on_keras"], ["jax", "torch", "tensorflow", "numpy"], in_all=()),
 )
-def test_case_holds(backend: str, case: str, elsewhere: Elsewhere) -> None:
-    elsewhere.call("native_on_keras", case, KERAS_BACKEND=backend)
+def test_case_holds(backend: str, module: str, case: str, elsewhere: Elsewhere) -> None:
+    elsewhere.call(module, case, KERAS_BACKEND=backend)

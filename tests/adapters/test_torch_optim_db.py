@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from support.elsewhere import Elsewhere
 from support.places import ROOT
+from support.turns import in_turn
 
 from portopt.interchange.matching import translations
 from portopt_torch._translation import VOCABULARY
@@ -37,8 +40,8 @@ OTHERWISE = {
 """Errors of Adam and AdamW that differ from torch's, and what they are."""
 
 
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("name", NAMES)
+# As many checks as do not go into turns evenly, so that each has optimizers in each turn.
+@pytest.mark.parametrize(("name", "check"), in_turn(list(itertools.product(NAMES, CHECKS)), 0, 3))
 def test_what_torch_tests_its_optimizers_with_has_torchs_results(name: str, check: str, elsewhere: Elsewhere) -> None:
     outcomes = elsewhere.call("torch_optim_db", "outcomes", name, check)
     differing = OTHERWISE if check == "error_inputs" and name in ("Adam", "AdamW") else {}

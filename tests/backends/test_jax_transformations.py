@@ -17,7 +17,7 @@ from support.elementwise import ELEMENTWISE
 from support.jax_evaluation import each_x64
 from support.jax_trees import assert_same_trees
 from support.processes import run_python, started_python
-from support.turns import in_turns, rules_in_turn
+from support.turns import in_turn, in_turns, rules_in_turn
 
 import portopt
 import portopt_jax
@@ -281,7 +281,7 @@ CONFIGURATIONS = [
     portopt.Adamax(0.1),
     portopt.Nadam(0.1),
 ]
-each_configuration = pytest.mark.parametrize("optimizer", CONFIGURATIONS, ids=repr)
+each_configuration = pytest.mark.parametrize("optimizer", in_turn(CONFIGURATIONS, 0, 2), ids=repr)
 
 
 def data64() -> tuple[Any, list[Any]]:
@@ -434,7 +434,7 @@ def test_gradient_through_scan_and_checkpoint_is_the_same_without_x64(
     assert found == pytest.approx(expected, rel=1e-6 if dtype == "float64" else 1e-4)
 
 
-@pytest.mark.parametrize("optimizer", [portopt.Adam(0.1), *CLIPPED_AND_NADAM], ids=repr)
+@pytest.mark.parametrize("optimizer", in_turn([portopt.Adam(0.1), *CLIPPED_AND_NADAM], 0, 2), ids=repr)
 def test_gradients_of_zero_have_a_derivative(optimizer: portopt.Optimizer) -> None:
     """Neither a root nor a norm has one at zero, but a step does."""
     params = jnp.asarray([1.0, 2.0], jnp.float32)

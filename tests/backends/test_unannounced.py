@@ -18,6 +18,7 @@ from support.libraries import LIBRARIES
 from support.processes import run_python, started_python
 from support.small_library import Function, Wrapped, make_library, plain
 from support.threads_at_once import at_once
+from support.turns import in_turn
 
 import portopt
 from portopt.backend import UnknownBackendError, accept, find_backend, get_backend, operation_checks, prefer
@@ -149,7 +150,8 @@ def test_steps_of_a_real_library_have_the_bits_of_numpy(library: str) -> None:
     backend = get_backend(library)
     for dtype in ("float32", "float64", "float16", "bfloat16"):
         if dtype in backend.dtypes():
-            compare_with_numpy(backend, dtype, KINDS if dtype == "float32" else (portopt.Adam, portopt.LAMB))
+            others = in_turn(KINDS[1:], 0, 3) if dtype == "float32" else [portopt.LAMB]
+            compare_with_numpy(backend, dtype, [portopt.Adam, *others])
             continue
         with pytest.raises(TypeError, match=rf"^{library} has no dtype {dtype}; it has .*float32"):
             backend.from_numpy(ordinary((2,), dtype, 1), "cpu")

@@ -13,6 +13,7 @@ from support.bits import assert_same_bits
 from support.elsewhere import Elsewhere
 from support.libraries import Library, each_planned
 from support.threads_at_once import at_once
+from support.turns import in_turn
 
 import portopt
 from portopt.kernels.host import threads
@@ -163,7 +164,7 @@ INTERRUPTED = [
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no setitimer here")
-@pytest.mark.parametrize(("library", "kind", "how"), INTERRUPTED)
+@pytest.mark.parametrize(("library", "kind", "how"), in_turn(INTERRUPTED, 0, 2))
 def test_interrupted_step_is_finished(library: str, kind: str, how: str, elsewhere: Elsewhere) -> None:
     assert elsewhere.call_alone("interrupted_steps", "run", library, kind, how) == "whole"
 

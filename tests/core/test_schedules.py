@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from support.bits import assert_same_bits
 from support.jax_evaluation import each_x64, jitted, scanned
 from support.libraries import LIBRARIES, Library, each_library
-from support.turns import in_turns
+from support.turns import in_turn, in_turns
 
 import portopt
 from portopt import scalars, schedules
@@ -673,7 +673,8 @@ def coefficients(rule: type[portopt.Optimizer]) -> Callable[[Scalar], list[Scala
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("rule", "x64"), in_turns(with_other_coefficients(), (False, True), in_all=(portopt.Adam, portopt.Nadam))
+    ("rule", "x64"),
+    in_turns(in_turn(with_other_coefficients(), 0, 2), (False, True), in_all=(portopt.Adam, portopt.Nadam)),
 )
 def test_coefficients_give_the_same_bits_over_thousands_of_scanned_steps(
     rule: type[portopt.Optimizer], x64: bool

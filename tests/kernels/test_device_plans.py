@@ -18,6 +18,7 @@ from support.gpu_cases import EveryDraw, optimizer_of
 from support.recording_driver import Recording
 from support.steps_of_torch import SHAPES, Run, values
 from support.torch_on_host import HostTorch, host_torch, to_numpy, to_torch
+from support.turns import in_turn
 
 import portopt
 from portopt.kernels import launch
@@ -35,8 +36,8 @@ def played(kernel_directory: Path) -> Iterator[tuple[HostTorch, Recording]]:
 @pytest.mark.parametrize(
     "optimizer",
     [
-        *(optimizer_of(rule, False) for rule in ELEMENTWISE),
-        *(rule() for rule in STAGED),
+        *(optimizer_of(rule, False) for rule in in_turn(ELEMENTWISE, 0, 2)),
+        *(rule() for rule in in_turn(STAGED, 0, 2)),
         EveryDraw(),
         portopt.Adam(portopt.schedules.CosineDecay(0.1, 10), clipnorm=0.5, clipvalue=0.1),
         portopt.LAMB(clipnorm=0.5),

@@ -20,6 +20,7 @@ from support.drawing import drawn_by
 from support.elementwise import ELEMENTWISE
 from support.libraries import LIBRARIES, RUNS, Library, Run, steps
 from support.processes import side_by_side
+from support.turns import in_turns
 
 import portopt
 from portopt import UnsupportedOperationError
@@ -726,21 +727,28 @@ class Everything(portopt.Optimizer):
         return p - c.lr * direction / 7, {"m": m, "largest": largest}
 
 
-CONFIGURATIONS = [
-    Everything(0.1),
-    Everything(0.1, signed=True),
-    Everything(portopt.schedules.CosineDecay(0.1, 30, warmup_steps=3), weight_decay=0.01, clipnorm=1.0, clipvalue=0.5),
-]
+CONFIGURATIONS: Mapping[str, portopt.Optimizer] = {
+    "plain": Everything(0.1),
+    "signed": Everything(0.1, signed=True),
+    "all on": Everything(
+        portopt.schedules.CosineDecay(0.1, 30, warmup_steps=3), weight_decay=0.01, clipnorm=1.0, clipvalue=0.5
+    ),
+}
 
 
-@pytest.mark.parametrize("optimizer", CONFIGURATIONS, ids=["plain", "signed", "all on"])
+WORDS: Mapping[str, tuple[Any, str]] = {
+    "ordinary float64": (ordinary, "float64"),
+    "raw float32": (random_words, "float32"),
+}
+
+
 @pytest.mark.parametrize(
-    ("make", "dtype"), [(ordinary, "float64"), (random_words, "float32")], ids=["ordinary float64", "raw float32"]
+    ("run", "words", "options"),
+    [(run, words, options) for words in WORDS for run, options in in_turns(RUNS[1:], list(CONFIGURATIONS))],
+    ids=str,
 )
-@pytest.mark.parametrize("run", RUNS[1:], ids=str)
-def test_custom_rule_gives_the_same_bits_on_every_library(
-    run: Run, make: Any, dtype: str, optimizer: portopt.Optimizer
-) -> None:
+def test_custom_rule_gives_the_same_bits_on_every_library(run: Run, words: str, options: str) -> None:
+    (make, dtype), optimizer = WORDS[words], CONFIGURATIONS[options]
     params = {"a": make((40, 5), dtype, 1), "b": [make((7,), dtype, 2)]}
     gradients = [{"a": make((40, 5), dtype, 10 + i), "b": [make((7,), dtype, 20 + i)]} for i in range(4)]
     expected, expected_state = steps(RUNS[0], optimizer, params, gradients, dtype)

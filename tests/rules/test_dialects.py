@@ -24,6 +24,7 @@ from support.optax_trajectories import OWN_CALL, trajectory
 from support.places import ROOT
 from support.programs import operations, programs
 from support.published_formulas import FORMULAS
+from support.turns import in_turn
 
 import portopt
 from portopt.dialects import DIALECTS, Dialect
@@ -43,9 +44,14 @@ each_rule_and_dialect = pytest.mark.parametrize(
 each_dialect = pytest.mark.parametrize("dialect", DIALECTS)
 
 
-def each_setting(dialect: str, having: Callable[[str], bool] = lambda rule: True) -> pytest.MarkDecorator:
-    """Parametrize with the settings of the rules that have a dialect, and a counterpart in its framework."""
-    chosen = [setting for setting in settings(dialect) if having(setting[0])]
+def each_setting(
+    dialect: str, having: Callable[[str], bool] = lambda rule: True, turns: int = 1
+) -> pytest.MarkDecorator:
+    """Parametrize with the settings of the rules that have a dialect, and a counterpart in its framework.
+
+    Where the framework compiles each, one of so many in turns: a changed formula of portopt shows in its committed vector.
+    """
+    chosen = in_turn([setting for setting in settings(dialect) if having(setting[0])], 0, turns)
     return pytest.mark.parametrize(
         ("rule", "number", "arguments"), chosen, ids=[f"{rule}-{n}" for rule, n, _ in chosen]
     )
@@ -193,7 +199,7 @@ def optax_trajectory(rule: str, arguments: Mapping[str, Any]) -> list[list[Array
 
 
 # Those with a call of their own are compared with NumPy, and that with optax: each comparison is compiled, which takes long.
-@each_setting("optax", having=lambda rule: rule not in OWN_CALL and optax_function(rule) is not None)
+@each_setting("optax", having=lambda rule: rule not in OWN_CALL and optax_function(rule) is not None, turns=3)
 def test_optax_dialect_is_the_formula_of_optax(rule: str, number: int, arguments: Mapping[str, Any]) -> None:
     assert_close(portopt_trajectory(rule, "optax", arguments), optax_trajectory(rule, arguments))
 

@@ -1,8 +1,8 @@
 """Pairs of which one half meets the other in turns: all of both are tried, but not each with each.
 
 A rule decides which operations a step has, a library, a dtype or a mode how each is done: a fault lies in one of the two. The
-conformance suite has all pairs, and another turn of the whole run, `PORTOPT_TESTS_TURN=5`, has others. The makefile takes it from
-the commit.
+conformance suite has all pairs. Another number of the whole run, `PORTOPT_TESTS_TURN=5`, has others, and `all` has all; the
+makefile takes it from the commit.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from portopt_conformance.plan import samples
 First = TypeVar("First")
 Second = TypeVar("Second")
 
-TURN = int(os.environ.get("PORTOPT_TESTS_TURN", "0"))
-_PAIRS, _ITEMS = TURN // 2**8, TURN // 2**16
-"""Digits of their own, so that what is chosen in two ways at once meets in all ways."""
+ALL = "all"
+TURN = os.environ.get("PORTOPT_TESTS_TURN", "0")
+"""The number of the run, or `ALL`: nobody waits for a turn."""
+
+
+def _digit(base: int) -> int:
+    """Return what a way to choose counts from: each has its own, so that what is chosen in two ways meets in all ways."""
+    return 0 if TURN == ALL else int(TURN) // base
 
 
 def in_turns(
@@ -36,13 +41,13 @@ def in_turns(
         (first, second)
         for i, first in enumerate(firsts)
         for k, second in enumerate(seconds)
-        if first in in_all or k == (i + start + _PAIRS) % len(seconds)
+        if first in in_all or TURN == ALL or k == (i + start + _digit(2**8)) % len(seconds)
     ]
 
 
 def in_turn(items: Sequence[First], turn: int, of: int) -> Sequence[First]:
     """Return one of so many: each is among those of one turn of `of` that follow each other."""
-    return items[(turn + _ITEMS) % of :: of]
+    return items if TURN == ALL else items[(turn + _digit(2**16)) % of :: of]
 
 
 def rules_in_turn(
@@ -57,4 +62,5 @@ def rules_in_turn(
         turn: a number of the test's own; tests whose numbers follow each other have different rules.
         always: those whose turn it always is.
     """
-    return [rule for rule, sample in zip(rules, samples(rules, turn + TURN), strict=True) if sample or rule in always]
+    chosen = zip(rules, samples(rules, turn + _digit(1)), strict=True)
+    return [rule for rule, sample in chosen if sample or rule in always or TURN == ALL]

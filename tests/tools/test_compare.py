@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from support.entry_points import further_entry_points
+from support.turns import in_turn
 
 import portopt
 from portopt.backend import Backend, Mode
@@ -282,7 +283,9 @@ class TestAgainst:
     # Those that torch has as well are near it; that the others' counterparts take steps, the tests of the benchmark see.
     @pytest.mark.parametrize(
         "rule",
-        [rule for rule in counterparts("optax") if rule is portopt.Adam or rule not in counterparts("torch")],
+        in_turn(
+            [rule for rule in counterparts("optax") if rule is portopt.Adam or rule not in counterparts("torch")], 0, 3
+        ),
         ids=lambda rule: rule.__name__,
     )
     def test_optax_is_near(self, rule: type[portopt.Optimizer]) -> None:

@@ -29,6 +29,7 @@ from portopt.backend import Backend, Leaf
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.library import CudaLibrary, Placed
+from portopt.kernels.cuda.tables import Cut
 from portopt.kernels.device_queue import (
     COUNT_OF_NORM,
     FINDING,
@@ -416,7 +417,8 @@ class _Kind:
         self.elements = sum(sizes)
         module = library.module(program, key)
         if self._passes is None:
-            self.names, self._cut = [UPDATE], [(sizes, library.chunk)]
+            self.names = [UPDATE]
+            self._cut: list[Cut] = [(sizes, library.chunk)]
         else:
             self._lengths = [self._passes.stages.lengths(tuple(leaf["p"].shape)) for leaf in leaves]
             self.names = [step.name for step in self._passes.passes]

@@ -25,7 +25,7 @@ from portopt.kernels.host.kernel import Inputs
 from portopt.kernels.host_scalars import HostScalars
 from portopt.kernels.names import LARGEST_JOINED, SUMS_JOINED
 from portopt.kernels.norm_dependence import with_given_totals
-from portopt.kernels.passes import passes_of, words_of
+from portopt.kernels.passes import number_of_parts, passes_of, words_of
 from portopt.kernels.totals import can_total, reducing
 from portopt.program import Op, Program
 from portopt.program.reductions import of_numbers
@@ -88,7 +88,7 @@ class TotalOfKind:
         module = library.module(program, key)
         self.first, self.last = (kernels.function(module, step.name, device) for step in self.passes.passes)
         self.lengths = [self.passes.stages.lengths(tuple(leaf["p"].shape)) for leaf in rows.leaves]
-        self.chunks = [-(-math.prod(lengths) // library.reduced_chunk) for lengths in self.lengths]
+        self.chunks = [number_of_parts(math.prod(lengths), library.reduced_chunk) for lengths in self.lengths]
 
     @property
     def width(self) -> int:

@@ -20,11 +20,12 @@ from portopt.kernels.cuda import kernels
 from portopt.kernels.cuda.library import Argument, CudaLibrary, Fetch, Placed, real_numbers, typed
 from portopt.kernels.cuda.source import NUMBERS
 from portopt.kernels.cuda.staged_source import cut
+from portopt.kernels.cuda.tables import Cut
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.names import LARGEST_JOINED, SUM_SQUARES, SUMS_JOINED, UPDATE
 from portopt.kernels.norm_dependence import STEP, GradientNorm, NormDependence, norm_dependence, with_given_totals
-from portopt.kernels.passes import Pass, Passes, can_pass, passes_of, words_of
+from portopt.kernels.passes import Pass, Passes, can_pass, number_of_parts, passes_of, words_of
 from portopt.kernels.rates import with_rates
 from portopt.kernels.totals import can_total, reducing
 from portopt.program import Program
@@ -412,7 +413,7 @@ def _run_passes(library: CudaLibrary, of: _Launches, passes: Passes) -> None:
     del memory
 
 
-def cuts(passes: Passes, lengths: Sequence[Sequence[int]]) -> list[tuple[list[int], int]]:
+def cuts(passes: Passes, lengths: Sequence[Sequence[int]]) -> list[Cut]:
     """Return for how many elements of each parameter each pass has something to do, and how many are a chunk."""
     return [cut(passes, step, lengths) for step in passes.passes]
 
@@ -438,7 +439,7 @@ def _total_of(library: CudaLibrary, launches: Sequence[_Launches]) -> tuple[Any,
     assert root.passes is not None
     (partial,) = root.passes.partial
     width = words_of(root.passes.stages.program.ops[partial].name)
-    chunks = [[-(-math.prod(lengths) // library.reduced_chunk) for lengths in of.lengths] for of in launches]
+    chunks = [[number_of_parts(math.prod(lengths), library.reduced_chunk) for lengths in of.lengths] for of in launches]
     number = sum(map(sum, chunks))
     # The result comes first, then the parts of all parameters as if they were those of one.
     with library.on(root.device):

@@ -19,6 +19,8 @@ from portopt.kernels.stages import Loop, Space, Stages, can_cut, cut, elements
 from portopt.program import DRAWS, FUNCTIONS, REDUCTIONS, SUMS, Program
 
 PassKind = Literal["elements", "chunks", "tiles", "joined", "lines", "scalars"]
+MOST_PARTS = 2048
+"""The most parts that chunks leave of a parameter's elements, which one block combines: larger ones have larger chunks."""
 ACROSS = 32
 """Neighbouring results that a block reduces at once, where neighbouring elements belong to different ones."""
 LANES = 32
@@ -138,7 +140,7 @@ class Passes:
         return {i: k for k, i in enumerate(sorted(self.stages.program.parameter_scalars))}
 
     def words(self, lengths: Sequence[int], chunk: int) -> int:
-        """Return how many words of 64 bits a parameter needs between kernels, if that many elements are reduced at once."""
+        """Return how many words of 64 bits a parameter needs between kernels, if no fewer elements are reduced at once."""
         spaces, ops = self.stages.spaces, self.stages.program.ops
         kept = sum(_even(elements(spaces[i] or (), lengths)) for i in self.stored)
         parts = sum(words_of(ops[i].name) * self._chunks(i, lengths, chunk) for i in self.partial)
@@ -153,7 +155,7 @@ class Passes:
         """Return how many chunks leave a part of a reduction."""
         if i in self.tiled:
             return -(-self.tiled[i].tiles(lengths) // TILES)
-        return -(-elements(self.stages.space, lengths) // chunk)
+        return number_of_parts(elements(self.stages.space, lengths), chunk)
 
 
 def _even(words: int) -> int:
@@ -166,22 +168,34 @@ def words_of(reduction: str) -> int:
     return 5 if reduction in SUMS else 1
 
 
+def reduced_chunk_of(elements: int, least: int) -> int:
+    """Return how many of the elements of a parameter are reduced to one part, given the smallest such number."""
+    chunk = least
+    while elements > MOST_PARTS * chunk:
+        chunk *= 2
+    return chunk
+
+
+def number_of_parts(elements: int, least: int) -> int:
+    """Return to how many parts the elements of a parameter are reduced."""
+    return -(-elements // reduced_chunk_of(elements, least))
+
+
 def words_of_line(reduction: str) -> int:
     """Return how many words are kept of what a tile gives of a row or a column: those of a sum have fewer bits."""
     return 2 if reduction in SUMS else 1
 
 
-def chunk_of(step: Pass, space: Space, elements: int, reduced: int) -> int:
-    """Return how many of the elements of a pass are a chunk.
+def chunk_of(step: Pass, space: Space, elements: int) -> int:
+    """Return how many of the elements of a pass are a chunk, but for passes that reduce chunks: `reduced_chunk_of`.
 
     Args:
         step: the pass.
         space: of the elements that it reduces, if it reduces lines.
         elements: how many are a chunk where each element is done for itself.
-        reduced: how many are one where they are reduced to one part.
     """
     if step.kind != "lines":
-        sizes = {"elements": elements, "chunks": reduced, "tiles": TILES, "joined": ACROSS, "scalars": 1}
+        sizes = {"elements": elements, "tiles": TILES, "joined": ACROSS, "scalars": 1}
         return sizes[step.kind]
     return ACROSS if space[-1] in step.space else 1
 

@@ -20,6 +20,7 @@ from portopt.backend.totals import Totals
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.library import CudaLibrary, Placed
+from portopt.kernels.cuda.tables import Cut
 from portopt.kernels.device_queue import Column, Launch, OnDevice, Queue
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.host.given import same_numbers
@@ -324,9 +325,7 @@ class _Recorder(CudaLibrary):
             raise _NotOnDevice
         return found
 
-    def tables(
-        self, rows: Sequence[Sequence[int]], cut: Sequence[tuple[Sequence[int], int]], device: int
-    ) -> list[Placed]:
+    def tables(self, rows: Sequence[Sequence[int]], cut: Sequence[Cut], device: int) -> list[Placed]:
         placed = super().tables(rows, cut, device)
         if rows and placed:
             addresses = placed[0].argument[3]

@@ -1,11 +1,6 @@
 // Reductions of rows and of columns at once. A warp goes down the rows of a tile of a matrix, some rows at a time; a lane has four
 // columns of it. Each row and each column has bins of its own, so that no bit depends on how a matrix is cut into tiles.
 
-#ifndef LANES
-#define LANES 32
-#define ALL_LANES 0xffffffffu
-#endif
-
 // A block on the host may have fewer threads than a warp.
 #ifdef __CUDA_ARCH__
 __device__ __forceinline__ constexpr unsigned int lanes_here() { return LANES; }

@@ -17,7 +17,7 @@ from portopt.kernels.cuda.graphs import WORDS, graphs_source
 from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.products import products_source
 from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, ONLY_CHUNK, REDUCED_CHUNK, THREADS
-from portopt.kernels.cuda.tables import Chunks, columns_of
+from portopt.kernels.cuda.tables import Chunks, Cut, columns_of
 from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.key import KernelKey
 from portopt.kernels.names import PUT_ROWS, PUT_WORDS, SCALARS_OF_NORM
@@ -94,7 +94,7 @@ class CudaLibrary(ABC):
 
     Attributes:
         chunk: how many elements a chunk of an elementwise step is.
-        reduced_chunk: how many it is where it is reduced to one part.
+        reduced_chunk: how many it is at least where it is reduced to one part.
     """
 
     chunk = ONLY_CHUNK
@@ -181,14 +181,12 @@ class CudaLibrary(ABC):
         memory = self.empty((words,), "int64", device)
         return memory, self.address(memory)
 
-    def tables(
-        self, rows: Sequence[Sequence[int]], cut: Sequence[tuple[Sequence[int], int]], device: int
-    ) -> list[Placed]:
+    def tables(self, rows: Sequence[Sequence[int]], cut: Sequence[Cut], device: int) -> list[Placed]:
         """Return what tells launches where parameters are, one for each way in which their elements are cut into chunks.
 
         Args:
             rows: the words of each parameter, in the order of the kernels' columns.
-            cut: the number of elements of each parameter, and how many of them are a chunk.
+            cut: how elements are cut, once for each way.
             device: the current device.
         """
         words, chunks = columns_of(rows), [Chunks(sizes, chunk) for sizes, chunk in cut]

@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sum_squares(
             add_squares(sum, x);
         }
     }
-    sum = over_block(sum, 1);
+    sum = over_whole_block(sum);
     if (threadIdx.x == 0)
         for (long long part = blockIdx.x; part < count; part += gridDim.x) {
             parts[part] = sum;

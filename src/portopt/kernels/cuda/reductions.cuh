@@ -1,6 +1,8 @@
 // Reductions, as portopt.program.bins and portopt.program.reductions define them. What is kept of one is made of integers, so
 // parts of it are combined in any order.
 
+#define LANES 32
+#define ALL_LANES 0xffffffffu
 #define INFINITY_WORD 0x7ff0000000000000ull
 #define INFINITE __longlong_as_double((long long)INFINITY_WORD)
 #define NOT_A_NUMBER __longlong_as_double(0x7ff8000000000000ll)
@@ -12,14 +14,13 @@ __device__ __forceinline__ double power_of_two(int exponent)
     return __longlong_as_double((long long)(exponent + 1023) << 52);
 }
 
-// The exponent of what numbers are divided by before they are squared, given the bits of the largest magnitude.
-__device__ __forceinline__ int scaling_of(unsigned long long largest)
+// One and a half times a power of two.
+__device__ __forceinline__ double large(int exponent)
 {
-    const double magnitude = __longlong_as_double((long long)largest);
-    return magnitude >= power_of_two(UNSCALED) ? SCALING : magnitude < power_of_two(-UNSCALED) ? -SCALING : 0;
+    return __longlong_as_double((long long)((exponent + 1023) << 20 | 0x80000) << 32);
 }
 
-// The same, given the exponent of the bins of the squares.
+// The exponent of what numbers are divided by before they are squared, given that of the bins of the squares.
 __device__ __forceinline__ int scaling_of_squares(long long exponent)
 {
     return exponent > 2 * UNSCALED ? SCALING : exponent <= -2 * UNSCALED ? -SCALING : 0;
@@ -29,14 +30,6 @@ __device__ __forceinline__ int scaling_of_squares(long long exponent)
 __device__ __forceinline__ int exponent_from(int least)
 {
     return ((least - BIN_OFFSET + BIN_WIDTH - 1) & -BIN_WIDTH) + BIN_OFFSET;
-}
-
-// The exponent of the bins of squares, given the bits of the largest magnitude.
-__device__ __forceinline__ int bins_of(unsigned long long largest)
-{
-    const int half = scaling_of(largest);
-    const double scaled = __longlong_as_double((long long)largest) * power_of_two(-half);
-    return exponent_from((int)(__double_as_longlong(scaled * scaled) >> 52) - 1022) + 2 * half;
 }
 
 // An integer in units of a bin as a multiple of the next one, and a rest between minus and plus half of that.
@@ -57,16 +50,10 @@ __device__ __forceinline__ Sum no_sum(long long exponent)
     return nothing;
 }
 
-// The smallest exponent of bins above a finite number that is not negative.
-__device__ __forceinline__ int exponent_above(double x)
-{
-    const int exponent = exponent_from((int)(__double_as_longlong(x) >> 52) - 1022);
-    return exponent < LOWEST_EXPONENT ? LOWEST_EXPONENT : exponent;
-}
-
 __device__ __forceinline__ void raise_bins(Sum &sum, long long exponent)
 {
-    const long long moved = exponent - sum.exponent;
+    // Exponents are small: half of the word is enough to compare them.
+    const int moved = (int)exponent - (int)sum.exponent;
     if (moved <= 0)
         return;
     sum.third = moved == 32 ? sum.second : moved == 64 ? sum.first : 0;
@@ -82,11 +69,17 @@ __device__ __forceinline__ unsigned long long magnitude_of(double x)
     return (unsigned long long)__double_as_longlong(fabs(x));
 }
 
-__device__ __forceinline__ double number_of(unsigned int magnitude) { return (double)__uint_as_float(magnitude); }
+// The exponent of the last power of two that is not above a magnitude.
+__device__ __forceinline__ int exponent_of(unsigned int magnitude) { return (int)(magnitude >> 23) - 127; }
+__device__ __forceinline__ int exponent_of(unsigned long long magnitude) { return (int)(magnitude >> 52) - 1023; }
 
-__device__ __forceinline__ double number_of(unsigned long long magnitude)
+template <typename Real, int COUNT> __device__ __forceinline__ auto largest_magnitude(const Real (&x)[COUNT])
 {
-    return __longlong_as_double((long long)magnitude);
+    auto most = magnitude_of(x[0]);
+#pragma unroll
+    for (int k = 1; k < COUNT; k++)
+        most = magnitude_of(x[k]) > most ? magnitude_of(x[k]) : most;
+    return most;
 }
 
 // All but the GPUs of these generations that are made for float64 have one unit of it for 16 or more of integers.
@@ -95,14 +88,12 @@ __device__ __forceinline__ double number_of(unsigned long long magnitude)
 #define INTEGER_SQUARES
 #endif
 
-// What `add_squares` does of finite numbers that are not all zero, given the largest magnitude, and no subnormals, in integers.
+// What `add_squares` does of float32 numbers in bins that are high enough, in integers.
 // Above the last bit of a square are two zeros, so what is followed by just a half is even, and stays. No square of 24 bits has a
 // bit, 31 zeros and further ones where the last bin ends, so for the carry into the second what is below the last bin is not asked.
 template <int COUNT>
-__device__ __forceinline__ void add_integer_squares(Sum &sum, const float (&x)[COUNT], unsigned int most)
+__device__ __forceinline__ void add_integer_squares(Sum &sum, const float (&x)[COUNT])
 {
-    const unsigned long long largest = (most & 0x7fffff) | 0x800000;
-    raise_bins(sum, exponent_from(2 * ((int)(most >> 23) - 127) + (int)(largest * largest >> 47) + 1));
     // What the last bin counts, as the exponent of the square of a whole number.
     const int unit = (int)sum.exponent - 95 + 2 * 150;
     unsigned long long sums[3] = {0, 0, 0};
@@ -133,38 +124,18 @@ __device__ __forceinline__ void add_integer_squares(Sum &sum, const float (&x)[C
     sum.third += (long long)(sums[2] - ((unsigned long long)carried_to_second << 32));
 }
 
-template <int COUNT>
-__device__ __forceinline__ void add_integer_squares(Sum &, const double (&)[COUNT], unsigned long long) {}
+template <int COUNT> __device__ __forceinline__ void add_integer_squares(Sum &, const double (&)[COUNT]) {}
 
-// Several squares at once: their bins are those of the largest. To add a number that is so large rounds to a multiple of the
-// unit of its last bit, which is that of a bin; the integer then stands in the bits.
-template <typename Real, int COUNT> __device__ __forceinline__ void add_squares(Sum &sum, const Real (&x)[COUNT])
+// Adds numbers that are less than two to the power of an exponent, which is that of the bins, or what it is once the numbers are
+// scaled. To add a number that is so large rounds to a multiple of the unit of its last bit, which is that of a bin; the integer
+// then stands in the bits.
+template <int COUNT> __device__ __forceinline__ void add_in_bins(Sum &sum, const double (&x)[COUNT], int exponent)
 {
-    auto most = magnitude_of(x[0]);
-#pragma unroll
-    for (int k = 1; k < COUNT; k++)
-        most = magnitude_of(x[k]) > most ? magnitude_of(x[k]) : most;
-    if (most == 0)
-        return;
-    if (most >= magnitude_of((Real)INFINITE)) {
-        sum.special |= most > magnitude_of((Real)INFINITE) ? 1 : 2;
-        return;
-    }
-#ifdef INTEGER_SQUARES
-    if (sizeof(Real) == 4) {
-        add_integer_squares(sum, x, most);
-        return;
-    }
-#endif
-    raise_bins(sum, bins_of(magnitude_of(number_of(most))));
-    const int half = scaling_of_squares(sum.exponent);
-    const double scale = power_of_two(-half), unit = 1.5 * power_of_two((int)sum.exponent - 2 * half - 31 + 52);
-    const double units[3] = {unit, unit * 0x1p-32, unit * 0x1p-64};
+    const double units[3] = {large(exponent + 21), large(exponent - 11), large(exponent - 43)};
     unsigned long long sums[3] = {0, 0, 0};
 #pragma unroll
     for (int k = 0; k < COUNT; k++) {
-        const double scaled = sizeof(Real) == 8 ? x[k] * scale : x[k];
-        double left = scaled * scaled;
+        double left = x[k];
 #pragma unroll
         for (int bin = 0; bin < 3; bin++) {
             const double rounded = left + units[bin];
@@ -180,13 +151,37 @@ template <typename Real, int COUNT> __device__ __forceinline__ void add_squares(
     sum.third += (long long)sums[2];
 }
 
-// Several numbers at once, in the same way: their bins are those of the largest.
+// Several squares at once: their bins are those of the largest. Exponents of bins are even, so that of the largest number tells.
+template <typename Real, int COUNT> __device__ __forceinline__ void add_squares(Sum &sum, const Real (&x)[COUNT])
+{
+    const auto most = largest_magnitude(x);
+    if (most == 0)
+        return;
+    if (most >= magnitude_of((Real)INFINITE)) {
+        sum.special |= most > magnitude_of((Real)INFINITE) ? 1 : 2;
+        return;
+    }
+    raise_bins(sum, exponent_from(2 * exponent_of(most) + 1));
+#ifdef INTEGER_SQUARES
+    if (sizeof(Real) == 4) {
+        add_integer_squares(sum, x);
+        return;
+    }
+#endif
+    const int half = sizeof(Real) == 8 ? scaling_of_squares(sum.exponent) : 0;
+    double squares[COUNT];
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        const double scaled = sizeof(Real) == 8 ? x[k] * power_of_two(-half) : x[k];
+        squares[k] = scaled * scaled;
+    }
+    add_in_bins(sum, squares, (int)sum.exponent - 2 * half);
+}
+
+// Several numbers at once, in the same way. Those of float64 are scaled, so that nothing overflows.
 template <typename Real, int COUNT> __device__ __forceinline__ void add_numbers(Sum &sum, const Real (&x)[COUNT])
 {
-    auto most = magnitude_of(x[0]);
-#pragma unroll
-    for (int k = 1; k < COUNT; k++)
-        most = magnitude_of(x[k]) > most ? magnitude_of(x[k]) : most;
+    const auto most = largest_magnitude(x);
     if (most == 0)
         return;
     if (most >= magnitude_of((Real)INFINITE)) {
@@ -196,22 +191,12 @@ template <typename Real, int COUNT> __device__ __forceinline__ void add_numbers(
                 sum.special |= x[k] != x[k] ? 1 : x[k] > 0 ? 2 : 4;
         return;
     }
-    raise_bins(sum, exponent_above(number_of(most)));
-    const double scale = power_of_two(31 - (int)sum.exponent);
-    unsigned long long sums[3] = {0, 0, 0};
+    raise_bins(sum, exponent_from(exponent_of(most) + 1));
+    double scaled[COUNT];
 #pragma unroll
-    for (int k = 0; k < COUNT; k++) {
-        double left = (double)x[k] * scale;
-#pragma unroll
-        for (int bin = 0; bin < 3; bin++) {
-            const double rounded = left + 6755399441055744.0;
-            sums[bin] += (unsigned long long)__double_as_longlong(rounded);
-            left = (left - (rounded - 6755399441055744.0)) * 0x1p32;
-        }
-    }
-    sum.first += (long long)(sums[0] - COUNT * 0x4338000000000000ull);
-    sum.second += (long long)(sums[1] - COUNT * 0x4338000000000000ull);
-    sum.third += (long long)(sums[2] - COUNT * 0x4338000000000000ull);
+    for (int k = 0; k < COUNT; k++)
+        scaled[k] = sizeof(Real) == 8 ? x[k] * power_of_two(31 - (int)sum.exponent) : x[k];
+    add_in_bins(sum, scaled, sizeof(Real) == 8 ? 31 : (int)sum.exponent);
 }
 
 __device__ __forceinline__ void join(Sum &sum, Sum other)
@@ -332,12 +317,79 @@ template <typename Part> __device__ __forceinline__ Part over_block(Part own, un
     return parts[threadIdx.x];
 }
 
-// Combines parts that lie in memory; the first thread gets the result.
-template <typename Part> __device__ __forceinline__ Part over_parts(Part own, const Part *parts, long long count)
+// Each of the first lanes of a warp gets what all of them have found; their number is a power of two, or there are more threads.
+template <typename Part> __device__ __forceinline__ Part over_lanes(Part own, unsigned int lanes)
 {
-    for (long long k = threadIdx.x; k < count; k += blockDim.x)
-        join(own, parts[k]);
-    return over_block(own, 1);
+#pragma unroll
+    for (unsigned int half = LANES / 2; half > 0; half /= 2) {
+        if (half >= lanes)
+            continue;
+        const Part other = {__shfl_xor_sync(ALL_LANES, own.word, half)};
+        join(own, other);
+    }
+    return own;
+}
+
+__device__ __forceinline__ Sum over_lanes(Sum own, unsigned int lanes)
+{
+    int exponent = (int)own.exponent, special = (int)own.special;
+#pragma unroll
+    for (unsigned int half = LANES / 2; half > 0; half /= 2) {
+        if (half >= lanes)
+            continue;
+        const int other = __shfl_xor_sync(ALL_LANES, exponent, half);
+        exponent = other > exponent ? other : exponent;
+        special |= __shfl_xor_sync(ALL_LANES, special, half);
+    }
+    raise_bins(own, exponent);
+    own.special = special;
+#pragma unroll
+    for (unsigned int half = LANES / 2; half > 0; half /= 2) {
+        if (half >= lanes)
+            continue;
+        own.first += __shfl_xor_sync(ALL_LANES, own.first, half);
+        own.second += __shfl_xor_sync(ALL_LANES, own.second, half);
+        own.third += __shfl_xor_sync(ALL_LANES, own.third, half);
+    }
+    return own;
+}
+
+// The first thread gets what all have found. Lanes for which there is no warp get anything; nobody asks them. With a condition in
+// its place, NVRTC 12.9 does not come to an end.
+template <typename Part> __device__ __forceinline__ Part over_whole_block(Part own)
+{
+    __shared__ Part parts[LANES];
+    own = over_lanes(own, blockDim.x);
+    __syncthreads();
+    if (threadIdx.x % LANES == 0)
+        parts[threadIdx.x / LANES] = own;
+    __syncthreads();
+    return over_lanes(parts[threadIdx.x % LANES], (blockDim.x + LANES - 1) / LANES);
+}
+
+// Combines parts that lie in memory; the first thread gets the result. Several parts are loaded at once.
+template <typename Part> __device__ __forceinline__ Part over_parts(const Part begin, const Part *parts, long long count)
+{
+    Part own = begin;
+    for (long long k = threadIdx.x; k < count; k += 4 * blockDim.x) {
+        Part found[4];
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            found[n] = k + n * blockDim.x < count ? parts[k + n * blockDim.x] : begin;
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            join(own, found[n]);
+    }
+    return over_whole_block(own);
+}
+
+// How many elements of a parameter are reduced to one part, given the smallest such number.
+__device__ __forceinline__ long long reduced_chunk_of(long long elements, long long least)
+{
+    long long chunk = least;
+    while (elements > MOST_PARTS * chunk)
+        chunk *= 2;
+    return chunk;
 }
 
 // Places of elements -----------------------------------------------------------------------------------------------------

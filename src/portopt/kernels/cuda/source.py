@@ -17,6 +17,7 @@ from pathlib import Path
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.names import SCALARS_OF_INPUTS, SCALARS_OF_NORM, UPDATE
 from portopt.kernels.norm_dependence import STEP, NormDependence, norm_dependence
+from portopt.kernels.passes import MOST_PARTS
 from portopt.kernels.writer import Language, Writer, functions_for_conversions
 from portopt.program import GIVEN, Kind, Label, Op, Program, bins
 
@@ -188,7 +189,9 @@ def common_source(words: int | None = None) -> str:
 
 def reductions_source() -> str:
     """Return what modules that reduce have after that."""
-    return "\n".join([*defines(_BINS), "", *map(source_file, ("scalars.cuh", "reductions.cuh"))])
+    return "\n".join(
+        [*defines({**_BINS, "MOST_PARTS": MOST_PARTS}), "", *map(source_file, ("scalars.cuh", "reductions.cuh"))]
+    )
 
 
 def defines(constants: Mapping[str, int]) -> list[str]:
@@ -447,7 +450,8 @@ LANGUAGE = Language(
             "fabsf floor sqrt sqrtf copysign copysignf integer_power floor_divide root_of over_parts no_sum",
         )
     )
-    | frozenset(_BINS),
+    | frozenset(_BINS)
+    | {"MOST_PARTS"},
     arrays={
         **_COMMON,
         "absolute": "absolute({0})",

@@ -31,24 +31,31 @@ from portopt.kernels.cuda.source import (
     scalars_source,
     source_file,
 )
+from portopt.kernels.cuda.tables import Cut
 from portopt.kernels.cuda.tile_source import TileSource
 from portopt.kernels.key import NEW, KernelKey
 from portopt.kernels.norm_dependence import NormDependence, all_on_device, norm_dependence, with_given_totals
 from portopt.kernels.pass_writer import Definition, length, own, parts, size, stored, together
-from portopt.kernels.passes import ACROSS, Pass, Passes, words_of
+from portopt.kernels.passes import ACROSS, Pass, Passes, reduced_chunk_of, words_of
 from portopt.kernels.stages import Space
 from portopt.program import DRAWS, SUMS, Kind, Program
 
 _FOURTH = "of four"
 """The place of an element in the loop of `loop_of_fours`, in arrays that have all of them."""
-chunk_of = functools.partial(passes.chunk_of, elements=CHUNK, reduced=REDUCED_CHUNK)
+_OF_FOURS = "of fours"
+"""The same in the loop of a pass that reduces, in which a thread has several fours at once."""
+_MOST_FOURS = 4
+"""How many fours of one array a thread loads at once; of two arrays it is half as many of each, of more one."""
+chunk_of = functools.partial(passes.chunk_of, elements=CHUNK)
 
 
-def cut(passes: Passes, step: Pass, lengths: Sequence[Sequence[int]]) -> tuple[list[int], int]:
-    """Return for how many elements of each parameter a pass has something to do, and how many are a chunk."""
-    stages = passes.stages
+def cut(passes: Passes, step: Pass, lengths: Sequence[Sequence[int]]) -> Cut:
+    """Return for how many elements of each parameter a pass has something to do, and how many are a chunk, of all or of each."""
+    stages, sizes = passes.stages, list(map(step.units, lengths))
+    if step.kind == "chunks":
+        return sizes, [reduced_chunk_of(size, REDUCED_CHUNK) for size in sizes]
     source = stages.source(step.reductions[0]) if step.kind == "lines" else stages.space
-    return list(map(step.units, lengths)), chunk_of(step, source)
+    return sizes, chunk_of(step, source)
 
 
 _LANGUAGE = dataclasses.replace(
@@ -136,8 +143,9 @@ class _Source(TileSource):
         for space in self.spaces():
             product = " * ".join(map(length, space)) or "1"
             found.append((size(space), f"const long long {size(space)} = {product};"))
-        chunks = f"({size(self.stages.space)} + REDUCED_CHUNK - 1) / REDUCED_CHUNK"
-        found.append(("chunks_of", f"const long long chunks_of = {chunks};"))
+        of = size(self.stages.space)
+        found.append(("reduced_of", f"const long long reduced_of = reduced_chunk_of({of}, REDUCED_CHUNK);"))
+        found.append(("chunks_of", f"const long long chunks_of = ({of} + reduced_of - 1) / reduced_of;"))
         found += self.tile_definitions()
         place = [str(len(self.places))]
         for i in self.passes.partial:
@@ -182,48 +190,106 @@ class _Source(TileSource):
             "const long long end = after < elements_of(table, row) ? after : elements_of(table, row);",
         ]
 
+    def _arrays(self, step: Pass) -> dict[str, str]:
+        """Return the arrays with an element for each of a pass, and the types of their elements.
+
+        They are loaded in fours; others have fewer elements, in places of their own.
+        """
+        found = {}
+        for i in [*step.operations, *step.external]:
+            if (self.stages.spaces[i] or ()) == step.space != ():
+                if i in step.external:
+                    found[stored(i)] = self._type
+                elif (column := self.program.ops[i].reads) is not None:
+                    found[self.writer.array(column)] = LANGUAGE.storage[self.writer.dtype(column)]
+        return found
+
     def _each(self, step: Pass, written: Mapping[str, tuple[str, str]]) -> list[str]:
-        """Return the loop of a chunk's elements.
+        """Return the loop of a chunk's elements in which results are stored.
 
         Args:
             step: the pass.
             written: the arrays of its results: the type of an element, and its value.
         """
-        whole, ops = step.space, self.program.ops
-        # Arrays with an element for each of the pass are loaded in fours; others have fewer, in places of their own.
-        types = {}
-        for i in [*step.operations, *step.external]:
-            if (self.stages.spaces[i] or ()) == whole != ():
-                if i in step.external:
-                    types[stored(i)] = self._type
-                elif (column := ops[i].reads) is not None:
-                    types[self.writer.array(column)] = LANGUAGE.storage[self.writer.dtype(column)]
+        whole, types = step.space, self._arrays(step)
         loaded = list(types)
         target = PLACE if whole else "{0}[0]"
-        stores = [f"{target.format(name)} = {value};" for name, (_, value) in written.items()]
+        lines = self.computed(step, whole, _FOURTH)
+        lines += [f"{target.format(name)} = {value};" for name, (_, value) in written.items()]
         if whole:
             types |= {name: kind for name, (kind, _) in written.items()}
-        before, adding, after = self._reduced(step)
-        before += [
+        before = [
             f"const Four<float> {_drawn(i)}_four = four_normals_at({_draw(i)}, i, beside);"
             for i in step.operations
             if self._is_of_four(i, self.index(self.stages.spaces[i] or (), whole, _FOURTH))
         ]
-        lines = [*self.computed(step, whole, _FOURTH), *stores, *adding]
         places = [
             ("place_of", "const long long place_of = i + k * beside;"),
             *self._in_line(whole, self.along_lengths(whole, "place_of")),
         ]
         body = ["if (i + k * beside >= end)", "    break;", *self.used(lines, places), *lines]
         before += self.used(body, self._four_in_line(whole))
-        return loop_of_fours(
-            types,
-            loaded,
-            list(written) if whole else [],
-            body,
-            before=before,
-            after=after,
-        )
+        return loop_of_fours(types, loaded, list(written) if whole else [], body, before=before)
+
+    def _each_reduced(self, step: Pass) -> list[str]:
+        """Return the loop of a chunk's elements in which they are reduced.
+
+        A thread loads several fours before it computes anything, so that memory has enough to do.
+        """
+        ops, types = self.program.ops, self._arrays(step)
+        fours = {1: _MOST_FOURS, 2: _MOST_FOURS // 2}.get(len(types), 1)
+        at_once, functions, others = self._ways_to_reduce(step)
+        lines = self.computed(step, step.space, _OF_FOURS)
+        lines += [f"{_addends(i)}[k] = {self.names[ops[i].args[0]]};" for i in at_once]
+        if others:
+            lines += ["if (whole || further_of < left_of) {", *(f"    {line}" for line in others), "}"]
+        places = [
+            ("further_of", "const int further_of = k / 4 * 4 * (int)blockDim.x + k % 4 * beside;"),
+            # Beyond the end it is that of an element that is there: others may have nothing beside them in smaller arrays.
+            ("place_of", "const long long place_of = whole || further_of < left_of ? i + further_of : i;"),
+            *self.along_lengths(step.space, "place_of"),
+        ]
+        further = "4 * n * blockDim.x"
+        body = [
+            "const int left_of = (int)(end - i);",
+            f"const bool whole = aligned && left_of >= {4 * (fours - 1)} * (int)blockDim.x + 4;",
+            *(f"Four<{kind}> {name}_fours[{fours}];" for name, kind in types.items()),
+            *(f"{self._type} {_addends(i)}[{4 * fours}];" for i in at_once),
+            "if (whole) {",
+            "#pragma unroll",
+            f"    for (int n = 0; n < {fours}; n++) {{",
+            *(f"        {name}_fours[n] = four_of({name} + i + {further});" for name in types),
+            "    }",
+            "} else {",
+            "#pragma unroll",
+            f"    for (int n = 0; n < {fours}; n++) {{",
+            *(f"        {name}_fours[n] = each_of({name}, i + {further}, beside, end);" for name in types),
+            "    }",
+            "}",
+            "#pragma unroll",
+            f"for (int k = 0; k < {4 * fours}; k++) {{",
+            *(f"    {line}" for line in [*self.used(lines, places), *lines]),
+            "}",
+        ]
+        if at_once:
+            body += [
+                "if (!whole) {",
+                "#pragma unroll",
+                f"    for (int k = 0; k < {4 * fours}; k++)",
+                "        if (k / 4 * 4 * (int)blockDim.x + k % 4 * beside >= left_of)",
+                f"            {' = '.join(f'{_addends(i)}[k]' for i in at_once)} = 0;",
+                "}",
+            ]
+        body += functions
+        aligned = " && ".join(f"is_aligned({name})" for name in types) or "true"
+        return [
+            f"const bool aligned = {aligned};",
+            "const int beside = aligned ? 1 : (int)blockDim.x;",
+            "#pragma unroll 1",
+            f"for (long long i = start + threadIdx.x * (aligned ? 4 : 1); i < end; i += {4 * fours} * blockDim.x) {{",
+            *(f"    {line}" for line in body),
+            "}",
+        ]
 
     def _in_line(self, whole: Space, places: Sequence[Definition]) -> list[Definition]:
         """Return definitions of places of an element of a four with one division for all of the four, where they allow it."""
@@ -245,16 +311,13 @@ class _Source(TileSource):
             ("line_of_four", self.integer("line_of_four", f"in_line_of ? {self.quotient('i', last)} : 0")),
         ]
 
-    def _reduced(self, step: Pass) -> tuple[list[str], list[str], list[str]]:
-        """Return what a round of four elements does for the reductions: before, for the `k`-th element, and after."""
+    def _ways_to_reduce(self, step: Pass) -> tuple[list[int], list[str], list[str]]:
+        """Return the reductions of which several addends are added at once and how, and how the others add each element."""
         ops = self.program.ops
         at_once = [i for i in step.reductions if ops[i].name in SUMS]
-        before = [f"{self._type} {_addends(i)}[4] = {{0, 0, 0, 0}};" for i in at_once]
-        adding = [f"{_addends(i)}[k] = {self.names[ops[i].args[0]]};" for i in at_once]
-        adding += [self._added(i) for i in step.reductions if i not in at_once]
         functions = ["add_squares" if ops[i].name == "norm" else "add_numbers" for i in at_once]
         after = [f"{function}({own(i)}, {_addends(i)});" for i, function in zip(at_once, functions, strict=True)]
-        return before, adding, after
+        return at_once, after, [self._added(i) for i in step.reductions if i not in at_once]
 
     def _elements(self, step: Pass) -> list[str]:
         stores = {}
@@ -275,12 +338,12 @@ class _Source(TileSource):
         return found
 
     def _chunks(self, step: Pass) -> list[str]:
-        lines = [*self.rounded(step), *self.extent("REDUCED_CHUNK")]
+        lines = [*self.rounded(step), *self.extent("reduced_of")]
         lines += [self.begun(i) for i in step.reductions]
-        lines += self._each(step, {})
+        lines += self._each_reduced(step)
         for i in step.reductions:
             kind, name = _part_type(self.program.ops[i].name), together(i)
-            lines.append(f"const {kind} {name} = over_block({own(i)}, 1);")
+            lines.append(f"const {kind} {name} = over_whole_block({own(i)});")
         lines.append("if (threadIdx.x == 0) {")
         lines += [f"    {parts(i)}[chunk - first_chunk_of(table, row)] = {together(i)};" for i in step.reductions]
         return [*lines, "}"]
@@ -291,7 +354,9 @@ class _Source(TileSource):
         chunk = chunk_of(step, whole)
         place = ("place_of", "const long long place_of = j + k * further_of;")
         places = [*self.along_lengths(step.space, "result_of"), place, *self.along_lengths(along, "place_of")]
-        before, adding, after = self._reduced(step)
+        at_once, after, adding = self._ways_to_reduce(step)
+        before = [f"{self._type} {_addends(i)}[4] = {{0, 0, 0, 0}};" for i in at_once]
+        adding = [*(f"{_addends(i)}[k] = {self.names[self.program.ops[i].args[0]]};" for i in at_once), *adding]
         element = [*self.computed(step, whole, None), *adding]
         across = "1" if chunk == 1 else "blockDim.x < 2 * ACROSS ? blockDim.x / 2 : ACROSS"
         count = " * ".join(map(length, along)) or "1"
@@ -371,7 +436,8 @@ class _Source(TileSource):
         return f"divided({a}, {b})"
 
     def element(self, array: str, place: str) -> str:
-        return PLACE.format(array) if place == _FOURTH else f"{array}[{place}]"
+        template = {_FOURTH: PLACE, _OF_FOURS: "{0}_fours[k / 4].at[k % 4]"}.get(place, f"{{0}}[{place}]")
+        return template.format(array)
 
     def kept_scalar(self, place: int, kind: Kind) -> str:
         value = f"values_of[{place}]"
@@ -395,7 +461,7 @@ class _Source(TileSource):
         op = self.program.ops[i]
         if self._is_of_four(i, place):
             return PLACE.format(_drawn(i))
-        element = f"(unsigned long long)({'place_of' if place == _FOURTH else place})"
+        element = f"(unsigned long long)({'place_of' if place in (_FOURTH, _OF_FOURS) else place})"
         if op.name == "draw_normal":
             return f"{self.real}_normal_at({_draw(i)}, {element})"
         most = 2**53 - (1 if self.real == "float64" else 2**29)

@@ -10,13 +10,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
+Cut = tuple[Sequence[int], int | Sequence[int]]
+"""The number of elements of each parameter, and how many of them are a chunk, of all or of each."""
+
 
 class Chunks:
     """How the elements of parameters are cut into chunks.
 
     Args:
         sizes: number of elements of each parameter.
-        chunk: the elements of a chunk.
+        chunk: the elements of a chunk, of all parameters or of each.
 
     Attributes:
         words: what kernels have of it in the device's memory, int64 words.
@@ -25,9 +28,9 @@ class Chunks:
         place_of_rows: where among the words the parameter of each chunk stands.
     """
 
-    def __init__(self, sizes: Sequence[int], chunk: int) -> None:
+    def __init__(self, sizes: Sequence[int], chunk: int | Sequence[int]) -> None:
         own = np.asarray(sizes, np.int64)
-        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-own // chunk))])
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(-(-own // np.asarray(chunk, np.int64)))])
         self.rows, self.number = len(own), int(starts[-1])
         self.place_of_rows = 2 * self.rows + 1
         of_chunks = np.zeros(self.number + self.number % 2, np.int32)

@@ -234,7 +234,7 @@ class _TilePass:
             *_indented([*self._begin_columns(), *self._rounds(), *self._end_columns()]),
             "}",
         ]
-        lines += [f"const {source.part_type(i)} {together(i)} = over_block({own(i)}, 1);" for i in self._partial]
+        lines += [f"const {source.part_type(i)} {together(i)} = over_whole_block({own(i)});" for i in self._partial]
         if self._partial:
             left = [f"{parts(i)}[chunk - first_chunk_of(table, row)] = {together(i)};" for i in self._partial]
             lines += ["if (threadIdx.x == 0) {", *_indented(left), "}"]
