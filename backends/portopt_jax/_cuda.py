@@ -12,7 +12,7 @@ import itertools
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -357,32 +357,38 @@ def norm(groups: Sequence[Sequence[Any]], registered: Registered) -> Any:
 
 
 def total(
-    inputs: Any, number: Any, *arrays: Any, name: str, program: Program, key: KernelKey, registered: Registered
+    inputs: Any,
+    number: Any,
+    groups: Sequence[tuple[KernelKey, Sequence[Mapping[str, Any]]]],
+    name: str,
+    program: Program,
+    registered: Registered,
 ) -> Any:
     """Return a total over all parameters, some of which have elements, float64.
 
     Args:
         inputs: the scalar inputs but for the number of the step, in one float64 array.
         number: of the step, int32.
-        arrays: those of each parameter, as the key orders them.
-        name: of the reduction.
+        groups: keys of kernels, and the arrays of the parameters that each is for.
+        name: of the reduction; a largest element is of parameters of one compute dtype.
         program: reduces an array, and `can_total` is true of it.
-        key: of the kernels.
         registered: returns the name of a handler of some content for a platform, made by a function if it is new.
     """
-    columns = len(key.dtypes)
-    rows = [row for i in range(0, len(arrays), columns) if (row := arrays[i : i + columns])[0].size]
-    kernels, found = _Staged(program, key, of_total=True), []
+    found = []
     with jax.enable_x64(True):
         given = inputs if inputs.size else jnp.zeros(1, jnp.float64)
-        for part in _parts(rows, columns, kernels.columns):
-            launches = kernels.launches([(row[0].shape, 0) for row in part])
-            target = kernels.handler(_words(len(part), kernels.columns), registered)
-            call: Any = jax.ffi.ffi_call(target, [_Array((1,), jnp.float64), *launches.results], has_side_effect=True)
-            of_part = (array for row in part for array in row)
-            *_, parts = call(given, number, *of_part, layout=np.array(launches.layout, np.int64))
-            found.append(parts.reshape(-1, kernels.words_of_part))
-        return _total_of(name, key.compute_dtype, found, registered)
+        for key, parameters in groups:
+            kernels, columns = _Staged(program, key, of_total=True), len(key.dtypes)
+            rows = [[arrays[of] for of, _ in key.dtypes] for arrays in parameters if arrays["p"].size]
+            for part in _parts(rows, columns, kernels.columns) if rows else ():
+                launches = kernels.launches([(row[0].shape, 0) for row in part])
+                target = kernels.handler(_words(len(part), kernels.columns), registered)
+                types = [_Array((1,), jnp.float64), *launches.results]
+                call: Any = jax.ffi.ffi_call(target, types, has_side_effect=True)
+                of_part = (array for row in part for array in row)
+                *_, parts = call(given, number, *of_part, layout=np.array(launches.layout, np.int64))
+                found.append(parts.reshape(-1, kernels.words_of_part))
+        return _total_of(name, groups[0][0].compute_dtype, found, registered)
 
 
 def _total_of(name: str, real: str, found: Sequence[Any], registered: Registered) -> Any:

@@ -47,6 +47,9 @@ InXla = Callable[[Program, StepScalars, Sequence[Mapping[str, Any]], Sequence[Pl
 """Does a step in XLA's operations: takes program, scalars, the arrays of each parameter, and where each is if the program draws;
 returns the results of each."""
 
+_Kinds = tuple[tuple[KernelKey, int], ...]
+"""What kernels are compiled for, and how many parameters each is for."""
+
 _enabled: ContextVar[bool] = ContextVar("portopt_jax_kernels", default=True)
 _registered: set[str] = set()
 _lock = threading.Lock()
@@ -169,23 +172,31 @@ def total(
     """
     read = dict.fromkeys(["p", "g", *(op.reads for op in program.ops if op.reads is not None)])
     dtypes = [{of: str(arrays[of].dtype) for of in arrays if of in read} for arrays in parameters]
-    if not can_be_reduced(program, name):
+    if not parameters or not can_be_reduced(program, name):
         return None
-    keys = [key for key, _, _ in grouped(reducing(program, name), dtypes, in_place=True, flush=default_flush())]
-    if len(keys) != 1:
-        return None
-    rows = [arrays[of] for arrays in parameters for of, _ in keys[0].dtypes]
+    groups = list(grouped(reducing(program, name), dtypes, in_place=True, flush=default_flush()))
+    rows = [parameters[i][of] for key, _, members in groups for i in members for of, _ in key.dtypes]
+    kinds = tuple((key, len(members)) for key, _, members in groups)
     with jax.enable_x64(True):
         operands = [jnp.asarray(inputs), step_number(jnp.asarray(step)), *rows]
-        return _total.bind(*operands, name=name, program=program, kernel_key=keys[0], in_xla=in_xla)
+        return _total.bind(*operands, name=name, program=program, kinds=kinds, in_xla=in_xla)
 
 
-def _total_in_xla(
-    *operands: Any, name: str, program: Program, kernel_key: KernelKey, in_xla: Callable[..., Any]
-) -> Any:
+def _total_in_xla(*operands: Any, name: str, program: Program, kinds: _Kinds, in_xla: Callable[..., Any]) -> Any:
     scalars = _scalars_of(program, *operands[:2])
+    rows = [row for _, of_kind in _rows_of_kinds(kinds, operands) for row in of_kind]
     with jax.enable_x64(True):
-        return jnp.asarray(in_xla(name, program, scalars, _rows(kernel_key, operands)), jnp.float64)
+        return jnp.asarray(in_xla(name, program, scalars, rows), jnp.float64)
+
+
+def _rows_of_kinds(kinds: _Kinds, operands: Sequence[Any]) -> list[tuple[KernelKey, list[dict[str, Any]]]]:
+    """Return the arrays of each parameter by name, those of a kind together."""
+    found, first = [], 2
+    for key, count in kinds:
+        end = first + count * len(key.dtypes)
+        found.append((key, _rows(key, [*operands[:2], *operands[first:end]])))
+        first = end
+    return found
 
 
 def _scalars_of(program: Program, inputs: Any, step: Any) -> StepScalars:
@@ -196,26 +207,32 @@ def _scalars_of(program: Program, inputs: Any, step: Any) -> StepScalars:
 
 
 def _total_lowered(
-    context: Any, *operands: Any, name: str, program: Program, kernel_key: KernelKey, in_xla: Callable[..., Any]
+    context: Any, *operands: Any, name: str, program: Program, kinds: _Kinds, in_xla: Callable[..., Any]
 ) -> Any:
-    shapes = [row["p"].shape for row in _rows(kernel_key, context.avals_in)]
-    if not _is_for_one_device(context.module_context, "cpu"):
-        given = {"name": name, "program": program, "kernel_key": kernel_key, "in_xla": in_xla}
+    if len(kinds) > 1 or not _is_for_one_device(context.module_context, "cpu"):
+        given = {"name": name, "program": program, "kinds": kinds, "in_xla": in_xla}
         return _number_lowered_in_xla(_total_in_xla, context, *operands, **given)
-    layout = _handler.layout(stages_of(reducing(program, name)), shapes, (), apart=False)
-    return jax.ffi.ffi_lowering(_register_total(name, program, kernel_key))(context, *operands, layout=layout)
+    ((key, rows),) = _rows_of_kinds(kinds, context.avals_in)
+    layout = _handler.layout(stages_of(reducing(program, name)), [row["p"].shape for row in rows], (), apart=False)
+    return jax.ffi.ffi_lowering(_register_total(name, program, key))(context, *operands, layout=layout)
 
 
 def _total_lowered_for_cuda(
-    context: Any, *operands: Any, name: str, program: Program, kernel_key: KernelKey, in_xla: Callable[..., Any]
+    context: Any, *operands: Any, name: str, program: Program, kinds: _Kinds, in_xla: Callable[..., Any]
 ) -> Any:
     reduced = reducing(program, name)
-    any_elements = any(row["p"].size for row in _rows(kernel_key, context.avals_in))
-    can_run = any_elements and can_total(reduced) and _is_for_one_device(context.module_context, "cuda")
-    if not can_run or not _cuda.usable():
-        given = {"name": name, "program": program, "kernel_key": kernel_key, "in_xla": in_xla}
+    any_elements = any(row["p"].size for _, rows in _rows_of_kinds(kinds, context.avals_in) for row in rows)
+    # Of sums, what blocks find is alike in all dtypes.
+    are_alike = name != "max" or len({key.compute_dtype for key, _ in kinds}) == 1
+    can_run = any_elements and are_alike and can_total(reduced)
+    if not can_run or not _is_for_one_device(context.module_context, "cuda") or not _cuda.usable():
+        given = {"name": name, "program": program, "kinds": kinds, "in_xla": in_xla}
         return _number_lowered_in_xla(_total_in_xla, context, *operands, **given)
-    by_cuda = functools.partial(_cuda.total, name=name, program=reduced, key=kernel_key, registered=_registered_as)
+
+    def by_cuda(inputs: Any, step: Any, *arrays: Any) -> Any:
+        groups = _rows_of_kinds(kinds, [inputs, step, *arrays])
+        return _cuda.total(inputs, step, groups, name, reduced, _registered_as)
+
     return mlir.lower_fun(by_cuda, multiple_results=False)(context, *operands)
 
 
@@ -501,6 +518,6 @@ _norm = _number_primitive("portopt_norm", _norm_in_xla, ["in_xla"])
 mlir.register_lowering(_norm, _norm_lowered, platform="cpu")
 register_in_place(_norm, _norm_lowered_for_cuda, "cuda")
 
-_total = _number_primitive("portopt_total", _total_in_xla, ["name", "program", "kernel_key", "in_xla"])
+_total = _number_primitive("portopt_total", _total_in_xla, ["name", "program", "kinds", "in_xla"])
 mlir.register_lowering(_total, _total_lowered, platform="cpu")
 register_in_place(_total, _total_lowered_for_cuda, "cuda")

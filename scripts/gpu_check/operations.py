@@ -60,7 +60,7 @@ class _Operands:
 
 
 def run(options: Options) -> Mapping[str, Any]:
-    """Return what was found; nothing of it is an error, since portopt's own code does not rely on it."""
+    """Return what was found; whether portopt's own kernels may rely on it, the bits and conformance show."""
     operands, found = _Operands(), {}
     for name, operations in _libraries(options).items():
         try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from portopt.kernels.key import NEW, KernelKey
@@ -246,9 +246,9 @@ def _update(
     return "\n".join([head, "{", *(f"    {line}" for line in [*first, *body]), "}"]) + "\n"
 
 
-def in_one_chunk(body: Sequence[str]) -> list[str]:
+def in_one_chunk(body: Sequence[str], chunk: str = "blockIdx.x") -> list[str]:
     """Return what a block does that has one chunk: with fewer registers than a loop, so that more blocks are at work at once."""
-    return ["const long long chunk = blockIdx.x;", *body]
+    return [f"const long long chunk = {chunk};", *body]
 
 
 def in_each_chunk(body: Sequence[str]) -> list[str]:
@@ -264,7 +264,10 @@ def _fours(writer: Writer, *, in_place: bool) -> list[str]:
     stored = [name if in_place else NEW + name for name in program.array_outputs]
     types = {writer.array(column): LANGUAGE.storage[writer.dtype(column)] for column in [*loaded, *stored]}
     names, results = ([writer.array(column) for column in columns] for columns in (loaded, stored))
-    return loop_of_fours(types, names, results, writer.element(loads_first=True, place=PLACE))
+    kept = [
+        writer.array(name) for name, i in program.array_outputs.items() if in_place and program.ops[i].reads == name
+    ]
+    return loop_of_fours(types, names, results, writer.element(loads_first=True, place=PLACE), kept=kept)
 
 
 def loop_of_fours(
@@ -274,7 +277,7 @@ def loop_of_fours(
     body: Sequence[str],
     *,
     before: Sequence[str] = (),
-    after: Sequence[str] = (),
+    kept: Container[str] = (),
 ) -> list[str]:
     """Return the loop of a chunk's elements, four of them in each round of a thread.
 
@@ -284,7 +287,7 @@ def loop_of_fours(
         stored: names of arrays.
         body: statements, on the `k`-th of the four, for each.
         before: statements before those.
-        after: statements after those.
+        kept: names of those stored that are what was loaded, but for subnormals: hardly any needs to be written.
     """
     aligned = " && ".join(f"is_aligned({name})" for name in types) or "true"
     loads = [
@@ -294,9 +297,13 @@ def loop_of_fours(
         *(f"    {name}_four = each_of({name}, i, beside, end);" for name in loaded),
         "}",
     ]
+
+    def asked(name: str) -> str:
+        return f"if (differ({name}_four, {name}_before)) " if name in kept else ""
+
     stores = [
         "if (whole) {",
-        *(f"    put_four({name} + i, {name}_four);" for name in stored),
+        *(f"    {asked(name)}put_four({name} + i, {name}_four);" for name in stored),
         "} else {",
         *(f"    put_each({name}, i, beside, end, {name}_four);" for name in stored),
         "}",
@@ -305,12 +312,12 @@ def loop_of_fours(
         *(["const bool whole = aligned && i + 4 <= end;"] if loaded or stored else []),
         *(f"Four<{kind}> {name}_four;" for name, kind in types.items()),
         *(loads if loaded else []),
+        *(f"const Four<{kind}> {name}_before = {name}_four;" for name, kind in types.items() if name in kept),
         *before,
         "#pragma unroll",
         "for (int k = 0; k < 4; k++) {",
         *(f"    {line}" for line in body),
         "}",
-        *after,
         *(stores if stored else []),
     ]
     return [
@@ -328,9 +335,10 @@ def of_row(kind: str, name: str, position: int) -> str:
     return f"{kind} *const {name} = memory_at<{kind}>(address_of(table, {position}, row));"
 
 
-def kernel_head(name: str) -> str:
-    """Return what the definition of a kernel begins with, up to its parameters."""
-    return f'extern "C" __global__ void __launch_bounds__(THREADS) {name}'
+def kernel_head(name: str, blocks: int = 1) -> str:
+    """Return what the definition of a kernel begins with, up to its parameters, given how many blocks run on a multiprocessor."""
+    bounds = "THREADS" if blocks == 1 else f"THREADS, {blocks}"
+    return f'extern "C" __global__ void __launch_bounds__({bounds}) {name}'
 
 
 def scalars_sources(writer: Writer, split: NormDependence) -> list[str]:
@@ -423,8 +431,8 @@ def _number(value: Label) -> str:
 
 
 _COMMON = {
-    "add": "flush({0} + {1})",
-    "subtract": "flush({0} - {1})",
+    "add": "plus({0}, {1})",
+    "subtract": "minus({0}, {1})",
     "multiply": "product({0}, {1})",
     "divide": "quotient({0}, {1})",
     "sqrt": "square_root({0})",
@@ -439,14 +447,14 @@ LANGUAGE = Language(
     reserved=frozenset(
         re.findall(
             r"\w+",
-            "alignas alignof and asm auto bitand bitor bool break case catch char class compl const constexpr "
+            "differ alignas alignof and asm auto bitand bitor bool break case catch char class compl const constexpr "
             "continue decltype default delete do double else enum explicit export extern false float for friend "
             "goto if inline int long mutable namespace new noexcept not nullptr operator or private protected "
             "public register return short signed sizeof static struct switch template this throw true try "
             "typedef typeid typename union unsigned using virtual void volatile while xor table chunk row start "
             "end i k aligned beside whole memory_at "
             "squares count sum rounded unrounded step new_step number_at inputs outputs scalars "
-            "results flush product quotient square_root absolute update load gradient fabs "
+            "results flush plus minus FLUSHED product quotient square_root absolute update load gradient fabs "
             "fabsf floor sqrt sqrtf copysign copysignf integer_power floor_divide root_of over_parts no_sum",
         )
     )

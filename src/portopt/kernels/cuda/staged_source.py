@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from portopt.kernels import passes
 from portopt.kernels.cuda.source import (
+    BLOCKS_PER_MULTIPROCESSOR,
     CHUNK,
     LANGUAGE,
     PLACE,
@@ -62,7 +63,7 @@ _LANGUAGE = dataclasses.replace(
     LANGUAGE,
     reserved=LANGUAGE.reserved
     | frozenset(re.findall(r"\w+", "".join(map(source_file, ("reductions.cuh", "axes.cuh", "draws.cuh")))))
-    | {"draws", "j", "own", "values", "after", "line_of_four", "n", "r"},
+    | {"draws", "j", "own", "values", "after", "lines_of_fours", "n", "r"},
 )
 
 
@@ -178,10 +179,18 @@ class _Source(TileSource):
             "scalars": self._scalars,
         }[step.kind](step)
         body = [*self._draws(step), *body]
-        lines = [f"{kernel_head(step.name)}({listed(parameters)})", "{"]
+        blocks = BLOCKS_PER_MULTIPROCESSOR if step.kind == "chunks" and self.real == "float32" else 1
+        lines = [f"{kernel_head(step.name, blocks)}({listed(parameters)})", "{"]
         own = ["const int row = row_of(table, chunk);", *self.used(body, self._known), *body]
-        lines += [f"    {line}" for line in [*self.used(body, known), *in_one_chunk(own)]]
+        lines += [f"    {line}" for line in [*self.used(body, known), *in_one_chunk(own, self._chunk_of(step))]]
         return "\n".join([*lines, "}"]) + "\n"
+
+    def _chunk_of(self, step: Pass) -> str:
+        """Return which chunk a block has: the first has the last one if the pass before left that in the device's cache."""
+        at = self.passes.passes.index(step)
+        before = {earlier.kind for earlier in self.passes.passes[:at] if earlier.space == step.space}
+        backwards = step.kind == "elements" and not before.isdisjoint({"chunks", "tiles"})
+        return "table.chunks - 1 - blockIdx.x" if backwards else "blockIdx.x"
 
     def extent(self, elements: str) -> list[str]:
         return [
@@ -225,10 +234,10 @@ class _Source(TileSource):
         ]
         places = [
             ("place_of", "const long long place_of = i + k * beside;"),
-            *self._in_line(whole, self.along_lengths(whole, "place_of")),
+            *self._in_line(whole, self.along_lengths(whole, "place_of"), "lines_of_fours[0]"),
         ]
         body = ["if (i + k * beside >= end)", "    break;", *self.used(lines, places), *lines]
-        before += self.used(body, self._four_in_line(whole))
+        before += self.used(body, self._fours_in_line(whole, "beside == 1", 1))
         return loop_of_fours(types, loaded, list(written) if whole else [], body, before=before)
 
     def _each_reduced(self, step: Pass) -> list[str]:
@@ -247,8 +256,9 @@ class _Source(TileSource):
             ("further_of", "const int further_of = k / 4 * 4 * (int)blockDim.x + k % 4 * beside;"),
             # Beyond the end it is that of an element that is there: others may have nothing beside them in smaller arrays.
             ("place_of", "const long long place_of = whole || further_of < left_of ? i + further_of : i;"),
-            *self.along_lengths(step.space, "place_of"),
+            *self._in_line(step.space, self.along_lengths(step.space, "place_of"), "lines_of_fours[k / 4]"),
         ]
+        element = [*self.used(lines, places), *lines]
         further = "4 * n * blockDim.x"
         body = [
             "const int left_of = (int)(end - i);",
@@ -266,9 +276,10 @@ class _Source(TileSource):
             *(f"        {name}_fours[n] = each_of({name}, i + {further}, beside, end);" for name in types),
             "    }",
             "}",
+            *self.used(element, self._fours_in_line(step.space, "whole", fours)),
             "#pragma unroll",
             f"for (int k = 0; k < {4 * fours}; k++) {{",
-            *(f"    {line}" for line in [*self.used(lines, places), *lines]),
+            *(f"    {line}" for line in element),
             "}",
         ]
         if at_once:
@@ -291,24 +302,31 @@ class _Source(TileSource):
             "}",
         ]
 
-    def _in_line(self, whole: Space, places: Sequence[Definition]) -> list[Definition]:
-        """Return definitions of places of an element of a four with one division for all of the four, where they allow it."""
+    def _in_line(self, whole: Space, places: Sequence[Definition], line: str) -> list[Definition]:
+        """Return definitions of places of an element of a four with one division for all of the four, where they allow it.
+
+        Args:
+            whole: of the elements.
+            places: the definitions, a division for each element.
+            line: what the division gives for the four.
+        """
         further = f"rest_{whole[-1]}_of" if whole else ""
         return [
-            (name, self.integer(name, f"in_line_of ? line_of_four : {statement.partition(' = ')[2][:-1]}"))
+            (name, self.integer(name, f"in_line_of ? {line} : {statement.partition(' = ')[2][:-1]}"))
             if name == further
             else (name, statement)
             for name, statement in places
         ]
 
-    def _four_in_line(self, whole: Space) -> list[Definition]:
-        """Return definitions of whether a four lies along the last length as a whole, and of where that begins."""
-        if len(whole) < 2:
-            return []
-        last = length(whole[-1])
+    def _fours_in_line(self, whole: Space, are_fours: str, fours: int) -> list[Definition]:
+        """Return definitions of whether each of some fours lies along the last length as a whole, and of where that begins."""
+        last, place = length(whole[-1]) if whole else "1", "i + 4 * n * blockDim.x"
+        divided = (
+            f"for (int n = 0; n < {fours}; n++) lines_of_fours[n] = in_line_of ? {self.quotient(place, last)} : 0;"
+        )
         return [
-            ("in_line_of", f"const bool in_line_of = beside == 1 && {last} % 4 == 0;"),
-            ("line_of_four", self.integer("line_of_four", f"in_line_of ? {self.quotient('i', last)} : 0")),
+            ("in_line_of", f"const bool in_line_of = {are_fours} && {last} % 4 == 0;"),
+            ("lines_of_fours", f"long long lines_of_fours[{fours}];\n#pragma unroll\n{divided}"),
         ]
 
     def _ways_to_reduce(self, step: Pass) -> tuple[list[int], list[str], list[str]]:
