@@ -438,6 +438,15 @@ def test_capture_in_a_cuda_graph_is_refused_before_anything_changes(
 
 
 @pytest.mark.usefixtures("backend")
+def test_what_a_step_keeps_is_written_only_where_it_was_subnormal() -> None:
+    program = portopt.SophiaG().program()
+    assert program.ops[program.array_outputs["h"]].reads == "h"
+    assert "if (differ(h_four, h_before))" in source_of(portopt.SophiaG(), "float32")
+    params, gradients = [ordinary((6000,), "float32", 1)], [[ordinary((6000,), "float32", 2)]]
+    assert_same_steps(portopt.SophiaG(), params, gradients, seed=5, in_place=True)
+
+
+@pytest.mark.usefixtures("backend")
 def test_apply_leaves_inputs_untouched() -> None:
     optimizer = portopt.Adam(clipnorm=0.1)
     p, g = ordinary((100,), "float32", 1), ordinary((100,), "float32", 2)

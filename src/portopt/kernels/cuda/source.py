@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 from portopt.kernels.key import NEW, KernelKey
@@ -245,7 +245,10 @@ def _fours(writer: Writer, *, in_place: bool) -> list[str]:
     stored = [name if in_place else NEW + name for name in program.array_outputs]
     types = {writer.array(column): LANGUAGE.storage[writer.dtype(column)] for column in [*loaded, *stored]}
     names, results = ([writer.array(column) for column in columns] for columns in (loaded, stored))
-    return loop_of_fours(types, names, results, writer.element(loads_first=True, place=PLACE))
+    kept = [
+        writer.array(name) for name, i in program.array_outputs.items() if in_place and program.ops[i].reads == name
+    ]
+    return loop_of_fours(types, names, results, writer.element(loads_first=True, place=PLACE), kept=kept)
 
 
 def loop_of_fours(
@@ -255,6 +258,7 @@ def loop_of_fours(
     body: Sequence[str],
     *,
     before: Sequence[str] = (),
+    kept: Container[str] = (),
 ) -> list[str]:
     """Return the loop of a chunk's elements, four of them in each round of a thread.
 
@@ -264,6 +268,7 @@ def loop_of_fours(
         stored: names of arrays.
         body: statements, on the `k`-th of the four, for each.
         before: statements before those.
+        kept: names of those stored that are what was loaded, but for subnormals: hardly any needs to be written.
     """
     aligned = " && ".join(f"is_aligned({name})" for name in types) or "true"
     loads = [
@@ -273,9 +278,13 @@ def loop_of_fours(
         *(f"    {name}_four = each_of({name}, i, beside, end);" for name in loaded),
         "}",
     ]
+
+    def asked(name: str) -> str:
+        return f"if (differ({name}_four, {name}_before)) " if name in kept else ""
+
     stores = [
         "if (whole) {",
-        *(f"    put_four({name} + i, {name}_four);" for name in stored),
+        *(f"    {asked(name)}put_four({name} + i, {name}_four);" for name in stored),
         "} else {",
         *(f"    put_each({name}, i, beside, end, {name}_four);" for name in stored),
         "}",
@@ -284,6 +293,7 @@ def loop_of_fours(
         *(["const bool whole = aligned && i + 4 <= end;"] if loaded or stored else []),
         *(f"Four<{kind}> {name}_four;" for name, kind in types.items()),
         *(loads if loaded else []),
+        *(f"const Four<{kind}> {name}_before = {name}_four;" for name, kind in types.items() if name in kept),
         *before,
         "#pragma unroll",
         "for (int k = 0; k < 4; k++) {",
@@ -418,7 +428,7 @@ LANGUAGE = Language(
     reserved=frozenset(
         re.findall(
             r"\w+",
-            "alignas alignof and asm auto bitand bitor bool break case catch char class compl const constexpr "
+            "differ alignas alignof and asm auto bitand bitor bool break case catch char class compl const constexpr "
             "continue decltype default delete do double else enum explicit export extern false float for friend "
             "goto if inline int long mutable namespace new noexcept not nullptr operator or private protected "
             "public register return short signed sizeof static struct switch template this throw true try "

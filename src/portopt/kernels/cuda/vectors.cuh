@@ -69,6 +69,12 @@ __device__ __forceinline__ void put_four(double *place, const Four<double> &four
 template <typename T> __device__ __forceinline__ void put_four(T *place, const Four<T> &four) { *(Four<T> *)place = four; }
 #endif
 
+// Whether one of four is another number than before. A NaN is, which does no harm.
+template <typename T> __device__ __forceinline__ bool differ(const Four<T> &four, const Four<T> &before)
+{
+    return four.at[0] != before.at[0] || four.at[1] != before.at[1] || four.at[2] != before.at[2] || four.at[3] != before.at[3];
+}
+
 template <typename T>
 __device__ __forceinline__ void put_each(T *array, long long i, long long beside, long long end, const Four<T> &four)
 {
