@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ class Batch:
     Attributes:
         parameters: the parameters.
         states: the state of each, as `torch.optim.Optimizer.state` holds it.
+        versions: of the states, as `RepeatedStep` knows them.
         counted: names of what each state holds and a step changes: the number of finished steps, and the rule's scalars.
         slots: by name, of all parameters: the tensors in this process, None for a parameter that has none.
 
@@ -58,6 +60,7 @@ class Batch:
             rule.place_parameters(list(map(place_of, numbers, parameters)))
         self.parameters = parameters
         self.states = states
+        self.versions = array("q", bytes(8 * len(states)))
         self._indices = None if everything else indices
         self._having, self._held, self.slots = {}, {}, dict[str, list[Any]]()
         held = [slots_of(rule, p) for p in parameters]
@@ -172,7 +175,7 @@ class Batch:
 
     def _note(self, finished: int, slots: Mapping[str, Any]) -> None:
         self._scalars, self.finished = {name: slots[name] for name in self._scalars}, finished
-        put(self.states, self.counted, self.counts())
+        put(self.states, self.counted, self.counts(), self.versions)
 
 
 def _given(overrides: Mapping[str, Any], totals: Totals) -> Mapping[str, Any]:

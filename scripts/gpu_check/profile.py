@@ -282,7 +282,7 @@ def _adapter(options: Options, count: int, *, after_backward: bool) -> Parts:
         "step": optimizer.step,
         "groups": optimizer._known_work,
         "containers": lambda: repeated.is_as_it_was(optimizer.param_groups, optimizer.state),
-        "counts": lambda: put(batch.states, batch.counted, batch.counts()),
+        "counts": lambda: put(batch.states, batch.counted, batch.counts(), batch.versions),
         **_looks(batch._rule, batch._leaves, readers.OWN_GRADIENTS, batch._state()),
     }
     return {**parts, "before": backward} if after_backward else parts

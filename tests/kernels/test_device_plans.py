@@ -401,6 +401,9 @@ def test_gradients_that_nobody_else_keeps_live_until_the_step_ends(played: tuple
     counts = [sys.getrefcount(tensor) for tensor in (*run.grads, *run.params)]
     run.step()
     assert [sys.getrefcount(tensor) for tensor in (*run.grads, *run.params)] == counts
+    with pytest.raises(ValueError, match="shape"):
+        run.optimizer.apply_(run.params, [run.grads[0], run.grads[0]], run.state)
+    assert [sys.getrefcount(tensor) for tensor in (*run.grads, *run.params)] == counts
     gradients, alive = [weakref.ref(g) for g in run.grads], list[bool]()
 
     def let_go() -> None:

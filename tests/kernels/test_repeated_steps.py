@@ -452,3 +452,23 @@ def test_the_slots_of_a_state_keep_their_order(steps: int) -> None:
         state = optimizer.apply_(w, np.ones(3), state)
         assert list(state.slots) == names
     assert list(optimizer.apply(w, np.ones(3), state)[1].slots) == names
+
+
+def test_a_gradient_may_move_to_wherever_nothing_is_written() -> None:
+    optimizer, memory = portopt.SGD(0.5), np.arange(32, dtype=np.float32)
+
+    def tensor(first: int) -> torch.Tensor:
+        return torch.from_numpy(memory[first : first + 4])
+
+    params = list(map(tensor, (0, 8, 16)))
+    expected, state = [p.clone() for p in params], optimizer.init(params)
+    others = optimizer.init(expected)
+    # What lies between the parameters and behind them, and at last what a step writes before it reads it.
+    for step, first in enumerate((4, 4, 4, 12, 20, 24, 4, 8)):
+        gradients = list(map(tensor, (12, 20, first)))
+        is_planned = str(portopt.explain(optimizer, params, gradients, state, in_place=True)).startswith("planned")
+        assert is_planned == (step > 1 and first != 8)
+        copies = [g.clone() for g in gradients]
+        others = optimizer.apply_(expected, copies, others)
+        state = optimizer.apply_(params, gradients, state)
+        assert [p.tolist() for p in params] == [p.tolist() for p in expected]

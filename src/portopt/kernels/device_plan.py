@@ -28,7 +28,7 @@ import numpy as np
 from portopt.backend import Backend, Leaf
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver, kernels
-from portopt.kernels.cuda.library import CudaLibrary, Placed
+from portopt.kernels.cuda.library import CudaLibrary, Fetch, Placed
 from portopt.kernels.cuda.tables import Cut
 from portopt.kernels.device_queue import (
     COUNT_OF_NORM,
@@ -37,7 +37,6 @@ from portopt.kernels.device_queue import (
     NORM,
     WORD,
     Column,
-    Fetch,
     Launch,
     OnDevice,
     Queue,
@@ -116,6 +115,7 @@ class DevicePlan(QueuedStep):
         self._devices = tuple(dict.fromkeys(kind.device for kind in kinds))
         self._placed: dict[tuple[int, ...], _Placed] = {}
         self._own_norm = GradientNorm({}, 0, _unknown)
+        self._needs_norm = any(kind.scalars.results for kind in kinds)
         scalars = kinds[0].scalars
         first = 1 + inputs.places[0][1] // 8
         self._of_state = {name: first + k for name, k in scalars.of_state.items()}
@@ -353,10 +353,6 @@ class DevicePlan(QueuedStep):
             ],
         )  # fmt: skip
 
-    @property
-    def _needs_norm(self) -> bool:
-        return any(kind.scalars.results for kind in self._kinds)
-
 
 def _fetches(number: int, norms: Mapping[int, int], found: Mapping[int, range]) -> list[Fetch]:
     """Return what a device fetches of the parts of the norm.
@@ -367,10 +363,10 @@ def _fetches(number: int, norms: Mapping[int, int], found: Mapping[int, range]) 
         found: which of them each device finds.
     """
     fetches = []
-    for source, (other, parts) in enumerate(found.items()):
+    for other, parts in found.items():
         if other != number and parts:
-            first = 8 * WORDS_OF_PART * parts.start
-            fetches.append(Fetch(source, norms[number] + first, norms[other] + first, 8 * WORDS_OF_PART * len(parts)))
+            first, size = 8 * WORDS_OF_PART * parts.start, 8 * WORDS_OF_PART * len(parts)
+            fetches.append(Fetch(number, norms[number] + first, other, norms[other] + first, size))
     return fetches
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from portopt.kernels.cuda import driver
+from portopt.kernels.cuda.library import Fetch
 from portopt.kernels.cuda.source import THREADS
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function
@@ -300,22 +301,6 @@ class Launch(NamedTuple):
     phase: int = FINDING
 
 
-class Fetch(NamedTuple):
-    """What a device fetches of what another one has found.
-
-    Attributes:
-        source: the place of the other one among those of the queue.
-        at: where it goes.
-        of: where the other one has it.
-        size: in bytes.
-    """
-
-    source: int
-    at: int
-    of: int
-    size: int
-
-
 class OnDevice(NamedTuple):
     """What a step queues on one device.
 
@@ -354,9 +339,10 @@ class Queue:
         self._keep_alive: list[array[int]] = []
         exchanges = any(of.fetches for of in devices)
         self._of_devices = array("q")
+        places = {of.device.number: k for k, of in enumerate(devices)}
         fetching, sources = (
             {k for k, of in enumerate(devices) if of.fetches},
-            {f.source for of in devices for f in of.fetches},
+            {places[f.source] for of in devices for f in of.fetches},
         )
         has_found = {k: self._event(devices[k].device) for k in sorted(sources)}
         has_fetched = {k: self._event(devices[k].device) for k in sorted(fetching)}
@@ -365,11 +351,11 @@ class Queue:
             for (first, stride, known, at, width), ring in zip(of.columns, rings, strict=True):
                 columns.extend((first, stride, len(known) // width, _at(known), 1, at, 0, ring.address, width))
             fetches = array("q", [
-                word for source, at, origin, size in of.fetches
-                for word in (has_found[source], at, origin, devices[source].device.context, size)
+                word for f in of.fetches
+                for word in (has_found[places[f.source]], f.at, f.of, devices[places[f.source]].device.context, f.size)
             ])  # fmt: skip
             fetched = array("q", [
-                has_fetched[k] for k in sorted(fetching) if any(f.source == number for f in devices[k].fetches)
+                has_fetched[k] for k in sorted(fetching) if any(f.source == of.device.number for f in devices[k].fetches)
             ])  # fmt: skip
             launches = array("q", [word for launch in of.launches for word in self._laid_out(launch)])
             self._keep_alive += [*(column.known for column in of.columns), columns, fetches, fetched, launches]

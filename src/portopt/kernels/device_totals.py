@@ -18,8 +18,8 @@ import numpy as np
 from portopt.backend import Leaf
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver, kernels
-from portopt.kernels.cuda.library import CudaLibrary
-from portopt.kernels.device_queue import FINDING, JOINING, Column, Fetch, Launch, OnDevice, Queue, ScalarKernel
+from portopt.kernels.cuda.library import CudaLibrary, Fetch
+from portopt.kernels.device_queue import FINDING, JOINING, Column, Launch, OnDevice, Queue, ScalarKernel
 from portopt.kernels.groups import grouped, positions
 from portopt.kernels.host.kernel import Inputs
 from portopt.kernels.host_scalars import HostScalars
@@ -216,7 +216,7 @@ class DeviceTotals:
                     elsewhere, start = library.workspace(1 + width * sum(kind.chunks), kind.device)
                     owners.append(elsewhere)
                     if size:
-                        on_root.fetches.append(Fetch(list(queued).index(kind.device), end + 8, start + 8, size))
+                        on_root.fetches.append(Fetch(root.device, end + 8, kind.device, start + 8, size))
                 self._place_kind(kind, start, table, inputs, queued[kind.device], owners)
             end += size
         with library.on(root.device):

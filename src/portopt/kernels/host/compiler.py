@@ -17,9 +17,10 @@ import importlib.util
 import os
 import platform
 import threading
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from portopt._version import __version__
 from portopt.kernels import cache
@@ -29,6 +30,7 @@ from portopt.kernels.key import Flush, KernelKey
 from portopt.program import Program
 
 ENTRY = "portopt_kernel"
+_INSIDE = "portopt_kernel_inside"
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 # numba's calling convention: first where the result goes, and where a description of an exception goes. What is returned is 0,
 # and 1 if an exception was raised.
@@ -49,10 +51,7 @@ _PROTOTYPES = {
         ctypes.c_int, _POINTER, _POINTER,
         _POINTER, _POINTER, _POINTER, _POINTER, _INTEGER, _INTEGER, _POINTER, *[_INTEGER] * 4,
     ),
-    # They look at Python objects, so they hold the GIL.
-    "watch": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 9),
     "queue": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 4),
-    "containers": ctypes.PYFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 4),
     "numbers": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 5),
     "lines": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER, *[_INTEGER] * 9),
     "part": ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, _POINTER),
@@ -154,10 +153,80 @@ def compile_kernel(program: Program, key: KernelKey) -> Any:
 
 
 def compile_function(source: str, prototype: str) -> Any:
-    """Return the function called `kernel` in a source, of the named prototype, as ctypes calls it.
+    """Return the function called `kernel` in a source, of the named prototype, as ctypes calls it, without the GIL."""
+    return _PROTOTYPES[prototype](_address(source, prototype))
 
-    All but `"watch"` and `"containers"` run without the GIL.
+
+def compile_method(source: str) -> Callable[[int], Callable[..., bool]]:
+    """Return what makes a function of Python's, given an address that it keeps, of the function `kernel` in a source.
+
+    It is called as Python's own are, in a tenth of the time of a call through ctypes, and holds the GIL. The source begins with
+    `METHOD`. Its `kernel` has two arguments, from which `address_of`, `argument` and `integer` take what the function was given;
+    it returns what `truth` makes of whether all is well.
     """
+    definition = _Definition(b"kernel", _address(METHOD + source, "method"), _FASTCALL, None)
+    _definitions.append(definition)
+    api = ctypes.pythonapi
+    functions = api.Py_IncRef, api.PyErr_Occurred, api.PyLong_AsLongLong
+    addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
+    make = api.PyCFunction_NewEx
+    make.restype, make.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.py_object, ctypes.py_object]
+
+    def made(address: int) -> Callable[..., bool]:
+        own = array("q", (address, id(False), id(True), *addresses)).tobytes()
+        function: Callable[..., bool] = make(ctypes.addressof(definition), own, None)
+        return function
+
+    return made
+
+
+class _Definition(ctypes.Structure):
+    """Python's own description of a function that is written in C."""
+
+    _fields_: ClassVar = [
+        ("name", ctypes.c_char_p),
+        ("function", _POINTER),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    ]
+
+
+_FASTCALL = 0x80
+"""The arguments are an array of objects."""
+_definitions: list[_Definition] = []
+METHOD = f'''"""A function that Python calls with objects."""
+
+
+def address_of(own):
+    """Return the address that the function was made with; what it keeps are the octets of a `bytes`."""
+    return pointer_to_int64(own + {bytes.__basicsize__ - 1})[0]
+
+
+def argument(given, k):
+    """Return an argument, a borrowed reference to an object."""
+    return pointer_to_int64(given)[k]
+
+
+def integer(own, given, k):
+    """Return the value of an argument that is an integer."""
+    return object_of_call_1(pointer_to_int64(own + {bytes.__basicsize__ - 1})[5], argument(given, k))
+
+
+def truth(own, value):
+    """Return a reference to True or False; or 0, if Python has raised an error."""
+    words = pointer_to_int64(own + {bytes.__basicsize__ - 1})
+    if object_of_call_0(words[4]) != 0:
+        return 0
+    found = words[2] if value else words[1]
+    call_1(words[3], found)
+    return found
+
+
+'''
+
+
+def _address(source: str, prototype: str) -> int:
+    """Return the address of the function called `kernel` in a source."""
     with _lock:
         cache_key = {**_environment(), "source": source}
         code = cache.load(cache_key)
@@ -165,7 +234,7 @@ def compile_function(source: str, prototype: str) -> Any:
             with _without_collections():
                 code = _compile(source, prototype)
             cache.store(cache_key, code)
-        return _PROTOTYPES[prototype](_load(code))
+        return _load(code)
 
 
 @contextlib.contextmanager
@@ -202,12 +271,33 @@ def _compile(source: str, prototype: str) -> bytes:
         if name != "kernel":
             namespace[name] = _compiled.setdefault((prototype, text), translatable()(namespace[name]))
     module, name = translated(namespace["kernel"], support.SIGNATURES[prototype])
-    module.get_function(name).name = ENTRY
+    if prototype == "method":
+        module.get_function(name).name = _INSIDE
+        module.link_in(_llvm().parse_assembly(_as_python_calls(module)))
+    else:
+        module.get_function(name).name = ENTRY
     foreign = [f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")]
     if foreign:
         raise RuntimeError(f"the translated kernel calls {', '.join(foreign)}, which is not there without numba")
     _optimize(module)
     return bytes(_target_machine().emit_object(module))
+
+
+def _as_python_calls(module: Any) -> str:
+    """Return a module with a function that Python can call, which returns what the one of numba's in a module returns."""
+    from llvmlite import ir
+
+    found, word = ir.Module(), ir.IntType(64)
+    found.triple, found.data_layout = module.triple, module.data_layout
+    # numba's convention: where the result goes, and where an error would.
+    result, error = word.as_pointer(), word.as_pointer().as_pointer()
+    inside = ir.Function(found, ir.FunctionType(ir.IntType(32), [result, error, word, word]), _INSIDE)
+    function = ir.Function(found, ir.FunctionType(word, [word] * 3), ENTRY)
+    builder = ir.IRBuilder(function.append_basic_block())
+    place, unused = builder.alloca(word), builder.alloca(word.as_pointer())
+    builder.call(inside, [place, unused, *function.args[:2]])
+    builder.ret(builder.load(place))
+    return str(found)
 
 
 def _optimize(module: Any) -> None:

@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from portopt.kernels.host import threads
-from portopt.kernels.host.compiler import compile_function
+from portopt.kernels.host.compiler import compile_method
 from portopt.kernels.host.kernel import CALL_SOURCE, GROUP_WORDS
 from portopt.kernels.host.readers import NUMPY_FIELDS, OWN_FIELDS
 from portopt.kernels.host.step_inputs import HEAD
@@ -62,7 +63,7 @@ _MANY = 1 << 30
 """An object with fewer references than this has a plain count of them, whatever the version of Python; others Python counts."""
 WORDS_AT_ONCE = 8
 """How many words are compared at once; as many are compared at least."""
-_AHEAD = 8
+_AHEAD = 16
 """How many arrays ahead what is looked at is fetched."""
 _PLACES, _EXPECTED, _NEAR, _FAR = range(ROW_WORDS)
 
@@ -539,8 +540,8 @@ def are_apart(context):
     return True
 
 
-def kernel(context, params, grads, slots, inputs, step, call, new, queue):
-    """Look, and run the kernels if all is as expected and there are `inputs`; raise an error if anything is not.
+def look(context, params, grads, slots, inputs, step, call, new, queue):
+    """Look, and run the kernels if all is as expected and there are `inputs`; return whether it is.
 
     Where there is a `queue`, its function does the step, and says there how it went.
     """
@@ -556,24 +557,19 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
     if call == 0 or fields[4] == 0:
         stack = pointer_to_int64(context[20])
         if not walk(pointer_to_int64(context[1]), context[2], params, written, context[22], context, stack):
-            fail()
-            return
+            return False
         if not walk(pointer_to_int64(context[7]), context[8], slots, written, context[22], context, stack):
-            fail()
-            return
+            return False
         if grads == context[58]:
             if call != 0 or context[62] == 0 or not find_own_gradients(written, gradients, context):
-                fail()
-                return
+                return False
             context[63] = 1
         elif not walk(pointer_to_int64(context[4]), context[5], grads, gradients, 0, context, stack):
-            fail()
-            return
+            return False
         for e in range(context[44]):
             entry = pointer_to_int64(context[10] + {8 * ENTRY_WORDS} * e)
             if not fits(entry, written[entry[0]], table, context):
-                fail()
-                return
+                return False
     if call != 0:
         table = fields[2]
         if fields[4] == 0:
@@ -614,21 +610,19 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
         if not does_fit:
             if keeps:
                 let_go(e - aside, context)
-            fail()
-            return
+            return False
         if keeps and not is_made:
             keep(written[entry[0]], context)
         e += 1
     if inputs == 0:
-        return
+        return True
     given = pointer_to_int64(inputs - {HEAD})[0]
     if given != 0:
         with_totals = 0 if call != 0 and fields[3] != 0 else 1
         if call_7(pointer_to_int64(given)[0], context[19], context[19], given, table, inputs, step, with_totals) != 0:
             if keeps:
                 let_go(entries - aside, context)
-            fail()
-            return
+            return False
     if queue != 0:
         state = object_of_call_0(context[33])
         place = context[19]
@@ -639,9 +633,7 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
             count_writes(context)
         if keeps:
             let_go(entries - aside, context)
-        if not is_done:
-            fail()
-        return
+        return is_done
     if call != 0 and fields[3] != 0:
         state = object_of_call_0(context[33])
         share(fields[3])
@@ -657,6 +649,22 @@ def kernel(context, params, grads, slots, inputs, step, call, new, queue):
         result = object_of_call_2(context[30], context[32], fields[0])
         if result != 0:
             call_1(context[31], result)
+    return True
+
+
+def kernel(own, given):
+    """Look at trees, given them; then the address of the kernels' inputs, the step's number, and the addresses of its call, of
+    the list of new arrays and of its queue, each 0 if there is none."""
+    context = pointer_to_int64(address_of(own))
+    params = argument(given, 0)
+    grads = argument(given, 1)
+    slots = argument(given, 2)
+    inputs = integer(own, given, 3)
+    step = integer(own, given, 4)
+    call = integer(own, given, 5)
+    new = integer(own, given, 6)
+    queue = integer(own, given, 7)
+    return truth(own, look(context, params, grads, slots, inputs, step, call, new, queue))
 '''
 
 
@@ -688,6 +696,6 @@ def python_functions() -> PythonFunctions:
 
 
 @functools.cache
-def compiled_look() -> Any:
-    """Return the compiled function."""
-    return compile_function(_SOURCE, "watch")
+def compiled_look() -> Callable[[int], Callable[..., bool]]:
+    """Return what makes the compiled function, given the address of a context."""
+    return compile_method(_SOURCE)

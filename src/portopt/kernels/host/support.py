@@ -409,6 +409,7 @@ NAMESPACE: dict[str, Any] = {
     "call_7": _call(7),
     "call_11": _call(11),
     "object_of_call_0": _call(0, types.int64),
+    "object_of_call_1": _call(1, types.int64),
     "object_of_call_2": _call(2, types.int64),
     "call_kernel": _call(10),
     "call_stages": _call(14),
@@ -445,10 +446,8 @@ SIGNATURES = {
     "norm": types.void(_addresses, _count, _count, _addresses, *[_count] * 5),
     # (table, sizes, kernels, groups, start, stop, result, stage, workspace, part, parts)
     "norm_stages": types.void(_count, _count, _addresses, _addresses, _count, _count, _values, *[_count] * 4),
-    # (context, params, grads, slots, inputs, step, call, new, queue)
-    "watch": types.void(_addresses, *[_count] * 8),
-    # (context, objects...)
-    "containers": types.void(_addresses, *[_count] * 3),
+    # (what the function keeps, its arguments); the result is an object
+    "method": types.int64(_count, _count),
     # (given, table, inputs, step, with_totals)
     "numbers": types.void(*[_count] * 5),
     # (record, table, inputs, step)

@@ -257,8 +257,7 @@ class Watch:
             scripts, found, known, templates, rows, kept, gaps, uncounted, counters,
             starts, ends, shapes, where, words, stack, work, dtypes, note_written, memory, inputs, standing,
         )  # fmt: skip
-        self._look = compiled_look()
-        self._address = at(self._context)
+        self._look = compiled_look()(at(self._context))
 
     def begin(self) -> Call:
         """Return what a call needs that lets go of the global interpreter lock, or is followed by another one."""
@@ -304,10 +303,9 @@ class Watch:
             queue: address of what does the step in place of the kernels, without the global interpreter lock; nobody else may
                 look meanwhile. Arrays of which only the step had a reference in the end are then in `late`.
         """
-        at = self._address
         own = 0 if call is None else call.address
         made = 0 if new is None else id(new)
-        return not self._look(at, at, at, id(params), id(grads), id(slots), inputs, step, own, made, queue)
+        return self._look(params, grads, slots, inputs, step, own, made, queue)
 
     def mend(self, call: Call | None, params: Any, grads: Any, slots: Any) -> Call | None:
         """Return a call with copies of gradients that did not fit because of how they lie in memory; None if that was not it."""
