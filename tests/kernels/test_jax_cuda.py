@@ -80,7 +80,8 @@ def trees(count: int, narrow: str = "bfloat16") -> tuple[dict[str, Any], dict[st
         (portopt.LAMB(0.1, clipnorm=1.0), "donated"),
         (portopt.NoisySGD(0.1), "scan"),
         (portopt.SM3(0.1), "jit"),
-        (portopt.DoG(), "jit"),
+        # Whose steps are as far as it has come.
+        (portopt.DoG(initial_rate=0.1), "jit"),
     ],
     ids=lambda given: given if isinstance(given, str) else type(given).__name__,
 )
