@@ -14,6 +14,7 @@ import optree
 import pytest
 import torch
 from support.dialect_settings import APART, gradients, parameters, settings
+from support.turns import in_turn
 
 import portopt
 from portopt.interchange.frameworks import get_framework
@@ -35,13 +36,15 @@ def in_order(params: Any) -> list[Any]:
 
 
 def each_setting(
-    dialect: str, exclude: Callable[[str, Any], bool] = lambda rule, arguments: False
+    dialect: str, exclude: Callable[[str, Any], bool] = lambda rule, arguments: False, *, turns: int = 1
 ) -> pytest.MarkDecorator:
+    """Parametrize with the settings of the rules that are translated; one of so many in turns where each is compiled."""
     framework = get_framework(dialect)
     translated = {
         rule for rule in RULES if any(c.translated for c in framework.vocabulary.correspondences(RULES[rule]))
     }
-    chosen = [s for s in settings(dialect) if s[0] in translated and s[0] not in APART and not exclude(s[0], s[2])]
+    every = [s for s in settings(dialect) if s[0] in translated and s[0] not in APART and not exclude(s[0], s[2])]
+    chosen = in_turn(every, 0, turns)
     return pytest.mark.parametrize(("rule", "number", "arguments"), chosen, ids=[f"{r}-{n}" for r, n, _ in chosen])
 
 
@@ -157,6 +160,7 @@ class TestOptax:
             rule in ("Adafactor", "DAdaptAdam", "DoG", "Prodigy", "SM3")
             or bool(arguments.get("amsgrad") and arguments.get("weight_decay"))
         ),
+        turns=3,
     )
     def test_a_run_goes_on_in_the_other_library(self, rule: str, number: int, arguments: dict[str, Any]) -> None:
         opt = RULES[rule](dialect="optax", **arguments)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from support.elsewhere import Elsewhere
+from support.turns import in_turns
 
 pytestmark = pytest.mark.needs("jax", "optax")
 
@@ -18,8 +19,9 @@ def on_eight_devices(elsewhere: Elsewhere) -> Callable[..., None]:
     return functools.partial(elsewhere.call, "sharded_steps", XLA_FLAGS=flags)
 
 
-@pytest.mark.parametrize("way", ["norm", "apply", "jitted apply", "optax", "step"])
-@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+@pytest.mark.parametrize(
+    ("way", "kind"), in_turns(["norm", "apply", "jitted apply", "optax", "step"], ["Auto", "Explicit"])
+)
 def test_eight_devices_give_the_bits_of_one(on_eight_devices: Callable[..., None], kind: str, way: str) -> None:
     if way == "norm":
         on_eight_devices("case_norm", kind)

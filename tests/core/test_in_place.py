@@ -11,7 +11,7 @@ import pytest
 import torch
 from support.bits import Array, assert_same_bits, assert_same_float, ordinary, random_words
 from support.libraries import BY_NAME, IN_PLACE, Library
-from support.turns import in_turns
+from support.turns import in_turn, in_turns
 
 import portopt
 
@@ -38,7 +38,7 @@ WAYS = [
 
 @pytest.mark.parametrize(
     ("rule", "way"),
-    in_turns(portopt.RULES, WAYS, in_all=(portopt.Adam, portopt.LAMB)),
+    in_turns(in_turn(portopt.RULES, 0, 2), WAYS, in_all=(portopt.Adam, portopt.LAMB)),
     ids=lambda given: given.__name__ if isinstance(given, type) else f"{given[0].__name__}-{given[1]}-{given[2]}",
 )
 def test_apply_in_place_gives_the_bits_of_apply(

@@ -13,6 +13,7 @@ import pytest
 from support.bits import assert_same_bits, random_words, words
 from support.elementwise import ELEMENTWISE
 from support.gpu_cases import CASES_IN_A_DTYPE, compare_steps, optimizer_of, words_and_gradients, words_of
+from support.turns import in_turn
 
 import portopt
 import portopt_jax
@@ -107,7 +108,9 @@ def put(array: Any) -> Any:
     return portopt_jax.backend.from_numpy(np.asarray(array), "cpu")
 
 
-@pytest.mark.parametrize(("rule", "dtype"), [(rule, dtype) for rule, clipped, dtype in CASES_IN_A_DTYPE if not clipped])
+@pytest.mark.parametrize(
+    ("rule", "dtype"), in_turn([(rule, dtype) for rule, clipped, dtype in CASES_IN_A_DTYPE if not clipped], 0, 2)
+)
 def test_the_code_for_gpus_has_the_bits_of_the_interpreter(rule: type[portopt.Optimizer], dtype: str) -> None:
     optimizer: Any = _ForGpus(optimizer_of(rule, False))
     params, gradients = words_and_gradients(dtype, clipped=False)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support.bits import assert_same_bits
+from support.turns import in_turns
 from support.twins import Twin, same
 
 import portopt
@@ -178,8 +179,9 @@ def tree(rule: type[portopt.Optimizer], dtype: str, seed: int, special: float | 
     return arrays
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("special", [None, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("rule", "special"), [*((rule, None) for rule in RULES), *in_turns(RULES, (np.nan, np.inf, -np.inf))]
+)
 def test_kernels_have_the_bits_of_the_interpreter(rule: type[portopt.Optimizer], special: float | None) -> None:
     twin = Twin(rule(0.01), tree(rule, "float32", 1))
     for step in range(3):

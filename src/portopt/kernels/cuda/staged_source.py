@@ -387,6 +387,8 @@ class _Source(TileSource):
         adding = [*(f"{_addends(i)}[k] = {self.names[self.program.ops[i].args[0]]};" for i in at_once), *adding]
         element = [*self.computed(step, whole, None), *adding]
         across = "1" if chunk == 1 else "blockDim.x < 2 * ACROSS ? blockDim.x / 2 : ACROSS"
+        if step.small:
+            across = "blockDim.x"
         count = " * ".join(map(length, along)) or "1"
         lines = [
             *self.rounded(step),
