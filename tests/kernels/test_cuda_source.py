@@ -506,6 +506,18 @@ def norm_on_host(gradients: list[Array]) -> float:
         return float(norm_of(list(map(on_device, gradients))))
 
 
+@pytest.mark.usefixtures("backend")
+def test_warps_of_a_block_combine_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks have four threads here: two warps, if these have two lanes each."""
+    lanes = "#define LANES 32\n"
+    assert lanes in norm_source("float32")
+    monkeypatch.setattr(
+        cupy_kernel.LIBRARY, "norm_module", lambda dtype: norm_source(dtype).replace(lanes, "#define LANES 2\n")
+    )
+    gradients = spread_gradients("float32")
+    assert norm_on_host(gradients).hex() == reference_norm(gradients).hex()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_norm_has_the_bits_of_the_reference_in_any_order(backend: Any, dtype: str, tmp_path: Path) -> None:
     gradients = spread_gradients(dtype)
