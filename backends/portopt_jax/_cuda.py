@@ -25,7 +25,6 @@ from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.source import (
     BLOCKS_PER_MULTIPROCESSOR,
     CHUNK,
-    MOST_BLOCKS,
     REDUCED_CHUNK,
     source_for_inputs_on_device,
 )
@@ -210,7 +209,7 @@ class _Elementwise:
         known = machine()
         assert known is not None
         chunks = Chunks([math.prod(shape) for shape, _ in parameters], CHUNK)
-        blocks = min(chunks.number, _BLOCKS_PER_MULTIPROCESSOR * known.multiprocessors, MOST_BLOCKS)
+        blocks = min(chunks.number, _BLOCKS_PER_MULTIPROCESSOR * known.multiprocessors)
         # One in any case, for the new scalars of the state.
         return _Launches([max(blocks, 1), *chunks.few()], [])
 
@@ -276,7 +275,7 @@ class _Staged:
         layout += [*(8 * place for place in places[:-1]), *(number for _, number in parameters)]
         for step in self._steps:
             chunks = Chunks(*cut(passes, step, lengths))
-            layout += [min(chunks.number, MOST_BLOCKS), *chunks.few()]
+            layout += [chunks.number, *chunks.few()]
         counts = len(self._scalars.rounded_on_device), len(self._scalars.unrounded_on_device), sum(words)
         kinds = jnp.dtype(self.key.compute_dtype), jnp.float64, jnp.int64
         return _Launches(layout, [_Array((max(n, 1),), kind) for n, kind in zip(counts, kinds, strict=True)])
@@ -349,7 +348,7 @@ def norm(groups: Sequence[Sequence[Any]], registered: Registered) -> Any:
         parts = []
         for gradients in (part for group in groups for part in _parts(group, 1, 1)):
             chunks = Chunks([g.size for g in gradients], REDUCED_CHUNK)
-            blocks = min(chunks.number, BLOCKS_PER_MULTIPROCESSOR * known.multiprocessors, MOST_BLOCKS)
+            blocks = min(chunks.number, BLOCKS_PER_MULTIPROCESSOR * known.multiprocessors)
             types = _Array((blocks, WORDS_OF_PART), jnp.int64)
             target = _handler_of_squares(str(gradients[0].dtype), _words(len(gradients), 1), registered)
             call: Any = jax.ffi.ffi_call(target, types, has_side_effect=True)

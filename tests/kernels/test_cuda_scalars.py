@@ -14,7 +14,7 @@ from support.gpu_cases import EveryDraw, key_of, staged_key
 import portopt
 from portopt.arithmetic import HOST
 from portopt.arithmetic.dtypes import round_scalar
-from portopt.kernels.cuda.source import CHUNK, NUMBERS, cuda_source
+from portopt.kernels.cuda.source import NUMBERS, ONLY_CHUNK, cuda_source
 from portopt.kernels.cuda.staged_source import staged_source
 from portopt.kernels.cuda.tables import Chunks, columns_of
 from portopt.kernels.norm_dependence import STEP, NormDependence, norm_dependence
@@ -135,14 +135,14 @@ def test_a_step_reads_its_scalars_from_memory(in_place: bool, tmp_path: Path) ->
     ]
     new = [] if in_place else [[on_device(np.zeros_like(p)) for _ in program.array_outputs] for p in params]
     addresses = [[a.data.ptr for a in (*row, *(new[i] if new else ()))] for i, row in enumerate(rows)]
-    chunks, columns = Chunks([p.size for p in params], CHUNK), columns_of(addresses)
+    chunks, columns = Chunks([p.size for p in params], ONLY_CHUNK), columns_of(addresses)
     words = np.asarray(chunks.argument(chunks.words.buffer_info()[0], columns.buffer_info()[0]), np.int64)
     by_value = words.view(np.dtype([("words", np.int64, words.shape)]))
     known = split.host_scalars({name: x for name, x in graph.inputs.items() if name not in names})
     rounded = [np.float32(round_scalar(float(known[j]), "float32")) for _, j in split.rounded_on_host]
     for _ in range(3):
         Kernel(library, "scalars_of_norm")((1,), (256,), graph.arguments)
-        Kernel(library, "update")((9,), (256,), (by_value, *rounded, graph.rounded))
+        Kernel(library, "update")((chunks.number,), (256,), (by_value, *rounded, graph.rounded))
         with portopt.interpreted():
             expected, state = optimizer.apply(expected, gradients, state)
         for i, row in enumerate(rows):

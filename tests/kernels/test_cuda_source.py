@@ -57,7 +57,7 @@ from portopt.kernels import launch
 from portopt.kernels.cuda import kernels as cuda_kernels
 from portopt.kernels.cuda import nvrtc
 from portopt.kernels.cuda.norm import norm_source
-from portopt.kernels.cuda.source import CHUNK, cuda_source, source_file
+from portopt.kernels.cuda.source import ONLY_CHUNK, cuda_source, source_file
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.key import KernelKey
 from portopt.kernels.norm_dependence import GradientNorm, norm_dependence
@@ -373,7 +373,7 @@ def test_any_number_of_parameters_of_any_size(in_place: bool) -> None:
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_arrays_that_are_not_aligned_and_ends_of_chunks(dtype: str, in_place: bool) -> None:
-    sizes = (0, 1, 3, CHUNK - 1, CHUNK, CHUNK + 1, 5)
+    sizes = (0, 1, 3, ONLY_CHUNK - 1, ONLY_CHUNK, ONLY_CHUNK + 1, 5)
     params = [random_words((n,), dtype, i) for i, n in enumerate(sizes)]
     gradients = [[random_words((n,), dtype, 100 + i) for i, n in enumerate(sizes)]]
     compare_steps(shifted_on_device, np.asarray, portopt.SGD(0.1, momentum=0.9), params, gradients, in_place=in_place)
@@ -504,6 +504,18 @@ def norm_on_host(gradients: list[Array]) -> float:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(HostArray, "may_wait", True)
         return float(norm_of(list(map(on_device, gradients))))
+
+
+@pytest.mark.usefixtures("backend")
+def test_warps_of_a_block_combine_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks have four threads here: two warps, if these have two lanes each."""
+    lanes = "#define LANES 32\n"
+    assert lanes in norm_source("float32")
+    monkeypatch.setattr(
+        cupy_kernel.LIBRARY, "norm_module", lambda dtype: norm_source(dtype).replace(lanes, "#define LANES 2\n")
+    )
+    gradients = spread_gradients("float32")
+    assert norm_on_host(gradients).hex() == reference_norm(gradients).hex()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,7 +1,7 @@
 """CuPy's part in a step, played by NumPy and a C++ compiler, so that launches and kernels run where there is no GPU.
 
 `HostCupy` has what `portopt_cupy` uses of CuPy: arrays with addresses, and modules of CUDA C, which a C++ compiler compiles with
-the macros of `cuda_on_host.h`. A launch runs few threads, in blocks: kernels must do with any number of them.
+the macros of `cuda_on_host.h`. A block has few threads: kernels must do with any number of them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ COMPILE = (
     "-fsanitize=alignment",
     "-fsanitize-undefined-trap-on-error",
 )
-BLOCKS, THREADS = 3, 4
+THREADS = 4
 
 
 def find_compiler() -> str:
@@ -81,7 +81,7 @@ class Kernel:
 
     def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...]) -> None:
         # A block of one thread stays one; a larger one shrinks, which a kernel must not notice.
-        blocks, threads = min(grid[0], BLOCKS), min(block[0], THREADS)
+        blocks, threads = grid[0], min(block[0], THREADS)
         values = [_argument(a) for a in arguments]
         for index in range(blocks):
             self._library.begin_block(threads)

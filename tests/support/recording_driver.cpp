@@ -83,7 +83,7 @@ std::vector<std::vector<std::function<void()>>> graphs;
 thread_local int mode = 0;  // of captures: 0 forbids a thread what is none of a graph, 2 nothing
 int failing = 0;
 void (*called)() = nullptr;
-unsigned int most_blocks = 3, most_threads = 4;
+unsigned int most_threads = 4;
 thread_local std::vector<void *> contexts;
 
 bool fails(int kind)
@@ -193,11 +193,7 @@ void fail_once(int kind) { failing = kind; }
 
 void call_at_launches(void (*function)()) { called = function; }
 
-void set_limits(unsigned int blocks, unsigned int threads)
-{
-    most_blocks = blocks;
-    most_threads = threads;
-}
+void set_limit(unsigned int threads) { most_threads = threads; }
 
 // One stream after the other goes as far as it can, that which was first asked last; returns whether all came to their ends.
 int run_queued()
@@ -447,8 +443,7 @@ int cuLaunchKernel(
     queue({LAUNCH, (long long)(intptr_t)stream, (long long)arguments.size(), blocks, kernel->name.c_str()}, [=] {
         // A block of one thread stays one; a larger one shrinks, which a kernel must not notice.
         if (is_running)
-            run(*kernel, arguments, blocks < most_blocks ? blocks : most_blocks,
-                threads < most_threads ? threads : most_threads);
+            run(*kernel, arguments, blocks, threads < most_threads ? threads : most_threads);
     });
     return SUCCESS;
 }

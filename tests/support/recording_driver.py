@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support.cuda_on_host import BLOCKS, THREADS, compiled, find_compiler
+from support.cuda_on_host import THREADS, compiled, find_compiler
 
 from portopt.kernels import passes
 from portopt.kernels.cuda import driver, kernels, nvrtc
@@ -185,7 +185,7 @@ def _library(directory: Path) -> ctypes.CDLL:
 def recording_driver(directory: Path) -> Iterator[Recording]:
     """Play CUDA's driver and NVRTC; what is compiled is kept in a directory."""
     library = _library(directory)
-    library.set_limits(BLOCKS, THREADS)
+    library.set_limit(THREADS)
     recording = Recording(library)
     recording.play()
     recording.clear()

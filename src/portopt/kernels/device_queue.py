@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from portopt.kernels.cuda import driver
 from portopt.kernels.cuda.library import Fetch
-from portopt.kernels.cuda.source import MOST_BLOCKS, THREADS
+from portopt.kernels.cuda.source import THREADS
 from portopt.kernels.host import threads
 from portopt.kernels.host.compiler import compile_function
 from portopt.kernels.host.look import DONE, OUTCOME
@@ -280,7 +280,7 @@ class Launch(NamedTuple):
 
     Attributes:
         function: as the driver knows it.
-        blocks: how many, `MOST_BLOCKS` at most.
+        blocks: how many.
         table: the words with which its arguments begin.
         arguments: of each of the others how it is made, and of which output of the program or word of the record.
         constants: addresses with which the arguments end.
@@ -413,7 +413,7 @@ class Queue:
         extra = array("q", (1, _at(arguments), 2, _at(size), 0))
         self._keep_alive += [script, arguments, size, extra]
         return (
-            launch.function, min(launch.blocks, MOST_BLOCKS), _at(extra), _at(script), len(launch.arguments), _at(arguments),
+            launch.function, launch.blocks, _at(extra), _at(script), len(launch.arguments), _at(arguments),
             launch.outputs, int(launch.is_of_norm), launch.phase,
         )  # fmt: skip
 

@@ -29,6 +29,10 @@ HEIGHT = 128
 """Rows of a tile. With this many, and as many columns, what a tile leaves of a sum has few bits."""
 TILES = 8
 """Tiles of a chunk."""
+SMALL = 16
+"""Rows and columns of a matrix that is too small for tiles, if a pass can do without."""
+LINES = 256
+"""Rows, or columns, of a chunk where each is a thread's."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,15 @@ class Tiling:
 
     Attributes:
         outer: how many of the first lengths count matrices.
+        small_apart: whether small matrices are not cut: each row and each column is done by itself, in further passes.
     """
 
     outer: int
+    small_apart: bool = False
+
+    def is_apart(self, lengths: Sequence[int]) -> bool:
+        """Tell whether a parameter's matrices are small, and done apart."""
+        return self.small_apart and lengths[-1] <= SMALL and self.rows(lengths) <= SMALL
 
     def rows(self, lengths: Sequence[int]) -> int:
         """Return the number of a matrix's rows."""
@@ -95,7 +105,8 @@ class Pass:
         stored: operations whose results later passes need.
         outputs: names of the results.
         scalars: operations of `"scalars"`.
-        tiling: of `"tiles"` and `"joined"`.
+        tiling: of `"tiles"` and `"joined"`, and of `"lines"` that small matrices have, or others.
+        small: whether `"lines"` with a tiling are those of small matrices.
     """
 
     name: str
@@ -108,10 +119,13 @@ class Pass:
     outputs: tuple[str, ...] = ()
     scalars: tuple[int, ...] = ()
     tiling: Tiling | None = None
+    small: bool = False
 
     def units(self, lengths: Sequence[int]) -> int:
         """Return for how many elements, or tiles, of a parameter of some lengths the kernel has something to do."""
-        if self.tiling is not None:
+        if self.tiling is not None and self.tiling.is_apart(lengths) != self.small:
+            return 0
+        if self.tiling is not None and self.kind != "lines":
             return self.tiling.tiles(lengths) if self.kind == "tiles" else self.tiling.joined(self.space, lengths)
         return 1 if self.kind == "scalars" else elements(self.space, lengths)
 
@@ -197,6 +211,8 @@ def chunk_of(step: Pass, space: Space, elements: int) -> int:
     if step.kind != "lines":
         sizes = {"elements": elements, "tiles": TILES, "joined": ACROSS, "scalars": 1}
         return sizes[step.kind]
+    if step.small:
+        return LINES
     return ACROSS if space[-1] in step.space else 1
 
 
@@ -272,12 +288,13 @@ class _Maker:
         outputs: Iterable[str] = (),
         scalars: Iterable[int] = (),
         tiling: Tiling | None = None,
+        small: bool = False,
     ) -> None:
         operations, external = self._needed(wanted, () if loop is None else loop.operations)
         self._passes.append(
             Pass(
                 f"stage_{len(self._passes)}", kind, space, operations, external, tuple(reductions), tuple(stored),
-                tuple(outputs), tuple(scalars), tiling,
+                tuple(outputs), tuple(scalars), tiling, small,
             )
         )  # fmt: skip
 
@@ -306,6 +323,7 @@ class _Maker:
         others = [i for i in loop.reductions if i not in partial]
         tiling = None if stored else self._tiling(loop, others)
         if tiling is not None:
+            tiling = replace(tiling, small_apart=not partial and not outputs)
             lines = [i for i in others if self._fits(i, tiling)]
             others = [i for i in others if i not in lines]
             reductions = [*lines, *partial]
@@ -314,13 +332,29 @@ class _Maker:
             self._add("tiles", loop.space, wanted, loop, reductions=reductions, outputs=loop.outputs, tiling=tiling)
             for space, chosen in self._of_spaces(lines):
                 self._add("joined", space, reductions=chosen, tiling=tiling)
+                if tiling.small_apart:
+                    self._lines(space, chosen, loop, tiling, small=True)
         else:
             if stored or outputs:
                 self._add("elements", loop.space, [*stored, *outputs], loop, stored=stored, outputs=loop.outputs)
             if partial:
                 self._add("chunks", loop.space, self._sources(partial), loop, reductions=partial)
         for space, chosen in self._of_spaces(others):
-            self._add("lines", space, self._sources(chosen), loop, reductions=chosen)
+            apart = next((found for found in self._tiled.values() if self._is_within(loop.space, space, found)), None)
+            self._lines(space, chosen, loop, apart)
+            if apart is not None:
+                self._lines(space, chosen, loop, apart, small=True)
+
+    def _lines(
+        self, space: Space, reductions: Sequence[int], loop: Loop, tiling: Tiling | None, *, small: bool = False
+    ) -> None:
+        sources = self._sources(reductions)
+        self._add("lines", space, sources, loop, reductions=reductions, tiling=tiling, small=small)
+
+    def _is_within(self, whole: Space, space: Space, tiling: Tiling) -> bool:
+        """Tell whether what is reduced of rows or columns is of one matrix, and those of small matrices are done apart."""
+        along = set(whole).difference(space)
+        return tiling.small_apart and whole != self._stages.space and min(along, default=-1) >= tiling.outer
 
     def _with_outputs(self, loop: Loop) -> Loop:
         """Return the first loop with the results of the second, the last one, if those need nothing that is reduced.

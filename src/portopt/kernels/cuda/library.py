@@ -16,7 +16,7 @@ from portopt.kernels.cuda import driver, kernels
 from portopt.kernels.cuda.graphs import WORDS, graphs_source
 from portopt.kernels.cuda.norm import norm_source
 from portopt.kernels.cuda.products import products_source
-from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, CHUNK, MOST_BLOCKS, REDUCED_CHUNK, THREADS
+from portopt.kernels.cuda.source import BLOCKS_PER_MULTIPROCESSOR, ONLY_CHUNK, REDUCED_CHUNK, THREADS
 from portopt.kernels.cuda.tables import Chunks, Cut, columns_of
 from portopt.kernels.cuda.totals import totals_source
 from portopt.kernels.key import KernelKey
@@ -93,11 +93,11 @@ class CudaLibrary(ABC):
     """A library of arrays on CUDA devices, each of which is known by its number.
 
     Attributes:
-        chunk: how many elements a chunk is, where a kernel has something to do for each.
+        chunk: how many elements a chunk of an elementwise step is.
         reduced_chunk: how many it is at least where it is reduced to one part.
     """
 
-    chunk = CHUNK
+    chunk = ONLY_CHUNK
     reduced_chunk = REDUCED_CHUNK
 
     # What libraries of arrays do ------------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ class CudaLibrary(ABC):
     def _launch(self, module: str, kernel: str, blocks: int, arguments: bytes, device: int) -> None:
         function, found = kernels.function(module, kernel, device), driver.device(device)
         with found.within():
-            found.launch(function, min(blocks, MOST_BLOCKS), THREADS, arguments, self.stream(device))
+            found.launch(function, blocks, THREADS, arguments, self.stream(device))
 
 
 _norm_source = functools.cache(norm_source)

@@ -25,14 +25,14 @@ THREADS = 256
 """Threads in a block, and the most that a block may have."""
 CHUNK = 8 * THREADS
 """Elements that a block works on before it looks for the next ones, where each is done for itself."""
+ONLY_CHUNK = 4 * THREADS
+"""The same in the kernel of an elementwise step, where they are all that the block works on: four of each thread."""
 REDUCED_CHUNK = 16 * THREADS
 """The same where the block reduces them: a thread of the norm looks at sixteen before it adds their squares."""
 BLOCKS_PER_MULTIPROCESSOR = 4
 """How many blocks a device is given for each of its multiprocessors where each block leaves a part of a result."""
 PLACE = "{0}_four.at[k]"
 """The template of an element of an array in the loop of `loop_of_fours`."""
-MOST_BLOCKS = 65535
-"""Of a grid; blocks take further chunks when there are more."""
 NUMBERS = ("float64", "float32", "float16", "bfloat16", "int64", "int32")
 """The dtypes of numbers that lie on the device, in the order of `number_at`."""
 _BINS = {
@@ -69,7 +69,8 @@ def cuda_source(program: Program, key: KernelKey, on_device: frozenset[str] = fr
     of_device, read = scalars_of_device(writer, split)
     parameters = [f"const {LANGUAGE.storage[writer.real]} {writer.names[i]}" for i, _ in split.rounded_on_host]
     first = [*_known(writer), *(statement for _, statement in read)]
-    return "\n".join([*parts, _update(writer, [*parameters, *of_device], first, in_place=key.in_place)])
+    update = _update(writer, [*parameters, *of_device], first, in_place=key.in_place)
+    return "\n".join([*parts, update])
 
 
 def source_for_inputs_on_device(program: Program, key: KernelKey, words: int) -> str:
@@ -90,7 +91,8 @@ def source_for_inputs_on_device(program: Program, key: KernelKey, words: int) ->
     parameters = ["const double *inputs", "const int *step", "double *outputs"]
     parts = [about, common_source(words), source_file("scalars.cuh"), *functions_source(writer)]
     first = [*_known(writer), *_scalars(writer)]
-    return "\n".join([*parts, _update(writer, parameters, first, in_place=key.in_place)])
+    update = _update(writer, parameters, first, in_place=key.in_place, several_chunks=True)
+    return "\n".join([*parts, update])
 
 
 def _known(writer: Writer) -> list[str]:
@@ -176,7 +178,7 @@ def words_source(count: int) -> str:
 
 def common_source(words: int | None = None) -> str:
     """Return what all modules begin with, given how many words a table has in a launch's arguments, if it is there."""
-    constants = {"THREADS": THREADS, "CHUNK": CHUNK, "REDUCED_CHUNK": REDUCED_CHUNK}
+    constants = {"THREADS": THREADS, "CHUNK": CHUNK, "ONLY_CHUNK": ONLY_CHUNK, "REDUCED_CHUNK": REDUCED_CHUNK}
     if words is not None:
         constants["WORDS"] = words
     table = "table.cuh" if words is None else "table_in_arguments.cuh"
@@ -215,27 +217,44 @@ def functions_source(writer: Writer) -> list[str]:
     return parts
 
 
-def _update(writer: Writer, parameters: Sequence[str], first: Sequence[str], *, in_place: bool) -> str:
-    """Return the kernel of a step, given its parameters after the table, and what is done before the first chunk."""
+def _update(
+    writer: Writer, parameters: Sequence[str], first: Sequence[str], *, in_place: bool, several_chunks: bool = False
+) -> str:
+    """Return the kernel of a step.
+
+    Args:
+        writer: of the program.
+        parameters: of the kernel, after the table.
+        first: what is done before the first chunk.
+        in_place: results overwrite what they replace.
+        several_chunks: a block has as many as there are for it, since much comes before the first; otherwise one.
+    """
     columns = writer.columns
     written = set(writer.program.array_outputs if in_place else columns[len(writer.dtypes) :])
-    lines = [f"{kernel_head(UPDATE)}({listed(['const __grid_constant__ Table table', *parameters])})", "{"]
-    lines += [f"    {line}" for line in first]
-    lines += [
-        "    for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {",
-        "        const int row = row_of(table, chunk);",
-    ]
+    body = ["const int row = row_of(table, chunk);"]
     for position, column in enumerate(columns):
         kind = f"{'' if column in written else 'const '}{LANGUAGE.storage[writer.dtype(column)]}"
-        lines.append(f"        {of_row(kind, writer.array(column), position)}")
-    lines += [
-        "        const long long start = (chunk - first_chunk_of(table, row)) * CHUNK;",
-        "        const long long end = start + CHUNK < elements_of(table, row) ? start + CHUNK : elements_of(table, row);",
-        *(f"        {line}" for line in _fours(writer, in_place=in_place)),
-        "    }",
-        "}",
+        body.append(of_row(kind, writer.array(column), position))
+    chunk = "CHUNK" if several_chunks else "ONLY_CHUNK"
+    body += [
+        f"const long long start = (chunk - first_chunk_of(table, row)) * {chunk};",
+        f"const long long end = start + {chunk} < elements_of(table, row) ? start + {chunk} : elements_of(table, row);",
+        *_fours(writer, in_place=in_place),
     ]
-    return "\n".join(lines) + "\n"
+    body = in_each_chunk(body) if several_chunks else in_one_chunk(body)
+    head = f"{kernel_head(UPDATE)}({listed(['const __grid_constant__ Table table', *parameters])})"
+    return "\n".join([head, "{", *(f"    {line}" for line in [*first, *body]), "}"]) + "\n"
+
+
+def in_one_chunk(body: Sequence[str], chunk: str = "blockIdx.x") -> list[str]:
+    """Return what a block does that has one chunk: with fewer registers than a loop, so that more blocks are at work at once."""
+    return [f"const long long chunk = {chunk};", *body]
+
+
+def in_each_chunk(body: Sequence[str]) -> list[str]:
+    """Return what a block does that takes further chunks as long as there are any."""
+    loop = "for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {"
+    return [loop, *(f"    {line}" for line in body), "}"]
 
 
 def _fours(writer: Writer, *, in_place: bool) -> list[str]:

@@ -21,6 +21,7 @@ from portopt.kernels.cuda.source import (
     common_source,
     from_double,
     functions_source,
+    in_one_chunk,
     kernel_head,
     listed,
     loop_of_fours,
@@ -180,27 +181,16 @@ class _Source(TileSource):
         body = [*self._draws(step), *body]
         blocks = BLOCKS_PER_MULTIPROCESSOR if step.kind == "chunks" and self.real == "float32" else 1
         lines = [f"{kernel_head(step.name, blocks)}({listed(parameters)})", "{"]
-        lines += [f"    {line}" for line in self.used(body, known)]
-        lines += [
-            *self._chunk_by_chunk(step),
-            "        const int row = row_of(table, chunk);",
-            *(f"        {line}" for line in self.used(body, self._known)),
-            *(f"        {line}" for line in body),
-            "    }",
-            "}",
-        ]
-        return "\n".join(lines) + "\n"
+        own = ["const int row = row_of(table, chunk);", *self.used(body, self._known), *body]
+        lines += [f"    {line}" for line in [*self.used(body, known), *in_one_chunk(own, self._chunk_of(step))]]
+        return "\n".join([*lines, "}"]) + "\n"
 
-    def _chunk_by_chunk(self, step: Pass) -> list[str]:
-        """Return how the loop over chunks begins: from the last one on if the pass before left that in the device's cache."""
+    def _chunk_of(self, step: Pass) -> str:
+        """Return which chunk a block has: the first has the last one if the pass before left that in the device's cache."""
         at = self.passes.passes.index(step)
         before = {earlier.kind for earlier in self.passes.passes[:at] if earlier.space == step.space}
-        if step.kind != "elements" or before.isdisjoint({"chunks", "tiles"}):
-            return ["    for (long long chunk = blockIdx.x; chunk < table.chunks; chunk += gridDim.x) {"]
-        return [
-            "    for (long long turn_of = blockIdx.x; turn_of < table.chunks; turn_of += gridDim.x) {",
-            "        const long long chunk = table.chunks - 1 - turn_of;",
-        ]
+        backwards = step.kind == "elements" and not before.isdisjoint({"chunks", "tiles"})
+        return "table.chunks - 1 - blockIdx.x" if backwards else "blockIdx.x"
 
     def extent(self, elements: str) -> list[str]:
         return [
@@ -387,6 +377,8 @@ class _Source(TileSource):
         adding = [*(f"{_addends(i)}[k] = {self.names[self.program.ops[i].args[0]]};" for i in at_once), *adding]
         element = [*self.computed(step, whole, None), *adding]
         across = "1" if chunk == 1 else "blockDim.x < 2 * ACROSS ? blockDim.x / 2 : ACROSS"
+        if step.small:
+            across = "blockDim.x"
         count = " * ".join(map(length, along)) or "1"
         lines = [
             *self.rounded(step),

@@ -1,5 +1,5 @@
 // Many parameters in one launch: what is known of them lies in the device's memory, and the launch is told where.
-// The elements are cut into chunks, numbered through all parameters; each block takes every gridDim.x-th chunk.
+// The elements are cut into chunks, numbered through all parameters; there is a block for each, or a block takes every gridDim.x-th.
 
 struct Table {
     const long long *first_chunk;  // of each parameter, and after the last one's the number of all chunks

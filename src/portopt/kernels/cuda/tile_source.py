@@ -47,11 +47,11 @@ class TileSource(PassWriter):
     def tile_definitions(self) -> list[Definition]:
         """Return what is known of a parameter's tiles."""
         last = len(self.stages.space) - 1
-        tilings = dict.fromkeys(self.passes.tiled.values())
+        tilings = {tiling.outer: tiling for tiling in self.passes.tiled.values()}
         found = []
         if tilings:
             found.append(("strips_of", f"const long long strips_of = {_parts_of(length(last), '4 * lanes_here()')};"))
-        for tiling in tilings:
+        for tiling in tilings.values():
             outer = tiling.outer
             found += [
                 (name, f"const long long {name} = {value};")
