@@ -113,7 +113,8 @@ def from_command_line(arguments: Sequence[str]) -> Options:
         page=given.page and given.page.resolve(),
         device=given.device,
         budget=given.budget,
-        sections=listed(given.sections),
+        # In the order in which they are run.
+        sections=tuple(name for name in SECTIONS if name in listed(given.sections)),
         backends=listed(given.backends),
         layers=tuple(map(int, listed(given.layers))),
         only=listed(given.only),

@@ -232,3 +232,11 @@ def test_what_time_did_not_suffice_for_is_named_and_is_not_wrong(
     assert found["any float16"] == {"same": 0, "wrong": 0, "error": 1}
     assert (found["wrong"], found["unfinished"]) == (1, ["Shampoo/default/float16"])
     assert "not finished in their time: Shampoo/default/float16" in capsys.readouterr().out
+
+
+def test_sections_are_in_the_order_in_which_they_are_run(tmp_path: Path) -> None:
+    """The last one has all of the time that is left."""
+    from gpu_check.options import from_command_line
+
+    options = from_command_line(["--out", str(tmp_path), "--sections", "bits,timings"])
+    assert options.sections == ("timings", "bits")
