@@ -25,8 +25,11 @@ WHEEL_VENV := build/wheel-venv
 export OMP_WAIT_POLICY ?= PASSIVE
 
 # Which rules and pairs are tested deeply, where others are not: those of another commit are others. `make test TURN=5` chooses,
-# and TURN=all has all, which takes hours.
-TURN ?= $(shell printf '%d' "0x$$(git rev-parse --short=7 HEAD 2>/dev/null || echo 0)" 2>/dev/null || echo 0)
+# and TURN=all has all, which takes hours. All parts of a run have that of its start.
+ifndef TURN
+TURN := $(shell echo $$((0x$$( (git rev-parse --quiet --verify HEAD 2>/dev/null || echo 0) | cut -c 1-7))))
+endif
+export TURN
 export PORTOPT_TESTS_TURN = $(TURN)
 
 # For example: make unit PYTEST_ARGS="-m 'not slow' -k adam"
