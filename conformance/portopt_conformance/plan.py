@@ -94,6 +94,26 @@ def with_settings(backend: Backend, device: str) -> list[Platform]:
     return [Platform(backend, device, mode, setting) for setting in backend.settings for mode in modes]
 
 
+def apart(turn: int, by: int) -> int:
+    """Return what a way to choose counts from, if another counts from the turn, or from this with another number.
+
+    It grows with the turn, but not in step with it: counted alike, two ways whose periods have a common divisor would never meet
+    in some of their combinations.
+    """
+    return turn + turn // by
+
+
+def numbers(rules: Sequence[type[Optimizer]], turn: int) -> range:
+    """Return a number for each rule, by which its options take turns, other ones each time that the rule has its own.
+
+    Args:
+        rules: the rules.
+        turn: the turn of the run.
+    """
+    first = apart(turn, 2**10)
+    return range(first, first + len(rules))
+
+
 def samples(rules: Sequence[type[Optimizer]], turn: int) -> list[Sequence[tuple[str, str]]]:
     """Return what of `SAMPLE` is tested of each rule in a mode: nothing unless it is the rule's turn, then two of the three.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import portopt
 from portopt import Backend, Optimizer
@@ -62,7 +63,8 @@ def cases(
         full: test every rule in every mode and under every setting, and rules that reduce or multiply with all options and
             dtypes where each is a compilation. That takes hours; else they take turns.
         turn: which rules and options have their turn; runs of other numbers test others deeply.
-        rules: the rules to test. Results of a rule without committed vectors are compared with the reference's.
+        rules: the rules to test; one alone has all modes. Results of a rule without committed vectors are compared with the
+            reference's.
         against: compare with what this platform gives, in place of the committed vectors.
 
     Raises:
@@ -111,7 +113,8 @@ def cases_of(
     for rule in rules:
         if rule not in portopt.RULES:
             platform = against or reference()
-            own = cases(backend, device=device, layers=layers, quick=quick, full=full, rules=[rule], against=platform)
+            extent: dict[str, Any] = {"layers": layers, "quick": quick, "full": full, "turn": turn}
+            own = cases(backend, device=device, rules=[rule], against=platform, **extent)
             yield from (case for case in own if case.subject == rule.__name__)
 
 
@@ -140,8 +143,9 @@ def _all_cases(
     def samples(mode: int) -> Sequence[Sequence[tuple[str, str]]]:
         return [plan.SAMPLE] * len(rules) if alone else plan.samples(rules, mode)
 
+    numbers = plan.numbers(rules, turn)
     for mode, (platform, depth) in enumerate(depths, turn):
-        for number, (rule, sample) in enumerate(zip(rules, samples(mode), strict=True), turn):
+        for rule, number, sample in zip(rules, numbers, samples(mode), strict=True):
             for planned in plan.of_rule(
                 rule, platform, dtypes, depth, quick=quick, full=full, number=number, sample=sample
             ):

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import TypeVar
 
 from portopt import Optimizer
-from portopt_conformance.plan import samples
+from portopt_conformance.plan import apart, samples
 
 First = TypeVar("First")
 Second = TypeVar("Second")
@@ -22,9 +22,10 @@ TURN = os.environ.get("PORTOPT_TESTS_TURN", "0")
 """The number of the run, or `ALL`: nobody waits for a turn."""
 
 
-def _digit(base: int) -> int:
+def _start(by: int | None = None) -> int:
     """Return what a way to choose counts from: each has its own, so that what is chosen in two ways meets in all ways."""
-    return 0 if TURN == ALL else int(TURN) // base
+    turn = 0 if TURN == ALL else int(TURN)
+    return turn if by is None else apart(turn, by)
 
 
 def in_turns(
@@ -41,13 +42,13 @@ def in_turns(
         (first, second)
         for i, first in enumerate(firsts)
         for k, second in enumerate(seconds)
-        if first in in_all or TURN == ALL or k == (i + start + _digit(2**8)) % len(seconds)
+        if first in in_all or TURN == ALL or k == (i + start + _start(2**8)) % len(seconds)
     ]
 
 
 def in_turn(items: Sequence[First], turn: int, of: int) -> Sequence[First]:
     """Return one of so many: each is among those of one turn of `of` that follow each other."""
-    return items if TURN == ALL else items[(turn + _digit(2**16)) % of :: of]
+    return items if TURN == ALL else items[(turn + _start(2**16)) % of :: of]
 
 
 def rules_in_turn(
@@ -62,5 +63,5 @@ def rules_in_turn(
         turn: a number of the test's own; tests whose numbers follow each other have different rules.
         always: those whose turn it always is.
     """
-    chosen = zip(rules, samples(rules, turn + _digit(1)), strict=True)
+    chosen = zip(rules, samples(rules, turn + _start()), strict=True)
     return [rule for rule, sample in chosen if sample or rule in always or TURN == ALL]
