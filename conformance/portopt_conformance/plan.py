@@ -38,6 +38,11 @@ OF_MANY_ELEMENTS = (("clipped", "float32"), ("clipped", "bfloat16"), ("default",
 """Configurations and dtypes of rules whose steps reduce or multiply: each is a kernel to compile, or several."""
 IN_TURNS = (("clipped", "float64"), ("default", "float16"))
 """What such rules have one of besides, in turns."""
+COMPILED_IN_TURNS = (
+    *(("clipped", dtype) for dtype in ("bfloat16", "float16", "float64")),
+    ("default", "float32"),
+)
+"""What they have one of besides all options at once in float32 where the first mode compiles, in turns."""
 CLIPPING = ("clipnorm", "clipvalue")
 """Configurations of which `clipped` has everything; a rule that reduces or multiplies has a kernel more to compile for each."""
 
@@ -298,10 +303,11 @@ def _chosen(configuration: Configuration, dtype: str, scope: _Scope, *, outermos
             yield (3, "ten")
         return
     if scope.compiled and not scope.full and depth in ("first", "compiled") and not configuration.is_elementwise:
-        # A compilation takes seconds: most options at once stand for all, and the first mode for dialects and narrow dtypes.
+        # A compilation takes seconds: most options at once stand for all, and the first mode for dialects and other dtypes.
         first = depth == "first"
-        narrow = first and scope.is_in_turn and dtype in DIALECT_DTYPES
-        if configuration.name == "clipped" and (single or narrow):
+        other = COMPILED_IN_TURNS[scope.number % len(COMPILED_IN_TURNS)]
+        chosen = (SAMPLE[0], other) if first and scope.is_in_turn else (SAMPLE[0],)
+        if (configuration.name, dtype) in chosen:
             yield (3, "ten")
         if first and single and _is_dialect_in_turn(configuration, scope.number, is_deep=is_deep):
             yield (2, "ordinary")

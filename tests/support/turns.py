@@ -1,8 +1,8 @@
 """Pairs of which one half meets the other in turns: all of both are tried, but not each with each.
 
 A rule decides which operations a step has, a library, a dtype or a mode how each is done: a fault lies in one of the two. The
-conformance suite has all pairs. Another number of the whole run, `PORTOPT_TESTS_TURN=5`, has others, and `all` has all; the
-makefile takes it from the commit.
+conformance suite has all pairs in full. Another number of the whole run, `PORTOPT_TESTS_TURN=5`, has others, and `all` has all;
+the makefile takes it from the commit.
 """
 
 from __future__ import annotations

@@ -208,6 +208,22 @@ def test_each_option_of_a_rule_has_its_turn_when_the_rule_has() -> None:
     assert all(places == set(range(plan.OPTION_TURNS)) for places in met.values())
 
 
+@pytest.mark.needs("jax")
+def test_where_a_first_mode_compiles_rules_that_reduce_have_every_dtype_and_their_defaults_in_turns() -> None:
+    backend = portopt.get_backend("jax")
+    platform, depth = plan.depths(backend, "cpu")[0]
+    assert depth == "first"
+    assert platform.mode.compiled
+    for rule in portopt.RULES:
+        if not is_elementwise(rule()):
+            found = {
+                (planned.variant, planned.dtype)
+                for number in range(len(plan.COMPILED_IN_TURNS))
+                for planned in plan.of_rule(rule, platform, list(FORMATS), depth, quick=False, number=number)
+            }
+            assert found >= {("default", "float32"), *(("clipped", dtype) for dtype in FORMATS)}
+
+
 def test_options_of_ones_own_rule_take_turns() -> None:
     class Own(portopt.LAMB):
         pass
