@@ -147,6 +147,8 @@ def test_what_changes_between_two_steps_is_noticed(
 class _Holder:
     """An object with attributes."""
 
+    m: Any
+
 
 @pytest.mark.needs("numba")
 def test_states_may_be_the_attributes_of_objects(repeated: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,10 +126,11 @@ def test_steps_that_make_large_new_arrays_look_one_at_a_time(
     monkeypatch.setattr(threads, "is_small", lambda elements: False)
     for _ in range(3):
         run.step(in_place=False)
+    plan: Any
     (plan,) = run.optimizer._cache.pure_plans
     look, held = plan.watch.look, list[bool]()
 
-    def looking(*given: Any, **named: Any) -> bool:
+    def looking(*given: Any, **named: Any) -> Any:
         held.append(plan.lock._is_owned())
         return look(*given, **named)
 
