@@ -99,8 +99,10 @@ def is_as_it_was(context, gradients):
         # Small dicts lie here and there.
         if number + 48 < context[17]:
             fetch_line(known[192])
+        # Python 3.13 changes the values of an object's attributes, to which the sixth word of its dict points, in versions
+        # that stay the same.
         version = pointer_to_int64(known[0])[3]
-        if context[25] and version == pointer_to_int64(known[3])[0]:
+        if context[25] and version == pointer_to_int64(known[3])[0] and pointer_to_int64(known[0])[5] == 0:
             continue
         # The fifth word of a dict is where its entries are.
         if number + 8 < context[17]:

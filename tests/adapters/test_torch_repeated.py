@@ -21,6 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import portopt
 import portopt_torch._optimizer
+import portopt_torch._repeated
 from portopt_torch import TorchOptimizer
 from portopt_torch._layout import find_gradient, leave_in_memory
 from portopt_torch._repeated import RepeatedStep, is_possible
@@ -117,10 +118,13 @@ CHANGES: dict[str, Change] = {
 
 
 @pytest.mark.needs("numba")
+@pytest.mark.parametrize("few", [0, 100])
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_changes_between_two_steps_is_noticed(
-    name: str, repeated: list[bool], monkeypatch: pytest.MonkeyPatch
+    name: str, few: int, repeated: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # So many states Python counts, which then have no versions that are known.
+    monkeypatch.setattr(portopt_torch._repeated, "_FEW", few)
     found = []
     for possible in (True, False):
         monkeypatch.setattr(portopt_torch._optimizer, "is_possible", lambda possible=possible: possible)
@@ -136,6 +140,36 @@ def test_what_changes_between_two_steps_is_noticed(
         state = [{n: torch.as_tensor(x).tolist() for n, x in optimizer.state[p].items() if n != "note"} for p in params]
         found.append(([p.tolist() for p in params], state))
         assert repeated[-1:] == [True] * possible
+        repeated.clear()
+    assert repr(found[0]) == repr(found[1])
+
+
+class _Holder:
+    """An object with attributes."""
+
+    m: Any
+
+
+@pytest.mark.needs("numba")
+def test_states_may_be_the_attributes_of_objects(repeated: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.13 changes these without a new version of their dict."""
+    found = []
+    for possible in (True, False):
+        monkeypatch.setattr(portopt_torch._optimizer, "is_possible", lambda possible=possible: possible)
+        params = parameters()
+        optimizer = TorchOptimizer(params, portopt.Adam(0.25))
+        holders = [_Holder() for _ in params]
+        for p, holder in zip(params, holders, strict=True):
+            for name, value in optimizer.state[p].items():
+                setattr(holder, name, value)
+            optimizer.state[p] = vars(holder)
+        for step in range(6):
+            give_gradients(params, step)
+            if step == 4:
+                assert repeated == [True] * 2 * possible
+                holders[1].m = torch.full_like(params[1], 0.5)
+            optimizer.step()
+        found.append([p.tolist() for p in params])
         repeated.clear()
     assert repr(found[0]) == repr(found[1])
 

@@ -23,6 +23,7 @@ from support.turns import in_turn
 import portopt
 from portopt.kernels import launch
 from portopt.kernels.cuda import driver
+from portopt.kernels.host import threads
 from portopt_torch import TorchOptimizer
 from portopt_torch import _backend as torch_backend
 
@@ -116,6 +117,26 @@ def test_planned_steps_that_make_new_arrays_have_the_bits_of_the_interpreter(
     for params, values_before in before:
         for p, value in zip(params, values_before, strict=True):
             assert_same_bits(to_numpy(p), value)
+
+
+def test_steps_that_make_large_new_arrays_look_one_at_a_time(
+    played: tuple[HostTorch, Recording], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(portopt.SGD(0.1, momentum=0.9))
+    monkeypatch.setattr(threads, "is_small", lambda elements: False)
+    for _ in range(3):
+        run.step(in_place=False)
+    plan: Any
+    (plan,) = run.optimizer._cache.pure_plans
+    look, held = plan.watch.look, list[bool]()
+
+    def looking(*given: Any, **named: Any) -> Any:
+        held.append(plan.lock._is_owned())
+        return look(*given, **named)
+
+    monkeypatch.setattr(plan.watch, "look", looking)
+    run.step(in_place=False)
+    assert held == [True, True]
 
 
 def test_models_share_a_plan_of_steps_that_make_new_arrays(played: tuple[HostTorch, Recording]) -> None:

@@ -145,3 +145,22 @@ def test_a_process_that_finds_its_kernels_does_not_import_numba(tmp_path: Path) 
     """
     found = [run_python(program, PORTOPT_CACHE_DIR=str(tmp_path)).strip() for _ in range(2)]
     assert found == ["True", "False"]
+
+
+def test_a_function_that_outlives_the_compiler_can_be_called_and_ended() -> None:
+    """As that of a plan whose optimizer is kept until the interpreter has ended all else."""
+    program = """
+        import os, sys, weakref
+        from portopt.kernels.host import compiler
+
+        class Last:
+            def __init__(self, function, definition):
+                self.function, self.definition, self.write = function, weakref.ref(definition), os.write
+
+            def __del__(self):
+                self.write(1, b"called" if self.definition() is not None and self.function() else b"gone")
+
+        function = compiler.compile_method("def kernel(own, given): return truth(own, True)")(0)
+        sys.last = Last(function, compiler._definitions[-1])
+    """
+    assert run_python(program) == "called"

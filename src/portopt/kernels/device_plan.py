@@ -131,8 +131,11 @@ class DevicePlan(QueuedStep):
         call, new = None, None
         if self.results is not None:
             # Not much memory is asked for before it is known that the step will fill it.
-            if not self._is_small and (call := self.looked(trees)) is None:
-                return None
+            if not self._is_small:
+                with self.lock:
+                    call = self.looked(trees)
+                if call is None:
+                    return None
             new = self.results.new()
         streams, slots = tuple(map(self._library.stream, self._devices)), state.slots
         with self.lock:

@@ -59,8 +59,10 @@ _PROTOTYPES = {
 }  # fmt: skip
 _lock = threading.RLock()
 _engines: list[Any] = []
-# Threads may be in their code while the interpreter ends.
-ctypes.pythonapi.Py_IncRef(ctypes.py_object(_engines))
+_definitions: list[Any] = []
+# Threads may be in their code while the interpreter ends, and functions of Python's may outlive this module.
+for _kept in (_engines, _definitions):
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_kept))
 _compiled: dict[tuple[str, str], Any] = {}
 """Functions that kernels call, as numba translates them: those of reductions are the same in many kernels of a process."""
 _COMPILED = 256
@@ -193,7 +195,6 @@ class _Definition(ctypes.Structure):
 
 _FASTCALL = 0x80
 """The arguments are an array of objects."""
-_definitions: list[_Definition] = []
 METHOD = f'''"""A function that Python calls with objects."""
 
 
