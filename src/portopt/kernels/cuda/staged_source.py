@@ -539,8 +539,8 @@ def _part_type(reduction: str) -> str:
 
 def _initial(reduction: str, real: str) -> str:
     if reduction in SUMS:
-        # Squares of float32 numbers are not that small.
-        return f"no_sum({'LOWEST_OF_SQUARES' if (reduction, real) == ('norm', 'float64') else 'LOWEST_EXPONENT'})"
+        # Also of float32 numbers: bins of squares that are all zero are not above any others.
+        return f"no_sum({'LOWEST_OF_SQUARES' if reduction == 'norm' else 'LOWEST_EXPONENT'})"
     if reduction in ("max", "min"):
         sign = "-" if reduction == "max" else ""
         infinity = "INFINITE" if real == "float64" else "(float)INFINITE"
