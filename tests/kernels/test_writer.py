@@ -13,8 +13,7 @@ from support.gpu_cases import EveryOperation, key_of, norm_program
 
 from portopt.kernels.cuda.source import LANGUAGE as CUDA
 from portopt.kernels.cuda.source import cuda_source
-from portopt.kernels.cuda.staged_source import _LANGUAGE as STAGED
-from portopt.kernels.cuda.staged_source import staged_source
+from portopt.kernels.cuda.staged_source import LANGUAGE_OF_PASSES, staged_source
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.host.source import LANGUAGES, kernel_source
 from portopt.kernels.key import Flush, KernelKey
@@ -67,7 +66,7 @@ def keeping(slots: Sequence[str]) -> Program:
 
 def test_no_array_of_a_rule_hides_what_cuda_c_uses(tmp_path: Path) -> None:
     """Compiled with arrays of all names that sources use, but for those that get others."""
-    for staged, language in ((False, CUDA), (True, STAGED)):
+    for staged, language in ((False, CUDA), (True, LANGUAGE_OF_PASSES)):
         slots = ["m"]
         for _ in range(2):
             program = keeping(slots)

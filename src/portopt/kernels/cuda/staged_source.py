@@ -59,7 +59,7 @@ def cut(passes: Passes, step: Pass, lengths: Sequence[Sequence[int]]) -> Cut:
     return sizes, chunk_of(step, source)
 
 
-_LANGUAGE = dataclasses.replace(
+LANGUAGE_OF_PASSES = dataclasses.replace(
     LANGUAGE,
     reserved=LANGUAGE.reserved
     | frozenset(re.findall(r"\w+", "".join(map(source_file, ("reductions.cuh", "axes.cuh", "draws.cuh")))))
@@ -95,7 +95,7 @@ class _Source(TileSource):
     zero = "0"
 
     def __init__(self, program: Program, key: KernelKey, split: NormDependence, words: int | None = None) -> None:
-        super().__init__(_LANGUAGE, program, key, split)
+        super().__init__(LANGUAGE_OF_PASSES, program, key, split)
         self._words = words
         self._type = LANGUAGE.storage[self.real]
         self._known = self._definitions()
