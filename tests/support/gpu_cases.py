@@ -261,7 +261,7 @@ def programs_of_totals() -> list[Program]:
 
 
 def trees_with_totals(dtype: str) -> list[tuple[list[Array], list[list[Array]]]]:
-    """Return parameters and gradients: of several dtypes, without and with words that are not finite; of no element; of tiny ones."""
+    """Return parameters and gradients: many of several dtypes, with and without words that are not finite; none; tiny ones."""
     shapes = [(40, 70), (), (0, 3), (2500,), *((k % 5,) for k in range(20))]
     params = [ordinary(shape, "float64" if i % 3 == 1 else dtype, i) for i, shape in enumerate(shapes)]
     words = [random_words(p.shape, p.dtype.name, 100 + i) for i, p in enumerate(params)]
