@@ -409,6 +409,41 @@ def test_a_gradient_in_the_memory_of_a_slot_is_read_before_it_is_overwritten() -
         same(expected_state.slots, after.slots, "slot")
 
 
+class Former(portopt.Optimizer):
+    """Sums of rows, those before, and those before these."""
+
+    slots = tuple(
+        slot(name, drop=-1, start=start) for name, start in (("row", 1.0), ("before", 2.0), ("long_before", 3.0))
+    )
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        row = slots.row + xp.sum(g, axis=-1, keepdims=True)
+        return p - c.lr * row * g, {"row": row, "before": slots.row, "long_before": slots.before}
+
+
+class Exchanging(Former):
+    """The same, but the sums of rows go on from the oldest."""
+
+    def update(self, xp: Any, p: Any, g: Any, slots: Any, c: Any) -> Any:
+        p, new = super().update(xp, p, g, slots, c)
+        return p, {**new, "row": slots.long_before}
+
+
+@pytest.mark.parametrize("rule", [Former, Exchanging])
+def test_a_small_slot_gets_what_another_one_held_before_it_was_overwritten(rule: type[portopt.Optimizer]) -> None:
+    optimizer = rule(0.1)
+    assert can_cut(optimizer.program(shape=(3, 4))) == (rule is Former)
+    p, g = np.random.default_rng(0).standard_normal((2, 3, 4))
+    expected, expected_state = p.copy(), optimizer.init(p)
+    state = optimizer.init(p)
+    for _ in range(3):
+        with portopt.interpreted():
+            expected, expected_state = optimizer.apply(expected, g, expected_state)
+        state = optimizer.apply_(p, g, state)
+        assert_same_bits(expected, p, "parameter")
+        same(expected_state.slots, state.slots, "slot")
+
+
 class Product(portopt.Optimizer):
     """A product of matrices, which no loop over elements is; of vectors, a sum."""
 

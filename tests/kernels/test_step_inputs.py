@@ -313,6 +313,22 @@ def test_totals_are_those_of_python(case: str, count: int, library: Library) -> 
         assert_same_bits(np.float64(state.slots[name]), np.float64(value), name)
 
 
+@each_planned
+@pytest.mark.parametrize("size", [9, LARGE])
+def test_zeros_of_one_dtype_hide_no_tiny_numbers_of_another(size: int, library: Library) -> None:
+    optimizer = TotalsOfGradients()
+    zeros, tiny = np.zeros(size, np.float32), np.full(size, 2.0**-600)
+    params, grads = library.arrays([zeros, 0.0 * tiny]), library.arrays([zeros, tiny])
+    state = optimizer.init(params)
+    for _ in range(3):
+        state = optimizer.apply_(params, grads, state)
+        for p in params:
+            p[...] = 0.0
+        assert_same_bits(np.float64(state.slots["root"]), np.float64(BY_NAME["numpy"].backend.gradient_norm([tiny])))
+    (planned,) = optimizer._cache.plans
+    assert planned.was_used
+
+
 def test_totals_too_large_for_integers_are_left_to_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "MOST_ELEMENTS", 4)
     for optimizer in (portopt.DoG(), portopt.SGD(clipnorm=1.0)):

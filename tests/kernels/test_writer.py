@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
+from support.cuda_on_host import compile_on_host
 from support.gpu_cases import EveryOperation, key_of, norm_program
 
 from portopt.kernels.cuda.source import LANGUAGE as CUDA
 from portopt.kernels.cuda.source import cuda_source
+from portopt.kernels.cuda.staged_source import LANGUAGE_OF_PASSES, staged_source
 from portopt.kernels.groups import kernel_key
 from portopt.kernels.host.source import LANGUAGES, kernel_source
 from portopt.kernels.key import Flush, KernelKey
@@ -50,6 +53,33 @@ def test_no_name_of_a_rule_hides_what_the_source_uses(target: str) -> None:
     assert [name for name in used if names[name] == name] == []
     inputs = tuple(Op("input", Kind.FLOAT, label=name) for name in sorted(used))
     assert not used.intersection(identifiers(Program("Named", inputs, {}), {}, language.reserved))
+
+
+def keeping(slots: Sequence[str]) -> Program:
+    """Return a program that takes the root of all squares, and keeps all slots."""
+    names = ("p", "g", *slots)
+    ops = [Op("load", Kind.ARRAY, label=name) for name in names]
+    norm = Op("norm", Kind.FLOAT, (1,)), Op("round", Kind.ARRAY, (len(ops),))
+    kept = {name: i for i, name in enumerate(names) if name != "g"}
+    return Program("Kept", (*ops, *norm, Op("multiply", Kind.ARRAY, (0, len(ops) + 1))), kept | {"p": len(ops) + 2})
+
+
+def test_no_array_of_a_rule_hides_what_cuda_c_uses(tmp_path: Path) -> None:
+    """Compiled with arrays of all names that sources use, but for those that get others."""
+    for staged, language in ((False, CUDA), (True, LANGUAGE_OF_PASSES)):
+        slots = ["m"]
+        for _ in range(2):
+            program = keeping(slots)
+            if not staged:
+                program = Program("Kept", program.ops[: 2 + len(slots)], {**program.array_outputs, "p": 0})
+            key = kernel_key(program, dict.fromkeys(("p", "g", *slots), "float32"), in_place=True, flush="where")
+            source = (staged_source if staged else cuda_source)(program, key)
+            compile_on_host(source, tmp_path)
+            words = set(re.findall(r"\b[A-Za-z]\w*", re.sub("//.*", "", source))) | {"m_before", "m_fours"}
+            named = KernelKey(tuple((word, "float32") for word in sorted(words)), True, "where")
+            found = array_names(named, language.reserved)
+            slots = sorted({"m", *(word for word in words - {"p", "g"} if found[word] == word)})
+        assert len(slots) > 20
 
 
 @each

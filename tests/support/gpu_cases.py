@@ -261,13 +261,15 @@ def programs_of_totals() -> list[Program]:
 
 
 def trees_with_totals(dtype: str) -> list[tuple[list[Array], list[list[Array]]]]:
-    """Return parameters and gradients: many of several dtypes, without and with words that are not finite, and no element."""
+    """Return parameters and gradients: many of several dtypes, with and without words that are not finite; none; tiny ones."""
     shapes = [(40, 70), (), (0, 3), (2500,), *((k % 5,) for k in range(20))]
     params = [ordinary(shape, "float64" if i % 3 == 1 else dtype, i) for i, shape in enumerate(shapes)]
     words = [random_words(p.shape, p.dtype.name, 100 + i) for i, p in enumerate(params)]
     with np.errstate(invalid="ignore"):
         finite = [np.where(np.abs(g) < 2.0**100, g, g.dtype.type(1)) for g in words]
-    return [(params, [finite]), (params, [words]), ([np.zeros((0, 3), dtype)], [[np.zeros((0, 3), dtype)]])]
+    tiny = [ordinary((3, 2), dtype, 0) * 0, np.full(5, 2.0**-600)]
+    nothing = [np.zeros((0, 3), dtype)]
+    return [(params, [finite]), (params, [words]), (nothing, [nothing]), (tiny, [[tiny[0], 3 * tiny[1]]])]
 
 
 class EveryDraw(portopt.Optimizer):

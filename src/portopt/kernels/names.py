@@ -29,7 +29,10 @@ MULTIPLIED = "multiplied"
 PUT_ROWS = "put_rows"
 """The one that finds for a table which parameter each chunk is of."""
 
-_TAKEN_SUFFIXES = ("_i", "_four", "_word", "_exponent", "_float16", "_bfloat16", "_float32", "_float64", "_of")
+_TAKEN_SUFFIXES = (
+    *("_i", "_four", "_fours", "_before", "_word", "_exponent"),
+    *("_float16", "_bfloat16", "_float32", "_float64", "_of"),
+)
 """Names that end so are the source's own, as are those that a program counts its results with."""
 _COUNTED = re.compile(r"[ars][0-9]+")
 

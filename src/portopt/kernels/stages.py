@@ -162,6 +162,8 @@ def can_cut(program: Program, further: Container[str] = ()) -> bool:
     narrow = [op.dims for op in program.ops if op.dims is not None]
     if len({len(dims) for dims in narrow if dims}) > 1:
         return False
+    if _in_order_of_reading(program) is None:
+        return False
     # The shape of a result that is a number for all its elements, and was not read, is not known.
     read, uniform = {op.reads for op in program.ops}, _uniform(program)
     outputs = program.array_outputs.items()
@@ -259,6 +261,23 @@ def again(stages: Stages, k: int) -> Loop | None:
     stored = {program.array_outputs[name]: name for name in (*loop.stored, *loop.outputs)}
     found = _reading(program, loop, [program.ops[i].args[0] for i in loop.reductions], stored, ())
     return found if all(_may_follow(program, found, name, loop.outputs) for name in loop.outputs) else None
+
+
+def _in_order_of_reading(program: Program) -> list[str] | None:
+    """Return the names of all results, those with fewer elements that are what an array held before it is overwritten first.
+
+    None if such ones take the place of each other, for they are stored one after the other.
+    """
+    reads = {name: program.ops[i].reads for name, i in program.array_outputs.items() if program.ops[i].dims is not None}
+    pending, found = list(program.array_outputs), list[str]()
+    while pending:
+        # Nobody who is left reads these.
+        free = [name for name in pending if all(other == name or reads.get(other) != name for other in pending)]
+        if not free:
+            return None
+        found += free
+        pending = [name for name in pending if name not in free]
+    return found
 
 
 _Axes = tuple[tuple[int, ...], ...] | None
@@ -395,8 +414,8 @@ class _Cutter:
     def small_outputs(self) -> tuple[Loop, ...]:
         """Return the loops that store results with fewer elements."""
         found = []
-        for name, i in self._program.array_outputs.items():
-            dims = _output_dims(self._program, name)
+        for name in _in_order_of_reading(self._program) or ():
+            i, dims = self._program.array_outputs[name], _output_dims(self._program, name)
             if dims is not None:
                 space = _space_of(dims, self._axes, self._space)
                 found.append(Loop(space, self._closure([i], lambda _: False), outputs=(name,)))

@@ -452,7 +452,7 @@ LANGUAGE = Language(
             "goto if inline int long mutable namespace new noexcept not nullptr operator or private protected "
             "public register return short signed sizeof static struct switch template this throw true try "
             "typedef typeid typename union unsigned using virtual void volatile while xor table chunk row start "
-            "end i k aligned beside whole memory_at "
+            "end i k aligned beside whole memory_at Table Four is_aligned put_each product_is_tiny quotient_is_tiny "
             "squares count sum rounded unrounded step new_step number_at inputs outputs scalars "
             "results flush plus minus FLUSHED product quotient square_root absolute update load gradient fabs "
             "fabsf floor sqrt sqrtf copysign copysignf integer_power floor_divide root_of over_parts no_sum",

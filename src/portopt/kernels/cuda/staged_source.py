@@ -59,7 +59,7 @@ def cut(passes: Passes, step: Pass, lengths: Sequence[Sequence[int]]) -> Cut:
     return sizes, chunk_of(step, source)
 
 
-_LANGUAGE = dataclasses.replace(
+LANGUAGE_OF_PASSES = dataclasses.replace(
     LANGUAGE,
     reserved=LANGUAGE.reserved
     | frozenset(re.findall(r"\w+", "".join(map(source_file, ("reductions.cuh", "axes.cuh", "draws.cuh")))))
@@ -95,7 +95,7 @@ class _Source(TileSource):
     zero = "0"
 
     def __init__(self, program: Program, key: KernelKey, split: NormDependence, words: int | None = None) -> None:
-        super().__init__(_LANGUAGE, program, key, split)
+        super().__init__(LANGUAGE_OF_PASSES, program, key, split)
         self._words = words
         self._type = LANGUAGE.storage[self.real]
         self._known = self._definitions()
@@ -539,8 +539,8 @@ def _part_type(reduction: str) -> str:
 
 def _initial(reduction: str, real: str) -> str:
     if reduction in SUMS:
-        # Squares of float32 numbers are not that small.
-        return f"no_sum({'LOWEST_OF_SQUARES' if (reduction, real) == ('norm', 'float64') else 'LOWEST_EXPONENT'})"
+        # Also of float32 numbers: bins of squares that are all zero are not above any others.
+        return f"no_sum({'LOWEST_OF_SQUARES' if reduction == 'norm' else 'LOWEST_EXPONENT'})"
     if reduction in ("max", "min"):
         sign = "-" if reduction == "max" else ""
         infinity = "INFINITE" if real == "float64" else "(float)INFINITE"

@@ -53,7 +53,9 @@ def total_of_sums(is_root, works, count, base):
         work = pointer_to_int64(works + {8 * _FOUND_WORDS} * k)
         for part in range(work[3]):
             kept = pointer_to_int64(base + work[1] + work[2] * part)
-            exponent = max(exponent, kept[0])
+            # Bins of squares that are all zero, of float32 numbers too, are not above any others.
+            if not is_root or (kept[1] | kept[2] | kept[3]) != 0:
+                exponent = max(exponent, kept[0])
             special = special | (kept[4] & 7)
     if special != 0:
         return float64_nan if special & 1 or special == 6 else float64_inf if special == 2 else float64_minus_inf

@@ -32,7 +32,7 @@ from portopt.kernels.host.reduction_source import ABOVE, first_words
 from portopt.kernels.host.staged_steps import can_be_staged
 from portopt.kernels.totals import reducing
 from portopt.program import Program
-from portopt.program.bins import Bins
+from portopt.program.bins import LOWEST_OF_SQUARES, Bins
 from portopt.program.interpreter import StepScalars
 from portopt.program.reductions import of_numbers
 
@@ -106,6 +106,9 @@ def _partial(name: str, real: str, words: Sequence[int]) -> Any:
     if name == "max":
         return _number(real, int(words[0]))
     exponent, *sums, special = map(int, words)
+    # Bins of squares that are all zero, of float32 numbers too, are not above any others.
+    if name == "norm" and not any(sums):
+        exponent = LOWEST_OF_SQUARES
     return Bins(exponent, (sums[0], sums[1], sums[2]), _SPECIAL[special])
 
 
