@@ -48,22 +48,22 @@ template <typename T> __device__ __forceinline__ auto each_of(T *array, long lon
 
 __device__ __forceinline__ void put_four(unsigned short *place, const Four<unsigned short> &four)
 {
-    asm("st.global.v4.u16 [%0], {%1, %2, %3, %4};" ::"l"(place), "h"(four.at[0]), "h"(four.at[1]), "h"(four.at[2]),
+    asm volatile("st.global.v4.u16 [%0], {%1, %2, %3, %4};" ::"l"(place), "h"(four.at[0]), "h"(four.at[1]), "h"(four.at[2]),
         "h"(four.at[3])
         : "memory");
 }
 
 __device__ __forceinline__ void put_four(float *place, const Four<float> &four)
 {
-    asm("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(place), "f"(four.at[0]), "f"(four.at[1]), "f"(four.at[2]),
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(place), "f"(four.at[0]), "f"(four.at[1]), "f"(four.at[2]),
         "f"(four.at[3])
         : "memory");
 }
 
 __device__ __forceinline__ void put_four(double *place, const Four<double> &four)
 {
-    asm("st.global.v2.f64 [%0], {%1, %2};" ::"l"(place), "d"(four.at[0]), "d"(four.at[1]) : "memory");
-    asm("st.global.v2.f64 [%0], {%1, %2};" ::"l"(place + 2), "d"(four.at[2]), "d"(four.at[3]) : "memory");
+    asm volatile("st.global.v2.f64 [%0], {%1, %2};" ::"l"(place), "d"(four.at[0]), "d"(four.at[1]) : "memory");
+    asm volatile("st.global.v2.f64 [%0], {%1, %2};" ::"l"(place + 2), "d"(four.at[2]), "d"(four.at[3]) : "memory");
 }
 #else
 template <typename T> __device__ __forceinline__ void put_four(T *place, const Four<T> &four) { *(Four<T> *)place = four; }

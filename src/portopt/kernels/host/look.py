@@ -505,15 +505,15 @@ def find_counters(written, context):
         counters[k] = pointer_to_int64(pointer_to_int64(written[k])[context[37]])[context[54]]
 
 
-def count_writes(context):
-    """Add one to what the library counts of the writes of each array."""
+def count_writes(context, number):
+    """Add a number to what the library counts of the writes of each array."""
     count = context[35]
     at_number = 8 * context[55]
     counters = pointer_to_int64(context[68])
     for k in range(count):
         fetch_line(counters[min(k + {2 * _AHEAD}, count - 1)] + at_number)
         # Whoever counts at the same time writes the same array.
-        pointer_to_uint32(counters[k] + at_number)[0] += 1
+        pointer_to_uint32(counters[k] + at_number)[0] += number
 
 
 def are_apart(context):
@@ -624,13 +624,18 @@ def look(context, params, grads, slots, inputs, step, call, new, queue):
                 let_go(entries - aside, context)
             return False
     if queue != 0:
+        # While others run, what counts the writes of an array may become another one.
+        counts = context[54] != 0 and pointer_to_int64(queue)[{WRITES}] != 0
+        if counts:
+            count_writes(context, 1)
         state = object_of_call_0(context[33])
         place = context[19]
         call_6(pointer_to_int64(queue)[0], place, place, queue, table, inputs, step)
         call_1(context[34], state)
         is_done = pointer_to_int64(queue)[{OUTCOME}] == {DONE}
-        if is_done and context[54] != 0 and pointer_to_int64(queue)[{WRITES}]:
-            count_writes(context)
+        if counts and not is_done:
+            find_counters(written, context)
+            count_writes(context, -1)
         if keeps:
             let_go(entries - aside, context)
         return is_done
@@ -644,7 +649,7 @@ def look(context, params, grads, slots, inputs, step, call, new, queue):
         for group in range(context[23]):
             part = pointer_to_int64(context[24] + {8 * GROUP_WORDS} * group)
 {_CALL}    if context[54] != 0:
-        count_writes(context)
+        count_writes(context, 1)
     elif context[32] != 0:
         result = object_of_call_2(context[30], context[32], fields[0])
         if result != 0:
