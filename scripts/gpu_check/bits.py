@@ -101,10 +101,11 @@ def work(options: Options, argument: Mapping[str, Any], keep: Keep) -> None:
         if time.monotonic() - start > argument["limit"]:
             break
         # If the process ends here, this says where.
-        keep({**result, "running": name})
+        running = {"running": name, "began": time.monotonic() - start}
+        keep({**result, **running})
         for row in _compare(options, known[name], compared):
             result["rows"].append(row)
-            keep({**result, "running": name})
+            keep({**result, **running})
         result["run"] += 1
     keep(result)
 

@@ -99,7 +99,7 @@ def work(options: Options, argument: Mapping[str, Any], keep: Keep) -> None:
         if time.monotonic() - start > argument["limit"]:
             break
         # If the process ends here, this says where.
-        keep({**result, "running": case.id})
+        keep({**result, "running": case.id, "began": time.monotonic() - start})
         outcome = case.run()
         result["run"] += 1
         if outcome.passed:

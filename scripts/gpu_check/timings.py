@@ -33,7 +33,7 @@ _COPIED = 1 << 28
 def run(options: Options) -> Mapping[str, Any]:
     """Return how many rows there are; they stand in `timings.json`."""
     is_last = options.sections[-1] == "timings"
-    limit = options.left() - GRACE if is_last else min(110.0, max(20.0, options.left() * _SHARE))
+    limit = max(20.0, options.left() - GRACE if is_last else min(110.0, options.left() * _SHARE))
     rows: list[dict[str, Any]] = []
     copies, failed = list[float](), 0
     parts = [([name for name in libraries if name in options.backends], share) for libraries, share in _PARTS]

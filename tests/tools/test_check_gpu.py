@@ -240,3 +240,33 @@ def test_sections_are_in_the_order_in_which_they_are_run(tmp_path: Path) -> None
 
     options = from_command_line(["--out", str(tmp_path), "--sections", "bits,timings"])
     assert options.sections == ("timings", "bits")
+
+
+@pytest.mark.parametrize(("began", "had_too_little_time"), [(80.0, True), (10.0, False), (None, False)])
+def test_what_began_early_and_does_not_end_hangs(
+    began: float | None, had_too_little_time: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gpu_check import workers
+    from gpu_check.options import from_command_line
+
+    class Hanging:
+        def __init__(self, command: list[str], **_: Any) -> None:
+            given = json.loads(command[-1].removeprefix("--argument="))
+            if began is not None:
+                Path(given["result"]).write_text(json.dumps({"running": "a case", "began": began}))
+            self.is_killed = False
+
+        def wait(self, timeout: float | None = None) -> int:
+            if not self.is_killed:
+                raise subprocess.TimeoutExpired("worker", timeout or 0.0)
+            return -9
+
+        def kill(self) -> None:
+            self.is_killed = True
+
+    monkeypatch.setattr(subprocess, "Popen", Hanging)
+    options = from_command_line(["--out", str(tmp_path), "--budget", "1000"])
+    found = workers.run_worker(options, "bits", {}, 100.0)
+    assert ("stopped" in found) == had_too_little_time
+    assert found["exit"] == 124
+    assert found["text"].endswith("it was stopped: it ran on after its time")
