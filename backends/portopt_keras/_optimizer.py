@@ -324,6 +324,17 @@ class KerasOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]  # keras
         if decayed:
             super()._apply_weight_decay(decayed)
 
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """Put the moving averages into the variables, if there are any; Keras calls it after training.
+
+        On Keras' JAX backend a variable and its average would be one array from then on, which the next `fit` of any
+        optimizer of Keras 3.15 donates twice, so that it fails and loses the weights; here each has its own.
+        """
+        super().finalize_variable_values(var_list)
+        if self.use_ema and keras.backend.backend() == "jax":
+            for variable in var_list:
+                variable.assign(keras.ops.copy(variable.value))
+
     @property
     def learning_rate(self) -> Any:
         """The learning rate: a variable of Keras, or what a schedule gives now."""

@@ -18,6 +18,7 @@ ON_ALL = (
     "case_rules_have_the_bits_of_numpy",
     "case_rules_of_each_kind_have_the_bits_of_numpy",
     "case_single_steps_have_the_values_of_keras",
+    "case_training_goes_on_after_averages_became_the_weights",
 )
 """Cases of which each backend of Keras may fail in its own way."""
 

@@ -480,6 +480,19 @@ def case_save_load_continue_has_the_bits_of_the_uninterrupted_run(folder: Path) 
         assert_same_weights(loaded, uninterrupted)
 
 
+def case_training_goes_on_after_averages_became_the_weights(folder: Path) -> None:
+    optimizer = portopt_keras.KerasOptimizer(portopt.SGD(0.05, momentum=0.9), use_ema=True, ema_momentum=0.9)
+    trained = model(optimizer)
+    fit(trained)
+    averages = [*map(to_numpy, optimizer._model_variables_moving_average)]
+    for variable, average in zip(trained.trainable_variables, averages, strict=True):
+        assert_same_bits(to_numpy(variable), average)
+    fit(trained)
+    for variable, average in zip(trained.trainable_variables, averages, strict=True):
+        assert np.isfinite(to_numpy(variable)).all()
+        assert not np.array_equal(to_numpy(variable), average)
+
+
 def save_trained_model(path: Path) -> list[Array]:
     """Save a model in training, and return its weights."""
     trained = model(portopt_keras.KerasOptimizer(portopt.Nadam(0.01, clipnorm=1.0)))
