@@ -150,7 +150,7 @@ class _Source(TileSource):
         found += self.tile_definitions()
         place = [str(len(self.places))]
         for i in self.passes.partial:
-            kind = _part_type(self.program.ops[i].name)
+            kind = self.part_type(i)
             found.append((parts(i), f"{kind} *const {parts(i)} = ({kind} *)(values_of + {' + '.join(place)});"))
             place.append(f"{words_of(self.program.ops[i].name)} * {self.chunks(i)}")
         # Arrays begin at an even word, so that they are aligned.
@@ -360,8 +360,7 @@ class _Source(TileSource):
         lines += [self.begun(i) for i in step.reductions]
         lines += self._each_reduced(step)
         for i in step.reductions:
-            kind, name = _part_type(self.program.ops[i].name), together(i)
-            lines.append(f"const {kind} {name} = over_whole_block({own(i)});")
+            lines.append(f"const {self.part_type(i)} {together(i)} = over_whole_block({own(i)});")
         lines.append("if (threadIdx.x == 0) {")
         lines += [f"    {parts(i)}[chunk - first_chunk_of(table, row)] = {together(i)};" for i in step.reductions]
         return [*lines, "}"]
@@ -405,14 +404,13 @@ class _Source(TileSource):
         ]
         stores = []
         for i in step.reductions:
-            kind, op = _part_type(self.program.ops[i].name), self.program.ops[i]
-            lines.append(f"    const {kind} {together(i)} = over_block({own(i)}, across_of);")
-            value = self.result(i, "count_of")
-            if op.kind.is_scalar:
-                stores.append(f"values_of[{self.places[i]}] = {_as_double(op.kind, value)};")
+            kind = self.program.ops[i].kind
+            lines.append(f"    const {self.part_type(i)} {together(i)} = over_block({own(i)}, across_of);")
+            if kind.is_scalar:
+                value = _as_double(kind, self.result(i, "count_of"))
+                stores.append(f"values_of[{self.places[i]}] = {value};")
             else:
-                value = f"({self._type})({value})" if op.kind is Kind.MASK else f"round_to_{self.real}({value})"
-                stores.append(f"{stored(i)}[result_of] = {value};")
+                stores.append(self.stored_at(i, "result_of", "count_of"))
         lines += ["    if (threadIdx.x < across_of && result_of < end) {", *(f"        {line}" for line in stores)]
         return [*lines, "    }", "}"]
 
@@ -420,20 +418,17 @@ class _Source(TileSource):
         ops, count = self.program.ops, size(self.stages.space)
         lines = []
         for i in step.reductions:
-            kind = _part_type(ops[i].name)
-            begin = _initial(ops[i].name, self.real)
-            lines.append(f"const {kind} {together(i)} = over_parts({begin}, {parts(i)}, {self.chunks(i)});")
+            parts_of = f"{self.initial(i)}, {parts(i)}, {self.chunks(i)}"
+            lines.append(f"const {self.part_type(i)} {together(i)} = over_parts({parts_of});")
         inner: list[str] = []
         known: set[int] = set()
         for i in step.reductions:
-            value = self.result(i, count)
             if ops[i].kind.is_scalar:
-                inner.append(self.writer.assigned(i, value))
+                inner.append(self.writer.assigned(i, self.result(i, count)))
                 inner.append(f"values_of[{self.places[i]}] = {_as_double(ops[i].kind, self.names[i])};")
                 known.add(i)
             else:
-                value = f"({self._type})({value})" if ops[i].kind is Kind.MASK else f"round_to_{self.real}({value})"
-                inner.append(f"{stored(i)}[0] = {value};")
+                inner.append(self.stored_at(i, "0", count))
         for i in step.scalars:
             op = ops[i]
             if op.name == "widen":
@@ -490,10 +485,19 @@ class _Source(TileSource):
     # Reductions ------------------------------------------------------------------------------------------------------
 
     def part_type(self, i: int) -> str:
-        return _part_type(self.program.ops[i].name)
+        reduction = self.program.ops[i].name
+        return "Sum" if reduction in SUMS else {"max": "Largest", "min": "Smallest"}.get(reduction, "Count")
 
     def initial(self, i: int) -> str:
-        return _initial(self.program.ops[i].name, self.real)
+        reduction, kind = self.program.ops[i].name, self.part_type(i)
+        if reduction in SUMS:
+            # Also of float32 numbers: bins of squares that are all zero are not above any others.
+            return f"no_sum({'LOWEST_OF_SQUARES' if reduction == 'norm' else 'LOWEST_EXPONENT'})"
+        if reduction in ("max", "min"):
+            sign = "-" if reduction == "max" else ""
+            infinity = "INFINITE" if self.real == "float64" else "(float)INFINITE"
+            return f"{kind}{{word_of({sign}{infinity})}}"
+        return f"{kind}{{0}}"
 
     def _added(self, i: int) -> str:
         return f"add({own(i)}, {self.names[self.program.ops[i].args[0]]});"
@@ -531,21 +535,6 @@ def _draw(i: int) -> str:
 def _drawn(i: int) -> str:
     """Return the name of what an operation draws for four elements."""
     return f"drawn_{i}_of"
-
-
-def _part_type(reduction: str) -> str:
-    return "Sum" if reduction in SUMS else {"max": "Largest", "min": "Smallest"}.get(reduction, "Count")
-
-
-def _initial(reduction: str, real: str) -> str:
-    if reduction in SUMS:
-        # Also of float32 numbers: bins of squares that are all zero are not above any others.
-        return f"no_sum({'LOWEST_OF_SQUARES' if reduction == 'norm' else 'LOWEST_EXPONENT'})"
-    if reduction in ("max", "min"):
-        sign = "-" if reduction == "max" else ""
-        infinity = "INFINITE" if real == "float64" else "(float)INFINITE"
-        return f"{_part_type(reduction)}{{word_of({sign}{infinity})}}"
-    return "Count{0}"
 
 
 def _as_double(kind: Kind, value: str) -> str:

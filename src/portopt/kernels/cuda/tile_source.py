@@ -110,11 +110,12 @@ class TileSource(PassWriter):
         """Return the statement that begins what a thread has of a reduction."""
         return f"{self.part_type(i)} {own(i)} = {self.initial(i)};"
 
-    def stored_at(self, i: int, place: str) -> str:
-        """Return the statement that stores a result, given where."""
+    def stored_at(self, i: int, place: str, count: str | None = None) -> str:
+        """Return the statement that stores a result, given where, and how many elements it is of, if not all along a length."""
         space = self.stages.spaces[i] or ()
-        value = self.result(i, f"({_product(length(k) for k in self.stages.space if k not in space)})")
-        is_mask = self.program.ops[i].kind is Kind.MASK
+        if count is None:
+            count = f"({_product(length(k) for k in self.stages.space if k not in space)})"
+        value, is_mask = self.result(i, count), self.program.ops[i].kind is Kind.MASK
         value = f"({LANGUAGE.storage[self.real]})({value})" if is_mask else f"round_to_{self.real}({value})"
         return f"{stored(i)}[{place}] = {value};"
 
